@@ -1,0 +1,56 @@
+"""The limits that the control plane works within, checked once and never changed afterwards.
+
+`SchedulerConfig` is what the scheduler obeys; its numbers are final. How a user's wishes ("use 90 % of the
+memory", "whatever the model allows") become these numbers is the business of `minivllm/engine_args.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minivllm.validation import check_boolean, check_choice, check_integer, check_number
+
+SCHEDULING_POLICIES = ("fcfs",)
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """Limits of a run (vLLM's names and defaults).
+
+    Attributes:
+        num_blocks: physical KV-cache blocks in the pool.
+        block_size: tokens per block.
+        max_num_seqs: most sequences in one step.
+        max_num_batched_tokens: most tokens computed in one step, over all sequences.
+        max_model_len: most tokens of one sequence, prompt and output together.
+        enable_chunked_prefill: a prompt may be computed in several steps; otherwise always in one.
+        long_prefill_token_threshold: most tokens of one prompt in one step, so that a long one leaves
+            room for others; 0 sets no limit.
+        watermark: share of the blocks kept free when a request is admitted, so that those already
+            running can grow for a while before anybody must be preempted.
+        scheduling_policy: who goes first.
+    """
+
+    num_blocks: int
+    block_size: int = 16
+    max_num_seqs: int = 128
+    max_num_batched_tokens: int = 2048
+    max_model_len: int = 2048
+    enable_chunked_prefill: bool = True
+    long_prefill_token_threshold: int = 0
+    watermark: float = 0.01
+    scheduling_policy: str = "fcfs"
+
+    def __post_init__(self) -> None:
+        for name in ("num_blocks", "block_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len"):
+            check_integer(name, getattr(self, name), at_least=1)
+        check_boolean("enable_chunked_prefill", self.enable_chunked_prefill)
+        check_integer("long_prefill_token_threshold", self.long_prefill_token_threshold, at_least=0)
+        check_number("watermark", self.watermark, at_least=0, at_most=1)
+        check_choice("scheduling_policy", self.scheduling_policy, SCHEDULING_POLICIES)
+        if not self.enable_chunked_prefill and self.max_num_batched_tokens < self.max_model_len:
+            raise ValueError(
+                f"max_num_batched_tokens must be at least max_model_len ({self.max_model_len}) when "
+                f"enable_chunked_prefill is False, because every prompt must fit in one step; "
+                f"got {self.max_num_batched_tokens}"
+            )

@@ -1,0 +1,60 @@
+"""The block table: where each token of one sequence has its keys and values.
+
+A sequence believes that its cache is one contiguous strip; its block table maps that strip, block by
+block, to wherever the pool had room. It grows by one block each time the last one is full, so a sequence
+never holds more than one partly filled block.
+
+    position         0 1 2 3   4 5 6 7   8 9            block_size = 4
+    logical block       0         1       2
+    physical block      7         2       5             blocks = [7, 2, 5]
+    slot of position 9 = blocks[9 // 4] · 4 + 9 % 4 = 5 · 4 + 1 = 21
+
+Source: Kwon et al. (SOSP 2023), section 4.2. Read next: `kv_cache_manager.py`.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+
+
+def blocks_needed(num_tokens: int, block_size: int) -> int:
+    """Blocks that hold `num_tokens` tokens: the quotient, rounded up."""
+    return -(-num_tokens // block_size)
+
+
+class BlockTable:
+    """The physical blocks of one sequence, in logical order."""
+
+    __slots__ = ("block_size", "blocks")
+
+    def __init__(self, block_size: int, blocks: Iterable[int] = ()) -> None:
+        self.block_size = block_size
+        # array('i') and not a list: the data plane reads it in bulk, without a Python loop.
+        self.blocks: array[int] = array("i", blocks)
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def capacity_tokens(self) -> int:
+        """Tokens for which there is room in the blocks held now."""
+        return len(self.blocks) * self.block_size
+
+    def slot(self, position: int) -> int:
+        """The slot (block · block_size + offset) of the token at `position`.
+
+        Raises:
+            IndexError: the table does not reach that far.
+        """
+        if not 0 <= position < self.capacity_tokens:
+            raise IndexError(f"position {position} is outside a block table of {self.capacity_tokens} tokens")
+        return self.blocks[position // self.block_size] * self.block_size + position % self.block_size
+
+    def missing_blocks(self, num_tokens: int) -> int:
+        """Blocks still to be taken before the table covers `num_tokens` tokens."""
+        return max(0, blocks_needed(num_tokens, self.block_size) - len(self.blocks))
+
+    def append(self, blocks: Iterable[int]) -> None:
+        """Let the strip continue in `blocks`."""
+        self.blocks.extend(blocks)

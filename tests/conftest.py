@@ -1,0 +1,19 @@
+"""Settings for all tests: few threads, and two Hypothesis profiles (`--hypothesis-profile=nightly` for long runs)."""
+
+import os
+
+# Set before torch or numba start their pools: oversubscribed OpenMP threads stall small machines for seconds.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "default",
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.register_profile("nightly", settings.get_profile("default"), max_examples=3000)
+settings.load_profile("default")

@@ -1,0 +1,211 @@
+"""What the scheduler promises, over random requests, limits and pools, without a model.
+
+Tokens are "computed" by the loop below in no time, so thousands of steps cost a fraction of a second.
+"""
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minivllm.config import SchedulerConfig
+from minivllm.memory import KVCacheManager, blocks_needed
+from minivllm.request import Request, RequestStatus, Sequence
+from minivllm.scheduling.scheduler import Scheduler
+
+
+@dataclass
+class Run:
+    """A scheduler and a toy engine around it: computes what is planned, appends one token at each end."""
+
+    config: SchedulerConfig
+    arrivals: list[tuple[int, int, int]]  # (step of arrival, prompt tokens, output tokens)
+    plans: list = field(default_factory=list)
+
+    def __post_init__(self):
+        cache = KVCacheManager(self.config.num_blocks, self.config.block_size)
+        self.scheduler = Scheduler(self.config, cache)
+        self.requests = {}
+        self.sequences = {}
+        self.finished = []
+
+    def arrive(self, number, prompt, output):
+        sequence = Sequence(number, range(prompt))
+        request = Request(f"r{number}", [sequence], max_tokens=output, arrival_time=0.0)
+        self.requests[number], self.sequences[number] = request, sequence
+        self.scheduler.add(request)
+
+    def step(self, step):
+        for number, (when, prompt, output) in enumerate(self.arrivals):
+            if when == step:
+                self.arrive(number, prompt, output)
+        plan = self.scheduler.schedule(step)
+        self.scheduler.check_invariants()
+        assert plan.scheduled or len(self.finished) == len(self.requests), "idle while there is work"
+        self.plans.append(plan)
+        self.scheduler.complete(plan, self.sequences)
+        for item in plan.scheduled:
+            sequence = self.sequences[item.seq_id]
+            if item.end == sequence.num_tokens:
+                sequence.append_token(0)
+                if sequence.num_output_tokens == self.requests[item.seq_id].max_tokens:
+                    self.scheduler.remove(self.requests[item.seq_id], RequestStatus.FINISHED_LENGTH_CAPPED)
+                    self.finished.append(item.seq_id)
+        return plan
+
+    def to_the_end(self, most_steps=5_000):
+        last_arrival = max((when for when, _, _ in self.arrivals), default=0)
+        for step in range(most_steps):
+            self.step(step)
+            if step >= last_arrival and len(self.finished) == len(self.arrivals):
+                return
+        pytest.fail(f"not finished after {most_steps} steps: {len(self.finished)} of {len(self.arrivals)}")
+
+
+@st.composite
+def runs(draw, short_pool=True):
+    block_size = draw(st.sampled_from([1, 4, 16]))
+    arrivals = draw(
+        st.lists(
+            st.tuples(st.integers(0, 12), st.integers(1, 60), st.integers(1, 30)), min_size=1, max_size=10
+        )
+    )
+    largest = max(blocks_needed(prompt + output - 1, block_size) for _, prompt, output in arrivals)
+    spare = draw(st.integers(0, 10)) if short_pool else 10 * largest
+    chunked = draw(st.booleans())
+    return Run(
+        SchedulerConfig(
+            num_blocks=largest + spare,
+            block_size=block_size,
+            max_num_seqs=draw(st.integers(1, 6)),
+            max_num_batched_tokens=draw(st.integers(1, 40)) if chunked else 128,
+            max_model_len=128,
+            enable_chunked_prefill=chunked,
+            long_prefill_token_threshold=draw(st.sampled_from([0, 3, 16])),
+            watermark=draw(st.sampled_from([0.0, 0.01, 0.3])),
+        ),
+        arrivals,
+    )
+
+
+@given(run=runs())
+def test_every_request_finishes_and_every_block_comes_back(run):
+    run.to_the_end()
+    assert sorted(run.finished) == list(range(len(run.arrivals)))
+    assert run.scheduler.cache.num_free_blocks == run.config.num_blocks
+
+
+@given(run=runs())
+def test_no_plan_exceeds_a_limit(run):
+    run.to_the_end()
+    for plan in run.plans:
+        assert plan.total_num_scheduled_tokens <= run.config.max_num_batched_tokens
+        assert len(plan.scheduled) <= run.config.max_num_seqs
+        seq_ids = [item.seq_id for item in plan.scheduled]
+        assert len(set(seq_ids)) == len(seq_ids), "a sequence is scheduled at most once in a step"
+
+
+@given(run=runs())
+def test_every_token_is_computed_once_in_order_unless_its_request_was_preempted(run):
+    run.to_the_end()
+    for number, (_, prompt, output) in enumerate(run.arrivals):
+        items = [item for plan in run.plans for item in plan.scheduled if item.seq_id == number]
+        position = 0
+        restarts = 0
+        for item in items:
+            if item.start != position:
+                assert item.start == 0, "a sequence goes on where it was, or starts again from zero"
+                restarts += 1
+            position = item.end
+            assert item.num_logits in (0, 1)
+        assert position == prompt + output - 1, "the last token is returned and never computed"
+        assert restarts == run.requests[number].num_preemptions
+
+
+@given(run=runs())
+def test_a_plans_block_tables_cover_its_tokens_and_overlap_nobody_elses(run):
+    run.to_the_end()
+    for plan in run.plans:
+        owned = [block for item in plan.scheduled for block in item.block_table]
+        assert len(set(owned)) == len(owned), "two sequences were given the same block"
+        for item in plan.scheduled:
+            assert len(item.block_table) == blocks_needed(item.end, run.config.block_size)
+
+
+@given(run=runs(short_pool=False))
+def test_prompts_that_arrive_at_every_step_never_starve_a_decode(run):
+    decoding = set()
+    for step in range(3 * len(run.arrivals) + 40):
+        plan = run.step(step)
+        scheduled = {item.seq_id for item in plan.scheduled}
+        assert decoding <= scheduled, "a sequence that decodes advances at every step while memory lasts"
+        decoding = {n for n, s in run.sequences.items() if s.num_output_tokens and n not in run.finished}
+
+
+@given(run=runs())
+def test_requests_are_first_scheduled_in_order_of_arrival(run):
+    run.to_the_end()
+    first = {}
+    for step, plan in enumerate(run.plans):
+        for item in plan.scheduled:
+            first.setdefault(item.seq_id, step)
+    by_arrival = sorted(first, key=lambda number: (run.arrivals[number][0], number))
+    starts = [first[number] for number in by_arrival]
+    assert starts == sorted(starts), "nobody overtakes in the waiting queue"
+
+
+@given(run=runs())
+def test_an_older_request_is_never_preempted_for_a_younger_one(run):
+    """So the oldest request in the engine advances at every step, and the engine always makes progress."""
+    for step in range(60):
+        running = list(run.scheduler.running)
+        before = {request.request_id: request.num_preemptions for request in running}
+        plan = run.step(step)
+        lost = [r for r in running if r.num_preemptions > before[r.request_id]]
+        assert lost == running[len(running) - len(lost) :], "the youngest step aside, and only they"
+        if running:
+            oldest = running[0].sequences[0].seq_id
+            assert oldest in {item.seq_id for item in plan.scheduled}
+
+
+def test_a_scheduled_sequence_is_a_copy_that_later_steps_do_not_change():
+    run = Run(SchedulerConfig(num_blocks=8, block_size=2), [(0, 3, 9)])
+    plan = run.step(0)
+    before = list(plan.scheduled[0].block_table), list(plan.scheduled[0].token_ids)
+    for step in range(1, 6):
+        run.step(step)
+    assert (list(plan.scheduled[0].block_table), list(plan.scheduled[0].token_ids)) == before
+
+
+def test_a_plan_that_failed_is_made_again():
+    run = Run(SchedulerConfig(num_blocks=8, block_size=4), [])
+    run.arrive(0, prompt=6, output=3)
+    first = run.scheduler.schedule(0)
+    again = run.scheduler.schedule(1)
+    assert first.scheduled == again.scheduled
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_blocks": 0}, "num_blocks must be an integer of at least 1, got 0"),
+        ({"block_size": 0}, "block_size must be an integer of at least 1, got 0"),
+        ({"max_num_seqs": True}, "max_num_seqs must be an integer of at least 1, got True"),
+        ({"max_num_batched_tokens": "9"}, "max_num_batched_tokens must be an integer of at least 1, got '9'"),
+        ({"watermark": 1.5}, "watermark must be a finite number of at least 0 and at most 1, got 1.5"),
+        ({"watermark": float("nan")}, "watermark must be a finite number"),
+        ({"scheduling_policy": "lifo"}, "scheduling_policy must be one of 'fcfs', got 'lifo'"),
+        (
+            {"long_prefill_token_threshold": -1},
+            "long_prefill_token_threshold must be an integer of at least 0",
+        ),
+        (
+            {"enable_chunked_prefill": False, "max_num_batched_tokens": 64},
+            "max_num_batched_tokens must be at least max_model_len \\(2048\\)",
+        ),
+    ],
+)
+def test_a_limit_out_of_range_is_refused_by_name(change, message):
+    with pytest.raises(ValueError, match=message):
+        SchedulerConfig(**{"num_blocks": 8, **change})
