@@ -1,4 +1,4 @@
-"""Settings for all tests: few threads, and two Hypothesis profiles (`--hypothesis-profile=nightly` for long runs)."""
+"""Settings for all tests: few threads, and a profile for long runs (`--hypothesis-profile=nightly`)."""
 
 import os
 

@@ -55,7 +55,7 @@ class Recorder:
         if self.path is not None:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = open(self.path, "wb")
+                self._file = self.path.open("wb")
             except OSError as error:
                 raise ValueError(f"trace: cannot write to {self.path}: {error.strerror}") from error
 

@@ -1,0 +1,49 @@
+"""minivllm: a small, true, readable implementation of PagedAttention and continuous batching.
+
+Requests go in, a plan comes out of the scheduler, an executor carries the plan out, tokens come back, and
+everything that happens is an event. Read `llm.py` first, then `engine.py`, then `scheduling/scheduler.py`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from minivllm.engine import Engine
+    from minivllm.engine_args import EngineArgs
+    from minivllm.llm import LLM
+    from minivllm.outputs import CompletionOutput, Logprob, RequestOutput
+    from minivllm.sampling_params import RequestOutputKind, SamplingParams
+
+_HOMES = {
+    "LLM": "llm",
+    "Engine": "engine",
+    "EngineArgs": "engine_args",
+    "CompletionOutput": "outputs",
+    "Logprob": "outputs",
+    "RequestOutput": "outputs",
+    "RequestOutputKind": "sampling_params",
+    "SamplingParams": "sampling_params",
+}
+
+__all__ = [  # noqa: RUF022 (in the order in which one meets them)
+    "LLM",
+    "SamplingParams",
+    "RequestOutput",
+    "CompletionOutput",
+    "Logprob",
+    "RequestOutputKind",
+    "EngineArgs",
+    "Engine",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: reading a trace, or `minivllm --help`, must not wait for torch."""
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(f"minivllm.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'minivllm' has no attribute {name!r}")

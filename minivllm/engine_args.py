@@ -1,0 +1,188 @@
+"""From what a user asks for to an engine that runs: vLLM's arguments, checked and resolved.
+
+A user says "use 90 % of the memory" or nothing at all; the control plane wants numbers. `EngineArgs` holds
+the wishes under vLLM's names and checks what can be checked without a model; `create_engine` loads the
+model, fills in what was left open, and puts the parts together.
+
+    EngineArgs ──► TorchExecutor (model, KV cache) + Sampler + Tokenizer ──► SchedulerConfig ──► Engine
+
+Read next: `engine.py` for the loop, `config.py` for the limits it ends up with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from minivllm.config import SCHEDULING_POLICIES, SchedulerConfig
+from minivllm.decoding.sampler import Sampler
+from minivllm.engine import Engine
+from minivllm.executor.torch_executor import DTYPES, TorchExecutor
+from minivllm.model.hub import resolve_tokenizer
+from minivllm.model.tokenizer import Tokenizer
+from minivllm.trace.recorder import Recorder
+from minivllm.validation import check_boolean, check_choice, check_integer, check_number
+
+DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
+
+
+@dataclass
+class EngineArgs:
+    """Everything that can be set about an engine, under vLLM's names and with its defaults.
+
+    Attributes:
+        model: a Hugging Face folder, or an id on the hub.
+        tokenizer: another folder or id to take the tokenizer from; the model's own if None.
+        dtype: "auto" (what the checkpoint says), "float32", "bfloat16", "float16" or "float64".
+        seed: requests without a seed of their own get one derived from this.
+        max_model_len: most tokens of a sequence; the model's own limit if None.
+        block_size: tokens per KV-cache block.
+        gpu_memory_utilization: share of the device's memory that weights and cache may use together.
+        kv_cache_memory_bytes: size of the KV cache instead of a share; overrides the former.
+        num_gpu_blocks_override: number of KV-cache blocks; overrides both.
+        max_num_seqs: most sequences in one step.
+        max_num_batched_tokens: most tokens computed in one step; 2,048 if None, or `max_model_len`
+            where chunked prefill is off and that is more.
+        enable_chunked_prefill: a long prompt may be computed in several steps.
+        long_prefill_token_threshold: most tokens of one prompt in one step; 0 sets no limit.
+        watermark: share of the blocks kept free when a request is admitted.
+        scheduling_policy: "fcfs".
+        trace: a file to record every event in, or a `Recorder`.
+        enable_prefix_caching, swap_space, tensor_parallel_size, pipeline_parallel_size, quantization:
+            known names of what this version cannot do yet; anything but "off" is refused.
+        enforce_eager, trust_remote_code: accepted for vLLM's sake and without effect here: every step
+            is eager, and no code from a checkpoint is ever run.
+    """
+
+    model: str | Path
+    tokenizer: str | Path | None = None
+    dtype: str = "auto"
+    seed: int = 0
+    max_model_len: int | None = None
+    block_size: int = 16
+    gpu_memory_utilization: float = 0.92
+    kv_cache_memory_bytes: int | None = None
+    num_gpu_blocks_override: int | None = None
+    max_num_seqs: int = 128
+    max_num_batched_tokens: int | None = None
+    enable_chunked_prefill: bool = True
+    long_prefill_token_threshold: int = 0
+    watermark: float = 0.01
+    scheduling_policy: str = "fcfs"
+    trace: str | Path | Recorder | None = None
+    enable_prefix_caching: bool | None = None
+    swap_space: float = 0
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    quantization: str | None = None
+    enforce_eager: bool = False
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, str | Path) or not str(self.model):
+            raise ValueError(f"model must be a folder or a hub id, got {self.model!r}")
+        check_choice("dtype", self.dtype, ("auto", *DTYPES))
+        check_integer("seed", self.seed, at_least=0, at_most=2**63 - 1)
+        for name in (
+            "max_model_len",
+            "kv_cache_memory_bytes",
+            "num_gpu_blocks_override",
+            "max_num_batched_tokens",
+        ):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name), at_least=1)
+        for name in ("block_size", "max_num_seqs"):
+            check_integer(name, getattr(self, name), at_least=1)
+        check_integer("long_prefill_token_threshold", self.long_prefill_token_threshold, at_least=0)
+        check_number("gpu_memory_utilization", self.gpu_memory_utilization, more_than=0, at_most=1)
+        check_number("watermark", self.watermark, at_least=0, at_most=1)
+        for name in ("enable_chunked_prefill", "enforce_eager", "trust_remote_code"):
+            check_boolean(name, getattr(self, name))
+        check_choice("scheduling_policy", self.scheduling_policy, SCHEDULING_POLICIES)
+        self._refuse_what_is_not_built_yet()
+
+    def _refuse_what_is_not_built_yet(self) -> None:
+        allowed = {
+            "enable_prefix_caching": (None, False),
+            "swap_space": (0,),
+            "tensor_parallel_size": (1,),
+            "pipeline_parallel_size": (1,),
+            "quantization": (None,),
+        }
+        for name, values in allowed.items():
+            value = getattr(self, name)
+            if value not in values or (isinstance(value, bool) and value not in (None, False)):
+                raise ValueError(
+                    f"{name} must be {values[-1]!r}: this version has nothing else yet; got {value!r}"
+                )
+
+
+def create_engine(args: EngineArgs) -> Engine:
+    """Load the model and build an engine around it.
+
+    Raises:
+        ValueError: a model, file or number that cannot work, named, with what is allowed.
+    """
+    executor = TorchExecutor.from_folder(
+        args.model,
+        dtype=args.dtype,
+        block_size=args.block_size,
+        num_blocks=args.num_gpu_blocks_override,
+        kv_cache_memory_bytes=args.kv_cache_memory_bytes,
+        gpu_memory_utilization=args.gpu_memory_utilization,
+        max_num_seqs=args.max_num_seqs,
+        max_model_len=args.max_model_len,
+    )
+    tokenizer = load_tokenizer(args)
+    shape = executor.model_shape
+    recorder = args.trace if isinstance(args.trace, Recorder | None) else Recorder(args.trace)
+    return Engine(
+        scheduler_config(args, executor.num_blocks, executor.config.max_position_embeddings),
+        executor,
+        Sampler(executor.config.vocab_size),
+        vocab_size=executor.config.vocab_size,
+        tokenizer=tokenizer,
+        eos_token_ids=executor.config.eos_token_ids,
+        seed=args.seed,
+        recorder=recorder,
+        model_shape=shape,
+        settings={
+            "model": str(args.model),
+            "dtype": shape.dtype,
+            "seed": args.seed,
+            "device": str(executor.device),
+            "attention_backend": executor.attention.name,
+        },
+    )
+
+
+def load_tokenizer(args: EngineArgs) -> Tokenizer:
+    """The tokenizer that goes with the model, or the other one that was asked for."""
+    return Tokenizer.from_folder(
+        resolve_tokenizer(args.tokenizer if args.tokenizer is not None else args.model)
+    )
+
+
+def scheduler_config(args: EngineArgs, num_blocks: int, longest: int) -> SchedulerConfig:
+    """The final limits, given the size of the pool and the model's own limit of tokens."""
+    max_model_len = longest if args.max_model_len is None else args.max_model_len
+    if max_model_len > longest:
+        raise ValueError(
+            f"max_model_len must be at most {longest} (the model's max_position_embeddings), "
+            f"got {max_model_len}"
+        )
+    batched = args.max_num_batched_tokens
+    if batched is None:
+        whole_prompts = not args.enable_chunked_prefill
+        batched = max(DEFAULT_MAX_NUM_BATCHED_TOKENS, max_model_len if whole_prompts else 0)
+    return SchedulerConfig(
+        num_blocks=num_blocks,
+        block_size=args.block_size,
+        max_num_seqs=args.max_num_seqs,
+        max_num_batched_tokens=batched,
+        max_model_len=max_model_len,
+        enable_chunked_prefill=args.enable_chunked_prefill,
+        long_prefill_token_threshold=args.long_prefill_token_threshold,
+        watermark=args.watermark,
+        scheduling_policy=args.scheduling_policy,
+    )

@@ -1,0 +1,240 @@
+"""`LLM`: a model, and prompts in, texts out. The first thing that most people meet.
+
+    from minivllm import LLM, SamplingParams
+    llm = LLM("path/to/hf-folder")
+    for output in llm.generate(["Once upon a time"], SamplingParams(temperature=0, max_tokens=40)):
+        print(output.outputs[0].text)
+
+Names, defaults and results are vLLM's, so examples written for it run with the import changed. Behind it
+stands an ordinary `Engine`: `generate` checks all prompts, queues them, and calls `step` until all are done.
+
+Read next: `engine.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeAlias
+
+from tqdm.auto import tqdm
+
+from minivllm.engine_args import EngineArgs, create_engine
+from minivllm.outputs import RequestOutput
+from minivllm.sampling_params import RequestOutputKind, SamplingParams
+from minivllm.trace.recorder import Recorder
+from minivllm.validation import check_integer
+
+Prompt: TypeAlias = str | Mapping[str, Any] | Sequence[int]
+"""A text, `{"prompt": text}`, `{"prompt_token_ids": [...]}`, or a list of token ids."""
+
+Params: TypeAlias = SamplingParams | Sequence[SamplingParams] | None
+
+
+class LLM:
+    """Offline generation with continuous batching. Every argument is explained in `EngineArgs`.
+
+    Raises:
+        ValueError: an argument, a file or a number that cannot work, named, with what is allowed.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        tokenizer: str | Path | None = None,
+        dtype: str = "auto",
+        seed: int = 0,
+        max_model_len: int | None = None,
+        block_size: int = 16,
+        gpu_memory_utilization: float = 0.92,
+        num_gpu_blocks_override: int | None = None,
+        max_num_seqs: int = 128,
+        max_num_batched_tokens: int | None = None,
+        enable_chunked_prefill: bool = True,
+        enable_prefix_caching: bool | None = None,
+        swap_space: float = 0,
+        trace: str | Path | Recorder | None = None,
+        **more: Any,
+    ) -> None:
+        known = EngineArgs.__dataclass_fields__
+        unknown = sorted(set(more) - set(known))
+        if unknown:
+            raise TypeError(f"LLM has no argument {unknown[0]!r}; it has {', '.join(known)}")
+        self.engine = create_engine(
+            EngineArgs(
+                model,
+                tokenizer=tokenizer,
+                dtype=dtype,
+                seed=seed,
+                max_model_len=max_model_len,
+                block_size=block_size,
+                gpu_memory_utilization=gpu_memory_utilization,
+                num_gpu_blocks_override=num_gpu_blocks_override,
+                max_num_seqs=max_num_seqs,
+                max_num_batched_tokens=max_num_batched_tokens,
+                enable_chunked_prefill=enable_chunked_prefill,
+                enable_prefix_caching=enable_prefix_caching,
+                swap_space=swap_space,
+                trace=trace,
+                **more,
+            )
+        )
+        self._next_request = 0
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: Params = None,
+        *,
+        use_tqdm: bool = True,
+        priority: Sequence[int] | None = None,
+    ) -> list[RequestOutput]:
+        """Continue each prompt.
+
+        Args:
+            prompts: one or many (see `Prompt`).
+            sampling_params: one for all, or one for each prompt; `SamplingParams()` if None.
+            use_tqdm: show a progress bar.
+            priority: one number for each prompt.
+
+        Returns:
+            One finished output for each prompt, in their order.
+
+        Raises:
+            ValueError: a prompt that cannot be served, by its number and the reason. Nothing was computed.
+        """
+        many = _as_list(prompts)
+        tokenized = [self._tokenize(prompt, f"prompts[{index}]") for index, prompt in enumerate(many)]
+        return self._run(tokenized, _one_for_each(sampling_params, len(many)), priority, use_tqdm)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        sampling_params: Params = None,
+        *,
+        use_tqdm: bool = True,
+        add_generation_prompt: bool = True,
+    ) -> list[RequestOutput]:
+        """Answer one conversation, or several, with the model's own chat template.
+
+        Args:
+            messages: a list of `{"role": …, "content": …}`, or a list of such lists.
+            sampling_params, use_tqdm: as for `generate`.
+            add_generation_prompt: end the prompt where the assistant's answer begins.
+        """
+        if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence) or not messages:
+            raise ValueError(
+                f"messages must be a list of messages, or of such lists, and not empty; got {messages!r}"
+            )
+        many = [messages] if isinstance(messages[0], Mapping) else list(messages)
+        tokenized = []
+        for conversation in many:
+            text = self.get_tokenizer().apply_chat_template(
+                conversation, add_generation_prompt=add_generation_prompt
+            )
+            # The template writes the special tokens itself, the first one included.
+            tokenized.append((text, self.get_tokenizer().encode(text, add_special_tokens=False)))
+        return self._run(tokenized, _one_for_each(sampling_params, len(many)), None, use_tqdm)
+
+    def get_tokenizer(self) -> Any:
+        """The tokenizer in use."""
+        return self.engine.tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What `generate` uses if nothing is given."""
+        return SamplingParams()
+
+    def close(self) -> None:
+        """End the trace, if one is recorded."""
+        if self.engine.recorder:
+            self.engine.recorder.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _tokenize(self, prompt: Prompt, name: str) -> tuple[str | None, list[int]]:
+        """A prompt in any form as (text, token ids)."""
+        if isinstance(prompt, str):
+            return prompt, self.get_tokenizer().encode(prompt)
+        if isinstance(prompt, Mapping) and "prompt_token_ids" in prompt:
+            ids, text = prompt["prompt_token_ids"], prompt.get("prompt")
+            if isinstance(ids, Sequence) and not isinstance(ids, str):
+                return text, list(ids)
+        elif isinstance(prompt, Mapping) and isinstance(prompt.get("prompt"), str):
+            return prompt["prompt"], self.get_tokenizer().encode(prompt["prompt"])
+        elif isinstance(prompt, Sequence) and not isinstance(prompt, str | bytes):
+            return None, list(prompt)
+        raise ValueError(
+            f"{name} must be a string, a list of token ids, or a dictionary with 'prompt' (a string) or "
+            f"'prompt_token_ids' (a list of integers); got {prompt!r}"
+        )
+
+    def _run(
+        self,
+        tokenized: list[tuple[str | None, list[int]]],
+        params: list[SamplingParams],
+        priority: Sequence[int] | None,
+        use_tqdm: bool,
+    ) -> list[RequestOutput]:
+        priorities = [0] * len(tokenized) if priority is None else list(priority)
+        if len(priorities) != len(tokenized):
+            raise ValueError(f"priority has {len(priorities)} entries for {len(tokenized)} prompts")
+        ids = [str(self._next_request + index) for index in range(len(tokenized))]
+        for index, (_, tokens) in enumerate(tokenized):  # all are checked before any is queued
+            check_integer(f"priority[{index}]", priorities[index])
+            try:
+                self.engine.validate(ids[index], tokens, params[index])
+            except ValueError as error:
+                raise ValueError(f"prompts[{index}]: {error}") from None
+        self._next_request += len(ids)
+        try:
+            for request_id, (text, tokens), wanted, urgency in zip(
+                ids, tokenized, params, priorities, strict=True
+            ):
+                final = replace(wanted, output_kind=RequestOutputKind.FINAL_ONLY)
+                self.engine.add_request(request_id, tokens, final, prompt=text, priority=urgency)
+            return self._drain(ids, use_tqdm)
+        finally:
+            for request_id in ids:  # whatever interrupted us, no request and no block stays behind
+                self.engine.abort(request_id)
+            if self.engine.recorder:
+                self.engine.recorder.flush()
+
+    def _drain(self, ids: list[str], use_tqdm: bool) -> list[RequestOutput]:
+        done: dict[str, RequestOutput] = {}
+        with tqdm(total=len(ids), desc="Generating", unit="request", disable=not use_tqdm) as bar:
+            while len(done) < len(ids):
+                for output in self.engine.step():
+                    done[output.request_id] = output
+                    bar.update()
+        return [done[request_id] for request_id in ids]
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or many, as a list. A list of integers is one prompt, not many."""
+    if isinstance(prompts, str | Mapping):
+        return [prompts]
+    if not isinstance(prompts, Sequence):
+        raise ValueError(f"prompts must be a string, a dictionary, or a list of those; got {prompts!r}")
+    if prompts and all(isinstance(item, int) for item in prompts):
+        return [list(prompts)]  # type: ignore[arg-type]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _one_for_each(params: Params, count: int) -> list[SamplingParams]:
+    """One `SamplingParams` for each of `count` prompts."""
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * count
+    if not isinstance(params, Sequence) or not all(isinstance(item, SamplingParams) for item in params):
+        raise ValueError(f"sampling_params must be a SamplingParams or a list of them, got {params!r}")
+    if len(params) != count:
+        raise ValueError(f"sampling_params has {len(params)} entries for {count} prompts")
+    return list(params)

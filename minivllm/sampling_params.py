@@ -1,0 +1,215 @@
+"""What a request asks for: how to choose each token, and when to stop. vLLM's names and defaults.
+
+Everything that can be checked without a model is checked when the object is made, so that a slip is
+reported where it was written and not in the middle of a batch; what needs the vocabulary is checked by
+`verify`, before the request is queued.
+
+Source: vLLM's `SamplingParams`. Read next: `minivllm/decoding/sampler.py` for what the numbers do.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from minivllm.validation import check_boolean, check_integer, check_number
+
+GREEDY_BELOW = 1e-5
+"""Temperatures below this are greedy: dividing by them would overflow and change nothing."""
+
+
+class RequestOutputKind(enum.Enum):
+    """What each step's output of a request contains."""
+
+    CUMULATIVE = 0
+    """Everything so far."""
+    DELTA = 1
+    """Only what is new."""
+    FINAL_ONLY = 2
+    """Nothing until the end, then everything."""
+
+
+@dataclass
+class SamplingParams:
+    """How to sample, and when to stop.
+
+    Attributes:
+        n: outputs for each prompt; 1 in this version.
+        presence_penalty: subtracted once from the logit of every token that the output has, −2 … 2.
+        frequency_penalty: subtracted for every time that the output has the token, −2 … 2.
+        repetition_penalty: above 1 makes tokens of prompt and output less likely, below 1 more; above 0.
+        temperature: divides the logits; 0 is greedy.
+        top_p: keep the fewest tokens whose probabilities add up to this, above 0, at most 1.
+        top_k: keep this many most likely tokens; 0 or −1 keeps all.
+        min_p: keep tokens at least this many times as likely as the likeliest, 0 … 1.
+        seed: of this request's own random stream; one derived from the engine's if None.
+        stop: strings that end the output, which is cut before them.
+        stop_token_ids: tokens that end the output.
+        ignore_eos: the model's own end-of-sequence token does not end the output.
+        max_tokens: most output tokens; as many as model and cache allow if None.
+        min_tokens: no stop token, end-of-sequence token or stop string counts before so many tokens.
+        logprobs: report this many most likely tokens at each step, and the chosen one; −1 for all.
+        prompt_logprobs: the same for each token of the prompt.
+        detokenize: turn tokens into text.
+        skip_special_tokens: leave special tokens out of the text.
+        spaces_between_special_tokens: accepted for vLLM's sake; its default is the only behaviour.
+        include_stop_str_in_output: keep the stop string, or the stop token's text, in the text.
+        logit_bias: added to the logits of these tokens, each clamped to −100 … 100.
+        allowed_token_ids: only these may be chosen.
+        bad_words: texts whose tokens must not be completed.
+        output_kind: what `Engine.step` returns for this request.
+
+    Raises:
+        ValueError: an argument out of range; the message has its name, its value and what is allowed.
+    """
+
+    n: int = 1
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: str | Sequence[str] | None = None
+    stop_token_ids: Sequence[int] | None = None
+    ignore_eos: bool = False
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    detokenize: bool = True
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+    logit_bias: Mapping[int, float] | None = None
+    allowed_token_ids: Sequence[int] | None = None
+    bad_words: Sequence[str] | None = None
+    output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
+
+    def __post_init__(self) -> None:
+        self._check_numbers()
+        self._check_lengths()
+        for name in (
+            "ignore_eos",
+            "detokenize",
+            "skip_special_tokens",
+            "spaces_between_special_tokens",
+            "include_stop_str_in_output",
+        ):
+            check_boolean(name, getattr(self, name))
+        self.stop = _texts("stop", self.stop)
+        self.bad_words = _texts("bad_words", self.bad_words)
+        self.stop_token_ids = _token_ids("stop_token_ids", self.stop_token_ids)
+        if self.allowed_token_ids is not None:
+            self.allowed_token_ids = _token_ids("allowed_token_ids", self.allowed_token_ids)
+            if not self.allowed_token_ids:
+                raise ValueError("allowed_token_ids must be None or name at least one token, got []")
+        if self.logit_bias is not None:
+            self.logit_bias = _biases(self.logit_bias)
+        if self.stop and not self.detokenize:
+            raise ValueError(
+                f"stop must be empty when detokenize is False: without text no string can be found "
+                f"in it; got {self.stop!r}"
+            )
+        if not isinstance(self.output_kind, RequestOutputKind):
+            raise ValueError(f"output_kind must be a RequestOutputKind, got {self.output_kind!r}")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Is the likeliest token always chosen?"""
+        return self.temperature < GREEDY_BELOW
+
+    def verify(self, vocab_size: int, *, has_tokenizer: bool) -> None:
+        """Check what depends on the model.
+
+        Raises:
+            ValueError: a token id outside the vocabulary, more logprobs than tokens, or text to look for
+                where there is no tokenizer.
+        """
+        biased = () if self.logit_bias is None else tuple(self.logit_bias)
+        named = {
+            "stop_token_ids": self.stop_token_ids or (),
+            "allowed_token_ids": self.allowed_token_ids or (),
+            "logit_bias": biased,
+        }
+        for name, ids in named.items():
+            for token in ids:
+                if token >= vocab_size:
+                    raise ValueError(
+                        f"{name} must name tokens from 0 to {vocab_size - 1} (the vocabulary has "
+                        f"{vocab_size}), got {token}"
+                    )
+        for name in ("logprobs", "prompt_logprobs"):
+            if (getattr(self, name) or 0) > vocab_size:
+                raise ValueError(
+                    f"{name} must be at most {vocab_size}, the vocabulary's size, got {getattr(self, name)}"
+                )
+        for name in ("stop", "bad_words"):
+            if getattr(self, name) and not has_tokenizer:
+                raise ValueError(
+                    f"{name} needs a tokenizer, and this model has none; got {getattr(self, name)!r}"
+                )
+
+    def _check_numbers(self) -> None:
+        check_integer("n", self.n, at_least=1)
+        if self.n > 1:
+            raise ValueError(f"n must be 1: this version does not sample in parallel yet; got {self.n}")
+        check_number("presence_penalty", self.presence_penalty, at_least=-2, at_most=2)
+        check_number("frequency_penalty", self.frequency_penalty, at_least=-2, at_most=2)
+        check_number("repetition_penalty", self.repetition_penalty, more_than=0)
+        check_number("temperature", self.temperature, at_least=0)
+        check_number("top_p", self.top_p, more_than=0, at_most=1)
+        check_integer("top_k", self.top_k, at_least=-1)
+        check_number("min_p", self.min_p, at_least=0, at_most=1)
+        if self.seed is not None:
+            check_integer("seed", self.seed, at_least=-(2**63), at_most=2**63 - 1)
+
+    def _check_lengths(self) -> None:
+        if self.max_tokens is not None:
+            check_integer("max_tokens", self.max_tokens, at_least=1)
+        check_integer("min_tokens", self.min_tokens, at_least=0)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ValueError(
+                f"min_tokens must be at most max_tokens ({self.max_tokens}), got {self.min_tokens}"
+            )
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name), at_least=-1)
+
+
+def _texts(name: str, value: object) -> list[str]:
+    """None, one string or several, as a list of strings that are not empty."""
+    if value is None:
+        return []
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, Iterable) or isinstance(texts, bytes | Mapping):
+        raise ValueError(f"{name} must be a string or a list of strings, got {value!r}")
+    texts = list(texts)
+    for text in texts:
+        if not isinstance(text, str) or not text:
+            raise ValueError(f"{name} must hold strings that are not empty, got {text!r}")
+    return texts
+
+
+def _token_ids(name: str, value: object) -> list[int]:
+    if value is None:
+        return []
+    if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
+        raise ValueError(f"{name} must be a list of token ids, got {value!r}")
+    return [check_integer(f"{name}[{index}]", token, at_least=0) for index, token in enumerate(value)]
+
+
+def _biases(value: object) -> dict[int, float]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"logit_bias must map token ids to numbers, got {value!r}")
+    biases = {}
+    for key, bias in value.items():
+        token: object = (
+            int(key) if isinstance(key, str) and key.isdigit() else key
+        )  # JSON has string keys only
+        token = check_integer("logit_bias: a token id", token, at_least=0)
+        biases[token] = min(100.0, max(-100.0, check_number(f"logit_bias[{token}]", bias)))
+    return biases

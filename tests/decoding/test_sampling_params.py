@@ -1,0 +1,90 @@
+"""Every argument of a request is checked where it is given, by name."""
+
+import dataclasses
+
+import pytest
+
+from minivllm.sampling_params import RequestOutputKind, SamplingParams
+
+NAN, INF = float("nan"), float("inf")
+
+
+def test_the_defaults_are_vllms():
+    defaults = {
+        field.name: getattr(SamplingParams(), field.name) for field in dataclasses.fields(SamplingParams)
+    }
+    expected = dict(
+        n=1, presence_penalty=0, frequency_penalty=0, repetition_penalty=1, temperature=1, top_p=1
+    )
+    expected |= dict(top_k=0, min_p=0, max_tokens=16, min_tokens=0, seed=None, logprobs=None, logit_bias=None)
+    expected |= dict(prompt_logprobs=None, allowed_token_ids=None, ignore_eos=False, detokenize=True)
+    expected |= dict(skip_special_tokens=True, include_stop_str_in_output=False)
+    expected |= dict(output_kind=RequestOutputKind.CUMULATIVE)
+    assert expected.items() <= defaults.items()
+    assert [defaults[name] or [] for name in ("stop", "stop_token_ids", "bad_words")] == [[], [], []]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    {
+        "n": [0, -1, 2, True, 1.0],
+        "presence_penalty": [-2.1, 2.1, NAN, "x"],
+        "frequency_penalty": [-2.1, 2.1, NAN, None],
+        "repetition_penalty": [0, -1, NAN, INF],
+        "temperature": [-0.1, NAN, INF, "hot", True],
+        "top_p": [0, -0.1, 1.1, NAN],
+        "top_k": [-2, 1.5, True],
+        "min_p": [-0.1, 1.1, NAN],
+        "seed": [1.5, "7", 2**64],
+        "stop": ["", ["a", ""], [1], 5, {"a": 1}],
+        "stop_token_ids": [[-1], ["a"], [True], 5, "12"],
+        "ignore_eos": [1, None],
+        "max_tokens": [0, -1, 1.5, True],
+        "min_tokens": [-1, 17, 1.5],
+        "logprobs": [-2, 1.5, True],
+        "prompt_logprobs": [-2, "1"],
+        "detokenize": [0],
+        "logit_bias": [{-1: 1.0}, {1: NAN}, {"a": 1}, [1], {1: "x"}],
+        "allowed_token_ids": [[], [-1], ["a"]],
+        "bad_words": [[""], [3], 7],
+        "output_kind": ["CUMULATIVE", 1],
+    }.items(),
+)
+def test_an_argument_out_of_range_is_refused_by_name(name, values):
+    for value in values:
+        with pytest.raises(ValueError, match=name):
+            SamplingParams(**{name: value})
+
+
+def test_the_message_has_value_and_range():
+    with pytest.raises(ValueError, match=r"top_p must be a finite number above 0 and at most 1, got 1.5"):
+        SamplingParams(top_p=1.5)
+    with pytest.raises(ValueError, match=r"min_tokens must be at most max_tokens \(5\), got 6"):
+        SamplingParams(max_tokens=5, min_tokens=6)
+    with pytest.raises(ValueError, match="stop must be empty when detokenize is False"):
+        SamplingParams(stop="x", detokenize=False)
+
+
+def test_other_spellings_are_brought_into_one_form():
+    params = SamplingParams(stop="end", stop_token_ids=(1, 2), logit_bias={3: 500, "4": -0.5})
+    assert (params.stop, params.stop_token_ids) == (["end"], [1, 2])
+    assert params.logit_bias == {3: 100.0, 4: -0.5}, "clamped, and JSON's string keys are understood"
+    assert SamplingParams(temperature=0).is_greedy and SamplingParams(temperature=9e-6).is_greedy
+    assert not SamplingParams(temperature=0.01).is_greedy
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"stop_token_ids": [50]}, {"allowed_token_ids": [1, 50]}, {"logit_bias": {50: 1}}, {"logprobs": 51}],
+)
+def test_what_the_vocabulary_does_not_have_is_refused_by_name(arguments):
+    (name,) = arguments
+    with pytest.raises(ValueError, match=name):
+        SamplingParams(**arguments).verify(50, has_tokenizer=True)
+
+
+@pytest.mark.parametrize("arguments", [{"stop": "x"}, {"bad_words": ["x"]}])
+def test_text_cannot_be_looked_for_without_a_tokenizer(arguments):
+    SamplingParams(**arguments).verify(50, has_tokenizer=True)
+    with pytest.raises(ValueError, match="needs a tokenizer"):
+        SamplingParams(**arguments).verify(50, has_tokenizer=False)
