@@ -14,9 +14,10 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jinja2
+import jinja2.ext
 import tokenizers
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -38,15 +39,15 @@ class Tokenizer:
         settings = settings or {}
         self._backend = backend
         self._chat_template = chat_template
+        self._compiled: jinja2.Template | None = None
         self._source = source
-        self.bos_token = _token_text(settings.get("bos_token"))
-        self.eos_token = _token_text(settings.get("eos_token"))
-        self._always_bos = bool(settings.get("add_bos_token")) and self.bos_token is not None
-        self._special = {
-            name: _token_text(value)
-            for name, value in settings.items()
-            if name.endswith("_token") and _token_text(value) is not None
-        }
+        texts = {name: _token_text(value) for name, value in settings.items() if name.endswith("_token")}
+        self._special = {name: text for name, text in texts.items() if text is not None}
+        self.bos_token = self._special.get("bos_token")
+        self.eos_token = self._special.get("eos_token")
+        if "add_bos_token" in settings or "add_eos_token" in settings:
+            # As in `transformers`, these have the last word over what tokenizer.json says.
+            self._frame_texts(bool(settings.get("add_bos_token")), bool(settings.get("add_eos_token")))
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Tokenizer:
@@ -83,10 +84,6 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The token ids of `text`; with special tokens, the model's own beginning is added."""
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
-        if add_special_tokens and self._always_bos:
-            bos = self.token_to_id(self.bos_token or "")
-            if bos is not None and ids[:1] != [bos]:
-                ids.insert(0, bos)
         return ids
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
@@ -97,6 +94,13 @@ class Tokenizer:
         """The id of a token given by its exact name, or None."""
         found: int | None = self._backend.token_to_id(token)
         return found
+
+    def token_text(self, token_id: int) -> str:
+        """The text of one token by itself, special ones and a leading space included, to show to people."""
+        text = self.decode([token_id], skip_special_tokens=False)
+        token = self._backend.id_to_token(token_id)
+        # Decoders of "▁" tokenizers take the first space of a text for their own addition.
+        return " " + text if token and token.startswith("▁") and not text.startswith(" ") else text
 
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
@@ -112,23 +116,49 @@ class Tokenizer:
             raise TokenizerError(
                 f"{self._source} has no chat template: use `generate` with a prompt of your own making"
             )
+        if self._compiled is None:
+            try:
+                self._compiled = _environment().from_string(self._chat_template)
+            except jinja2.TemplateError as error:
+                raise TokenizerError(f"the chat template of {self._source} is broken: {error}") from error
         try:
-            template = _environment().from_string(self._chat_template)
-            return template.render(
+            return self._compiled.render(
                 messages=[dict(message) for message in messages],
                 add_generation_prompt=add_generation_prompt,
                 **{"tools": None, "documents": None, **self._special, **variables},
             )
-        except jinja2.TemplateError as error:
+        except Exception as error:  # a template is a program: whatever it does wrong, these messages are why
             raise TokenizerError(
                 f"the chat template of {self._source} refuses these messages: {error}"
             ) from error
+
+    def _frame_texts(self, with_bos: bool, with_eos: bool) -> None:
+        """Have `encode` put the beginning-of-sequence token before a text, the end-of-sequence token after it."""
+        bos = self.bos_token if with_bos else None
+        eos = self.eos_token if with_eos else None
+        ids = {token: self.token_to_id(token) for token in (bos, eos) if token is not None}
+        for token, token_id in ids.items():
+            if token_id is None:
+                raise TokenizerError(f"{self._source}: the special token {token!r} is not in the vocabulary")
+        self._backend.post_processor = tokenizers.processors.TemplateProcessing(
+            single=[*([bos] if bos else []), "$A", *([eos] if eos else [])], special_tokens=list(ids.items())
+        )
+
+
+class _GenerationTag(jinja2.ext.Extension):
+    """`{% generation %} … {% endgeneration %}` marks, for training, what the assistant says: no difference here."""
+
+    tags: ClassVar = {"generation"}
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
     """Jinja as `transformers` sets it up, sandboxed: a template comes from a file that somebody uploaded."""
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationTag]
     )
 
     def raise_exception(message: str) -> None:
@@ -163,22 +193,30 @@ def _token_text(value: object) -> str | None:
 
 
 def _find_chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+    """From a file of its own, or from tokenizer_config.json: one template, or several by name."""
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        return _read(file)
     template = settings.get("chat_template")
-    if isinstance(template, list):  # several, by name
+    if isinstance(template, list):
         named = {item.get("name"): item.get("template") for item in template if isinstance(item, Mapping)}
         template = named.get("default")
     return template if isinstance(template, str) else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenizerError(f"{path} cannot be read as text: {error}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(_read(path))
+    except json.JSONDecodeError as error:
         raise TokenizerError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise TokenizerError(f"{path} must hold a JSON object")

@@ -1,0 +1,212 @@
+"""Paged attention in plain torch: gather a sequence's blocks, then use the library's attention.
+
+Torch knows no block tables, so keys and values are first copied into one contiguous piece. Two shapes
+of work come out of that, and every layer of a step repeats them on the same row numbers:
+
+    many new tokens    one sequence at a time: [heads, T, d] against [kv_heads, L, d]
+    one new token      many sequences at once: [S, kv_heads, group, d] against [S, kv_heads, L, d]
+
+The second is decoding, where all the time goes. With the cache seen as rows of one (block, head) each,
+a single `index_select` both gathers the blocks and brings the heads to the front. The query heads that
+share a KV head ride along as if they were tokens ("group"), so no key is read twice.
+
+    cache row  block * kv_heads + head:   [block_size * head_dim]
+    chosen     [S, kv_heads, blocks]  ──►  seen as  [S, kv_heads, L, head_dim],  L = blocks * block_size
+
+Sequences of like length go together, since the shorter are padded to the longest, and few enough of them
+that what was gathered is still in the processor's cache when attention reads it.
+
+Read next: the numba kernels, which read the blocks where they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from minivllm.executor.attention.backend import AttentionBackend, to_device
+from minivllm.executor.attention.metadata import AttentionMetadata, IntArray
+from minivllm.executor.kv_storage import KVStorage
+from minivllm.model.config import ModelConfig
+
+PADDING_LIMIT = 1.1
+"""Gather at most this many cells for each one that is needed (a fresh group costs some 50 µs)."""
+GROUP_BYTES = 4 << 20
+"""Gather about this much at once: it should stay in the processor's cache until it is used."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatheredWork:
+    """Sequences attended to in one call: several with one query each, or one with several."""
+
+    queries: Tensor | slice
+    """Their rows among the step's T tokens."""
+    cache_rows: Tensor
+    """[S · kv_heads · blocks] rows of the cache, seen as [num_blocks · kv_heads, block_size · head_dim]."""
+    dead_rows: Tensor
+    """Rows to blank, of what was gathered, seen as [S · kv_heads · L, head_dim]: cells out of sight."""
+    mask: Tensor | None
+    """0 where a query may look, -inf elsewhere, added to the scores; None if plain causality says it all."""
+    num_sequences: int
+
+
+class TorchAttention(AttentionBackend):
+    """Works on every device and in every floating-point type; see the module's docstring."""
+
+    name = "torch"
+
+    def __init__(self, config: ModelConfig, storage: KVStorage) -> None:
+        super().__init__(config, storage)
+        self._device, self._dtype = storage.keys[0].device, storage.keys[0].dtype
+        self._work: dict[int | None, list[GatheredWork]] = {}
+        # Gathered keys and values go to the same memory again and again: fresh memory of this size would
+        # come from the operating system page by page, which was measured to cost 4 times the copying.
+        self._workspaces = [storage.keys[0].new_empty(0) for _ in range(2)]
+
+    def begin_step(self, metadata: AttentionMetadata) -> None:
+        block_size, kv_heads = self.storage.block_size, self.config.num_kv_heads
+        blocks, offsets = np.divmod(metadata.slot_mapping, block_size)
+        cells = (blocks[:, None] * kv_heads + np.arange(kv_heads)) * block_size + offsets[:, None]
+        self._cells = to_device(cells.ravel(), self._device)  # [T · kv_heads], rows of [.., head_dim]
+        self._work = {window: self._plan_work(metadata, window) for window in set(self.config.layer_windows)}
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> None:
+        head_dim = self.config.head_dim
+        for cache, new in ((self.storage.keys[layer], key), (self.storage.values[layer], value)):
+            cache.view(-1, head_dim).index_copy_(0, self._cells, new.reshape(-1, head_dim))
+
+    def attend(self, layer: int, query: Tensor) -> Tensor:
+        out = torch.empty_like(query)
+        for work in self._work[self.config.layer_windows[layer]]:
+            keys = self._gather(self.storage.keys[layer], work, 0)
+            values = self._gather(self.storage.values[layer], work, 1)
+            if isinstance(work.queries, slice):
+                out[work.queries] = _attend_one(query[work.queries], keys, values, work.mask)
+            else:
+                chosen = query.index_select(0, work.queries)
+                folded = chosen.view(work.num_sequences, self.config.num_kv_heads, -1, self.config.head_dim)
+                attended = functional.scaled_dot_product_attention(folded, keys, values, attn_mask=work.mask)
+                out.index_copy_(0, work.queries, attended.reshape(chosen.shape))
+        return out
+
+    def _gather(self, cache: Tensor, work: GatheredWork, workspace: int) -> Tensor:
+        """Copies of the blocks in use, heads first: [S, kv_heads, L, head_dim], cells out of sight zeroed.
+
+        Zeroing is not cosmetic. A masked score is weighted 0, but 0 · NaN is NaN, and a block may still
+        hold whatever a former owner, or nobody, left there.
+        """
+        kv_heads, head_dim = self.config.num_kv_heads, self.config.head_dim
+        table = cache.view(self.storage.num_blocks * kv_heads, -1)
+        size = len(work.cache_rows) * table.shape[1]
+        if self._workspaces[workspace].numel() < size:
+            self._workspaces[workspace] = cache.new_empty(size)
+        rows = self._workspaces[workspace][:size].view(-1, table.shape[1])
+        torch.index_select(table, 0, work.cache_rows, out=rows)
+        rows.view(-1, head_dim).index_fill_(0, work.dead_rows, 0)
+        return rows.view(work.num_sequences, kv_heads, -1, head_dim)
+
+    # ---- once per step: who is attended to together ---------------------------------------------------
+
+    def _plan_work(self, metadata: AttentionMetadata, window: int | None) -> list[GatheredWork]:
+        block_size = self.storage.block_size
+        new_tokens = np.diff(metadata.query_starts)
+        first_seen = np.zeros_like(new_tokens)
+        if window is not None:  # blocks wholly before the first query's window need not be read
+            first_seen = np.maximum(0, metadata.context_lens - new_tokens - window + 1)
+        first_block = first_seen // block_size
+        num_blocks = -(-metadata.context_lens // block_size) - first_block
+
+        work = [
+            self._one_sequence(metadata, int(index), int(first_block[index]), int(num_blocks[index]), window)
+            for index in np.flatnonzero(new_tokens > 1)
+        ]
+        decoding = np.flatnonzero(new_tokens == 1)
+        decoding = decoding[np.argsort(num_blocks[decoding], kind="stable")]
+        for group in self._split(decoding, num_blocks):
+            width = int(num_blocks[group[-1]])
+            positions = (first_block[group] * block_size)[:, None] + np.arange(width * block_size)  # [S, L]
+            seen = (positions >= first_seen[group, None]) & (positions < metadata.context_lens[group, None])
+            rows = to_device(metadata.query_starts[group], self._device)
+            mask = self._additive(seen[:, None, None, :])
+            work.append(self._gathered(metadata, rows, group, first_block[group], width, seen, mask))
+        return work
+
+    def _split(self, decoding: IntArray, num_blocks: IntArray) -> list[IntArray]:
+        """Cut sequences, sorted by length, so that padding and memory per group stay within the limits."""
+        block_bytes = 2 * self.storage.keys[0][0].numel() * self.storage.keys[0].element_size()
+        groups, start, needed = [], 0, 0
+        for end, blocks in enumerate(num_blocks[decoding].tolist()):
+            padded, needed = blocks * (end - start + 1), needed + blocks
+            if end > start and (padded > PADDING_LIMIT * needed + 8 or padded * block_bytes > GROUP_BYTES):
+                groups.append(decoding[start:end])
+                start, needed = end, blocks
+        return [*groups, decoding[start:]] if len(decoding) else []
+
+    def _one_sequence(
+        self, metadata: AttentionMetadata, index: int, first_block: int, width: int, window: int | None
+    ) -> GatheredWork:
+        """Several new tokens: query t sees positions up to its own, and back to the window's edge."""
+        rows = slice(int(metadata.query_starts[index]), int(metadata.query_starts[index + 1]))
+        context = int(metadata.context_lens[index])
+        own = metadata.positions[rows][:, None]  # [T, 1]
+        positions = first_block * self.storage.block_size + np.arange(width * self.storage.block_size)  # [L]
+        in_sight = positions < context
+        if window is not None:
+            in_sight &= positions > own[0] - window
+        mask = None
+        if rows.stop - rows.start < context or (window is not None and window < context):
+            seen = positions <= own  # [T, L]
+            if window is not None:
+                seen &= positions > own - window
+            mask = self._additive(seen)
+        group, first = np.array([index]), np.array([first_block])
+        return self._gathered(metadata, rows, group, first, width, in_sight[None, :], mask)
+
+    def _gathered(
+        self,
+        metadata: AttentionMetadata,
+        rows: Tensor | slice,
+        group: IntArray,
+        first_block: IntArray,
+        width: int,
+        seen: NDArray[np.bool_],
+        mask: Tensor | None,
+    ) -> GatheredWork:
+        """Row numbers for `width` blocks of each sequence in `group`, from its `first_block` on."""
+        heads = np.arange(self.config.num_kv_heads)[:, None]
+        columns = first_block[:, None] + np.arange(width)  # padding stays within the table: any block will do
+        columns = np.minimum(columns, metadata.block_tables.shape[1] - 1)
+        blocks = metadata.block_tables[group[:, None], columns]  # [S, width]
+        cache_rows = blocks[:, None, :] * len(heads) + heads  # [S, kv_heads, width]
+        sequence, cell = np.nonzero(~seen)
+        dead = (sequence * len(heads) + heads) * seen.shape[1] + cell  # [kv_heads, dead cells]
+        return GatheredWork(
+            queries=rows,
+            cache_rows=to_device(cache_rows.ravel(), self._device),
+            dead_rows=to_device(dead.ravel(), self._device),
+            mask=mask,
+            num_sequences=len(group),
+        )
+
+    def _additive(self, seen: NDArray[np.bool_]) -> Tensor:
+        """What to add to scores so that only `seen` cells count; made once, for all layers."""
+        mask = torch.zeros(seen.shape, dtype=self._dtype, device=self._device)
+        return mask.masked_fill_(to_device(~seen, self._device), -torch.inf)
+
+
+def _attend_one(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """`query` [T, heads, d] of one sequence against [1, kv_heads, L, d]; the result is [T, heads, d].
+
+    Without a mask the T queries are the whole sequence, and torch has a fast path for a causal square.
+    """
+    if mask is None:
+        keys, values = keys[:, :, : len(query)], values[:, :, : len(query)]
+    attended = functional.scaled_dot_product_attention(
+        query.transpose(0, 1)[None], keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+    )
+    return attended[0].transpose(0, 1)

@@ -1,0 +1,33 @@
+"""What the engine needs from whoever carries out its plans.
+
+The control plane decides, the data plane obeys: `execute` is the whole of the traffic between them, a
+`StepPlan` one way and logits the other. A torch model, a cost model on a virtual clock, and a fake that
+makes tokens up in a test are all executors, and the scheduler cannot tell them apart.
+
+Executors are told everything they need in every plan. They may keep keys and values where a plan's block
+tables say, and must not keep anything else about a sequence: so nothing has to be told when one ends.
+
+Read next: `minivllm/scheduling/plan.py` for what comes in, `torch_executor.py` for the real one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from minivllm.scheduling.plan import StepPlan
+
+
+class Executor(Protocol):
+    """Carries out one plan at a time."""
+
+    last_attention_seconds: float
+    """Time the latest `execute` spent in the attention backend, cache writes included."""
+
+    def execute(self, plan: StepPlan) -> Any:
+        """Compute the plan's tokens and store their keys and values in the slots it names.
+
+        Returns logits `[sum of num_logits, vocab_size]`: for each scheduled sequence in plan order, one
+        row after each of its last `num_logits` tokens. A torch executor returns a float32 tensor (float64
+        for a float64 model), a simulator whatever its sampler understands.
+        """
+        ...

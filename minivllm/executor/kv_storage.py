@@ -1,0 +1,123 @@
+"""The physical KV cache: every block of every layer, and how many there can be.
+
+    keys[layer], values[layer]   [num_blocks, num_kv_heads, block_size, head_dim]
+
+A block holds, for each KV head, `block_size` consecutive tokens side by side. That order (heads outside
+tokens) makes one head's share of a block one contiguous run of memory, which is what an attention kernel
+streams; the other order was measured to cost up to 40 % on a CPU.
+
+Memory is taken but not touched: pages come from the operating system as blocks are first written. Cells
+that no token was written to may hold anything, even NaN; attention backends must never let it show.
+
+Paper: PagedAttention (arXiv 2309.06180), section 4.
+Read next: `minivllm/executor/attention/metadata.py`, which says which token goes to which cell.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+import torch
+from torch import Tensor
+
+from minivllm.model.config import ModelConfig
+from minivllm.validation import check_integer, check_number
+
+GIB = 1 << 30
+CPU_BUDGET_BYTES = 4 * GIB
+"""Most that the cache takes of a machine's RAM unless told otherwise, as in vLLM."""
+
+
+class KVStorage:
+    """Keys and values of all layers, in one allocation."""
+
+    def __init__(
+        self, config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.num_blocks = check_integer("num_blocks", num_blocks, at_least=1)
+        self.block_size = check_integer("block_size", block_size, at_least=1)
+        shape = (config.num_layers, 2, num_blocks, config.num_kv_heads, block_size, config.head_dim)
+        self._cells = torch.empty(shape, dtype=dtype, device=device)
+        self.keys: list[Tensor] = [layer[0] for layer in self._cells]
+        self.values: list[Tensor] = [layer[1] for layer in self._cells]
+
+    @property
+    def num_bytes(self) -> int:
+        return self._cells.numel() * self._cells.element_size()
+
+
+def bytes_per_block(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
+    """Memory of one block over all layers: keys and values of `block_size` tokens."""
+    return block_size * config.kv_elements_per_token * dtype.itemsize
+
+
+def num_blocks_for(budget_bytes: int, config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
+    """How many whole blocks fit into `budget_bytes`."""
+    return max(0, budget_bytes) // bytes_per_block(config, block_size, dtype)
+
+
+def decide_num_blocks(
+    config: ModelConfig,
+    *,
+    block_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_num_seqs: int,
+    max_model_len: int,
+    gpu_memory_utilization: float = 0.92,
+    num_gpu_blocks_override: int | None = None,
+    kv_cache_memory_bytes: int | None = None,
+) -> int:
+    """The number of blocks to allocate, given vLLM's settings. Call it once the weights are in place.
+
+    An override is obeyed; a budget in bytes is divided by the block; otherwise the device is asked what
+    is free, of which `gpu_memory_utilization` (above 0, at most 1) may be used in all, weights included.
+    On a CPU at most 4 GiB are taken, and never more than `max_num_seqs` sequences of full length can use.
+    Raises `ValueError` with the numbers if not even one block fits.
+    """
+    check_integer("block_size", block_size, at_least=1)
+    check_integer("max_num_seqs", max_num_seqs, at_least=1)
+    check_integer("max_model_len", max_model_len, at_least=1)
+    check_number("gpu_memory_utilization", gpu_memory_utilization, more_than=0, at_most=1)
+    if num_gpu_blocks_override is not None:
+        return check_integer("num_gpu_blocks_override", num_gpu_blocks_override, at_least=1)
+    if kv_cache_memory_bytes is not None:
+        budget = check_integer("kv_cache_memory_bytes", kv_cache_memory_bytes, at_least=1)
+        source = "kv_cache_memory_bytes"
+    else:
+        budget, source = _free_budget(device, gpu_memory_utilization, _weight_bytes(config, dtype))
+    num_blocks = num_blocks_for(budget, config, block_size, dtype)
+    if num_blocks < 1:
+        one = bytes_per_block(config, block_size, dtype)
+        raise ValueError(
+            f"the KV cache has {max(0, budget):,} bytes ({source}), but one block of {block_size} tokens "
+            f"needs {one:,}; raise gpu_memory_utilization or kv_cache_memory_bytes, or lower block_size"
+        )
+    if kv_cache_memory_bytes is None and device.type == "cpu":
+        num_blocks = min(num_blocks, max_num_seqs * -(-max_model_len // block_size))
+    return num_blocks
+
+
+def _free_budget(device: torch.device, utilization: float, weight_bytes: int) -> tuple[int, str]:
+    """Bytes the cache may take on `device`, and a few words on where the number comes from."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        budget = int(utilization * total) - (total - free)
+        return budget, f"{utilization:.0%} of {total:,} bytes on {device}, less the {total - free:,} in use"
+    before_weights = available_ram_bytes() + weight_bytes
+    budget = min(int(utilization * before_weights) - weight_bytes, CPU_BUDGET_BYTES)
+    return budget, f"{utilization:.0%} of {before_weights:,} bytes of RAM, less {weight_bytes:,} for weights"
+
+
+def _weight_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+    return config.num_parameters * dtype.itemsize
+
+
+def available_ram_bytes() -> int:
+    """RAM that could still be used: what the kernel calls available, or a container's limit if smaller."""
+    available = int(psutil.virtual_memory().available)
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
+        available = min(available, int(limit.read_text()) - int(used.read_text()))
+    return max(0, available)

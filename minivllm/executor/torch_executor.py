@@ -1,0 +1,153 @@
+"""The executor that computes: a decoder, a paged KV cache and an attention backend, driven by plans.
+
+    StepPlan ── build_metadata ──► token_ids, positions, slots, block tables
+                                        │
+               decoder.forward(token_ids, positions, attention) ──► hidden [T, hidden_size]
+                                        │
+               decoder.compute_logits(hidden[logit_rows]) ──► logits [n, vocab_size]
+
+Nothing is remembered between steps but the cache's cells, and those belong to whoever the next plan's
+block tables say.
+
+Read next: `minivllm/model/decoder.py` and `minivllm/executor/attention/metadata.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minivllm.executor.attention.backend import AttentionBackend, to_device
+from minivllm.executor.attention.metadata import build_metadata
+from minivllm.executor.attention.torch_backend import TorchAttention
+from minivllm.executor.kv_storage import KVStorage, decide_num_blocks
+from minivllm.model.config import ModelConfig
+from minivllm.model.decoder import Decoder
+from minivllm.model.hub import resolve_model
+from minivllm.model.weights import Checkpoint
+from minivllm.scheduling.plan import StepPlan
+from minivllm.trace.events import ModelShape
+from minivllm.validation import check_choice
+
+DTYPES = {
+    "half": torch.float16,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float": torch.float32,
+    "float32": torch.float32,
+    "double": torch.float64,
+    "float64": torch.float64,
+}
+BackendFactory = Callable[[ModelConfig, KVStorage], AttentionBackend]
+
+
+class TorchExecutor:
+    """Carries out plans with torch, on the CPU or one GPU. See `Executor` for the contract."""
+
+    def __init__(
+        self, decoder: Decoder, storage: KVStorage, backend: BackendFactory = TorchAttention, name: str = ""
+    ) -> None:
+        self.decoder = decoder
+        self.storage = storage
+        self.config = decoder.config
+        self.attention = backend(decoder.config, storage)
+        self.name = name
+        self.device = decoder.embedding.device
+        self.last_attention_seconds = 0.0
+
+    @classmethod
+    def from_folder(
+        cls,
+        path: str | Path,
+        *,
+        dtype: str = "auto",
+        device: str | None = None,
+        block_size: int = 16,
+        num_blocks: int | None = None,
+        kv_cache_memory_bytes: int | None = None,
+        gpu_memory_utilization: float = 0.92,
+        max_num_seqs: int = 128,
+        max_model_len: int | None = None,
+        backend: BackendFactory = TorchAttention,
+    ) -> TorchExecutor:
+        """Load a model from a folder or a hub id, and allocate its cache.
+
+        `dtype` "auto" keeps what the checkpoint was saved in. `device` is "cpu" or "cuda"; a GPU is used if
+        there is one. `num_blocks` None sizes the cache by `decide_num_blocks` from the settings below it.
+        """
+        folder = resolve_model(path)
+        config = ModelConfig.from_folder(folder)
+        torch_dtype = torch_dtype_for(dtype, config)
+        torch_device = torch_device_for(device)
+        decoder = load_decoder(folder, config, torch_dtype, torch_device)
+        num_blocks = decide_num_blocks(
+            config,
+            block_size=block_size,
+            dtype=torch_dtype,
+            device=torch_device,
+            max_num_seqs=max_num_seqs,
+            max_model_len=max_model_len or config.max_position_embeddings,
+            gpu_memory_utilization=gpu_memory_utilization,
+            num_gpu_blocks_override=num_blocks,
+            kv_cache_memory_bytes=kv_cache_memory_bytes,
+        )
+        storage = KVStorage(config, num_blocks, block_size, torch_dtype, torch_device)
+        is_folder = Path(path).expanduser().is_dir()  # a hub id's folder is named after a commit
+        return cls(decoder, storage, backend, name=folder.resolve().name if is_folder else str(path))
+
+    @property
+    def num_blocks(self) -> int:
+        return self.storage.num_blocks
+
+    @property
+    def block_size(self) -> int:
+        return self.storage.block_size
+
+    @property
+    def model_shape(self) -> ModelShape:
+        """What the header of a trace says about the model."""
+        return self.config.shape(self.name, str(self.decoder.dtype).removeprefix("torch."))
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan) -> Tensor:
+        """Logits `[sum of num_logits, vocab_size]` in plan order, float32 (float64 for a float64 model)."""
+        if not plan.scheduled:
+            self.last_attention_seconds = 0.0
+            return self.decoder.compute_logits(self.decoder.embedding[:0])
+        metadata = build_metadata(plan, self.block_size)
+        token_ids = to_device(metadata.token_ids, self.device)
+        positions = to_device(metadata.positions, self.device)
+        self.attention.prepare(metadata)
+        hidden = self.decoder.forward(token_ids, positions, self.attention)
+        self.last_attention_seconds = self.attention.seconds
+        return self.decoder.compute_logits(hidden[to_device(metadata.logit_rows, self.device)])
+
+
+def load_decoder(folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Decoder:
+    """A decoder with the folder's weights, converted to `dtype`."""
+    checkpoint = Checkpoint(folder)
+    # A file that has its own lm_head means it, whatever the config says about tying: so does transformers.
+    tied = config.tie_word_embeddings and "lm_head.weight" not in checkpoint.file_of
+    decoder = Decoder(config, dtype, device, tied=tied)
+    checkpoint.load_into(decoder.views())
+    return decoder
+
+
+def torch_device_for(device: str | None) -> torch.device:
+    """The device to compute on: a GPU if there is one and nothing else was asked for."""
+    has_gpu = torch.cuda.is_available()
+    if device is None:
+        return torch.device("cuda" if has_gpu else "cpu")
+    kind = check_choice("device", device.split(":")[0], ("cpu", "cuda"))
+    if kind == "cuda" and not has_gpu:
+        raise ValueError(f"device is {device!r}, but torch finds no GPU here; use 'cpu'")
+    return torch.device(device)
+
+
+def torch_dtype_for(dtype: str, config: ModelConfig) -> torch.dtype:
+    """The torch type for one of vLLM's names, "auto" meaning what the checkpoint was saved in."""
+    check_choice("dtype", dtype, ("auto", *DTYPES))
+    return DTYPES[config.dtype if dtype == "auto" else dtype]

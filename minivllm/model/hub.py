@@ -1,0 +1,85 @@
+"""From the name of a model to a folder on disk.
+
+A name is either a folder (`./my-model`) or an id on the Hugging Face hub (`owner/name`). A folder is
+used as it is. An id is looked up in the local cache and, if there is a network, downloaded, but only the
+files this engine reads. When neither works, the error says what was tried and what to do about it.
+
+Read next: `minivllm/model/config.py`, the first file that is opened.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+TOKENIZER_FILES = ["*.json", "*.jinja", "tokenizer*"]
+MODEL_FILES = [*TOKENIZER_FILES, "*.safetensors"]
+FILES_DOUBLED = ["consolidated*", "original/*"]
+"""The same weights again, in the publisher's own layout: some repositories carry both."""
+
+_HUB_ID = re.compile(r"[\w\-.]+(/[\w\-.]+)?")
+
+
+class ModelNotFoundError(ValueError):
+    """No folder could be found for a model's name; the message says what was tried and what to do."""
+
+
+def resolve_model(name_or_path: str | os.PathLike[str]) -> Path:
+    """The folder of a model, downloaded if need be, with everything in it that loading requires."""
+    folder = _local_or_fetched(os.fspath(name_or_path), MODEL_FILES)
+    return _complete(folder, missing_files(folder), "model")
+
+
+def resolve_tokenizer(name_or_path: str | os.PathLike[str]) -> Path:
+    """The folder of a tokenizer: as `resolve_model`, but only `tokenizer.json` has to be there."""
+    folder = _local_or_fetched(os.fspath(name_or_path), TOKENIZER_FILES)
+    return _complete(folder, [] if (folder / "tokenizer.json").is_file() else ["tokenizer.json"], "tokenizer")
+
+
+def missing_files(folder: Path) -> list[str]:
+    """What a model folder lacks before it can be loaded; empty if it looks complete."""
+    missing = [] if (folder / "config.json").is_file() else ["config.json"]
+    if not any(folder.glob("*.safetensors")):
+        missing.append("model.safetensors (or shards with model.safetensors.index.json)")
+    return missing
+
+
+def _local_or_fetched(name: str, files: list[str]) -> Path:
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ModelNotFoundError(f"{name} is a file; give the folder that holds it")
+    if _looks_like_a_path(name):
+        raise ModelNotFoundError(f"there is no folder {name} (looked in {folder.absolute()})")
+    return _from_hub(name, files)
+
+
+def _complete(folder: Path, missing: list[str], kind: str) -> Path:
+    if missing:
+        held = ", ".join(sorted(path.name for path in folder.iterdir())[:20]) or "nothing"
+        lack = " and ".join(missing)
+        raise ModelNotFoundError(f"{folder} is not a {kind} folder: it lacks {lack}; it holds {held}")
+    return folder
+
+
+def _looks_like_a_path(name: str) -> bool:
+    if name.startswith((".", "~", os.sep)) or "\\" in name:
+        return True
+    return _HUB_ID.fullmatch(name) is None or (os.sep in name and Path(name).parent.is_dir())
+
+
+def _from_hub(name: str, files: list[str]) -> Path:
+    from huggingface_hub import snapshot_download  # imported late: a local folder needs no hub
+
+    try:
+        path = snapshot_download(name, allow_patterns=files, ignore_patterns=FILES_DOUBLED)
+    except Exception as error:  # the hub's errors are many (offline, unknown, gated, proxy …); all end here
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelNotFoundError(
+            f"{name!r} is neither a folder here nor a model that could be fetched from the Hugging Face hub "
+            f"({type(error).__name__}: {reason}). Give a local folder, or run `hf download {name}` on a "
+            "machine with network access and copy the folder here."
+        ) from error
+    return Path(path)
