@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
+from minivllm.admission import check_prompt, limit_output
 from minivllm.config import SchedulerConfig
 from minivllm.decoding.generation import Generation
 from minivllm.memory import KVCacheManager
@@ -186,7 +187,13 @@ class Engine:
             ValueError: it never could, and why. The refusal is recorded in the trace.
         """
         try:
-            return self._validate(request_id, prompt_token_ids, params)
+            if not isinstance(request_id, str) or not request_id:
+                raise ValueError(f"request_id must be a non-empty string, got {request_id!r}")
+            if request_id in self._live:
+                raise ValueError(f"request_id {request_id!r} is in use by a request that is not finished")
+            check_prompt(prompt_token_ids, self.vocab_size, self.config.max_model_len)
+            params.verify(self.vocab_size, has_tokenizer=self.tokenizer is not None)
+            return limit_output(len(prompt_token_ids), params.max_tokens, self.config)
         except ValueError as error:
             if self._emit:
                 self._emit(RequestRefused(str(request_id), self._now(), str(error)))
@@ -338,47 +345,6 @@ class Engine:
             metrics=live.metrics,
             num_cached_tokens=0,
         )
-
-    def _validate(self, request_id: str, prompt_token_ids: SequenceOf[int], params: SamplingParams) -> int:
-        if not isinstance(request_id, str) or not request_id:
-            raise ValueError(f"request_id must be a non-empty string, got {request_id!r}")
-        if request_id in self._live:
-            raise ValueError(f"request_id {request_id!r} is in use by a request that is not finished")
-        prompt_length = len(prompt_token_ids)
-        if not prompt_length:
-            raise ValueError("the prompt is empty: it must have at least one token")
-        for position, token in enumerate(prompt_token_ids):
-            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < self.vocab_size:
-                raise ValueError(
-                    f"prompt_token_ids[{position}] must be an integer from 0 to {self.vocab_size - 1} "
-                    f"(the vocabulary has {self.vocab_size} tokens), got {token!r}"
-                )
-        limit = self.config.max_model_len
-        if prompt_length >= limit:
-            raise ValueError(
-                f"the prompt has {prompt_length} tokens; with max_model_len {limit} it may have at most "
-                f"{limit - 1}, so that one token can be generated"
-            )
-        params.verify(self.vocab_size, has_tokenizer=self.tokenizer is not None)
-        return self._limit_output(prompt_length, params.max_tokens)
-
-    def _limit_output(self, prompt_length: int, max_tokens: int | None) -> int:
-        """Most output tokens: as asked for, capped by the model's length; refused if the pool is less."""
-        longest = self.config.max_model_len - prompt_length
-        capacity = self.config.num_blocks * self.config.block_size
-        # The last token is returned but never computed, so it needs no room in the cache.
-        in_pool = capacity + 1 - prompt_length
-        if max_tokens is None and in_pool >= 1:
-            return min(longest, in_pool)
-        wanted = longest if max_tokens is None else min(max_tokens, longest)
-        if wanted > in_pool:
-            needed = self.cache.blocks_needed(prompt_length + wanted - 1)
-            raise ValueError(
-                f"the request can never fit: {prompt_length} prompt tokens and max_tokens {wanted} need "
-                f"{needed} blocks of {self.config.block_size} tokens, the pool has {self.config.num_blocks} "
-                f"({capacity} tokens)"
-            )
-        return wanted
 
     def _seed_for(self, seq_id: int) -> int:
         """A seed of its own for each request, so that no outcome depends on who else is in the batch."""

@@ -162,15 +162,15 @@ class LLM:
 
     def _tokenize(self, prompt: Prompt, name: str) -> tuple[str | None, list[int]]:
         """A prompt in any form as (text, token ids)."""
-        if isinstance(prompt, str):
-            return prompt, self.get_tokenizer().encode(prompt)
         if isinstance(prompt, Mapping) and "prompt_token_ids" in prompt:
             ids, text = prompt["prompt_token_ids"], prompt.get("prompt")
             if isinstance(ids, Sequence) and not isinstance(ids, str):
                 return text, list(ids)
-        elif isinstance(prompt, Mapping) and isinstance(prompt.get("prompt"), str):
-            return prompt["prompt"], self.get_tokenizer().encode(prompt["prompt"])
-        elif isinstance(prompt, Sequence) and not isinstance(prompt, str | bytes):
+        text = prompt.get("prompt") if isinstance(prompt, Mapping) else prompt
+        if isinstance(text, str):
+            # A tokenizer may turn no text at all into its one beginning token; nobody means that.
+            return text, self.get_tokenizer().encode(text) if text else []
+        if isinstance(prompt, Sequence) and not isinstance(prompt, str | bytes):
             return None, list(prompt)
         raise ValueError(
             f"{name} must be a string, a list of token ids, or a dictionary with 'prompt' (a string) or "

@@ -1,0 +1,95 @@
+"""The commands as a newcomer types them, right and wrong: a mistake is one sentence, never a stack trace."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from minivllm.trace.reader import read_trace
+
+
+def minivllm(*arguments, cwd=None):
+    """Run the command line in a process of its own."""
+    command = [sys.executable, "-m", "minivllm.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=cwd, check=False)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """One run of the demo, and the folder it wrote to."""
+    folder = tmp_path_factory.mktemp("demo")
+    return minivllm("demo", "--headless", "--out", folder / "out"), folder / "out"
+
+
+def test_the_demo_prints_every_text_and_the_numbers_and_writes_the_trace(demo):
+    result, folder = demo
+    assert result.returncode == 0, result.stderr
+    for number in range(12):
+        assert f"[{number}] " in result.stdout
+    for word in ("throughput", "time to first token", "preemptions", "blocks in use", "wasted slots"):
+        assert word in result.stdout
+    trace = read_trace(folder / "trace.jsonl")
+    assert trace.warnings == [] and trace.num_steps > 40
+    assert trace.header.model.name
+
+
+def test_the_demo_shows_what_it_is_there_to_show(demo):
+    trace = read_trace(demo[1] / "trace.jsonl")
+    kinds = [type(event).__name__ for event in trace.events]
+    assert kinds.count("RequestQueued") == kinds.count("SequenceFinished") == 12
+    assert "RequestPreempted" in kinds, "the pool is small enough that somebody must step aside"
+    batches = [event.items for event in trace.events if type(event).__name__ == "BatchPlanned"]
+    assert any(
+        any(count > 1 for _, _, count in items) and any(count == 1 for _, _, count in items)
+        for items in batches
+    ), "a prefill shares a step with decodes"
+    starts = [(start, count) for items in batches for _, start, count in items]
+    assert any(start > 0 and count > 1 for start, count in starts), "a prompt is computed in chunks"
+
+
+def test_a_trace_can_be_summarised_and_exported(demo, tmp_path):
+    trace = demo[1] / "trace.jsonl"
+    summary = minivllm("trace", "summary", trace)
+    assert summary.returncode == 0 and "requests" in summary.stdout
+    target = tmp_path / "out.json"
+    exported = minivllm("trace", "export", "--perfetto", trace, "--out", target)
+    assert exported.returncode == 0, exported.stderr
+    assert json.loads(target.read_text())["traceEvents"]
+
+
+def test_generate_continues_a_prompt(tmp_path):
+    result = minivllm("generate", "Once upon a time,", "--max-tokens", 5, "--trace", tmp_path / "t.jsonl")
+    assert result.returncode == 0, result.stderr
+    assert "Once upon a time," in result.stdout and (tmp_path / "t.jsonl").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("generate", "x", "--block-size", "0"), "block_size must be an integer of at least 1, got 0"),
+        (("generate", "x", "--model", "./nowhere"), "there is no folder ./nowhere"),
+        (("generate", "x", "--max-tokens", "0"), "max_tokens must be an integer of at least 1, got 0"),
+        (("generate", "x", "--temperature", "-1"), "temperature must be"),
+        (("trace", "summary", "nothing.jsonl"), "nothing.jsonl cannot be read"),
+        (("trace", "export", "nothing.jsonl"), "--perfetto"),
+        (("dashboard", "nothing.jsonl"), "nothing.jsonl cannot be read"),
+        (("demo", "--headless", "--out", "file/out"), "cannot write to"),
+        (("demo", "--port", "0"), "port"),
+        (("bench", "throughput", "--model", "huge"), "huge"),
+        (("nonsense",), "nonsense"),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments, message, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    result = minivllm(*arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr + result.stdout
+
+
+def test_the_version_and_the_help_do_not_wait_for_torch():
+    code = "import sys, minivllm.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert minivllm("--version").stdout.startswith("minivllm ")
+    assert "demo" in minivllm("--help").stdout

@@ -1,0 +1,159 @@
+"""`LLM` as vLLM's users know it, on the shipped model."""
+
+import pytest
+
+from minivllm import LLM, SamplingParams
+from minivllm.model.tiny import MODEL_PATH
+from minivllm.trace.reader import read_trace
+
+PROMPT = "Question: What is a KV cache?\nAnswer:"
+
+
+@pytest.fixture(scope="module")
+def llm():
+    return LLM(MODEL_PATH, max_model_len=256, num_gpu_blocks_override=64)
+
+
+def greedy(**more):
+    return SamplingParams(**{"temperature": 0, "max_tokens": 8, **more})
+
+
+def test_one_prompt_many_prompts_and_every_form_of_a_prompt_agree(llm):
+    tokens = llm.get_tokenizer().encode(PROMPT)
+    (first,) = llm.generate(PROMPT, greedy(), use_tqdm=False)
+    forms = [PROMPT, {"prompt": PROMPT}, {"prompt_token_ids": tokens}, tokens]
+    for output in llm.generate(forms, greedy(), use_tqdm=False):
+        assert output.outputs[0].token_ids == first.outputs[0].token_ids
+        assert output.prompt_token_ids == tokens
+    (alone,) = llm.generate(tokens, greedy(), use_tqdm=False)
+    assert alone.outputs[0].text == first.outputs[0].text
+    assert (first.prompt, alone.prompt) == (PROMPT, None)
+
+
+def test_outputs_come_in_the_order_of_the_prompts(llm):
+    counts = [9, 1, 5, 3]
+    outputs = llm.generate(
+        [PROMPT] * 4, [greedy(max_tokens=n, ignore_eos=True) for n in counts], use_tqdm=False
+    )
+    assert [len(output.outputs[0].token_ids) for output in outputs] == counts
+    assert [int(output.request_id) for output in outputs] == sorted(int(o.request_id) for o in outputs)
+
+
+def test_an_output_has_vllms_fields(llm):
+    (output,) = llm.generate(PROMPT, greedy(logprobs=2, prompt_logprobs=1), use_tqdm=False)
+    completion = output.outputs[0]
+    assert output.finished and completion.finished()
+    assert output.prompt_logprobs[0] is None and len(output.prompt_logprobs) == len(output.prompt_token_ids)
+    assert len(completion.logprobs) == len(completion.token_ids)
+    chosen = [entry[token] for entry, token in zip(completion.logprobs, completion.token_ids, strict=True)]
+    assert completion.cumulative_logprob == pytest.approx(sum(logprob.logprob for logprob in chosen))
+    assert all(logprob.rank == 1 and logprob.decoded_token is not None for logprob in chosen)
+    metrics = output.metrics
+    assert metrics.arrival_time <= metrics.first_scheduled_time <= metrics.first_token_time
+    assert metrics.first_token_time <= metrics.last_token_time <= metrics.finished_time
+    assert (output.num_cached_tokens, completion.index) == (0, 0)
+
+
+def test_chat_puts_the_models_template_around_the_messages(llm):
+    messages = [{"role": "user", "content": "What is a KV cache?"}]
+    one, two = llm.chat([messages, messages], greedy(), use_tqdm=False)
+    assert one.outputs[0].text == two.outputs[0].text
+    assert "What is a KV cache?" in one.prompt
+    bos = llm.get_tokenizer().encode("")[0]
+    assert one.prompt_token_ids.count(bos) == 1, "the beginning-of-sequence token is not written twice"
+    (single,) = llm.chat(messages, greedy(), use_tqdm=False)
+    assert single.outputs[0].text == one.outputs[0].text
+
+
+@pytest.mark.parametrize(
+    ("prompts", "params", "message"),
+    [
+        ([PROMPT, ""], {}, r"prompts\[1\]: the prompt is empty"),
+        ([PROMPT, []], {}, r"prompts\[1\]: the prompt is empty"),
+        ([PROMPT, [10**6]], {}, r"prompts\[1\]: prompt_token_ids\[0\] must be an integer from 0 to"),
+        ([[1] * 300], {}, r"prompts\[0\]: the prompt has 300 tokens; with max_model_len 256"),
+        ([PROMPT, 3.5], {}, r"prompts\[1\] must be a string, a list of token ids"),
+        (5, {}, "prompts must be a string, a dictionary, or a list"),
+        ([{"text": "x"}], {}, r"prompts\[0\] must be a string"),
+    ],
+)
+def test_a_prompt_that_cannot_be_served_is_named_and_nothing_is_computed(llm, prompts, params, message):
+    steps = llm.engine.num_steps
+    with pytest.raises(ValueError, match=message):
+        llm.generate(prompts, greedy(**params), use_tqdm=False)
+    assert llm.engine.num_steps == steps and not llm.engine.has_unfinished_requests()
+    assert llm.generate(PROMPT, greedy(), use_tqdm=False)[0].finished, "the engine keeps serving"
+
+
+def test_as_many_params_as_prompts_or_one_for_all(llm):
+    with pytest.raises(ValueError, match="sampling_params has 1 entries for 2 prompts"):
+        llm.generate([PROMPT] * 2, [greedy()], use_tqdm=False)
+    with pytest.raises(ValueError, match="sampling_params must be a SamplingParams or a list of them"):
+        llm.generate([PROMPT], {"temperature": 0}, use_tqdm=False)
+    assert llm.generate([], greedy(), use_tqdm=False) == []
+
+
+def test_an_interrupted_generate_leaves_nothing_behind(llm, monkeypatch):
+    calls = 0
+    execute = llm.engine.executor.execute
+
+    def interrupted(plan):
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return execute(plan)
+
+    monkeypatch.setattr(llm.engine.executor, "execute", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate([PROMPT] * 3, greedy(), use_tqdm=False)
+    assert not llm.engine.has_unfinished_requests()
+    assert llm.engine.cache.num_free_blocks == llm.engine.config.num_blocks
+
+
+def test_a_trace_of_everything_is_written_on_request(tmp_path):
+    path = tmp_path / "run.jsonl"
+    with LLM(MODEL_PATH, num_gpu_blocks_override=64, trace=path) as llm:
+        (output,) = llm.generate(PROMPT, greedy(), use_tqdm=False)
+    trace = read_trace(path)
+    assert trace.warnings == [] and trace.num_steps == len(output.outputs[0].token_ids)
+    assert trace.header.model.num_kv_heads < trace.header.model.num_heads
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dtype": "int8"}, "dtype must be one of"),
+        ({"seed": -1}, "seed must be an integer of at least 0"),
+        ({"block_size": 0}, "block_size must be an integer of at least 1, got 0"),
+        (
+            {"gpu_memory_utilization": 1.5},
+            "gpu_memory_utilization must be a finite number above 0 and at most 1",
+        ),
+        ({"num_gpu_blocks_override": 0}, "num_gpu_blocks_override must be an integer of at least 1"),
+        ({"max_model_len": 10**6}, "max_model_len must be at most 2048"),
+        ({"max_num_seqs": 0}, "max_num_seqs"),
+        ({"max_num_batched_tokens": True}, "max_num_batched_tokens"),
+        ({"enable_chunked_prefill": 1}, "enable_chunked_prefill must be True or False"),
+        (
+            {"enable_chunked_prefill": False, "max_num_batched_tokens": 9},
+            "max_num_batched_tokens must be at least",
+        ),
+        ({"enable_prefix_caching": True}, "enable_prefix_caching must be False"),
+        ({"swap_space": 4}, "swap_space must be 0"),
+        ({"tensor_parallel_size": 2}, "tensor_parallel_size must be 1"),
+        ({"quantization": "awq"}, "quantization must be None"),
+        ({"scheduling_policy": "lifo"}, "scheduling_policy must be one of"),
+        ({"tokenizer": "./nowhere"}, "nowhere"),
+        ({"model": "./nowhere"}, "there is no folder ./nowhere"),
+        ({"model": ""}, "model must be a folder or a hub id"),
+    ],
+)
+def test_an_argument_that_cannot_work_is_refused_by_name(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        LLM(**{"model": MODEL_PATH, **arguments})
+
+
+def test_an_unknown_argument_is_named():
+    with pytest.raises(TypeError, match="LLM has no argument 'blok_size'"):
+        LLM(MODEL_PATH, blok_size=4)
