@@ -1,0 +1,244 @@
+"""The timeline: a trace goes in, one record per step comes out, and one row of spans per request.
+
+Replay (`replay.py`) knows what *is* after each step. A reader also asks what *happened* in it: who came, who
+left, which blocks changed hands, was that a prefill or a decode? That is noted here once, while the events
+go by, and the summary, the Perfetto export and every figure of the dashboard use the same notes.
+
+    walk(trace)        StepRecord + ReplayState, step by step; one pass, nothing kept
+    make_timeline()    all records, and for each request its spans:
+
+        A  waiting──prefill────decode──────────────────┤
+        B           waiting──prefill──decode─preempted──prefill──decode──┤
+
+There are no phases in the engine: a sequence only catches up with its tokens. "Decode" is the reader's word
+for computing nothing but the newest token, "prefill" for everything else.
+
+Read next: `summary.py` and `perfetto.py`, the two smallest users of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from minivllm.trace.events import (
+    AnyEvent,
+    BatchPlanned,
+    BlocksAllocated,
+    BlocksFreed,
+    RequestPreempted,
+    RequestQueued,
+    RequestRefused,
+    RequestScheduled,
+    SequenceFinished,
+    StepStarted,
+    TokensSampled,
+)
+from minivllm.trace.reader import Trace, TraceError
+from minivllm.trace.replay import ReplayState, SequenceState
+
+
+class Phase(StrEnum):
+    """What a request does during one step."""
+
+    WAITING = "waiting"
+    PREFILL = "prefill"
+    DECODE = "decode"
+    HELD = "held"
+    """In the batch and keeping its blocks, but no token of it is computed in this step."""
+    PREEMPTED = "preempted"
+
+
+@dataclass(frozen=True, slots=True)
+class BatchItem:
+    """One sequence's share of a step."""
+
+    seq: int
+    request: str
+    start: int
+    num_tokens: int
+    phase: Phase
+
+
+@dataclass(slots=True)
+class StepRecord:
+    """What happened in one step, and the few numbers that describe the state after it."""
+
+    step: int
+    start: float = 0.0
+    end: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
+    batch: tuple[BatchItem, ...] = ()
+    queued: list[str] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    """`(request, reason)`."""
+    scheduled: list[str] = field(default_factory=list)
+    preempted: list[tuple[str, int]] = field(default_factory=list)
+    """`(request, tokens given up)`."""
+    sampled: tuple[tuple[int, int, str], ...] = ()
+    """`(seq, token_id, text)` of every new token."""
+    finished: list[SequenceState] = field(default_factory=list)
+    taken: dict[int, int] = field(default_factory=dict)
+    """Physical block → the sequence that took it."""
+    returned: dict[int, int] = field(default_factory=dict)
+    """Physical block → the sequence that gave it back."""
+    num_waiting: int = 0
+    num_running: int = 0
+    num_used_blocks: int = 0
+    num_filled_slots: int = 0
+    """Slots of used blocks that hold a token's keys and values; the other slots of used blocks are waste."""
+    has_started: bool = False
+
+    def num_tokens(self, phase: Phase) -> int:
+        """Tokens that this step computed in one phase."""
+        return sum(item.num_tokens for item in self.batch if item.phase is phase)
+
+    def note(self, event: AnyEvent, state: ReplayState) -> None:
+        """Take down one event. `state` is what was true just before it."""
+        match event:
+            case StepStarted():
+                self.start, self.has_started = event.time, True
+            case RequestQueued():
+                self.queued.append(event.request)
+            case RequestRefused():
+                self.refused.append((event.request, event.reason))
+            case RequestScheduled():
+                self.scheduled.append(event.request)
+            case RequestPreempted():
+                self.preempted.append((event.request, event.num_computed_tokens))
+            case BlocksAllocated():
+                self.taken.update(dict.fromkeys(event.blocks, event.seq))
+            case BlocksFreed():
+                self.returned.update(dict.fromkeys(event.blocks, event.seq))
+            case BatchPlanned():
+                self.batch = tuple(_batch_item(state, *item) for item in event.items)
+            case TokensSampled():
+                self.sampled = event.items
+            case SequenceFinished():
+                self.finished.append(state.sequences[event.seq])
+
+    def close(self, state: ReplayState) -> None:
+        """The step is over: note where it left things."""
+        self.end, self.seconds = max(state.time, self.start), state.seconds
+        self.num_waiting, self.num_running = len(state.waiting), len(state.running)
+        self.num_used_blocks = state.num_used_blocks
+        self.num_filled_slots = sum(state.sequences[seq].num_computed_tokens for seq in state.tables)
+
+
+def _batch_item(state: ReplayState, seq: int, start: int, num_tokens: int) -> BatchItem:
+    sequence = state.sequences[seq]
+    newest_only = num_tokens == 1 and start == len(sequence.token_ids) - 1
+    phase = Phase.DECODE if newest_only and sequence.num_output_tokens else Phase.PREFILL
+    return BatchItem(seq, sequence.request, start, num_tokens, phase)
+
+
+def walk(trace: Trace) -> Iterator[tuple[StepRecord, ReplayState]]:
+    """Every step's record, with the state after it. It is one state that changes: copy what you keep.
+
+    Raises:
+        TraceError: the events contradict each other (a block taken twice, an unknown sequence).
+    """
+    state = ReplayState(trace.header)
+    for step in range(trace.num_steps):
+        record = StepRecord(step, start=state.time)
+        try:
+            for event in trace.step_events(step):
+                record.note(event, state)
+                state.apply(event)
+            record.close(state)
+        except (KeyError, IndexError, ValueError) as error:
+            raise TraceError(
+                f"step {step} of the trace contradicts what came before ({type(error).__name__}: {error}); "
+                f"the file was changed after it was recorded, or the recorder has a fault"
+            ) from error
+        yield record, state
+
+
+@dataclass(slots=True)
+class Span:
+    """A request was in one phase from step `first` to step `last`, both included."""
+
+    phase: Phase
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """All records of a trace, each request's spans, and every sequence as it was in the end.
+
+    Attributes:
+        spans: request → its spans, in order; requests in order of arrival.
+        sequences: sequence id → its last state; in order of arrival.
+    """
+
+    trace: Trace
+    records: list[StepRecord]
+    spans: dict[str, list[Span]]
+    sequences: dict[int, SequenceState]
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.records)
+
+
+def make_timeline(trace: Trace) -> Timeline:
+    """Walk a trace once and keep what there is to say about it. Raises what `walk` raises."""
+    records: list[StepRecord] = []
+    spans = _SpanKeeper()
+    state = ReplayState(trace.header)
+    for record, state in walk(trace):
+        records.append(record)
+        spans.add(record, state)
+    sequences = dict(sorted((state.finished | state.sequences).items()))
+    return Timeline(trace, records, spans.close(len(records) - 1), sequences)
+
+
+class _SpanKeeper:
+    """Turns records into spans by looking only at requests whose phase may have changed.
+
+    The waiting queue can be long, so those who merely go on waiting must cost nothing.
+    """
+
+    def __init__(self) -> None:
+        self._done: dict[str, list[Span]] = {}
+        self._open: dict[str, Span] = {}
+
+    def add(self, record: StepRecord, state: ReplayState) -> None:
+        step = record.step
+        for request in record.queued:
+            self._done.setdefault(request, [])
+            self._open[request] = Span(Phase.WAITING, step, step)
+        for request, _ in record.preempted:
+            self._change(request, Phase.PREEMPTED, step)
+        in_batch = {item.request: item.phase for item in record.batch}
+        for request, phase in in_batch.items():
+            self._change(request, phase, step)
+        for request in state.running:
+            if request not in in_batch:
+                self._change(request, Phase.HELD, step)
+        for sequence in record.finished:
+            if sequence.request not in state.members:
+                # One that was aborted before the step began took no part in it.
+                took_part = sequence.request in in_batch
+                self._close(sequence.request, step if took_part else step - 1)
+
+    def close(self, last_step: int) -> dict[str, list[Span]]:
+        """Requests that are still there when the trace ends were there until its last step."""
+        for request in tuple(self._open):
+            self._close(request, last_step)
+        return self._done
+
+    def _change(self, request: str, phase: Phase, step: int) -> None:
+        span = self._open.get(request)
+        if span is None or span.phase is not phase:
+            if span is not None:
+                self._close(request, step - 1)
+            self._open[request] = Span(phase, step, step)
+
+    def _close(self, request: str, last: int) -> None:
+        span = self._open.pop(request, None)
+        if span is not None and span.first <= last:
+            span.last = last
+            self._done[request].append(span)

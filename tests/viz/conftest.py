@@ -1,0 +1,74 @@
+"""A real Chromium and a real dashboard for the browser tests; skipped with a reason where there is none."""
+
+import shutil
+import socket
+import subprocess
+
+import pytest
+
+from tests.viz import trace_factory
+from tests.viz.trace_factory import Workload
+from viz import serve
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="session")
+def trace_file(tmp_path_factory):
+    """A run in a tight pool: waits, preemptions, a refusal, and texts that would love to be markup."""
+    load = Workload(
+        num_blocks=24,
+        num_requests=10,
+        output=(20, 60),
+        arrival_gap=1.0,
+        num_refused=1,
+        seed=4,
+        names="<b>{}</b>",
+    )
+    return trace_factory.write(trace_factory.make(load), tmp_path_factory.mktemp("trace") / "run.jsonl")
+
+
+@pytest.fixture(scope="session")
+def server():
+    """Where a fresh dashboard without a trace answers."""
+    with socket.socket() as probe:
+        probe.bind((serve.HOST, 0))
+        port = probe.getsockname()[1]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(serve.command(port), env=serve.environment(None), **quiet) as process:
+        try:
+            assert serve.wait_until_ready(process, port)
+            yield serve.url(port, None).rstrip("/")
+        finally:
+            process.terminate()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if executable is None:
+        pytest.skip(f"no browser is installed: none of {', '.join(BROWSERS)}")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=executable, headless=True, args=list(FLAGS))
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A window; at the end, no script may have failed in it."""
+    context = browser.new_context(viewport={"width": 1200, "height": 900})
+    window = context.new_page()
+    errors = []
+    window.on("pageerror", lambda error: errors.append(str(error)))
+    yield window
+    context.close()
+    assert not errors

@@ -1,0 +1,336 @@
+"""The player in a real browser: what it shows equals the scene, and every way of moving works.
+
+The self-contained page is enough for most of it; the dashboard itself is asked what only Streamlit can break.
+"""
+
+import re
+from urllib.parse import quote
+
+import pytest
+
+from minivllm.trace.reader import read_trace
+from minivllm.trace.timeline import make_timeline
+from viz import figures
+from viz.backends.html import save_html
+from viz.player import Jump
+from viz.scene import DEFAULTS, Scene
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+expect = playwright.expect
+
+
+@pytest.fixture(scope="module")
+def timeline(trace_file):
+    return make_timeline(read_trace(trace_file))
+
+
+@pytest.fixture(scope="module")
+def scenes(timeline):
+    request = next(iter(timeline.spans))
+    return [
+        figures.block_pool(timeline, request),
+        figures.memory_over_time(timeline),
+        *figures.overview(timeline),
+    ]
+
+
+@pytest.fixture
+def player(page, scenes, tmp_path):
+    """The player of a self-contained page, just opened."""
+    path = tmp_path / "page.html"
+    save_html(path, "A run", scenes, [Jump("third step", 3), Jump("nowhere", None)])
+    page.goto(path.as_uri())
+    found = page.locator(".player")
+    expect(found.locator(".count")).to_contain_text("step 0 of")
+    return found
+
+
+def at_step(player, step):
+    expect(player.locator(".count")).to_have_text(re.compile(rf"^step {step} of "))
+
+
+READ_SHAPES = """
+svg => [...svg.children].slice(0, -1).map(element => ({
+  fill: element.getAttribute("fill"), text: element.textContent, x: element.getAttribute("x"),
+  width: element.getAttribute("width"), stroke: element.getAttribute("stroke"), d: element.getAttribute("d"),
+}))"""
+
+
+def drawn(player, number):
+    """The shapes of one picture as they are in the page."""
+    return player.locator("svg").nth(number).evaluate(READ_SHAPES)
+
+
+def wanted(scene, step):
+    shapes = []
+    for shape in scene.at(step):
+        full = DEFAULTS[shape["kind"]] | shape
+        fill, stroke = (
+            f"var(--{full[n]})" if full.get(n, "none") != "none" else "none" for n in ("fill", "stroke")
+        )
+        shapes.append((fill, stroke if "stroke" in full else None, full.get("text", ""), full.get("d")))
+    return shapes
+
+
+def jump_to(player, step):
+    player.locator("input").evaluate(
+        "(slider, step) => { slider.value = step; slider.dispatchEvent(new Event('input')); }", step
+    )
+    at_step(player, step)
+
+
+# ── the picture ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_page_shows_exactly_the_scene_wherever_the_reader_jumps(player, scenes):
+    last = scenes[0].num_steps - 1
+    for step in (0, last, 5, 70, 69, 64, 63, last // 2, 0, 1):
+        jump_to(player, min(step, last))
+        for number, scene in enumerate(scenes):
+            shown = [(s["fill"], s["stroke"], s["text"], s["d"]) for s in drawn(player, number)]
+            assert shown == wanted(scene, min(step, last))
+
+
+def test_walking_shows_the_same_as_jumping(page, player, scenes):
+    for _ in range(12):
+        page.keyboard.press("ArrowRight")
+    for _ in range(3):
+        page.keyboard.press("ArrowLeft")
+    at_step(player, 9)
+    shown = [(s["fill"], s["stroke"], s["text"], s["d"]) for s in drawn(player, 0)]
+    assert shown == wanted(scenes[0], 9)
+
+
+def test_letters_of_the_blocks_are_those_of_the_scene(player, scenes):
+    jump_to(player, 20)
+    shown = player.locator("svg").first.evaluate("svg => [...svg.lastChild.children].map(t => t.textContent)")
+    labels = [str(shape["label"]) for shape in scenes[0].at(20) if shape.get("label")]
+    assert sorted(text for text in shown if text) == sorted(labels)
+
+
+def test_caption_and_slider_say_what_happens(player, scenes):
+    jump_to(player, 7)
+    expect(player.locator(".caption")).to_have_text(scenes[0].captions[7])
+    assert player.locator("input").get_attribute("aria-valuetext") == scenes[0].captions[7]
+
+
+def test_text_from_the_trace_is_never_markup(player, timeline):
+    assert player.locator("b").count() == 0
+    tips = [player.locator("svg").first.evaluate("svg => svg.innerHTML")]
+    assert any("&lt;b&gt;" in tip for tip in tips)
+
+
+def test_whatever_a_scene_says_is_shown_as_text(page, tmp_path):
+    nasty = "</script><img src=x onerror='window.hacked = true'>"
+    scene = Scene(nasty, 100, 100)
+    square = scene.rect(0, 0, 100, 100, fill="ink", tip=nasty)
+    scene.text(0, 50, nasty)
+    scene.begin_step(nasty)
+    scene.set(square, label=nasty)
+    save_html(tmp_path / "page.html", nasty, [scene], [Jump(nasty, 0)])
+    page.goto((tmp_path / "page.html").as_uri())
+    expect(page.locator(".caption")).to_have_text(nasty)
+    page.locator("svg rect").hover(force=True)
+    expect(page.locator(".tip")).to_have_text(nasty)
+    expect(page.locator("svg g text")).to_have_text(nasty)
+    expect(page.locator(".jumps button")).to_have_text(nasty)
+    assert page.locator("img").count() == 0
+    assert page.evaluate("window.hacked") is None
+
+
+def test_a_pointer_over_a_block_reads_about_it(page, player, scenes):
+    jump_to(player, 10)
+    block = next(i for i, s in enumerate(scenes[0].at(10)) if "request" in str(s.get("tip", "")))
+    player.locator("svg").first.locator("> *").nth(block).hover(force=True)
+    shape = scenes[0].at(10)[block]
+    expect(player.locator(".tip")).to_have_text(f"{shape['tip']}, {shape['detail']}")
+
+
+# ── moving ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_keys_work_right_after_loading_without_a_click(page, player, scenes):
+    last = scenes[0].num_steps - 1
+    for key, step in (
+        ("ArrowRight", 1),
+        ("Shift+ArrowRight", 11),
+        ("ArrowLeft", 10),
+        ("Shift+ArrowLeft", 0),
+        ("ArrowLeft", 0),
+        ("End", last),
+        ("ArrowRight", last),
+        ("Home", 0),
+    ):
+        page.keyboard.press(key)
+        at_step(player, step)
+
+
+def test_keys_with_the_slider_in_focus_move_once(page, player):
+    player.get_by_role("slider").focus()
+    page.keyboard.press("ArrowRight")
+    at_step(player, 1)
+
+
+def test_buttons(player, scenes):
+    last = scenes[0].num_steps - 1
+    for name, step in (
+        ("Forward one step", 1),
+        ("Last", last),
+        ("Back one step", last - 1),
+        ("First", 0),
+        ("third step", 3),
+    ):
+        player.get_by_role("button", name=name, exact=True).click()
+        at_step(player, step)
+    assert player.get_by_role("button", name="nowhere").is_disabled()
+
+
+def test_space_plays_and_any_move_by_hand_stops(page, player):
+    player.get_by_role("combobox").select_option("60")
+    player.locator(".caption").click()
+    page.keyboard.press("Space")
+    expect(player.get_by_role("button", name="Pause")).to_be_visible()
+    page.wait_for_function("() => Number(document.querySelector('.player input').value) > 8")
+    assert player.locator(".caption").get_attribute("aria-live") == "off"
+    page.keyboard.press("ArrowLeft")
+    expect(player.get_by_role("button", name="Play")).to_be_visible()
+    assert player.locator(".caption").get_attribute("aria-live") == "polite"
+    before = player.locator(".count").inner_text()
+    page.wait_for_timeout(200)
+    assert player.locator(".count").inner_text() == before
+
+
+def test_playing_stops_at_the_last_step_and_begins_again(page, player, scenes):
+    last = scenes[0].num_steps - 1
+    jump_to(player, last - 3)
+    player.get_by_role("combobox").select_option("60")
+    player.get_by_role("button", name="Play").click()
+    at_step(player, last)
+    expect(player.get_by_role("button", name="Play")).to_be_visible()
+    player.get_by_role("button", name="Play").click()
+    page.wait_for_function("last => Number(document.querySelector('.player input').value) < last", arg=last)
+
+
+def test_a_click_on_the_time_axis_goes_to_that_step(page, player, scenes):
+    axis, svg = scenes[1].axis, player.locator("svg").nth(1)
+    svg.scroll_into_view_if_needed()
+    box = svg.bounding_box()
+    x = (axis.left + 15.5 * axis.step_width) / scenes[1].width * box["width"]
+    page.mouse.click(box["x"] + x, box["y"] + box["height"] / 2)
+    at_step(player, 15)
+
+
+def test_a_reload_comes_back_to_the_same_step(page, player):
+    page.keyboard.press("Shift+ArrowRight")
+    at_step(player, 10)
+    page.reload()
+    at_step(page.locator(".player"), 10)
+
+
+# ── for everybody ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_control_has_a_name_and_every_picture_a_title(page, player):
+    nameless = page.evaluate("""() => [...document.querySelectorAll(
+      ".player button, .player input, .player select, .player [role=group], .player svg")]
+      .filter(e => !(e.getAttribute("aria-label") || e.textContent.trim() || e.labels?.length))
+      .map(e => e.outerHTML.slice(0, 80))""")
+    assert nameless == []
+    assert player.get_attribute("role") == "group" and "Space plays" in player.get_attribute("aria-label")
+    assert player.get_by_role("combobox", name="steps per second").count() == 1
+
+
+@pytest.mark.parametrize("width", [380, 420, 800])
+def test_a_narrow_screen_cuts_nothing_off(page, player, width):
+    page.set_viewport_size({"width": width, "height": 700})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    boxes = page.evaluate("""() => [...document.querySelectorAll(
+      ".player button, .player input, .player select, .player .caption, .player .count, .player svg")]
+      .map(e => e.getBoundingClientRect()).map(b => [b.left, b.right])""")
+    assert all(left >= 0 and right <= width for left, right in boxes)
+
+
+def test_the_caption_stays_in_sight_while_the_page_scrolls(page, player):
+    page.set_viewport_size({"width": 420, "height": 500})
+    page.mouse.wheel(0, 700)
+    page.wait_for_function("() => scrollY > 200")
+    top = player.locator(".caption").bounding_box()["y"]
+    assert 0 <= top < 400
+
+
+# ── in Streamlit ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def open_dashboard(page, server, trace, step=None, path=""):
+    page.goto(f"{server}/{path}?trace={quote(str(trace))}" + (f"&step={step}" if step is not None else ""))
+    found = page.locator(".player")
+    expect(found.locator(".count")).to_contain_text("step", timeout=40_000)
+    return found
+
+
+def test_the_first_link_that_a_fresh_server_gets_may_lead_to_any_page(page, server, trace_file):
+    player = open_dashboard(page, server, trace_file, 12, path="kv_pool")
+    at_step(player, 12)
+    expect(page.get_by_role("heading", name="KV pool")).to_be_visible()
+
+
+def test_the_link_follows_the_step_and_leads_back_to_it(page, server, trace_file):
+    player = open_dashboard(page, server, trace_file)
+    page.keyboard.press("Shift+ArrowRight")
+    page.keyboard.press("ArrowRight")
+    at_step(player, 11)
+    page.wait_for_url(re.compile(r"step=11\b"))
+    other = page.context.new_page()
+    other.goto(page.url)
+    at_step(other.locator(".player"), 11)
+
+
+def test_all_pages_stand_at_the_same_step(page, server, trace_file):
+    player = open_dashboard(page, server, trace_file, 17)
+    for name in ("KV pool", "Scheduler", "Overview"):
+        page.get_by_role("link", name=name, exact=True).click()
+        expect(page.get_by_role("heading", name=name)).to_be_visible()
+        at_step(player, 17)
+        page.wait_for_url(re.compile(r"trace=.*step=17\b"))
+        page.keyboard.press("ArrowRight")
+        at_step(player, 18)
+        page.keyboard.press("ArrowLeft")
+
+
+def test_reporting_the_step_does_not_disturb_the_player(page, server, trace_file):
+    player = open_dashboard(page, server, trace_file, 3)
+    for step in range(4, 10):
+        page.keyboard.press("ArrowRight")
+        at_step(player, step)
+        page.wait_for_url(re.compile(rf"step={step}\b"))
+
+
+def test_an_upload_of_garbage_is_told_in_a_sentence_and_a_trace_opens(page, server, trace_file):
+    page.goto(server)
+    upload = page.locator("input[type=file]")
+    upload.set_input_files({"name": "holiday.jpg", "mimeType": "image/jpeg", "buffer": b"\xff\xd8\xff\x00"})
+    expect(page.get_by_text("holiday.jpg is not a minivllm trace")).to_be_visible(timeout=20_000)
+    assert page.locator(".stException").count() == 0
+    page.locator("input[type=file]").set_input_files(str(trace_file))
+    at_step(page.locator(".player"), 0)
+
+
+@pytest.mark.parametrize("path", ["", "kv_pool", "scheduler"])
+def test_no_page_scrolls_sideways_on_a_phone(page, server, trace_file, path):
+    page.set_viewport_size({"width": 380, "height": 800})
+    open_dashboard(page, server, trace_file, 10, path)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 380
+    main = page.evaluate(
+        "(() => { const m = document.querySelector('[data-testid=stMain]'); return m.scrollWidth; })()"
+    )
+    assert main <= 380
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_player_follows_the_theme(browser, server, trace_file, theme):
+    context = browser.new_context(color_scheme=theme)
+    player = open_dashboard(context.new_page(), server, trace_file)
+    ink = player.evaluate("e => getComputedStyle(e).color")
+    brightness = sum(map(int, re.findall(r"\d+", ink)[:3]))
+    assert (brightness > 380) == (theme == "dark")
+    context.close()

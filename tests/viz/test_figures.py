@@ -1,0 +1,293 @@
+"""Figures show what the replayed state says, at every step of random runs."""
+
+from unicodedata import east_asian_width
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minivllm.trace.events import BlocksAllocated, BlocksFreed
+from minivllm.trace.replay import Replay
+from minivllm.trace.timeline import Phase, make_timeline
+from tests.viz import trace_factory
+from tests.viz.strategies import traces
+from tests.viz.trace_factory import Workload
+from viz import figures
+from viz.figures.block_pool import MOST_LOGICAL, drawn_blocks
+from viz.figures.common import clip, letters, listing, names_of
+
+TIGHT = Workload(num_requests=10, num_blocks=24, output=(20, 60), arrival_gap=1.0, num_refused=1, seed=4)
+
+
+@pytest.fixture(scope="module")
+def tight():
+    """A run with preemptions and a refusal."""
+    timeline = make_timeline(trace_factory.make(TIGHT))
+    assert any(record.preempted for record in timeline.records)
+    return timeline
+
+
+def cells(scene, timeline, step):
+    """Physical block → its shape: the cells are the rectangles whose tip starts with their number."""
+    blocks = {}
+    for shape in scene.at(step):
+        tip = str(shape.get("tip", ""))
+        if tip.startswith("Block "):
+            blocks[int(tip.split()[1].rstrip(":"))] = shape
+    return blocks
+
+
+@given(traces, st.data())
+def test_fills_and_letters_of_the_pool_agree_with_the_replayed_state(trace, data):
+    timeline = make_timeline(trace)
+    scene, names = figures.block_pool(timeline), names_of(timeline)
+    step = data.draw(st.integers(0, trace.num_steps - 1))
+    state = Replay(trace).state_at(step)
+    owners = {block: seq for seq, table in state.tables.items() for block in table}
+    shown = cells(scene, timeline, step)
+    assert sorted(shown) == list(range(trace.header.num_blocks))
+    for block, shape in shown.items():
+        if block in owners:
+            name = names[state.sequences[owners[block]].request]
+            assert shape["fill"] == name.colour
+            assert shape["label"] == name.tag
+        else:
+            assert (shape["fill"], shape["label"]) == ("free", "")
+
+
+@given(traces, st.data())
+def test_marks_name_exactly_what_changed_hands_in_this_step(trace, data):
+    timeline = make_timeline(trace)
+    scene = figures.block_pool(timeline)
+    step = data.draw(st.integers(0, trace.num_steps - 1))
+    state = Replay(trace).state_at(step)
+    events = trace.step_events(step)
+    taken = {block for event in events if isinstance(event, BlocksAllocated) for block in event.blocks}
+    freed = {block for event in events if isinstance(event, BlocksFreed) for block in event.blocks}
+    for block, shape in cells(scene, timeline, step).items():
+        held = state.ref_counts[block] > 0
+        assert ("taken in this step" in shape["detail"]) == (held and block in taken)
+        assert ("given back" in shape["detail"]) == (not held and block in freed)
+        assert (shape["stroke_width"] > 1) == (block in taken or block in freed)
+
+
+@given(traces, st.data())
+def test_the_tip_of_a_block_tells_its_logical_number_and_filled_slots(trace, data):
+    timeline = make_timeline(trace)
+    step = data.draw(st.integers(0, trace.num_steps - 1))
+    state = Replay(trace).state_at(step)
+    shown = cells(figures.block_pool(timeline), timeline, step)
+    size = trace.header.block_size
+    for seq, table in state.tables.items():
+        for logical, block in enumerate(table):
+            filled = min(size, state.sequences[seq].num_computed_tokens - logical * size)
+            assert f"logical block {logical}" in shown[block]["tip"]
+            assert f"{filled} of {size} slots filled" in shown[block]["detail"]
+
+
+@given(traces, st.data())
+def test_every_arrow_of_the_selected_request_ends_at_its_physical_block(trace, data):
+    timeline = make_timeline(trace)
+    request = data.draw(st.sampled_from(list(timeline.spans)))
+    scene = figures.block_pool(timeline, request)
+    step = data.draw(st.integers(0, trace.num_steps - 1))
+    state = Replay(trace).state_at(step)
+    tables = [t for seq, t in state.tables.items() if state.sequences[seq].request == request]
+    table = (tables[0] if tables else [])[-MOST_LOGICAL:]
+    shown = cells(scene, timeline, step)
+    arrows = [s["d"] for s in scene.at(step) if s["kind"] == "path" and s["d"] and s["stroke"] == "cursor"]
+    ends = [tuple(map(float, d.rsplit("L", 2)[1].split(","))) for d in arrows]
+    for (x, y), block in zip(ends, table, strict=True):
+        cell = shown[block]
+        assert cell["x"] <= x <= cell["x"] + cell["width"]
+        assert abs(y - cell["y"]) <= 2
+        assert cell["stroke"] == "cursor"
+
+
+def test_of_a_long_block_table_the_newest_blocks_are_shown():
+    load = Workload(num_requests=1, num_blocks=80, block_size=1, prompt=(50, 50), output=(10, 10))
+    timeline = make_timeline(trace_factory.make(load))
+    shapes = figures.block_pool(timeline, "req-0").at(5)
+    tips = [str(shape["tip"]) for shape in shapes if str(shape.get("tip", "")).startswith("Logical")]
+    table = Replay(timeline.trace).state_at(5).tables[0]
+    assert len(tips) == MOST_LOGICAL < len(table)
+    assert tips[-1] == f"Logical block {len(table) - 1} of A is physical block {table[-1]}"
+    assert tips[0] == f"Logical block {len(table) - 32} of A is physical block {table[-32]}"
+
+
+@given(traces, st.data())
+def test_the_strip_adds_up(trace, data):
+    timeline = make_timeline(trace)
+    scene = figures.block_pool(timeline)
+    step = data.draw(st.integers(0, trace.num_steps - 1))
+    state = Replay(trace).state_at(step)
+    strip = {s["fill"]: s for s in scene.at(step) if s.get("fill") in ("filled", "wasted")}
+    held = strip["filled"]["width"] + strip["wasted"]["width"]
+    assert held == pytest.approx(640 * state.num_used_blocks / trace.header.num_blocks, abs=0.02)
+
+
+@given(traces)
+def test_every_figure_has_one_patch_and_one_caption_per_step(trace):
+    timeline = make_timeline(trace)
+    request = next(iter(timeline.spans))
+    for scene in (
+        figures.block_pool(timeline, request),
+        figures.block_table(timeline, request),
+        figures.memory_over_time(timeline),
+        figures.scheduler_gantt(timeline),
+        figures.batch_composition(timeline),
+        *figures.overview(timeline),
+    ):
+        assert scene.num_steps == trace.num_steps
+        assert scene.captions == figures.captions(timeline)
+
+
+@given(traces)
+def test_nothing_is_drawn_outside_the_picture(trace):
+    timeline = make_timeline(trace)
+    request = next(iter(timeline.spans))
+    for scene in (
+        figures.block_pool(timeline, request),
+        figures.block_table(timeline, request),
+        figures.scheduler_gantt(timeline),
+        *figures.overview(timeline),
+    ):
+        for shape in scene.at(trace.num_steps - 1):
+            if shape["kind"] == "rect":
+                assert -2 <= shape["x"] <= shape["x"] + shape["width"] <= scene.width + 2
+                assert -2 <= shape["y"] <= shape["y"] + shape["height"] <= scene.height + 2
+            elif shape["kind"] == "text":
+                assert 0 <= shape["x"] <= scene.width and 0 <= shape["y"] <= scene.height
+
+
+def test_the_gantt_draws_every_span_in_its_colour_and_height(tight):
+    scene = figures.scheduler_gantt(tight)
+    spans = [span for spans in tight.spans.values() for span in spans]
+    tips = [str(shape["tip"]) for shape in scene.shapes if shape.get("tip")]
+    assert len(tips) == len(spans)
+    crosses = [shape for shape in scene.shapes if shape.get("text") == "×"]
+    assert len(crosses) == sum(span.phase is Phase.PREEMPTED for span in spans)
+
+
+@given(traces, st.data())
+def test_the_gantt_dims_exactly_the_future(trace, data):
+    timeline = make_timeline(trace)
+    scene = figures.scheduler_gantt(timeline)
+    step = data.draw(st.integers(0, trace.num_steps - 1))
+    veil = next(shape for shape in scene.at(step) if shape.get("opacity", 1) < 1)
+    axis = scene.axis
+    assert veil["x"] == pytest.approx(axis.left + (step + 1) * axis.step_width, abs=0.02)
+    assert veil["x"] + veil["width"] == pytest.approx(scene.width, abs=0.02)
+
+
+def test_200_requests_fit_and_more_are_counted_in_a_sentence():
+    load = Workload(num_requests=230, prompt=(1, 9), output=(1, 4), arrival_gap=0.2)
+    scene = figures.scheduler_gantt(make_timeline(trace_factory.make(load)))
+    words = [str(shape.get("text", "")) for shape in scene.shapes]
+    assert "The first 200 of 230 requests are drawn." in words
+    assert scene.height < 1000
+
+
+def test_small_cells_carry_no_letters_but_still_speak():
+    load = Workload(num_blocks=2048, prompt=(100, 300), num_requests=20)
+    timeline = make_timeline(trace_factory.make(load))
+    scene = figures.block_pool(timeline, next(iter(timeline.spans)))
+    shown = cells(scene, timeline, 10)
+    assert len(shown) == 2048
+    assert not any(shape["label"] for shape in shown.values())
+    assert any("request A" in str(shape["tip"]) for shape in shown.values())
+    assert scene.height < 1000
+
+
+def test_a_huge_pool_draws_the_blocks_that_are_ever_used_and_says_so():
+    timeline = make_timeline(trace_factory.make(Workload(num_blocks=50_000)))
+    blocks = drawn_blocks(timeline)
+    used = {block for record in timeline.records for block in record.taken}
+    assert blocks == sorted(used)
+    words = [str(shape.get("text", "")) for shape in figures.block_pool(timeline).shapes]
+    assert any(f"The pool has 50,000 blocks; drawn are {len(used):,}" in text for text in words)
+
+
+def test_the_block_table_holds_ids_of_the_prompt_and_text_of_the_output():
+    timeline = make_timeline(trace_factory.make(Workload(num_requests=1, prompt=(20, 20), output=(10, 10))))
+    scene = figures.block_table(timeline, "req-0")
+    tips = [str(shape["tip"]) for shape in scene.at(timeline.num_steps - 2) if shape["kind"] == "text"]
+    holds = [tip for tip in tips if tip]
+    ids = timeline.sequences[0].token_ids
+    assert holds[0] == "prompt ids " + " ".join(map(str, ids[:16]))
+    text = holds[1].split("“")[1].rstrip("”")
+    assert holds[1].startswith("prompt ids ") and timeline.sequences[0].text.startswith(text) and text
+
+
+def test_answers_grow_and_unarrived_requests_are_not_given_away(tight):
+    scenes = figures.overview(tight)
+    texts = [str(s["text"]) for scene in scenes for s in scene.at(0) if s["kind"] == "text"]
+    arrived = tight.records[0].queued
+    assert texts.count("not here yet") == len(tight.sequences) - len(arrived)
+    last = tight.num_steps - 1
+    ends = [str(s["text"]) for scene in scenes for s in scene.at(last) if s["kind"] == "text"]
+    assert ends.count("finished (length)") == len(tight.sequences)
+
+
+# ── captions and names ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_captions_tell_what_happened_in_sentences(tight):
+    captions = figures.captions(tight)
+    for record, caption in zip(tight.records, captions, strict=True):
+        assert caption.startswith(f"Step {record.step}. ")
+        assert caption.endswith("blocks in use.")
+        assert ("is preempted" in caption) == bool(record.preempted)
+        assert (" ends after " in caption) == bool(record.finished)
+        assert ("arrive" in caption) == bool(record.queued)
+        assert ("refused: the request can never fit" in caption) == bool(record.refused)
+    first = next(record.step for record in tight.records if record.preempted)
+    assert "gives all its blocks back and will compute" in captions[first]
+
+
+def test_a_caption_word_for_word():
+    timeline = make_timeline(trace_factory.make(Workload(num_requests=1, prompt=(20, 20), output=(3, 3))))
+    assert figures.captions(timeline) == [
+        "Step 0. A prefills 20 tokens: 20 of at most 64 tokens. A arrives. A leaves the queue and joins the "
+        "batch. 2 blocks taken; 2 of 64 blocks in use.",
+        "Step 1. A decodes one token: 1 of at most 64 tokens. 2 of 64 blocks in use.",
+        "Step 2. A decodes one token: 1 of at most 64 tokens. A ends after 3 tokens: it reached its length "
+        "limit. 2 given back; 0 of 64 blocks in use.",
+    ]
+
+
+def test_short_ids_are_their_own_names_and_long_ones_get_letters():
+    short = make_timeline(trace_factory.make(Workload(names="r{}")))
+    numbers = make_timeline(trace_factory.make(Workload(names="{}")))
+    long = make_timeline(trace_factory.make(Workload(names="chat-{}")))
+    assert [name.tag for name in names_of(short).values()][:3] == ["r0", "r1", "r2"]
+    assert [name.full for name in names_of(numbers).values()][:2] == ["A (id 0)", "B (id 1)"]
+    assert [name.tag for name in names_of(long).values()][:3] == ["A", "B", "C"]
+    assert names_of(long)["chat-1"].full == "B (id chat-1)"
+
+
+def test_letters_count_like_spreadsheet_columns():
+    assert [letters(index) for index in (0, 25, 26, 51, 52, 701, 702)] == [
+        "A",
+        "Z",
+        "AA",
+        "AZ",
+        "BA",
+        "ZZ",
+        "AAA",
+    ]
+
+
+def test_listings():
+    assert listing(["A"]) == "A"
+    assert listing(["A", "B", "C"]) == "A, B and C"
+    assert listing(list("ABCDEFG"), most=4) == "A, B, C and 4 more"
+
+
+@given(st.text(max_size=80), st.integers(1, 30), st.booleans())
+def test_clipped_text_is_one_line_that_fits(text, most, keep_end):
+    clipped = clip(text, most, keep_end=keep_end)
+    assert clipped.isprintable()
+    assert sum(2 if east_asian_width(char) in "WF" else 1 for char in clipped) <= most
+    if text.isprintable() and not any(east_asian_width(char) in "WF" for char in text) and len(text) <= most:
+        assert clipped == text

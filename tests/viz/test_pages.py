@@ -1,0 +1,206 @@
+"""The dashboard's pages, run by Streamlit's own test harness, without a browser."""
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from minivllm.trace.events import VERSION
+from minivllm.trace.reader import TraceError
+from tests.viz import trace_factory
+from tests.viz.trace_factory import Workload
+from viz import loading, stage
+from viz.views import kv_pool, overview, scheduler
+
+APP = Path(__file__).parents[2] / "viz" / "app.py"
+
+
+@pytest.fixture
+def trace_file(tmp_path):
+    load = Workload(num_blocks=24, num_requests=10, output=(20, 60), arrival_gap=1.0, num_refused=1, seed=4)
+    return trace_factory.write(trace_factory.make(load), tmp_path / "trace.jsonl")
+
+
+@pytest.fixture(autouse=True)
+def without_a_given_trace(monkeypatch):
+    monkeypatch.delenv(loading.ENVIRONMENT, raising=False)
+
+
+def run_app(trace=None):
+    app = AppTest.from_file(str(APP), default_timeout=60)
+    if trace is not None:
+        app.query_params["trace"] = str(trace)
+    return app.run()
+
+
+def words(app):
+    return " ".join(str(element.value) for element in [*app.markdown, *app.caption, *app.error, *app.warning])
+
+
+def payloads(app):
+    """What the players on the page were given."""
+    elements = [element.proto for element in app.main if "bidi" in element.type]
+    return [json.loads(proto.bytes.split(b"\n", 1)[1]) for proto in elements if proto.bytes]
+
+
+def write(path, *lines):
+    path.write_bytes(b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines))
+    return path
+
+
+def test_the_overview_shows_facts_and_plays_all_steps(trace_file):
+    app = run_app(trace_file)
+    assert not app.exception
+    facts = {metric.label: metric.value for metric in app.metric}
+    assert facts["Finished"] == "10 of 10"
+    assert facts["Refused"] == "1"
+    assert int(facts["Preempted"]) > 0
+    [data] = payloads(app)
+    assert len(data["captions"]) == loading.open_run(trace_file).timeline.num_steps
+    assert [jump["label"] for jump in data["jumps"]] == [
+        "first wait",
+        "first preemption",
+        "first finish",
+        "fullest pool",
+    ]
+
+
+@pytest.mark.parametrize("page", [kv_pool, scheduler])
+def test_the_other_pages_run(page, trace_file, monkeypatch):
+    app = run_page(page, trace_file)
+    assert not app.exception
+    assert page.INTRODUCTION in words(app)
+    [data] = payloads(app)
+    assert all(len(scene["patches"]) == len(data["captions"]) for scene in data["scenes"])
+
+
+def run_page(page, trace_file):
+    def script(url, path):
+        import importlib
+        from pathlib import Path
+
+        from viz import loading
+
+        importlib.import_module(f"viz.views.{url}").page(loading.open_run(Path(path)))
+
+    return AppTest.from_function(script, args=(page.URL, str(trace_file)), default_timeout=60).run()
+
+
+def test_choosing_a_request_draws_its_block_table(trace_file):
+    app = run_page(kv_pool, trace_file)
+    before = payloads(app)[0]
+    app.selectbox[0].set_value("req-5").run()
+    after = payloads(app)[0]
+    assert after["id"] == f"{before['trace']}-kv-req-5" != before["id"]
+    assert after["trace"] == before["trace"], "the step is kept: it is the same trace"
+    assert "request F" in after["scenes"][2]["title"]
+
+
+def test_the_request_drawn_first_is_one_that_was_preempted(trace_file):
+    request = run_page(kv_pool, trace_file).selectbox[0].value
+    timeline = loading.open_run(trace_file).timeline
+    assert any(request == name for record in timeline.records for name, _ in record.preempted)
+
+
+def test_jumps_lead_where_they_say(trace_file):
+    timeline = loading.open_run(trace_file).timeline
+    jumps = dict(stage.jumps(timeline))
+    records = timeline.records
+    assert records[jumps["first preemption"]].preempted
+    assert not any(record.preempted for record in records[: jumps["first preemption"]])
+    assert records[jumps["first finish"]].finished
+    assert records[jumps["first wait"]].num_waiting
+    fullest = records[jumps["fullest pool"]].num_used_blocks
+    assert fullest == max(record.num_used_blocks for record in records)
+
+
+def test_a_jump_to_what_never_happens_has_no_step(tmp_path):
+    path = trace_factory.write(trace_factory.make(Workload(num_requests=1)), tmp_path / "t.jsonl")
+    assert dict(stage.jumps(loading.open_run(path).timeline))["first preemption"] is None
+
+
+def test_without_a_trace_the_page_says_how_to_get_one():
+    app = run_app()
+    assert not app.exception and not app.error
+    assert "minivllm demo" in words(app)
+    assert app.text_input[0].label == "Path of a trace"
+
+
+def test_the_environment_names_the_trace(trace_file, monkeypatch):
+    monkeypatch.setenv(loading.ENVIRONMENT, str(trace_file))
+    app = run_app()
+    assert payloads(app) and str(trace_file) in app.query_params["trace"]
+
+
+def header(**changes):
+    trace = trace_factory.make(Workload(num_requests=1))
+    return json.dumps(msgspec.to_builtins(trace.header) | {"event": "TraceHeader"} | changes)
+
+
+BAD_FILES = {
+    "empty": ([b""], "is empty"),
+    "garbage": ([b"\x00\xff\x89PNG garbage"], "is not a minivllm trace"),
+    "other json": (["[1, 2]"], "is not a minivllm trace"),
+    "future": ([header(version=VERSION + 1)], f"this program reads version {VERSION}"),
+    "damaged header": ([header(num_blocks="many")], "damaged trace header"),
+    "damaged line": (
+        [header(), "{]", '{"event":"StepStarted","step":0,"time":0.0}'],
+        "line 2, is not an event",
+    ),
+    "unknown event": ([header(), '{"event":"Novelty"}', '{"event":"TraceEnded","time":0}'], "line 2"),
+    "no steps": ([header()], "has no steps yet"),
+    "only refusals": (
+        [header(), '{"event":"RequestRefused","request":"x","time":0,"reason":"y"}'],
+        "no request",
+    ),
+    "contradiction": ([header(), '{"event":"RequestScheduled","request":"x"}'], "contradicts"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_file_is_told_in_a_sentence(name, tmp_path):
+    lines, message = BAD_FILES[name]
+    app = run_app(write(tmp_path / "bad.jsonl", *lines))
+    assert not app.exception
+    assert message in app.error[0].value
+    assert app.text_input, "another one can be chosen at once"
+
+
+@pytest.mark.parametrize("path", ["/no/such/trace.jsonl", "/", "/dev/zero", "a\x00b", "x" * 5000])
+def test_a_path_that_leads_nowhere_is_told_in_a_sentence(path):
+    app = run_app(path)
+    assert not app.exception and app.error
+
+
+def test_a_half_written_trace_opens_with_a_warning(trace_file):
+    whole = trace_file.read_bytes()
+    trace_file.write_bytes(whole[: len(whole) // 2])
+    app = run_app(trace_file)
+    assert not app.exception and payloads(app)
+    assert "cut off" in app.warning[0].value
+
+
+def test_a_trace_that_grew_is_read_again(trace_file):
+    whole = trace_file.read_bytes()
+    trace_file.write_bytes(whole[: len(whole) // 2])
+    before = loading.open_run(trace_file).timeline.num_steps
+    trace_file.write_bytes(whole)
+    assert loading.open_run(trace_file).timeline.num_steps > before
+
+
+def test_a_path_can_be_typed_in(trace_file):
+    app = run_app()
+    app.text_input[0].set_value(str(trace_file))
+    app.button[0].click().run()
+    assert not app.exception and payloads(app)
+
+
+def test_a_name_from_the_trace_is_not_taken_for_markdown():
+    assert overview._plain("a*b [x](y) $c$") == r"a\*b \[x\]\(y\) \$c\$"
+
+
+def test_open_run_raises_only_trace_errors_for_a_device():
+    with pytest.raises(TraceError, match="is not a file"):
+        loading.open_run(Path("/dev/zero"))

@@ -1,0 +1,71 @@
+"""HTML: scenes and player as one file that needs no server: for a mail, a notebook, a web page.
+
+It is the same player as in the dashboard, with the scenes embedded as JSON. A trace may hold any text, so
+nothing of it is ever markup: `<` is escaped in the JSON (a prompt with `</script>` would end it otherwise),
+and the player writes only with `textContent`.
+
+Read next: `viz/player/player.js`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from hashlib import sha256
+from html import escape
+from pathlib import Path
+
+from viz import player
+from viz.player import Jump
+from viz.scene import Scene
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ margin: 0 auto; padding: 1rem; max-width: 75rem; font-family: system-ui, sans-serif;
+  background: light-dark(#FFFFFF, #0E1117); color: light-dark(#1F2328, #F0F2F6); }}
+{css}
+</style>
+</head>
+<body>
+<main>
+<h1>{title}</h1>
+{html}
+</main>
+<script type="application/json" id="data">{data}</script>
+<script type="module">
+{javascript}
+const data = JSON.parse(document.getElementById("data").textContent);
+mount({{ data, parentElement: document.body }});
+</script>
+</body>
+</html>
+"""
+
+
+def to_html(title: str, scenes: Sequence[Scene], jumps: Sequence[Jump] = ()) -> str:
+    """One page that plays the scenes side by side."""
+    fingerprint = sha256(repr((title, scenes[0].captions)).encode()).hexdigest()[:16]
+    data = player.player_data(fingerprint, fingerprint, scenes, jumps)
+    return PAGE.format(
+        title=escape(title),
+        css=player.css(),
+        html=player.html(),
+        data=_json_for_html(data),
+        javascript=player.javascript(),
+    )
+
+
+def save_html(path: str | Path, title: str, scenes: Sequence[Scene], jumps: Sequence[Jump] = ()) -> None:
+    """Write the page to a file."""
+    Path(path).write_text(to_html(title, scenes, jumps), encoding="utf-8")
+
+
+def _json_for_html(data: object) -> str:
+    # Within a script element only "</script" and "<!--" mean anything; without "<" there is neither.
+    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")

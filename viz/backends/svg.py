@@ -1,0 +1,80 @@
+"""SVG: one step of a scene as a still picture that any browser, editor or slide can show.
+
+Read next: `mpl.py`.
+"""
+
+from __future__ import annotations
+
+from html import escape
+
+from viz.palette import LIGHT, colour
+from viz.scene import Scene, Shape
+
+LABEL_DROP = 0.36
+"""How far below the middle of a rectangle its label's baseline lies, as a share of the label's size."""
+
+
+def to_svg(scene: Scene, step: int, theme: int = LIGHT) -> str:
+    """The picture after `step`, with the caption as its description. `theme`: `palette.LIGHT` or `DARK`."""
+    shapes = scene.at(step)
+    size = f'viewBox="0 0 {scene.width:g} {scene.height:g}" width="{scene.width:g}" height="{scene.height:g}"'
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" font-family="sans-serif">',
+        f"<title>{_escaped(scene.title)}</title><desc>{_escaped(scene.captions[step])}</desc>",
+        f'<rect width="100%" height="100%" fill="{colour("page", theme)}"/>',
+    ]
+    draw = {"rect": _rect, "text": _text, "path": _path}
+    parts += [draw[str(shape["kind"])](shape, theme) for shape in shapes]
+    # Labels lie above all rectangles, as in the player: a neighbour must not cut a letter in half.
+    parts += [_label(shape, theme) for shape in shapes if shape.get("label")]
+    return "".join(parts) + "</svg>"
+
+
+def _escaped(value: object) -> str:
+    # XML forbids most control characters even when escaped, and a trace may hold any text.
+    return escape("".join(c if c >= " " or c in "\t\n" else " " for c in str(value)))
+
+
+def _tip(shape: Shape) -> str:
+    words = ", ".join(str(shape[key]) for key in ("tip", "detail") if shape.get(key))
+    return f"<title>{_escaped(words)}</title>" if words else ""
+
+
+def _stroke(shape: Shape, theme: int) -> str:
+    if shape["stroke"] == "none":
+        return ""
+    dash = f' stroke-dasharray="{shape["dash"]}"' if shape["dash"] else ""
+    return f' stroke="{colour(str(shape["stroke"]), theme)}" stroke-width="{shape["stroke_width"]}"{dash}'
+
+
+def _paint(shape: Shape, theme: int) -> str:
+    opacity = f' opacity="{shape["opacity"]}"' if shape["opacity"] != 1 else ""
+    return f'fill="{colour(str(shape["fill"]), theme)}"{_stroke(shape, theme)}{opacity}'
+
+
+def _rect(shape: Shape, theme: int) -> str:
+    if not shape["width"] or (shape["fill"] == "none" and shape["stroke"] == "none"):
+        return ""
+    box = " ".join(f'{name}="{shape[name]}"' for name in ("x", "y", "width", "height"))
+    radius = f' rx="{shape["radius"]}"' if shape["radius"] else ""
+    return f"<rect {box}{radius} {_paint(shape, theme)}>{_tip(shape)}</rect>"
+
+
+def _path(shape: Shape, theme: int) -> str:
+    return f'<path d="{shape["d"]}" {_paint(shape, theme)}>{_tip(shape)}</path>' if shape["d"] else ""
+
+
+def _text(shape: Shape, theme: int) -> str:
+    place = f'x="{shape["x"]}" y="{shape["y"]}" font-size="{shape["size"]}" text-anchor="{shape["anchor"]}"'
+    weight = ' font-weight="bold"' if shape["weight"] == "bold" else ""
+    fill = colour(str(shape["fill"]), theme)
+    return f'<text {place}{weight} fill="{fill}">{_tip(shape)}{_escaped(shape["text"])}</text>'
+
+
+def _label(shape: Shape, theme: int) -> str:
+    size = float(shape["label_size"])
+    x = float(shape["x"]) + float(shape["width"]) / 2
+    y = float(shape["y"]) + float(shape["height"]) / 2 + size * LABEL_DROP
+    ink = colour("ink" if shape["fill"] == "none" else f"on-{shape['fill']}", theme)
+    place = f'x="{x:g}" y="{y:g}" font-size="{size:g}" text-anchor="middle"'
+    return f'<text {place} fill="{ink}">{_escaped(shape["label"])}</text>'

@@ -1,0 +1,28 @@
+"""Figures: pure functions, a timeline goes in, a scene comes out.
+
+Each walks the trace once, asks the replayed state what *is* and the step's record what *happened*, and says
+so in shapes. None knows who draws them. To add one: write the function, put it on a page, and let
+`tests/viz/test_figures.py` compare what it shows with the state.
+"""
+
+from viz.figures.batch_composition import batch_composition
+from viz.figures.block_pool import block_pool
+from viz.figures.block_table import block_table
+from viz.figures.captions import captions
+from viz.figures.memory import memory_over_time
+from viz.figures.overview import MOST_ROWS as MOST_OVERVIEW_ROWS
+from viz.figures.overview import overview
+from viz.figures.scheduler_gantt import scheduler_gantt
+from viz.scene import Scene
+
+__all__ = [
+    "MOST_OVERVIEW_ROWS",
+    "Scene",
+    "batch_composition",
+    "block_pool",
+    "block_table",
+    "captions",
+    "memory_over_time",
+    "overview",
+    "scheduler_gantt",
+]

@@ -1,0 +1,148 @@
+"""What all figures share: short names and colours for requests, marks, text that fits, the step cursor.
+
+Read next: `captions.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from unicodedata import east_asian_width
+
+from minivllm.trace.timeline import Timeline
+from viz.palette import family
+from viz.scene import Scene, StepAxis, rounded
+
+NARROW, WIDE = 640.0, 1080.0
+"""Units across. A scene that suits every screen is narrow, so that its text stays readable on a phone."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How a figure says, without colour, what happened to a block in this step."""
+
+    sign: str
+    dash: str
+    words: str
+
+
+# One entry for each thing that can happen to a block; a new event that moves blocks adds its own here.
+MARKS = {
+    "taken": Mark("+", "", "taken in this step"),
+    "returned": Mark("×", "3 2", "given back in this step"),
+}
+
+
+@dataclass(frozen=True)
+class Name:
+    """What a request is called in pictures."""
+
+    tag: str
+    colour: str
+    request: str
+
+    @property
+    def full(self) -> str:
+        """The tag, and the caller's own id where that says more."""
+        return self.tag if self.tag == self.request else f"{self.tag} (id {clip(self.request, 24)})"
+
+
+def names_of(timeline: Timeline) -> dict[str, Name]:
+    """A short name for every request: its own id if all ids are short words, else a letter by arrival.
+
+    Numbers make poor names: "2 and 5 decode 2 of at most 48 tokens" takes two readings.
+    """
+    requests = list(timeline.spans)
+    short = all(len(request) <= 3 and request.isalnum() and request[0].isalpha() for request in requests)
+    return {
+        request: Name(request if short else letters(index), family(index), request)
+        for index, request in enumerate(requests)
+    }
+
+
+def letters(index: int) -> str:
+    """0 → A, 25 → Z, 26 → AA, as spreadsheets count columns."""
+    name = ""
+    index += 1
+    while index:
+        index, rest = divmod(index - 1, 26)
+        name = chr(ord("A") + rest) + name
+    return name
+
+
+def clip(text: str, most: int, *, keep_end: bool = False) -> str:
+    """At most `most` character cells of one line; what is cut off leaves an ellipsis."""
+    # A few hundred characters are all that can be shown; a prompt may have millions.
+    text = text[-4 * most :] if keep_end else text[: 4 * most]
+    text = "".join(char if char.isprintable() else "↵" if char == "\n" else " " for char in text)
+    if sum(map(_cells, text)) <= most:
+        return text
+    kept: list[str] = []
+    room = most - 1
+    for char in reversed(text) if keep_end else text:
+        room -= _cells(char)
+        if room < 0:
+            break
+        kept.append(char)
+    return "…" + "".join(reversed(kept)) if keep_end else "".join(kept) + "…"
+
+
+def _cells(char: str) -> int:
+    return 2 if east_asian_width(char) in "WF" else 1
+
+
+def listing(words: list[str], most: int = 4) -> str:
+    """A, B and C; or A, B, C and 5 more."""
+    if len(words) > most:
+        words = [*words[: most - 1], f"{len(words) - most + 1} more"]
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
+
+
+def plural(count: int, noun: str) -> str:
+    """1 block, 2 blocks, 1,024 blocks."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+class StepCursor:
+    """The current step as a red column, and a veil over the steps to come: dimmed, not hidden.
+
+    Create it after all other shapes, so that it lies on top of them.
+    """
+
+    def __init__(self, scene: Scene, num_steps: int, left: float, top: float, bottom: float) -> None:
+        self.scene = scene
+        self.step_width = (scene.width - left - 4) / max(num_steps, 1)
+        self.left = left
+        height = bottom - top
+        self.veil = scene.rect(left, top, scene.width - left, height, fill="page", opacity=0.62)
+        width = max(self.step_width, 1.5)
+        self.column = scene.rect(left, top - 3, width, height + 6, stroke="cursor", stroke_width=1.6)
+        scene.axis = StepAxis(left, self.step_width)
+
+    def move(self, step: int) -> None:
+        x = self.left + step * self.step_width
+        end = x + self.step_width
+        self.scene.set(self.veil, x=rounded(end), width=rounded(max(0.0, self.scene.width - end)))
+        self.scene.set(self.column, x=rounded(x))
+
+
+def step_axis_labels(scene: Scene, num_steps: int, left: float, y: float) -> None:
+    """Step numbers under a picture whose x means steps, about every 80 units."""
+    step_width = (scene.width - left - 4) / max(num_steps, 1)
+    every = next(
+        n for n in (1, 2, 5, *(b * 10**e for e in range(1, 9) for b in (1, 2, 5))) if n * step_width > 80
+    )
+    for step in range(0, num_steps, every):
+        x = left + (step + 0.5) * step_width
+        if x < scene.width - 30:
+            scene.text(rounded(x), y, f"{step}", size=13, fill="muted", anchor="middle")
+    scene.text(left - 6, y, "step", size=13, fill="muted", anchor="end")
+
+
+def swatches(scene: Scene, y: float, entries: list[tuple[str, str, float]], left: float = 0.0) -> None:
+    """A legend in one line: `(colour, words, height as a share)`, in the shapes that the figure uses."""
+    x = left
+    for fill, words, share in entries:
+        height = 14 * share
+        scene.rect(x, y - 5 - height / 2, 18, height, fill=fill, stroke="outline", stroke_width=0.8)
+        scene.text(x + 23, y, words, size=14, fill="ink")
+        x += 23 + 7.6 * len(words) + 14

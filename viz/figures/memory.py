@@ -1,0 +1,49 @@
+"""Memory over time: how many blocks are held after each step, and how many of their slots are empty.
+
+    capacity ────────────────────────────
+                      ▁▂▃▄▅▆▇▇▇▆▅▄          yellow: held but empty (waste)
+             ▁▂▃▄▅▆▇██████████████▇▆▅▄▃     green:  filled with keys and values
+
+With one contiguous strip per request, the yellow part would be most of the picture; with blocks of 16 tokens
+it is about eight slots per sequence. Read next: `scheduler_gantt.py`.
+"""
+
+from __future__ import annotations
+
+from minivllm.trace.timeline import Timeline
+from viz.figures.captions import captions
+from viz.figures.common import NARROW, StepCursor, step_axis_labels, swatches
+from viz.scene import Scene, bars_path, rounded
+
+LEFT, TOP, HEIGHT = 58.0, 40.0, 130.0
+
+
+def memory_over_time(timeline: Timeline) -> Scene:
+    """Filled and empty slots of all held blocks, step by step, against the size of the pool."""
+    header = timeline.trace.header
+    scene = Scene("Blocks in use over the run", NARROW, TOP + HEIGHT + 26)
+    swatches(scene, 18, [("filled", "slots filled", 1), ("wasted", "held but empty", 1)], LEFT)
+    slots = header.num_blocks * header.block_size
+    bottom = TOP + HEIGHT
+    step_width = (NARROW - LEFT - 4) / max(timeline.num_steps, 1)
+    filled, empty = [], []
+    for record in timeline.records:
+        x = rounded(LEFT + record.step * step_width)
+        width = rounded(max(step_width, 0.3))
+        low = rounded(record.num_filled_slots / slots * HEIGHT)
+        high = rounded(record.num_used_blocks * header.block_size / slots * HEIGHT)
+        filled.append((x, bottom - low, width, low))
+        empty.append((x, bottom - high, width, high - low))
+    scene.path(bars_path(filled), fill="filled")
+    scene.path(bars_path(empty), fill="wasted")
+    scene.path(f"M{LEFT},{TOP}L{NARROW},{TOP}", stroke="ink", dash="5 3", stroke_width=1.2)
+    scene.path(f"M{LEFT},{bottom}L{NARROW},{bottom}", stroke="outline", stroke_width=1.0)
+    scene.text(LEFT - 6, TOP + 5, f"{header.num_blocks:,}", size=13, fill="muted", anchor="end")
+    scene.text(LEFT - 6, TOP + 20, "blocks", size=13, fill="muted", anchor="end")
+    scene.text(LEFT - 6, bottom + 4, "0", size=13, fill="muted", anchor="end")
+    step_axis_labels(scene, timeline.num_steps, LEFT, bottom + 20)
+    cursor = StepCursor(scene, timeline.num_steps, LEFT, TOP, bottom)
+    for step, sentence in enumerate(captions(timeline)):
+        scene.begin_step(sentence)
+        cursor.move(step)
+    return scene

@@ -1,0 +1,93 @@
+"""The scheduler's timeline (a Gantt chart): one row per request, one column per step.
+
+    A  ███▄▄▄▄▄▄▄▄▄▄▄▄▄            full height: prefill; lower: decode
+    B  ──██▄▄▄▄▄▄▄×───██▄▄▄▄       thin: waits; × and thin: preempted, waits again
+    C       ─────██▄▄▄▄▄
+
+Continuous batching is what makes the rows end and begin at different steps: nobody waits for the whole batch.
+The height of a span says the same as its colour. Read next: `batch_composition.py`.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+
+from minivllm.trace.timeline import Phase, Span, Timeline
+from viz.figures.captions import captions
+from viz.figures.common import WIDE, Name, StepCursor, names_of, step_axis_labels, swatches
+from viz.scene import Scene, rounded
+
+MOST_ROWS = 200
+MOST_CROSSES = 300
+LEFT, TOP = 64.0, 40.0
+ROWS_HEIGHT = 430.0
+
+# phase → (colour, height as a share of the row, words)
+LOOKS: dict[Phase, tuple[str, float, str]] = {
+    Phase.WAITING: ("waiting", 0.25, "waits"),
+    Phase.PREFILL: ("prefill", 1.0, "prefill"),
+    Phase.DECODE: ("decode", 0.6, "decode"),
+    Phase.HELD: ("held", 0.12, "held: keeps its blocks, computes nothing"),
+    Phase.PREEMPTED: ("preempted", 0.25, "× preempted, waits again"),
+}
+
+
+def scheduler_gantt(timeline: Timeline, width: float = WIDE, screen: str = "") -> Scene:
+    """One row per request, at most `MOST_ROWS`, in order of arrival."""
+    requests = list(timeline.spans)
+    shown = requests[:MOST_ROWS]
+    row = max(4.0, min(24.0, ROWS_HEIGHT / max(len(shown), 1)))
+    bottom = TOP + row * len(shown)
+    more = len(requests) - len(shown)
+    scene = Scene("Scheduler timeline", width, bottom + (46 if more else 28), screen=screen)
+    _legend(scene, timeline, narrow=width < 800)
+    names = names_of(timeline)
+    step_width = (width - LEFT - 4) / max(timeline.num_steps, 1)
+    every = ceil(13 / row)
+    crosses: list[tuple[float, float]] = []
+    for index, request in enumerate(shown):
+        y = TOP + index * row
+        if index % every == 0:
+            size = min(14.0, row * every)
+            scene.text(LEFT - 8, y + row / 2 + size * 0.36, names[request].tag, size=size, anchor="end")
+        if index and row >= 10:
+            scene.path(f"M{LEFT:g},{y:g}L{width:g},{y:g}", stroke="rule", stroke_width=0.6)
+        for span in timeline.spans[request]:
+            _draw_span(scene, span, names[request], y, row, step_width)
+            if span.phase is Phase.PREEMPTED:
+                crosses.append((LEFT + span.first * step_width, y + row / 2))
+    for x, y in crosses[:MOST_CROSSES]:
+        scene.text(rounded(x), rounded(y + 5), "×", size=16, weight="bold", fill="ink", anchor="middle")
+    step_axis_labels(scene, timeline.num_steps, LEFT, bottom + 20)
+    if more:
+        words = f"The first {MOST_ROWS} of {len(requests):,} requests are drawn."
+        scene.text(LEFT, bottom + 40, words, size=13, fill="muted")
+    cursor = StepCursor(scene, timeline.num_steps, LEFT, TOP, bottom)
+    for step, sentence in enumerate(captions(timeline)):
+        scene.begin_step(sentence)
+        cursor.move(step)
+    return scene
+
+
+def _draw_span(scene: Scene, span: Span, name: Name, y: float, row: float, step_width: float) -> None:
+    fill, share, words = LOOKS[span.phase]
+    height = max(1.5, (row - min(3.0, row * 0.25)) * share)
+    steps = f"step {span.first}" if span.first == span.last else f"steps {span.first}–{span.last}"
+    scene.rect(
+        rounded(LEFT + span.first * step_width),
+        rounded(y + (row - height) / 2),
+        rounded(max(0.5, (span.last - span.first + 1) * step_width)),
+        rounded(height),
+        fill=fill,
+        tip=f"{name.full}: {words.removeprefix('× ')}, {steps}",
+    )
+
+
+def _legend(scene: Scene, timeline: Timeline, narrow: bool) -> None:
+    """Only what occurs in this run."""
+    present = {span.phase for spans in timeline.spans.values() for span in spans}
+    entries = []
+    for phase, (fill, share, words) in LOOKS.items():
+        if phase in present:
+            entries.append((fill, words.split(":")[0].split(",")[0] if narrow else words, share))
+    swatches(scene, 18, entries, 4)

@@ -1,0 +1,106 @@
+"""Which trace the dashboard shows: from the link, from the command line, typed in, or uploaded.
+
+    ?trace=… in the link  ►  MINIVLLM_TRACE (set by `viz.serve`)  ►  the form on the page
+
+A file that cannot be shown is told in one sentence (`TraceError`), never as a stack trace. What was read is
+kept, and read again when the file has changed: a trace that is still growing can be looked at meanwhile.
+
+Read next: `stage.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from hashlib import sha256
+from pathlib import Path
+from stat import S_ISREG
+from typing import NamedTuple
+
+import streamlit as st
+
+from minivllm.trace.reader import TraceError, read_trace
+from minivllm.trace.summary import RunSummary, summarize
+from minivllm.trace.timeline import Timeline, make_timeline
+
+ENVIRONMENT = "MINIVLLM_TRACE"
+
+
+class Run(NamedTuple):
+    """A trace that can be shown."""
+
+    path: Path
+    fingerprint: str
+    """Names this file with this content, for caches and for the browser's memory of the step."""
+    timeline: Timeline
+    summary: RunSummary
+
+
+def open_run(path: Path) -> Run:
+    """Read a trace, or take it from the cache if the file has not changed.
+
+    Raises:
+        TraceError: it cannot be shown, and why.
+    """
+    try:
+        info = path.stat()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise TraceError(f"{str(path)[:300]} cannot be read: {reason}") from error
+    # A pipe or a device might never end.
+    if not S_ISREG(info.st_mode):
+        raise TraceError(f"{path} is not a file: give the path of a trace, such as minivllm-out/trace.jsonl")
+    return _open_cached(path, info.st_mtime_ns, info.st_size)
+
+
+@st.cache_resource(max_entries=4, show_spinner="Reading the trace …")
+def _open_cached(path: Path, modified: int, size: int) -> Run:
+    trace = read_trace(path)
+    if not trace.num_steps:
+        raise TraceError(f"{path} has no steps yet: a header, and nothing that happened after it")
+    timeline = make_timeline(trace)
+    if not timeline.spans:
+        raise TraceError(f"{path} holds no request that was accepted, so there is nothing to draw")
+    key = f"{path.resolve()}:{modified}:{size}"
+    return Run(path, sha256(key.encode()).hexdigest()[:16], timeline, summarize(trace))
+
+
+def chosen_path() -> Path | None:
+    """The path that this session looks at, if it has one yet."""
+    if "trace" not in st.session_state:
+        given = st.query_params.get("trace") or os.environ.get(ENVIRONMENT)
+        st.session_state.trace = given or None
+    return Path(st.session_state.trace) if st.session_state.trace else None
+
+
+def choose(path: Path) -> None:
+    """Look at another trace, from its first step on."""
+    if st.session_state.get("trace") != str(path):
+        st.session_state.trace = str(path)
+        for name in ("step", "request"):
+            st.session_state.pop(name, None)
+        st.query_params.clear()
+
+
+def chooser() -> None:
+    """The form: a path, or a file to upload."""
+    with st.form("open", border=False):
+        typed = st.text_input("Path of a trace", placeholder="minivllm-out/trace.jsonl")
+        submitted = st.form_submit_button("Open")
+    if submitted and typed.strip():
+        choose(Path(typed.strip()).expanduser())
+        st.rerun()
+    uploaded = st.file_uploader(
+        "Or upload one", help="The .jsonl file that a run with `trace=…` has written."
+    )
+    if uploaded and uploaded.file_id != st.session_state.get("uploaded"):
+        st.session_state.uploaded = uploaded.file_id
+        choose(_keep(uploaded.name, uploaded.getvalue()))
+        st.rerun()
+
+
+def _keep(name: str, content: bytes) -> Path:
+    """An upload becomes a file in a folder of its own, under its own name, which messages can then quote."""
+    path = Path(tempfile.mkdtemp(prefix="minivllm-upload-")) / Path(name).name
+    path.write_bytes(content)
+    return path

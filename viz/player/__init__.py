@@ -1,0 +1,67 @@
+"""The player, seen from Python: scenes go in, the step the reader stands at comes out.
+
+`player.html`, `player.css`, `picture.js` and `player.js` make a small program that runs in the browser: it
+plays scenes without asking the server. A round trip through Streamlit takes 80 ms before anything is drawn,
+the player a few milliseconds (`python -m viz.bench_player`), which is why it exists.
+
+Read next: `player.js`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from viz.palette import css_variables
+from viz.scene import Scene
+
+HERE = Path(__file__).parent
+
+
+class Jump(NamedTuple):
+    """A button that goes to a step, or is greyed out if there is no such step in this run."""
+
+    label: str
+    step: int | None
+
+
+def html() -> str:
+    return (HERE / "player.html").read_text(encoding="utf-8")
+
+
+def css() -> str:
+    return css_variables() + (HERE / "player.css").read_text(encoding="utf-8")
+
+
+def javascript() -> str:
+    """Both files as one ES module whose default export is `mount`."""
+    return "\n".join((HERE / name).read_text(encoding="utf-8") for name in ("picture.js", "player.js"))
+
+
+def player_data(
+    player_id: str, trace_id: str, scenes: Sequence[Scene], jumps: Sequence[Jump] = ()
+) -> dict[str, Any]:
+    """What the player gets.
+
+    Args:
+        player_id: changes whenever the pictures do.
+        trace_id: pages with the same trace share their step.
+        scenes: at least one; all with the same number of steps.
+    """
+    captions = scenes[0].captions
+    assert all(scene.num_steps == len(captions) for scene in scenes), "one step for all pictures of a page"
+    return {
+        "id": player_id,
+        "trace": trace_id,
+        "captions": captions,
+        "jumps": [jump._asdict() for jump in jumps],
+        "scenes": [scene.to_data() for scene in scenes],
+    }
+
+
+def packed(data: dict[str, Any]) -> bytes:
+    """The same as bytes, the id in front: after a rerun the player need not parse what it has."""
+    return f"{data['id']}\n".encode() + msgspec.json.encode(data)

@@ -1,0 +1,233 @@
+// The player: shows the steps of a trace as fast as keys and hands can ask for them.
+//
+// Python has folded the events into scenes before (viz/scene.py); they arrive here once, and stepping needs no
+// server. The step is remembered per trace in the session storage, so that all pages stand at the same one. A
+// moment after the last move the event "minivllm:step" tells whoever listens (viz/stage.py: Python, for the link).
+//
+// One module with picture.js before it; used by Streamlit (viz/player/__init__.py) and by the self-contained
+// page (viz/backends/html.py).
+
+const REPORT_AFTER_MS = 350;
+const TIP_DISTANCE = 14;
+
+// Elements elsewhere on the page that have a use for arrow keys, and those that Space presses.
+const WANTS_ARROWS = "input, select, textarea, [contenteditable], [role=tab], [role=option], [role=combobox]";
+const WANTS_SPACE = `a, button, summary, ${WANTS_ARROWS}`;
+
+class Player {
+  constructor(root, data) {
+    this.root = root;
+    this.id = data.id;
+    this.data = data;
+    this.step = -1;
+    this.last = data.captions.length - 1;
+    this.frame = 0;
+    this.reportTimer = 0;
+    const find = (selector) => root.querySelector(selector);
+    this.slider = find("input[type=range]");
+    this.caption = find(".caption");
+    this.count = find(".count");
+    this.playButton = find(".play");
+    this.speed = find("select");
+    this.tip = find(".tip");
+    this.slider.max = this.last;
+    this.pictures = data.scenes.map((scene) => new Picture(scene));
+    this.lay(find(".pictures"));
+    this.makeJumps(find(".jumps"), data.jumps);
+    this.listen(find);
+    this.go(this.firstStep());
+  }
+
+  lay(host) {
+    host.replaceChildren();
+    for (const picture of this.pictures) {
+      const figure = document.createElement("figure");
+      figure.className = `picture ${picture.scene.screen}`;
+      figure.style.setProperty("--width", picture.scene.width);
+      figure.append(picture.svg);
+      host.append(figure);
+      const svg = picture.svg;
+      if (picture.scene.axis) svg.classList.add("steps");
+      const followPointer = (event) => {
+        const step = event.buttons & 1 ? picture.stepAt(event.clientX) : null;
+        if (step !== null) this.move(step);
+        this.showTip(picture, event);
+      };
+      svg.addEventListener("pointerdown", followPointer);
+      svg.addEventListener("pointermove", followPointer);
+      svg.addEventListener("pointerleave", () => { this.tip.hidden = true; });
+    }
+  }
+
+  makeJumps(host, jumps) {
+    host.replaceChildren();
+    for (const { label, step } of jumps) {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.textContent = label;
+      button.disabled = step === null;
+      if (step === null) button.title = "This does not happen in this run.";
+      button.addEventListener("click", () => this.move(step));
+      host.append(button);
+    }
+    host.hidden = jumps.length === 0;
+  }
+
+  listen(find) {
+    this.slider.oninput = () => this.move(Number(this.slider.value));
+    this.playButton.onclick = () => this.toggle();
+    find(".first").onclick = () => this.move(0);
+    find(".back").onclick = () => this.move(this.step - 1);
+    find(".forward").onclick = () => this.move(this.step + 1);
+    find(".last").onclick = () => this.move(this.last);
+    this.onKey = (event) => this.key(event);
+  }
+
+  // Streamlit may unmount and mount us again at any rerun; the player lives on.
+  attach() {
+    document.removeEventListener("keydown", this.onKey);
+    document.addEventListener("keydown", this.onKey);
+  }
+
+  detach() {
+    document.removeEventListener("keydown", this.onKey);
+    clearTimeout(this.reportTimer);
+  }
+
+  // ── moving ──────────────────────────────────────────────────────────────────────────────────────────
+
+  // Show a step: the only place where the page changes.
+  go(step) {
+    step = Math.max(0, Math.min(this.last, Math.trunc(step) || 0));
+    if (step === this.step) return;
+    this.step = step;
+    for (const picture of this.pictures) picture.seek(step);
+    this.slider.value = step;
+    this.slider.setAttribute("aria-valuetext", this.data.captions[step]);
+    this.count.textContent = `step ${step} of ${this.last}`;
+    this.caption.textContent = this.data.captions[step];
+    this.tip.hidden = true;
+    remember(this.data.trace, step);
+  }
+
+  // A move by hand: it ends playing, and Python hears of it when the hand rests.
+  move(step) {
+    this.pause();
+    this.go(step);
+    this.reportSoon();
+  }
+
+  reportSoon() {
+    clearTimeout(this.reportTimer);
+    const report = () => window.dispatchEvent(new CustomEvent("minivllm:step", { detail: this.step }));
+    this.reportTimer = setTimeout(report, REPORT_AFTER_MS);
+  }
+
+  // On the first visit a link's step counts, later the place where the reader was.
+  firstStep() {
+    window.minivllmSeen ??= new Set();
+    const linked = new URLSearchParams(location.search).get("step");
+    const visited = window.minivllmSeen.has(this.data.trace);
+    window.minivllmSeen.add(this.data.trace);
+    if (!visited && linked !== null && linked !== "") return Number(linked);
+    return recall(this.data.trace);
+  }
+
+  // ── playing ─────────────────────────────────────────────────────────────────────────────────────────
+
+  toggle() {
+    if (this.frame) this.move(this.step);
+    else this.play();
+  }
+
+  play() {
+    if (this.step >= this.last) this.go(0);
+    this.playButton.textContent = "Pause";
+    this.caption.setAttribute("aria-live", "off"); // sixty sentences a second help nobody
+    let before = performance.now();
+    let owed = 0;
+    const tick = (time) => {
+      if (!this.frame) return;
+      // A tab that slept must not jump ahead by all it has missed.
+      owed += (Math.min(250, time - before) / 1000) * Number(this.speed.value);
+      before = time;
+      if (owed >= 1) this.go(this.step + Math.floor(owed));
+      owed %= 1;
+      if (this.step >= this.last || !this.root.isConnected) this.move(this.step);
+      else this.frame = requestAnimationFrame(tick);
+    };
+    this.frame = requestAnimationFrame(tick);
+  }
+
+  pause() {
+    if (!this.frame) return;
+    cancelAnimationFrame(this.frame);
+    this.frame = 0;
+    this.playButton.textContent = "Play";
+    this.caption.setAttribute("aria-live", "polite");
+  }
+
+  // ── keys and pointer ────────────────────────────────────────────────────────────────────────────────
+
+  // Keys work anywhere on the page, unless something else has a use for them.
+  key(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
+    const target = event.composedPath()[0];
+    const ours = this.root.contains(target);
+    if (!ours && target.closest?.(event.key === " " ? WANTS_SPACE : WANTS_ARROWS)) return;
+    if (ours && target.tagName === "SELECT") return;
+    const stride = event.shiftKey ? 10 : 1;
+    if (event.key === "ArrowRight") this.move(this.step + stride);
+    else if (event.key === "ArrowLeft") this.move(this.step - stride);
+    else if (event.key === "Home") this.move(0);
+    else if (event.key === "End") this.move(this.last);
+    else if (event.key === " " && target.tagName !== "BUTTON") this.toggle();
+    else return;
+    event.preventDefault();
+  }
+
+  showTip(picture, event) {
+    const words = picture.tipOf(event.target);
+    this.tip.hidden = !words;
+    if (!words) return;
+    this.tip.textContent = words;
+    const left = Math.min(event.clientX + TIP_DISTANCE, window.innerWidth - this.tip.offsetWidth - 8);
+    const below = event.clientY + TIP_DISTANCE + this.tip.offsetHeight < window.innerHeight;
+    const top = below ? event.clientY + TIP_DISTANCE : event.clientY - TIP_DISTANCE - this.tip.offsetHeight;
+    this.tip.style.left = `${Math.max(8, left)}px`;
+    this.tip.style.top = `${top}px`;
+  }
+}
+
+// A browser may forbid the storage; then every page simply starts at step 0.
+function remember(trace, step) {
+  try { sessionStorage.setItem(`minivllm:${trace}`, step); } catch { /* forbidden */ }
+}
+
+function recall(trace) {
+  try { return Number(sessionStorage.getItem(`minivllm:${trace}`)); } catch { return 0; }
+}
+
+// From Streamlit the data are bytes: the player's id, a line break, JSON. Where the id is known, nothing needs
+// to be parsed, however large the scenes are.
+function idOf(data) {
+  if (!(data instanceof Uint8Array)) return data.id;
+  return new TextDecoder().decode(data.subarray(0, data.indexOf(10)));
+}
+
+function unpack(data) {
+  if (!(data instanceof Uint8Array)) return data;
+  return JSON.parse(new TextDecoder().decode(data.subarray(data.indexOf(10) + 1)));
+}
+
+export default function mount({ data, parentElement }) {
+  const root = parentElement.querySelector(".player");
+  if (root.player?.id !== idOf(data)) {
+    root.player?.pause();
+    root.player?.detach();
+    root.player = new Player(root, unpack(data));
+    root.player.reportSoon(); // after a change of page Python has forgotten the step
+  }
+  root.player.attach();
+  return () => root.player.detach();
+}

@@ -1,0 +1,175 @@
+"""The scene: a picture with a step cursor, as plain data that any backend can draw.
+
+A scene is a list of shapes, a sparse patch for each step, and a caption for each step. A figure (`figures/`)
+is a pure function from a trace to a scene; the browser's player, the SVG and matplotlib backends and the
+self-contained page all draw the same one, so there is one place that knows what an event looks like.
+
+    shapes    [ rect 0 | rect 1 | text 2 | path 3 ]       the picture before step 0
+    patches   step 0: {1: {fill: "family2"}}              what step 0 changes
+              step 1: {}                                  nothing
+              step 2: {1: {fill: "free"}, 2: {text: "B"}}
+
+The picture at a step is the shapes with all patches up to that step laid over them, in order. Stepping
+forward applies one patch; jumping starts from a keyframe that the player keeps every 64 steps.
+
+Read next: `figures/block_pool.py`, the largest scene, and `player/player.js`, which plays it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+Value = str | float
+Shape = dict[str, Value]
+
+# Attributes of each kind, with the value that is meant where a shape does not give one. They are spelled
+# out in `player.js` too; a test holds the two lists together.
+DEFAULTS: dict[str, Shape] = {
+    "rect": {
+        "x": 0.0,
+        "y": 0.0,
+        "width": 0.0,
+        "height": 0.0,
+        "fill": "none",
+        "stroke": "none",
+        "stroke_width": 1.0,
+        "dash": "",
+        "opacity": 1.0,
+        "radius": 0.0,
+        "label": "",
+        "label_size": 12.0,
+        "tip": "",
+        "detail": "",
+    },
+    "text": {
+        "x": 0.0,
+        "y": 0.0,
+        "text": "",
+        "fill": "ink",
+        "size": 13.0,
+        "anchor": "start",
+        "weight": "normal",
+        "tip": "",
+    },
+    "path": {
+        "d": "",
+        "fill": "none",
+        "stroke": "none",
+        "stroke_width": 1.5,
+        "dash": "",
+        "opacity": 1.0,
+        "tip": "",
+    },
+}
+
+
+@dataclass(frozen=True)
+class StepAxis:
+    """Steps run along x from `left`, `step_width` units each: a click on the picture goes to that step."""
+
+    left: float
+    step_width: float
+
+
+@dataclass
+class Scene:
+    """A picture of `width` × `height` units that changes from step to step.
+
+    Attributes:
+        title: names the picture for people who cannot see it.
+        shapes: each has a `kind` ("rect", "text" or "path") and the attributes of `DEFAULTS`; coordinates
+            are in units from the top left, colours are names of the palette. Later shapes lie on top.
+            A path's `d` uses M, L, C and Z with absolute coordinates only. `tip` is what a pointer reads
+            (and `detail`, the part of it that changes often, follows it: patches stay short).
+        patches: for each step, shape number → the attributes that change.
+        captions: for each step, in words, what happens.
+        axis: set if x means steps.
+        screen: "wide" or "narrow" if there is another scene for other screens, "" if it suits all.
+    """
+
+    title: str
+    width: float
+    height: float
+    shapes: list[Shape] = field(default_factory=list)
+    patches: list[dict[int, Shape]] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
+    axis: StepAxis | None = None
+    screen: str = ""
+    _now: list[Shape] = field(default_factory=list, repr=False, compare=False)
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.patches)
+
+    def rect(self, x: float, y: float, width: float, height: float, **attributes: Value) -> int:
+        """Add a rectangle and return its number."""
+        return self._add("rect", x=x, y=y, width=width, height=height, **attributes)
+
+    def text(self, x: float, y: float, text: str, **attributes: Value) -> int:
+        """Add a line of text whose baseline starts (or, by `anchor`, ends or is centred) at x, y."""
+        return self._add("text", x=x, y=y, text=text, **attributes)
+
+    def path(self, d: str, **attributes: Value) -> int:
+        """Add a path and return its number."""
+        return self._add("path", d=d, **attributes)
+
+    def begin_step(self, caption: str) -> None:
+        """What is `set` from here on happens in the next step."""
+        self.patches.append({})
+        self.captions.append(caption)
+
+    def set(self, shape: int, **attributes: Value) -> None:
+        """Change a shape in this step. What stays the same is left out of the patch."""
+        now = self._now[shape]
+        changes = {name: value for name, value in attributes.items() if now[name] != value}
+        if changes:
+            now.update(changes)
+            self.patches[-1].setdefault(shape, {}).update(changes)
+
+    def at(self, step: int) -> list[Shape]:
+        """All shapes as they are after `step`, every attribute spelled out."""
+        shapes = [DEFAULTS[str(shape["kind"])] | shape for shape in self.shapes]
+        for patch in self.patches[: step + 1]:
+            for index, changes in patch.items():
+                shapes[index].update(changes)
+        return shapes
+
+    def to_data(self) -> dict[str, Any]:
+        """For the player: JSON without captions, which all scenes of a page share."""
+        return {
+            "title": self.title,
+            "width": self.width,
+            "height": self.height,
+            "shapes": self.shapes,
+            "patches": [list(patch.items()) for patch in self.patches],
+            "screen": self.screen,
+            "axis": [self.axis.left, self.axis.step_width] if self.axis else None,
+        }
+
+    def _add(self, kind: str, **attributes: Value) -> int:
+        assert not self.patches, "shapes are added before the first step, and only change afterwards"
+        unknown = attributes.keys() - DEFAULTS[kind].keys()
+        assert not unknown, f"a {kind} has no {', '.join(sorted(unknown))}"
+        self.shapes.append({"kind": kind, **attributes})
+        self._now.append(DEFAULTS[kind] | self.shapes[-1])
+        return len(self.shapes) - 1
+
+
+def rounded(value: float) -> float:
+    """A coordinate with two decimals: the picture cannot show more, and the file is half as long."""
+    return round(value, 2)
+
+
+def lines_path(points: list[tuple[float, float]]) -> str:
+    """A path's `d` through the points."""
+    return "M" + "L".join(f"{x:g},{y:g}" for x, y in points) if points else ""
+
+
+def bars_path(bars: list[tuple[float, float, float, float]]) -> str:
+    """One path for many rectangles `(x, y, width, height)`: thousands of bars as a single shape."""
+    return "".join(
+        f"M{x:g},{y:g}L{x + width:g},{y:g}L{x + width:g},{y + height:g}L{x:g},{y + height:g}Z"
+        for x, y, width, height in bars
+        if width > 0 and height > 0
+    )

@@ -1,0 +1,88 @@
+"""The stage: where pages put their scenes. It mounts the player, and keeps step and link in agreement.
+
+    page ── scenes ──► player (browser) ── step, a moment after the last move ──► link ?trace=…&step=…
+
+The scenes travel once. The step comes back through a second, empty component in a fragment of its own, so
+that reporting it makes Streamlit run three lines again and not the page, and sends nothing large.
+
+Read next: `views/kv_pool.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import streamlit as st
+
+from minivllm.trace.timeline import Timeline
+from viz import player
+from viz.loading import Run
+from viz.player import Jump
+from viz.scene import Scene
+
+# The player's neutrals are those of Streamlit's theme here, and its head stops below Streamlit's own header.
+THEME = (
+    ".player{--page:var(--st-background-color);--free:var(--st-background-color);"
+    "--panel:var(--st-secondary-background-color);--player-top:3.75rem}"
+)
+
+PLAYER = st.components.v2.component(
+    "minivllm_player",
+    html=player.html(),
+    css=player.css() + THEME,
+    js=player.javascript(),
+)
+
+PLACE = st.components.v2.component(
+    "minivllm_place",
+    html='<span class="place"></span>',
+    js="""
+export default function ({ setStateValue }) {
+  const report = (event) => setStateValue("step", event.detail);
+  window.addEventListener("minivllm:step", report);
+  return () => window.removeEventListener("minivllm:step", report);
+}
+""",
+)
+
+
+def show(run: Run, name: str, make_scenes: Callable[[], Sequence[Scene]]) -> None:
+    """Play the scenes of a page.
+
+    Args:
+        name: tells these pictures from others of the same trace.
+        make_scenes: called only if this session's server has not made them before.
+    """
+    _place()
+    PLAYER(data=_payload(run.fingerprint, name, make_scenes, run.timeline), key=f"player-{name}")
+
+
+@st.fragment
+def _place() -> None:
+    step = PLACE(key="place", on_step_change=lambda: None).step
+    if step is not None:
+        st.session_state.step = int(step)
+        st.query_params["step"] = str(int(step))
+
+
+@st.cache_resource(max_entries=8, show_spinner="Drawing …")
+def _payload(
+    fingerprint: str, name: str, _make_scenes: Callable[[], Sequence[Scene]], _timeline: Timeline
+) -> bytes:
+    data = player.player_data(f"{fingerprint}-{name}", fingerprint, _make_scenes(), jumps(_timeline))
+    return player.packed(data)
+
+
+def jumps(timeline: Timeline) -> list[Jump]:
+    """The places worth seeing in any run."""
+    records = timeline.records
+
+    def first(happens: Callable[[int], object]) -> int | None:
+        return next((step for step in range(len(records)) if happens(step)), None)
+
+    return [
+        Jump("first wait", first(lambda step: records[step].num_waiting)),
+        Jump("first preemption", first(lambda step: records[step].preempted)),
+        Jump("first finish", first(lambda step: records[step].finished)),
+        Jump("fullest pool", max(range(len(records)), key=lambda step: records[step].num_used_blocks)),
+    ]

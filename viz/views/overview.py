@@ -1,0 +1,95 @@
+"""Page 1: the run in numbers, and what every request says, step by step."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from minivllm.trace.summary import RunSummary, format_seconds
+from viz import figures, stage
+from viz.loading import Run
+
+TITLE = "Overview"
+URL = "overview"
+TEASER = "What the run was like, in numbers and in words."
+
+INTRODUCTION = (
+    "A **request** brings a prompt; the engine adds one **token** (a piece of a word) at a time. In every "
+    "**step** all requests of the batch advance together. Press **Play**, or step with the ← and → keys, and "
+    "watch the answers grow: some prompts still *prefill* while others *decode*. "
+    "Jump to the first wait and read the sentence above the pictures: why does nobody else join?"
+)
+
+
+def page(run: Run) -> None:
+    st.markdown(INTRODUCTION)
+    st.markdown(_setting(run))
+    _facts(run.summary)
+    stage.show(run, "overview", lambda: figures.overview(run.timeline))
+    most, count = figures.MOST_OVERVIEW_ROWS, len(run.timeline.sequences)
+    if count > most:
+        st.caption(f"The first {most} of {count:,} requests are shown.")
+    with st.expander("All numbers of this run"):
+        st.table(dict(run.summary.facts()), border="horizontal")
+
+
+def _setting(run: Run) -> str:
+    """Model and limits in one paragraph."""
+    header = run.timeline.trace.header
+    parts = []
+    if model := header.model:
+        parts.append(
+            f"Model **{_plain(model.name)}**: {model.num_parameters / 1e6:,.3g} million parameters, "
+            f"{model.num_layers} layers, {model.num_heads} attention heads sharing {model.num_kv_heads} KV "
+            f"heads of {model.head_dim} numbers, {model.dtype}. A token's keys and values take "
+            f"{model.kv_bytes_per_token:,} bytes."
+        )
+    parts.append(
+        f"The **KV cache** is a pool of {header.num_blocks:,} blocks of {header.block_size} tokens. A step "
+        f"computes at most {header.max_num_batched_tokens:,} tokens, of at most {header.max_num_seqs:,} "
+        f"sequences."
+    )
+    if header.clock != "wall":
+        parts.append("Times are those of a simulated clock.")
+    return " ".join(parts)
+
+
+def _plain(text: str) -> str:
+    """A name from the trace as it is, with nothing in it taken for Markdown."""
+    return "".join(f"\\{char}" if char in "\\`*_{}[]<>()#+-.!|~$:" else char for char in text)
+
+
+def _facts(summary: RunSummary) -> None:
+    """The numbers that are looked at first."""
+    speed = summary.output_tokens_per_second
+    share = summary.peak_used_blocks / summary.num_blocks
+    requests = f"{summary.num_finished} of {summary.num_requests}"
+    facts = [
+        (
+            "Finished",
+            requests,
+            "Requests finished, of all that were accepted. Refused ones are counted apart.",
+        ),
+        (
+            "Tokens / s",
+            f"{speed:,.1f}" if speed else "–",
+            "Throughput: output tokens of all requests together, in a second.",
+        ),
+        ("TTFT p50", format_seconds(summary.ttft.p50), "Time to first token, from arrival; half are faster."),
+        ("TTFT p95", format_seconds(summary.ttft.p95), "One request in twenty waits longer than this."),
+        (
+            "TPOT p50",
+            format_seconds(summary.tpot.p50),
+            "Time per output token after the first; half are faster.",
+        ),
+        (
+            "Peak blocks",
+            f"{summary.peak_used_blocks:,}",
+            f"Most blocks in use after a step: {share:.0%} of the pool.",
+        ),
+        ("Waste", f"{summary.mean_waste:.1%}", "Slots of used blocks that hold no token, on average."),
+        ("Preempted", f"{summary.num_preemptions:,}", "Times that a request gave all its blocks back."),
+        ("Refused", f"{summary.num_refused:,}", "Requests that could never fit, told so at once."),
+    ]
+    with st.container(horizontal=True, gap="small"):
+        for label, value, explanation in facts:
+            st.metric(label, value, help=explanation, border=True, width=127)
