@@ -16,6 +16,7 @@ Source: Kwon et al., "Efficient Memory Management for Large Language Model Servi
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Iterable
 
@@ -35,7 +36,7 @@ class BlockPool:
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = check_integer("num_blocks", num_blocks, at_least=1)
-        self.ref_counts = [0] * num_blocks
+        self.ref_counts: array[int] = array("i", bytes(4 * num_blocks))  # compact: a pool may have a million blocks
         # First in, first out: a block rests as long as possible before it is reused, so that what it
         # still holds can be found again by whoever remembers it.
         self._free: deque[int] = deque(range(num_blocks))
@@ -74,10 +75,11 @@ class BlockPool:
             ValueError: a block is free already (or is named more often than it is referenced).
         """
         for block in blocks:
-            if self.ref_counts[block] == 0:
+            count = self.ref_counts[block]
+            if count == 0:
                 raise ValueError(f"block {block} was freed twice: it has no reference left to drop")
-            self.ref_counts[block] -= 1
-            if self.ref_counts[block] == 0:
+            self.ref_counts[block] = count - 1
+            if count == 1:
                 self._free.append(block)
 
     def check_invariants(self) -> None:

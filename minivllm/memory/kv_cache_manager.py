@@ -12,6 +12,7 @@ Source: vLLM's `KVCacheManager` (allocate_slots, free). Read next: `minivllm/sch
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 
 from minivllm.memory.block_pool import BlockPool
@@ -59,7 +60,10 @@ class KVCacheManager:
             True if it does now; False if too few blocks are free, and then nothing has changed.
         """
         table = self.tables.get(seq_id)
-        missing = blocks_needed(num_tokens, self.block_size) - (len(table.blocks) if table else 0)
+        held = len(table.blocks) if table is not None else 0
+        if num_tokens <= held * self.block_size and table is not None:
+            return True  # the usual case: a decode needs a new block only once in `block_size` steps
+        missing = blocks_needed(num_tokens, self.block_size) - held
         if missing > self.pool.num_free_blocks:
             return False
         if table is None:
@@ -87,7 +91,7 @@ class KVCacheManager:
     def check_invariants(self) -> None:
         """Raise `AssertionError` unless references equal the number of tables that map each block."""
         self.pool.check_invariants()
-        mapped = [0] * self.pool.num_blocks
+        mapped = array("i", bytes(4 * self.pool.num_blocks))
         for seq_id, table in self.tables.items():
             assert table.block_size == self.block_size, f"sequence {seq_id} uses another block size"
             for block in table.blocks:

@@ -16,11 +16,11 @@ at without a loop. See `minivllm/executor/attention/metadata.py` for what become
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass
+
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledSequence:
+class ScheduledSequence(msgspec.Struct, frozen=True, gc=False):
     """One sequence's share of a step: compute `token_ids` at positions `start`, `start + 1`, …"""
 
     seq_id: int
@@ -44,8 +44,7 @@ class ScheduledSequence:
         return self.start + len(self.token_ids)
 
 
-@dataclass(frozen=True, slots=True)
-class StepPlan:
+class StepPlan(msgspec.Struct, frozen=True, gc=False):
     """Everything the executor must do in one step, and nothing about why."""
 
     step: int

@@ -40,13 +40,13 @@ class FakeExecutor:
         self.fail_next = False
 
     def execute(self, plan):
+        if self.fail_next:  # before anything is written, so that a step counted as done is found out
+            self.fail_next = False
+            raise RuntimeError("the fake device failed")
         for item in plan.scheduled:
             for offset, token in enumerate(item.token_ids):
                 block, place = divmod(item.start + offset, self.block_size)
                 self.cells[item.block_table[block], place] = token
-        if self.fail_next:
-            self.fail_next = False
-            raise RuntimeError("the fake device failed")
         rows = []
         for item in plan.scheduled:
             context = self.cells[np.asarray(item.block_table)].reshape(-1)[: item.end]

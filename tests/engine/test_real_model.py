@@ -94,7 +94,7 @@ def engines(draw):
     }
 
 
-@settings(max_examples=12)
+@settings(max_examples=settings.default.max_examples // 5)
 @given(settings_=engines(), order=st.permutations(range(len(TEXTS))))
 def test_greedy_tokens_are_those_of_transformers_whatever_the_settings(prompts, expected, settings_, order):
     assert max(map(len, prompts)) <= 100
@@ -102,7 +102,7 @@ def test_greedy_tokens_are_those_of_transformers_whatever_the_settings(prompts, 
     assert generate(engine, prompts, [greedy()] * len(prompts), order) == expected
 
 
-@settings(max_examples=8)
+@settings(max_examples=settings.default.max_examples // 8)
 @given(settings_=engines(), order=st.permutations(range(len(TEXTS))))
 def test_sampled_tokens_depend_on_the_seed_and_not_on_company_or_memory(prompts, settings_, order):
     params = [

@@ -43,6 +43,11 @@ class Run:
         plan = self.scheduler.schedule(step)
         self.scheduler.check_invariants()
         assert plan.scheduled or len(self.finished) == len(self.requests), "idle while there is work"
+        for item in plan.scheduled:
+            reaches_end = item.end == self.sequences[item.seq_id].num_tokens
+            assert item.num_logits == reaches_end, (
+                "logits are wanted where a token can be sampled, only there"
+            )
         self.plans.append(plan)
         self.scheduler.complete(plan, self.sequences)
         for item in plan.scheduled:
@@ -118,7 +123,6 @@ def test_every_token_is_computed_once_in_order_unless_its_request_was_preempted(
                 assert item.start == 0, "a sequence goes on where it was, or starts again from zero"
                 restarts += 1
             position = item.end
-            assert item.num_logits in (0, 1)
         assert position == prompt + output - 1, "the last token is returned and never computed"
         assert restarts == run.requests[number].num_preemptions
 
@@ -176,6 +180,11 @@ def test_a_scheduled_sequence_is_a_copy_that_later_steps_do_not_change():
     for step in range(1, 6):
         run.step(step)
     assert (list(plan.scheduled[0].block_table), list(plan.scheduled[0].token_ids)) == before
+
+
+def test_a_request_that_needs_the_whole_pool_is_served_whatever_the_watermark():
+    run = Run(SchedulerConfig(num_blocks=5, block_size=4, watermark=1.0), [(0, 20, 1), (0, 20, 1)])
+    run.to_the_end()
 
 
 def test_a_plan_that_failed_is_made_again():
