@@ -19,12 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from minivllm.admission import check_prompt, limit_output
 from minivllm.config import SchedulerConfig
+from minivllm.decoding.detokenizer import token_texts
 from minivllm.decoding.generation import Generation
 from minivllm.memory import KVCacheManager
 from minivllm.outputs import RequestMetrics, RequestOutput
@@ -115,7 +116,6 @@ class Engine:
         self.recorder = recorder
         self.num_steps = 0
         self._clock = clock
-        self._epoch = clock()
         self._emit = recorder.emit if recorder else None
         self.cache = KVCacheManager(config.num_blocks, config.block_size, self._emit)
         self.scheduler = Scheduler(config, self.cache, self._emit)
@@ -175,9 +175,17 @@ class Engine:
         self._sequences[sequence.seq_id] = sequence
         self.scheduler.add(request)
         if self._emit:
-            tokens = tuple(sequence.token_ids)
             self._emit(
-                RequestQueued(request_id, sequence.seq_id, self._now(), tokens, max_tokens, prompt, priority)
+                RequestQueued(
+                    request_id,
+                    sequence.seq_id,
+                    self._now(),
+                    tuple(sequence.token_ids),
+                    max_tokens,
+                    prompt,
+                    token_texts(self.tokenizer, sequence.token_ids) if self.tokenizer else (),
+                    priority,
+                )
             )
 
     def validate(self, request_id: str, prompt_token_ids: SequenceOf[int], params: SamplingParams) -> int:
@@ -355,24 +363,17 @@ class Engine:
         return self.recorder.now() if self.recorder else 0.0
 
     def _header(self, model_shape: ModelShape | None, settings: dict[str, Any]) -> TraceHeader:
-        config = self.config
-        extra = {
-            "enable_chunked_prefill": config.enable_chunked_prefill,
-            "long_prefill_token_threshold": config.long_prefill_token_threshold,
-            "watermark": config.watermark,
-            "scheduling_policy": config.scheduling_policy,
-        }
+        others = asdict(self.config)
+        names = ("num_blocks", "block_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len")
+        limits = {name: others.pop(name) for name in names}
+        clock = "wall" if self._clock is perf_counter else "virtual"
         return TraceHeader(
             version=VERSION,
             created=timestamp(),
-            clock="wall" if self._clock is perf_counter else "virtual",
-            num_blocks=config.num_blocks,
-            block_size=config.block_size,
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            max_model_len=config.max_model_len,
+            clock=clock,
             model=model_shape,
-            config=extra | settings,
+            config=others | settings,
+            **limits,
         )
 
     def snapshot(self) -> EngineSnapshot:

@@ -81,10 +81,14 @@ def decide_num_blocks(
     check_integer("max_model_len", max_model_len, at_least=1)
     check_number("gpu_memory_utilization", gpu_memory_utilization, more_than=0, at_most=1)
     if num_gpu_blocks_override is not None:
-        return check_integer("num_gpu_blocks_override", num_gpu_blocks_override, at_least=1)
+        check_integer("num_gpu_blocks_override", num_gpu_blocks_override, at_least=1)
+        needed = num_gpu_blocks_override * bytes_per_block(config, block_size, dtype)
+        _check_it_exists("num_gpu_blocks_override", num_gpu_blocks_override, needed, device)
+        return num_gpu_blocks_override
     if kv_cache_memory_bytes is not None:
         budget = check_integer("kv_cache_memory_bytes", kv_cache_memory_bytes, at_least=1)
         source = "kv_cache_memory_bytes"
+        _check_it_exists(source, budget, budget, device)
     else:
         budget, source = _free_budget(device, gpu_memory_utilization, _weight_bytes(config, dtype))
     num_blocks = num_blocks_for(budget, config, block_size, dtype)
@@ -97,6 +101,16 @@ def decide_num_blocks(
     if kv_cache_memory_bytes is None and device.type == "cpu":
         num_blocks = min(num_blocks, max_num_seqs * -(-max_model_len // block_size))
     return num_blocks
+
+
+def _check_it_exists(name: str, value: int, num_bytes: int, device: torch.device) -> None:
+    """More memory than there is would be promised now and fail in the middle of a request."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_ram_bytes()
+    if num_bytes > free:
+        raise ValueError(
+            f"{name} {value:,} needs {num_bytes:,} bytes for the KV cache, "
+            f"but only {free:,} are free on {device}"
+        )
 
 
 def _free_budget(device: torch.device, utilization: float, weight_bytes: int) -> tuple[int, str]:

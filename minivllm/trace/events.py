@@ -83,6 +83,8 @@ class RequestQueued(Event, frozen=True):
     max_tokens: int
     """Most output tokens it may still produce, after capping to the model's length."""
     prompt: str | None = None
+    prompt_pieces: tuple[str, ...] = ()
+    """The text of each prompt token, special tokens by name; empty if there is no tokenizer."""
     priority: int = 0
 
 

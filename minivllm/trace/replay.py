@@ -59,6 +59,7 @@ class SequenceState:
     max_tokens: int
     queued_time: float
     token_ids: list[int]
+    prompt_pieces: tuple[str, ...] = ()
     text: str = ""
     num_computed_tokens: int = 0
     num_preemptions: int = 0
@@ -168,6 +169,7 @@ class ReplayState:
             max_tokens=event.max_tokens,
             queued_time=event.time,
             token_ids=list(event.prompt_token_ids),
+            prompt_pieces=event.prompt_pieces,
         )
 
     def _free_blocks(self, event: BlocksFreed) -> None:
@@ -196,7 +198,7 @@ class ReplayState:
     def _complete_step(self, event: StepFinished) -> None:
         self.num_steps, self.time, self.seconds = event.step + 1, event.time, event.seconds
         for seq, start, count in self.batch:
-            if sequence := self.sequences.get(seq):
+            if sequence := self.sequences.get(seq) or self.finished.get(seq):
                 sequence.num_computed_tokens = start + count
                 if sequence.num_output_tokens and sequence.first_token_time is None:
                     sequence.first_token_time = event.time

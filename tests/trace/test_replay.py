@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minivllm.trace.events import VERSION, StepFinished, TraceEnded
+from minivllm.model.tiny import MODEL_PATH
+from minivllm.model.tokenizer import Tokenizer
+from minivllm.trace.events import VERSION, RequestQueued, StepFinished, TraceEnded
 from minivllm.trace.reader import TraceError, make_trace, read_trace
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.replay import Replay, ReplayState
@@ -195,3 +197,15 @@ def test_events_after_the_last_step_form_a_step_of_their_own():
     engine.abort("it")
     header, *events = recorder.events
     assert make_trace(header, events).num_steps == 2
+
+
+def test_a_reader_sees_the_text_of_each_prompt_token():
+    recorder = Recorder()
+    tokenizer = Tokenizer.from_folder(MODEL_PATH)
+    text = "Question: 什么是KV缓存？ 😀"
+    engine = make_engine(recorder=recorder)
+    engine.vocab_size, engine.tokenizer = tokenizer.vocab_size, tokenizer
+    engine.add_request("it", tokenizer.encode(text), greedy(1), prompt=text)
+    (queued,) = (event for event in recorder.events if isinstance(event, RequestQueued))
+    assert len(queued.prompt_pieces) == len(queued.prompt_token_ids)
+    assert "".join(queued.prompt_pieces).removeprefix("<s>").strip() == text

@@ -1,8 +1,8 @@
 """The block table: one request's logical blocks, line by line, with what each of them holds.
 
     logical   physical   filled              holds
-          0          7   ████████  16/16     tokens 0–15 of the prompt: 1 502 88 …
-          1          3   █████░░░  10/16     tokens 16–25: " blocks of a page"
+          0          7   ████████  16/16     prompt “A large language model writes …”
+          1          3   █████░░░  10/16     “ blocks of a page”
 
 To the request its memory looks contiguous: token `t` is in logical block `t // block_size`, at offset
 `t % block_size`. Only this table knows where that block really is.
@@ -102,15 +102,13 @@ class _BlockTable:
         scene.set(row["holds"], text=clip(words, 40), tip=words)
 
     def _contents(self, sequence: SequenceState, start: int, end: int) -> str:
-        """The tokens `start` … `end - 1`: ids in the prompt, text in the output.
-
-        The trace has a prompt's text only as a whole, so the ids of its tokens must do.
-        """
+        """The tokens `start` … `end - 1` as text, or as ids where a model has no tokenizer."""
         split = min(max(sequence.num_prompt_tokens, start), end)
         parts = []
         if start < split:
+            text = "".join(sequence.prompt_pieces[start:split])
             ids = " ".join(map(str, sequence.token_ids[start:split]))
-            parts.append(f"prompt ids {ids}")
+            parts.append(f"prompt “{text}”" if text else f"prompt ids {ids}")
         if split < end:
             first = split - sequence.num_prompt_tokens
             text = "".join(self.texts[first : end - sequence.num_prompt_tokens])
