@@ -164,7 +164,8 @@ class Engine:
             max_tokens=max_tokens,
             tokenizer=self.tokenizer,
             eos_token_ids=self.eos_token_ids,
-            fallback_seed=self._seed_for(self._next_seq_id),
+            # A seed of its own, so that no outcome depends on who else is in the batch.
+            fallback_seed=(self.seed << 32) ^ self._next_seq_id,
         )
         self._next_seq_id += 1
         request = Request(
@@ -353,10 +354,6 @@ class Engine:
             metrics=live.metrics,
             num_cached_tokens=0,
         )
-
-    def _seed_for(self, seq_id: int) -> int:
-        """A seed of its own for each request, so that no outcome depends on who else is in the batch."""
-        return (self.seed << 32) ^ seq_id
 
     def _now(self) -> float:
         """Seconds since the trace began, for events."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from minivllm.validation import check_boolean, check_integer, check_number
 
@@ -43,7 +43,7 @@ class SamplingParams:
         top_p: keep the fewest tokens whose probabilities add up to this, above 0, at most 1.
         top_k: keep this many most likely tokens; 0 or −1 keeps all.
         min_p: keep tokens at least this many times as likely as the likeliest, 0 … 1.
-        seed: of this request's own random stream; one derived from the engine's if None.
+        seed: of this request's own random stream; one derived from the engine's if None or −1.
         stop: strings that end the output, which is cut before them.
         stop_token_ids: tokens that end the output.
         ignore_eos: the model's own end-of-sequence token does not end the output.
@@ -53,7 +53,8 @@ class SamplingParams:
         prompt_logprobs: the same for each token of the prompt.
         detokenize: turn tokens into text.
         skip_special_tokens: leave special tokens out of the text.
-        spaces_between_special_tokens: accepted for vLLM's sake; its default is the only behaviour.
+        spaces_between_special_tokens: accepted for vLLM's sake; makes no difference, because the
+            `tokenizers` library puts no spaces there.
         include_stop_str_in_output: keep the stop string, or the stop token's text, in the text.
         logit_bias: added to the logits of these tokens, each clamped to −100 … 100.
         allowed_token_ids: only these may be chosen.
@@ -61,6 +62,7 @@ class SamplingParams:
         output_kind: what `Engine.step` returns for this request.
 
     Raises:
+        TypeError: there is no argument of this name.
         ValueError: an argument out of range; the message has its name, its value and what is allowed.
     """
 
@@ -88,6 +90,13 @@ class SamplingParams:
     allowed_token_ids: Sequence[int] | None = None
     bad_words: Sequence[str] | None = None
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
+
+    def __new__(cls, *_: object, **named: object) -> SamplingParams:
+        known = [field.name for field in fields(cls)]
+        for name in named:
+            if name not in known:
+                raise TypeError(f"SamplingParams has no argument {name!r}; it has {', '.join(known)}")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -156,7 +165,9 @@ class SamplingParams:
     def _check_numbers(self) -> None:
         check_integer("n", self.n, at_least=1)
         if self.n > 1:
-            raise ValueError(f"n must be 1: this version does not sample in parallel yet; got {self.n}")
+            raise ValueError(
+                f"n must be 1 in this version: parallel sampling is not implemented yet; got {self.n}"
+            )
         check_number("presence_penalty", self.presence_penalty, at_least=-2, at_most=2)
         check_number("frequency_penalty", self.frequency_penalty, at_least=-2, at_most=2)
         check_number("repetition_penalty", self.repetition_penalty, more_than=0)
@@ -164,6 +175,8 @@ class SamplingParams:
         check_number("top_p", self.top_p, more_than=0, at_most=1)
         check_integer("top_k", self.top_k, at_least=-1)
         check_number("min_p", self.min_p, at_least=0, at_most=1)
+        if self.seed == -1:
+            self.seed = None  # as in vLLM, where clients of old say "any" like this
         if self.seed is not None:
             check_integer("seed", self.seed, at_least=-(2**63), at_most=2**63 - 1)
 
@@ -207,9 +220,8 @@ def _biases(value: object) -> dict[int, float]:
         raise ValueError(f"logit_bias must map token ids to numbers, got {value!r}")
     biases = {}
     for key, bias in value.items():
-        token: object = (
-            int(key) if isinstance(key, str) and key.isdigit() else key
-        )  # JSON has string keys only
-        token = check_integer("logit_bias: a token id", token, at_least=0)
+        # JSON has no keys but strings.
+        named: object = int(key) if isinstance(key, str) and key.isdecimal() else key
+        token = check_integer("logit_bias: a token id", named, at_least=0)
         biases[token] = min(100.0, max(-100.0, check_number(f"logit_bias[{token}]", bias)))
     return biases

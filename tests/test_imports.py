@@ -49,7 +49,7 @@ def imports_of(path: Path) -> set[str]:
 
 
 def test_there_are_files_to_check():
-    for place in (*CONTROL_PLANE, "minivllm", "kernels_numba", "viz"):
+    for place in (*CONTROL_PLANE, "minivllm", "viz"):
         assert python_files(place), place
 
 

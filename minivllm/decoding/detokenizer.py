@@ -5,9 +5,10 @@ word may show only in the company of its neighbour. So the newest tokens are dec
 older ones, and only the difference is text:
 
     ids    … a b c | d          old = decode(a b c),  new = decode(a b c d)
-             └ prefix └ read    if `new` ends in half a character, wait; else give out new[len(old):]
+           context └ read       if `new` ends in half a character, wait; else give out what `old` lacks
 
 The window moves on with every piece, so each token costs the same however long the text has become.
+All pieces together are what the whole output decodes to after its prompt (a property test).
 
 Source: the prefix and read offsets of Hugging Face's text-generation-inference and of vLLM.
 Read next: `stop_criteria.py`.
@@ -39,7 +40,7 @@ class IncrementalDetokenizer:
     ) -> None:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
-        self._window = list(prompt_token_ids[-CONTEXT_TOKENS:])
+        self._window = self._context(prompt_token_ids)
         self._read = len(self._window)  # the tokens before it have become text
         self._old = self._decode()
 
@@ -54,20 +55,43 @@ class IncrementalDetokenizer:
 
     def flush(self) -> str:
         """What is left at the end of the output, incomplete characters included."""
-        return self._give_out(self._decode())
+        return self._give_out(self._decode()) if len(self._window) > self._read else ""
 
     def _give_out(self, new: str) -> str:
-        piece = new[len(self._old) :]
-        if piece:
-            # The tokens just read become the context of the next ones.
-            del self._window[: self._read]
-            self._old = self._decode()
-        self._read = len(self._window)
-        if self._read > LONGEST_WAIT_TOKENS:  # tokens without any text, special ones say, must not pile up
-            del self._window[:-CONTEXT_TOKENS]
+        if new == self._old:
+            # Tokens without text (special ones, say) would push the context out of the window.
+            # Before the first text they stay: a lone "▁" is no text, and yet the next word's space.
+            del self._window[self._read if new else LONGEST_WAIT_TOKENS :]
             self._read = len(self._window)
-            self._old = self._decode()
+            return ""
+        whole = self._old.rstrip(HALF_A_CHARACTER)
+        if new.startswith(self._old):
+            piece = new[len(self._old) :]
+        elif new.startswith(whole):  # the prompt ended in half a character, and now it is complete
+            piece = new[len(whole) :]
+        else:
+            # Some tokenizers judge bytes in a row together: bad ones spoil the good ones before them, which
+            # are out already.
+            piece = self._tokenizer.decode(self._window[self._read :], self._skip_special_tokens)
+        del self._window[: self._read]  # the tokens just read become the context of the next ones
+        self._read = len(self._window)
+        self._old = self._decode()
         return piece
+
+    def _context(self, prompt_token_ids: Sequence[int]) -> list[int]:
+        """The last few tokens of the prompt, from a place where a character begins."""
+        longest = min(LONGEST_WAIT_TOKENS, len(prompt_token_ids))
+        for count in range(CONTEXT_TOKENS, longest + 1):
+            window = list(prompt_token_ids[-count:])
+            if not self._tokenizer.decode(window, self._skip_special_tokens).startswith(HALF_A_CHARACTER):
+                return window
+        return list(prompt_token_ids[-CONTEXT_TOKENS:])
 
     def _decode(self) -> str:
         return self._tokenizer.decode(self._window, self._skip_special_tokens)
+
+
+def token_texts(tokenizer: Decoder, token_ids: Sequence[int]) -> tuple[str, ...]:
+    """What each token of a text adds to it, special tokens by name: how a reader sees a prompt."""
+    detokenizer = IncrementalDetokenizer(tokenizer, (), skip_special_tokens=False)
+    return tuple(detokenizer.append(token_id) for token_id in token_ids)

@@ -10,6 +10,7 @@ Read next: `sampler.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -45,8 +46,8 @@ class SamplingState:
         self.prompt_token_ids = prompt_token_ids
         self.output_token_ids = output_token_ids
         self._random = Random(fallback_seed if params.seed is None else params.seed)
-        stops = set(params.stop_token_ids or ())
-        self._ending = tuple(stops if params.ignore_eos else stops.union(eos_token_ids))
+        # vLLM holds the end-of-sequence tokens back even where `ignore_eos` would let them pass.
+        self._ending = sorted({*(params.stop_token_ids or ()), *eos_token_ids})
         self._bad_words = _bad_word_tokens(params.bad_words or (), tokenizer)
         self.changes_logits = bool(
             params.allowed_token_ids or params.logit_bias or self._bad_words or self.has_penalties
@@ -54,6 +55,11 @@ class SamplingState:
         self.is_plain_greedy = (
             params.is_greedy and not self.changes_logits and not params.min_tokens and params.logprobs is None
         )
+
+    @cached_property
+    def prompt_tokens(self) -> frozenset[int]:
+        """Which tokens the prompt has, for the repetition penalty."""
+        return frozenset(self.prompt_token_ids)
 
     @property
     def has_penalties(self) -> bool:
@@ -75,13 +81,17 @@ class SamplingState:
 
 
 def _bad_word_tokens(words: Sequence[str], tokenizer: Tokenizer | None) -> list[list[int]]:
-    """Each word as tokens, at the start of a text and after a space: most tokenizers tell them apart."""
+    """Each word as tokens, at the start of a text and after a space: most tokenizers tell them apart.
+
+    As in vLLM, other ways to spell a word with tokens (letter by letter, say) are not known here.
+    """
     if not words or tokenizer is None:
         return []
-    spellings = []
+    spellings: list[list[int]] = []
     for word in words:
-        for text in (word, " " + word.lstrip()):
-            tokens = tokenizer.encode(text, add_special_tokens=False)
-            if tokens and tokens not in spellings:
-                spellings.append(tokens)
+        bare = word.lstrip() or word
+        known = [tokenizer.encode(text, add_special_tokens=False) for text in (bare, " " + bare)]
+        if not any(known):
+            raise ValueError(f"bad_words must hold words that have tokens; {word!r} has none")
+        spellings += [tokens for tokens in known if tokens and tokens not in spellings]
     return spellings

@@ -7,7 +7,11 @@ Checked after every token, in this order, as vLLM does:
     a stop string           may straddle several tokens  reason "stop", names the string, cuts the text
     `max_tokens`                                         reason "length"
 
-Until `min_tokens` are out, only the last one counts. Read next: `generation.py`.
+The token that ends an output is one of its tokens, but not part of its text. Until `min_tokens` are out,
+only the last rule counts: the sampler does not choose a stop token before, and a stop string must be
+completed by a later token.
+
+Read next: `generation.py`.
 """
 
 from __future__ import annotations
@@ -39,7 +43,6 @@ class StopCriteria:
         self._min_tokens = params.min_tokens
         self._max_tokens = max_tokens
         self.longest_stop = max((len(text) for text in self._stop_strings), default=0)
-        self._searchable_from = 0  # text that came out before `min_tokens` is never searched
 
     def ends_with_token(self, token_id: int, num_output_tokens: int) -> Stop | None:
         """Does this token end the output, the `num_output_tokens`-th of it?"""
@@ -52,15 +55,19 @@ class StopCriteria:
         return None
 
     def ends_with_text(self, text: str, num_new: int, num_output_tokens: int) -> Stop | None:
-        """Does `text`, whose last `num_new` characters are new, hold a stop string? The earliest counts."""
-        if not self._stop_strings:
+        """Does a stop string end in the last `num_new` characters of `text`, those that are new?
+
+        Where there are several, the one that begins first counts, so that no stop string remains in the
+        text. (vLLM takes the one named first.)
+        """
+        if not self._stop_strings or not num_new or num_output_tokens <= self._min_tokens:
             return None
-        if num_output_tokens < self._min_tokens:
-            self._searchable_from = len(text)
-            return None
-        begin = max(self._searchable_from, len(text) - num_new - self.longest_stop + 1)
-        found = [(text.find(stop, begin), stop) for stop in self._stop_strings]
-        found = [(position, stop) for position, stop in found if position >= 0]
+        found: list[tuple[int, str]] = []
+        for stop in self._stop_strings:
+            # What ended earlier was looked at earlier: the search costs the same however long the text is.
+            position = text.find(stop, max(0, len(text) - num_new - len(stop) + 1))
+            if position >= 0:
+                found.append((position, stop))
         if not found:
             return None
         position, stop = min(found, key=lambda item: item[0])

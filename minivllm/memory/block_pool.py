@@ -36,7 +36,8 @@ class BlockPool:
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = check_integer("num_blocks", num_blocks, at_least=1)
-        self.ref_counts: array[int] = array("i", bytes(4 * num_blocks))  # compact: a pool may have a million blocks
+        # An array and not a list, because a pool may have a million blocks: half the memory.
+        self.ref_counts: array[int] = array("i", bytes(4 * num_blocks))
         # First in, first out: a block rests as long as possible before it is reused, so that what it
         # still holds can be found again by whoever remembers it.
         self._free: deque[int] = deque(range(num_blocks))

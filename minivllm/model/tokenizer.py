@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import jinja2
 import jinja2.ext
@@ -45,9 +45,6 @@ class Tokenizer:
         self._special = {name: text for name, text in texts.items() if text is not None}
         self.bos_token = self._special.get("bos_token")
         self.eos_token = self._special.get("eos_token")
-        if "add_bos_token" in settings or "add_eos_token" in settings:
-            # As in `transformers`, these have the last word over what tokenizer.json says.
-            self._frame_texts(bool(settings.get("add_bos_token")), bool(settings.get("add_eos_token")))
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Tokenizer:
@@ -82,7 +79,11 @@ class Tokenizer:
         return self._chat_template is not None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """The token ids of `text`; with special tokens, the model's own beginning is added."""
+        """The token ids of `text`; with special tokens, the model's own beginning is added.
+
+        What that is, tokenizer.json alone says: `add_bos_token` in tokenizer_config.json has no effect, as in
+        `transformers` 5.
+        """
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
@@ -100,7 +101,7 @@ class Tokenizer:
         text = self.decode([token_id], skip_special_tokens=False)
         token = self._backend.id_to_token(token_id)
         # Decoders of "▁" tokenizers take the first space of a text for their own addition.
-        return " " + text if token and token.startswith("▁") and not text.startswith(" ") else text
+        return " " + text if token and token.startswith("▁") and len(text) < len(token) else text
 
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
@@ -132,23 +133,11 @@ class Tokenizer:
                 f"the chat template of {self._source} refuses these messages: {error}"
             ) from error
 
-    def _frame_texts(self, with_bos: bool, with_eos: bool) -> None:
-        """Have `encode` put the beginning-of-sequence token before a text, the end-of-sequence token after it."""
-        bos = self.bos_token if with_bos else None
-        eos = self.eos_token if with_eos else None
-        ids = {token: self.token_to_id(token) for token in (bos, eos) if token is not None}
-        for token, token_id in ids.items():
-            if token_id is None:
-                raise TokenizerError(f"{self._source}: the special token {token!r} is not in the vocabulary")
-        self._backend.post_processor = tokenizers.processors.TemplateProcessing(
-            single=[*([bos] if bos else []), "$A", *([eos] if eos else [])], special_tokens=list(ids.items())
-        )
-
 
 class _GenerationTag(jinja2.ext.Extension):
-    """`{% generation %} … {% endgeneration %}` marks, for training, what the assistant says: no difference here."""
+    """`{% generation %} … {% endgeneration %}` marks what to train on: here the marks are dropped."""
 
-    tags: ClassVar = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 (Jinja's own way)
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
         next(parser.stream)

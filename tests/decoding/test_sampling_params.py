@@ -1,6 +1,8 @@
 """Every argument of a request is checked where it is given, by name."""
 
+import copy
 import dataclasses
+import pickle
 
 import pytest
 
@@ -44,7 +46,7 @@ def test_the_defaults_are_vllms():
         "logprobs": [-2, 1.5, True],
         "prompt_logprobs": [-2, "1"],
         "detokenize": [0],
-        "logit_bias": [{-1: 1.0}, {1: NAN}, {"a": 1}, [1], {1: "x"}],
+        "logit_bias": [{-1: 1.0}, {1: NAN}, {"a": 1}, {"²": 1}, [1], {1: "x"}],
         "allowed_token_ids": [[], [-1], ["a"]],
         "bad_words": [[""], [3], 7],
         "output_kind": ["CUMULATIVE", 1],
@@ -65,10 +67,23 @@ def test_the_message_has_value_and_range():
         SamplingParams(stop="x", detokenize=False)
 
 
+@pytest.mark.parametrize("name", ["best_of", "use_beam_search", "max_token"])
+def test_an_argument_that_does_not_exist_is_named_with_those_that_do(name):
+    with pytest.raises(TypeError, match=f"no argument '{name}'; it has n, presence_penalty, .*output_kind"):
+        SamplingParams(**{name: 1})
+
+
+def test_params_can_be_copied_replaced_and_pickled():
+    params = SamplingParams(stop="x", logit_bias={1: 2})
+    assert copy.deepcopy(params) == pickle.loads(pickle.dumps(params)) == params
+    assert dataclasses.replace(params, top_k=3).top_k == 3
+
+
 def test_other_spellings_are_brought_into_one_form():
     params = SamplingParams(stop="end", stop_token_ids=(1, 2), logit_bias={3: 500, "4": -0.5})
     assert (params.stop, params.stop_token_ids) == (["end"], [1, 2])
     assert params.logit_bias == {3: 100.0, 4: -0.5}, "clamped, and JSON's string keys are understood"
+    assert SamplingParams(seed=-1).seed is None, "as in vLLM"
     assert SamplingParams(temperature=0).is_greedy and SamplingParams(temperature=9e-6).is_greedy
     assert not SamplingParams(temperature=0.01).is_greedy
 

@@ -1,4 +1,4 @@
-"""Two tiny tokenizers, trained here in a moment: byte-level BPE (as GPT-2, Qwen) and byte fallback (as Llama)."""
+"""Two tiny tokenizers, trained in a moment: byte-level BPE (as GPT-2, Qwen) and byte fallback (as Llama)."""
 
 from functools import cache
 

@@ -16,7 +16,7 @@ share a KV head ride along as if they were tokens ("group"), so no key is read t
 Sequences of like length go together, since the shorter are padded to the longest, and few enough of them
 that what was gathered is still in the processor's cache when attention reads it.
 
-Read next: the numba kernels, which read the blocks where they are.
+Read next: `backend.py` for what any backend must do, `minivllm/executor/kv_storage.py` for the layout.
 """
 
 from __future__ import annotations
