@@ -1,4 +1,4 @@
-"""The command line: `minivllm demo | generate | dashboard | trace | bench | doctor`.
+"""The command line: `minivllm demo | generate | dashboard | trace | compare | bench | doctor`.
 
 Commands only parse and print; what they do lives in the module that each one names. A mistake of the user's
 is one sentence on stderr and exit code 2, never a stack trace (set MINIVLLM_DEBUG=1 to see it all the same).
@@ -187,8 +187,10 @@ def shipped_model() -> Path:
 def main() -> None:
     """Entry point of the `minivllm` command."""
     from minivllm.bench.commands import app as bench_app
+    from minivllm.compare.commands import app as compare_app
 
     app.add_typer(bench_app, name="bench")
+    app.add_typer(compare_app, name="compare")
     try:
         app()
     except ValueError as error:

@@ -93,3 +93,9 @@ def test_the_version_and_the_help_do_not_wait_for_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert minivllm("--version").stdout.startswith("minivllm ")
     assert "demo" in minivllm("--help").stdout
+
+
+def test_the_cache_comparison_prints_what_each_step_costs():
+    result = minivllm("compare", "cache", "--prompt-tokens", 8, "--output-tokens", 6)
+    assert result.returncode == 0, result.stderr
+    assert "Both runs generated the same tokens." in result.stdout
