@@ -11,6 +11,7 @@ Read next: `engine.py` for the loop, `config.py` for the limits it ends up with.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from minivllm.config import SCHEDULING_POLICIES, SchedulerConfig
 from minivllm.decoding.sampler import Sampler
 from minivllm.engine import Engine
 from minivllm.executor.torch_executor import DTYPES, TorchExecutor
-from minivllm.model.hub import resolve_tokenizer
+from minivllm.model.hub import resolve_model, resolve_tokenizer
 from minivllm.model.tokenizer import Tokenizer
 from minivllm.trace.recorder import Recorder
 from minivllm.validation import check_boolean, check_choice, check_integer, check_number
@@ -33,7 +34,9 @@ class EngineArgs:
     Attributes:
         model: a Hugging Face folder, or an id on the hub.
         tokenizer: another folder or id to take the tokenizer from; the model's own if None.
-        dtype: "auto" (what the checkpoint says), "float32", "bfloat16", "float16" or "float64".
+        skip_tokenizer_init: load no tokenizer: prompts are token ids, and outputs have no text.
+        dtype: "auto" (what the checkpoint says), "float32", "bfloat16", "float16" or "float64", or torch's
+            own name for one of them.
         seed: requests without a seed of their own get one derived from this.
         max_model_len: most tokens of a sequence; the model's own limit if None.
         block_size: tokens per KV-cache block.
@@ -56,6 +59,7 @@ class EngineArgs:
 
     model: str | Path
     tokenizer: str | Path | None = None
+    skip_tokenizer_init: bool = False
     dtype: str = "auto"
     seed: int = 0
     max_model_len: int | None = None
@@ -81,6 +85,7 @@ class EngineArgs:
     def __post_init__(self) -> None:
         if not isinstance(self.model, str | Path) or not str(self.model):
             raise ValueError(f"model must be a folder or a hub id, got {self.model!r}")
+        self.dtype = str(self.dtype).removeprefix("torch.")
         check_choice("dtype", self.dtype, ("auto", *DTYPES))
         check_integer("seed", self.seed, at_least=0, at_most=2**63 - 1)
         for name in (
@@ -96,7 +101,7 @@ class EngineArgs:
         check_integer("long_prefill_token_threshold", self.long_prefill_token_threshold, at_least=0)
         check_number("gpu_memory_utilization", self.gpu_memory_utilization, more_than=0, at_most=1)
         check_number("watermark", self.watermark, at_least=0, at_most=1)
-        for name in ("enable_chunked_prefill", "enforce_eager", "trust_remote_code"):
+        for name in ("skip_tokenizer_init", "enable_chunked_prefill", "enforce_eager", "trust_remote_code"):
             check_boolean(name, getattr(self, name))
         check_choice("scheduling_policy", self.scheduling_policy, SCHEDULING_POLICIES)
         self._refuse_what_is_not_built_yet()
@@ -156,8 +161,20 @@ def create_engine(args: EngineArgs) -> Engine:
     )
 
 
-def load_tokenizer(args: EngineArgs) -> Tokenizer:
-    """The tokenizer that goes with the model, or the other one that was asked for."""
+def load_tokenizer(args: EngineArgs) -> Tokenizer | None:
+    """The tokenizer that goes with the model, or the other one that was asked for.
+
+    A model folder may come without one; then prompts are token ids and outputs have no text.
+    """
+    if args.skip_tokenizer_init:
+        return None
+    if args.tokenizer is None and not (resolve_model(args.model) / "tokenizer.json").is_file():
+        warnings.warn(
+            f"{args.model} has no tokenizer.json: prompts must be token ids, and outputs will have no text. "
+            "Give `tokenizer` a folder that has one, or set skip_tokenizer_init=True if that is meant.",
+            stacklevel=4,
+        )
+        return None
     return Tokenizer.from_folder(
         resolve_tokenizer(args.tokenizer if args.tokenizer is not None else args.model)
     )

@@ -22,6 +22,7 @@ from typing import Any, TypeAlias
 from tqdm.auto import tqdm
 
 from minivllm.engine_args import EngineArgs, create_engine
+from minivllm.model.tokenizer import Tokenizer
 from minivllm.outputs import RequestOutput
 from minivllm.sampling_params import RequestOutputKind, SamplingParams
 from minivllm.trace.recorder import Recorder
@@ -129,8 +130,8 @@ class LLM:
             raise ValueError(
                 f"messages must be a list of messages, or of such lists, and not empty; got {messages!r}"
             )
-        many = [messages] if isinstance(messages[0], Mapping) else list(messages)
-        tokenized = []
+        many: list[Any] = [messages] if isinstance(messages[0], Mapping) else list(messages)
+        tokenized: list[tuple[str | None, list[int]]] = []
         for conversation in many:
             text = self.get_tokenizer().apply_chat_template(
                 conversation, add_generation_prompt=add_generation_prompt
@@ -139,8 +140,10 @@ class LLM:
             tokenized.append((text, self.get_tokenizer().encode(text, add_special_tokens=False)))
         return self._run(tokenized, _one_for_each(sampling_params, len(many)), None, use_tqdm)
 
-    def get_tokenizer(self) -> Any:
-        """The tokenizer in use."""
+    def get_tokenizer(self) -> Tokenizer:
+        """The tokenizer in use; `ValueError` if the model has none."""
+        if self.engine.tokenizer is None:
+            raise ValueError("this model has no tokenizer: give prompts as token ids (`prompt_token_ids`)")
         return self.engine.tokenizer
 
     def get_default_sampling_params(self) -> SamplingParams:
@@ -162,16 +165,18 @@ class LLM:
 
     def _tokenize(self, prompt: Prompt, name: str) -> tuple[str | None, list[int]]:
         """A prompt in any form as (text, token ids)."""
-        if isinstance(prompt, Mapping) and "prompt_token_ids" in prompt:
-            ids, text = prompt["prompt_token_ids"], prompt.get("prompt")
-            if isinstance(ids, Sequence) and not isinstance(ids, str):
-                return text, list(ids)
-        text = prompt.get("prompt") if isinstance(prompt, Mapping) else prompt
-        if isinstance(text, str):
+        text, ids = None, prompt
+        if isinstance(prompt, str):
+            text, ids = prompt, None
+        elif isinstance(prompt, Mapping):
+            text, ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
+        if hasattr(ids, "tolist"):
+            ids = ids.tolist()  # an array or a tensor of token ids
+        if isinstance(ids, Sequence) and not isinstance(ids, str | bytes):
+            return text, list(ids)
+        if isinstance(text, str) and ids is None:
             # A tokenizer may turn no text at all into its one beginning token; nobody means that.
             return text, self.get_tokenizer().encode(text) if text else []
-        if isinstance(prompt, Sequence) and not isinstance(prompt, str | bytes):
-            return None, list(prompt)
         raise ValueError(
             f"{name} must be a string, a list of token ids, or a dictionary with 'prompt' (a string) or "
             f"'prompt_token_ids' (a list of integers); got {prompt!r}"

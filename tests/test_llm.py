@@ -1,6 +1,8 @@
 """`LLM` as vLLM's users know it, on the shipped model."""
 
+import numpy as np
 import pytest
+import torch
 
 from minivllm import LLM, SamplingParams
 from minivllm.model.tiny import MODEL_PATH
@@ -21,7 +23,8 @@ def greedy(**more):
 def test_one_prompt_many_prompts_and_every_form_of_a_prompt_agree(llm):
     tokens = llm.get_tokenizer().encode(PROMPT)
     (first,) = llm.generate(PROMPT, greedy(), use_tqdm=False)
-    forms = [PROMPT, {"prompt": PROMPT}, {"prompt_token_ids": tokens}, tokens]
+    forms = [PROMPT, {"prompt": PROMPT}, {"prompt_token_ids": tokens}, tokens, torch.tensor(tokens)]
+    forms.append({"prompt_token_ids": np.array(tokens)})
     for output in llm.generate(forms, greedy(), use_tqdm=False):
         assert output.outputs[0].token_ids == first.outputs[0].token_ids
         assert output.prompt_token_ids == tokens
@@ -157,3 +160,24 @@ def test_an_argument_that_cannot_work_is_refused_by_name(arguments, message):
 def test_an_unknown_argument_is_named():
     with pytest.raises(TypeError, match="LLM has no argument 'blok_size'"):
         LLM(MODEL_PATH, blok_size=4)
+
+
+def test_a_model_without_a_tokenizer_serves_token_ids(tmp_path):
+    for file in MODEL_PATH.iterdir():
+        if not file.name.startswith("tokenizer"):
+            (tmp_path / file.name).symlink_to(file)
+    with pytest.warns(UserWarning, match="has no tokenizer.json"):
+        bare = LLM(tmp_path, num_gpu_blocks_override=16)
+    quiet = LLM(MODEL_PATH, skip_tokenizer_init=True, num_gpu_blocks_override=16)
+    for llm in (bare, quiet):
+        (output,) = llm.generate({"prompt_token_ids": [5, 6, 7]}, greedy(ignore_eos=True), use_tqdm=False)
+        assert (len(output.outputs[0].token_ids), output.outputs[0].text) == (8, "")
+        with pytest.raises(ValueError, match="this model has no tokenizer"):
+            llm.generate("text", greedy(), use_tqdm=False)
+    lent = LLM(tmp_path, tokenizer=MODEL_PATH, num_gpu_blocks_override=16)
+    assert lent.generate(PROMPT, greedy(), use_tqdm=False)[0].outputs[0].text
+
+
+def test_a_type_may_be_given_as_torch_writes_it():
+    llm = LLM(MODEL_PATH, dtype=torch.float64, num_gpu_blocks_override=4)
+    assert llm.engine.executor.model_shape.dtype == "float64"
