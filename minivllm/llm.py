@@ -165,7 +165,8 @@ class LLM:
 
     def _tokenize(self, prompt: Prompt, name: str) -> tuple[str | None, list[int]]:
         """A prompt in any form as (text, token ids)."""
-        text, ids = None, prompt
+        text: Any = None
+        ids: Any = prompt
         if isinstance(prompt, str):
             text, ids = prompt, None
         elif isinstance(prompt, Mapping):
