@@ -67,8 +67,9 @@ def test_the_check_of_invariants_can_fail(damage):
     if damage == "leak":
         pool.ref_counts[0] = 0
     elif damage == "duplicate":
-        pool._free.append(3)
+        pool.free_blocks([0])
+        pool._ring[pool._head] = 3
     else:
-        pool._free.append(9)
+        pool._ring[pool._head] = 9
     with pytest.raises(AssertionError):
         pool.check_invariants()
