@@ -155,14 +155,13 @@ def check_gpu() -> Check:
 
 
 def check_numba() -> Check:
+    """Nothing runs on numba yet; the kernels that are to come will."""
     version = installed_version("numba")
     if version is None:
-        return Check(
-            "numba", FAIL, "not installed", "pip install numba (the fast CPU kernels are written in it)"
-        )
+        return Check("numba", EXTRA, "not installed", "pip install numba, for the kernels of later versions")
     if _import("numba") is None:
         advice = "install versions of numba and numpy that go together: pip install -U numba numpy"
-        return Check("numba", FAIL, f"{version}, but importing it fails", advice)
+        return Check("numba", EXTRA, f"{version}, but importing it fails", advice)
     return Check("numba", OK, version)
 
 
@@ -170,11 +169,7 @@ def check_numba_cuda() -> Check:
     version = installed_version("numba-cuda")
     if version is not None:
         return Check("numba-cuda", OK, version)
-    torch = _import("torch")
-    if torch is not None and torch.cuda.is_available():
-        advice = "pip install numba-cuda, to run the CUDA kernels on the GPU"
-    else:
-        advice = "nothing to do without a GPU: the microscope runs the CUDA kernels on any machine"
+    advice = "nothing to do: this version has no kernels of its own yet"
     return Check("numba-cuda", EXTRA, "not installed", advice)
 
 
