@@ -38,7 +38,7 @@ class SamplingParams:
         n: outputs for each prompt; 1 in this version.
         presence_penalty: subtracted once from the logit of every token that the output has, −2 … 2.
         frequency_penalty: subtracted for every time that the output has the token, −2 … 2.
-        repetition_penalty: above 1 makes tokens of prompt and output less likely, below 1 more; above 0.
+        repetition_penalty: above 1 makes tokens of prompt and output less likely, below 1 more.
         temperature: divides the logits; 0 is greedy.
         top_p: keep the fewest tokens whose probabilities add up to this, above 0, at most 1.
         top_k: keep this many most likely tokens; 0 or −1 keeps all.
@@ -170,8 +170,9 @@ class SamplingParams:
             )
         check_number("presence_penalty", self.presence_penalty, at_least=-2, at_most=2)
         check_number("frequency_penalty", self.frequency_penalty, at_least=-2, at_most=2)
-        check_number("repetition_penalty", self.repetition_penalty, more_than=0)
-        check_number("temperature", self.temperature, at_least=0)
+        # Beyond these, one request's numbers would overflow and stop the whole batch.
+        check_number("repetition_penalty", self.repetition_penalty, at_least=1e-6, at_most=1e6)
+        check_number("temperature", self.temperature, at_least=0, at_most=1e6)
         check_number("top_p", self.top_p, more_than=0, at_most=1)
         check_integer("top_k", self.top_k, at_least=-1)
         check_number("min_p", self.min_p, at_least=0, at_most=1)

@@ -33,7 +33,7 @@ def check_number(
 ) -> float:
     """Return `value` as a finite float, or raise `ValueError` naming the argument and its allowed range."""
     allowed = "a finite number" + _range_words(at_least, at_most, more_than)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
         raise ValueError(f"{name} must be {allowed}, got {value!r}")
     too_small = (at_least is not None and value < at_least) or (more_than is not None and value <= more_than)
     if too_small or (at_most is not None and value > at_most):
@@ -53,6 +53,13 @@ def check_choice(name: str, value: object, allowed: Sequence[str]) -> str:
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
     return value
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer too large for any float
+        return False
 
 
 def _range_words(at_least: float | None, at_most: float | None, more_than: float | None = None) -> str:

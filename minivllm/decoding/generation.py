@@ -154,5 +154,5 @@ class Generation:
     def _with_texts(self, entry: dict[int, Logprob]) -> dict[int, Logprob]:
         if self._tokenizer and self.params.detokenize:
             for token_id, logprob in entry.items():
-                logprob.decoded_token = self._tokenizer.decode([token_id], skip_special_tokens=False)
+                logprob.decoded_token = self._tokenizer.token_text(token_id)
         return entry

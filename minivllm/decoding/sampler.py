@@ -81,10 +81,11 @@ class Sampler:
         uniform = torch.tensor(
             [[state.next_uniform()] for state in states], dtype=torch.float64, device=logits.device
         )
-        top_ks = [state.params.top_k if state.params.top_k > 0 else self.vocab_size for state in states]
-        top_k = torch.tensor(top_ks, device=logits.device).clamp(max=self.vocab_size)
+        vocab_size = self.vocab_size
+        top_ks = [min(s.params.top_k, vocab_size) if s.params.top_k > 0 else vocab_size for s in states]
+        top_k = torch.tensor(top_ks, device=logits.device)
         top_p = torch.tensor([s.params.top_p for s in states], dtype=torch.float64, device=logits.device)
-        choosy = (top_k < self.vocab_size) | (top_p < 1)
+        choosy = (top_k < vocab_size) | (top_p < 1)
         if not choosy.any():
             return _invert(weights, uniform)
         look = first_look(weights, top_k, top_p)

@@ -82,3 +82,20 @@ def test_extreme_temperatures_neither_overflow_nor_vanish(temperature):
     state = state_of(SamplingParams(temperature=temperature, seed=0))
     tokens = {Sampler(4).sample(logits, [state])[0].token_id for _ in range(50)}
     assert tokens <= ({1} if temperature < 1 else {1, 3})
+
+
+@pytest.mark.parametrize(
+    "extreme",
+    [
+        {"top_k": 2**80},
+        {"temperature": 1e6},
+        {"repetition_penalty": 1e6},
+        {"repetition_penalty": 1e-6},
+        {"min_tokens": 16, "min_p": 1.0},
+        {"top_p": 5e-324},
+    ],
+)
+def test_no_accepted_number_can_stop_the_batch(extreme):
+    logits = torch.tensor([[-40.0, 0.0, 30.0, -0.0, 1e-30, -torch.inf]])
+    state = state_of(SamplingParams(seed=1, **extreme), [0, 1, 2], [3, 4, 5])
+    assert 0 <= Sampler(6).sample(logits, [state])[0].token_id < 5
