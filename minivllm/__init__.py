@@ -14,13 +14,22 @@ if TYPE_CHECKING:
     from minivllm.engine import Engine
     from minivllm.engine_args import EngineArgs
     from minivllm.llm import LLM
-    from minivllm.outputs import CompletionOutput, Logprob, RequestOutput
-    from minivllm.sampling_params import RequestOutputKind, SamplingParams
+    from minivllm.outputs import (
+        BeamSearchOutput,
+        BeamSearchSequence,
+        CompletionOutput,
+        Logprob,
+        RequestOutput,
+    )
+    from minivllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 
 _HOMES = {
     "LLM": "llm",
     "Engine": "engine",
     "EngineArgs": "engine_args",
+    "BeamSearchOutput": "outputs",
+    "BeamSearchParams": "sampling_params",
+    "BeamSearchSequence": "outputs",
     "CompletionOutput": "outputs",
     "Logprob": "outputs",
     "RequestOutput": "outputs",
@@ -31,10 +40,13 @@ _HOMES = {
 __all__ = [  # noqa: RUF022 (in the order in which one meets them)
     "LLM",
     "SamplingParams",
+    "BeamSearchParams",
     "RequestOutput",
     "CompletionOutput",
     "Logprob",
     "RequestOutputKind",
+    "BeamSearchOutput",
+    "BeamSearchSequence",
     "EngineArgs",
     "Engine",
 ]

@@ -42,14 +42,17 @@ def version(
 
 @app.command()
 def demo(
+    story: Annotated[
+        str, typer.Argument(help="'paging', or 'sharing': prefix cache, forks, beams, swapping.")
+    ] = "paging",
     headless: Annotated[bool, typer.Option("--headless", help="Stop once the trace is written.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for the trace.")] = Path("minivllm-out"),
     port: Port = 8501,
 ) -> None:
-    """Run a dozen prompts through the shipped model in a small KV cache, then show every step of it."""
+    """Run some prompts through the shipped model in a small KV cache, then show every step of it."""
     from minivllm.demo import run_demo
 
-    trace = run_demo(out, console)
+    trace = run_demo(out, console, story)
     if headless:
         console.print(f"To look at it: [bold]minivllm dashboard {trace}[/bold]", highlight=False)
     else:
@@ -103,12 +106,36 @@ def generate(
         float, typer.Option(help="Share of blocks kept free when a request is admitted.")
     ] = 0.01,
     scheduling_policy: Annotated[str, typer.Option()] = "fcfs",
+    n: Annotated[int, typer.Option("--n", help="Outputs for each prompt; they share its blocks.")] = 1,
+    use_beam_search: Annotated[
+        bool, typer.Option("--use-beam-search", help="Search for the n likeliest outputs.")
+    ] = False,
+    prefix_cache: Annotated[
+        str | None, typer.Option(help="Find known prefixes again: 'hash' or 'radix'.")
+    ] = None,
+    enable_prefix_caching: Annotated[
+        bool | None, typer.Option(help="vLLM's flag for the same; means 'hash'.")
+    ] = None,
+    swap_space: Annotated[
+        float, typer.Option(help="GiB of host memory for the blocks of preempted requests.")
+    ] = 0.0,
+    preemption_mode: Annotated[str | None, typer.Option(help="'recompute' or 'swap'.")] = None,
+    allocator: Annotated[
+        str, typer.Option(help="'paged', or for comparison one of the ways of before.")
+    ] = "paged",
     trace: Annotated[Path | None, typer.Option(help="Record every event in this file.")] = None,
 ) -> None:
     """Continue prompts with any Llama, Mistral, Qwen2 or Qwen3 checkpoint. Flags carry vLLM's names."""
     from minivllm import LLM, SamplingParams
 
-    sampling = SamplingParams(temperature=temperature, top_p=top_p, top_k=top_k, max_tokens=max_tokens)
+    sampling = SamplingParams(
+        n=n,
+        use_beam_search=use_beam_search,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        max_tokens=max_tokens,
+    )
     engine_settings: dict[str, Any] = {
         "tokenizer": tokenizer,
         "dtype": dtype,
@@ -123,6 +150,11 @@ def generate(
         "long_prefill_token_threshold": long_prefill_token_threshold,
         "watermark": watermark,
         "scheduling_policy": scheduling_policy,
+        "prefix_cache": prefix_cache,
+        "enable_prefix_caching": enable_prefix_caching,
+        "swap_space": swap_space,
+        "preemption_mode": preemption_mode,
+        "allocator": allocator,
         "trace": trace,
     }
     with LLM(model or shipped_model(), **engine_settings) as llm:
@@ -132,7 +164,11 @@ def generate(
             outputs = llm.generate(prompts, sampling)
     for prompt, output in zip(prompts, outputs, strict=True):
         console.rule(prompt.replace("\n", " ")[:60], align="left")
-        console.print(output.outputs[0].text, markup=False, highlight=False)
+        for completion in output.outputs:
+            if len(output.outputs) > 1:
+                score = "" if completion.score is None else f"   score {completion.score:.4f}"
+                console.print(f"\\[{completion.index}]{score}", style="dim", highlight=False)
+            console.print(completion.text, markup=False, highlight=False)
     if trace:
         console.print(f"To look at it: [bold]minivllm dashboard {trace}[/bold]", highlight=False)
 

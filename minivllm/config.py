@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from minivllm.validation import check_boolean, check_choice, check_integer, check_number
 
 SCHEDULING_POLICIES = ("fcfs",)
+PREEMPTION_MODES = ("recompute", "swap")
+PREFIX_CACHES = ("hash", "radix")
+ALLOCATORS = ("paged", "contiguous", "oracle", "buddy", "virtual_memory")
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,12 @@ class SchedulerConfig:
         watermark: share of the blocks kept free when a request is admitted, so that those already
             running can grow for a while before anybody must be preempted.
         scheduling_policy: who goes first.
+        prefix_cache: how full blocks are found again by other requests, "hash" or "radix"; None does
+            without.
+        preemption_mode: what becomes of a preempted request's blocks: "recompute" or "swap".
+        num_host_blocks: blocks of the swap space.
+        allocator: who manages the memory: "paged", or one of the ways of before (and after).
+        copy_on_fork: a fork copies all its blocks at once, for comparison.
     """
 
     num_blocks: int
@@ -40,6 +49,11 @@ class SchedulerConfig:
     long_prefill_token_threshold: int = 0
     watermark: float = 0.01
     scheduling_policy: str = "fcfs"
+    prefix_cache: str | None = None
+    preemption_mode: str = "recompute"
+    num_host_blocks: int = 0
+    allocator: str = "paged"
+    copy_on_fork: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_blocks", "block_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len"):
@@ -48,6 +62,25 @@ class SchedulerConfig:
         check_integer("long_prefill_token_threshold", self.long_prefill_token_threshold, at_least=0)
         check_number("watermark", self.watermark, at_least=0, at_most=1)
         check_choice("scheduling_policy", self.scheduling_policy, SCHEDULING_POLICIES)
+        if self.prefix_cache is not None:
+            check_choice("prefix_cache", self.prefix_cache, PREFIX_CACHES)
+        check_choice("preemption_mode", self.preemption_mode, PREEMPTION_MODES)
+        check_integer("num_host_blocks", self.num_host_blocks, at_least=0)
+        check_choice("allocator", self.allocator, ALLOCATORS)
+        check_boolean("copy_on_fork", self.copy_on_fork)
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        if self.preemption_mode == "swap" and not self.num_host_blocks:
+            raise ValueError(
+                "preemption_mode is 'swap', but there is no swap space: set swap_space to some GiB"
+            )
+        if self.allocator != "paged" and (self.prefix_cache or self.num_host_blocks or self.copy_on_fork):
+            raise ValueError(
+                f"allocator must be 'paged' for a prefix cache or a swap space, got {self.allocator!r}"
+            )
+        if self.copy_on_fork and self.prefix_cache:
+            raise ValueError("copy_on_fork must be False where prefix_cache shares blocks, got True")
         if not self.enable_chunked_prefill and self.max_num_batched_tokens < self.max_model_len:
             raise ValueError(
                 f"max_num_batched_tokens must be at least max_model_len ({self.max_model_len}) when "

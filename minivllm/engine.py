@@ -4,13 +4,13 @@
                  │                                                          │
               events                                          outputs, events, freed blocks
 
-Each part is somebody else's work: the scheduler decides, the executor computes, the sampler chooses, a
-`Generation` turns tokens into text and knows when to stop. The engine only carries data from one to the
-next and keeps the books, which is why the same loop drives the real model, a fake one in the tests, and a
-simulated data centre.
+Each part is somebody else's work: the scheduler decides, the executor computes, the sampler chooses, the
+decoding of each request (`live_request.py`) turns tokens into text and knows when to stop. The engine only
+carries data from one to the next and keeps the books, which is why the same loop drives the real model, a
+fake one in the tests, and a simulated data centre.
 
-A step that fails (out of memory, say) leaves every sequence as it was, so it can be tried again, and
-every request can still be aborted.
+A step that fails (out of memory, say) loses no token and no request: whoever was in it computes its cache
+anew, and every request can still be aborted.
 
 Source: the `LLMEngine` of vLLM, `step` and `add_request`. Read next: `minivllm/scheduling/scheduler.py`.
 """
@@ -19,59 +19,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
-from dataclasses import asdict, dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from minivllm.admission import check_prompt, limit_output
+from minivllm.admission import check_prompt, check_salt, check_width, limit_output
+from minivllm.cache_managers import make_cache_manager
+from minivllm.choosing import Choices, Search, TokenChooser, choose
 from minivllm.config import SchedulerConfig
 from minivllm.decoding.detokenizer import token_texts
-from minivllm.decoding.generation import Generation
-from minivllm.memory import KVCacheManager
+from minivllm.live_request import LiveRequest, make_decoding
 from minivllm.outputs import RequestMetrics, RequestOutput
 from minivllm.request import Request, RequestStatus, Sequence
-from minivllm.sampling_params import RequestOutputKind, SamplingParams
+from minivllm.sampling_params import BeamSearchParams, SamplingParams
 from minivllm.scheduling.plan import StepPlan
 from minivllm.scheduling.scheduler import Scheduler
+from minivllm.snapshot import make_header, take_snapshot
 from minivllm.trace.events import (
-    VERSION,
     ModelShape,
     RequestQueued,
     RequestRefused,
     SequenceFinished,
+    StepAbandoned,
     StepFinished,
     StepStarted,
     TokensSampled,
-    TraceHeader,
 )
-from minivllm.trace.recorder import Recorder, timestamp
+from minivllm.trace.recorder import Recorder
 from minivllm.trace.replay import EngineSnapshot
 
 if TYPE_CHECKING:
-    from minivllm.decoding.sampler import SampledToken
-    from minivllm.decoding.sampling_state import SamplingState
     from minivllm.executor.executor import Executor
     from minivllm.model.tokenizer import Tokenizer
-    from minivllm.outputs import Logprob
-
-
-class TokenChooser(Protocol):
-    """What the engine needs of a sampler: one token for each row of logits."""
-
-    def sample(self, logits: Any, states: SequenceOf[SamplingState]) -> list[SampledToken]: ...
-
-    def prompt_logprobs(
-        self, logits: Any, next_token_ids: SequenceOf[int], num_logprobs: int
-    ) -> list[dict[int, Logprob]]: ...
-
-
-@dataclass
-class _LiveRequest:
-    """A request on its way through the engine: what is scheduled, what it has said, when things happened."""
-
-    request: Request
-    generation: Generation
-    metrics: RequestMetrics
 
 
 class Engine:
@@ -80,7 +58,7 @@ class Engine:
     Args:
         config: the limits of the run.
         executor: carries out plans; returns one row of logits for each wanted position.
-        sampler: chooses one token for each row.
+        sampler: chooses tokens by rows of logits.
         vocab_size: token ids are 0 … vocab_size - 1.
         tokenizer: turns tokens into text; without one all texts are empty and stop strings are refused.
         eos_token_ids: tokens that end a sequence, unless its request ignores them.
@@ -115,16 +93,15 @@ class Engine:
         self.seed = seed
         self.recorder = recorder
         self.num_steps = 0
+        self.live: dict[str, LiveRequest] = {}
+        """Unfinished requests by their ids."""
         self._clock = clock
         self._emit = recorder.emit if recorder else None
-        self.cache = KVCacheManager(config.num_blocks, config.block_size, self._emit)
+        self.cache = make_cache_manager(config, self._emit)
         self.scheduler = Scheduler(config, self.cache, self._emit)
-        self._live: dict[str, _LiveRequest] = {}
-        self._by_sequence: dict[int, _LiveRequest] = {}
-        self._sequences: dict[int, Sequence] = {}
-        self._next_seq_id = 0
         if recorder:
-            recorder.start(self._header(model_shape, dict(settings or {})))
+            kind = "wall" if clock is perf_counter else "virtual"
+            recorder.start(make_header(config, model_shape, settings or {}, clock=kind))
 
     # ── requests come and go ──────────────────────────────────────────────────────────────────────────
 
@@ -132,48 +109,61 @@ class Engine:
         self,
         request_id: str,
         prompt_token_ids: SequenceOf[int],
-        params: SamplingParams | None = None,
+        params: SamplingParams | BeamSearchParams | None = None,
         *,
         prompt: str | None = None,
         arrival_time: float | None = None,
         priority: int = 0,
+        cache_salt: str | None = None,
     ) -> None:
         """Queue a request. It is computed by later calls of `step`.
 
         Args:
             request_id: the caller's name for it, unique among the requests that are not finished.
             prompt_token_ids: at least one token.
-            params: how to sample and when to stop; vLLM's defaults if None.
+            params: how to sample (or search) and when to stop; vLLM's defaults if None.
             prompt: the prompt as text, for outputs and trace.
             arrival_time: on the engine's clock; now if None.
             priority: kept for policies that look at it.
+            cache_salt: cached prefixes are shared only among requests with the same salt.
 
         Raises:
             ValueError: the request could never be served; it says why, in numbers. Nothing has changed.
         """
-        params = params or SamplingParams()
-        max_tokens = self.validate(request_id, prompt_token_ids, params)
+        beam_temperature = params.temperature if isinstance(params, BeamSearchParams) else 0.0
+        wanted = _in_sampling_params(params)
+        max_tokens = self.validate(request_id, prompt_token_ids, wanted, cache_salt=cache_salt)
         arrival_time = self._clock() if arrival_time is None else arrival_time
         sequence = Sequence(
-            self._next_seq_id, prompt_token_ids, wants_prompt_logits=params.prompt_logprobs is not None
+            self.scheduler.new_seq_id(),
+            prompt_token_ids,
+            request_id=request_id,
+            wants_prompt_logits=wanted.prompt_logprobs is not None,
         )
-        generation = Generation(
-            params,
+        request = Request(
+            request_id,
+            [sequence],
+            max_tokens=max_tokens,
+            arrival_time=arrival_time,
+            priority=priority,
+            width=wanted.width,
+            in_lockstep=wanted.use_beam_search,
+            salt=cache_salt,
+        )
+        tokens = sequence.token_ids.tolist()
+        decoding = make_decoding(
+            wanted,
             prompt,
-            list(prompt_token_ids),
+            tokens,
             max_tokens=max_tokens,
             tokenizer=self.tokenizer,
             eos_token_ids=self.eos_token_ids,
             # A seed of its own, so that no outcome depends on who else is in the batch.
-            fallback_seed=(self.seed << 32) ^ self._next_seq_id,
+            fallback_seed=(self.seed << 32) ^ sequence.seq_id,
+            beam_temperature=beam_temperature,
         )
-        self._next_seq_id += 1
-        request = Request(
-            request_id, [sequence], max_tokens=max_tokens, arrival_time=arrival_time, priority=priority
-        )
-        live = _LiveRequest(request, generation, RequestMetrics(arrival_time=arrival_time))
-        self._live[request_id] = self._by_sequence[sequence.seq_id] = live
-        self._sequences[sequence.seq_id] = sequence
+        metrics = RequestMetrics(arrival_time=arrival_time)
+        self.live[request_id] = LiveRequest(request, prompt, tokens, wanted, decoding, metrics)
         self.scheduler.add(request)
         if self._emit:
             self._emit(
@@ -181,28 +171,43 @@ class Engine:
                     request_id,
                     sequence.seq_id,
                     self._now(),
-                    tuple(sequence.token_ids),
+                    tuple(tokens),
                     max_tokens,
                     prompt,
-                    token_texts(self.tokenizer, sequence.token_ids) if self.tokenizer else (),
+                    token_texts(self.tokenizer, tokens) if self.tokenizer else (),
                     priority,
+                    num_outputs=wanted.width,
+                    is_beam_search=wanted.use_beam_search,
+                    salt=cache_salt,
                 )
             )
 
-    def validate(self, request_id: str, prompt_token_ids: SequenceOf[int], params: SamplingParams) -> int:
+    def validate(
+        self,
+        request_id: str,
+        prompt_token_ids: SequenceOf[int],
+        params: SamplingParams | BeamSearchParams,
+        *,
+        cache_salt: str | None = None,
+    ) -> int:
         """Could this request be served by an empty engine? Returns its final limit of output tokens.
 
         Raises:
             ValueError: it never could, and why. The refusal is recorded in the trace.
         """
+        params = _in_sampling_params(params)
         try:
             if not isinstance(request_id, str) or not request_id:
                 raise ValueError(f"request_id must be a non-empty string, got {request_id!r}")
-            if request_id in self._live:
+            if request_id in self.live:
                 raise ValueError(f"request_id {request_id!r} is in use by a request that is not finished")
             check_prompt(prompt_token_ids, self.vocab_size, self.config.max_model_len)
+            check_salt(cache_salt)
             params.verify(self.vocab_size, has_tokenizer=self.tokenizer is not None)
-            return limit_output(len(prompt_token_ids), params.max_tokens, self.config)
+            check_width(params.width, in_lockstep=params.use_beam_search, config=self.config)
+            return limit_output(
+                len(prompt_token_ids), params.max_tokens, self.config, self.cache, params.width
+            )
         except ValueError as error:
             if self._emit:
                 self._emit(RequestRefused(str(request_id), self._now(), str(error)))
@@ -214,19 +219,24 @@ class Engine:
         Returns:
             Its output so far, finished with reason "abort"; None if no such request is in the engine.
         """
-        live = self._live.get(request_id)
+        live = self.live.get(request_id)
         if live is None:
             return None
-        live.generation.abort()
-        self._finish(live)
-        return self._output(live)
+        live.decoding.abort()
+        self._let_go(live)
+        return live.output()
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget all cached prefixes that nobody uses. Returns whether nothing is left in the cache."""
+        self.cache.reset_prefix_cache()
+        return not self.live
 
     def has_unfinished_requests(self) -> bool:
-        return bool(self._live)
+        return bool(self.live)
 
     @property
     def num_unfinished_requests(self) -> int:
-        return len(self._live)
+        return len(self.live)
 
     # ── the loop body ─────────────────────────────────────────────────────────────────────────────────
 
@@ -234,21 +244,27 @@ class Engine:
         """Compute one step of everything that is scheduled.
 
         Returns:
-            One output for each request that got a token (or, with `output_kind=FINAL_ONLY`, that
-            finished); empty if there is nothing to do.
+            One output for each request that got a token (or, with `output_kind=FINAL_ONLY` and for beam
+            searches, that finished); empty if there is nothing to do.
         """
-        if not self._live:
+        if not self.live:
             return []
         began = self._clock()
         if self._emit:
             self._emit(StepStarted(self.num_steps, self._now()))
         plan = self.scheduler.schedule(self.num_steps)
         scheduled = self._clock()
-        logits = self.executor.execute(plan)
-        executed = self._clock()
-        sampled = self._sample(plan, logits)
+        try:
+            logits = self.executor.execute(plan)
+            executed = self._clock()
+            choices = choose(plan, logits, self.sampler, self.scheduler.sequences, self.live)
+        except BaseException as error:
+            self.scheduler.abandon(plan)
+            if self._emit:
+                self._emit(StepAbandoned(self.num_steps, self._now(), f"{type(error).__name__}: {error}"))
+            raise
         chosen = self._clock()
-        outputs = self._update(plan, sampled)
+        outputs = self._update(plan, choices)
         updated = self._clock()
         if self._emit:
             seconds = {
@@ -263,136 +279,91 @@ class Engine:
         self.num_steps += 1
         return outputs
 
-    def _sample(self, plan: StepPlan, logits: Any) -> list[tuple[_LiveRequest, SampledToken]]:
-        """Choose the next token of every sequence whose last token has just been computed."""
-        chosen_for: list[_LiveRequest] = []
-        rows: list[int] = []
-        row = 0
-        for item in plan.scheduled:
-            sequence = self._sequences[item.seq_id]
-            live = self._by_sequence[item.seq_id]
-            if sequence.wants_prompt_logits and item.start < sequence.num_prompt_tokens:
-                self._note_prompt_logprobs(live, sequence, item.start, logits[row : row + item.num_logits])
-            row += item.num_logits
-            if item.end == sequence.num_tokens:
-                chosen_for.append(live)
-                rows.append(row - 1)
-        if not rows:
-            return []
-        if len(rows) < row:
-            logits = logits[rows]
-        states = [live.generation.sampling for live in chosen_for]
-        return list(zip(chosen_for, self.sampler.sample(logits, states), strict=True))
-
-    def _note_prompt_logprobs(self, live: _LiveRequest, sequence: Sequence, start: int, logits: Any) -> None:
-        """Row i was computed after token `start + i`, so it tells how likely token `start + i + 1` was."""
-        known = live.generation.num_prompt_logprobs  # positions noted before a preemption are not noted twice
-        end = min(start + len(logits) + 1, sequence.num_prompt_tokens)
-        first = max(start + 1, known)
-        num_logprobs = live.generation.params.prompt_logprobs
-        if first < end and num_logprobs is not None:
-            rows = logits[first - start - 1 : end - start - 1]
-            entries = self.sampler.prompt_logprobs(rows, sequence.token_ids[first:end].tolist(), num_logprobs)
-            live.generation.append_prompt_logprobs(entries)
-
-    def _update(
-        self, plan: StepPlan, sampled: list[tuple[_LiveRequest, SampledToken]]
-    ) -> list[RequestOutput]:
-        """Append the new tokens, let the finished leave, tell the callers."""
-        self.scheduler.complete(plan, self._sequences)
+    def _update(self, plan: StepPlan, choices: Choices) -> list[RequestOutput]:
+        """Append the new tokens, fork and prune, let the finished leave, tell the callers."""
+        self.scheduler.complete(plan)
         now = self._clock()
         for item in plan.scheduled:
-            metrics = self._by_sequence[item.seq_id].metrics
+            metrics = self.live[self.scheduler.sequences[item.seq_id].request_id].metrics
             if metrics.first_scheduled_time is None:
                 metrics.first_scheduled_time = now
         pieces: list[tuple[int, int, str]] = []
-        for live, token in sampled:
-            sequence = live.request.sequence
+        grown: dict[str, LiveRequest] = {}
+        for draw, token in zip(choices.draws, choices.tokens, strict=True):
+            live = grown[draw.parent.request_id] = self.live[draw.parent.request_id]
+            sequence = self.scheduler.fork(live.request, draw.parent) if draw.forks else draw.parent
             sequence.append_token(token.token_id)
-            text = live.generation.append(token)
+            text = live.sampling.append(draw.generation, sequence, token)
             pieces.append((sequence.seq_id, token.token_id, text))
-            if live.metrics.first_token_time is None:
-                live.metrics.first_token_time = now
-            live.metrics.last_token_time = now
+        for search in choices.searches:
+            grown[search.live.request.request_id] = search.live
+            pieces += self._advance_beams(search)
         if self._emit and pieces:
             self._emit(TokensSampled(tuple(pieces)))
         outputs = []
-        for live, _ in sampled:
-            if live.generation.finish_reason is not None:
-                self._finish(live)
-            elif live.generation.params.output_kind is RequestOutputKind.FINAL_ONLY:
-                continue
-            outputs.append(self._output(live))
+        for live in grown.values():
+            live.metrics.last_token_time = now
+            if live.metrics.first_token_time is None:
+                live.metrics.first_token_time = now
+            self._let_go(live)
+            if live.decoding.is_finished or not live.is_silent:
+                outputs.append(live.output())
         return outputs
+
+    def _advance_beams(self, search: Search) -> list[tuple[int, int, str]]:
+        """One step of a beam search: fork the good beams, drop the bad ones."""
+        live, beams, candidates = search
+        step, children = live.beams.advance(beams, candidates)
+        # At the end nobody goes on. The last beams stay until the request leaves, with its reason.
+        parents = [sequence.seq_id for sequence in beams]
+        grown, pruned = self.scheduler.grow(live.request, beams, children) if children else ([], [])
+        for sequence in pruned:
+            self._tell_end(sequence, "pruned")
+        if self._emit:
+            self._emit(live.beams.describe(live.request.request_id, parents, step, grown))
+        return [
+            (sequence.seq_id, token, live.beams.text_of(token))
+            for sequence, (_, token) in zip(grown, children, strict=True)
+        ]
 
     # ── bookkeeping ───────────────────────────────────────────────────────────────────────────────────
 
-    def _finish(self, live: _LiveRequest) -> None:
-        """The request leaves the engine: queue, block table and books."""
-        reason = live.generation.finish_reason
-        assert reason is not None, "only a finished generation leaves the engine"
-        live.metrics.finished_time = self._clock()
-        live.metrics.num_preemptions = live.request.num_preemptions
-        self.scheduler.remove(live.request, RequestStatus(reason))
-        for sequence in live.request.sequences:
-            del self._sequences[sequence.seq_id], self._by_sequence[sequence.seq_id]
-            if self._emit:
-                self._emit(
-                    SequenceFinished(sequence.seq_id, reason, self._now(), live.generation.stop_reason)
-                )
-        del self._live[live.request.request_id]
+    def _let_go(self, live: LiveRequest) -> None:
+        """Sequences that have ended leave, and their request with the last of them."""
+        request = live.request
+        for sequence in tuple(request.sequences):
+            ending = live.decoding.ending_of(sequence.seq_id)
+            if ending is None:
+                continue
+            if len(request.sequences) > 1:
+                self.scheduler.drop(request, sequence)
+            else:
+                live.metrics.finished_time = self._clock()
+                live.metrics.num_preemptions = request.num_preemptions
+                self.scheduler.remove(request, RequestStatus(live.decoding.finish_reason))
+                del self.live[request.request_id]
+            self._tell_end(sequence, *ending)
 
-    def _output(self, live: _LiveRequest) -> RequestOutput:
-        generation = live.generation
-        return RequestOutput(
-            request_id=live.request.request_id,
-            prompt=generation.prompt,
-            prompt_token_ids=generation.prompt_token_ids,
-            prompt_logprobs=generation.prompt_logprobs,
-            outputs=[generation.completion()],
-            finished=generation.finish_reason is not None,
-            metrics=live.metrics,
-            num_cached_tokens=0,
-        )
+    def _tell_end(self, sequence: Sequence, reason: str, stop: int | str | None = None) -> None:
+        if self._emit:
+            self._emit(SequenceFinished(sequence.seq_id, reason, self._now(), stop))
 
     def _now(self) -> float:
         """Seconds since the trace began, for events."""
         return self.recorder.now() if self.recorder else 0.0
 
-    def _header(self, model_shape: ModelShape | None, settings: dict[str, Any]) -> TraceHeader:
-        others = asdict(self.config)
-        names = ("num_blocks", "block_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len")
-        limits = {name: others.pop(name) for name in names}
-        clock = "wall" if self._clock is perf_counter else "virtual"
-        return TraceHeader(
-            version=VERSION,
-            created=timestamp(),
-            clock=clock,
-            model=model_shape,
-            config=others | settings,
-            **limits,
-        )
-
     def snapshot(self) -> EngineSnapshot:
         """The control plane's state, in the form in which a replay of the trace gives it."""
-        sequences = self._sequences
-        return EngineSnapshot(
-            num_steps=self.num_steps,
-            free_list=self.cache.pool.free_list(),
-            ref_counts=tuple(self.cache.pool.ref_counts),
-            tables={seq: tuple(table.blocks) for seq, table in self.cache.tables.items()},
-            waiting=tuple(request.request_id for request in self.scheduler.waiting),
-            running=tuple(request.request_id for request in self.scheduler.running),
-            token_ids={seq: tuple(sequence.token_ids) for seq, sequence in sequences.items()},
-            num_computed_tokens={seq: item.num_computed_tokens for seq, item in sequences.items()},
-        )
+        return take_snapshot(self)
 
     def check_invariants(self) -> None:
         """Raise `AssertionError` unless every request is in exactly one queue and the memory adds up."""
         self.scheduler.check_invariants()
         queued = {r.request_id for q in (self.scheduler.waiting, self.scheduler.running) for r in q}
-        assert queued == set(self._live), "the books and the queues name different requests"
-        assert set(self._sequences) == set(self._by_sequence)
-        for live in self._live.values():
-            output = live.generation.output_token_ids
-            assert live.request.sequence.token_ids.tolist() == live.generation.prompt_token_ids + output
+        assert queued == set(self.live), "the books and the queues name different requests"
+        for live in self.live.values():
+            live.check_invariants()
+
+
+def _in_sampling_params(params: SamplingParams | BeamSearchParams | None) -> SamplingParams:
+    return params.to_sampling_params() if isinstance(params, BeamSearchParams) else params or SamplingParams()

@@ -15,9 +15,16 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from minivllm.config import SCHEDULING_POLICIES, SchedulerConfig
+from minivllm.config import (
+    ALLOCATORS,
+    PREEMPTION_MODES,
+    PREFIX_CACHES,
+    SCHEDULING_POLICIES,
+    SchedulerConfig,
+)
 from minivllm.decoding.sampler import Sampler
 from minivllm.engine import Engine
+from minivllm.executor.kv_storage import GIB
 from minivllm.executor.torch_executor import DTYPES, TorchExecutor
 from minivllm.model.hub import resolve_model, resolve_tokenizer
 from minivllm.model.tokenizer import Tokenizer
@@ -50,9 +57,17 @@ class EngineArgs:
         long_prefill_token_threshold: most tokens of one prompt in one step; 0 sets no limit.
         watermark: share of the blocks kept free when a request is admitted.
         scheduling_policy: "fcfs".
+        prefix_cache: find the blocks of known prefixes again: "hash" (chained blocks, as in vLLM), "radix"
+            (a tree, as in SGLang), or None for not at all.
+        enable_prefix_caching: vLLM's name for the same: True means "hash", False None.
+        swap_space: GiB of the host's memory for the blocks of preempted requests.
+        preemption_mode: "recompute" or "swap": what becomes of the blocks of a request that must step
+            aside; "swap" if there is a swap space, if None.
+        allocator: who manages the KV cache: "paged", or for comparison "contiguous", "oracle", "buddy" or
+            "virtual_memory".
         trace: a file to record every event in, or a `Recorder`.
-        enable_prefix_caching, swap_space, tensor_parallel_size, pipeline_parallel_size, quantization:
-            known names of what this version cannot do yet; anything but "off" is refused.
+        tensor_parallel_size, pipeline_parallel_size, quantization: known names of what this version cannot
+            do yet; anything but "off" is refused.
         enforce_eager, trust_remote_code: accepted for vLLM's sake and without effect here: every step
             is eager, and no code from a checkpoint is ever run.
     """
@@ -73,9 +88,12 @@ class EngineArgs:
     long_prefill_token_threshold: int = 0
     watermark: float = 0.01
     scheduling_policy: str = "fcfs"
-    trace: str | Path | Recorder | None = None
+    prefix_cache: str | None = None
     enable_prefix_caching: bool | None = None
     swap_space: float = 0
+    preemption_mode: str | None = None
+    allocator: str = "paged"
+    trace: str | Path | Recorder | None = None
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
     quantization: str | None = None
@@ -104,12 +122,30 @@ class EngineArgs:
         for name in ("skip_tokenizer_init", "enable_chunked_prefill", "enforce_eager", "trust_remote_code"):
             check_boolean(name, getattr(self, name))
         check_choice("scheduling_policy", self.scheduling_policy, SCHEDULING_POLICIES)
+        self._check_memory()
         self._refuse_what_is_not_built_yet()
+
+    def _check_memory(self) -> None:
+        if self.prefix_cache is not None:
+            check_choice("prefix_cache", self.prefix_cache, PREFIX_CACHES)
+        if self.enable_prefix_caching is not None:
+            check_boolean("enable_prefix_caching", self.enable_prefix_caching)
+            if self.prefix_cache is not None and not self.enable_prefix_caching:
+                raise ValueError(
+                    f"enable_prefix_caching must not be False where prefix_cache is {self.prefix_cache!r}"
+                )
+            if self.enable_prefix_caching and self.prefix_cache is None:
+                self.prefix_cache = "hash"
+        check_number("swap_space", self.swap_space, at_least=0)
+        if self.preemption_mode is None:
+            self.preemption_mode = "swap" if self.swap_space else "recompute"
+        check_choice("preemption_mode", self.preemption_mode, PREEMPTION_MODES)
+        if self.preemption_mode == "swap" and not self.swap_space:
+            raise ValueError("preemption_mode must be 'recompute' where swap_space is 0, got 'swap'")
+        check_choice("allocator", self.allocator, ALLOCATORS)
 
     def _refuse_what_is_not_built_yet(self) -> None:
         allowed = {
-            "enable_prefix_caching": (None, False),
-            "swap_space": (0,),
             "tensor_parallel_size": (1,),
             "pipeline_parallel_size": (1,),
             "quantization": (None,),
@@ -137,12 +173,18 @@ def create_engine(args: EngineArgs) -> Engine:
         gpu_memory_utilization=args.gpu_memory_utilization,
         max_num_seqs=args.max_num_seqs,
         max_model_len=args.max_model_len,
+        swap_space_bytes=int(args.swap_space * GIB),
     )
     tokenizer = load_tokenizer(args)
     shape = executor.model_shape
     recorder = args.trace if isinstance(args.trace, Recorder | None) else Recorder(args.trace)
     return Engine(
-        scheduler_config(args, executor.num_blocks, executor.config.max_position_embeddings),
+        scheduler_config(
+            args,
+            executor.num_blocks,
+            executor.config.max_position_embeddings,
+            num_host_blocks=executor.num_host_blocks,
+        ),
         executor,
         Sampler(executor.config.vocab_size),
         vocab_size=executor.config.vocab_size,
@@ -180,7 +222,9 @@ def load_tokenizer(args: EngineArgs) -> Tokenizer | None:
     )
 
 
-def scheduler_config(args: EngineArgs, num_blocks: int, longest: int) -> SchedulerConfig:
+def scheduler_config(
+    args: EngineArgs, num_blocks: int, longest: int, *, num_host_blocks: int = 0
+) -> SchedulerConfig:
     """The final limits, given the size of the pool and the model's own limit of tokens."""
     max_model_len = longest if args.max_model_len is None else args.max_model_len
     if max_model_len > longest:
@@ -202,4 +246,8 @@ def scheduler_config(args: EngineArgs, num_blocks: int, longest: int) -> Schedul
         long_prefill_token_threshold=args.long_prefill_token_threshold,
         watermark=args.watermark,
         scheduling_policy=args.scheduling_policy,
+        prefix_cache=args.prefix_cache,
+        preemption_mode=args.preemption_mode or "recompute",
+        num_host_blocks=num_host_blocks,
+        allocator=args.allocator,
     )

@@ -17,21 +17,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from tqdm.auto import tqdm
 
 from minivllm.engine_args import EngineArgs, create_engine
 from minivllm.model.tokenizer import Tokenizer
-from minivllm.outputs import RequestOutput
-from minivllm.sampling_params import RequestOutputKind, SamplingParams
+from minivllm.outputs import BeamSearchOutput, BeamSearchSequence, RequestOutput
+from minivllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 from minivllm.trace.recorder import Recorder
 from minivllm.validation import check_integer
 
 Prompt: TypeAlias = str | Mapping[str, Any] | Sequence[int]
-"""A text, `{"prompt": text}`, `{"prompt_token_ids": [...]}`, or a list of token ids."""
+"""A text, `{"prompt": text}`, `{"prompt_token_ids": [...]}`, or a list of token ids. A dictionary may also
+have a `cache_salt`: cached prefixes are shared only among prompts with the same one."""
 
 Params: TypeAlias = SamplingParams | Sequence[SamplingParams] | None
+
+
+class TokenizedPrompt(NamedTuple):
+    """A prompt as the engine takes it."""
+
+    text: str | None
+    token_ids: list[int]
+    cache_salt: str | None = None
 
 
 class LLM:
@@ -56,6 +65,7 @@ class LLM:
         max_num_batched_tokens: int | None = None,
         enable_chunked_prefill: bool = True,
         enable_prefix_caching: bool | None = None,
+        prefix_cache: str | None = None,
         swap_space: float = 0,
         trace: str | Path | Recorder | None = None,
         **more: Any,
@@ -78,6 +88,7 @@ class LLM:
                 max_num_batched_tokens=max_num_batched_tokens,
                 enable_chunked_prefill=enable_chunked_prefill,
                 enable_prefix_caching=enable_prefix_caching,
+                prefix_cache=prefix_cache,
                 swap_space=swap_space,
                 trace=trace,
                 **more,
@@ -131,14 +142,44 @@ class LLM:
                 f"messages must be a list of messages, or of such lists, and not empty; got {messages!r}"
             )
         many: list[Any] = [messages] if isinstance(messages[0], Mapping) else list(messages)
-        tokenized: list[tuple[str | None, list[int]]] = []
+        tokenized: list[TokenizedPrompt] = []
         for conversation in many:
             text = self.get_tokenizer().apply_chat_template(
                 conversation, add_generation_prompt=add_generation_prompt
             )
             # The template writes the special tokens itself, the first one included.
-            tokenized.append((text, self.get_tokenizer().encode(text, add_special_tokens=False)))
+            token_ids = self.get_tokenizer().encode(text, add_special_tokens=False)
+            tokenized.append(TokenizedPrompt(text, token_ids))
         return self._run(tokenized, _one_for_each(sampling_params, len(many)), None, use_tqdm)
+
+    def beam_search(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: BeamSearchParams,
+        *,
+        use_tqdm: bool = False,
+    ) -> list[BeamSearchOutput]:
+        """Search for the likeliest continuations of each prompt.
+
+        The search follows Hugging Face's definitions (`minivllm/decoding/beam_search.py`); its beams share
+        the blocks of everything that they have in common.
+
+        Returns:
+            For each prompt its best sequences, the best first, at most `params.beam_width`.
+
+        Raises:
+            ValueError: as for `generate`; or the beam width is above the vocabulary's size.
+        """
+        if not isinstance(params, BeamSearchParams):
+            raise ValueError(f"params must be a BeamSearchParams, got {params!r}")
+        many = _as_list(prompts)
+        tokenized = [self._tokenize(prompt, f"prompts[{index}]") for index, prompt in enumerate(many)]
+        outputs = self._run(tokenized, [params] * len(many), None, use_tqdm)
+        return [self._beam_search_output(output) for output in outputs]
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget all cached prefixes. Returns whether the cache is empty now: what is in use stays."""
+        return self.engine.reset_prefix_cache()
 
     def get_tokenizer(self) -> Tokenizer:
         """The tokenizer in use; `ValueError` if the model has none."""
@@ -163,21 +204,40 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _tokenize(self, prompt: Prompt, name: str) -> tuple[str | None, list[int]]:
-        """A prompt in any form as (text, token ids)."""
+    def _beam_search_output(self, output: RequestOutput) -> BeamSearchOutput:
+        prompt, tokenizer = list(output.prompt_token_ids), self.engine.tokenizer
+        sequences = []
+        for found in output.outputs:
+            tokens = [*prompt, *found.token_ids]
+            assert found.cumulative_logprob is not None and found.score is not None, "a beam has both"
+            sequences.append(
+                BeamSearchSequence(
+                    tokens=tokens,
+                    cum_logprob=found.cumulative_logprob,
+                    text=tokenizer.decode(tokens) if tokenizer else "",
+                    score=found.score,
+                    finish_reason=found.finish_reason,
+                    stop_reason=found.stop_reason,
+                )
+            )
+        return BeamSearchOutput(sequences)
+
+    def _tokenize(self, prompt: Prompt, name: str) -> TokenizedPrompt:
+        """A prompt in any form, with its token ids."""
         text: Any = None
         ids: Any = prompt
+        salt: Any = None
         if isinstance(prompt, str):
             text, ids = prompt, None
         elif isinstance(prompt, Mapping):
-            text, ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
+            text, ids, salt = (prompt.get(key) for key in ("prompt", "prompt_token_ids", "cache_salt"))
         if hasattr(ids, "tolist"):
             ids = ids.tolist()  # an array or a tensor of token ids
         if isinstance(ids, Sequence) and not isinstance(ids, str | bytes):
-            return text, list(ids)
+            return TokenizedPrompt(text, list(ids), salt)
         if isinstance(text, str) and ids is None:
             # A tokenizer may turn no text at all into its one beginning token; nobody means that.
-            return text, self.get_tokenizer().encode(text) if text else []
+            return TokenizedPrompt(text, self.get_tokenizer().encode(text) if text else [], salt)
         raise ValueError(
             f"{name} must be a string, a list of token ids, or a dictionary with 'prompt' (a string) or "
             f"'prompt_token_ids' (a list of integers); got {prompt!r}"
@@ -185,8 +245,8 @@ class LLM:
 
     def _run(
         self,
-        tokenized: list[tuple[str | None, list[int]]],
-        params: list[SamplingParams],
+        tokenized: Sequence[TokenizedPrompt],
+        params: Sequence[SamplingParams | BeamSearchParams],
         priority: Sequence[int] | None,
         use_tqdm: bool,
     ) -> list[RequestOutput]:
@@ -194,19 +254,27 @@ class LLM:
         if len(priorities) != len(tokenized):
             raise ValueError(f"priority has {len(priorities)} entries for {len(tokenized)} prompts")
         ids = [str(self._next_request + index) for index in range(len(tokenized))]
-        for index, (_, tokens) in enumerate(tokenized):  # all are checked before any is queued
+        for index, prompt in enumerate(tokenized):  # all are checked before any is queued
             check_integer(f"priority[{index}]", priorities[index])
             try:
-                self.engine.validate(ids[index], tokens, params[index])
+                self.engine.validate(
+                    ids[index], prompt.token_ids, params[index], cache_salt=prompt.cache_salt
+                )
             except ValueError as error:
                 raise ValueError(f"prompts[{index}]: {error}") from None
         self._next_request += len(ids)
         try:
-            for request_id, (text, tokens), wanted, urgency in zip(
-                ids, tokenized, params, priorities, strict=True
-            ):
-                final = replace(wanted, output_kind=RequestOutputKind.FINAL_ONLY)
-                self.engine.add_request(request_id, tokens, final, prompt=text, priority=urgency)
+            for request_id, prompt, wanted, urgency in zip(ids, tokenized, params, priorities, strict=True):
+                if isinstance(wanted, SamplingParams):
+                    wanted = replace(wanted, output_kind=RequestOutputKind.FINAL_ONLY)
+                self.engine.add_request(
+                    request_id,
+                    prompt.token_ids,
+                    wanted,
+                    prompt=prompt.text,
+                    priority=urgency,
+                    cache_salt=prompt.cache_salt,
+                )
             return self._drain(ids, use_tqdm)
         finally:
             for request_id in ids:  # whatever interrupted us, no request and no block stays behind

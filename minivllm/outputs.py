@@ -31,12 +31,14 @@ class CompletionOutput:
     text: str
     token_ids: Sequence[int]
     cumulative_logprob: float | None = None
-    """Sum over the output tokens; None unless `logprobs` was asked for."""
+    """Sum over the output tokens; None unless `logprobs` was asked for, or a beam search needed it."""
     logprobs: list[dict[int, Logprob]] | None = None
     finish_reason: str | None = None
     """"stop", "length" or "abort"; None while it goes on."""
     stop_reason: int | str | None = None
     """The stop token id or stop string; None if the end-of-sequence token or a length ended it."""
+    score: float | None = None
+    """Of a beam search: `cumulative_logprob / length ** length_penalty`, by which outputs are ordered."""
 
     def finished(self) -> bool:
         return self.finish_reason is not None
@@ -83,3 +85,27 @@ class RequestOutput:
     metrics: RequestMetrics | None = None
     num_cached_tokens: int | None = None
     """Prompt tokens whose keys and values were found in the cache and not computed."""
+
+
+@dataclass
+class BeamSearchSequence:
+    """One of the sequences that a beam search found."""
+
+    tokens: list[int]
+    """Token ids, those of the prompt included."""
+    cum_logprob: float
+    """Sum of the log-probabilities of all tokens that it generated."""
+    text: str
+    """The tokens as text, the prompt included."""
+    score: float
+    """`cum_logprob / generated tokens ** length_penalty`, by which they are ordered."""
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+
+@dataclass
+class BeamSearchOutput:
+    """What a beam search found for one prompt."""
+
+    sequences: list[BeamSearchSequence]
+    """Best first, at most `beam_width`."""

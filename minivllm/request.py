@@ -1,7 +1,8 @@
 """Requests and sequences, as the scheduler sees them.
 
-A `Request` is what somebody asked for. A `Sequence` is one string of tokens that grows on its behalf;
-today a request owns exactly one. Neither knows anything of text, sampling or tensors.
+A `Request` is what somebody asked for. A `Sequence` is one string of tokens that grows on its behalf: it
+starts with one, and parallel sampling and beam search fork that into several. Neither knows anything of
+text, sampling or tensors.
 
 There are no phases. A sequence has tokens, and the first `num_computed_tokens` of them have their keys
 and values in the cache; each step lets the second number catch up with the first. A prompt that has just
@@ -19,7 +20,7 @@ from __future__ import annotations
 import enum
 from array import array
 from collections.abc import Iterable
-from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
 
 
 class RequestStatus(enum.Enum):
@@ -40,12 +41,25 @@ class RequestStatus(enum.Enum):
 class Sequence:
     """One growing string of tokens and how far its cache has caught up with it."""
 
-    __slots__ = ("num_computed_tokens", "num_prompt_tokens", "seq_id", "token_ids", "wants_prompt_logits")
+    __slots__ = (
+        "num_computed_tokens",
+        "num_prompt_tokens",
+        "request_id",
+        "seq_id",
+        "token_ids",
+        "wants_prompt_logits",
+    )
 
     def __init__(
-        self, seq_id: int, prompt_token_ids: Iterable[int], *, wants_prompt_logits: bool = False
+        self,
+        seq_id: int,
+        prompt_token_ids: Iterable[int],
+        *,
+        request_id: str = "",
+        wants_prompt_logits: bool = False,
     ) -> None:
         self.seq_id = seq_id
+        self.request_id = request_id
         self.token_ids: array[int] = array("i", prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
@@ -64,6 +78,18 @@ class Sequence:
         """Tokens whose keys and values are not in the cache yet: what a step may work on."""
         return len(self.token_ids) - self.num_computed_tokens
 
+    def fork(self, child_id: int) -> Sequence:
+        """Another sequence with the same tokens, as far computed as this one."""
+        child = Sequence(
+            child_id,
+            self.token_ids,
+            request_id=self.request_id,
+            wants_prompt_logits=self.wants_prompt_logits,
+        )
+        child.num_prompt_tokens = self.num_prompt_tokens
+        child.num_computed_tokens = self.num_computed_tokens
+        return child
+
     def append_token(self, token_id: int) -> None:
         self.token_ids.append(token_id)
 
@@ -73,38 +99,33 @@ class Sequence:
         assert self.num_prompt_tokens >= 1, f"sequence {self.seq_id} has no prompt"
 
 
+@dataclass(slots=True, eq=False)
 class Request:
-    """What somebody asked for: an id, a priority, a place in the queue, and the sequences that serve it."""
+    """What somebody asked for: a place in the queue, and the sequences that serve it.
 
-    __slots__ = (
-        "arrival_time",
-        "max_tokens",
-        "num_preemptions",
-        "priority",
-        "request_id",
-        "sequences",
-        "status",
-    )
+    Attributes:
+        sequences: those that are alive; one at first. Of a beam search, the best beam comes first.
+        max_tokens: most output tokens of each sequence.
+        width: most sequences that it may come to.
+        in_lockstep: its sequences compute their next token all in the same step, or none does. A beam
+            search needs that, because it chooses among all of them.
+        salt: only requests with the same salt share cached prefixes with it.
+        num_cached_tokens: prompt tokens that the prefix cache knew when it was first scheduled; None before.
+    """
 
-    def __init__(
-        self,
-        request_id: str,
-        sequences: SequenceOf[Sequence],
-        *,
-        max_tokens: int,
-        arrival_time: float,
-        priority: int = 0,
-    ) -> None:
-        self.request_id = request_id
-        self.sequences = list(sequences)
-        self.max_tokens = max_tokens
-        self.arrival_time = arrival_time
-        self.priority = priority
-        self.num_preemptions = 0
-        self.status = RequestStatus.WAITING
+    request_id: str
+    sequences: list[Sequence]
+    max_tokens: int
+    arrival_time: float
+    priority: int = 0
+    width: int = 1
+    in_lockstep: bool = False
+    salt: str | None = None
+    num_cached_tokens: int | None = None
+    num_preemptions: int = 0
+    status: RequestStatus = RequestStatus.WAITING
 
     @property
-    def sequence(self) -> Sequence:
-        """The request's only sequence."""
-        (sequence,) = self.sequences
-        return sequence
+    def longest(self) -> int:
+        """Most tokens that one of its sequences may come to, prompt included."""
+        return self.sequences[0].num_prompt_tokens + self.max_tokens

@@ -35,7 +35,7 @@ class SamplingParams:
     """How to sample, and when to stop.
 
     Attributes:
-        n: outputs for each prompt; 1 in this version.
+        n: outputs for each prompt. They share the prompt's blocks; output i has the seed `seed + i`.
         presence_penalty: subtracted once from the logit of every token that the output has, −2 … 2.
         frequency_penalty: subtracted for every time that the output has the token, −2 … 2.
         repetition_penalty: above 1 makes tokens of prompt and output less likely, below 1 more.
@@ -60,6 +60,14 @@ class SamplingParams:
         allowed_token_ids: only these may be chosen.
         bad_words: texts whose tokens must not be completed.
         output_kind: what `Engine.step` returns for this request.
+        best_of: compute so many outputs and return the `n` likeliest; with beam search, the beam width.
+            `n` if None.
+        use_beam_search: search for the likeliest outputs instead of sampling (older vLLM's spelling;
+            `LLM.beam_search` is the newer one). Needs a temperature of 0 (or 1, the default), and knows
+            no penalties, stop strings or log-probabilities. Outputs come when all is done.
+        length_penalty: a beam's score is divided by its length to this power: above 0 favours long ones.
+        early_stopping: when a beam search ends. False: when a better one is unlikely. True: as soon as
+            there are enough finished ones. "never": when a better one is impossible.
 
     Raises:
         TypeError: there is no argument of this name.
@@ -90,6 +98,10 @@ class SamplingParams:
     allowed_token_ids: Sequence[int] | None = None
     bad_words: Sequence[str] | None = None
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
+    best_of: int | None = None
+    use_beam_search: bool = False
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
 
     def __new__(cls, *_: object, **named: object) -> SamplingParams:
         known = [field.name for field in fields(cls)]
@@ -102,6 +114,7 @@ class SamplingParams:
         self._check_numbers()
         self._check_lengths()
         for name in (
+            "use_beam_search",
             "ignore_eos",
             "detokenize",
             "skip_special_tokens",
@@ -125,6 +138,18 @@ class SamplingParams:
             )
         if not isinstance(self.output_kind, RequestOutputKind):
             raise ValueError(f"output_kind must be a RequestOutputKind, got {self.output_kind!r}")
+        if self.use_beam_search:
+            self._check_beam_search()
+        elif self.length_penalty != 1 or self.early_stopping is not False:
+            raise ValueError(
+                f"length_penalty and early_stopping belong to beam search: set use_beam_search=True, "
+                f"or leave them alone; got {self.length_penalty} and {self.early_stopping!r}"
+            )
+
+    @property
+    def width(self) -> int:
+        """Sequences that one request may come to: `best_of`, or `n`."""
+        return self.n if self.best_of is None else self.best_of
 
     @property
     def is_greedy(self) -> bool:
@@ -138,6 +163,10 @@ class SamplingParams:
             ValueError: a token id outside the vocabulary, more logprobs than tokens, or text to look for
                 where there is no tokenizer.
         """
+        if self.use_beam_search and self.width > vocab_size:
+            raise ValueError(
+                f"beam_width (best_of) must be at most {vocab_size}, the vocabulary's size, got {self.width}"
+            )
         biased = () if self.logit_bias is None else tuple(self.logit_bias)
         named = {
             "stop_token_ids": self.stop_token_ids or (),
@@ -164,10 +193,13 @@ class SamplingParams:
 
     def _check_numbers(self) -> None:
         check_integer("n", self.n, at_least=1)
-        if self.n > 1:
-            raise ValueError(
-                f"n must be 1 in this version: parallel sampling is not implemented yet; got {self.n}"
-            )
+        if self.best_of is not None:
+            check_integer("best_of", self.best_of, at_least=1)
+            if self.best_of < self.n:
+                raise ValueError(f"best_of must be at least n ({self.n}), got {self.best_of}")
+        check_number("length_penalty", self.length_penalty, at_least=-20, at_most=20)
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
+            raise ValueError(f"early_stopping must be True, False or 'never', got {self.early_stopping!r}")
         check_number("presence_penalty", self.presence_penalty, at_least=-2, at_most=2)
         check_number("frequency_penalty", self.frequency_penalty, at_least=-2, at_most=2)
         # Beyond these, one request's numbers would overflow and stop the whole batch.
@@ -180,6 +212,39 @@ class SamplingParams:
             self.seed = None  # as in vLLM, where clients of old say "any" like this
         if self.seed is not None:
             check_integer("seed", self.seed, at_least=-(2**63), at_most=2**63 - 1)
+
+    def _check_beam_search(self) -> None:
+        """Refuse what a beam search would have to ignore."""
+        if self.temperature not in (0, 1):
+            raise ValueError(
+                f"temperature must be 0 when use_beam_search is True: the search takes the likeliest beams "
+                f"and draws nothing at random; got {self.temperature}"
+            )
+        unused = {
+            "presence_penalty": 0,
+            "frequency_penalty": 0,
+            "repetition_penalty": 1,
+            "top_p": 1,
+            "top_k": (0, -1),
+            "min_p": 0,
+            "min_tokens": 0,
+            "stop": [],
+            "bad_words": [],
+            "logprobs": None,
+            "prompt_logprobs": None,
+            "logit_bias": None,
+            "allowed_token_ids": None,
+        }
+        for name, default in unused.items():
+            value = getattr(self, name)
+            if value not in default if isinstance(default, tuple) else value != default:
+                raise ValueError(
+                    f"{name} must be left at its default when use_beam_search is True, got {value!r}"
+                )
+        if self.output_kind is RequestOutputKind.DELTA:
+            raise ValueError(
+                "output_kind must not be DELTA with beam search: a beam may be replaced as a whole"
+            )
 
     def _check_lengths(self) -> None:
         if self.max_tokens is not None:
@@ -226,3 +291,44 @@ def _biases(value: object) -> dict[int, float]:
         token = check_integer("logit_bias: a token id", named, at_least=0)
         biases[token] = min(100.0, max(-100.0, check_number(f"logit_bias[{token}]", bias)))
     return biases
+
+
+@dataclass
+class BeamSearchParams:
+    """What `LLM.beam_search` looks for (vLLM's names and defaults).
+
+    Attributes:
+        beam_width: beams kept at each step, and sequences returned.
+        max_tokens: most tokens of an output.
+        ignore_eos: the end-of-sequence token does not end a beam.
+        temperature: divides the logits before they are made probabilities; 0 (or 1) leaves them alone.
+        length_penalty: a sequence's score is its log-probability divided by length ** length_penalty.
+
+    Raises:
+        ValueError: an argument out of range; the message has its name, its value and what is allowed.
+    """
+
+    beam_width: int
+    max_tokens: int
+    ignore_eos: bool = False
+    temperature: float = 0.0
+    length_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_integer("beam_width", self.beam_width, at_least=1)
+        check_integer("max_tokens", self.max_tokens, at_least=1)
+        check_boolean("ignore_eos", self.ignore_eos)
+        check_number("temperature", self.temperature, at_least=0, at_most=1e6)
+        check_number("length_penalty", self.length_penalty, at_least=-20, at_most=20)
+
+    def to_sampling_params(self) -> SamplingParams:
+        """The same search in the engine's words. `temperature` has no place there: see `LLM.beam_search`."""
+        return SamplingParams(
+            n=self.beam_width,
+            use_beam_search=True,
+            temperature=0,
+            max_tokens=self.max_tokens,
+            ignore_eos=self.ignore_eos,
+            length_penalty=self.length_penalty,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )

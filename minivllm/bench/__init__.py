@@ -7,6 +7,7 @@ either a real folder or a random one of a known shape (`shapes.py`):
     peers           the same requests through Hugging Face `generate`, in static batches
     trace-overhead  the same run with and without a trace file
     control-plane   what a block, a scheduling decision and an abort cost, however large the pool or the queue
+    beams           beam search with shared blocks, and with a full copy at each fork
 
 Three habits keep the numbers honest. Sides that are compared take turns (A B, B A, A B …), so that a slow
 minute hits both; medians are reported, and ratios rather than seconds; and each table says on which
@@ -31,6 +32,7 @@ MEASUREMENTS = {
     "peers": "peers",
     "trace": "trace_overhead",
     "control-plane": "control_plane",
+    "beams": "beams",
 }
 """Name on the command line → module, which has a function `run(settings)`."""
 

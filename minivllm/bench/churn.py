@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from minivllm.config import SchedulerConfig
 from minivllm.memory import KVCacheManager
+from minivllm.memory.cache_manager import Span
 from minivllm.request import Request, RequestStatus, Sequence
 from minivllm.scheduling.scheduler import Scheduler
 from minivllm.validation import check_integer
@@ -56,10 +57,10 @@ class PoolRig:
         rng = self._rng
         coming = [(self._next_seq_id + index, self._new_length()) for index in range(BATCH)]
         self._next_seq_id += BATCH
-        allocate = _time(lambda: [self.cache.allocate_slots(seq_id, length) for seq_id, length in coming])
+        allocate = _time(lambda: [self._take(seq_id, length) for seq_id, length in coming])
         self._tokens.update(coming)
         growing = [(seq_id, self._tokens[seq_id] + 1) for seq_id in rng.sample(list(self._tokens), BATCH)]
-        append = _time(lambda: [self.cache.allocate_slots(seq_id, length) for seq_id, length in growing])
+        append = _time(lambda: [self._grow(seq_id, length) for seq_id, length in growing])
         self._tokens.update(growing)
         touched = rng.sample(list(self._tokens), BATCH)
         look_up = _time(lambda: [len(self.cache.table(seq_id)) for seq_id in touched])
@@ -74,11 +75,21 @@ class PoolRig:
         return self._rng.randint(1, MOST_BLOCKS * BLOCK_SIZE)
 
     def _admit(self, length: int) -> bool:
-        if not self.cache.allocate_slots(self._next_seq_id, length):
+        if not self._take(self._next_seq_id, length):
             return False
         self._tokens[self._next_seq_id] = length
         self._next_seq_id += 1
         return True
+
+    def _take(self, seq_id: int, length: int) -> bool:
+        """A newcomer gets blocks for all its tokens, if there is room."""
+        if self.cache.begin(seq_id, range(length), longest=length) is None:
+            return False
+        return self.cache.allocate((Span(seq_id, 0, length),))
+
+    def _grow(self, seq_id: int, length: int) -> bool:
+        """A sequence gets one more token."""
+        return self.cache.allocate((Span(seq_id, length - 1, length),))
 
     def _free(self, seq_id: int) -> None:
         self.cache.free(seq_id)
@@ -96,10 +107,9 @@ class QueueRig:
             num_blocks=num_running * 256, block_size=BLOCK_SIZE, max_num_seqs=num_running
         )
         self.scheduler = Scheduler(config, KVCacheManager(config.num_blocks, config.block_size))
-        self.sequences: dict[int, Sequence] = {}
         for _ in range(num_running):
             self.scheduler.add(self._new_request(self._rng.randint(16, 448)))
-        while any(sequence.num_uncomputed_tokens for sequence in self.sequences.values()):
+        while any(sequence.num_uncomputed_tokens for sequence in self.scheduler.sequences.values()):
             self._compute()
         self._let_all_decode()
         self._waiting = [self._new_request(16) for _ in range(num_waiting)]
@@ -127,21 +137,21 @@ class QueueRig:
         plan = self.scheduler.schedule(self._step)
         seconds = perf_counter() - began
         self._step += 1
-        self.scheduler.complete(plan, self.sequences)
+        self.scheduler.complete(plan)
         return seconds
 
     def _let_all_decode(self) -> None:
         for request in self.scheduler.running:
-            request.sequence.append_token(0)
+            request.sequences[0].append_token(0)
 
     def _abort(self, request: Request) -> None:
         self.scheduler.remove(request, RequestStatus.FINISHED_ABORTED)
 
     def _new_request(self, num_tokens: int) -> Request:
-        sequence = Sequence(self._next_id, [0] * num_tokens)
-        self.sequences[self._next_id] = sequence
+        name = f"bench-{self._next_id}"
+        sequence = Sequence(self._next_id, [0] * num_tokens, request_id=name)
         self._next_id += 1
-        return Request(f"bench-{sequence.seq_id}", [sequence], max_tokens=1000, arrival_time=0.0)
+        return Request(name, [sequence], max_tokens=1000, arrival_time=0.0)
 
 
 def _for_each(operation: Callable[[T], None], items: list[T]) -> None:

@@ -122,6 +122,20 @@ def control_plane(
     _measure("control-plane", json, _settings(model, threads, repeat, requests, dtype, blocks, seed))
 
 
+@app.command()
+def beams(
+    model: Model = None,
+    threads: Threads = None,
+    repeat: Repeat = 3,
+    requests: Requests = 8,
+    dtype: Dtype = "auto",
+    json: Json = None,
+    seed: Seed = DEFAULT_SEED,
+) -> None:
+    """What sharing blocks is worth to a beam search, against a full copy at each fork."""
+    _measure("beams", json, _settings(model, threads, repeat, requests, dtype, None, seed))
+
+
 def _settings(
     model: str | None,
     threads: int | None,

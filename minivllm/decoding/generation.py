@@ -120,15 +120,16 @@ class Generation:
         assert self.prompt_logprobs is not None, "nobody asked for prompt_logprobs"
         self.prompt_logprobs.extend(self._with_texts(entry) for entry in entries)
 
-    def completion(self) -> CompletionOutput:
-        """The output so far, or, with `output_kind=DELTA`, what is new since the last call."""
+    def completion(self, index: int = 0) -> CompletionOutput:
+        """The output so far, as number `index` of its request; with `output_kind=DELTA` only what is new
+        since the last call."""
         delta = self.params.output_kind is RequestOutputKind.DELTA
         text = self._releasable_text()
         first_token = self._told_tokens if delta else 0
         first_character = self._told_characters if delta else 0
         self._told_tokens, self._told_characters = len(self.output_token_ids), len(text)
         return CompletionOutput(
-            index=0,
+            index=index,
             text=text[first_character:],
             token_ids=self.output_token_ids[first_token:],
             cumulative_logprob=None if self.logprobs is None else self.cumulative_logprob,

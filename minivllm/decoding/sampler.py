@@ -21,6 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from minivllm.decoding.beam_candidates import best_continuations
+from minivllm.decoding.beam_search import Candidate
 from minivllm.decoding.logits_processors import first_look, keep_top, steer, weigh
 from minivllm.decoding.sampling_state import SamplingState
 from minivllm.outputs import Logprob
@@ -72,6 +74,12 @@ class Sampler:
         return [
             self._entry(row, token, num_logprobs) for row, token in zip(logits, next_token_ids, strict=True)
         ]
+
+    def continuations(
+        self, logits: Tensor, scores: Sequence[float], count: int, temperature: float
+    ) -> list[Candidate]:
+        """The `count` best ways to continue the beams of one search; see `best_continuations`."""
+        return best_continuations(logits, scores, count, temperature)
 
     def _draw(self, logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
         """One token id for each row of steered `logits` [n, vocab_size], none of them greedy."""

@@ -6,6 +6,7 @@ makes tokens up in a test are all executors, and the scheduler cannot tell them 
 
 Executors are told everything they need in every plan. They may keep keys and values where a plan's block
 tables say, and must not keep anything else about a sequence: so nothing has to be told when one ends.
+If `execute` raises, nobody may assume that any of the plan was done, or that none of it was.
 
 Read next: `minivllm/scheduling/plan.py` for what comes in, `torch_executor.py` for the real one.
 """
@@ -24,7 +25,10 @@ class Executor(Protocol):
     """Time the latest `execute` spent in the attention backend, cache writes included."""
 
     def execute(self, plan: StepPlan) -> Any:
-        """Compute the plan's tokens and store their keys and values in the slots it names.
+        """Carry out the plan's moves, then compute its tokens and store their keys and values.
+
+        The keys and values of all tokens of the plan are stored before any of them is attended to (layer
+        by layer), so that a sequence may read blocks that another one fills in the same step.
 
         Returns logits `[sum of num_logits, vocab_size]`: for each scheduled sequence in plan order, one
         row after each of its last `num_logits` tokens. A torch executor returns a float32 tensor (float64

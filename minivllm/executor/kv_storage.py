@@ -30,7 +30,12 @@ CPU_BUDGET_BYTES = 4 * GIB
 
 
 class KVStorage:
-    """Keys and values of all layers, in one allocation."""
+    """Keys and values of all layers, in one allocation.
+
+    Attributes:
+        cells: [layers, 2, num_blocks, num_kv_heads, block_size, head_dim], for whoever moves whole blocks.
+        keys, values: for each layer, its part: [num_blocks, num_kv_heads, block_size, head_dim].
+    """
 
     def __init__(
         self, config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
@@ -38,13 +43,13 @@ class KVStorage:
         self.num_blocks = check_integer("num_blocks", num_blocks, at_least=1)
         self.block_size = check_integer("block_size", block_size, at_least=1)
         shape = (config.num_layers, 2, num_blocks, config.num_kv_heads, block_size, config.head_dim)
-        self._cells = torch.empty(shape, dtype=dtype, device=device)
-        self.keys: list[Tensor] = [layer[0] for layer in self._cells]
-        self.values: list[Tensor] = [layer[1] for layer in self._cells]
+        self.cells = torch.empty(shape, dtype=dtype, device=device)
+        self.keys: list[Tensor] = [layer[0] for layer in self.cells]
+        self.values: list[Tensor] = [layer[1] for layer in self.cells]
 
     @property
     def num_bytes(self) -> int:
-        return self._cells.numel() * self._cells.element_size()
+        return self.cells.numel() * self.cells.element_size()
 
 
 def bytes_per_block(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
@@ -103,12 +108,28 @@ def decide_num_blocks(
     return num_blocks
 
 
+def decide_num_host_blocks(
+    swap_space_bytes: int, config: ModelConfig, block_size: int, dtype: torch.dtype
+) -> int:
+    """The number of blocks in a swap space of that size; `ValueError` if the machine has no room for it."""
+    if not swap_space_bytes:
+        return 0
+    _check_it_exists("swap_space", swap_space_bytes, swap_space_bytes, torch.device("cpu"))
+    num_blocks = num_blocks_for(swap_space_bytes, config, block_size, dtype)
+    if num_blocks < 1:
+        raise ValueError(
+            f"swap_space has {swap_space_bytes:,} bytes, but one block of {block_size} tokens needs "
+            f"{bytes_per_block(config, block_size, dtype):,}; raise it, or lower block_size"
+        )
+    return num_blocks
+
+
 def _check_it_exists(name: str, value: int, num_bytes: int, device: torch.device) -> None:
     """More memory than there is would be promised now and fail in the middle of a request."""
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_ram_bytes()
     if num_bytes > free:
         raise ValueError(
-            f"{name} {value:,} needs {num_bytes:,} bytes for the KV cache, "
+            f"{name} {value:,} needs {num_bytes:,} bytes for keys and values, "
             f"but only {free:,} are free on {device}"
         )
 

@@ -42,6 +42,10 @@ class RecomputeExecutor:
 
     def execute(self, plan: StepPlan) -> Tensor:
         """Logits `[sum of num_logits, vocab_size]`, as `TorchExecutor.execute` gives them."""
+        for move in plan.moves:
+            if move.kind != "copy":
+                raise ValueError(f"the plan has a {move.kind}; without a KV cache there is nothing to swap")
+            self._token_ids[move.target] = self._token_ids[move.source]
         whole = StepPlan(plan.step, tuple(self._from_the_start(item) for item in plan.scheduled))
         self.num_computed_tokens += whole.total_num_scheduled_tokens
         return self.inner.execute(whole)

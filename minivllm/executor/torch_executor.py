@@ -1,6 +1,8 @@
 """The executor that computes: a decoder, a paged KV cache and an attention backend, driven by plans.
 
-    StepPlan ── build_metadata ──► token_ids, positions, slots, block tables
+    StepPlan ── moves ──► BlockMover: blocks are copied and swapped before anything is written
+        │
+        └────── build_metadata ──► token_ids, positions, slots, block tables
                                         │
                decoder.forward(token_ids, positions, attention) ──► hidden [T, hidden_size]
                                         │
@@ -23,7 +25,8 @@ from torch import Tensor
 from minivllm.executor.attention.backend import AttentionBackend, to_device
 from minivllm.executor.attention.metadata import build_metadata
 from minivllm.executor.attention.torch_backend import TorchAttention
-from minivllm.executor.kv_storage import KVStorage, decide_num_blocks
+from minivllm.executor.block_mover import BlockMover
+from minivllm.executor.kv_storage import KVStorage, decide_num_blocks, decide_num_host_blocks
 from minivllm.model.config import ModelConfig
 from minivllm.model.decoder import Decoder
 from minivllm.model.hub import resolve_model
@@ -48,10 +51,17 @@ class TorchExecutor:
     """Carries out plans with torch, on the CPU or one GPU. See `Executor` for the contract."""
 
     def __init__(
-        self, decoder: Decoder, storage: KVStorage, backend: BackendFactory = TorchAttention, name: str = ""
+        self,
+        decoder: Decoder,
+        storage: KVStorage,
+        backend: BackendFactory = TorchAttention,
+        name: str = "",
+        host_storage: KVStorage | None = None,
     ) -> None:
         self.decoder = decoder
         self.storage = storage
+        self.host_storage = host_storage
+        self.mover = BlockMover(storage, host_storage)
         self.config = decoder.config
         self.attention = backend(decoder.config, storage)
         self.name = name
@@ -71,12 +81,14 @@ class TorchExecutor:
         gpu_memory_utilization: float = 0.92,
         max_num_seqs: int = 128,
         max_model_len: int | None = None,
+        swap_space_bytes: int = 0,
         backend: BackendFactory = TorchAttention,
     ) -> TorchExecutor:
         """Load a model from a folder or a hub id, and allocate its cache.
 
         `dtype` "auto" keeps what the checkpoint was saved in. `device` is "cpu" or "cuda"; a GPU is used if
         there is one. `num_blocks` None sizes the cache by `decide_num_blocks` from the settings below it.
+        `swap_space_bytes` of the host's memory hold the blocks of preempted requests.
         """
         folder = resolve_model(path)
         config = ModelConfig.from_folder(folder)
@@ -94,13 +106,22 @@ class TorchExecutor:
             num_gpu_blocks_override=num_blocks,
             kv_cache_memory_bytes=kv_cache_memory_bytes,
         )
+        num_host_blocks = decide_num_host_blocks(swap_space_bytes, config, block_size, torch_dtype)
         storage = KVStorage(config, num_blocks, block_size, torch_dtype, torch_device)
+        host_storage = None
+        if num_host_blocks:
+            host_storage = KVStorage(config, num_host_blocks, block_size, torch_dtype, torch.device("cpu"))
         is_folder = Path(path).expanduser().is_dir()  # a hub id's folder is named after a commit
-        return cls(decoder, storage, backend, name=folder.resolve().name if is_folder else str(path))
+        name = folder.resolve().name if is_folder else str(path)
+        return cls(decoder, storage, backend, name, host_storage)
 
     @property
     def num_blocks(self) -> int:
         return self.storage.num_blocks
+
+    @property
+    def num_host_blocks(self) -> int:
+        return self.host_storage.num_blocks if self.host_storage else 0
 
     @property
     def block_size(self) -> int:
@@ -114,6 +135,7 @@ class TorchExecutor:
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> Tensor:
         """Logits `[sum of num_logits, vocab_size]` in plan order, float32 (float64 for a float64 model)."""
+        self.mover.carry_out(plan.moves)
         if not plan.scheduled:
             self.last_attention_seconds = 0.0
             return self.decoder.compute_logits(self.decoder.embedding[:0])

@@ -1,17 +1,21 @@
-"""The block pool: every physical block of the KV cache, either free or in use.
+"""The block pool: every physical block of the KV cache, and who needs it.
 
 Reserving one long contiguous strip per request wastes most of the memory, because nobody knows how long
 an answer will be. PagedAttention cuts the cache into small blocks of equal size instead, as an operating
 system cuts memory into page frames. Any free block is as good as any other, so handing one out is a pop,
 taking it back is an append, and nothing can ever fragment.
 
-    ref_counts   [ 1 | 0 | 1 | 1 | 0 | 0 ]        block 0, 2, 3 in use
-    free list      5 ─ 1 ─ 4                      taken at the head, given back at the tail
+    ref_counts   [ 1 | 0 | 3 | 1 | 0 | 0 ]        0, 2 and 3 in use; three tables read block 2
+    kept         [   | × | × |   |   |   ]        the prefix cache remembers 1 and 2
+    free list      5 ─ 4                          taken at the head, given back at the tail
+
+A block that no table maps any more is free, unless the prefix cache keeps it: then it is idle, and
+`unkeep` sets it free. Reference counts are numbers of tables and nothing else.
 
 Blocks are only numbers here. Their keys and values live in `minivllm/executor/kv_storage.py`.
 
 Source: Kwon et al., "Efficient Memory Management for Large Language Model Serving with PagedAttention"
-(SOSP 2023), sections 4.1–4.2. Read next: `block_table.py`.
+(SOSP 2023), sections 4.1–4.4. Read next: `block_table.py`.
 """
 
 from __future__ import annotations
@@ -36,21 +40,25 @@ class BlockPool:
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = check_integer("num_blocks", num_blocks, at_least=1)
         self.ref_counts: array[int] = array("i", bytes(4 * num_blocks))
-        # First in, first out: a block rests as long as possible before it is reused, so that what it
-        # still holds can be found again by whoever remembers it. The free list is a ring in an array. In a
-        # deque, a million blocks would be a million number objects all over memory: freeing a block was
-        # measured to cost 1.6 times as much in a pool of a million as in one of a thousand, here 1.05.
+        self.kept = bytearray(num_blocks)
+        self.num_idle_blocks = 0
+        """Kept, and mapped by no table."""
+        # First in, first out: a block rests as long as possible before it is reused. The free list is a
+        # ring in an array: in a deque, a million blocks would be a million number objects all over memory,
+        # and freeing a block was measured to cost 1.6 times as much as in a pool of a thousand, here 1.05.
         self._ring: array[int] = array("i", range(num_blocks))
         self._head = 0
         self._num_free = num_blocks
 
     @property
     def num_free_blocks(self) -> int:
+        """Blocks on the free list."""
         return self._num_free
 
     @property
     def num_used_blocks(self) -> int:
-        return self.num_blocks - self._num_free
+        """Blocks that a table maps."""
+        return self.num_blocks - self._num_free - self.num_idle_blocks
 
     def free_list(self) -> tuple[int, ...]:
         """The free blocks in the order in which they will be handed out. O(free blocks): for readers."""
@@ -73,6 +81,20 @@ class BlockPool:
             self.ref_counts[block] = 1
         return blocks
 
+    def touch(self, blocks: Iterable[int]) -> None:
+        """One more table maps each of these blocks.
+
+        Raises:
+            ValueError: a block is free, so what it holds is nobody's any more.
+        """
+        for block in blocks:
+            count = self.ref_counts[block]
+            if count == 0:
+                if not self.kept[block]:
+                    raise ValueError(f"block {block} is free: it cannot be shared, only newly taken")
+                self.num_idle_blocks -= 1
+            self.ref_counts[block] = count + 1
+
     def free_blocks(self, blocks: Iterable[int]) -> None:
         """Drop one reference to each block; those that lose their last one become free, in this order.
 
@@ -85,8 +107,39 @@ class BlockPool:
                 raise ValueError(f"block {block} was freed twice: it has no reference left to drop")
             self.ref_counts[block] = count - 1
             if count == 1:
-                self._ring[(self._head + self._num_free) % self.num_blocks] = block
-                self._num_free += 1
+                if self.kept[block]:
+                    self.num_idle_blocks += 1
+                else:
+                    self._append_to_ring(block)
+
+    def keep(self, blocks: Iterable[int]) -> None:
+        """From now on these blocks stay off the free list, even when no table maps them.
+
+        Raises:
+            ValueError: a block is free, or kept already.
+        """
+        for block in blocks:
+            if self.ref_counts[block] == 0 or self.kept[block]:
+                raise ValueError(f"block {block} cannot be kept: it is free, or kept already")
+            self.kept[block] = 1
+
+    def unkeep(self, blocks: Iterable[int]) -> None:
+        """Keep these blocks no longer; idle ones become free, in this order.
+
+        Raises:
+            ValueError: a block is not kept.
+        """
+        for block in blocks:
+            if not self.kept[block]:
+                raise ValueError(f"block {block} is not kept")
+            self.kept[block] = 0
+            if self.ref_counts[block] == 0:
+                self.num_idle_blocks -= 1
+                self._append_to_ring(block)
+
+    def _append_to_ring(self, block: int) -> None:
+        self._ring[(self._head + self._num_free) % self.num_blocks] = block
+        self._num_free += 1
 
     def _first_free(self, count: int) -> list[int]:
         """The next `count` blocks of the ring, which stay in it."""
@@ -97,12 +150,16 @@ class BlockPool:
         return blocks
 
     def check_invariants(self) -> None:
-        """Raise `AssertionError` unless every block is exactly one of free and referenced."""
+        """Raise `AssertionError` unless every block is exactly one of free, idle and referenced."""
         free = set(self.free_list())
         assert len(free) == self._num_free, "a block is on the free list twice"
         assert free <= set(range(self.num_blocks)), "the free list names a block that does not exist"
+        num_idle = 0
         for block, count in enumerate(self.ref_counts):
             assert count >= 0, f"block {block} has {count} references"
-            assert (count == 0) == (block in free), (
-                f"block {block}: {count} references, free: {block in free}"
+            idle = count == 0 and self.kept[block] == 1
+            num_idle += idle
+            assert (count == 0 and not idle) == (block in free), (
+                f"block {block}: {count} references, kept: {self.kept[block]}, free: {block in free}"
             )
+        assert num_idle == self.num_idle_blocks, "the number of idle blocks is wrong"

@@ -9,7 +9,12 @@ never holds more than one partly filled block.
     physical block      7         2       5             blocks = [7, 2, 5]
     slot of position 9 = blocks[9 // 4] · 4 + 9 % 4 = 5 · 4 + 1 = 21
 
-Source: Kwon et al. (SOSP 2023), section 4.2. Read next: `kv_cache_manager.py`.
+Because a table only *maps*, two sequences can share memory by mapping the same blocks: a fork is a copy
+of the table, whatever the length of what it maps.
+
+    parent  7 ─ 2 ─ 5            child  7 ─ 2 ─ 5            each of 7, 2, 5 has two readers
+
+Source: Kwon et al. (SOSP 2023), sections 4.2 and 4.4. Read next: `kv_cache_manager.py`.
 """
 
 from __future__ import annotations
@@ -24,14 +29,22 @@ def blocks_needed(num_tokens: int, block_size: int) -> int:
 
 
 class BlockTable:
-    """The physical blocks of one sequence, in logical order."""
+    """The physical blocks of one sequence, in logical order.
 
-    __slots__ = ("block_size", "blocks")
+    Attributes:
+        blocks: physical block of each logical one. An `array('i')` and not a list, because the data plane
+            reads it in bulk, without a Python loop.
+        num_cached_blocks: so many blocks at its beginning are known to the prefix cache.
+        salt: whose cached blocks they are.
+    """
 
-    def __init__(self, block_size: int, blocks: Iterable[int] = ()) -> None:
+    __slots__ = ("block_size", "blocks", "num_cached_blocks", "salt")
+
+    def __init__(self, block_size: int, blocks: Iterable[int] = (), salt: str | None = None) -> None:
         self.block_size = block_size
-        # array('i') and not a list: the data plane reads it in bulk, without a Python loop.
         self.blocks: array[int] = array("i", blocks)
+        self.num_cached_blocks = 0
+        self.salt = salt
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -58,3 +71,9 @@ class BlockTable:
     def append(self, blocks: Iterable[int]) -> None:
         """Let the strip continue in `blocks`."""
         self.blocks.extend(blocks)
+
+    def fork(self) -> BlockTable:
+        """Another table of the same blocks. Whoever calls this counts the references."""
+        twin = BlockTable(self.block_size, self.blocks, self.salt)
+        twin.num_cached_blocks = self.num_cached_blocks
+        return twin

@@ -1,13 +1,16 @@
 """The one thing that crosses from the control plane to the data plane: a `StepPlan`.
 
 The scheduler *decides* (plain Python, no tensors); the executor *obeys*. A plan is only data, and says
-all there is to say about one step: which tokens of which sequences are computed, where each sequence's
-keys and values live, and after which tokens somebody wants logits.
+all there is to say about one step: which blocks are moved first, which tokens of which sequences are
+computed, where each sequence's keys and values live, and after which tokens somebody wants logits.
 
     scheduler ──► StepPlan ──► executor ──► logits, one row for each wanted position, in plan order
 
 There are no phases in it. A prefill is a sequence with many new tokens, a decode one with a single new
 token, a chunk one whose last token is not yet the sequence's last: all are `(start, token_ids)`.
+
+Moves come before everything else and in their order: a block may be copied and its original given to
+somebody else in the same step, so a copy that came late would copy the newcomer's data.
 
 Numbers that the data plane reads in bulk are `array('i')`: plain Python that numpy and torch can look
 at without a loop. See `minivllm/executor/attention/metadata.py` for what becomes of them.
@@ -18,6 +21,8 @@ from __future__ import annotations
 from array import array
 
 import msgspec
+
+from minivllm.memory.block_move import BlockMove
 
 
 class ScheduledSequence(msgspec.Struct, frozen=True, gc=False):
@@ -49,6 +54,8 @@ class StepPlan(msgspec.Struct, frozen=True, gc=False):
 
     step: int
     scheduled: tuple[ScheduledSequence, ...]
+    moves: tuple[BlockMove, ...] = ()
+    """Copies and swaps, to be carried out one after another before any token is written."""
 
     @property
     def total_num_scheduled_tokens(self) -> int:

@@ -1,8 +1,8 @@
-"""The event vocabulary: everything a reader may learn about a run, version 1.
+"""The event vocabulary: everything a reader may learn about a run, version 2.
 
 A trace file is JSON Lines. The first line is a `TraceHeader`, every other line one event; the field
-`event` names the type, the other fields are below. Replaying the events in order rebuilds block pool,
-block tables, queues and token lists exactly as the engine had them after each step
+`event` names the type, the other fields are below. Replaying the events in order rebuilds block pools,
+block tables, prefix cache, beams, queues and token lists exactly as the engine had them after each step
 (`minivllm/trace/replay.py`; it is a property, tested over random workloads).
 
 How a run reads, step by step. Indented lines may come any number of times, in any order:
@@ -10,19 +10,32 @@ How a run reads, step by step. Indented lines may come any number of times, in a
     TraceHeader
         RequestQueued  RequestRefused  SequenceFinished("abort")  BlocksFreed      between steps
     StepStarted
-        BlocksFreed + RequestPreempted      the pool was full: the youngest request steps aside
-        RequestScheduled                    a request leaves the waiting queue and joins the batch
+        BlocksFreed | BlocksSwappedOut, then RequestPreempted      no room: the youngest steps aside
+        BlocksSwappedIn  RequestScheduled   a request leaves the waiting queue and joins the batch
+        BlocksShared                        a block table goes on in blocks that are there already
+        BlocksEvicted                       cached blocks make room
         BlocksAllocated                     a block table grows
+        BlockCopied                         copy-on-write: the writer of a shared block gets its own
+        BlocksCached                        full blocks can be found by whoever has the same prefix
     BatchPlanned                            what the step computes
-    TokensSampled                           what came out
+        BlockMerged                         two full blocks turned out the same: one is enough
+        SequenceForked                      one sequence becomes two that share every block
+        SequenceFinished("pruned")          a beam that does not go on
+    TokensSampled  BeamsAdvanced            what came out
         SequenceFinished + BlocksFreed
     StepFinished
     TraceEnded                              absent if the run was cut off
 
+A step that failed ends with `StepAbandoned` in place of `BatchPlanned` and all that follows it.
+
 Conventions: `request` is the caller's request id, `seq` the engine's own integer id of one sequence of
-tokens (a request owns one or more), `block` a physical block number. `time` is in seconds since the
-header, on the clock that the header names. Fields are only ever added; a new or changed *meaning*
-raises `VERSION`, and a reader refuses a version it does not know.
+tokens (a request owns one or more), `block` a physical block number, `host_block` one of the swap space.
+`time` is in seconds since the header, on the clock that the header names. Fields are only ever added; a
+new or changed *meaning* raises `VERSION`, and a reader refuses a version it does not know.
+
+What a physical block is, at any moment: *free* (on the free list), *in use* (mapped by one table or
+more: its reference count), or *cached* and idle (mapped by none, but the prefix cache remembers what is
+in it).
 """
 
 from __future__ import annotations
@@ -31,7 +44,8 @@ from typing import Any
 
 import msgspec
 
-VERSION = 1
+VERSION = 2
+"""2 added sharing: forks, copies, prefix caches, swapping, beams. Version 1 is a subset of it."""
 
 
 class Event(msgspec.Struct, frozen=True, tag_field="event", tag=True, gc=False):
@@ -68,6 +82,10 @@ class TraceHeader(Event, frozen=True):
     max_num_batched_tokens: int
     max_model_len: int
     model: ModelShape | None = None
+    num_host_blocks: int = 0
+    """Blocks of the swap space."""
+    prefix_cache: str | None = None
+    """"hash", "radix", or None if nothing is cached across requests."""
     config: dict[str, Any] = {}
     """Every other setting of the run, for display."""
     workload: str = ""
@@ -86,6 +104,10 @@ class RequestQueued(Event, frozen=True):
     prompt_pieces: tuple[str, ...] = ()
     """The text of each prompt token, special tokens by name; empty if there is no tokenizer."""
     priority: int = 0
+    num_outputs: int = 1
+    """Outputs that were asked for (`n`, or the beam width)."""
+    is_beam_search: bool = False
+    salt: str | None = None
 
 
 class RequestRefused(Event, frozen=True):
@@ -114,9 +136,12 @@ class RequestPreempted(Event, frozen=True):
 
     request: str
     mode: str
-    """"recompute": its blocks are gone, its tokens will be computed anew."""
+    """"recompute": its blocks are gone, its tokens will be computed anew. "swap": its blocks are in the
+    swap space, and nothing needs to be computed again."""
     num_computed_tokens: int
-    """Tokens whose keys and values were given up."""
+    """Tokens whose keys and values were given up; 0 if they were swapped out."""
+    reason: str = ""
+    """Why it was not the mode that was asked for, in words; or empty."""
 
 
 class BlocksAllocated(Event, frozen=True):
@@ -126,11 +151,109 @@ class BlocksAllocated(Event, frozen=True):
     blocks: tuple[int, ...]
 
 
-class BlocksFreed(Event, frozen=True):
-    """A sequence's whole block table was dropped; blocks join the tail of the free list in this order."""
+class BlocksShared(Event, frozen=True):
+    """Blocks that already hold a sequence's next tokens were appended to its table: nothing to compute.
+
+    Each has one more reference now; one that was cached and idle is in use again.
+    """
 
     seq: int
     blocks: tuple[int, ...]
+    source: str
+    """"cache": the prefix cache knew them. "sibling": another sequence of the same request has them."""
+
+
+class BlockCopied(Event, frozen=True):
+    """Copy-on-write: `seq` is about to write to a shared block, so it gets a copy of its own.
+
+    `target` came from the head of the free list and takes the place `index` of the block table; `source`
+    has one reference less. The data is copied before anything of this step is written.
+    """
+
+    seq: int
+    index: int
+    source: int
+    target: int
+
+
+class BlocksCached(Event, frozen=True):
+    """The prefix cache remembers full blocks: those from `first` on in the table of `seq`.
+
+    They follow, in the cache, the block before them in that table (or the root, if `first` is 0).
+    """
+
+    seq: int
+    first: int
+    blocks: tuple[int, ...]
+    salt: str | None = None
+    """Only requests with the same salt can find them."""
+
+
+class BlockMerged(Event, frozen=True):
+    """Two sequences filled the same block at the same time: `seq` maps `twin` now, and `block` no more."""
+
+    seq: int
+    index: int
+    block: int
+    twin: int
+
+
+class BlocksEvicted(Event, frozen=True):
+    """The prefix cache forgot idle blocks; they join the tail of the free list in this order."""
+
+    blocks: tuple[int, ...]
+    reason: str = "room"
+    """"room": somebody needs the space. "abandoned": the step that was to fill them failed.
+    "reset": the caller emptied the cache."""
+
+
+class BlocksFreed(Event, frozen=True):
+    """A sequence's whole block table was dropped, in this order, one reference to each block.
+
+    A block that loses its last reference joins the tail of the free list, unless the prefix cache
+    remembers it: then it is cached and idle.
+    """
+
+    seq: int
+    blocks: tuple[int, ...]
+
+
+class BlocksSwappedOut(Event, frozen=True):
+    """A sequence's table moved to the swap space: `blocks[i]` is kept in `host_blocks[i]` from now on.
+
+    Each block loses a reference, as in `BlocksFreed` and in the order of `blocks`. A block that several
+    sequences share has one host block, with as many references.
+    """
+
+    seq: int
+    blocks: tuple[int, ...]
+    host_blocks: tuple[int, ...]
+
+
+class BlocksSwappedIn(Event, frozen=True):
+    """A sequence's table came back: `host_blocks[i]` is in `blocks[i]` from now on.
+
+    Blocks were taken from the head of the free list, except those that a sibling's swap-in had taken.
+    """
+
+    seq: int
+    host_blocks: tuple[int, ...]
+    blocks: tuple[int, ...]
+
+
+class HostBlocksFreed(Event, frozen=True):
+    """A swapped-out sequence's table was dropped, one reference to each host block."""
+
+    seq: int
+    host_blocks: tuple[int, ...]
+
+
+class SequenceForked(Event, frozen=True):
+    """A sequence became two: `child` has the tokens of `parent` and shares every block of its table."""
+
+    request: str
+    parent: int
+    child: int
 
 
 class BatchPlanned(Event, frozen=True):
@@ -151,12 +274,25 @@ class TokensSampled(Event, frozen=True):
     items: tuple[tuple[int, int, str], ...]
 
 
+class BeamsAdvanced(Event, frozen=True):
+    """One step of a beam search. Scores are sums of log-probabilities, but for `finished`."""
+
+    request: str
+    kept: tuple[tuple[int, int, int, float, str], ...]
+    """`(parent seq, seq, token_id, score, text)` of each beam that goes on, best first."""
+    finished: tuple[tuple[int, int, float, str], ...] = ()
+    """`(parent seq, token_id, score, text)` of each hypothesis that ended here and is among the best so
+    far; this score is divided by length ** length_penalty."""
+    rejected: tuple[tuple[int, int, float, str], ...] = ()
+    """`(parent seq, token_id, score, text)` of the best candidates that were not kept."""
+
+
 class SequenceFinished(Event, frozen=True):
     """A sequence is done; its request leaves its queue with its last sequence."""
 
     seq: int
     reason: str
-    """"stop", "length" or "abort"."""
+    """"stop", "length" or "abort"; "pruned" for a beam that others have outdone."""
     time: float
     stop: int | str | None = None
     """The stop token id or stop string that ended it, if one did."""
@@ -173,6 +309,14 @@ class StepFinished(Event, frozen=True):
     seconds: dict[str, float] = {}
 
 
+class StepAbandoned(Event, frozen=True):
+    """The executor failed. Whoever was in the step starts again from zero (see the events before)."""
+
+    step: int
+    time: float
+    error: str
+
+
 class TraceEnded(Event, frozen=True):
     """The recorder was closed properly; a trace without this line was cut off or is still being written."""
 
@@ -186,11 +330,22 @@ AnyEvent = (
     | RequestScheduled
     | RequestPreempted
     | BlocksAllocated
+    | BlocksShared
+    | BlockCopied
+    | BlocksCached
+    | BlockMerged
+    | BlocksEvicted
     | BlocksFreed
+    | BlocksSwappedOut
+    | BlocksSwappedIn
+    | HostBlocksFreed
+    | SequenceForked
     | BatchPlanned
     | TokensSampled
+    | BeamsAdvanced
     | SequenceFinished
     | StepFinished
+    | StepAbandoned
     | TraceEnded
 )
 """Every event that may follow the header."""

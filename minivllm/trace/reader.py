@@ -86,10 +86,10 @@ def _read_header(path: Path, line: bytes) -> TraceHeader:
         fields = None
     if not isinstance(fields, dict) or fields.get("event") != "TraceHeader":
         raise TraceError(f"{path} is not a minivllm trace: its first line is not a trace header")
-    if fields.get("version") != VERSION:
+    if fields.get("version") not in range(1, VERSION + 1):
         raise TraceError(
-            f"{path} is a trace of version {fields.get('version')!r}; this program reads version {VERSION}. "
-            f"Open it with the minivllm that wrote it, or record it again."
+            f"{path} is a trace of version {fields.get('version')!r}; this program reads versions 1 to "
+            f"{VERSION}. Open it with the minivllm that wrote it, or record it again."
         )
     try:
         return msgspec.convert(fields, TraceHeader)

@@ -16,16 +16,19 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from minivllm.trace.blocks import BlockBooks
 from minivllm.trace.events import (
     AnyEvent,
     BatchPlanned,
-    BlocksAllocated,
-    BlocksFreed,
+    BeamsAdvanced,
+    BlocksShared,
+    HostBlocksFreed,
     RequestPreempted,
     RequestQueued,
     RequestRefused,
     RequestScheduled,
     SequenceFinished,
+    SequenceForked,
     StepFinished,
     StepStarted,
     TokensSampled,
@@ -46,6 +49,12 @@ class EngineSnapshot:
     running: tuple[str, ...]
     token_ids: dict[int, tuple[int, ...]]
     num_computed_tokens: dict[int, int]
+    host_free_list: tuple[int, ...] = ()
+    host_ref_counts: tuple[int, ...] = ()
+    host_tables: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    cached: dict[int, int | None] = field(default_factory=dict)
+    """Block that the prefix cache remembers → the one before it."""
+    beam_scores: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -66,6 +75,12 @@ class SequenceState:
     first_token_time: float | None = None
     finished_time: float | None = None
     finish_reason: str | None = None
+    parent: int | None = None
+    """The sequence that it was forked from."""
+    num_cached_tokens: int = 0
+    """Tokens that it did not have to compute, because the prefix cache or a sibling had them."""
+    beam_score: float | None = None
+    """Sum of log-probabilities, if it is a beam."""
 
     @property
     def num_output_tokens(self) -> int:
@@ -85,10 +100,8 @@ class ReplayState:
     num_steps: int = 0
     step: int = -1
     time: float = 0.0
-    # Ordered: blocks are taken from the front and come back at the end, as in the block pool.
-    free: dict[int, None] = field(default_factory=dict)
-    ref_counts: list[int] = field(default_factory=list)
-    tables: dict[int, list[int]] = field(default_factory=dict)
+    blocks: BlockBooks = None  # type: ignore[assignment]  # made from the header
+    """Both pools, all tables, and what is cached."""
     waiting: list[str] = field(default_factory=list)
     running: list[str] = field(default_factory=list)
     sequences: dict[int, SequenceState] = field(default_factory=dict)
@@ -103,13 +116,28 @@ class ReplayState:
     """Duration of the latest step, by part."""
 
     def __post_init__(self) -> None:
-        if not self.ref_counts:
-            self.free = dict.fromkeys(range(self.header.num_blocks))
-            self.ref_counts = [0] * self.header.num_blocks
+        if self.blocks is None:
+            self.blocks = BlockBooks.of_sizes(self.header.num_blocks, self.header.num_host_blocks)
+
+    @property
+    def tables(self) -> dict[int, list[int]]:
+        """Block table of each sequence that holds device blocks."""
+        return self.blocks.tables
+
+    @property
+    def ref_counts(self) -> list[int]:
+        """Of each device block: the number of tables that map it."""
+        return self.blocks.device.ref_counts
+
+    @property
+    def free(self) -> dict[int, None]:
+        """Free device blocks, in the order in which they will be taken."""
+        return self.blocks.device.free
 
     @property
     def num_used_blocks(self) -> int:
-        return self.header.num_blocks - len(self.free)
+        """Device blocks that a table maps."""
+        return self.header.num_blocks - len(self.free) - self.blocks.num_idle
 
     def apply(self, event: AnyEvent) -> None:
         """Let one event happen."""
@@ -124,26 +152,27 @@ class ReplayState:
                 self.waiting.remove(event.request)
                 self.running.append(event.request)
             case RequestPreempted():
-                self.running.remove(event.request)
-                self.waiting.insert(0, event.request)
-                for seq in self.members[event.request]:
-                    self.sequences[seq].num_computed_tokens = 0
-                    self.sequences[seq].num_preemptions += 1
-            case BlocksAllocated():
-                self.tables.setdefault(event.seq, []).extend(event.blocks)
-                for block in event.blocks:
-                    del self.free[block]
-                    self.ref_counts[block] = 1
-            case BlocksFreed():
-                self._free_blocks(event)
+                self._preempt(event)
+            case SequenceForked():
+                self._fork(event)
             case BatchPlanned():
                 self.batch = event.items
             case TokensSampled():
                 self._append_tokens(event)
+            case BeamsAdvanced():
+                for _, seq, _, score, _ in event.kept:
+                    self.sequences[seq].beam_score = score
             case SequenceFinished():
                 self._finish(event)
             case StepFinished():
                 self._complete_step(event)
+            case BlocksShared():
+                sequence = self.sequences[event.seq]
+                sequence.num_computed_tokens += len(event.blocks) * self.header.block_size
+                sequence.num_cached_tokens += len(event.blocks) * self.header.block_size
+            case HostBlocksFreed():
+                self.sequences[event.seq].num_computed_tokens = 0
+        self.blocks.apply(event)
 
     def snapshot(self) -> EngineSnapshot:
         """The state in the form in which the engine gives its own."""
@@ -152,6 +181,13 @@ class ReplayState:
             free_list=tuple(self.free),
             ref_counts=tuple(self.ref_counts),
             tables={seq: tuple(blocks) for seq, blocks in self.tables.items()},
+            host_free_list=tuple(self.blocks.host.free),
+            host_ref_counts=tuple(self.blocks.host.ref_counts),
+            host_tables={seq: tuple(blocks) for seq, blocks in self.blocks.host_tables.items()},
+            cached={block: entry.after for block, entry in self.blocks.cached.items()},
+            beam_scores={
+                seq: state.beam_score for seq, state in self.sequences.items() if state.beam_score is not None
+            },
             waiting=tuple(self.waiting),
             running=tuple(self.running),
             token_ids={seq: tuple(state.token_ids) for seq, state in self.sequences.items()},
@@ -172,12 +208,25 @@ class ReplayState:
             prompt_pieces=event.prompt_pieces,
         )
 
-    def _free_blocks(self, event: BlocksFreed) -> None:
-        del self.tables[event.seq]
-        for block in event.blocks:
-            self.ref_counts[block] -= 1
-            if self.ref_counts[block] == 0:
-                self.free[block] = None
+    def _preempt(self, event: RequestPreempted) -> None:
+        self.running.remove(event.request)
+        self.waiting.insert(0, event.request)
+        for seq in self.members[event.request]:
+            sequence = self.sequences[seq]
+            sequence.num_preemptions += 1
+            if event.mode == "recompute":
+                sequence.num_computed_tokens = 0
+
+    def _fork(self, event: SequenceForked) -> None:
+        parent = self.sequences[event.parent]
+        child = copy.copy(parent)
+        child.seq, child.parent = event.child, event.parent
+        child.token_ids = list(parent.token_ids)
+        for seq, start, count in self.batch:  # it forks because it has just been computed to its end
+            if seq == event.parent:
+                child.num_computed_tokens = start + count
+        self.sequences[event.child] = child
+        self.members[event.request].append(event.child)
 
     def _append_tokens(self, event: TokensSampled) -> None:
         for seq, token_id, text in event.items:
@@ -239,9 +288,7 @@ class Replay:
 def _copy(state: ReplayState) -> ReplayState:
     """A copy that shares only what never changes again: the header and the finished sequences."""
     duplicate = copy.copy(state)
-    duplicate.free = dict(state.free)
-    duplicate.ref_counts = list(state.ref_counts)
-    duplicate.tables = {seq: list(blocks) for seq, blocks in state.tables.items()}
+    duplicate.blocks = state.blocks.copy()
     duplicate.waiting, duplicate.running = list(state.waiting), list(state.running)
     duplicate.members = {request: list(seqs) for request, seqs in state.members.items()}
     duplicate.finished = dict(state.finished)

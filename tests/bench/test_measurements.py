@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from minivllm.bench import MEASUREMENTS, Settings, run
+from minivllm.bench.beams import measure as measure_beams
 from minivllm.bench.control_plane import measure, measure_pool, measure_queue
 from minivllm.bench.peers import padding_factor
 from minivllm.bench.report import as_json, print_result, write_json
@@ -186,7 +187,19 @@ def test_what_cannot_work_is_refused_by_name(tmp_path: Path) -> None:
         Settings(threads=0)
     with pytest.raises(ValueError, match="dtype must be one of auto, float32"):
         Settings(dtype="int8")
-    assert set(MEASUREMENTS) == {"throughput", "peers", "trace", "control-plane"}
+    assert {"throughput", "peers", "trace", "control-plane", "beams"} <= set(MEASUREMENTS)
+
+
+def test_beams_find_the_same_with_shared_blocks_and_with_copies() -> None:
+    with open_subject(replace(SMALL, num_blocks=64)) as subject:
+        pools = {"room for all": 64, "tight": 16}
+        result = measure_beams(subject, SMALL, pools, prompt_tokens=40, output_tokens=12)
+    assert [pool.num_blocks for pool in result.pools] == [64, 16]
+    for pool in result.pools:
+        assert pool.same_sequences and pool.ratio > 0
+        assert pool.shared_copies < pool.copied_copies
+    assert result.pools[1].shared_steps <= result.pools[1].copied_steps
+    assert len(result.sections()[0].rows) == 2
 
 
 def test_more_threads_than_cores_is_a_warning() -> None:

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from minivllm.sampling_params import RequestOutputKind, SamplingParams
+from minivllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 
 NAN, INF = float("nan"), float("inf")
 
@@ -29,7 +29,11 @@ def test_the_defaults_are_vllms():
 @pytest.mark.parametrize(
     ("name", "values"),
     {
-        "n": [0, -1, 2, True, 1.0],
+        "n": [0, -1, True, 1.0],
+        "best_of": [0, -1, True, "4"],
+        "use_beam_search": [1, None],
+        "length_penalty": [2.0, NAN, 21, "x"],
+        "early_stopping": ["always", 1, True],
         "presence_penalty": [-2.1, 2.1, NAN, "x"],
         "frequency_penalty": [-2.1, 2.1, NAN, None],
         "repetition_penalty": [0, -1, NAN, INF, 1e-40, 1e40],
@@ -67,10 +71,60 @@ def test_the_message_has_value_and_range():
         SamplingParams(stop="x", detokenize=False)
 
 
-@pytest.mark.parametrize("name", ["best_of", "use_beam_search", "max_token"])
+@pytest.mark.parametrize("name", ["best_off", "max_token"])
 def test_an_argument_that_does_not_exist_is_named_with_those_that_do(name):
     with pytest.raises(TypeError, match=f"no argument '{name}'; it has n, presence_penalty, .*output_kind"):
         SamplingParams(**{name: 1})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"temperature": 0.7}, "temperature must be 0 when use_beam_search is True.*got 0.7"),
+        ({"top_k": 5}, "top_k must be left at its default"),
+        ({"stop": "x"}, "stop must be left at its default"),
+        ({"logprobs": 2}, "logprobs must be left at its default"),
+        ({"min_tokens": 2}, "min_tokens must be left at its default"),
+        ({"length_penalty": 21}, "length_penalty must be a finite number"),
+        ({"early_stopping": "soon"}, "early_stopping must be True, False or 'never', got 'soon'"),
+        ({"output_kind": RequestOutputKind.DELTA}, "output_kind must not be DELTA"),
+        ({"n": 3, "best_of": 2}, r"best_of must be at least n \(3\), got 2"),
+    ],
+)
+def test_what_a_beam_search_would_have_to_ignore_is_refused(wanted, message):
+    with pytest.raises(ValueError, match=message):
+        SamplingParams(use_beam_search=True, **wanted)
+
+
+def test_the_default_temperature_and_zero_are_both_fine_for_a_beam_search():
+    for temperature in (0, 1.0):
+        assert SamplingParams(use_beam_search=True, best_of=4, temperature=temperature).width == 4
+
+
+@pytest.mark.parametrize("width", [9, 100])
+def test_more_beams_than_tokens_are_refused(width):
+    for params in (
+        SamplingParams(use_beam_search=True, best_of=width),
+        BeamSearchParams(beam_width=width, max_tokens=4).to_sampling_params(),
+    ):
+        with pytest.raises(ValueError, match=f"beam_width .* must be at most 8, .* got {width}"):
+            params.verify(8, has_tokenizer=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    {
+        "beam_width": [0, True, 2.0],
+        "max_tokens": [0, None],
+        "ignore_eos": [1],
+        "temperature": [-1, NAN],
+        "length_penalty": [INF, "x"],
+    }.items(),
+)
+def test_an_argument_of_a_beam_search_out_of_range_is_refused_by_name(name, values):
+    for value in values:
+        with pytest.raises(ValueError, match=name):
+            BeamSearchParams(**{"beam_width": 2, "max_tokens": 4, name: value})
 
 
 def test_params_can_be_copied_replaced_and_pickled():

@@ -83,7 +83,7 @@ def test_a_step_that_fails_loses_nothing(work, data):
     outputs = {}
     while engine.has_unfinished_requests():
         if data.draw(st.booleans()):
-            engine.executor.fail_next = True
+            engine.executor.fail_next = data.draw(st.sampled_from(["before", "after"]))
             with pytest.raises(RuntimeError, match="the fake device failed"):
                 engine.step()
             engine.check_invariants()

@@ -49,7 +49,7 @@ class Run:
                 "logits are wanted where a token can be sampled, only there"
             )
         self.plans.append(plan)
-        self.scheduler.complete(plan, self.sequences)
+        self.scheduler.complete(plan)
         for item in plan.scheduled:
             sequence = self.sequences[item.seq_id]
             if item.end == sequence.num_tokens:
@@ -165,11 +165,11 @@ def test_an_older_request_is_never_preempted_for_a_younger_one(run):
     for step in range(60):
         running = list(run.scheduler.running)
         before = {request.request_id: request.num_preemptions for request in running}
+        oldest = running[0].sequences[0].seq_id if running else None
         plan = run.step(step)
         lost = [r for r in running if r.num_preemptions > before[r.request_id]]
         assert lost == running[len(running) - len(lost) :], "the youngest step aside, and only they"
         if running:
-            oldest = running[0].sequences[0].seq_id
             assert oldest in {item.seq_id for item in plan.scheduled}
 
 

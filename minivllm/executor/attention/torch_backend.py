@@ -14,7 +14,9 @@ share a KV head ride along as if they were tokens ("group"), so no key is read t
     chosen     [S, kv_heads, blocks]  ──►  seen as  [S, kv_heads, L, head_dim],  L = blocks * block_size
 
 Sequences of like length go together, since the shorter are padded to the longest, and few enough of them
-that what was gathered is still in the processor's cache when attention reads it.
+that what was gathered is still in the processor's cache when attention reads it. Sequences that share more
+blocks than they have of their own (beams, outputs of one prompt) are a family (`families.py`): what they
+share is gathered once, and a mask keeps each from seeing what belongs to the others.
 
 Read next: `backend.py` for what any backend must do, `minivllm/executor/kv_storage.py` for the layout.
 """
@@ -30,6 +32,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from minivllm.executor.attention.backend import AttentionBackend, to_device
+from minivllm.executor.attention.families import Family, find_families
 from minivllm.executor.attention.metadata import AttentionMetadata, IntArray
 from minivllm.executor.kv_storage import KVStorage
 from minivllm.model.config import ModelConfig
@@ -42,7 +45,10 @@ GROUP_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class GatheredWork:
-    """Sequences attended to in one call: several with one query each, or one with several."""
+    """Sequences attended to in one call: several with one query each, one with several, or one family.
+
+    A family is treated as one sequence, whose queries are those of its members.
+    """
 
     queries: Tensor | slice
     """Their rows among the step's T tokens."""
@@ -89,10 +95,20 @@ class TorchAttention(AttentionBackend):
                 out[work.queries] = _attend_one(query[work.queries], keys, values, work.mask)
             else:
                 chosen = query.index_select(0, work.queries)
-                folded = chosen.view(work.num_sequences, self.config.num_kv_heads, -1, self.config.head_dim)
-                attended = functional.scaled_dot_product_attention(folded, keys, values, attn_mask=work.mask)
+                attended = self._attend_folded(chosen, keys, values, work)
                 out.index_copy_(0, work.queries, attended.reshape(chosen.shape))
         return out
+
+    def _attend_folded(self, query: Tensor, keys: Tensor, values: Tensor, work: GatheredWork) -> Tensor:
+        """[S · T, heads, d] of S sequences with T queries each against [S, kv_heads, L, d].
+
+        All query heads of one KV head are rows of one matrix: [S, kv_heads, T · group, d].
+        """
+        num_sequences, kv_heads, _, head_dim = keys.shape
+        apart = query.view(num_sequences, -1, kv_heads, query.shape[1] // kv_heads, head_dim).transpose(1, 2)
+        folded = apart.reshape(num_sequences, kv_heads, -1, head_dim)
+        attended = functional.scaled_dot_product_attention(folded, keys, values, attn_mask=work.mask)
+        return attended.view(apart.shape).transpose(1, 2)
 
     def _gather(self, cache: Tensor, work: GatheredWork, workspace: int) -> Tensor:
         """Copies of the blocks in use, heads first: [S, kv_heads, L, head_dim], cells out of sight zeroed.
@@ -126,6 +142,9 @@ class TorchAttention(AttentionBackend):
             for index in np.flatnonzero(new_tokens > 1)
         ]
         decoding = np.flatnonzero(new_tokens == 1)
+        if window is None:
+            families, decoding = find_families(metadata.block_tables, num_blocks, decoding)
+            work += [self._family(metadata, family) for family in families]
         decoding = decoding[np.argsort(num_blocks[decoding], kind="stable")]
         for group in self._split(decoding, num_blocks):
             width = int(num_blocks[group[-1]])
@@ -133,8 +152,23 @@ class TorchAttention(AttentionBackend):
             seen = (positions >= first_seen[group, None]) & (positions < metadata.context_lens[group, None])
             rows = to_device(metadata.query_starts[group], self._device)
             mask = self._additive(seen[:, None, None, :])
-            work.append(self._gathered(metadata, rows, group, first_block[group], width, seen, mask))
+            blocks = _blocks_of(metadata, group, first_block[group], width)
+            work.append(self._gathered(rows, blocks, seen, mask))
         return work
+
+    def _family(self, metadata: AttentionMetadata, family: Family) -> GatheredWork:
+        """Sequences with one new token each; the blocks that they share come first, then each one's own."""
+        block_size = self.storage.block_size
+        cells = np.arange(block_size)
+        positions = (family.logical[:, None] * block_size + cells).ravel()  # [L]
+        owners = np.repeat(family.owners, block_size)  # [L], -1 for what all share
+        members = np.arange(len(family.members))[:, None]
+        mine = (owners == -1) | (owners == members)
+        seen = mine & (positions < metadata.context_lens[family.members, None])  # [T, L]
+        rows = to_device(metadata.query_starts[family.members], self._device)
+        group = self.config.num_heads // self.config.num_kv_heads
+        mask = self._additive(np.repeat(seen, group, axis=0)[None, None])
+        return self._gathered(rows, family.blocks[None, :], seen.any(axis=0)[None, :], mask)
 
     def _split(self, decoding: IntArray, num_blocks: IntArray) -> list[IntArray]:
         """Cut sequences, sorted by length, so that padding and memory per group stay within the limits."""
@@ -164,24 +198,14 @@ class TorchAttention(AttentionBackend):
             if window is not None:
                 seen &= positions > own - window
             mask = self._additive(seen)
-        group, first = np.array([index]), np.array([first_block])
-        return self._gathered(metadata, rows, group, first, width, in_sight[None, :], mask)
+        blocks = _blocks_of(metadata, np.array([index]), np.array([first_block]), width)
+        return self._gathered(rows, blocks, in_sight[None, :], mask)
 
     def _gathered(
-        self,
-        metadata: AttentionMetadata,
-        rows: Tensor | slice,
-        group: IntArray,
-        first_block: IntArray,
-        width: int,
-        seen: NDArray[np.bool_],
-        mask: Tensor | None,
+        self, rows: Tensor | slice, blocks: IntArray, seen: NDArray[np.bool_], mask: Tensor | None
     ) -> GatheredWork:
-        """Row numbers for `width` blocks of each sequence in `group`, from its `first_block` on."""
+        """Row numbers for the `blocks` [S, width]; `seen` [S, L] are the cells that anybody looks at."""
         heads = np.arange(self.config.num_kv_heads)[:, None]
-        columns = first_block[:, None] + np.arange(width)  # padding stays within the table: any block will do
-        columns = np.minimum(columns, metadata.block_tables.shape[1] - 1)
-        blocks = metadata.block_tables[group[:, None], columns]  # [S, width]
         cache_rows = blocks[:, None, :] * len(heads) + heads  # [S, kv_heads, width]
         sequence, cell = np.nonzero(~seen)
         dead = (sequence * len(heads) + heads) * seen.shape[1] + cell  # [kv_heads, dead cells]
@@ -190,13 +214,19 @@ class TorchAttention(AttentionBackend):
             cache_rows=to_device(cache_rows.ravel(), self._device),
             dead_rows=to_device(dead.ravel(), self._device),
             mask=mask,
-            num_sequences=len(group),
+            num_sequences=len(blocks),
         )
 
     def _additive(self, seen: NDArray[np.bool_]) -> Tensor:
         """What to add to scores so that only `seen` cells count; made once, for all layers."""
         mask = torch.zeros(seen.shape, dtype=self._dtype, device=self._device)
         return mask.masked_fill_(to_device(~seen, self._device), -torch.inf)
+
+
+def _blocks_of(metadata: AttentionMetadata, group: IntArray, first_block: IntArray, width: int) -> IntArray:
+    """[S, width] blocks of each sequence in `group`, from its `first_block` on."""
+    columns = first_block[:, None] + np.arange(width)  # padding stays within the table: any block will do
+    return metadata.block_tables[group[:, None], np.minimum(columns, metadata.block_tables.shape[1] - 1)]
 
 
 def _attend_one(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,0 +1,246 @@
+"""Prefix caching by a radix tree, as in SGLang's RadixAttention.
+
+Every known prefix is a path from the root. An edge carries as many blocks as there are until paths part, so a
+long prompt that nobody shares is one node, and the tree is as large as what differs:
+
+    root ──[ 4 blocks: "You are a helpful …" ]──┬──[ 2 blocks: "What is a …" ]      lock 1: one table is here
+                 lock 3                          └──[ 1 block: "Why does …" ]       lock 2
+
+A node's lock is the number of tables that hold it. Its blocks are always held together: where a table's path
+ends inside an edge, the node is split there. A look-up alone splits nothing.
+
+What is not locked can be evicted, leaf by leaf, the least recently used first, and within a leaf from its
+end. Leaves wait in a heap, ordered by when they were last used; entries that have become wrong are noticed
+when they come up, so nothing is ever searched for.
+
+Source: Zheng et al., "SGLang: Efficient Execution of Structured Language Model Programs" (NeurIPS 2024),
+section 3. Read next: `prefixes.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from heapq import heappop, heappush
+
+from minivllm.memory.prefix_cache import cut_into_blocks
+
+
+class Node:
+    """A run of blocks that are always held together, and what may follow them."""
+
+    __slots__ = ("blocks", "children", "in_heap", "last_used", "lock", "parent", "tokens")
+
+    def __init__(self, parent: Node | None, tokens: list[bytes], blocks: list[int]) -> None:
+        self.parent = parent
+        self.tokens = tokens
+        """Of each block: its tokens."""
+        self.blocks = blocks
+        self.children: dict[bytes, Node] = {}
+        """By the tokens of their first block."""
+        self.lock = 0
+        self.last_used = 0
+        self.in_heap = False
+
+
+class RadixTree:
+    """See `PrefixCache`. One root for each salt."""
+
+    name = "radix"
+
+    def __init__(self, block_size: int) -> None:
+        self.block_size = block_size
+        self._roots: dict[str | None, Node] = {}
+        self._node_of: dict[int, Node] = {}
+        self._num_idle = 0
+        self._clock = 0  # counts look-ups: plain logical time
+        self._leaves: list[tuple[int, int, Node]] = []  # (last used, a number of its own, node)
+        self._num_pushed = 0
+
+    @property
+    def num_idle_blocks(self) -> int:
+        return self._num_idle
+
+    def __len__(self) -> int:
+        return len(self._node_of)
+
+    def __contains__(self, block: object) -> bool:
+        return block in self._node_of
+
+    def nodes(self) -> Iterator[Node]:
+        """Every node, parents before children, the roots (which have no blocks) left out."""
+        waiting = list(self._roots.values())
+        while waiting:
+            node = waiting.pop()
+            if node.blocks:
+                yield node
+            waiting += node.children.values()
+
+    def match(self, after: int | None, token_ids: Sequence[int], salt: str | None = None) -> list[int]:
+        wanted = cut_into_blocks(token_ids, self.block_size)
+        if after is None:
+            node, place = self._roots.get(salt), 0
+            if node is None:
+                return []
+        else:
+            node = self._node_of[after]
+            place = node.blocks.index(after) + 1 if node.blocks[-1] != after else len(node.blocks)
+        found: list[int] = []
+        for tokens in wanted:
+            if place == len(node.blocks):
+                child = node.children.get(tokens)
+                if child is None:
+                    break
+                node, place = child, 0
+            elif node.tokens[place] != tokens:
+                break
+            found.append(node.blocks[place])
+            place += 1
+        self._use(node)
+        return found
+
+    def insert(
+        self, after: int | None, token_ids: Sequence[int], blocks: Sequence[int], salt: str | None = None
+    ) -> int:
+        tokens = cut_into_blocks(token_ids, self.block_size)
+        if after is None:
+            node = self._roots.setdefault(salt, Node(None, [], []))
+        else:
+            node = self._node_of[after]
+            if node.blocks[-1] != after:
+                node = self._split(node, node.blocks.index(after) + 1)
+        if tokens[0] in node.children:
+            return 0
+        if node.blocks and node.lock == 1 and not node.children:
+            # Only the inserting table is here, and nobody comes after: the edge grows.
+            node.tokens += tokens
+            node.blocks += blocks
+        else:
+            child = Node(node, tokens, list(blocks))
+            child.lock = 1
+            node.children[tokens[0]] = child
+            node = child
+        for block in blocks:
+            assert block not in self._node_of, f"block {block} is known for other tokens"
+            self._node_of[block] = node
+        self._use(node)
+        return len(blocks)
+
+    def acquire(self, blocks: Sequence[int]) -> None:
+        left = len(blocks)
+        if not left:
+            return
+        node = self._node_of[blocks[-1]]
+        if node.blocks[-1] != blocks[-1]:
+            node = self._split(node, node.blocks.index(blocks[-1]) + 1)
+        while left:
+            if left < len(node.blocks):  # its first blocks are held already
+                self._split(node, len(node.blocks) - left)
+            if node.lock == 0:
+                self._num_idle -= len(node.blocks)
+            node.lock += 1
+            left -= len(node.blocks)
+            assert node.parent is not None, "the blocks are a path"
+            node = node.parent
+
+    def release(self, blocks: Sequence[int]) -> None:
+        node = self._node_of[blocks[-1]]
+        assert node.blocks[-1] == blocks[-1], "a path that is held ends at a node's end"
+        self._use(node)
+        while node.parent is not None:
+            node.lock -= 1
+            if node.lock == 0:
+                self._num_idle += len(node.blocks)
+                self._offer(node)
+            node = node.parent
+
+    def evict(self, count: int) -> list[int]:
+        if count > self._num_idle:
+            raise ValueError(f"{count} blocks are to be evicted, but only {self._num_idle} are idle")
+        evicted: list[int] = []
+        while len(evicted) < count:
+            last_used, _, node = heappop(self._leaves)
+            node.in_heap = False
+            if last_used != node.last_used:
+                self._offer(node)  # it has been used since it was put here
+                continue
+            if node.lock or node.children or not node.blocks:
+                continue  # it is no idle leaf any more, and will be offered again when it is
+            for _ in range(min(count - len(evicted), len(node.blocks))):
+                evicted.append(self._drop_last(node))
+            self._offer(node)
+        return evicted
+
+    def forget(self, blocks: Sequence[int]) -> None:
+        for block in reversed(blocks):
+            node = self._node_of[block]
+            assert node.lock == 0 and not node.children and node.blocks[-1] == block, "an idle end of a path"
+            self._drop_last(node)
+
+    def reset(self) -> list[int]:
+        return self.evict(self._num_idle)
+
+    def parent_of(self, block: int) -> int | None:
+        node = self._node_of[block]
+        place = node.blocks.index(block)
+        if place:
+            return node.blocks[place - 1]
+        assert node.parent is not None
+        return node.parent.blocks[-1] if node.parent.blocks else None
+
+    def _use(self, node: Node) -> None:
+        """The path to this node is used now."""
+        self._clock += 1
+        at: Node | None = node
+        while at is not None:
+            at.last_used = self._clock
+            at = at.parent
+
+    def _offer(self, node: Node) -> None:
+        """Put an idle leaf where eviction will find it. Others are left alone."""
+        if node.lock == 0 and not node.children and node.blocks and not node.in_heap:
+            node.in_heap = True
+            self._num_pushed += 1
+            heappush(self._leaves, (node.last_used, self._num_pushed, node))
+
+    def _drop_last(self, node: Node) -> int:
+        """Forget the last block of an idle leaf; the leaf goes with its last one."""
+        block = node.blocks.pop()
+        tokens = node.tokens.pop()
+        del self._node_of[block]
+        self._num_idle -= 1
+        if not node.blocks:
+            parent = node.parent
+            assert parent is not None
+            del parent.children[tokens]
+            self._offer(parent)
+        return block
+
+    def _split(self, node: Node, place: int) -> Node:
+        """Cut an edge before block number `place`. Returns the new upper part; `node` is the lower one."""
+        upper = Node(node.parent, node.tokens[:place], node.blocks[:place])
+        upper.lock, upper.last_used = node.lock, node.last_used
+        assert node.parent is not None
+        node.parent.children[upper.tokens[0]] = upper
+        node.tokens, node.blocks, node.parent = node.tokens[place:], node.blocks[place:], upper
+        upper.children[node.tokens[0]] = node
+        for block in upper.blocks:
+            self._node_of[block] = upper
+        return upper
+
+    def check_invariants(self, ref_counts: Sequence[int]) -> None:
+        """Raise `AssertionError` unless the tree is sound, and locked as often as tables map its blocks."""
+        seen = idle = 0
+        for node in self.nodes():
+            assert len(node.blocks) == len(node.tokens) > 0
+            assert node.parent is not None and node.parent.children[node.tokens[0]] is node
+            assert node.parent.last_used >= node.last_used, "whoever uses a path uses its beginning"
+            if node.parent.blocks:
+                assert node.parent.lock >= node.lock, "whoever holds a path holds its beginning"
+            for block in node.blocks:
+                assert self._node_of[block] is node, f"block {block} is in another node"
+                assert ref_counts[block] == node.lock, f"block {block} is locked {node.lock} times"
+            if node.lock == 0:
+                idle += len(node.blocks)
+                assert node.children or node.in_heap, "an idle leaf that eviction would never find"
+            seen += len(node.blocks)
+        assert seen == len(self._node_of) and idle == self._num_idle

@@ -1,0 +1,171 @@
+"""The books of all blocks, rebuilt from events: both pools, the block tables, and the prefix cache.
+
+    event ──► device pool   free list, reference counts      who maps what: tables
+              host pool     the same, for the swap space     host_tables
+              cached        block → what it follows, whose tokens it holds, since when
+
+Every block is free, in use (mapped by a table), or idle (cached and mapped by none).
+
+Read next: `replay.py`, which keeps everything else of the engine's state.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from minivllm.trace.events import (
+    AnyEvent,
+    BlockCopied,
+    BlockMerged,
+    BlocksAllocated,
+    BlocksCached,
+    BlocksEvicted,
+    BlocksFreed,
+    BlocksShared,
+    BlocksSwappedIn,
+    BlocksSwappedOut,
+    HostBlocksFreed,
+    SequenceForked,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CachedBlock:
+    """What the prefix cache remembers of one block."""
+
+    after: int | None
+    """The block before it in its path; None at the root."""
+    seq: int
+    """The sequence that filled it."""
+    index: int
+    """Its place in that sequence's table: it holds tokens `index · block_size …`."""
+    salt: str | None
+
+
+@dataclass
+class PoolBooks:
+    """One pool: its free list, in order, and its reference counts."""
+
+    # Ordered: blocks are taken from the front and come back at the end, as in the block pool.
+    free: dict[int, None]
+    ref_counts: list[int]
+
+    @classmethod
+    def of_size(cls, num_blocks: int) -> PoolBooks:
+        """A pool of free blocks."""
+        return cls(dict.fromkeys(range(num_blocks)), [0] * num_blocks)
+
+    def take(self, blocks: Iterable[int]) -> None:
+        """One more reference to each block; free ones leave the free list."""
+        for block in blocks:
+            if self.ref_counts[block] == 0:
+                self.free.pop(block, None)
+            self.ref_counts[block] += 1
+
+    def drop(self, blocks: Iterable[int], kept: Iterable[int] = ()) -> int:
+        """One reference less; a block without any is free, unless kept. Returns how many are idle now."""
+        num_idle = 0
+        for block in blocks:
+            self.ref_counts[block] -= 1
+            if self.ref_counts[block] == 0:
+                if block in kept:
+                    num_idle += 1
+                else:
+                    self.free[block] = None
+        return num_idle
+
+    def copy(self) -> PoolBooks:
+        """A copy that shares nothing."""
+        return PoolBooks(dict(self.free), list(self.ref_counts))
+
+
+@dataclass
+class BlockBooks:
+    """All there is to know about blocks after the events applied so far."""
+
+    device: PoolBooks
+    host: PoolBooks
+    tables: dict[int, list[int]] = field(default_factory=dict)
+    host_tables: dict[int, list[int]] = field(default_factory=dict)
+    cached: dict[int, CachedBlock] = field(default_factory=dict)
+    num_idle: int = 0
+    """Device blocks that are cached and in no table."""
+
+    @classmethod
+    def of_sizes(cls, num_blocks: int, num_host_blocks: int = 0) -> BlockBooks:
+        """Two pools of free blocks."""
+        return cls(PoolBooks.of_size(num_blocks), PoolBooks.of_size(num_host_blocks))
+
+    def apply(self, event: AnyEvent) -> None:
+        """Let one event happen; those that are not about blocks change nothing."""
+        match event:
+            case BlocksAllocated():
+                assert all(self.device.ref_counts[block] == 0 for block in event.blocks)
+                for block in event.blocks:
+                    del self.device.free[block]  # KeyError if it was not free
+                    self.device.ref_counts[block] = 1
+                self.tables.setdefault(event.seq, []).extend(event.blocks)
+            case BlocksShared():
+                self._map(event.seq, event.blocks)
+            case SequenceForked():
+                self._map(event.child, self.tables.get(event.parent, []))
+            case BlockCopied():
+                self._replace(event.seq, event.index, event.source, event.target)
+            case BlockMerged():
+                self._replace(event.seq, event.index, event.block, event.twin)
+            case BlocksFreed():
+                del self.tables[event.seq]
+                self._drop(event.blocks)
+            case BlocksCached():
+                table = self.tables[event.seq]
+                for index, block in enumerate(event.blocks, event.first):
+                    after = table[index - 1] if index else None
+                    self.cached[block] = CachedBlock(after, event.seq, index, event.salt)
+            case BlocksEvicted():
+                for block in event.blocks:
+                    del self.cached[block]
+                    self.device.free[block] = None
+                self.num_idle -= len(event.blocks)
+            case BlocksSwappedOut():
+                del self.tables[event.seq]
+                self._drop(event.blocks)
+                # Told in the order in which blocks are dropped, which is the table's from its end.
+                self.host_tables[event.seq] = list(reversed(event.host_blocks))
+                self.host.take(event.host_blocks)
+            case BlocksSwappedIn():
+                del self.host_tables[event.seq]
+                self._map(event.seq, event.blocks)
+                self.host.drop(event.host_blocks)
+            case HostBlocksFreed():
+                del self.host_tables[event.seq]
+                self.host.drop(event.host_blocks)
+
+    def copy(self) -> BlockBooks:
+        """A copy that shares nothing that may change."""
+        twin = copy.copy(self)
+        twin.device, twin.host = self.device.copy(), self.host.copy()
+        twin.tables = {seq: list(blocks) for seq, blocks in self.tables.items()}
+        twin.host_tables = {seq: list(blocks) for seq, blocks in self.host_tables.items()}
+        twin.cached = dict(self.cached)
+        return twin
+
+    def _map(self, seq: int, blocks: Iterable[int]) -> None:
+        """A table goes on in blocks that others may map too."""
+        blocks = list(blocks)
+        self.num_idle -= sum(
+            self.device.ref_counts[block] == 0 and block in self.cached for block in set(blocks)
+        )
+        self.device.take(blocks)
+        self.tables.setdefault(seq, []).extend(blocks)
+
+    def _replace(self, seq: int, index: int, old: int, new: int) -> None:
+        """A table maps another block in one place."""
+        self.num_idle -= self.device.ref_counts[new] == 0 and new in self.cached
+        self._drop((old,))
+        self.device.take((new,))
+        self.tables[seq][index] = new
+
+    def _drop(self, blocks: Iterable[int]) -> None:
+        self.num_idle += self.device.drop(blocks, self.cached)

@@ -1,0 +1,273 @@
+"""Requests with several sequences: what they say does not depend on memory, company, or accidents.
+
+The fake model's next token is a hash of everything that the block table leads to, so a block that is copied
+too late, shared by mistake, lost in a swap or found under a stale name changes the outcome at once.
+"""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minivllm.decoding.beam_candidates import best_continuations
+from minivllm.decoding.beam_search import BeamSearch
+from minivllm.sampling_params import SamplingParams
+from minivllm.trace.events import BlockCopied, RequestPreempted, TraceHeader
+from minivllm.trace.recorder import Recorder
+from minivllm.trace.replay import ReplayState
+from tests.engine.fakes import logits_after, make_engine
+
+EOS = (3, 17, 42, 60, 88)
+
+prompts = st.lists(st.integers(0, 3), min_size=1, max_size=14)
+samplings = st.builds(
+    lambda n, seed, count, greedy: SamplingParams(
+        n=n, seed=seed, max_tokens=count, temperature=0 if greedy else 1
+    ),
+    st.integers(1, 4),
+    st.integers(0, 99),
+    st.integers(1, 14),
+    st.booleans(),
+)
+searches = st.builds(
+    lambda width, count, penalty, early: SamplingParams(
+        n=width, use_beam_search=True, max_tokens=count, length_penalty=penalty, early_stopping=early
+    ),
+    st.integers(1, 5),
+    st.integers(1, 12),
+    st.sampled_from([-1.0, 0.0, 1.0, 2.0]),
+    st.sampled_from([False, True, "never"]),
+)
+requests = st.lists(st.tuples(prompts, samplings | searches), min_size=1, max_size=5)
+
+
+@st.composite
+def limits(draw, work):
+    """An engine that can hold each request alone, with or without each of the ways to share and to yield."""
+    block_size = draw(st.sampled_from([1, 2, 4, 8]))
+    widest = max(params.width for _, params in work)
+    alone = 1
+    for prompt, params in work:
+        shared = len(prompt) // block_size
+        whole = -(-(len(prompt) + params.max_tokens - 1) // block_size)
+        alone = max(alone, shared + params.width * (whole - shared))
+    host = draw(st.sampled_from([0, 3, 200]))
+    return {
+        "block_size": block_size,
+        "num_blocks": alone + draw(st.integers(0, 12)),
+        "max_num_seqs": widest + draw(st.integers(0, 8)),
+        "max_num_batched_tokens": widest + draw(st.integers(0, 40)),
+        "max_model_len": 64,
+        "watermark": draw(st.sampled_from([0.0, 0.3])),
+        "long_prefill_token_threshold": draw(st.sampled_from([0, 3])),
+        "prefix_cache": draw(st.sampled_from([None, "hash", "radix"])),
+        "num_host_blocks": host,
+        "preemption_mode": draw(st.sampled_from(["recompute", "swap"])) if host else "recompute",
+    }
+
+
+def expected(prompt, params):
+    """What a request says when it is alone, by the plainest means."""
+    return expected_beams(prompt, params) if params.use_beam_search else expected_samples(prompt, params)
+
+
+def expected_samples(prompt, params, eos_token_ids=EOS):
+    """`n` requests of their own, one after another, each with its seed."""
+    outputs = []
+    for index in range(params.n):
+        engine = make_engine(num_blocks=200, eos_token_ids=eos_token_ids)
+        own = SamplingParams(
+            seed=params.seed + index, max_tokens=params.max_tokens, temperature=params.temperature
+        )
+        engine.add_request("alone", prompt, own)
+        while engine.has_unfinished_requests():
+            (output,) = engine.step()
+        outputs.append(list(output.outputs[0].token_ids))
+    return outputs
+
+
+def expected_beams(prompt, params):
+    """The search on whole strings of tokens, without an engine, a block, or a fork."""
+    search = BeamSearch(
+        params.width,
+        max_tokens=params.max_tokens,
+        eos_token_ids=EOS,
+        length_penalty=params.length_penalty,
+        early_stopping=params.early_stopping,
+    )
+    while not search.is_done:
+        rows = torch.as_tensor(np.stack([logits_after([*prompt, *beam]) for beam in search.beams]))
+        search.advance(best_continuations(rows, search.scores, search.num_candidates))
+    return [list(hypothesis.token_ids) for hypothesis in search.best()]
+
+
+def play(engine, work, after_step=lambda: None, fail=lambda: None):
+    """Queue everything, step to the end; the final tokens of each request."""
+    for number, (prompt, params) in enumerate(work):
+        engine.add_request(str(number), prompt, params)
+    done = {}
+    for _ in range(20_000):
+        if not engine.has_unfinished_requests():
+            return done
+        fail()
+        for output in engine.step():
+            if output.finished:
+                done[output.request_id] = [list(item.token_ids) for item in output.outputs]
+        after_step()
+    raise AssertionError("the engine never finishes")
+
+
+@given(work=requests, data=st.data())
+def test_what_is_said_depends_on_nothing_but_prompt_and_parameters(work, data):
+    engine = make_engine(eos_token_ids=EOS, **data.draw(limits(work)))
+    done = play(engine, work, after_step=engine.check_invariants)
+    assert done == {str(n): expected(prompt, params) for n, (prompt, params) in enumerate(work)}
+    assert engine.cache.num_free_blocks == engine.config.num_blocks, "every block comes back"
+    engine.reset_prefix_cache()
+    assert engine.cache.pool.num_free_blocks == engine.config.num_blocks
+
+
+@given(work=requests, data=st.data())
+def test_a_step_that_fails_loses_nothing(work, data):
+    engine = make_engine(eos_token_ids=EOS, **data.draw(limits(work)))
+
+    def fail():
+        moment = data.draw(st.sampled_from(["", "", "before", "after"]))
+        if moment:
+            engine.executor.fail_next = moment
+            with pytest.raises(RuntimeError, match="the fake device failed"):
+                engine.step()
+            engine.check_invariants()
+
+    done = play(engine, work, after_step=engine.check_invariants, fail=fail)
+    assert done == {str(n): expected(prompt, params) for n, (prompt, params) in enumerate(work)}
+
+
+@given(work=requests, data=st.data())
+def test_an_abort_at_any_moment_gives_every_block_back(work, data):
+    engine = make_engine(eos_token_ids=EOS, **data.draw(limits(work)))
+    for number, (prompt, params) in enumerate(work):
+        engine.add_request(str(number), prompt, params)
+    for victim in data.draw(st.permutations([str(number) for number in range(len(work))])):
+        for _ in range(data.draw(st.integers(0, 8))):
+            engine.step()
+        aborted = engine.abort(victim)
+        if aborted is not None:
+            assert aborted.finished
+        engine.check_invariants()
+    assert not engine.has_unfinished_requests()
+    assert engine.cache.num_free_blocks == engine.config.num_blocks
+    if engine.cache.swap_space:
+        assert engine.cache.swap_space.pool.num_free_blocks == engine.config.num_host_blocks
+
+
+@given(work=requests, data=st.data())
+def test_the_trace_tells_the_whole_state_after_every_step(work, data):
+    recorder = Recorder()
+    engine = make_engine(eos_token_ids=EOS, recorder=recorder, **data.draw(limits(work)))
+    header, *_ = recorder.events
+    assert isinstance(header, TraceHeader)
+    state, told = ReplayState(header), 1
+
+    def compare():
+        nonlocal told
+        for event in recorder.events[told:]:
+            state.apply(event)
+        told = len(recorder.events)
+        assert state.snapshot() == engine.snapshot()
+
+    def fail():
+        if data.draw(st.sampled_from([False, False, False, True])):
+            engine.executor.fail_next = "after"
+            with pytest.raises(RuntimeError, match="the fake device failed"):
+                engine.step()
+            compare()
+
+    play(engine, work, after_step=compare, fail=fail)
+    assert not state.sequences and not state.running and not state.waiting
+
+
+@given(prompt=prompts, n=st.integers(2, 5), block_size=st.sampled_from([2, 4, 8]))
+def test_the_prompt_is_computed_once_and_its_last_block_copied_once_per_extra_writer(prompt, n, block_size):
+    recorder = Recorder()
+    engine = make_engine(block_size=block_size, num_blocks=100, recorder=recorder)
+    engine.add_request("a", prompt, SamplingParams(n=n, seed=1, max_tokens=4))
+    computed = 0
+    execute = engine.executor.execute
+
+    def count(plan):
+        nonlocal computed
+        computed += plan.total_num_scheduled_tokens
+        return execute(plan)
+
+    engine.executor.execute = count
+    while engine.has_unfinished_requests():
+        engine.step()
+    assert computed == len(prompt) + 3 * n, "the prompt once, and each output's tokens but the last"
+    copies = sum(isinstance(event, BlockCopied) for event in recorder.events)
+    assert copies == (n - 1 if len(prompt) % block_size else 0)
+
+
+@pytest.mark.parametrize("cache", ["hash", "radix"])
+def test_identical_prompts_in_one_step_share_their_blocks(cache):
+    engine = make_engine(block_size=4, num_blocks=40, prefix_cache=cache)
+    prompt = list(range(11))
+    for name in "abc":
+        engine.add_request(name, prompt, SamplingParams(temperature=0, max_tokens=6))
+    first = {output.request_id: output for output in engine.step()}
+    assert [first[name].num_cached_tokens for name in "abc"] == [0, 8, 8]
+    assert engine.cache.pool.num_used_blocks == 2 + 3
+
+
+def test_swapping_needs_no_token_to_be_computed_twice():
+    work = [
+        ([1] * 9, SamplingParams(n=2, seed=5, max_tokens=12)),
+        ([2] * 9, SamplingParams(n=2, seed=6, max_tokens=12)),
+    ]
+    recorder = Recorder()
+    engine = make_engine(
+        num_blocks=12, watermark=0, recorder=recorder, num_host_blocks=20, preemption_mode="swap"
+    )
+    play(engine, work)
+    preempted = [event for event in recorder.events if isinstance(event, RequestPreempted)]
+    assert preempted and all(event.mode == "swap" for event in preempted)
+    assert all(event.num_computed_tokens == 0 for event in preempted), "nothing was given up"
+
+
+def test_a_group_too_large_for_the_swap_space_is_recomputed_and_says_so(caplog):
+    work = [
+        ([1] * 9, SamplingParams(n=2, seed=5, max_tokens=12)),
+        ([2] * 9, SamplingParams(n=2, seed=6, max_tokens=12)),
+    ]
+    recorder = Recorder()
+    engine = make_engine(
+        num_blocks=12,
+        watermark=0,
+        recorder=recorder,
+        num_host_blocks=1,
+        preemption_mode="swap",
+    )
+    done = play(engine, work)
+    assert done == {str(n): expected_samples(*request, ()) for n, request in enumerate(work)}
+    preempted = [event for event in recorder.events if isinstance(event, RequestPreempted)]
+    assert preempted and all(event.mode == "recompute" for event in preempted)
+    assert "do not fit into the 1 that are free in the swap space" in preempted[0].reason
+    assert "is recomputed instead of swapped" in caplog.text
+
+
+def test_salts_keep_prefixes_apart():
+    engine = make_engine(prefix_cache="hash")
+    found = {}
+    for name, salt in [("a", "x"), ("b", "y"), ("c", None), ("d", "x")]:
+        engine.add_request(name, [7] * 12, SamplingParams(max_tokens=1), cache_salt=salt)
+        found |= {output.request_id: output.num_cached_tokens for output in engine.step()}
+    assert found == {"a": 0, "b": 0, "c": 0, "d": 8}
+
+
+@pytest.mark.parametrize("salt", [3, "", b"x", ["x"]])
+def test_a_salt_of_the_wrong_type_is_refused_and_nothing_is_queued(salt):
+    engine = make_engine(prefix_cache="hash")
+    with pytest.raises(ValueError, match="cache_salt must be a string"):
+        engine.add_request("a", [1], cache_salt=salt)
+    assert not engine.has_unfinished_requests()
