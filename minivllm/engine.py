@@ -23,7 +23,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from minivllm.admission import check_prompt, check_salt, check_width, limit_output
-from minivllm.cache_managers import make_cache_manager
+from minivllm.cache_managers import Pages, make_cache_manager
 from minivllm.choosing import Choices, Search, TokenChooser, choose
 from minivllm.config import SchedulerConfig
 from minivllm.decoding.detokenizer import token_texts
@@ -67,6 +67,7 @@ class Engine:
         model_shape: the model's numbers, for the trace's header.
         settings: any other settings worth showing in the trace's header.
         clock: seconds; another clock makes a simulation of it.
+        pages: how the executor's storage gives memory back, for the allocator "virtual_memory".
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Engine:
         model_shape: ModelShape | None = None,
         settings: Mapping[str, Any] | None = None,
         clock: Callable[[], float] = perf_counter,
+        pages: Pages | None = None,
     ) -> None:
         self.config = config
         self.executor = executor
@@ -97,11 +99,13 @@ class Engine:
         """Unfinished requests by their ids."""
         self._clock = clock
         self._emit = recorder.emit if recorder else None
-        self.cache = make_cache_manager(config, self._emit)
+        self.cache = make_cache_manager(config, self._emit, pages)
         self.scheduler = Scheduler(config, self.cache, self._emit)
         if recorder:
             kind = "wall" if clock is perf_counter else "virtual"
-            recorder.start(make_header(config, model_shape, settings or {}, clock=kind))
+            # Addresses may be more than there is memory: the trace counts what has a number.
+            num_blocks = len(self.cache.pool.ref_counts)
+            recorder.start(make_header(config, num_blocks, model_shape, settings or {}, clock=kind))
 
     # ── requests come and go ──────────────────────────────────────────────────────────────────────────
 

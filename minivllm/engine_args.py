@@ -15,6 +15,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+from minivllm.cache_managers import Pages
 from minivllm.config import (
     ALLOCATORS,
     PREEMPTION_MODES,
@@ -26,6 +27,7 @@ from minivllm.decoding.sampler import Sampler
 from minivllm.engine import Engine
 from minivllm.executor.kv_storage import GIB
 from minivllm.executor.torch_executor import DTYPES, TorchExecutor
+from minivllm.executor.virtual_storage import VirtualKVStorage
 from minivllm.model.hub import resolve_model, resolve_tokenizer
 from minivllm.model.tokenizer import Tokenizer
 from minivllm.trace.recorder import Recorder
@@ -174,10 +176,15 @@ def create_engine(args: EngineArgs) -> Engine:
         max_num_seqs=args.max_num_seqs,
         max_model_len=args.max_model_len,
         swap_space_bytes=int(args.swap_space * GIB),
+        virtual_memory=args.allocator == "virtual_memory",
     )
     tokenizer = load_tokenizer(args)
     shape = executor.model_shape
     recorder = args.trace if isinstance(args.trace, Recorder | None) else Recorder(args.trace)
+    storage = executor.storage
+    pages = None
+    if isinstance(storage, VirtualKVStorage):
+        pages = Pages(storage.blocks_per_commit, storage.decommit)
     return Engine(
         scheduler_config(
             args,
@@ -200,6 +207,7 @@ def create_engine(args: EngineArgs) -> Engine:
             "device": str(executor.device),
             "attention_backend": executor.attention.name,
         },
+        pages=pages,
     )
 
 

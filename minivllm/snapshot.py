@@ -23,10 +23,15 @@ SHOWN = ("num_host_blocks", "prefix_cache")
 
 
 def make_header(
-    config: SchedulerConfig, model_shape: ModelShape | None, settings: Mapping[str, Any], *, clock: str
+    config: SchedulerConfig,
+    num_blocks: int,
+    model_shape: ModelShape | None,
+    settings: Mapping[str, Any],
+    *,
+    clock: str,
 ) -> TraceHeader:
     """The first line of a trace: limits, model, and all other settings for display."""
-    fields = asdict(config)
+    fields = asdict(config) | {"num_blocks": num_blocks}
     named = {name: fields.pop(name) for name in (*LIMITS, *SHOWN)}
     return TraceHeader(
         version=VERSION,

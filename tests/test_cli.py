@@ -48,6 +48,24 @@ def test_the_demo_shows_what_it_is_there_to_show(demo):
     assert any(start > 0 and count > 1 for start, count in starts), "a prompt is computed in chunks"
 
 
+def test_the_story_about_sharing_has_all_that_it_is_about(tmp_path):
+    result = minivllm("demo", "sharing", "--headless", "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    trace = read_trace(tmp_path / "sharing.jsonl")
+    kinds = {type(event).__name__ for event in trace.events}
+    assert kinds >= {
+        "SequenceForked",
+        "BlockCopied",
+        "BlocksShared",
+        "BlocksCached",
+        "BlocksEvicted",
+        "BlocksSwappedOut",
+        "BlocksSwappedIn",
+        "BeamsAdvanced",
+    }
+    assert "from the prefix cache" in " ".join(result.stdout.split())
+
+
 def test_a_trace_can_be_summarised_and_exported(demo, tmp_path):
     trace = demo[1] / "trace.jsonl"
     summary = minivllm("trace", "summary", trace)
@@ -76,6 +94,7 @@ def test_generate_continues_a_prompt(tmp_path):
         (("dashboard", "nothing.jsonl"), "nothing.jsonl cannot be read"),
         (("demo", "--headless", "--out", "file/out"), "cannot write to"),
         (("demo", "--port", "0"), "port"),
+        (("demo", "farming"), "story must be one of"),
         (("bench", "throughput", "--model", "huge"), "huge"),
         (("nonsense",), "nonsense"),
     ],

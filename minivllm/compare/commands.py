@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json as json_module
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -61,3 +63,46 @@ def cache(
         else "The tokens differ: near ties, decided differently by rounding.",
     ):
         console.print(line, highlight=False)
+
+
+@app.command("memory")
+def memory(
+    requests: Annotated[
+        int, typer.Option(help="Long requests in each run; of short ones, four times as many.")
+    ] = 200,
+    block_size: Annotated[int, typer.Option(help="Tokens per KV-cache block.")] = 16,
+    slots: Annotated[
+        int | None, typer.Option(help="Tokens that the KV cache holds; as in the vLLM paper if left out.")
+    ] = None,
+    model: Annotated[bool, typer.Option(help="Also play beams of the shipped model.")] = True,
+    seed: Annotated[int, typer.Option(help="Seed of lengths and beams.")] = 0,
+    json: Annotated[Path | None, typer.Option("--json", help="Also write everything to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw it in this file (.png, .svg, .pdf).")] = None,
+) -> None:
+    """Hand out the KV cache in six ways: what is wasted, what fits at once, what sharing saves."""
+    from minivllm.compare.memory import compare_memory
+    from minivllm.compare.memory_picture import check_picture, save_picture
+    from minivllm.compare.memory_report import as_data, print_comparison
+    from minivllm.compare.papers import NUM_SLOTS
+
+    if plot is not None:
+        check_picture(plot)  # before the work, not after it
+    if json is not None and not json.absolute().parent.is_dir():
+        raise ValueError(f"json must be in a folder that exists, got {str(json)!r}")
+    console = Console()
+    with console.status("") as status:
+        result = compare_memory(
+            requests=requests,
+            seed=seed,
+            block_size=block_size,
+            num_slots=NUM_SLOTS if slots is None else slots,
+            with_model=model,
+            progress=lambda what, done: status.update(f"{done:4.0%}  {what}"),
+        )
+    print_comparison(result, console)
+    if json is not None:
+        json.write_text(json_module.dumps(as_data(result), indent=1), encoding="utf-8")
+        console.print(f"Everything is in {json}.", highlight=False)
+    if plot is not None:
+        save_picture(result, plot)
+        console.print(f"The picture is in {plot}.", highlight=False)

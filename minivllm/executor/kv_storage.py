@@ -88,12 +88,12 @@ def decide_num_blocks(
     if num_gpu_blocks_override is not None:
         check_integer("num_gpu_blocks_override", num_gpu_blocks_override, at_least=1)
         needed = num_gpu_blocks_override * bytes_per_block(config, block_size, dtype)
-        _check_it_exists("num_gpu_blocks_override", num_gpu_blocks_override, needed, device)
+        _check_it_exists(f"num_gpu_blocks_override {num_gpu_blocks_override:,}", needed, device)
         return num_gpu_blocks_override
     if kv_cache_memory_bytes is not None:
         budget = check_integer("kv_cache_memory_bytes", kv_cache_memory_bytes, at_least=1)
         source = "kv_cache_memory_bytes"
-        _check_it_exists(source, budget, budget, device)
+        _check_it_exists(f"{source} {budget:,}", budget, device)
     else:
         budget, source = _free_budget(device, gpu_memory_utilization, _weight_bytes(config, dtype))
     num_blocks = num_blocks_for(budget, config, block_size, dtype)
@@ -114,23 +114,23 @@ def decide_num_host_blocks(
     """The number of blocks in a swap space of that size; `ValueError` if the machine has no room for it."""
     if not swap_space_bytes:
         return 0
-    _check_it_exists("swap_space", swap_space_bytes, swap_space_bytes, torch.device("cpu"))
+    gib = f"swap_space {swap_space_bytes / GIB:,.6g} GiB"
+    _check_it_exists(gib, swap_space_bytes, torch.device("cpu"))
     num_blocks = num_blocks_for(swap_space_bytes, config, block_size, dtype)
     if num_blocks < 1:
         raise ValueError(
-            f"swap_space has {swap_space_bytes:,} bytes, but one block of {block_size} tokens needs "
+            f"{gib} has {swap_space_bytes:,} bytes, but one block of {block_size} tokens needs "
             f"{bytes_per_block(config, block_size, dtype):,}; raise it, or lower block_size"
         )
     return num_blocks
 
 
-def _check_it_exists(name: str, value: int, num_bytes: int, device: torch.device) -> None:
+def _check_it_exists(wish: str, num_bytes: int, device: torch.device) -> None:
     """More memory than there is would be promised now and fail in the middle of a request."""
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_ram_bytes()
     if num_bytes > free:
         raise ValueError(
-            f"{name} {value:,} needs {num_bytes:,} bytes for keys and values, "
-            f"but only {free:,} are free on {device}"
+            f"{wish} needs {num_bytes:,} bytes for keys and values, but only {free:,} are free on {device}"
         )
 
 

@@ -34,7 +34,7 @@ class RecomputeExecutor:
         self.inner = inner
         self.num_computed_tokens = 0
         """Tokens that went through the model so far: what the cache would have saved can be counted."""
-        self._token_ids = np.zeros((inner.num_blocks, inner.block_size), dtype=np.int32)
+        self._token_ids = np.zeros((inner.storage.num_blocks, inner.block_size), dtype=np.int32)
 
     @property
     def last_attention_seconds(self) -> float:

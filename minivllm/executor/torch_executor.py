@@ -27,6 +27,7 @@ from minivllm.executor.attention.metadata import build_metadata
 from minivllm.executor.attention.torch_backend import TorchAttention
 from minivllm.executor.block_mover import BlockMover
 from minivllm.executor.kv_storage import KVStorage, decide_num_blocks, decide_num_host_blocks
+from minivllm.executor.virtual_storage import VirtualKVStorage
 from minivllm.model.config import ModelConfig
 from minivllm.model.decoder import Decoder
 from minivllm.model.hub import resolve_model
@@ -57,9 +58,12 @@ class TorchExecutor:
         backend: BackendFactory = TorchAttention,
         name: str = "",
         host_storage: KVStorage | None = None,
+        num_blocks: int | None = None,
     ) -> None:
         self.decoder = decoder
         self.storage = storage
+        self.num_blocks = storage.num_blocks if num_blocks is None else num_blocks
+        """Blocks that may be in memory; a storage in virtual memory has addresses for more."""
         self.host_storage = host_storage
         self.mover = BlockMover(storage, host_storage)
         self.config = decoder.config
@@ -82,13 +86,15 @@ class TorchExecutor:
         max_num_seqs: int = 128,
         max_model_len: int | None = None,
         swap_space_bytes: int = 0,
+        virtual_memory: bool = False,
         backend: BackendFactory = TorchAttention,
     ) -> TorchExecutor:
         """Load a model from a folder or a hub id, and allocate its cache.
 
         `dtype` "auto" keeps what the checkpoint was saved in. `device` is "cpu" or "cuda"; a GPU is used if
         there is one. `num_blocks` None sizes the cache by `decide_num_blocks` from the settings below it.
-        `swap_space_bytes` of the host's memory hold the blocks of preempted requests.
+        `swap_space_bytes` of the host's memory hold the blocks of preempted requests. With `virtual_memory`
+        each of `max_num_seqs` sequences has addresses for `max_model_len` tokens, and memory on demand.
         """
         folder = resolve_model(path)
         config = ModelConfig.from_folder(folder)
@@ -107,17 +113,20 @@ class TorchExecutor:
             kv_cache_memory_bytes=kv_cache_memory_bytes,
         )
         num_host_blocks = decide_num_host_blocks(swap_space_bytes, config, block_size, torch_dtype)
-        storage = KVStorage(config, num_blocks, block_size, torch_dtype, torch_device)
+        storage: KVStorage
+        if virtual_memory:
+            longest = max_model_len or config.max_position_embeddings
+            storage = VirtualKVStorage.for_slots(
+                config, max_num_seqs, longest, block_size, torch_dtype, torch_device
+            )
+        else:
+            storage = KVStorage(config, num_blocks, block_size, torch_dtype, torch_device)
         host_storage = None
         if num_host_blocks:
             host_storage = KVStorage(config, num_host_blocks, block_size, torch_dtype, torch.device("cpu"))
         is_folder = Path(path).expanduser().is_dir()  # a hub id's folder is named after a commit
         name = folder.resolve().name if is_folder else str(path)
-        return cls(decoder, storage, backend, name, host_storage)
-
-    @property
-    def num_blocks(self) -> int:
-        return self.storage.num_blocks
+        return cls(decoder, storage, backend, name, host_storage, num_blocks)
 
     @property
     def num_host_blocks(self) -> int:

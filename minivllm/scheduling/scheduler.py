@@ -64,6 +64,7 @@ class Scheduler:
         self.num_running_seqs = 0
         """Places in the batch that the running requests may come to fill."""
         self._in_step: set[str] = set()  # requests that the current plan computes or moves
+        self._forks_share = config.allocator == "paged" and not config.copy_on_fork
         self._emit = emit
         self._next_seq_id = 0
         self._watermark_blocks = int(config.watermark * config.num_blocks)
@@ -232,9 +233,10 @@ class Scheduler:
 
         There must be room for all tokens known so far, and not only for the first chunk: a request that
         cannot be completed would only be computed in order to be preempted. And those who run are left
-        some blocks to grow into (the watermark).
+        some blocks to grow into (the watermark), as are the forks that this one will have soon.
         """
-        spare = self._watermark_blocks if self.running else 0
+        forks_to_come = request.width - len(request.sequences)
+        spare = self._watermark_blocks + forks_to_come if self.running else 0
         first = request.sequences[0]
         if self.cache.is_swapped(first.seq_id):
             if not self.cache.swap_in(self._everything(request), spare):
@@ -249,9 +251,7 @@ class Scheduler:
             first.token_ids,
             longest=request.longest,
             width=request.width,
-            extra_blocks=blocks_for_siblings(
-                request, self.cache.block_size, shared=not self.config.copy_on_fork
-            ),
+            extra_blocks=blocks_for_siblings(request, self.cache.block_size, shared=self._forks_share),
             spare_blocks=spare,
             salt=request.salt,
             use_cache=not first.wants_prompt_logits,  # a token that is not computed has no logits

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from minivllm.decoding.beam_candidates import best_continuations
 from minivllm.decoding.beam_search import BeamSearch
 from minivllm.sampling_params import SamplingParams
-from minivllm.trace.events import BlockCopied, RequestPreempted, TraceHeader
+from minivllm.trace.events import BlockCopied, BlocksShared, RequestPreempted, TraceHeader
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.replay import ReplayState
 from tests.engine.fakes import logits_after, make_engine
@@ -47,6 +47,7 @@ def limits(draw, work):
     """An engine that can hold each request alone, with or without each of the ways to share and to yield."""
     block_size = draw(st.sampled_from([1, 2, 4, 8]))
     widest = max(params.width for _, params in work)
+    lockstep = max([1, *(params.width for _, params in work if params.use_beam_search)])
     alone = 1
     for prompt, params in work:
         shared = len(prompt) // block_size
@@ -57,7 +58,7 @@ def limits(draw, work):
         "block_size": block_size,
         "num_blocks": alone + draw(st.integers(0, 12)),
         "max_num_seqs": widest + draw(st.integers(0, 8)),
-        "max_num_batched_tokens": widest + draw(st.integers(0, 40)),
+        "max_num_batched_tokens": lockstep + draw(st.integers(0, 40)),
         "max_model_len": 64,
         "watermark": draw(st.sampled_from([0.0, 0.3])),
         "long_prefill_token_threshold": draw(st.sampled_from([0, 3])),
@@ -218,6 +219,20 @@ def test_identical_prompts_in_one_step_share_their_blocks(cache):
     first = {output.request_id: output for output in engine.step()}
     assert [first[name].num_cached_tokens for name in "abc"] == [0, 8, 8]
     assert engine.cache.pool.num_used_blocks == 2 + 3
+
+
+@pytest.mark.parametrize("budget", [3, 5, 64])
+def test_after_a_preemption_siblings_share_the_prompt_again_and_need_no_more_room_than_before(budget):
+    """Else a request that only just fits could never come back."""
+    prompt = [5] * 16
+    work = [([1] * 4, SamplingParams(temperature=0, max_tokens=40)), (prompt, SamplingParams(n=3, seed=2))]
+    recorder = Recorder()
+    engine = make_engine(num_blocks=16, watermark=0, recorder=recorder, max_num_batched_tokens=budget)
+    done = play(engine, work, after_step=engine.check_invariants)
+    assert done["1"] == expected_samples(*work[1], ())
+    shared = [event for event in recorder.events if isinstance(event, BlocksShared)]
+    assert len(shared) >= 2 and all(event.source == "sibling" for event in shared)
+    assert all(len(event.blocks) >= len(prompt) // 4 for event in shared), "the whole prompt, each time"
 
 
 def test_swapping_needs_no_token_to_be_computed_twice():

@@ -226,7 +226,10 @@ class TorchAttention(AttentionBackend):
 def _blocks_of(metadata: AttentionMetadata, group: IntArray, first_block: IntArray, width: int) -> IntArray:
     """[S, width] blocks of each sequence in `group`, from its `first_block` on."""
     columns = first_block[:, None] + np.arange(width)  # padding stays within the table: any block will do
-    return metadata.block_tables[group[:, None], np.minimum(columns, metadata.block_tables.shape[1] - 1)]
+    blocks: IntArray = metadata.block_tables[
+        group[:, None], np.minimum(columns, metadata.block_tables.shape[1] - 1)
+    ]
+    return blocks
 
 
 def _attend_one(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
