@@ -320,7 +320,7 @@ class Engine:
         step, children = live.beams.advance(beams, candidates)
         # At the end nobody goes on. The last beams stay until the request leaves, with its reason.
         parents = [sequence.seq_id for sequence in beams]
-        grown, pruned = self.scheduler.grow(live.request, beams, children) if children else ([], [])
+        grown, pruned = self.scheduler.grow(live.request, children) if children else ([], [])
         for sequence in pruned:
             self._tell_end(sequence, "pruned")
         if self._emit:

@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -17,3 +18,10 @@ settings.register_profile(
 )
 settings.register_profile("nightly", settings.get_profile("default"), max_examples=3000)
 settings.load_profile("default")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Fifty times as many examples may take more than the five minutes that a hanging test is given."""
+    if config.getoption("--hypothesis-profile", default=None) == "nightly":
+        for item in items:
+            item.add_marker(pytest.mark.timeout(7200))

@@ -116,18 +116,17 @@ class Scheduler:
         self.cache.abandon()
 
     def grow(
-        self, request: Request, ready: Sequence[TokenSequence], children: Sequence[tuple[TokenSequence, int]]
+        self, request: Request, children: Sequence[tuple[TokenSequence, int]]
     ) -> tuple[list[TokenSequence], list[TokenSequence]]:
         """Give beams their next tokens: one, several (a fork for each but the first), or none.
 
         Args:
-            ready: the sequences whose last token has just been computed.
-            children: `(parent, token)`, in the order in which the results should come.
+            children: `(parent, token)` of each beam that goes on, best first.
 
         Returns:
-            The sequence that each child became; and those of `ready` without a child, which are gone.
+            The sequence that each child became; and the beams without a child, which are gone.
         """
-        everybody = len(ready) == len(request.sequences)
+        beams = tuple(request.sequences)
         grown: list[TokenSequence] = []
         parents: set[int] = set()
         for parent, _ in children:
@@ -136,11 +135,10 @@ class Scheduler:
         # Only now, when all have forked, may anybody grow: a fork is its parent as it was.
         for sequence, (_, token) in zip(grown, children, strict=True):
             sequence.append_token(token)
-        pruned = [sequence for sequence in ready if sequence.seq_id not in parents]
-        for sequence in pruned:
-            self.drop(request, sequence)
-        if everybody:
-            request.sequences[:] = grown
+        pruned = [beam for beam in beams if beam.seq_id not in parents]
+        for beam in pruned:
+            self.drop(request, beam)
+        request.sequences[:] = grown
         return grown, pruned
 
     def fork(self, request: Request, parent: TokenSequence) -> TokenSequence:
