@@ -47,6 +47,7 @@ class CacheManager(Protocol):
     """The memory, as the scheduler sees it. Every method costs O(blocks touched)."""
 
     block_size: int
+
     @property
     def pool(self) -> PoolView:
         """The blocks, for readers."""

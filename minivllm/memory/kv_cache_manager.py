@@ -254,9 +254,7 @@ class KVCacheManager:
 
     # ── how it is done ────────────────────────────────────────────────────────────────────────────────
 
-    def _missing_blocks(
-        self, spans: Sequence[Span], tables: dict[int, BlockTable], pool: BlockPool
-    ) -> int:
+    def _missing_blocks(self, spans: Sequence[Span], tables: dict[int, BlockTable], pool: BlockPool) -> int:
         """Blocks that `allocate` takes for these spans: to grow, and to copy what others read.
 
         Of a block with r readers that w of them write to, r - 1 at most need a copy: the last one to

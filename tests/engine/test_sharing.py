@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from minivllm.decoding.beam_candidates import best_continuations
 from minivllm.decoding.beam_search import BeamSearch
 from minivllm.sampling_params import SamplingParams
-from minivllm.trace.events import BlockCopied, BlocksShared, RequestPreempted, TraceHeader
+from minivllm.trace.events import BlockCopied, BlocksShared, RequestPreempted
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.replay import ReplayState
 from tests.engine.fakes import logits_after, make_engine
@@ -167,16 +167,7 @@ def test_an_abort_at_any_moment_gives_every_block_back(work, data):
 def test_the_trace_tells_the_whole_state_after_every_step(work, data):
     recorder = Recorder()
     engine = make_engine(eos_token_ids=EOS, recorder=recorder, **data.draw(limits(work)))
-    header, *_ = recorder.events
-    assert isinstance(header, TraceHeader)
-    state, told = ReplayState(header), 1
-
-    def compare():
-        nonlocal told
-        for event in recorder.events[told:]:
-            state.apply(event)
-        told = len(recorder.events)
-        assert state.snapshot() == engine.snapshot()
+    compare = follow(recorder, engine)
 
     def fail():
         if data.draw(st.sampled_from([False, False, False, True])):
@@ -186,7 +177,6 @@ def test_the_trace_tells_the_whole_state_after_every_step(work, data):
             compare()
 
     play(engine, work, after_step=compare, fail=fail)
-    assert not state.sequences and not state.running and not state.waiting
 
 
 @given(prompt=prompts, n=st.integers(2, 5), block_size=st.sampled_from([2, 4, 8]))
@@ -235,6 +225,20 @@ def test_after_a_preemption_siblings_share_the_prompt_again_and_need_no_more_roo
     assert all(len(event.blocks) >= len(prompt) // 4 for event in shared), "the whole prompt, each time"
 
 
+def follow(recorder, engine):
+    """A function to be called after each step: the events alone must give the engine's state."""
+    state, told = ReplayState(recorder.events[0]), 1
+
+    def compare():
+        nonlocal told
+        for event in recorder.events[told:]:
+            state.apply(event)
+        told = len(recorder.events)
+        assert state.snapshot() == engine.snapshot()
+
+    return compare
+
+
 def test_swapping_needs_no_token_to_be_computed_twice():
     work = [
         ([1] * 9, SamplingParams(n=2, seed=5, max_tokens=12)),
@@ -244,7 +248,7 @@ def test_swapping_needs_no_token_to_be_computed_twice():
     engine = make_engine(
         num_blocks=12, watermark=0, recorder=recorder, num_host_blocks=20, preemption_mode="swap"
     )
-    play(engine, work)
+    play(engine, work, after_step=follow(recorder, engine))
     preempted = [event for event in recorder.events if isinstance(event, RequestPreempted)]
     assert preempted and all(event.mode == "swap" for event in preempted)
     assert all(event.num_computed_tokens == 0 for event in preempted), "nothing was given up"
@@ -269,6 +273,34 @@ def test_a_group_too_large_for_the_swap_space_is_recomputed_and_says_so(caplog):
     assert preempted and all(event.mode == "recompute" for event in preempted)
     assert "do not fit into the 1 that are free in the swap space" in preempted[0].reason
     assert "is recomputed instead of swapped" in caplog.text
+
+
+@pytest.mark.parametrize("cache", ["hash", "radix"])
+def test_idle_blocks_that_are_about_to_be_shared_are_not_counted_as_room(cache):
+    engine = make_engine(num_blocks=6, block_size=4, watermark=0, prefix_cache=cache)
+    prompt = [7] * 16
+    engine.add_request("a", prompt, SamplingParams(temperature=0, max_tokens=1))
+    engine.step()
+    engine.add_request("b", [1], SamplingParams(temperature=0, max_tokens=4))
+    engine.step()
+    assert (engine.cache.pool.num_idle_blocks, engine.cache.num_free_blocks) == (4, 5)
+    engine.add_request("c", [*prompt, 1, 2, 3, 4, 5], SamplingParams(temperature=0, max_tokens=1))
+    engine.step()
+    assert [request.request_id for request in engine.scheduler.waiting] == ["c"], "it needs 2 more, 1 is free"
+    while engine.has_unfinished_requests():
+        outputs = engine.step()
+        engine.check_invariants()
+    assert (outputs[0].request_id, outputs[0].num_cached_tokens) == ("c", 16)
+
+
+def test_more_beams_than_a_step_can_compute_are_refused():
+    engine = make_engine(max_num_batched_tokens=3)
+    with pytest.raises(ValueError, match=r"beam_width .* at most max_num_batched_tokens \(3\).* got 4"):
+        engine.add_request("a", [1], SamplingParams(n=4, use_beam_search=True))
+    engine.add_request("b", [1], SamplingParams(n=4, temperature=0, max_tokens=2))
+    while engine.has_unfinished_requests():
+        (output,) = engine.step()
+    assert [len(item.token_ids) for item in output.outputs] == [2] * 4, "samples may take turns"
 
 
 def test_salts_keep_prefixes_apart():
