@@ -16,7 +16,7 @@ from minivllm.sampling_params import SamplingParams
 from minivllm.trace.events import BlockCopied, BlocksShared, RequestPreempted
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.replay import ReplayState
-from tests.engine.fakes import logits_after, make_engine
+from tests.engine.fakes import expected_output, logits_after, make_engine
 
 EOS = (3, 17, 42, 60, 88)
 
@@ -252,6 +252,23 @@ def test_swapping_needs_no_token_to_be_computed_twice():
     preempted = [event for event in recorder.events if isinstance(event, RequestPreempted)]
     assert preempted and all(event.mode == "swap" for event in preempted)
     assert all(event.num_computed_tokens == 0 for event in preempted), "nothing was given up"
+
+
+@pytest.mark.parametrize("cache", ["hash", "radix"])
+def test_shared_blocks_that_come_back_are_known_for_all_who_share_them(cache):
+    """Even if only some of the siblings are computed in the step in which they come back."""
+    engine = make_engine(
+        prefix_cache=cache, max_num_batched_tokens=3, num_host_blocks=20, preemption_mode="swap"
+    )
+    engine.add_request("a", [2] * 8, SamplingParams(n=4, temperature=0, max_tokens=9))
+    for _ in range(4):
+        engine.step()
+    engine.scheduler._preempt(engine.live["a"].request, "swap")
+    engine.reset_prefix_cache()
+    while engine.has_unfinished_requests():
+        (*_, output) = engine.step()
+        engine.check_invariants()
+    assert [list(item.token_ids) for item in output.outputs] == [expected_output([2] * 8, 9)] * 4
 
 
 def test_a_group_too_large_for_the_swap_space_is_recomputed_and_says_so(caplog):
