@@ -193,7 +193,8 @@ class KVCacheManager:
 
     def swap_out(self, seq_ids: Sequence[int]) -> str:
         """Move a request's tables to the swap space, all or nothing. Returns why not, or ""."""
-        tables = {seq_id: self.tables[seq_id] for seq_id in seq_ids if seq_id in self.tables}
+        held = [seq_id for seq_id in seq_ids if seq_id in self.tables]
+        tables = {seq_id: self.tables[seq_id] for seq_id in held if self.tables[seq_id].blocks}
         if self.swap_space is None:
             return "there is no swap space"
         needed, room = len(distinct_blocks(tables.values())), self.swap_space.pool.num_free_blocks
@@ -201,8 +202,9 @@ class KVCacheManager:
             return f"{needed} blocks do not fit into the {room} that are free in the swap space"
         twins = self.swap_space.take(tables)
         self._moves += [BlockMove("swap_out", device, host) for device, host in twins.items()]
+        for seq_id in held:
+            del self.tables[seq_id]  # also where there is nothing in it yet, and so nothing to swap
         for seq_id, table in tables.items():
-            del self.tables[seq_id]
             blocks = self._drop_references(table)
             if self._emit:
                 self._emit(BlocksSwappedOut(seq_id, blocks, tuple(twins[block] for block in blocks)))

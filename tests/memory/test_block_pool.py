@@ -54,6 +54,72 @@ class BlockPoolMachine(RuleBasedStateMachine):
 TestBlockPool = BlockPoolMachine.TestCase
 
 
+class SharedPoolMachine(RuleBasedStateMachine):
+    """References and keeping: a block is free when nobody maps it and nobody keeps it."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool = BlockPool(6)
+        self.references = [0] * 6
+        self.kept = [False] * 6
+
+    @rule(block=st.integers(0, 5))
+    def touch(self, block):
+        if self.references[block] or self.kept[block]:
+            self.pool.touch([block])
+            self.references[block] += 1
+        else:
+            with pytest.raises(ValueError, match=f"block {block} is free: it cannot be shared"):
+                self.pool.touch([block])
+
+    @precondition(lambda self: self.pool.num_free_blocks)
+    @rule()
+    def take(self):
+        (block,) = self.pool.get_new_blocks(1)
+        assert not self.references[block] and not self.kept[block]
+        self.references[block] = 1
+
+    @rule(block=st.integers(0, 5))
+    def drop(self, block):
+        if self.references[block]:
+            self.pool.free_blocks([block])
+            self.references[block] -= 1
+        else:
+            with pytest.raises(ValueError, match=f"block {block} was freed twice"):
+                self.pool.free_blocks([block])
+
+    @rule(block=st.integers(0, 5))
+    def keep(self, block):
+        if self.references[block] and not self.kept[block]:
+            self.pool.keep([block])
+            self.kept[block] = True
+        else:
+            with pytest.raises(ValueError, match=f"block {block} cannot be kept"):
+                self.pool.keep([block])
+
+    @rule(block=st.integers(0, 5))
+    def unkeep(self, block):
+        if self.kept[block]:
+            self.pool.unkeep([block])
+            self.kept[block] = False
+        else:
+            with pytest.raises(ValueError, match=f"block {block} is not kept"):
+                self.pool.unkeep([block])
+
+    @invariant()
+    def agrees_with_the_model(self):
+        self.pool.check_invariants()
+        assert list(self.pool.ref_counts) == self.references
+        pairs = list(zip(self.references, self.kept, strict=True))
+        free = {block for block, (count, kept) in enumerate(pairs) if not count and not kept}
+        assert set(self.pool.free_list()) == free
+        assert self.pool.num_idle_blocks == sum(kept and not count for count, kept in pairs)
+        assert self.pool.num_used_blocks == sum(count > 0 for count, _ in pairs)
+
+
+TestSharedPool = SharedPoolMachine.TestCase
+
+
 @pytest.mark.parametrize("num_blocks", [0, -1, True, 2.0, "8", None])
 def test_a_pool_of_no_blocks_is_refused(num_blocks):
     with pytest.raises(ValueError, match="num_blocks must be an integer of at least 1"):

@@ -1,54 +1,162 @@
-"""The manager grants all or nothing, and every block it grants comes back exactly once."""
+"""What the manager answers, in single cases; all of them together are in `test_sharing.py`."""
 
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+import pytest
 
-from minivllm.memory import KVCacheManager, blocks_needed
-from minivllm.trace.events import BlocksAllocated, BlocksFreed
-
-
-class ManagerMachine(RuleBasedStateMachine):
-    """The manager against a dictionary of lengths; its events are checked as they come."""
-
-    @initialize(num_blocks=st.integers(1, 20), block_size=st.sampled_from([1, 3, 16]))
-    def start(self, num_blocks, block_size):
-        self.events = []
-        self.manager = KVCacheManager(num_blocks, block_size, self.events.append)
-        self.lengths: dict[int, int] = {}
-
-    @rule(seq_id=st.integers(0, 4), more=st.integers(0, 60))
-    def grow(self, seq_id, more):
-        length = self.lengths.get(seq_id, 0) + more
-        before = self.manager.pool.free_list()
-        held = blocks_needed(self.lengths.get(seq_id, 0), self.manager.block_size)
-        missing = blocks_needed(length, self.manager.block_size) - held
-        self.events.clear()
-        granted = self.manager.allocate_slots(seq_id, length)
-        assert granted == (missing <= len(before)), "a request for slots is granted whenever it can be"
-        if granted:
-            self.lengths[seq_id] = length
-            taken = [event for event in self.events if isinstance(event, BlocksAllocated)]
-            assert [b for event in taken for b in event.blocks] == list(before[:missing])
-        else:
-            assert self.manager.pool.free_list() == before, "a refusal changes nothing"
-            assert not self.events
-
-    @rule(seq_id=st.integers(0, 4))
-    def free(self, seq_id):
-        self.events.clear()
-        self.manager.free(seq_id)
-        length = self.lengths.pop(seq_id, 0)
-        freed = sum(len(event.blocks) for event in self.events if isinstance(event, BlocksFreed))
-        assert freed == blocks_needed(length, self.manager.block_size)
-
-    @invariant()
-    def blocks_in_use_are_those_that_the_lengths_need(self):
-        if not hasattr(self, "manager"):
-            return
-        self.manager.check_invariants()
-        used = sum(blocks_needed(n, self.manager.block_size) for n in self.lengths.values())
-        assert self.manager.pool.num_used_blocks == used
-        assert self.manager.usage == used / self.manager.pool.num_blocks
+from minivllm.memory import KVCacheManager
+from minivllm.memory.block_move import BlockMove
+from minivllm.memory.cache_manager import Span
+from minivllm.trace.events import (
+    BlockCopied,
+    BlocksAllocated,
+    BlocksFreed,
+    BlocksShared,
+    BlocksSwappedIn,
+    BlocksSwappedOut,
+    HostBlocksFreed,
+)
 
 
-TestKVCacheManager = ManagerMachine.TestCase
+def make(num_blocks=10, block_size=4, **more):
+    events = []
+    return KVCacheManager(num_blocks, block_size, events.append, **more), events
+
+
+def start(manager, seq_id, num_tokens):
+    """A sequence with so many computed tokens."""
+    assert manager.begin(seq_id, range(num_tokens), longest=num_tokens) == 0
+    assert manager.allocate([Span(seq_id, 0, num_tokens)])
+
+
+def test_blocks_are_taken_only_as_they_are_needed_and_come_back_from_the_end():
+    manager, events = make()
+    start(manager, 0, 5)
+    assert manager.allocate([Span(0, 5, 8)]) and len(events) == 1, "there was room in the second block"
+    assert manager.allocate([Span(0, 8, 9)])
+    assert manager.usage == 0.3
+    manager.free(0)
+    assert events == [BlocksAllocated(0, (0, 1)), BlocksAllocated(0, (2,)), BlocksFreed(0, (2, 1, 0))]
+    manager.free(0)
+    assert len(events) == 3, "nothing held is nothing to give back"
+
+
+def test_all_or_nothing_for_all_spans_together():
+    manager, events = make(num_blocks=4)
+    start(manager, 0, 4)
+    start(manager, 1, 4)
+    before = manager.pool.free_list(), len(events)
+    assert not manager.allocate([Span(0, 4, 8), Span(1, 4, 12)]), "three blocks, and there are two"
+    assert (manager.pool.free_list(), len(events)) == before
+    assert manager.allocate([Span(0, 4, 8), Span(1, 4, 8)])
+
+
+def test_begin_wants_room_for_everything_known_and_for_others():
+    manager, _ = make(num_blocks=4)
+    assert manager.begin(0, range(12), longest=20, spare_blocks=2) is None
+    assert manager.begin(0, range(12), longest=20, extra_blocks=2) is None
+    assert not manager.tables
+    assert manager.begin(0, range(12), longest=9_999, spare_blocks=1) == 0, "nothing is reserved"
+
+
+def test_each_writer_but_the_last_gets_a_copy_of_a_shared_block():
+    manager, events = make()
+    start(manager, 0, 6)
+    manager.fork(0, 1)
+    manager.fork(0, 2)
+    assert list(manager.pool.ref_counts[:2]) == [3, 3]
+    assert manager.allocate([Span(seq, 6, 7) for seq in (0, 1, 2)])
+    assert manager.take_moves() == (BlockMove("copy", 1, 2), BlockMove("copy", 1, 3))
+    assert [list(manager.tables[seq].blocks) for seq in (0, 1, 2)] == [[0, 2], [0, 3], [0, 1]]
+    assert [event for event in events if isinstance(event, BlockCopied)] == [
+        BlockCopied(0, 1, 1, 2),
+        BlockCopied(1, 1, 1, 3),
+    ]
+    assert manager.take_moves() == (), "moves are told once"
+
+
+def test_a_full_block_stays_shared():
+    manager, _ = make()
+    start(manager, 0, 8)
+    manager.fork(0, 1)
+    assert manager.allocate([Span(0, 8, 9), Span(1, 8, 9)])
+    assert manager.take_moves() == ()
+    assert list(manager.pool.ref_counts[:4]) == [2, 2, 1, 1]
+
+
+def test_copies_need_room_too():
+    manager, _ = make(num_blocks=2)
+    start(manager, 0, 6)
+    manager.fork(0, 1)
+    assert not manager.allocate([Span(0, 6, 7), Span(1, 6, 7)])
+    manager.free(1)
+    assert manager.allocate([Span(0, 6, 7)])
+
+
+def test_without_sharing_a_fork_copies_everything():
+    manager, _ = make(copy_on_fork=True)
+    start(manager, 0, 10)
+    manager.fork(0, 1)
+    assert manager.most_blocks(10, 12, 2) == 6
+    assert manager.allocate([Span(0, 10, 11), Span(1, 10, 11)])
+    assert len(manager.take_moves()) == 3
+    assert not set(manager.tables[0].blocks) & set(manager.tables[1].blocks)
+
+
+def test_a_request_is_swapped_as_a_whole_and_its_shared_blocks_travel_once():
+    manager, events = make(num_host_blocks=4)
+    start(manager, 0, 8)
+    manager.fork(0, 1)
+    assert manager.allocate([Span(0, 8, 9), Span(1, 8, 9)])
+    manager.take_moves()
+    events.clear()
+    assert manager.swap_out([0, 1]) == ""
+    assert manager.take_moves() == tuple(BlockMove("swap_out", block, block) for block in range(4))
+    assert list(manager.swap_space.pool.ref_counts) == [2, 2, 1, 1]
+    assert events == [
+        BlocksSwappedOut(0, (2, 1, 0), (2, 1, 0)),
+        BlocksSwappedOut(1, (3, 1, 0), (3, 1, 0)),
+    ]
+    assert not manager.tables and manager.num_free_blocks == 10 and manager.is_swapped(1)
+    assert not manager.swap_in([Span(0, 9, 10), Span(1, 9, 10)], spare_blocks=7)
+    assert manager.swap_in([Span(0, 9, 10), Span(1, 9, 10)], spare_blocks=6)
+    assert [event for event in events if isinstance(event, BlocksSwappedIn)] == [
+        BlocksSwappedIn(0, (0, 1, 2), (4, 5, 6)),
+        BlocksSwappedIn(1, (0, 1, 3), (4, 5, 7)),
+    ]
+    assert [move.kind for move in manager.take_moves()] == ["swap_in"] * 4
+    manager.check_invariants()
+
+
+def test_too_little_swap_space_is_a_reason_in_words_and_changes_nothing():
+    manager, events = make(num_host_blocks=1)
+    start(manager, 0, 8)
+    assert manager.swap_out([0]) == "2 blocks do not fit into the 1 that are free in the swap space"
+    assert 0 in manager.tables and manager.take_moves() == () and len(events) == 1
+    assert make()[0].swap_out([]) == "there is no swap space"
+
+
+def test_a_sibling_that_holds_nothing_yet_has_nothing_to_swap():
+    manager, events = make(num_host_blocks=4)
+    start(manager, 0, 3)
+    manager.share(0, 1, 0)
+    assert manager.swap_out([0, 1]) == ""
+    assert not manager.is_swapped(1) and not manager.tables
+    assert [event.seq for event in events if isinstance(event, BlocksSwappedOut)] == [0]
+    manager.free(1)
+    manager.free(0)
+    assert isinstance(events[-1], HostBlocksFreed)
+    assert manager.swap_space.pool.num_free_blocks == 4
+
+
+def test_a_sibling_shares_whole_blocks_of_the_first():
+    manager, events = make()
+    start(manager, 0, 9)
+    manager.share(0, 1, 2)
+    assert events[-1] == BlocksShared(1, (0, 1), "sibling")
+    assert list(manager.pool.ref_counts[:3]) == [2, 2, 1]
+    manager.check_invariants()
+
+
+@pytest.mark.parametrize("block_size", [0, -1, 1.5, True])
+def test_a_block_size_that_cannot_be_is_refused(block_size):
+    with pytest.raises(ValueError, match="block_size must be an integer of at least 1"):
+        KVCacheManager(4, block_size)
