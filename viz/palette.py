@@ -30,6 +30,8 @@ PALETTE: dict[str, tuple[str, str]] = {
     "filled": ("#009E73", "#009E73"),
     "wasted": ("#F0E442", "#F0E442"),
     "free": ("#FFFFFF", "#0E1117"),
+    "cached": ("#E3E6EB", "#30353F"),
+    "swapped": ("#CC79A7", "#CC79A7"),
 }
 
 LIGHT, DARK = 0, 1

@@ -46,15 +46,19 @@ export default function ({ setStateValue }) {
 )
 
 
-def show(run: Run, name: str, make_scenes: Callable[[], Sequence[Scene]]) -> None:
+def show(
+    run: Run, name: str, make_scenes: Callable[[], Sequence[Scene]], own_jumps: Sequence[Jump] | None = None
+) -> None:
     """Play the scenes of a page.
 
     Args:
         name: tells these pictures from others of the same trace.
         make_scenes: called only if this session's server has not made them before.
+        own_jumps: places to jump to, if others than those of the whole run matter here.
     """
     _place()
-    PLAYER(data=_payload(run.fingerprint, name, make_scenes, run.timeline), key=f"player-{name}")
+    places = jumps(run.timeline) if own_jumps is None else own_jumps
+    PLAYER(data=_payload(run.fingerprint, name, make_scenes, places), key=f"player-{name}")
 
 
 @st.fragment
@@ -67,22 +71,30 @@ def _place() -> None:
 
 @st.cache_resource(max_entries=8, show_spinner="Drawing …")
 def _payload(
-    fingerprint: str, name: str, _make_scenes: Callable[[], Sequence[Scene]], _timeline: Timeline
+    fingerprint: str, name: str, _make_scenes: Callable[[], Sequence[Scene]], _jumps: Sequence[Jump]
 ) -> bytes:
-    data = player.player_data(f"{fingerprint}-{name}", fingerprint, _make_scenes(), jumps(_timeline))
+    data = player.player_data(f"{fingerprint}-{name}", fingerprint, _make_scenes(), _jumps)
     return player.packed(data)
 
 
 def jumps(timeline: Timeline) -> list[Jump]:
-    """The places worth seeing in any run."""
+    """The places worth seeing in any run, and those of sharing in the runs that have them."""
     records = timeline.records
 
     def first(happens: Callable[[int], object]) -> int | None:
         return next((step for step in range(len(records)) if happens(step)), None)
 
+    sharing = [
+        Jump("first prefix hit", first(lambda step: any(e.source == "cache" for e in records[step].shared))),
+        Jump("first fork", first(lambda step: records[step].forked)),
+        Jump("first copy-on-write", first(lambda step: records[step].copied)),
+        Jump("first eviction", first(lambda step: any(e.reason == "room" for e in records[step].evicted))),
+        Jump("first swap", first(lambda step: records[step].swapped_out)),
+    ]
     return [
         Jump("first wait", first(lambda step: records[step].num_waiting)),
         Jump("first preemption", first(lambda step: records[step].preempted)),
-        Jump("first finish", first(lambda step: records[step].finished)),
+        Jump("first finish", first(lambda step: records[step].ended)),
         Jump("fullest pool", max(range(len(records)), key=lambda step: records[step].num_used_blocks)),
+        *(jump for jump in sharing if jump.step is not None),
     ]

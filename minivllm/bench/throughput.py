@@ -116,7 +116,7 @@ def measure(subject: Subject, settings: Settings, scratch: Path) -> Throughput:
     def watched() -> Played:
         recorder = Recorder()
         played = play(subject.engine(recorder), workload)
-        watched_runs.append(watch(recorder.events, played, subject.limits.block_size))
+        watched_runs.append(watch(recorder.events, played))
         return played
 
     def written() -> Played:

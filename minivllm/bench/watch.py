@@ -1,25 +1,20 @@
 """What a run's events say about it: the parts of a step, the blocks held, the gaps between tokens.
 
-One pass over the list of events, as any reader of a trace file could make it: the engine is not asked.
+One walk over the trace, as any reader of a file could make it: the engine is not asked, and what an event
+means is known to `minivllm/trace/timeline.py` alone.
 
-Read next: `minivllm/trace/events.py` for the vocabulary.
+Read next: `throughput.py`, which prints it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from minivllm.bench.workload import Played
-from minivllm.trace.events import (
-    BatchPlanned,
-    BlocksAllocated,
-    BlocksFreed,
-    Event,
-    RequestPreempted,
-    StepFinished,
-    TokensSampled,
-)
+from minivllm.trace.events import AnyEvent, Event, TraceHeader
+from minivllm.trace.reader import make_trace
+from minivllm.trace.timeline import walk
 
 MODEL, ATTENTION, REST = "model without attention", "attention", "rest"
 
@@ -28,7 +23,6 @@ MODEL, ATTENTION, REST = "model without attention", "attention", "rest"
 class Watched:
     """The sum of a run, gathered from its events."""
 
-    block_size: int
     step_seconds: float = 0.0
     """Time of all steps together, measured from outside."""
     num_steps: int = 0
@@ -37,6 +31,7 @@ class Watched:
     token_gaps: list[float] = field(default_factory=list)
     """Seconds between two consecutive tokens of one sequence, over all sequences."""
     peak_blocks: int = 0
+    """Most blocks in use after any step."""
     num_preemptions: int = 0
     mean_batch: float = 0.0
     mean_step_tokens: float = 0.0
@@ -48,24 +43,33 @@ class Watched:
         return {name: value / whole for name, value in self.seconds.items()}
 
 
-def watch(events: Iterable[Event], played: Played, block_size: int) -> Watched:
-    """Fold the events of one run that was recorded from its first request to its last."""
-    watched = Watched(block_size, step_seconds=played.step_seconds)
+def watch(events: Sequence[Event], played: Played) -> Watched:
+    """Look at the events of one run, its header first, from its first request to its last."""
+    header, *others = events
+    assert isinstance(header, TraceHeader), "a recorder keeps the header first"
+    trace = make_trace(header, list[AnyEvent](others))  # type: ignore[arg-type]
+    watched = Watched(step_seconds=played.step_seconds)
     parts: dict[str, float] = {}
-    books = _Books()
-    for event in events:
-        books.note(event, block_size)
-        if isinstance(event, StepFinished):
-            watched.num_steps += 1
-            watched.token_gaps += books.gaps_until(event.time)
-            for name, seconds in event.seconds.items():
-                parts[name] = parts.get(name, 0.0) + seconds
+    last_token_time: dict[int, float] = {}
+    sequences = tokens = cells_held = cells_filled = 0
+    for record, _ in walk(trace):
+        watched.num_steps += 1
+        watched.num_preemptions += len(record.preempted)
+        watched.peak_blocks = max(watched.peak_blocks, record.num_used_blocks)
+        sequences += len(record.batch)
+        tokens += sum(item.num_tokens for item in record.batch)
+        cells_held += record.num_used_blocks * header.block_size
+        cells_filled += record.num_filled_slots
+        for name, seconds in record.seconds.items():
+            parts[name] = parts.get(name, 0.0) + seconds
+        for seq, _, _ in record.sampled:
+            if seq in last_token_time:
+                watched.token_gaps.append(record.end - last_token_time[seq])
+            last_token_time[seq] = record.end
     watched.seconds = _split(parts, played.step_seconds)
-    watched.peak_blocks = books.peak_blocks
-    watched.num_preemptions = books.num_preemptions
-    watched.mean_batch = books.sequences_computed / max(1, watched.num_steps)
-    watched.mean_step_tokens = books.tokens_computed / max(1, watched.num_steps)
-    watched.waste = 1 - books.cells_filled / books.cells_held if books.cells_held else 0.0
+    watched.mean_batch = sequences / max(1, watched.num_steps)
+    watched.mean_step_tokens = tokens / max(1, watched.num_steps)
+    watched.waste = 1 - cells_filled / cells_held if cells_held else 0.0
     return watched
 
 
@@ -80,50 +84,3 @@ def _split(parts: dict[str, float], step_seconds: float) -> dict[str, float]:
     }
     split[REST] = max(0.0, step_seconds - sum(split.values()))
     return split
-
-
-class _Books:
-    """Who holds which blocks, how full they are, and when each sequence last got a token."""
-
-    def __init__(self) -> None:
-        self.blocks: dict[int, int] = {}
-        self.tokens: dict[int, int] = {}
-        self.last_token_time: dict[int, float] = {}
-        self.sampled_now: list[int] = []
-        self.used = self.peak_blocks = self.num_preemptions = 0
-        self.sequences_computed = self.tokens_computed = 0
-        self.cells_held = self.cells_filled = 0
-
-    def note(self, event: Event, block_size: int) -> None:
-        if isinstance(event, BlocksAllocated):
-            self.blocks[event.seq] = self.blocks.get(event.seq, 0) + len(event.blocks)
-            self.used += len(event.blocks)
-            self.peak_blocks = max(self.peak_blocks, self.used)
-        elif isinstance(event, BlocksFreed):
-            self.used -= self.blocks.pop(event.seq)
-            self.tokens.pop(event.seq, None)
-        elif isinstance(event, BatchPlanned):
-            self._note_batch(event, block_size)
-        elif isinstance(event, TokensSampled):
-            self.sampled_now = [seq for seq, _, _ in event.items]
-        elif isinstance(event, RequestPreempted):
-            self.num_preemptions += 1
-
-    def gaps_until(self, time: float) -> list[float]:
-        """The gaps that the tokens of the step ending at `time` close."""
-        gaps = []
-        for seq in self.sampled_now:
-            if seq in self.last_token_time:
-                gaps.append(time - self.last_token_time[seq])
-            self.last_token_time[seq] = time
-        self.sampled_now = []
-        return gaps
-
-    def _note_batch(self, event: BatchPlanned, block_size: int) -> None:
-        """The moment of most blocks: the step's own are taken, those of the finished not yet returned."""
-        self.sequences_computed += len(event.items)
-        for seq, start, count in event.items:
-            self.tokens_computed += count
-            self.tokens[seq] = start + count
-        self.cells_held += self.used * block_size
-        self.cells_filled += sum(self.tokens.values())

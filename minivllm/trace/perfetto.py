@@ -3,11 +3,12 @@
 Those tools are what performance engineers use to look at timelines; here a run of ours becomes one:
 
     process 1  engine      one slice per step, its parts inside; batch tokens and queues as counters
-    process 2  requests    one track per request: waiting, prefill, decode, preempted …
-    process 3  KV cache    blocks used and free, slots filled and wasted, as counters
+    process 2  requests    one track per request: waiting, prefill, decode, preempted …; if it forks, one more
+                           for each sequence that lives beside the first, with an arrow from its parent
+    process 3  KV cache    blocks used, cached and free, slots filled and wasted, as counters
 
 All times are microseconds since the trace's header. A track's `tid` never equals its `pid`: the viewer would
-take the track for the process's main thread and hide its name. Flow arrows (`s`, `f`) are kept for forks.
+take the track for the process's main thread and hide its name. Flow arrows (`s`, `f`) are for forks alone.
 
 Source: the Trace Event Format document of the Chromium project. Read next: `viz/figures/scheduler_gantt.py`,
 which draws the same spans.
@@ -15,6 +16,7 @@ which draws the same spans.
 
 from __future__ import annotations
 
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +35,18 @@ Record = dict[str, Any]
 def to_chrome_trace(trace: Trace) -> dict[str, Any]:
     """The whole run as one JSON object. Raises `TraceError` if the events contradict each other."""
     timeline = make_timeline(trace)
-    tracks = {request: FIRST_REQUEST_TRACK + index for index, request in enumerate(timeline.spans)}
+    arrivals: dict[str, float] = {}
+    for sequence in timeline.sequences.values():
+        arrivals.setdefault(sequence.request, sequence.queued_time)
+    lanes = _lanes(timeline)
+    tracks = _tracks(timeline, lanes)
     records = _names(tracks)
     for step in timeline.records:
         records += _step(step, trace)
-        records += _instants(step, tracks)
-    for request, track in tracks.items():
-        records += _request(timeline, request, track)
+        records += _instants(step, timeline, tracks)
+        records += _forks(step, timeline, lanes, tracks)
+    for request in timeline.spans:
+        records += _request(timeline, request, tracks[request, 0], arrivals.get(request))
     header = msgspec.to_builtins(trace.header)
     return {"traceEvents": records, "displayTimeUnit": "ms", "otherData": header}
 
@@ -56,13 +63,45 @@ def _microseconds(seconds: float) -> float:
     return round(seconds * 1e6, 3)
 
 
-def _names(tracks: dict[str, int]) -> list[Record]:
+def _lanes(timeline: Timeline) -> dict[int, int]:
+    """Sequence → its lane among those of its request: 0 for the first, a free one for each fork.
+
+    A long search forks and prunes hundreds of times, and never has more than a few sequences at once.
+    """
+    lanes: dict[int, int] = {}
+    free: dict[str, list[int]] = {}
+    used: dict[str, int] = {}
+    for record in timeline.records:
+        for fork in record.forked:
+            spare = free.setdefault(fork.request, [])
+            if spare:
+                lanes[fork.child] = heappop(spare)
+            else:
+                lanes[fork.child] = used[fork.request] = used.get(fork.request, 0) + 1
+        for sequence in record.finished:
+            if lane := lanes.get(sequence.seq):
+                heappush(free[sequence.request], lane)
+    return lanes
+
+
+def _tracks(timeline: Timeline, lanes: dict[int, int]) -> dict[tuple[str, int], int]:
+    """`(request, lane)` → the number of its track, a request's lanes one after the other."""
+    most = dict.fromkeys(timeline.spans, 0)
+    for seq, lane in lanes.items():
+        request = timeline.sequences[seq].request
+        most[request] = max(most[request], lane)
+    places = ((request, lane) for request, last in most.items() for lane in range(last + 1))
+    return {place: FIRST_REQUEST_TRACK + index for index, place in enumerate(places)}
+
+
+def _names(tracks: dict[tuple[str, int], int]) -> list[Record]:
     processes = ((ENGINE, "engine"), (REQUESTS, "requests"), (KV_CACHE, "KV cache"))
     records = [_metadata(pid, 0, "process_name", name=name) for pid, name in processes]
     records += [_metadata(pid, 0, "process_sort_index", sort_index=pid) for pid, _ in processes]
     records.append(_metadata(ENGINE, STEPS_TRACK, "thread_name", name="steps"))
-    for request, track in tracks.items():
-        records.append(_metadata(REQUESTS, track, "thread_name", name=request))
+    for (request, lane), track in tracks.items():
+        name = f"{request} · fork {lane}" if lane else request
+        records.append(_metadata(REQUESTS, track, "thread_name", name=name))
         records.append(_metadata(REQUESTS, track, "thread_sort_index", sort_index=track))
     return records
 
@@ -110,39 +149,93 @@ def _step(record: StepRecord, trace: Trace) -> list[Record]:
             start += seconds
     used, slots = record.num_used_blocks, record.num_used_blocks * header.block_size
     wasted = slots - record.num_filled_slots
+    blocks = {"used": used, "free": header.num_blocks - used - record.num_idle_blocks}
+    if header.prefix_cache:
+        blocks["cached"] = record.num_idle_blocks
+    if header.num_host_blocks:
+        in_use = record.num_host_blocks
+        swap_space = {"used": in_use, "free": header.num_host_blocks - in_use}
+        records.append(_counter(KV_CACHE, "swap space", record.end, **swap_space))
     return [
         *records,
         _counter(ENGINE, "batch tokens", record.start, prefill=prefill, decode=decode),
         _counter(ENGINE, "queues", record.end, waiting=record.num_waiting, running=record.num_running),
-        _counter(KV_CACHE, "blocks", record.end, used=used, free=header.num_blocks - used),
+        _counter(KV_CACHE, "blocks", record.end, **blocks),
         _counter(KV_CACHE, "slots", record.end, filled=record.num_filled_slots, wasted=wasted),
     ]
 
 
-def _instants(record: StepRecord, tracks: dict[str, int]) -> list[Record]:
+def _instants(record: StepRecord, timeline: Timeline, tracks: dict[tuple[str, int], int]) -> list[Record]:
+    """What happens at one moment: on the track of its request, or of the engine."""
     instants: list[Record] = []
-    for request, lost in record.preempted:
-        where: Record = {"s": "t", "pid": REQUESTS, "tid": tracks[request]}
-        args: Record = {"request": request, "tokens_given_up": lost, "step": record.step}
-        instants.append(where | {"ph": "i", "name": "preempted", "args": args})
-    for request, reason in record.refused:
-        where = {"s": "p", "pid": ENGINE, "tid": STEPS_TRACK}
+
+    def happens(name: str, of: str | None, **args: Any) -> None:
+        track = STEPS_TRACK if of is None else tracks[of, 0]
+        process, scope = (ENGINE, "p") if of is None else (REQUESTS, "t")
         instants.append(
-            where | {"ph": "i", "name": "refused", "args": {"request": request, "reason": reason}}
+            {
+                "ph": "i",
+                "s": scope,
+                "pid": process,
+                "tid": track,
+                "name": name,
+                "ts": _microseconds(record.start),
+                "args": {"step": record.step, **args},
+            }
         )
-    for instant in instants:
-        instant["ts"] = _microseconds(record.start)
+
+    for event in record.preempted:
+        if event.mode == "swap":
+            happens("swapped out", event.request)
+        else:
+            happens("preempted", event.request, tokens_given_up=event.num_computed_tokens)
+    returning = {timeline.sequences[event.seq].request for event in record.swapped_in}
+    for request in sorted(returning):
+        happens("swapped in", request)
+    for copy in record.copied:
+        where = {"seq": copy.seq, "source": copy.source, "target": copy.target}
+        happens("copy-on-write", timeline.sequences[copy.seq].request, **where)
+    for share in record.shared:
+        request = timeline.sequences[share.seq].request
+        happens(f"shares ({share.source})", request, seq=share.seq, blocks=len(share.blocks))
+    for eviction in record.evicted:
+        happens("evicted", None, blocks=len(eviction.blocks), reason=eviction.reason)
+    for attempt in record.abandoned:
+        happens("failed", None, error=attempt.error)
+    for request, reason in record.refused:
+        happens("refused", None, request=request, reason=reason)
     return instants
 
 
-def _request(timeline: Timeline, request: str, track: int) -> list[Record]:
+def _forks(
+    record: StepRecord, timeline: Timeline, lanes: dict[int, int], tracks: dict[tuple[str, int], int]
+) -> list[Record]:
+    """A slice for each new sequence, from its fork to its end, and an arrow that leads to it."""
+    records: list[Record] = []
+    born = record.end
+    for fork in record.forked:
+        child = timeline.sequences[fork.child]
+        dies = child.finished_time if child.finished_time is not None else timeline.records[-1].end
+        track = tracks[fork.request, lanes[fork.child]]
+        records.append(
+            _slice(REQUESTS, track, f"sequence {fork.child}", born, max(born, dies), parent=fork.parent)
+        )
+        arrow: Record = {"cat": "fork", "name": "fork", "id": fork.child, "pid": REQUESTS}
+        leaves = max(_microseconds(record.start), _microseconds(born) - 0.001)  # within the parent's slice
+        records.append(
+            {**arrow, "ph": "s", "tid": tracks[fork.request, lanes.get(fork.parent, 0)], "ts": leaves}
+        )
+        records.append({**arrow, "ph": "f", "bp": "e", "tid": track, "ts": _microseconds(born)})
+    return records
+
+
+def _request(timeline: Timeline, request: str, track: int, arrival: float | None) -> list[Record]:
     """One slice for each span; the first one begins when the request arrived, between two steps."""
-    arrivals = [s.queued_time for s in timeline.sequences.values() if s.request == request]
     slices = []
     for index, span in enumerate(timeline.spans[request]):
         start = timeline.records[span.first].start
-        if index == 0 and span.phase is Phase.WAITING and arrivals:
-            start = min(start, arrivals[0])
+        if index == 0 and span.phase is Phase.WAITING and arrival is not None:
+            start = min(start, arrival)
         end = timeline.records[span.last].end
         steps = {"first_step": span.first, "last_step": span.last}
         slices.append(_slice(REQUESTS, track, span.phase.value, start, end, **steps))

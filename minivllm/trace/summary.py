@@ -5,20 +5,25 @@
        └───────────────────────────── end-to-end latency ─────────────────────────────────┘
 
 One pass over the events; only the latencies are kept, to be sorted at the end. Times are those of the clock
-that the trace's header names, so a simulated run is summarised in simulated seconds.
+that the trace's header names, so a simulated run is summarised in simulated seconds. Latencies are those of
+requests: of several outputs, or beams, that get a token in the same step, the caller sees one step.
 
 Source of the names: vLLM's metrics and `benchmark_serving`. Read next: `perfetto.py`.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import floor
 
 from minivllm.trace.reader import Trace
 from minivllm.trace.replay import ReplayState, SequenceState
-from minivllm.trace.timeline import StepRecord, walk
+from minivllm.trace.timeline import Phase, StepRecord, walk
+
+PEAKS = ("num_used_blocks", "num_saved_blocks", "num_host_blocks")
+"""Numbers of a step's record of which the largest is wanted."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +51,11 @@ class RunSummary:
     num_preemptions: int
     prompt_tokens: int
     output_tokens: int
+    """Of all sequences, pruned beams included."""
     computed_tokens: int
     """Prompt and output tokens that went through the model, again after each preemption."""
     recomputed_tokens: int
-    """Tokens whose keys and values were given up by a preemption."""
+    """Tokens whose keys and values were given up by a preemption that did not swap them out."""
     num_blocks: int
     peak_used_blocks: int
     mean_used_blocks: float
@@ -65,6 +71,25 @@ class RunSummary:
     queue_time: Percentiles
     step_seconds: dict[str, float] = field(default_factory=dict)
     """Seconds of all steps together, by part: schedule, model, attention (within model), sample, update."""
+    num_forks: int = 0
+    num_copies: int = 0
+    """Blocks that were copied because somebody was about to write to a shared one."""
+    peak_saved_blocks: int = 0
+    mean_saved_blocks: float = 0.0
+    """Blocks that would be needed on top if nothing were shared, averaged over steps with used blocks."""
+    mean_saved_share: float = 0.0
+    """The same as a share of the blocks that would be needed, 0 … 1."""
+    hit_tokens: int = 0
+    """Tokens that the prefix cache had, so that they need not be computed."""
+    hit_rate: float = 0.0
+    """Their share of all tokens that had to be in the cache before the next could be chosen, 0 … 1."""
+    num_evicted_blocks: int = 0
+    num_swaps: int = 0
+    """Preemptions whose blocks went to the swap space; the other preemptions computed their tokens anew."""
+    num_blocks_swapped_out: int = 0
+    num_blocks_swapped_in: int = 0
+    peak_host_blocks: int = 0
+    num_abandoned_steps: int = 0
 
     @property
     def output_tokens_per_second(self) -> float | None:
@@ -88,10 +113,46 @@ class RunSummary:
             ("queue time", _percentiles_in_words(self.queue_time)),
             ("preemptions", self._preemptions_in_words()),
             ("blocks in use", self._blocks_in_words()),
+            *self._sharing(),
             ("wasted slots", f"{self.mean_waste:.1%} of the slots of used blocks, on average"),
             ("token budget used", f"{self.mean_budget_use:.1%} of max_num_batched_tokens, on average"),
             ("time goes to", self._step_time_in_words()),
         ]
+
+    def _sharing(self) -> list[tuple[str, str]]:
+        """What sharing, caching and swapping did: only what happened."""
+        happened = [
+            (
+                self.peak_saved_blocks,
+                "saved by sharing",
+                f"{self.mean_saved_blocks:,.1f} blocks on average ({self.mean_saved_share:.1%} of what would "
+                f"be needed otherwise), at most {self.peak_saved_blocks:,}",
+            ),
+            (
+                self.num_forks,
+                "forks",
+                f"{self.num_forks:,}, after which {self.num_copies:,} blocks had to be copied",
+            ),
+            (
+                self.hit_tokens,
+                "prefix cache",
+                f"{self.hit_tokens:,} tokens found and not computed ({self.hit_rate:.1%} of what had to be "
+                f"in the cache before a token could be chosen)",
+            ),
+            (self.num_evicted_blocks, "evicted", f"{self.num_evicted_blocks:,} cached blocks"),
+            (
+                self.num_swaps,
+                "swapped",
+                f"{self.num_blocks_swapped_out:,} blocks out, {self.num_blocks_swapped_in:,} back in; "
+                f"at most {self.peak_host_blocks:,} in the swap space",
+            ),
+            (
+                self.num_abandoned_steps,
+                "failed steps",
+                f"{self.num_abandoned_steps:,}; whoever was in them started again",
+            ),
+        ]
+        return [(name, words) for count, name, words in happened if count]
 
     def lines(self) -> list[str]:
         """The facts as a table of plain text."""
@@ -117,7 +178,11 @@ class RunSummary:
     def _preemptions_in_words(self) -> str:
         if not self.num_preemptions:
             return "none"
-        return f"{self.num_preemptions} ({self.recomputed_tokens:,} tokens to be computed again)"
+        again = f"{self.recomputed_tokens:,} tokens to be computed again"
+        if not self.num_swaps:
+            return f"{self.num_preemptions} ({again})"
+        others = self.num_preemptions - self.num_swaps
+        return f"{self.num_preemptions} ({self.num_swaps} swapped out, {others} recomputed: {again})"
 
     def _blocks_in_words(self) -> str:
         share = self.peak_used_blocks / self.num_blocks
@@ -148,85 +213,136 @@ def summarize(trace: Trace) -> RunSummary:
     return tally.summary(trace, state)
 
 
+# A request's id may come again once the first is finished; with its arrival it is unique.
+_Request = tuple[str, float]
+
+
+def _request_of(sequence: SequenceState) -> _Request:
+    return sequence.request, sequence.queued_time
+
+
 @dataclass
 class _Tally:
     """Sums and latencies, gathered step by step."""
 
     num_steps: int = 0
-    num_preemptions: int = 0
-    recomputed_tokens: int = 0
-    computed_tokens: int = 0
-    used_blocks: int = 0
-    peak_used_blocks: int = 0
-    waste: float = 0.0
     num_steps_with_blocks: int = 0
+    sums: Counter[str] = field(default_factory=Counter)
+    peaks: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PEAKS, 0))
+    waste: float = 0.0
+    saved_share: float = 0.0
     step_seconds: dict[str, float] = field(default_factory=dict)
     queue_times: list[float] = field(default_factory=list)
     inter_token: list[float] = field(default_factory=list)
-    first_step_time: dict[int, float] = field(default_factory=dict)
-    first_token_time: dict[int, float] = field(default_factory=dict)
-    last_token_time: dict[int, float] = field(default_factory=dict)
+    scheduled: set[_Request] = field(default_factory=set)
+    first_token_time: dict[_Request, float] = field(default_factory=dict)
+    last_token_time: dict[_Request, float] = field(default_factory=dict)
+    steps_with_tokens: Counter[_Request] = field(default_factory=Counter)
 
     def add(self, record: StepRecord, state: ReplayState) -> None:
         self.num_steps += 1
-        self.num_preemptions += len(record.preempted)
-        self.recomputed_tokens += sum(lost for _, lost in record.preempted)
-        self.computed_tokens += sum(item.num_tokens for item in record.batch)
-        self.used_blocks += record.num_used_blocks
-        self.peak_used_blocks = max(self.peak_used_blocks, record.num_used_blocks)
-        if slots := record.num_used_blocks * state.header.block_size:
+        block_size = state.header.block_size
+        self.sums.update(
+            preemptions=len(record.preempted),
+            swaps=sum(event.mode == "swap" for event in record.preempted),
+            recomputed_tokens=sum(event.num_computed_tokens for event in record.preempted),
+            computed_tokens=sum(item.num_tokens for item in record.batch),
+            prefill_tokens=record.num_tokens(Phase.PREFILL),
+            output_tokens=len(record.sampled),
+            used_blocks=record.num_used_blocks,
+            saved_blocks=record.num_saved_blocks,
+            forks=len(record.forked),
+            copies=len(record.copied),
+            hit_tokens=sum(len(e.blocks) * block_size for e in record.shared if e.source == "cache"),
+            evicted=sum(len(event.blocks) for event in record.evicted),
+            swapped_out=len({host for event in record.swapped_out for host in event.host_blocks}),
+            swapped_in=len({host for event in record.swapped_in for host in event.host_blocks}),
+            abandoned=len(record.abandoned),
+        )
+        for name in PEAKS:
+            self.peaks[name] = max(self.peaks[name], getattr(record, name))
+        if slots := record.num_used_blocks * block_size:
             self.waste += 1 - record.num_filled_slots / slots
+            self.saved_share += record.num_saved_blocks / (record.num_saved_blocks + record.num_used_blocks)
             self.num_steps_with_blocks += 1
         for part, seconds in record.seconds.items():
             self.step_seconds[part] = self.step_seconds.get(part, 0.0) + seconds
         self._note_latencies(record, state)
 
     def _note_latencies(self, record: StepRecord, state: ReplayState) -> None:
-        for item in record.batch:
-            sequence = state.sequences.get(item.seq) or state.finished.get(item.seq)
-            if sequence and item.seq not in self.first_step_time:
-                self.first_step_time[item.seq] = record.start
-                self.queue_times.append(record.start - sequence.queued_time)
-        for seq, _, _ in record.sampled:
-            if seq in self.last_token_time:
-                self.inter_token.append(record.end - self.last_token_time[seq])
-            self.first_token_time.setdefault(seq, record.end)
-            self.last_token_time[seq] = record.end
+        def request_of(seq: int) -> _Request:
+            return _request_of(state.sequences.get(seq) or state.finished[seq])
+
+        for request in dict.fromkeys(request_of(item.seq) for item in record.batch):
+            if request not in self.scheduled:
+                self.scheduled.add(request)
+                self.queue_times.append(record.start - request[1])
+        for request in dict.fromkeys(request_of(seq) for seq, _, _ in record.sampled):
+            if request in self.last_token_time:
+                self.inter_token.append(record.end - self.last_token_time[request])
+            self.first_token_time.setdefault(request, record.end)
+            self.last_token_time[request] = record.end
+            self.steps_with_tokens[request] += 1
 
     def summary(self, trace: Trace, state: ReplayState) -> RunSummary:
-        sequences = [*state.finished.values(), *state.sequences.values()]
-        ended = [sequence for sequence in state.finished.values() if sequence.finish_reason != "abort"]
-        answered = [sequence for sequence in sequences if sequence.seq in self.first_token_time]
-        began = min((sequence.queued_time for sequence in sequences), default=state.time)
-        budget = max(self.num_steps, 1) * trace.header.max_num_batched_tokens
+        sums = self.sums
+        live = {_request_of(sequence) for sequence in state.sequences.values()}
+        ended: dict[_Request, list[SequenceState]] = {}
+        for sequence in state.finished.values():
+            if (request := _request_of(sequence)) not in live:
+                ended.setdefault(request, []).append(sequence)
+        finished = {
+            request: max(sequence.finished_time or 0.0 for sequence in sequences)
+            for request, sequences in ended.items()
+            if all(sequence.finish_reason != "abort" for sequence in sequences)
+        }
+        prompts = {
+            _request_of(sequence): sequence.num_prompt_tokens
+            for sequence in (*state.finished.values(), *state.sequences.values())
+        }
+        began = min((queued for _, queued in prompts), default=state.time)
+        steps, steps_with_blocks = max(self.num_steps, 1), max(self.num_steps_with_blocks, 1)
         return RunSummary(
             num_steps=self.num_steps,
             duration_seconds=max(0.0, state.time - began),
-            num_requests=len({(s.request, s.queued_time) for s in sequences}),
-            num_finished=len(ended),
-            num_aborted=len(state.finished) - len(ended),
+            num_requests=len(prompts),
+            num_finished=len(finished),
+            num_aborted=len(ended) - len(finished),
             num_refused=state.num_refused,
-            num_preemptions=self.num_preemptions,
-            prompt_tokens=sum(sequence.num_prompt_tokens for sequence in sequences),
-            output_tokens=sum(sequence.num_output_tokens for sequence in sequences),
-            computed_tokens=self.computed_tokens,
-            recomputed_tokens=self.recomputed_tokens,
+            num_preemptions=sums["preemptions"],
+            prompt_tokens=sum(prompts.values()),
+            output_tokens=sums["output_tokens"],
+            computed_tokens=sums["computed_tokens"],
+            recomputed_tokens=sums["recomputed_tokens"],
             num_blocks=trace.header.num_blocks,
-            peak_used_blocks=self.peak_used_blocks,
-            mean_used_blocks=self.used_blocks / max(self.num_steps, 1),
-            mean_waste=self.waste / max(self.num_steps_with_blocks, 1),
-            mean_budget_use=self.computed_tokens / budget,
-            ttft=percentiles(self.first_token_time[s.seq] - s.queued_time for s in answered),
-            tpot=percentiles(self._mean_gap(s) for s in answered if s.num_output_tokens > 1),
+            peak_used_blocks=self.peaks["num_used_blocks"],
+            mean_used_blocks=sums["used_blocks"] / steps,
+            mean_waste=self.waste / steps_with_blocks,
+            mean_budget_use=sums["computed_tokens"] / (steps * trace.header.max_num_batched_tokens),
+            ttft=percentiles(time - queued for (_, queued), time in self.first_token_time.items()),
+            tpot=percentiles(self._mean_gap(r) for r, steps in self.steps_with_tokens.items() if steps > 1),
             inter_token=percentiles(self.inter_token),
-            end_to_end=percentiles((s.finished_time or 0.0) - s.queued_time for s in ended),
+            end_to_end=percentiles(time - queued for (_, queued), time in finished.items()),
             queue_time=percentiles(self.queue_times),
             step_seconds=self.step_seconds,
+            num_forks=sums["forks"],
+            num_copies=sums["copies"],
+            peak_saved_blocks=self.peaks["num_saved_blocks"],
+            mean_saved_blocks=sums["saved_blocks"] / steps_with_blocks,
+            mean_saved_share=self.saved_share / steps_with_blocks,
+            hit_tokens=sums["hit_tokens"],
+            hit_rate=sums["hit_tokens"] / max(sums["hit_tokens"] + sums["prefill_tokens"], 1),
+            num_evicted_blocks=sums["evicted"],
+            num_swaps=sums["swaps"],
+            num_blocks_swapped_out=sums["swapped_out"],
+            num_blocks_swapped_in=sums["swapped_in"],
+            peak_host_blocks=self.peaks["num_host_blocks"],
+            num_abandoned_steps=sums["abandoned"],
         )
 
-    def _mean_gap(self, sequence: SequenceState) -> float:
-        gaps = sequence.num_output_tokens - 1
-        return (self.last_token_time[sequence.seq] - self.first_token_time[sequence.seq]) / gaps
+    def _mean_gap(self, request: _Request) -> float:
+        gaps = self.steps_with_tokens[request] - 1
+        return (self.last_token_time[request] - self.first_token_time[request]) / gaps
 
 
 def percentiles(values: Iterable[float]) -> Percentiles:

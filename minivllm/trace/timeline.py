@@ -11,27 +11,39 @@ go by, and the summary, the Perfetto export and every figure of the dashboard us
         B           waiting──prefill──decode─preempted──prefill──decode──┤
 
 There are no phases in the engine: a sequence only catches up with its tokens. "Decode" is the reader's word
-for computing nothing but the newest token, "prefill" for everything else.
+for computing nothing but the newest token, "prefill" for everything else. A request that samples several
+outputs or searches has several sequences; its spans are those of the request, of all of them together.
 
 Read next: `summary.py` and `perfetto.py`, the two smallest users of this.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from minivllm.trace.events import (
     AnyEvent,
     BatchPlanned,
+    BeamsAdvanced,
+    BlockCopied,
+    BlockMerged,
     BlocksAllocated,
+    BlocksCached,
+    BlocksEvicted,
     BlocksFreed,
+    BlocksShared,
+    BlocksSwappedIn,
+    BlocksSwappedOut,
+    HostBlocksFreed,
     RequestPreempted,
     RequestQueued,
     RequestRefused,
     RequestScheduled,
     SequenceFinished,
+    SequenceForked,
+    StepAbandoned,
     StepStarted,
     TokensSampled,
 )
@@ -48,6 +60,9 @@ class Phase(StrEnum):
     HELD = "held"
     """In the batch and keeping its blocks, but no token of it is computed in this step."""
     PREEMPTED = "preempted"
+    """Out of the batch; its tokens will be computed again."""
+    SWAPPED = "swapped"
+    """Out of the batch; its blocks are in the swap space."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,20 +89,47 @@ class StepRecord:
     refused: list[tuple[str, str]] = field(default_factory=list)
     """`(request, reason)`."""
     scheduled: list[str] = field(default_factory=list)
-    preempted: list[tuple[str, int]] = field(default_factory=list)
-    """`(request, tokens given up)`."""
+    preempted: list[RequestPreempted] = field(default_factory=list)
     sampled: tuple[tuple[int, int, str], ...] = ()
     """`(seq, token_id, text)` of every new token."""
     finished: list[SequenceState] = field(default_factory=list)
+    """Sequences that ended, beams that were pruned among them."""
+    ended: list[str] = field(default_factory=list)
+    """Requests whose last sequence ended."""
+    forked: list[SequenceForked] = field(default_factory=list)
+    beams: list[BeamsAdvanced] = field(default_factory=list)
+    abandoned: list[StepAbandoned] = field(default_factory=list)
+    """Attempts at this step that failed before one went through."""
+
+    # Blocks, by what happened to them. The events are kept as they are: they say who and where.
     taken: dict[int, int] = field(default_factory=dict)
-    """Physical block → the sequence that took it."""
+    """Physical block → the sequence that took it from the free list."""
     returned: dict[int, int] = field(default_factory=dict)
-    """Physical block → the sequence that gave it back."""
+    """Physical block that is free since its last reader let it go → that sequence."""
+    shared: list[BlocksShared] = field(default_factory=list)
+    copied: list[BlockCopied] = field(default_factory=list)
+    cached: list[BlocksCached] = field(default_factory=list)
+    merged: list[BlockMerged] = field(default_factory=list)
+    evicted: list[BlocksEvicted] = field(default_factory=list)
+    swapped_out: list[BlocksSwappedOut] = field(default_factory=list)
+    swapped_in: list[BlocksSwappedIn] = field(default_factory=list)
+    touched_seqs: set[int] = field(default_factory=set)
+    """Sequences whose block table changed, in either pool."""
+
     num_waiting: int = 0
     num_running: int = 0
+    num_tables: int = 0
+    """Sequences that hold device blocks."""
     num_used_blocks: int = 0
+    num_idle_blocks: int = 0
+    """Cached blocks that no table maps."""
+    num_host_blocks: int = 0
+    """Blocks of the swap space in use."""
+    num_saved_blocks: int = 0
+    """Blocks that would be needed on top if nothing were shared: table entries without used blocks."""
     num_filled_slots: int = 0
-    """Slots of used blocks that hold a token's keys and values; the other slots of used blocks are waste."""
+    """Slots of used blocks that hold a token's keys and values; the other slots of used blocks are waste.
+    A slot counts once, however many sequences share it."""
     has_started: bool = False
 
     def num_tokens(self, phase: Phase) -> int:
@@ -106,24 +148,94 @@ class StepRecord:
             case RequestScheduled():
                 self.scheduled.append(event.request)
             case RequestPreempted():
-                self.preempted.append((event.request, event.num_computed_tokens))
-            case BlocksAllocated():
-                self.taken.update(dict.fromkeys(event.blocks, event.seq))
-            case BlocksFreed():
-                self.returned.update(dict.fromkeys(event.blocks, event.seq))
+                self.preempted.append(event)
             case BatchPlanned():
                 self.batch = tuple(_batch_item(state, *item) for item in event.items)
             case TokensSampled():
                 self.sampled = event.items
+            case BeamsAdvanced():
+                self.beams.append(event)
             case SequenceFinished():
-                self.finished.append(state.sequences[event.seq])
+                sequence = state.sequences[event.seq]
+                self.finished.append(sequence)
+                if state.members[sequence.request] == [event.seq]:
+                    self.ended.append(sequence.request)
+            case StepAbandoned():
+                self.abandoned.append(event)
+                self.batch = ()
+            case _:
+                self._note_blocks(event, state)
+
+    def _note_blocks(self, event: AnyEvent, state: ReplayState) -> None:
+        """The events that move blocks."""
+        match event:
+            case BlocksAllocated():
+                self.taken.update(dict.fromkeys(event.blocks, event.seq))
+            case BlocksFreed():
+                self._note_returned(event.blocks, event.seq, state)
+            case BlocksShared():
+                self.shared.append(event)
+            case BlockCopied():
+                self.copied.append(event)
+                self.taken[event.target] = event.seq
+            case BlocksCached():
+                self.cached.append(event)
+            case BlockMerged():
+                self.merged.append(event)
+                self._note_returned((event.block,), event.seq, state)
+            case BlocksEvicted():
+                self.evicted.append(event)
+            case BlocksSwappedOut():
+                self.swapped_out.append(event)
+                self._note_returned(event.blocks, event.seq, state)
+            case BlocksSwappedIn():
+                self.swapped_in.append(event)
+                fresh = [block for block in event.blocks if not state.ref_counts[block]]
+                self.taken.update(dict.fromkeys(fresh, event.seq))
+            case SequenceForked():
+                self.forked.append(event)
+                self.touched_seqs.add(event.child)
+            case HostBlocksFreed():
+                pass
+            case _:
+                return
+        if (seq := getattr(event, "seq", None)) is not None:
+            self.touched_seqs.add(seq)
+
+    def _note_returned(self, blocks: Iterable[int], seq: int, state: ReplayState) -> None:
+        """Of the blocks that lose a reference, those that lose their last one and are free then."""
+        for block in blocks:
+            if state.ref_counts[block] == 1 and block not in state.blocks.cached:
+                self.returned[block] = seq
 
     def close(self, state: ReplayState) -> None:
-        """The step is over: note where it left things."""
+        """The step is over: note where it left things. Costs O(sequences that hold blocks)."""
         self.end, self.seconds = max(state.time, self.start), state.seconds
         self.num_waiting, self.num_running = len(state.waiting), len(state.running)
+        self.num_tables = len(state.tables)
         self.num_used_blocks = state.num_used_blocks
-        self.num_filled_slots = sum(state.sequences[seq].num_computed_tokens for seq in state.tables)
+        self.num_idle_blocks = state.blocks.num_idle
+        self.num_host_blocks = state.header.num_host_blocks - len(state.blocks.host.free)
+        self.num_saved_blocks = sum(map(len, state.tables.values())) - self.num_used_blocks
+        self.num_filled_slots = _filled_slots(state)
+
+
+def _filled_slots(state: ReplayState) -> int:
+    """Slots that hold a token, over used blocks; of a shared block, as many as its furthest reader filled.
+
+    All blocks are full but those at the end of a table, so only those are looked at.
+    """
+    size = state.header.block_size
+    partly: dict[int, tuple[int, int]] = {}  # block → readers that have not filled it, most slots they have
+    for seq, table in state.tables.items():
+        computed = state.sequences[seq].num_computed_tokens
+        for index in range(computed // size, len(table)):
+            readers, most = partly.get(table[index], (0, 0))
+            partly[table[index]] = (readers + 1, max(most, computed - index * size))
+    missing = sum(
+        size - max(most, 0) for block, (readers, most) in partly.items() if readers == state.ref_counts[block]
+    )
+    return state.num_used_blocks * size - missing
 
 
 def _batch_item(state: ReplayState, seq: int, start: int, num_tokens: int) -> BatchItem:
@@ -147,7 +259,7 @@ def walk(trace: Trace) -> Iterator[tuple[StepRecord, ReplayState]]:
                 record.note(event, state)
                 state.apply(event)
             record.close(state)
-        except (KeyError, IndexError, ValueError) as error:
+        except (KeyError, IndexError, ValueError, AssertionError) as error:
             raise TraceError(
                 f"step {step} of the trace contradicts what came before ({type(error).__name__}: {error}); "
                 f"the file was changed after it was recorded, or the recorder has a fault"
@@ -170,7 +282,7 @@ class Timeline:
 
     Attributes:
         spans: request → its spans, in order; requests in order of arrival.
-        sequences: sequence id → its last state; in order of arrival.
+        sequences: sequence id → its last state; in order of arrival, forks in order of their birth.
     """
 
     trace: Trace
@@ -210,19 +322,22 @@ class _SpanKeeper:
         for request in record.queued:
             self._done.setdefault(request, [])
             self._open[request] = Span(Phase.WAITING, step, step)
-        for request, _ in record.preempted:
-            self._change(request, Phase.PREEMPTED, step)
-        in_batch = {item.request: item.phase for item in record.batch}
+        for event in record.preempted:
+            swapped = event.mode == "swap"
+            self._change(event.request, Phase.SWAPPED if swapped else Phase.PREEMPTED, step)
+        in_batch: dict[str, Phase] = {}
+        for item in record.batch:
+            # Of the sequences of one request some may still catch up while others could go on.
+            if in_batch.get(item.request) is not Phase.PREFILL:
+                in_batch[item.request] = item.phase
         for request, phase in in_batch.items():
             self._change(request, phase, step)
         for request in state.running:
             if request not in in_batch:
                 self._change(request, Phase.HELD, step)
-        for sequence in record.finished:
-            if sequence.request not in state.members:
-                # One that was aborted before the step began took no part in it.
-                took_part = sequence.request in in_batch
-                self._close(sequence.request, step if took_part else step - 1)
+        for request in record.ended:
+            # One that was aborted before the step began took no part in it.
+            self._close(request, step if request in in_batch else step - 1)
 
     def close(self, last_step: int) -> dict[str, list[Span]]:
         """Requests that are still there when the trace ends were there until its last step."""
@@ -235,7 +350,10 @@ class _SpanKeeper:
         if span is None or span.phase is not phase:
             if span is not None:
                 self._close(request, step - 1)
-            self._open[request] = Span(phase, step, step)
+            done = self._done[request]
+            # A failed attempt at this step may have interrupted a phase that goes on in the next attempt.
+            goes_on = done and done[-1].phase is phase and done[-1].last == step - 1
+            self._open[request] = done.pop() if goes_on else Span(phase, step, step)
 
     def _close(self, request: str, last: int) -> None:
         span = self._open.pop(request, None)

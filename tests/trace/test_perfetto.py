@@ -5,13 +5,21 @@ import json
 import pytest
 from hypothesis import given
 
+from minivllm.trace.events import BlockCopied, RequestPreempted, SequenceForked, StepAbandoned
 from minivllm.trace.perfetto import ENGINE, KV_CACHE, REQUESTS, to_chrome_trace, write_perfetto
 from minivllm.trace.timeline import Phase, make_timeline
 from tests.viz import trace_factory
-from tests.viz.strategies import traces
+from tests.viz.strategies import sharing_traces, traces
 from tests.viz.trace_factory import Workload
 
-NEEDED = {"M": {"args"}, "X": {"ts", "dur", "tid"}, "C": {"ts", "args"}, "i": {"ts", "s", "tid"}}
+NEEDED = {
+    "M": {"args"},
+    "X": {"ts", "dur", "tid"},
+    "C": {"ts", "args"},
+    "i": {"ts", "s", "tid"},
+    "s": {"ts", "id", "tid"},
+    "f": {"ts", "id", "tid", "bp"},
+}
 
 
 @given(traces)
@@ -62,6 +70,7 @@ def test_every_step_and_every_span_is_a_slice(trace):
     }
     for request, spans in timeline.spans.items():
         shown = [r for r in slices if r["pid"] == REQUESTS and names[r["tid"]] == request]
+        assert not [r for r in shown if r["name"].startswith("sequence")], "forks have tracks of their own"
         assert [(r["name"], r["args"]["first_step"], r["args"]["last_step"]) for r in shown] == [
             (span.phase.value, span.first, span.last) for span in spans
         ]
@@ -85,6 +94,46 @@ def test_counters_of_the_pool_add_up_to_its_size():
     ]
     assert len(counters) == trace.num_steps
     assert all(counter["used"] + counter["free"] == trace.header.num_blocks for counter in counters)
+
+
+@given(sharing_traces)
+def test_counters_of_a_pool_with_a_cache_add_up_too(trace):
+    counters = {}
+    for record in to_chrome_trace(trace)["traceEvents"]:
+        if record["ph"] == "C":
+            counters.setdefault(record["name"], []).append(record["args"])
+    assert all(sum(values.values()) == trace.header.num_blocks for values in counters["blocks"])
+    assert all("cached" in values for values in counters["blocks"]) == bool(trace.header.prefix_cache)
+    assert ("swap space" in counters) == bool(trace.header.num_host_blocks)
+    for values in counters.get("swap space", ()):
+        assert sum(values.values()) == trace.header.num_host_blocks
+
+
+@given(sharing_traces)
+def test_every_fork_is_an_arrow_between_slices(trace):
+    records = to_chrome_trace(trace)["traceEvents"]
+    forks = [event for event in trace.events if isinstance(event, SequenceForked)]
+    for kind in "sf":
+        assert sorted(r["id"] for r in records if r["ph"] == kind) == sorted(f.child for f in forks)
+    slices = [r for r in records if r["ph"] == "X" and r["pid"] == REQUESTS]
+    for arrow in records:
+        if arrow["ph"] in "sf":
+            around = [
+                r
+                for r in slices
+                if r["tid"] == arrow["tid"] and r["ts"] - 0.01 <= arrow["ts"] <= r["ts"] + r["dur"] + 0.01
+            ]
+            assert around, "an arrow begins and ends on a slice"
+
+
+@given(sharing_traces)
+def test_copies_and_swaps_are_instants(trace):
+    records = to_chrome_trace(trace)["traceEvents"]
+    names = [record["name"] for record in records if record["ph"] == "i"]
+    assert names.count("copy-on-write") == sum(isinstance(event, BlockCopied) for event in trace.events)
+    swaps = [e for e in trace.events if isinstance(e, RequestPreempted) and e.mode == "swap"]
+    assert names.count("swapped out") == len(swaps)
+    assert names.count("failed") == sum(isinstance(event, StepAbandoned) for event in trace.events)
 
 
 def test_the_file_is_json_with_the_header(tmp_path):

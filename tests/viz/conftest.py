@@ -6,7 +6,8 @@ import subprocess
 
 import pytest
 
-from tests.viz import trace_factory
+from tests.viz import sharing_factory, trace_factory
+from tests.viz.sharing_factory import Sharing
 from tests.viz.trace_factory import Workload
 from viz import serve
 
@@ -33,6 +34,23 @@ def trace_file(tmp_path_factory):
         names="<b>{}</b>",
     )
     return trace_factory.write(trace_factory.make(load), tmp_path_factory.mktemp("trace") / "run.jsonl")
+
+
+@pytest.fixture(scope="session")
+def sharing_file(tmp_path_factory):
+    """Beams, samples, cache, copies, evictions, swaps; names that would love to be markup."""
+    load = Sharing(
+        num_requests=12,
+        num_blocks=36,
+        arrival_gap=1,
+        output=(12, 20),
+        fail_share=0.03,
+        seed=0,
+        salts=(None, "<i>salt</i>"),
+        names="<b>{}</b>",
+    )
+    trace = sharing_factory.make(load)
+    return trace_factory.write(trace, tmp_path_factory.mktemp("trace") / "sharing.jsonl")
 
 
 @pytest.fixture(scope="session")

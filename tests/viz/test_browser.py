@@ -101,6 +101,28 @@ def test_walking_shows_the_same_as_jumping(page, player, scenes):
     assert shown == wanted(scenes[0], 9)
 
 
+def test_trees_and_shared_pools_are_shown_as_their_scenes_say(page, sharing_file, tmp_path):
+    timeline = make_timeline(read_trace(sharing_file))
+    request = figures.searched_requests(timeline)[0]
+    scenes = [
+        figures.beam_tree(timeline, request),
+        figures.prefix_tree(timeline),
+        figures.block_pool(timeline, request, spotlight=True),
+        figures.block_pool(timeline, request),
+    ]
+    save_html(tmp_path / "page.html", "Sharing", scenes)
+    page.goto((tmp_path / "page.html").as_uri())
+    found = page.locator(".player")
+    at_step(found, 0)
+    last = timeline.num_steps - 1
+    for step in (0, last, 7, last // 2, last // 2 - 1, 3, last // 3):
+        jump_to(found, step)
+        for number, scene in enumerate(scenes):
+            shown = [(s["fill"], s["stroke"], s["text"], s["d"]) for s in drawn(found, number)]
+            assert shown == wanted(scene, step)
+    assert page.locator(".player i, .player b").count() == 0, "a salt or a name is never markup"
+
+
 def test_letters_of_the_blocks_are_those_of_the_scene(player, scenes):
     jump_to(player, 20)
     shown = player.locator("svg").first.evaluate("svg => [...svg.lastChild.children].map(t => t.textContent)")
@@ -285,9 +307,9 @@ def test_the_link_follows_the_step_and_leads_back_to_it(page, server, trace_file
     at_step(other.locator(".player"), 11)
 
 
-def test_all_pages_stand_at_the_same_step(page, server, trace_file):
-    player = open_dashboard(page, server, trace_file, 17)
-    for name in ("KV pool", "Scheduler", "Overview"):
+def test_all_pages_stand_at_the_same_step(page, server, sharing_file):
+    player = open_dashboard(page, server, sharing_file, 17)
+    for name in ("KV pool", "Scheduler", "Beam tree", "Prefix tree", "Overview"):
         page.get_by_role("link", name=name, exact=True).click()
         expect(page.get_by_role("heading", name=name)).to_be_visible()
         at_step(player, 17)
@@ -295,6 +317,28 @@ def test_all_pages_stand_at_the_same_step(page, server, trace_file):
         page.keyboard.press("ArrowRight")
         at_step(player, 18)
         page.keyboard.press("ArrowLeft")
+
+
+def test_the_navigation_is_the_tour_in_its_order(page, server, sharing_file):
+    open_dashboard(page, server, sharing_file)
+    links = [link.strip() for link in page.locator("[data-testid=stTopNavLink]").all_inner_texts()]
+    assert links == ["Overview", "KV pool", "Scheduler", "Beam tree", "Prefix tree"]
+
+
+@pytest.mark.parametrize("path", ["beam_tree", "prefix_tree"])
+def test_a_page_that_has_nothing_to_show_says_so(page, server, trace_file, path):
+    page.goto(f"{server}/{path}?trace={quote(str(trace_file))}&step=3")
+    expect(page.get_by_text("minivllm demo sharing")).to_be_visible(timeout=40_000)
+    assert page.locator(".player").count() == 0
+
+
+def test_captions_have_room_so_that_pictures_do_not_dance(page, server, sharing_file):
+    player = open_dashboard(page, server, sharing_file, 0, "kv_pool")
+    room = player.locator(".caption").bounding_box()["height"]
+    captions = figures.captions(make_timeline(read_trace(sharing_file)))
+    short = min(range(len(captions)), key=lambda step: len(captions[step]))
+    jump_to(player, short)
+    assert player.locator(".caption").bounding_box()["height"] == room
 
 
 def test_reporting_the_step_does_not_disturb_the_player(page, server, trace_file):
@@ -315,10 +359,10 @@ def test_an_upload_of_garbage_is_told_in_a_sentence_and_a_trace_opens(page, serv
     at_step(page.locator(".player"), 0)
 
 
-@pytest.mark.parametrize("path", ["", "kv_pool", "scheduler"])
-def test_no_page_scrolls_sideways_on_a_phone(page, server, trace_file, path):
+@pytest.mark.parametrize("path", ["", "kv_pool", "scheduler", "beam_tree", "prefix_tree"])
+def test_no_page_scrolls_sideways_on_a_phone(page, server, sharing_file, path):
     page.set_viewport_size({"width": 380, "height": 800})
-    open_dashboard(page, server, trace_file, 10, path)
+    open_dashboard(page, server, sharing_file, 10, path)
     assert page.evaluate("document.documentElement.scrollWidth") <= 380
     main = page.evaluate(
         "(() => { const m = document.querySelector('[data-testid=stMain]'); return m.scrollWidth; })()"

@@ -10,11 +10,12 @@ from minivllm.trace.events import BlocksAllocated, BlocksFreed
 from minivllm.trace.replay import Replay
 from minivllm.trace.timeline import Phase, make_timeline
 from tests.viz import trace_factory
-from tests.viz.strategies import traces
+from tests.viz.strategies import plain_traces, traces
 from tests.viz.trace_factory import Workload
 from viz import figures
-from viz.figures.block_pool import MOST_LOGICAL, drawn_blocks
-from viz.figures.common import clip, letters, listing, names_of
+from viz.figures.block_pool import drawn_blocks
+from viz.figures.common import PHONE, clip, letters, listing, names_of
+from viz.figures.selected_tables import MOST_LOGICAL
 
 TIGHT = Workload(num_requests=10, num_blocks=24, output=(20, 60), arrival_gap=1.0, num_refused=1, seed=4)
 
@@ -37,7 +38,7 @@ def cells(scene, timeline, step):
     return blocks
 
 
-@given(traces, st.data())
+@given(plain_traces, st.data())
 def test_fills_and_letters_of_the_pool_agree_with_the_replayed_state(trace, data):
     timeline = make_timeline(trace)
     scene, names = figures.block_pool(timeline), names_of(timeline)
@@ -55,7 +56,7 @@ def test_fills_and_letters_of_the_pool_agree_with_the_replayed_state(trace, data
             assert (shape["fill"], shape["label"]) == ("free", "")
 
 
-@given(traces, st.data())
+@given(plain_traces, st.data())
 def test_marks_name_exactly_what_changed_hands_in_this_step(trace, data):
     timeline = make_timeline(trace)
     scene = figures.block_pool(timeline)
@@ -71,7 +72,7 @@ def test_marks_name_exactly_what_changed_hands_in_this_step(trace, data):
         assert (shape["stroke_width"] > 1) == (block in taken or block in freed)
 
 
-@given(traces, st.data())
+@given(plain_traces, st.data())
 def test_the_tip_of_a_block_tells_its_logical_number_and_filled_slots(trace, data):
     timeline = make_timeline(trace)
     step = data.draw(st.integers(0, trace.num_steps - 1))
@@ -85,7 +86,7 @@ def test_the_tip_of_a_block_tells_its_logical_number_and_filled_slots(trace, dat
             assert f"{filled} of {size} slots filled" in shown[block]["detail"]
 
 
-@given(traces, st.data())
+@given(plain_traces, st.data())
 def test_every_arrow_of_the_selected_request_ends_at_its_physical_block(trace, data):
     timeline = make_timeline(trace)
     request = data.draw(st.sampled_from(list(timeline.spans)))
@@ -121,9 +122,11 @@ def test_the_strip_adds_up(trace, data):
     scene = figures.block_pool(timeline)
     step = data.draw(st.integers(0, trace.num_steps - 1))
     state = Replay(trace).state_at(step)
-    strip = {s["fill"]: s for s in scene.at(step) if s.get("fill") in ("filled", "wasted")}
-    held = strip["filled"]["width"] + strip["wasted"]["width"]
-    assert held == pytest.approx(640 * state.num_used_blocks / trace.header.num_blocks, abs=0.02)
+    shapes = [s for s in scene.at(step) if s["kind"] == "rect" and s["height"] == 14 and not s["label"]]
+    strip = {s["fill"]: s["width"] for s in shapes if s["fill"] in ("filled", "wasted", "cached")}
+    unit = 640 / trace.header.num_blocks
+    assert strip["filled"] + strip["wasted"] == pytest.approx(unit * state.num_used_blocks, abs=0.02)
+    assert strip.get("cached", 0.0) == pytest.approx(unit * state.blocks.num_idle, abs=0.02)
 
 
 @given(traces)
@@ -136,6 +139,8 @@ def test_every_figure_has_one_patch_and_one_caption_per_step(trace):
         figures.memory_over_time(timeline),
         figures.scheduler_gantt(timeline),
         figures.batch_composition(timeline),
+        figures.prefix_tree(timeline),
+        *(figures.beam_tree(timeline, request) for request in figures.searched_requests(timeline)),
         *figures.overview(timeline),
     ):
         assert scene.num_steps == trace.num_steps
@@ -149,7 +154,12 @@ def test_nothing_is_drawn_outside_the_picture(trace):
     for scene in (
         figures.block_pool(timeline, request),
         figures.block_table(timeline, request),
+        figures.block_pool(timeline, request, spotlight=True),
         figures.scheduler_gantt(timeline),
+        figures.prefix_tree(timeline),
+        figures.prefix_tree(timeline, PHONE, "narrow"),
+        *(figures.beam_tree(timeline, name, PHONE) for name in figures.searched_requests(timeline)),
+        *(figures.beam_tree(timeline, name) for name in figures.searched_requests(timeline)),
         *figures.overview(timeline),
     ):
         for shape in scene.at(trace.num_steps - 1):

@@ -9,10 +9,11 @@ from streamlit.testing.v1 import AppTest
 
 from minivllm.trace.events import VERSION
 from minivllm.trace.reader import TraceError
-from tests.viz import trace_factory
+from tests.viz import sharing_factory, trace_factory
+from tests.viz.sharing_factory import Sharing
 from tests.viz.trace_factory import Workload
-from viz import loading, stage
-from viz.views import kv_pool, overview, scheduler
+from viz import figures, loading, stage
+from viz.views import beam_tree, kv_pool, overview, prefix_tree, scheduler
 
 APP = Path(__file__).parents[2] / "viz" / "app.py"
 
@@ -76,6 +77,76 @@ def test_the_other_pages_run(page, trace_file, monkeypatch):
     assert all(len(scene["patches"]) == len(data["captions"]) for scene in data["scenes"])
 
 
+@pytest.fixture
+def sharing_file(tmp_path):
+    """A run in which everything happens that can happen to shared blocks."""
+    load = Sharing(num_requests=12, num_blocks=36, arrival_gap=1, output=(12, 20), fail_share=0.03, seed=0)
+    trace = sharing_factory.make(load)
+    return trace_factory.write(trace, tmp_path / "sharing.jsonl")
+
+
+@pytest.mark.parametrize("page", [overview, kv_pool, scheduler, beam_tree, prefix_tree])
+def test_all_pages_run_on_a_trace_with_sharing(page, sharing_file):
+    app = run_page(page, sharing_file)
+    assert not app.exception
+    assert page.INTRODUCTION in words(app)
+    [data] = payloads(app)
+    assert all(len(scene["patches"]) == len(data["captions"]) for scene in data["scenes"])
+
+
+def test_jumps_of_sharing_lead_where_they_say(sharing_file):
+    timeline = loading.open_run(sharing_file).timeline
+    jumps, records = dict(stage.jumps(timeline)), timeline.records
+    happens = {
+        "first prefix hit": lambda r: any(event.source == "cache" for event in r.shared),
+        "first fork": lambda r: r.forked,
+        "first copy-on-write": lambda r: r.copied,
+        "first eviction": lambda r: any(event.reason == "room" for event in r.evicted),
+        "first swap": lambda r: r.swapped_out,
+    }
+    for label, does in happens.items():
+        assert does(records[jumps[label]])
+        assert not any(does(record) for record in records[: jumps[label]])
+
+
+def test_jumps_of_a_search_lead_to_its_turns(sharing_file):
+    app = run_page(beam_tree, sharing_file)
+    request, timeline = app.selectbox[0].value, loading.open_run(sharing_file).timeline
+    jumps = {jump["label"]: jump["step"] for jump in payloads(app)[0]["jumps"]}
+    steps = [r.step for r in timeline.records if any(event.request == request for event in r.beams)]
+    assert (jumps["begin of the search"], jumps["end of the search"]) == (steps[0], steps[-1])
+    told = figures.captions(timeline)[jumps["first hypothesis"]]
+    assert "finishes" in told and jumps["first hypothesis"] in steps
+
+
+def test_the_overview_counts_what_was_shared(sharing_file):
+    facts = {metric.label: metric.value for metric in run_app(sharing_file).metric}
+    assert {"Saved", "Copied", "Cache hits", "Evicted", "Swapped"} <= set(facts)
+    assert facts["Finished"].endswith("of 12"), "requests, not sequences"
+
+
+@pytest.mark.parametrize("page", [beam_tree, prefix_tree])
+def test_a_page_without_anything_to_show_says_how_to_make_it(page, trace_file):
+    app = run_page(page, trace_file)
+    assert not app.exception and not payloads(app)
+    assert app.info[0].value == page.WITHOUT
+    assert "minivllm demo sharing" in page.HOW and app.code[0].value == page.HOW
+
+
+def test_another_search_can_be_chosen(sharing_file):
+    app = run_page(beam_tree, sharing_file)
+    before = payloads(app)[0]
+    box = app.selectbox[0]
+    box.set_value(next(option for option in requests_with_beams(sharing_file) if option != box.value)).run()
+    after = payloads(app)[0]
+    assert after["id"] != before["id"] and after["trace"] == before["trace"]
+
+
+def requests_with_beams(path):
+    timeline = loading.open_run(path).timeline
+    return list(dict.fromkeys(event.request for record in timeline.records for event in record.beams))
+
+
 def run_page(page, trace_file):
     def script(url, path):
         import importlib
@@ -101,7 +172,7 @@ def test_choosing_a_request_draws_its_block_table(trace_file):
 def test_the_request_drawn_first_is_one_that_was_preempted(trace_file):
     request = run_page(kv_pool, trace_file).selectbox[0].value
     timeline = loading.open_run(trace_file).timeline
-    assert any(request == name for record in timeline.records for name, _ in record.preempted)
+    assert any(request == event.request for record in timeline.records for event in record.preempted)
 
 
 def test_jumps_lead_where_they_say(trace_file):
@@ -143,7 +214,7 @@ BAD_FILES = {
     "empty": ([b""], "is empty"),
     "garbage": ([b"\x00\xff\x89PNG garbage"], "is not a minivllm trace"),
     "other json": (["[1, 2]"], "is not a minivllm trace"),
-    "future": ([header(version=VERSION + 1)], f"this program reads version {VERSION}"),
+    "future": ([header(version=VERSION + 1)], f"this program reads versions 1 to {VERSION}"),
     "damaged header": ([header(num_blocks="many")], "damaged trace header"),
     "damaged line": (
         [header(), "{]", '{"event":"StepStarted","step":0,"time":0.0}'],

@@ -6,23 +6,29 @@ so in shapes. None knows who draws them. To add one: write the function, put it 
 """
 
 from viz.figures.batch_composition import batch_composition
+from viz.figures.beam_tree import beam_tree
 from viz.figures.block_pool import block_pool
 from viz.figures.block_table import block_table
 from viz.figures.captions import captions
 from viz.figures.memory import memory_over_time
 from viz.figures.overview import MOST_ROWS as MOST_OVERVIEW_ROWS
 from viz.figures.overview import overview
+from viz.figures.prefix_tree import prefix_tree
 from viz.figures.scheduler_gantt import scheduler_gantt
+from viz.figures.search import searched_requests
 from viz.scene import Scene
 
 __all__ = [
     "MOST_OVERVIEW_ROWS",
     "Scene",
     "batch_composition",
+    "beam_tree",
     "block_pool",
     "block_table",
     "captions",
     "memory_over_time",
     "overview",
+    "prefix_tree",
     "scheduler_gantt",
+    "searched_requests",
 ]

@@ -5,7 +5,8 @@
           1          3   █████░░░  10/16     “ blocks of a page”
 
 To the request its memory looks contiguous: token `t` is in logical block `t // block_size`, at offset
-`t % block_size`. Only this table knows where that block really is.
+`t % block_size`. Only this table knows where that block really is. Of a request with several sequences the
+first is shown, in a search the best beam.
 
 Source: Kwon et al. (SOSP 2023), figure 6. Read next: `memory.py`.
 """
@@ -14,9 +15,10 @@ from __future__ import annotations
 
 from minivllm.trace.replay import ReplayState, SequenceState
 from minivllm.trace.timeline import Timeline, walk
-from viz.figures.block_pool import filled_slots, longest_table
 from viz.figures.captions import captions
 from viz.figures.common import NARROW, clip, names_of
+from viz.figures.selected_tables import longest_table
+from viz.figures.texts import TokenTexts
 from viz.scene import Scene, rounded
 
 MOST_ROWS = 12
@@ -32,7 +34,7 @@ def block_table(timeline: Timeline, selected: str) -> Scene:
     sentences = captions(timeline)
     for record, state in walk(timeline.trace):
         picture.scene.begin_step(sentences[record.step])
-        picture.note_texts(record.sampled)
+        picture.texts.note(record)
         picture.update(state)
     return picture.scene
 
@@ -41,10 +43,9 @@ class _BlockTable:
     def __init__(self, timeline: Timeline, selected: str) -> None:
         self.name = names_of(timeline)[selected]
         self.block_size = timeline.trace.header.block_size
-        self.seqs = {seq for seq, sequence in timeline.sequences.items() if sequence.request == selected}
-        num_rows = max(1, min(MOST_ROWS, longest_table(timeline, self.seqs)))
-        self.texts: list[str] = []
-        """What each output token added to the text."""
+        seqs = {seq for seq, sequence in timeline.sequences.items() if sequence.request == selected}
+        num_rows = max(1, min(MOST_ROWS, longest_table(timeline, seqs)))
+        self.texts = TokenTexts()
         self.scene = Scene(f"Block table of request {self.name.tag}", NARROW, TOP + num_rows * ROW + 6)
         self.title = self.scene.text(0, 16, "", size=15, weight="bold")
         for heading, x in COLUMNS.items():
@@ -62,24 +63,25 @@ class _BlockTable:
             "holds": scene.text(COLUMNS["holds"], y + 16, "", size=14),
         }
 
-    def note_texts(self, sampled: tuple[tuple[int, int, str], ...]) -> None:
-        self.texts += [text for seq, _, text in sampled if seq in self.seqs]
-
     def update(self, state: ReplayState) -> None:
-        seq = next((seq for seq in self.seqs if seq in state.tables), None)
-        table = state.tables[seq] if seq is not None else []
+        members = state.members.get(self.name.request, [])
+        holders = [state.sequences[seq] for seq in members if seq in state.tables]
+        best = min(holders, key=lambda s: (-(s.beam_score or 0.0), s.seq), default=None)
+        table = state.tables[best.seq] if best else []
         first = max(0, len(table) - len(self.rows))
         title = f"Inside the blocks of {self.name.full}"
+        if best and len(members) > 1:
+            title += f", sequence {best.seq}"
         if first:
             title += f": logical blocks {first} to {len(table) - 1}"
         self.scene.set(self.title, text=title if table else f"{title}: none held now")
         for index, row in enumerate(self.rows):
             logical = first + index
-            if seq is None or logical >= len(table):
+            if best is None or logical >= len(table):
                 self._clear(row)
             else:
-                filled = filled_slots(state, seq, logical)
-                self._fill(row, logical, table[logical], filled, state.sequences[seq])
+                computed = best.num_computed_tokens - logical * self.block_size
+                self._fill(row, logical, table[logical], max(0, min(self.block_size, computed)), best)
 
     def _clear(self, row: dict[str, int]) -> None:
         self.scene.set(row["logical"], label="", fill="none")
@@ -93,24 +95,11 @@ class _BlockTable:
         self, row: dict[str, int], logical: int, block: int, filled: int, sequence: SequenceState
     ) -> None:
         scene = self.scene
-        words = self._contents(sequence, logical * self.block_size, logical * self.block_size + filled)
+        start = logical * self.block_size
+        words = self.texts.words(sequence, start, start + filled)
         scene.set(row["logical"], label=f"{logical}", fill=self.name.colour)
         scene.set(row["physical"], label=f"→ {block}", stroke="outline")
         scene.set(row["frame"], stroke="outline")
         scene.set(row["bar"], width=rounded(BAR * filled / self.block_size), fill="filled")
         scene.set(row["count"], text=f"{filled}/{self.block_size}")
         scene.set(row["holds"], text=clip(words, 40), tip=words)
-
-    def _contents(self, sequence: SequenceState, start: int, end: int) -> str:
-        """The tokens `start` … `end - 1` as text, or as ids where a model has no tokenizer."""
-        split = min(max(sequence.num_prompt_tokens, start), end)
-        parts = []
-        if start < split:
-            text = "".join(sequence.prompt_pieces[start:split])
-            ids = " ".join(map(str, sequence.token_ids[start:split]))
-            parts.append(f"prompt “{text}”" if text else f"prompt ids {ids}")
-        if split < end:
-            first = split - sequence.num_prompt_tokens
-            text = "".join(self.texts[first : end - sequence.num_prompt_tokens])
-            parts.append(f"“{text}”" if text else f"output ids {sequence.token_ids[split:end]}")
-        return " · ".join(parts)

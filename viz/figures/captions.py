@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from minivllm.trace.timeline import Phase, StepRecord, Timeline
+from minivllm.trace.timeline import BatchItem, Phase, StepRecord, Timeline
+from viz.figures.captions_sharing import SHARING_SENTENCES
 from viz.figures.common import Name, listing, names_of, plural
 
 REASONS = {
@@ -21,34 +22,52 @@ REASONS = {
 
 
 def captions(timeline: Timeline) -> list[str]:
-    """One caption for each step: two to six short sentences."""
+    """One caption for each step: two to six short sentences, more only where much happens at once."""
     names = names_of(timeline)
     header = timeline.trace.header
-    limits = (header.max_num_batched_tokens, header.num_blocks)
-    return [_caption(record, names, *limits) for record in timeline.records]
-
-
-def _caption(record: StepRecord, names: Mapping[str, Name], budget: int, num_blocks: int) -> str:
-    sentences = [_batch(record, names, budget)]
-    sentences += [sentence for tell in SENTENCES if (sentence := tell(record, names))]
-    sentences.append(_blocks(record, num_blocks))
-    return f"Step {record.step}. " + " ".join(sentences)
+    requests = {seq: sequence.request for seq, sequence in timeline.sequences.items()}
+    sentences = []
+    for record in timeline.records:
+        told = [_batch(record, names, header.max_num_batched_tokens)]
+        told += [sentence for tell in SENTENCES if (sentence := tell(record, names))]
+        for tell_sharing in SHARING_SENTENCES:
+            if sentence := tell_sharing(record, names, requests, header.block_size):
+                told.append(sentence)
+        told.append(_blocks(record, header.num_blocks))
+        sentences.append(f"Step {record.step}. " + " ".join(told))
+    return sentences
 
 
 def _batch(record: StepRecord, names: Mapping[str, Name], budget: int) -> str:
     parts = []
-    prefill = [item for item in record.batch if item.phase is Phase.PREFILL]
+    prefill, decode = _by_request(record, Phase.PREFILL), _by_request(record, Phase.DECODE)
     if prefill:
-        words = [f"{names[i.request].tag} prefills {plural(i.num_tokens, 'token')}" for i in prefill]
+        words = [
+            f"{names[request].tag} prefills {plural(sum(i.num_tokens for i in items), 'token')}"
+            for request, items in prefill.items()
+        ]
         parts.append(listing(words, most=3))
-    decode = [names[item.request].tag for item in record.batch if item.phase is Phase.DECODE]
     if decode:
         verb = "decodes one token" if len(decode) == 1 else "decode one token each"
-        parts.append(f"{listing(decode, most=6)} {verb}")
+        tags = [
+            names[request].tag + (f" ({len(items)} sequences)" if len(items) > 1 else "")
+            for request, items in decode.items()
+        ]
+        if len(decode) == 1 and len(next(iter(decode.values()))) > 1:
+            verb = "decodes one token each"
+        parts.append(f"{listing(tags, most=6)} {verb}")
     if not parts:
         return "Nothing is computed."
     total = sum(item.num_tokens for item in record.batch)
     return f"{'; '.join(parts)}: {total:,} of at most {budget:,} tokens."
+
+
+def _by_request(record: StepRecord, phase: Phase) -> dict[str, list[BatchItem]]:
+    items: dict[str, list[BatchItem]] = {}
+    for item in record.batch:
+        if item.phase is phase:
+            items.setdefault(item.request, []).append(item)
+    return items
 
 
 def _arrivals(record: StepRecord, names: Mapping[str, Name]) -> str:
@@ -72,18 +91,35 @@ def _waiting(record: StepRecord, names: Mapping[str, Name]) -> str:
 
 
 def _preempted(record: StepRecord, names: Mapping[str, Name]) -> str:
-    return " ".join(
-        f"The pool is full: {names[request].tag} is preempted, gives all its blocks back and will compute "
-        f"{plural(lost, 'token')} again."
-        for request, lost in record.preempted
-    )
+    """Those that stepped aside for lack of memory; those of a failed step are told with it."""
+    if record.abandoned:
+        return ""
+    sentences = []
+    for event in record.preempted[:4]:
+        tag = names[event.request].tag
+        if event.mode == "swap":
+            sentences.append(f"The pool is full: {tag} steps aside into the swap space.")
+        else:
+            because = f" (not swapped: {event.reason})" if event.reason else ""
+            sentences.append(
+                f"The pool is full: {tag} is preempted, gives all its blocks back and will compute "
+                f"{plural(event.num_computed_tokens, 'token')} again{because}."
+            )
+    return " ".join(sentences)
 
 
 def _finished(record: StepRecord, names: Mapping[str, Name]) -> str:
+    """Outputs that ended. A beam is none: what a search found is told with its steps."""
+    searching = {event.request for event in record.beams}
+    outputs = [
+        sequence
+        for sequence in record.finished
+        if sequence.beam_score is None and sequence.request not in searching
+    ]
     return " ".join(
         f"{names[sequence.request].tag} ends after {plural(sequence.num_output_tokens, 'token')}: "
         f"{REASONS.get(sequence.finish_reason or '', sequence.finish_reason)}."
-        for sequence in record.finished[:4]
+        for sequence in outputs[:4]
     )
 
 
@@ -109,7 +145,9 @@ def _blocks(record: StepRecord, num_blocks: int) -> str:
     if record.returned:
         changes.append(f"{len(record.returned):,} given back")
     prefix = f"{', '.join(changes)}; " if changes else ""
-    return f"{prefix}{record.num_used_blocks:,} of {num_blocks:,} blocks in use."
+    idle = f", {record.num_idle_blocks:,} cached and idle" if record.num_idle_blocks else ""
+    saved = f"; sharing saves {record.num_saved_blocks:,}" if record.num_saved_blocks else ""
+    return f"{prefix}{record.num_used_blocks:,} of {num_blocks:,} blocks in use{idle}{saved}."
 
 
 def _tags(requests: list[str], names: Mapping[str, Name]) -> str:

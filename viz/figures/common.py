@@ -14,6 +14,8 @@ from viz.scene import Scene, StepAxis, rounded
 
 NARROW, WIDE = 640.0, 1080.0
 """Units across. A scene that suits every screen is narrow, so that its text stays readable on a phone."""
+PHONE = 460.0
+"""Units across of a scene that is for narrow screens alone."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,19 @@ class Mark:
 # One entry for each thing that can happen to a block; a new event that moves blocks adds its own here.
 MARKS = {
     "taken": Mark("+", "", "taken in this step"),
-    "returned": Mark("×", "3 2", "given back in this step"),
+    "shared": Mark("=", "", "mapped by one more sequence in this step"),
+    "copied": Mark("c", "", "taken for a copy in this step"),
+    "returned": Mark("−", "3 2", "given back in this step"),
+    "evicted": Mark("×", "1.5 2", "evicted in this step"),
+    "out": Mark("↑", "6 2", "moved to the swap space in this step"),
+    "in": Mark("↓", "", "brought back from the swap space in this step"),
+}
+# The same for the edges of the prefix tree.
+EDGE_MARKS = {
+    "hit": Mark("=", "", "found by a new sequence"),
+    "split": Mark("s", "", "split: another prompt goes on differently"),
+    "insert": Mark("+", "", "new blocks"),
+    "evict": Mark("×", "1.5 2", "blocks evicted"),
 }
 
 
@@ -100,6 +114,11 @@ def listing(words: list[str], most: int = 4) -> str:
 def plural(count: int, noun: str) -> str:
     """1 block, 2 blocks, 1,024 blocks."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def signed(score: float) -> str:
+    """A score with two decimals and a real minus sign."""
+    return f"{score:.2f}".replace("-0.00", "0.00").replace("-", "−")
 
 
 class StepCursor:

@@ -4,6 +4,8 @@
                       ▁▂▃▄▅▆▇▇▇▆▅▄          yellow: held but empty (waste)
              ▁▂▃▄▅▆▇██████████████▇▆▅▄▃     green:  filled with keys and values
 
+A prefix cache adds a third layer: blocks that nobody uses, and that somebody may find again.
+
 With one contiguous strip per request, the yellow part would be most of the picture; with blocks of 16 tokens
 it is about eight slots per sequence. Read next: `scheduler_gantt.py`.
 """
@@ -22,11 +24,14 @@ def memory_over_time(timeline: Timeline) -> Scene:
     """Filled and empty slots of all held blocks, step by step, against the size of the pool."""
     header = timeline.trace.header
     scene = Scene("Blocks in use over the run", NARROW, TOP + HEIGHT + 26)
-    swatches(scene, 18, [("filled", "slots filled", 1), ("wasted", "held but empty", 1)], LEFT)
+    legend = [("filled", "slots filled", 1.0), ("wasted", "held but empty", 1.0)]
+    if header.prefix_cache:
+        legend.append(("cached", "cached and idle", 1.0))
+    swatches(scene, 18, legend, LEFT)
     slots = header.num_blocks * header.block_size
     bottom = TOP + HEIGHT
     step_width = (NARROW - LEFT - 4) / max(timeline.num_steps, 1)
-    filled, empty = [], []
+    filled, empty, idle = [], [], []
     for record in timeline.records:
         x = rounded(LEFT + record.step * step_width)
         width = rounded(max(step_width, 0.3))
@@ -34,8 +39,11 @@ def memory_over_time(timeline: Timeline) -> Scene:
         high = rounded(record.num_used_blocks * header.block_size / slots * HEIGHT)
         filled.append((x, bottom - low, width, low))
         empty.append((x, bottom - high, width, high - low))
+        rest = rounded(record.num_idle_blocks * header.block_size / slots * HEIGHT)
+        idle.append((x, rounded(bottom - high - rest), width, rest))
     scene.path(bars_path(filled), fill="filled")
     scene.path(bars_path(empty), fill="wasted")
+    scene.path(bars_path(idle), fill="cached")
     scene.path(f"M{LEFT},{TOP}L{NARROW},{TOP}", stroke="ink", dash="5 3", stroke_width=1.2)
     scene.path(f"M{LEFT},{bottom}L{NARROW},{bottom}", stroke="outline", stroke_width=1.0)
     scene.text(LEFT - 6, TOP + 5, f"{header.num_blocks:,}", size=13, fill="muted", anchor="end")

@@ -5,6 +5,8 @@
     a small block of memory that nobody wanted …                  (the answer, growing)
     ▓▓▓▓▓▓▓▓▓▓▓▓▓▓░░░░░░░░                                        (tokens in the cache)
 
+Of a request with several sequences the first is quoted, in a search the best.
+
 Read next: `viz/views/overview.py`.
 """
 
@@ -16,6 +18,7 @@ from minivllm.trace.replay import ReplayState, SequenceState
 from minivllm.trace.timeline import Phase, StepRecord, Timeline, walk
 from viz.figures.captions import captions
 from viz.figures.common import NARROW, Name, clip, names_of
+from viz.figures.search import search_of, searched_requests
 from viz.scene import Scene, rounded
 
 MOST_ROWS = 24
@@ -29,15 +32,16 @@ DOING = {
     Phase.DECODE: "decode",
     Phase.HELD: "held",
     Phase.PREEMPTED: "preempted, waits",
+    Phase.SWAPPED: "swapped out, waits",
 }
-ENDED = {"stop": "finished (stop)", "length": "finished (length)", "abort": "aborted"}
+ENDED = {"stop": "finished (stop)", "length": "finished (length)", "abort": "aborted", "pruned": "pruned"}
 
 
 def overview(timeline: Timeline) -> list[Scene]:
     """The first requests to arrive, in two scenes that stand side by side where there is room."""
-    seqs = list(timeline.sequences)[:MOST_ROWS]
-    half = (len(seqs) + 1) // 2 if len(seqs) > 1 else len(seqs)
-    columns = [_Column(timeline, part) for part in (seqs[:half], seqs[half:]) if part]
+    requests = list(timeline.spans)[:MOST_ROWS]
+    half = (len(requests) + 1) // 2 if len(requests) > 1 else len(requests)
+    columns = [_Column(timeline, part) for part in (requests[:half], requests[half:]) if part]
     sentences = captions(timeline)
     for record, state in walk(timeline.trace):
         for column in columns:
@@ -49,17 +53,20 @@ def overview(timeline: Timeline) -> list[Scene]:
 class _Column:
     """One column of requests."""
 
-    def __init__(self, timeline: Timeline, seqs: list[int]) -> None:
-        self.scene = Scene("What each request says so far", NARROW, ROW * len(seqs))
-        self.seqs = seqs
+    def __init__(self, timeline: Timeline, requests: list[str]) -> None:
+        self.scene = Scene("What each request says so far", NARROW, ROW * len(requests))
         self.names = names_of(timeline)
-        self.requests = {seq: timeline.sequences[seq].request for seq in seqs}
-        self.settled: set[int] = set()
+        self.settled: set[str] = set()
         """Finished requests, which never change again."""
-        self.rows = {seq: self._row(seq, ROW * index) for index, seq in enumerate(seqs)}
+        self.ended: dict[str, list[SequenceState]] = {}
+        """The outputs of a request that have ended already."""
+        self.preempted: dict[str, Phase] = {}
+        self.rows = {request: self._row(request, ROW * index) for index, request in enumerate(requests)}
+        searches = {request: search_of(timeline, request) for request in searched_requests(timeline)}
+        self.searches = {request: search for request, search in searches.items() if request in self.rows}
 
-    def _row(self, seq: int, y: float) -> dict[str, int]:
-        scene, name = self.scene, self.names[self.requests[seq]]
+    def _row(self, request: str, y: float) -> dict[str, int]:
+        scene, name = self.scene, self.names[request]
         scene.rect(0, y + 2, NARROW, ROW - 10, fill="panel", radius=6)
         return {
             "chip": scene.rect(
@@ -82,46 +89,76 @@ class _Column:
         }
 
     def update(self, record: StepRecord, state: ReplayState) -> None:
-        phases = {item.seq: item.phase for item in record.batch}
-        for seq in self.seqs:
-            sequence = state.sequences.get(seq)
-            if sequence:
-                self._show(seq, sequence, self._phase(sequence, phases, state))
-            elif seq in state.finished and seq not in self.settled:
-                self.settled.add(seq)
-                self._show(seq, state.finished[seq], None)
+        phases: dict[str, Phase] = {}
+        for item in record.batch:
+            if phases.get(item.request) is not Phase.PREFILL:
+                phases[item.request] = item.phase
+        for event in record.preempted:
+            self.preempted[event.request] = Phase.SWAPPED if event.mode == "swap" else Phase.PREEMPTED
+        for sequence in record.finished:
+            self.ended.setdefault(sequence.request, []).append(sequence)
+        for request, row in self.rows.items():
+            members = [state.sequences[seq] for seq in state.members.get(request, ())]
+            if members:
+                best = min(members, key=lambda s: (-(s.beam_score or 0.0), s.seq))
+                self._show(row, best, len(members), self._phase(request, phases, state))
+            elif request in self.ended and request not in self.settled:
+                self.settled.add(request)
+                self._show_end(request, row, record.step)
 
-    def _phase(self, sequence: SequenceState, phases: Mapping[int, Phase], state: ReplayState) -> Phase:
-        if sequence.seq in phases:
-            return phases[sequence.seq]
-        if sequence.seq in state.tables:
+    def _phase(self, request: str, phases: Mapping[str, Phase], state: ReplayState) -> Phase:
+        if request in phases:
+            return phases[request]
+        if any(seq in state.tables for seq in state.members[request]):
             return Phase.HELD
-        return Phase.PREEMPTED if sequence.num_preemptions else Phase.WAITING
+        return self.preempted.get(request, Phase.WAITING)
 
-    def _show(self, seq: int, sequence: SequenceState, phase: Phase | None) -> None:
-        row, name = self.rows[seq], self.names[sequence.request]
-        reason = sequence.finish_reason or ""
-        doing = DOING[phase] if phase else ENDED.get(reason, f"finished ({reason})")
+    def _show(self, row: dict[str, int], sequence: SequenceState, count: int, phase: Phase) -> None:
+        name = self.names[sequence.request]
         most = sequence.num_prompt_tokens + sequence.max_tokens
-        cached = sequence.num_computed_tokens if phase else 0
         width = NARROW - 20
+        doing = DOING[phase] + (f", {count} sequences" if count > 1 else "")
         self.scene.set(row["chip"], fill=name.colour)
         self.scene.set(row["doing"], text=doing, fill="ink")
-        self.scene.set(row["count"], text=_count(sequence, name))
+        self.scene.set(row["count"], text=_count(sequence, name, sequence.num_output_tokens))
         self.scene.set(row["prompt"], text=clip(_prompt(sequence), PROMPT_CELLS), tip=_prompt(sequence)[:600])
         answer = clip(sequence.text.lstrip(), ANSWER_CELLS, keep_end=True)
         self.scene.set(row["answer"], text=answer)
-        self.scene.set(row["frame"], fill="rule" if phase else "none")
-        share = rounded(width * cached / most)
-        self.scene.set(row["cached"], fill="filled" if phase else "none", width=share)
-        if not phase:
-            self.scene.set(row["answer"], tip=sequence.text[:2000])
+        self.scene.set(row["frame"], fill="rule")
+        share = rounded(width * sequence.num_computed_tokens / most)
+        self.scene.set(row["cached"], fill="filled", width=share)
+
+    def _show_end(self, request: str, row: dict[str, int], step: int) -> None:
+        """Everything that a request has come to; pruned beams are not part of it."""
+        outputs = [s for s in self.ended[request] if s.finish_reason != "pruned"] or self.ended[request]
+        first = outputs[0]
+        reason = outputs[-1].finish_reason or ""
+        texts = [sequence.text for sequence in sorted(outputs, key=lambda s: s.seq)]
+        doing = ENDED.get(reason, f"finished ({reason})")
+        num_tokens = first.num_output_tokens
+        if search := self.searches.get(request):
+            best = search.best(search.column_at(step))
+            if best is not None:
+                texts = [search.text_to(best)]
+                num_tokens = search.nodes[best].column + 1
+                doing += ", the best of its search"
+        elif len(outputs) > 1:
+            doing += f", {len(outputs)} outputs"
+        self.scene.set(row["chip"], fill=self.names[request].colour)
+        self.scene.set(row["doing"], text=doing, fill="ink")
+        self.scene.set(row["count"], text=_count(first, self.names[request], num_tokens))
+        self.scene.set(row["prompt"], text=clip(_prompt(first), PROMPT_CELLS), tip=_prompt(first)[:600])
+        said = "\n—\n".join(text.strip() for text in texts)
+        answer = clip(texts[0].lstrip(), ANSWER_CELLS, keep_end=True)
+        self.scene.set(row["answer"], text=answer, tip=said[:2000])
+        self.scene.set(row["frame"], fill="none")
+        self.scene.set(row["cached"], fill="none", width=0.0)
 
 
-def _count(sequence: SequenceState, name: Name) -> str:
+def _count(sequence: SequenceState, name: Name, num_output_tokens: int) -> str:
     request = "" if name.tag == name.request else f"id {clip(name.request, 12)} · "
     return (
-        f"{request}{sequence.num_prompt_tokens:,} prompt + {sequence.num_output_tokens:,} "
+        f"{request}{sequence.num_prompt_tokens:,} prompt + {num_output_tokens:,} "
         f"of at most {sequence.max_tokens:,} output tokens"
     )
 

@@ -1,7 +1,7 @@
 """The scheduler's timeline (a Gantt chart): one row per request, one column per step.
 
     A  ███▄▄▄▄▄▄▄▄▄▄▄▄▄            full height: prefill; lower: decode
-    B  ──██▄▄▄▄▄▄▄×───██▄▄▄▄       thin: waits; × and thin: preempted, waits again
+    B  ──██▄▄▄▄▄▄▄×───██▄▄▄▄       thin: waits; × and thin: preempted, waits again (↑: swapped out)
     C       ─────██▄▄▄▄▄
 
 Continuous batching is what makes the rows end and begin at different steps: nobody waits for the whole batch.
@@ -18,7 +18,7 @@ from viz.figures.common import WIDE, Name, StepCursor, names_of, step_axis_label
 from viz.scene import Scene, rounded
 
 MOST_ROWS = 200
-MOST_CROSSES = 300
+MOST_SIGNS = 300
 LEFT, TOP = 64.0, 40.0
 ROWS_HEIGHT = 430.0
 
@@ -29,7 +29,11 @@ LOOKS: dict[Phase, tuple[str, float, str]] = {
     Phase.DECODE: ("decode", 0.6, "decode"),
     Phase.HELD: ("held", 0.12, "held: keeps its blocks, computes nothing"),
     Phase.PREEMPTED: ("preempted", 0.25, "× preempted, waits again"),
+    Phase.SWAPPED: ("swapped", 0.4, "↑ swapped out, waits again"),
 }
+
+
+SIGNS = {Phase.PREEMPTED: "×", Phase.SWAPPED: "↑"}
 
 
 def scheduler_gantt(timeline: Timeline, width: float = WIDE, screen: str = "") -> Scene:
@@ -44,7 +48,7 @@ def scheduler_gantt(timeline: Timeline, width: float = WIDE, screen: str = "") -
     names = names_of(timeline)
     step_width = (width - LEFT - 4) / max(timeline.num_steps, 1)
     every = ceil(13 / row)
-    crosses: list[tuple[float, float]] = []
+    signs: list[tuple[float, float, str]] = []
     for index, request in enumerate(shown):
         y = TOP + index * row
         if index % every == 0:
@@ -54,10 +58,10 @@ def scheduler_gantt(timeline: Timeline, width: float = WIDE, screen: str = "") -
             scene.path(f"M{LEFT:g},{y:g}L{width:g},{y:g}", stroke="rule", stroke_width=0.6)
         for span in timeline.spans[request]:
             _draw_span(scene, span, names[request], y, row, step_width)
-            if span.phase is Phase.PREEMPTED:
-                crosses.append((LEFT + span.first * step_width, y + row / 2))
-    for x, y in crosses[:MOST_CROSSES]:
-        scene.text(rounded(x), rounded(y + 5), "×", size=16, weight="bold", fill="ink", anchor="middle")
+            if sign := SIGNS.get(span.phase):
+                signs.append((LEFT + span.first * step_width, y + row / 2, sign))
+    for x, y, sign in signs[:MOST_SIGNS]:
+        scene.text(rounded(x), rounded(y + 5), sign, size=16, weight="bold", fill="ink", anchor="middle")
     step_axis_labels(scene, timeline.num_steps, LEFT, bottom + 20)
     if more:
         words = f"The first {MOST_ROWS} of {len(requests):,} requests are drawn."
@@ -79,7 +83,7 @@ def _draw_span(scene: Scene, span: Span, name: Name, y: float, row: float, step_
         rounded(max(0.5, (span.last - span.first + 1) * step_width)),
         rounded(height),
         fill=fill,
-        tip=f"{name.full}: {words.removeprefix('× ')}, {steps}",
+        tip=f"{name.full}: {words.lstrip('×↑ ')}, {steps}",
     )
 
 

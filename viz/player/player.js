@@ -81,17 +81,32 @@ class Player {
     find(".forward").onclick = () => this.move(this.step + 1);
     find(".last").onclick = () => this.move(this.last);
     this.onKey = (event) => this.key(event);
+    this.onResize = () => this.reserve();
   }
 
   // Streamlit may unmount and mount us again at any rerun; the player lives on.
   attach() {
-    document.removeEventListener("keydown", this.onKey);
+    // The same listener is only ever added once.
     document.addEventListener("keydown", this.onKey);
+    window.addEventListener("resize", this.onResize);
+    this.reserve();
   }
 
   detach() {
     document.removeEventListener("keydown", this.onKey);
+    window.removeEventListener("resize", this.onResize);
     clearTimeout(this.reportTimer);
+  }
+
+  // Room for all but the longest captions, so that the pictures do not dance while they play.
+  reserve() {
+    const byLength = [...this.data.captions].sort((one, other) => one.length - other.length);
+    const probe = document.createElement("p");
+    probe.className = "caption";
+    probe.textContent = byLength[Math.floor(0.9 * (byLength.length - 1))];
+    this.caption.after(probe);
+    this.caption.style.minHeight = `${Math.min(probe.offsetHeight, window.innerHeight / 4)}px`;
+    probe.remove();
   }
 
   // ── moving ──────────────────────────────────────────────────────────────────────────────────────────

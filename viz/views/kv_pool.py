@@ -15,13 +15,25 @@ TEASER = "Where the keys and values of every token are kept."
 INTRODUCTION = (
     "Each cell is one **physical block** of the KV cache; its colour and letter say whose it is, and the "
     "pale strip at its foot is the part still empty. To a request its memory looks like one long row of "
-    "**logical blocks**; the red arrows, its **block table**, say where they really are. Step until the "
-    "selected request takes a new block: it may be any free one. Then jump to the fullest pool."
+    "**logical blocks**; its **block table** says where they really are. Step until the selected request "
+    "takes a new block: it may be any free one. Then jump to the fullest pool."
+)
+ABOUT_SHARING = (
+    "A block may have **several readers**: its badge counts them (=3), and it is free only when the last one "
+    "has gone. Whoever is about to write to a shared block gets a **copy** first: the arrow leads from the "
+    "old block to the new one."
+)
+ABOUT_CACHE = (
+    "A dashed cell without colour is **cached and idle**: nobody reads it, but whoever comes with the same "
+    "tokens will find it, unless it is evicted before."
+)
+ABOUT_SWAP = (
+    "The second grid is the **swap space** in the host's memory, for requests that had to step aside."
 )
 
 
 def page(run: Run) -> None:
-    st.markdown(INTRODUCTION)
+    st.markdown(" ".join([INTRODUCTION, *_what_else(run)]))
     request = _selected(run)
 
     def scenes() -> list[figures.Scene]:
@@ -30,8 +42,34 @@ def page(run: Run) -> None:
         return [pool, figures.memory_over_time(timeline), figures.block_table(timeline, request)]
 
     stage.show(run, f"kv-{request}", scenes)
-    signs = ", ".join(f"**{mark.sign}** {mark.words}" for mark in MARKS.values())
+    signs = ", ".join(f"**{MARKS[name].sign}** {MARKS[name].words}" for name in _marks_of(run))
     st.caption(f"{signs}; red outline: a block of the selected request. Point at a block to read about it.")
+
+
+def _what_else(run: Run) -> list[str]:
+    """The paragraphs that this run has something to show for."""
+    records, header = run.timeline.records, run.timeline.trace.header
+    parts = []
+    if any(record.shared or record.forked for record in records):
+        parts.append(ABOUT_SHARING)
+    if header.prefix_cache:
+        parts.append(ABOUT_CACHE)
+    if header.num_host_blocks:
+        parts.append(ABOUT_SWAP)
+    return parts
+
+
+def _marks_of(run: Run) -> list[str]:
+    """The marks that can occur in this run."""
+    records = run.timeline.records
+    occurs = {
+        "shared": any(record.shared or record.forked or record.merged for record in records),
+        "copied": any(record.copied for record in records),
+        "evicted": any(record.evicted for record in records),
+        "out": any(record.swapped_out for record in records),
+        "in": any(record.swapped_in for record in records),
+    }
+    return [name for name in MARKS if occurs.get(name, True)]
 
 
 def _selected(run: Run) -> str:
@@ -53,7 +91,9 @@ def _selected(run: Run) -> str:
 
 
 def _most_interesting(run: Run) -> str:
-    """The longest request, of the preempted ones if there are any: most happens to its blocks."""
+    """The longest request, of those with several sequences, or of the preempted ones, if there are any:
+    most happens to its blocks."""
     lengths = {seq.request: len(seq.token_ids) for seq in run.timeline.sequences.values()}
-    preempted = {name for record in run.timeline.records for name, _ in record.preempted}
-    return max(lengths, key=lambda request: (request in preempted, lengths[request]))
+    forked = {event.request for record in run.timeline.records for event in record.forked}
+    preempted = {event.request for record in run.timeline.records for event in record.preempted}
+    return max(lengths, key=lambda name: (name in forked, name in preempted, lengths[name]))

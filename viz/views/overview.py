@@ -25,7 +25,7 @@ def page(run: Run) -> None:
     st.markdown(_setting(run))
     _facts(run.summary)
     stage.show(run, "overview", lambda: figures.overview(run.timeline))
-    most, count = figures.MOST_OVERVIEW_ROWS, len(run.timeline.sequences)
+    most, count = figures.MOST_OVERVIEW_ROWS, len(run.timeline.spans)
     if count > most:
         st.caption(f"The first {most} of {count:,} requests are shown.")
     with st.expander("All numbers of this run"):
@@ -87,9 +87,52 @@ def _facts(summary: RunSummary) -> None:
             f"Most blocks in use after a step: {share:.0%} of the pool.",
         ),
         ("Waste", f"{summary.mean_waste:.1%}", "Slots of used blocks that hold no token, on average."),
-        ("Preempted", f"{summary.num_preemptions:,}", "Times that a request gave all its blocks back."),
+        (
+            "Preempted",
+            f"{summary.num_preemptions:,}",
+            "Times that a request stepped aside for lack of memory.",
+        ),
         ("Refused", f"{summary.num_refused:,}", "Requests that could never fit, told so at once."),
+        *_sharing_facts(summary),
     ]
     with st.container(horizontal=True, gap="small"):
         for label, value, explanation in facts:
             st.metric(label, value, help=explanation, border=True, width=127)
+
+
+def _sharing_facts(summary: RunSummary) -> list[tuple[str, str, str]]:
+    """The same for sharing: only what happened."""
+    facts = [
+        (
+            summary.peak_saved_blocks,
+            "Saved",
+            f"{summary.mean_saved_share:.1%}",
+            "Blocks that sharing saves, of those that would be needed otherwise, on average.",
+        ),
+        (
+            summary.num_copies,
+            "Copied",
+            f"{summary.num_copies:,}",
+            "Blocks that were copied because somebody was about to write to a shared one.",
+        ),
+        (
+            summary.hit_tokens,
+            "Cache hits",
+            f"{summary.hit_rate:.1%}",
+            f"{summary.hit_tokens:,} tokens that the prefix cache had, of all that had to be in the cache "
+            f"before a token could be chosen.",
+        ),
+        (
+            summary.num_evicted_blocks,
+            "Evicted",
+            f"{summary.num_evicted_blocks:,}",
+            "Idle blocks that the prefix cache forgot, mostly because somebody needed the space.",
+        ),
+        (
+            summary.num_swaps,
+            "Swapped",
+            f"{summary.num_swaps:,}",
+            "Preemptions whose blocks went to the swap space instead of being computed again.",
+        ),
+    ]
+    return [(label, value, explanation) for count, label, value, explanation in facts if count]

@@ -35,7 +35,3 @@ def page(run: Run) -> None:
         ]
 
     stage.show(run, "scheduler", scenes)
-    st.caption(
-        "This is all that this version records. Sharing of blocks (prefix cache, beams, copy-on-write) gets "
-        "pages of its own when the engine learns it."
-    )

@@ -1,0 +1,172 @@
+"""A grid of blocks: one cell per physical block of a pool, in rows of a fixed length.
+
+    ┌──────┐
+    │+=2   │   sign: what this step did; = and a number: how many sequences read it, if more than one
+    │   A  │   letter and colour: the request of its first reader
+    │ ▁▁▁▁▁│   pale strip: the part that is still empty
+    └──────┘
+
+A dashed cell with a letter and no colour is cached and idle: nobody reads it, and it can be found again.
+Small cells say the same by fill, outline and tooltip. Read next: `block_pool.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+
+from viz.figures.common import NARROW, Mark
+from viz.scene import Scene, Value, rounded
+
+LABELLED = 20.0
+"""Cells of at least this size carry letters and marks."""
+ROOMY = 34.0
+"""Cells of at least this size have room for a sign and a number of readers side by side."""
+MOST_ARROWS = 32
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Where one physical block is drawn, and by which shapes."""
+
+    x: float
+    y: float
+    shape: int
+    badge: int | None
+
+
+@dataclass(frozen=True)
+class Look:
+    """All that one cell shows."""
+
+    fill: str = "free"
+    label: str = ""
+    references: int = 0
+    mark: Mark | None = None
+    is_idle: bool = False
+    is_selected: bool = False
+    tip: str = ""
+    detail: str = ""
+
+
+class BlockGrid:
+    """The cells of one pool. Blocks that are not drawn are passed over in silence.
+
+    Args:
+        blocks: the physical blocks to draw, in order.
+        noun: how tooltips call a block of this pool.
+    """
+
+    def __init__(self, scene: Scene, blocks: Sequence[int], top: float, height: float, noun: str) -> None:
+        # Rows of 16, 32 or 64, so that a block's number can be told from its place.
+        self.columns = 16 if len(blocks) <= 256 else 32 if len(blocks) <= 1024 else 64
+        rows = ceil(max(len(blocks), 1) / self.columns)
+        self.scene, self.noun = scene, noun
+        self.size = min(NARROW / self.columns, max(8.0, height / rows))
+        self.bottom = top + rows * self.size
+        self.inner = self.size - (2 if self.size >= 12 else 1)
+        # An outline that would cover a small cell says less than a thin one.
+        self.bold = 2.5 if self.size >= LABELLED else 1.6
+        self.cells: dict[int, Cell] = {}
+        for index, block in enumerate(blocks):
+            x = (index % self.columns) * self.size + 1
+            y = top + (index // self.columns) * self.size
+            label_size = 15 if self.size >= ROOMY else 11
+            tip = f"{noun} {block}: free"
+            shape = scene.rect(
+                x, y, self.inner, self.inner, fill="free", stroke="outline", label_size=label_size, tip=tip
+            )
+            self.cells[block] = Cell(x, y, shape, None)
+        if self.size >= LABELLED:
+            for block, cell in self.cells.items():
+                badge = scene.rect(cell.x - 1, cell.y - 1, 0, 13, label_size=12)
+                self.cells[block] = Cell(cell.x, cell.y, cell.shape, badge)
+        self._arrows: list[tuple[int, int]] = []
+        self._strips: list[int] = []
+
+    def add_strips(self, count: int) -> None:
+        """Room for the empty parts of so many blocks at once."""
+        self._strips = [self.scene.rect(0, 0, 0, 0, fill="free") for _ in range(count)]
+
+    def add_arrows(self, count: int) -> None:
+        """Room for so many copies in one step."""
+        # Each lies on a pale one, so that it can be told from the letters and outlines below.
+        self._arrows = [
+            (
+                self.scene.path("", stroke="page", stroke_width=5.0, opacity=0.85),
+                self.scene.path("", stroke="ink", stroke_width=2.2),
+            )
+            for _ in range(min(count, MOST_ARROWS))
+        ]
+
+    def draw(self, block: int, look: Look) -> None:
+        """Show what a block is now."""
+        cell = self.cells.get(block)
+        if cell is None:
+            return
+        mark = look.mark
+        attributes: dict[str, Value] = {
+            "fill": look.fill,
+            "label": look.label if self.size >= LABELLED else "",
+            "stroke": "ink" if mark else "outline",
+            "stroke_width": self.bold if mark else 1.0,
+            "dash": mark.dash if mark else "",
+            "tip": look.tip or f"{self.noun} {block}: free",
+            "detail": look.detail,
+        }
+        if look.is_idle:
+            attributes |= {"dash": "2 2"}
+        if look.is_selected:
+            attributes |= {"stroke": "cursor", "stroke_width": self.bold + 0.5}
+        self.scene.set(cell.shape, **attributes)
+        if cell.badge is not None:
+            words = self._badge(mark.sign if mark else "", look.references)
+            width = 7.0 + 6.5 * len(words) if words else 0.0
+            self.scene.set(cell.badge, label=words, width=width, fill="ink" if words else "none")
+
+    def _badge(self, sign: str, references: int) -> str:
+        if references <= 1:
+            return sign
+        if self.size < ROOMY or sign == "=":
+            return f"={references}"
+        return f"{sign}={references}"
+
+    def draw_strips(self, empty: dict[int, float]) -> None:
+        """Show the empty share of the blocks in `empty`, and of no others."""
+        strips = iter(self._strips)
+        for block, share in empty.items():
+            if block not in self.cells:
+                continue
+            cell, shape = self.cells[block], next(strips)
+            if self.size >= LABELLED:
+                x, y = cell.x + self.inner * (1 - share), cell.y + self.inner - 8
+                width, height = self.inner * share - 1, 6.5
+            else:
+                x, y, width, height = cell.x + 1, cell.y + 1, self.inner - 2, (self.inner - 2) * share
+            box = {"x": x, "y": y, "width": max(0.0, width), "height": height}
+            self.scene.set(shape, **{name: rounded(value) for name, value in box.items()})
+        for shape in strips:
+            self.scene.set(shape, width=0.0)
+
+    def draw_copies(self, copies: Sequence[tuple[int, int]]) -> None:
+        """An arrow from the source of each copy of this step to its target."""
+        for index, (halo, arrow) in enumerate(self._arrows):
+            d = self._arrow(*copies[index]) if index < len(copies) else ""
+            self.scene.set(halo, d=d)
+            self.scene.set(arrow, d=d)
+
+    def _arrow(self, source: int, target: int) -> str:
+        if source not in self.cells or target not in self.cells:
+            return ""
+        half = self.inner / 2
+        x1, y1 = self.cells[source].x + half, self.cells[source].y + half
+        x2, y2 = self.cells[target].x + half, self.cells[target].y + half
+        # It bulges to one side, so that it does not run along a row through other blocks' letters, and
+        # meets the target from above.
+        bulge = y1 - self.size * 0.9 if y1 <= y2 else y2 - self.size * 0.9
+        y2 -= half * 0.5
+        return (
+            f"M{x1:g},{y1 - half * 0.5:g}C{x1:g},{bulge:g},{x2:g},{bulge:g},{x2:g},{y2:g}"
+            f"M{x2 - 4:g},{y2 - 7:g}L{x2:g},{y2:g}L{x2 + 4:g},{y2 - 7:g}"
+        )

@@ -1,0 +1,108 @@
+"""Page 4: one beam search as a tree, and the blocks that its beams share."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from viz import figures, stage
+from viz.figures.common import PHONE, WIDE, names_of
+from viz.loading import Run
+from viz.player import Jump
+
+TITLE = "Beam tree"
+URL = "beam_tree"
+TEASER = "How a search branches, and how little memory its branches need."
+
+INTRODUCTION = (
+    "A **beam search** follows several outputs at once. In every step each beam proposes its best next "
+    "tokens, and of all proposals together the best are **kept**. A beam with two good continuations "
+    "**forks**; one that others have outdone is **pruned** (thin and dashed); one that reaches its end is a "
+    "**finished hypothesis** (✓). Step, and watch the past grow together: all beams soon have most of it in "
+    "common, so they share the blocks that hold it."
+)
+LEGEND = (
+    "Thick: kept beams and their past; green outline: what led to a finished hypothesis; thin and dashed: "
+    "pruned. Scores are sums of log-probabilities; that of a finished hypothesis is divided by its length "
+    "(to the power of the length penalty). Small grey lines are **rejected** candidates: the rank of the "
+    "beam they would have continued, token, score. A click on the map goes to that step."
+)
+WITHOUT = "No request of this run searched with beams. Make a run that has one:"
+HOW = """# in the shell:
+minivllm demo sharing
+
+# or in Python, then: minivllm dashboard beams.jsonl
+with LLM("path/to/model", trace="beams.jsonl") as llm:
+    llm.beam_search(["Once upon a time,"], BeamSearchParams(beam_width=4, max_tokens=24))"""
+
+
+def page(run: Run) -> None:
+    st.markdown(INTRODUCTION)
+    requests = figures.searched_requests(run.timeline)
+    if not requests:
+        st.info(WITHOUT)
+        st.code(HOW, language="python")
+        return
+    request = _selected(run, requests)
+
+    def scenes() -> list[figures.Scene]:
+        timeline = run.timeline
+        trees = [
+            figures.beam_tree(timeline, request, width, screen)
+            for width, screen in ((WIDE, "wide"), (PHONE, "narrow"))
+        ]
+        return [*trees, figures.block_pool(timeline, request, spotlight=True)]
+
+    stage.show(run, f"beams-{request}", scenes, _jumps(run, request))
+    st.caption(LEGEND)
+
+
+def _jumps(run: Run, request: str) -> list[Jump]:
+    """The places worth seeing in one search."""
+    steps = [
+        (record.step, event)
+        for record in run.timeline.records
+        for event in record.beams
+        if event.request == request
+    ]
+    forks = [
+        record.step
+        for record in run.timeline.records
+        if any(event.request == request for event in record.forked)
+    ]
+    pruned = [
+        record.step
+        for record in run.timeline.records
+        if any(s.request == request and s.finish_reason == "pruned" for s in record.finished)
+    ]
+    copied = [
+        record.step
+        for record in run.timeline.records
+        if any(run.timeline.sequences[event.seq].request == request for event in record.copied)
+    ]
+    return [
+        Jump("begin of the search", steps[0][0]),
+        Jump("second fork", forks[1] if len(forks) > 1 else None),
+        Jump("first pruned beam", min(pruned, default=None)),
+        Jump("first copy-on-write", min(copied, default=None)),
+        Jump("first hypothesis", next((step for step, event in steps if event.finished), None)),
+        Jump("end of the search", steps[-1][0]),
+    ]
+
+
+def _selected(run: Run, requests: list[str]) -> str:
+    """The request whose search is drawn: there is a choice only if several searched."""
+    if len(requests) == 1:
+        return requests[0]
+    names = names_of(run.timeline)
+    chosen = st.session_state.get("search")
+    index = requests.index(chosen) if chosen in requests else 0
+    # Its own key would be forgotten when the page changes; ours is kept.
+    request = st.selectbox(
+        "Show the search of request",
+        requests,
+        index,
+        format_func=lambda item: names[item].full,
+        width=360,
+    )
+    st.session_state.search = request
+    return request

@@ -1,0 +1,53 @@
+"""Page 5: the prefix cache as a tree."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from viz import figures, stage
+from viz.figures.common import EDGE_MARKS, PHONE, WIDE
+from viz.loading import Run
+
+TITLE = "Prefix tree"
+URL = "prefix_tree"
+TEASER = "What the cache remembers, so that nobody computes it twice."
+
+INTRODUCTION = (
+    "Prompts often begin alike. The **prefix cache** remembers full blocks by their tokens and by all tokens "
+    "before them, so what it knows is a tree: who comes with a prompt walks down from the root as far as it "
+    "matches, and computes only the rest. An edge in somebody's block table is **locked** (its readers are "
+    "named on it); one that nobody reads is **idle** (dashed), and goes first when space is needed, the one "
+    "unused for longest before the others."
+)
+LEGEND = (
+    "Edges that are not cached yet, or no longer, are pale. A thick link says that two pieces are one edge "
+    "as long as nothing else branches off between them. The green line at the foot of an edge is the part of "
+    "its blocks that is cached now. Point at an edge to read all of its text."
+)
+WITHOUT = "This run had no prefix cache, or nothing was ever put into it. Make a run that has one:"
+HOW = """# in the shell:
+minivllm demo sharing
+
+# or in Python, then: minivllm dashboard prefixes.jsonl
+with LLM("path/to/model", prefix_cache="radix", trace="prefixes.jsonl") as llm:  # or "hash"
+    llm.generate(["Question: What is a KV cache?", "Question: What is a block table?"])"""
+
+
+def page(run: Run) -> None:
+    st.markdown(INTRODUCTION)
+    if not any(record.cached for record in run.timeline.records):
+        st.info(WITHOUT)
+        st.code(HOW, language="python")
+        return
+
+    def scenes() -> list[figures.Scene]:
+        timeline = run.timeline
+        trees = [
+            figures.prefix_tree(timeline, width, screen)
+            for width, screen in ((WIDE, "wide"), (PHONE, "narrow"))
+        ]
+        return [*trees, figures.memory_over_time(timeline)]
+
+    stage.show(run, "prefixes", scenes)
+    signs = ", ".join(f"**{mark.sign}** {mark.words}" for mark in EDGE_MARKS.values())
+    st.caption(f"{signs}. {LEGEND}")
