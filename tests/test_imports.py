@@ -83,7 +83,7 @@ def test_the_engine_never_imports_the_dashboard_or_the_lessons():
         top_level = {name.split(".")[0] for name in imports_of(path)}
         forbidden = {"viz", "lessons", "streamlit", "matplotlib"}
         if path.is_relative_to(ROOT / "minivllm/compare"):
-            forbidden.remove("matplotlib")  # a comparison of two runs has no step cursor: it is a still picture
+            forbidden.remove("matplotlib")  # what is compared at once has no step cursor
         assert not top_level & forbidden, path.relative_to(ROOT)
 
 

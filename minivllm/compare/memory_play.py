@@ -125,6 +125,7 @@ class MemoryPlay:
         self.scheduler = Scheduler(config, memory)
         self._beams: dict[str, _Beams] = {}
         self._final: dict[str, int] = {}
+        self._forked: set[str] = set()
         self.tokens: Iterator[int] = counter()
         self._looks: list[_Look] = []
         self._apart: list[int] = []
@@ -194,18 +195,24 @@ class MemoryPlay:
     def _grow(self, request: Request, ready: list[TokenSequence]) -> list[TokenSequence]:
         beams = self._beams.get(request.request_id)
         if beams is not None:
-            ready = list(request.sequences)  # in lockstep, and in the order of their scores
+            before = tuple(request.sequences)  # in lockstep, and in the order of their scores
             children = self._survivors(request, beams.scores)
             grown, _ = self.scheduler.grow(
-                request, ready, [(ready[parent], token) for parent, token, _ in children]
+                request, [(before[parent], token) for parent, token, _ in children]
             )
             beams.scores = [score for _, _, score in children]
             beams.parents.append([parent for parent, _, _ in children])
             return grown
-        if len(request.sequences) < self.width:  # the prompt is computed: fork
-            ready *= self.width
-        unfinished = [item for item in ready if item.num_tokens <= self._final[request.request_id]]
-        grown, _ = self.scheduler.grow(request, ready, [(item, next(self.tokens)) for item in unfinished])
+        if request.request_id not in self._forked:  # the prompt is computed
+            self._forked.add(request.request_id)
+            ready = [*ready, *(self.scheduler.fork(request, ready[0]) for _ in range(1, self.width))]
+        grown = []
+        for sequence in ready:
+            if sequence.num_tokens > self._final[request.request_id]:
+                self.scheduler.drop(request, sequence)
+            else:
+                sequence.append_token(next(self.tokens))
+                grown.append(sequence)
         return grown
 
     # ── measuring ─────────────────────────────────────────────────────────────────────────────────────
