@@ -8,6 +8,7 @@ either a real folder or a random one of a known shape (`shapes.py`):
     trace-overhead  the same run with and without a trace file
     control-plane   what a block, a scheduling decision and an abort cost, however large the pool or the queue
     beams           beam search with shared blocks, and with a full copy at each fork
+    prefix-cache    looking up, holding and replacing prefixes, however many are known
 
 Three habits keep the numbers honest. Sides that are compared take turns (A B, B A, A B …), so that a slow
 minute hits both; medians are reported, and ratios rather than seconds; and each table says on which
@@ -33,6 +34,7 @@ MEASUREMENTS = {
     "trace": "trace_overhead",
     "control-plane": "control_plane",
     "beams": "beams",
+    "prefix-cache": "prefix_lookup",
 }
 """Name on the command line → module, which has a function `run(settings)`."""
 

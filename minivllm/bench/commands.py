@@ -136,6 +136,12 @@ def beams(
     _measure("beams", json, _settings(model, threads, repeat, requests, dtype, None, seed))
 
 
+@app.command("prefix-cache")
+def prefix_cache(repeat: Repeat = 3, json: Json = None, seed: Seed = DEFAULT_SEED) -> None:
+    """What looking up, holding and replacing a prefix costs, however many are known."""
+    _measure("prefix-cache", json, _settings(None, None, repeat, 1, "auto", None, seed))
+
+
 def _settings(
     model: str | None,
     threads: int | None,

@@ -1,0 +1,214 @@
+"""Both prefix caches against a dictionary of all known prefixes, asked by brute force."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from minivllm.memory.hash_prefix_cache import HashPrefixCache
+from minivllm.memory.prefix_cache import make_prefix_cache
+from minivllm.memory.radix_tree import RadixTree
+
+SALTS = (None, "x", "y")
+
+
+class CacheMachine(RuleBasedStateMachine):
+    """Tables come with their tokens and go; `known` has each remembered block by its salt and whole past."""
+
+    def make(self, block_size):
+        raise NotImplementedError
+
+    @initialize(block_size=st.integers(1, 3))
+    def start(self, block_size):
+        self.size, self.cache = block_size, self.make(block_size)
+        self.known = {}
+        self.tables = []  # (salt, tokens, blocks): those that hold a path
+        self.next_block = 0
+        self.past = [[]]
+
+    def blocks_of(self, salt, tokens):
+        """By brute force: the blocks of the longest prefix of which every part is known."""
+        blocks = []
+        for end in range(self.size, len(tokens) + 1, self.size):
+            block = self.known.get((salt, tuple(tokens[:end])))
+            if block is None:
+                break
+            blocks.append(block)
+        return blocks
+
+    def holders(self):
+        counts = [0] * max(self.next_block, 1)
+        for _, _, blocks in self.tables:
+            for block in blocks:
+                counts[block] += 1
+        return counts
+
+    def forget(self, blocks):
+        counts = self.holders()
+        for block in blocks:
+            assert counts[block] == 0, "what is in use is never forgotten"
+            (key,) = [key for key, known in self.known.items() if known == block]
+            longer = [k for k in self.known if k[0] == key[0] and k[1][: len(key[1])] == key[1] and k != key]
+            assert not longer, "the end of a path goes before its beginning"
+            del self.known[key]
+
+    @rule(data=st.data(), salt=st.sampled_from(SALTS), tail=st.lists(st.integers(0, 1), max_size=9))
+    def come(self, data, salt, tail):
+        """A table finds what is known, holds it, and makes the rest known in one piece or two."""
+        start = data.draw(st.sampled_from(self.past[-8:]))
+        tokens = [*start[: data.draw(st.integers(0, len(start)))], *tail]
+        tokens = tokens[: len(tokens) // self.size * self.size]
+        found = self.cache.match(None, tokens, salt)
+        assert found == self.blocks_of(salt, tokens)
+        self.cache.acquire(found)
+        blocks = list(found)
+        rest = len(tokens) // self.size - len(found)
+        for count in (rest // 2, rest - rest // 2):
+            if count:
+                new = list(range(self.next_block, self.next_block + count))
+                first = len(blocks) * self.size
+                piece = tokens[first : first + count * self.size]
+                after = blocks[-1] if blocks else None
+                assert self.cache.match(after, piece, salt) == []
+                assert self.cache.insert(after, piece, new, salt) == count
+                blocks += new
+                self.next_block += count
+        for index, block in enumerate(blocks):
+            self.known[salt, tuple(tokens[: (index + 1) * self.size])] = block
+        self.past.append(tokens)
+        if blocks:
+            self.tables.append((salt, tokens, blocks))
+
+    @precondition(lambda self: self.tables)
+    @rule(data=st.data())
+    def fork(self, data):
+        table = data.draw(st.sampled_from(self.tables))
+        self.cache.acquire(table[2])
+        self.tables.append(table)
+
+    @precondition(lambda self: self.tables)
+    @rule(data=st.data())
+    def go(self, data):
+        _, _, blocks = self.tables.pop(data.draw(st.integers(0, len(self.tables) - 1)))
+        self.cache.release(blocks)
+
+    @precondition(lambda self: self.tables)
+    @rule(data=st.data())
+    def a_rival_is_turned_away(self, data):
+        """Another block with tokens that are known in this place stays unknown."""
+        salt, tokens, _ = data.draw(st.sampled_from(self.tables))
+        assert self.cache.insert(None, tokens[: self.size], [self.next_block], salt) == 0
+        assert self.next_block not in self.cache
+
+    @rule(data=st.data())
+    def evict(self, data):
+        idle = self.cache.num_idle_blocks
+        count = data.draw(st.integers(0, idle + 1))
+        if count > idle:
+            with pytest.raises(
+                ValueError, match=f"{count} blocks are to be evicted, but only {idle} are idle"
+            ):
+                self.cache.evict(count)
+        else:
+            evicted = self.cache.evict(count)
+            assert len(evicted) == count
+            self.forget(evicted)
+
+    @rule()
+    def reset(self):
+        self.forget(self.cache.reset())
+        assert self.cache.num_idle_blocks == 0
+
+    @rule(data=st.data(), salt=st.sampled_from(SALTS))
+    def look(self, data, salt):
+        """A look-up finds what brute force finds, and changes nothing that can be seen."""
+        tokens = data.draw(st.sampled_from(self.past[-8:]))
+        tokens = [*tokens[: data.draw(st.integers(0, len(tokens)))], *data.draw(st.lists(st.integers(0, 1)))]
+        before = self.structure()
+        found = self.cache.match(None, tokens, salt)
+        assert found == self.blocks_of(salt, tokens)
+        for index in range(1, len(found)):  # going on behind a block is the same as coming from the beginning
+            rest = tokens[index * self.size :]
+            assert self.cache.match(found[index - 1], rest, salt) == found[index:]
+        assert self.structure() == before
+
+    def structure(self):
+        if isinstance(self.cache, RadixTree):
+            return sorted((list(node.blocks), node.lock, len(node.children)) for node in self.cache.nodes())
+        return {block: self.cache.parent_of(block) for block in self.known.values()}
+
+    @invariant()
+    def agrees_with_the_model(self):
+        if not hasattr(self, "cache"):
+            return
+        counts = self.holders()
+        self.cache.check_invariants(counts)
+        assert len(self.cache) == len(self.known)
+        assert self.cache.num_idle_blocks == sum(counts[block] == 0 for block in self.known.values())
+        for (salt, tokens), block in self.known.items():
+            assert block in self.cache
+            assert self.cache.parent_of(block) == self.known.get((salt, tokens[: -self.size]))
+
+
+class HashMachine(CacheMachine):
+    def make(self, block_size):
+        return HashPrefixCache(block_size)
+
+
+class CollidingHashMachine(CacheMachine):
+    """Every key is one of two: nothing may depend on keys being different."""
+
+    def make(self, block_size):
+        return HashPrefixCache(block_size, hash_block=lambda before, tokens: tokens[0] % 2)
+
+
+class RadixMachine(CacheMachine):
+    def make(self, block_size):
+        return RadixTree(block_size)
+
+
+TestHash = HashMachine.TestCase
+TestCollidingHash = CollidingHashMachine.TestCase
+TestRadix = RadixMachine.TestCase
+
+
+@pytest.mark.parametrize("form", ["hash", "radix"])
+@given(order=st.permutations(range(6)), lengths=st.lists(st.integers(1, 4), min_size=6, max_size=6))
+def test_the_least_recently_used_goes_first_and_from_its_end(form, order, lengths):
+    cache = make_prefix_cache(form, 2)
+    paths, block = [], 0
+    for number, length in enumerate(lengths):
+        blocks = list(range(block, block + length))
+        block += length
+        cache.insert(None, [number] * 2 * length, blocks)
+        cache.release(blocks)
+        paths.append(blocks)
+    for number in order:  # looking is using
+        cache.match(None, [number] * 2 * lengths[number])
+    expected = [block for number in order for block in reversed(paths[number])]
+    assert cache.evict(len(expected)) == expected
+
+
+@pytest.mark.parametrize("form", ["hash", "radix"])
+def test_a_block_that_holds_something_else_now_is_not_found_under_its_old_name(form):
+    cache = make_prefix_cache(form, 2)
+    cache.insert(None, [1, 1, 2, 2], [0, 1])
+    cache.release([0, 1])
+    assert cache.evict(2) == [1, 0]
+    cache.insert(None, [3, 3], [0])
+    assert cache.match(None, [1, 1, 2, 2]) == []
+    assert cache.match(None, [3, 3, 2, 2]) == [0]
+
+
+def test_a_sequence_that_grows_alone_is_one_node():
+    tree = RadixTree(1)
+    for token in range(50):
+        tree.insert(token - 1 if token else None, [token], [token])
+    assert len(list(tree.nodes())) == 1
+    tree.acquire(list(range(20)))  # somebody else comes as far as the twentieth block
+    assert [len(node.blocks) for node in tree.nodes()] == [20, 30]
+    assert [node.lock for node in tree.nodes()] == [2, 1]
+
+
+def test_no_prefix_cache_is_none():
+    assert make_prefix_cache(None, 4) is None
