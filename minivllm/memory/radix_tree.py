@@ -133,8 +133,7 @@ class RadixTree:
         if node.blocks[-1] != blocks[-1]:
             node = self._split(node, node.blocks.index(blocks[-1]) + 1)
         while left:
-            if left < len(node.blocks):  # its first blocks are held already
-                self._split(node, len(node.blocks) - left)
+            assert left >= len(node.blocks), "what a table holds already ends at a node's end"
             if node.lock == 0:
                 self._num_idle -= len(node.blocks)
             node.lock += 1
