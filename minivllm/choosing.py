@@ -110,7 +110,9 @@ def _search(
 ) -> Search:
     """The best continuations of one search; `members` are its beams and their rows of logits."""
     search = live.beams.search
-    rows = logits[[row for _, row in members]]
+    first, last = members[0][1], members[-1][1]
+    assert last - first + 1 == len(members), "beams are planned one after another, each with one row"
+    rows = logits[first : last + 1]
     candidates = sampler.continuations(rows, search.scores, search.num_candidates, live.beams.temperature)
     return Search(live, [sequence for sequence, _ in members], candidates)
 
