@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -30,7 +31,8 @@ WHAT_IS_RESERVED = {
 }
 LEGEND = (
     "effective: slots that hold a token. reserved: to be filled later by the same request. internal: held "
-    "and never used. external: free, and the request at the head of the queue does not fit."
+    "and never used. external: free, and the request at the head of the queue does not fit. at once: "
+    "requests that run, on average. paper: effective · at once."
 )
 
 
@@ -99,14 +101,12 @@ def _in_memory(residency: Residency) -> tuple[int, int, int]:
 def single_table(result: MemoryComparison, data_set: str) -> Table:
     """Shares of the memory and requests at once, one row for each allocator."""
     shape = DATA_SETS[data_set]
-    table = Table(
-        title=f"{shape.name}: mean {shape.mean_prompt:.0f} tokens in, {shape.mean_output:.0f} out",
-        title_justify="left",
+    table = _narrow_table(
+        f"{shape.name}: mean {shape.mean_prompt:.0f} tokens in, {shape.mean_output:.0f} out"
     )
-    table.add_column("allocator")
-    table.add_column("reserves")
-    for column in ("effective", "reserved", "internal", "external", "requests at once", "paper"):
-        table.add_column(column, justify="right")
+    table.add_column("allocator (reserves)")
+    for column in ("effective", "reserved", "internal", "external", "at once", "paper"):
+        table.add_column(column, justify="right", no_wrap=True)
     for run in result.single:
         if run.data_set != data_set:
             continue
@@ -116,8 +116,7 @@ def single_table(result: MemoryComparison, data_set: str) -> Table:
         paper = [f"{effective:.1%}"] if effective else []
         paper += [f"{at_once:.1f}"] if at_once else []
         table.add_row(
-            run.allocator,
-            WHAT_IS_RESERVED[run.allocator],
+            f"{run.allocator} ({WHAT_IS_RESERVED[run.allocator]})",
             *(f"{share:.1%}" for share in shares[:4]),
             f"{run.played.requests_at_once:.1f}",
             " · ".join(paper) or "–",
@@ -128,10 +127,7 @@ def single_table(result: MemoryComparison, data_set: str) -> Table:
 def copies_table(result: MemoryComparison) -> Table:
     """What forks cost where nothing can be shared."""
     name = DATA_SETS["alpaca"].name
-    table = Table(
-        title=f"Blocks copied per 1,000 tokens: {COPIES_WIDTH} sequences per request, {name}",
-        title_justify="left",
-    )
+    table = _narrow_table(f"Blocks copied per 1,000 tokens: {COPIES_WIDTH} sequences per request, {name}")
     table.add_column("allocator")
     for kind in ("parallel samples", "beams"):
         table.add_column(kind, justify="right")
@@ -150,11 +146,11 @@ def copies_table(result: MemoryComparison) -> Table:
 
 def sharing_table(result: MemoryComparison) -> Table:
     """Blocks saved by sharing, beside the paper's range."""
-    table = Table(title="Blocks saved by sharing (paged)", title_justify="left")
+    table = _narrow_table("Blocks saved by sharing (paged)")
     table.add_column("")
     for width in WIDTHS:
         table.add_column(f"{width} sequences", justify="right")
-    table.add_column("paper", justify="right")
+    table.add_column("paper", justify="right", no_wrap=True)
     for (data_set, kind), theirs in papers.SAVED.items():
         name = "parallel samples" if kind == "parallel" else "beams"
         runs = [result.find("sharing", data_set=data_set, kind=kind, width=width) for width in WIDTHS]
@@ -168,6 +164,11 @@ def sharing_table(result: MemoryComparison) -> Table:
         saved = (f"{run.played.saved:.1%}" for run in result.model)
         table.add_row(name, *saved, _by_width(papers.SAVED["alpaca", "beam"]))
     return table
+
+
+def _narrow_table(title: str) -> Table:
+    """Only one line, below the heads of the columns: so that all of them fit into 80 characters."""
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
 
 
 def _by_width(shares: Mapping[int, float]) -> str:
