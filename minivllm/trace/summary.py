@@ -261,7 +261,8 @@ class _Tally:
         )
         for name in PEAKS:
             self.peaks[name] = max(self.peaks[name], getattr(record, name))
-        if slots := record.num_used_blocks * block_size:
+        slots = record.num_used_blocks * block_size
+        if record.num_filled_slots:  # where a trace is cut off, blocks were taken and nothing filled them yet
             self.waste += 1 - record.num_filled_slots / slots
             self.saved_share += record.num_saved_blocks / (record.num_saved_blocks + record.num_used_blocks)
             self.num_steps_with_blocks += 1
