@@ -167,6 +167,7 @@ class ModelConfig:
             num_parameters=self.num_parameters,
             dtype=dtype,
             kv_bytes_per_token=self.kv_elements_per_token * BYTES_PER_ELEMENT[dtype],
+            hidden_size=self.hidden_size,
         )
 
     def _check_heads(self) -> None:

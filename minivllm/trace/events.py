@@ -65,6 +65,20 @@ class ModelShape(msgspec.Struct, frozen=True):
     dtype: str
     kv_bytes_per_token: int
     """2 (keys and values) · layers · KV heads · head_dim · bytes per element."""
+    hidden_size: int = 0
+    """Width of the stream between layers; 0 in a trace that does not say."""
+
+
+class HardwareShape(msgspec.Struct, frozen=True):
+    """The few numbers of a device that make its roofline: what it can do in a second at most."""
+
+    name: str
+    peak_flops: float
+    """FLOP/s of matrix products in the model's dtype."""
+    memory_bandwidth: float
+    """Bytes/s between the memory that holds weights and cache, and the processor."""
+    num_devices: int = 1
+    """So many of them work on one model; the numbers above are for one."""
 
 
 class TraceHeader(Event, frozen=True):
@@ -82,6 +96,8 @@ class TraceHeader(Event, frozen=True):
     max_num_batched_tokens: int
     max_model_len: int
     model: ModelShape | None = None
+    hardware: HardwareShape | None = None
+    """Where it ran, or was simulated to run, if that was measured or is known."""
     num_host_blocks: int = 0
     """Blocks of the swap space."""
     prefix_cache: str | None = None
@@ -263,6 +279,8 @@ class BatchPlanned(Event, frozen=True):
     """
 
     items: tuple[tuple[int, int, int], ...]
+    num_padding_tokens: int = 0
+    """Tokens that are computed only to make a static batch rectangular, and thrown away."""
 
 
 class TokensSampled(Event, frozen=True):

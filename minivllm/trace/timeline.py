@@ -85,6 +85,7 @@ class StepRecord:
     end: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
     batch: tuple[BatchItem, ...] = ()
+    num_padding_tokens: int = 0
     queued: list[str] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
     """`(request, reason)`."""
@@ -150,6 +151,7 @@ class StepRecord:
             case RequestPreempted():
                 self.preempted.append(event)
             case BatchPlanned():
+                self.num_padding_tokens = event.num_padding_tokens
                 self.batch = tuple(_batch_item(state, *item) for item in event.items)
             case TokensSampled():
                 self.sampled = event.items
