@@ -105,7 +105,9 @@ def generate(
     watermark: Annotated[
         float, typer.Option(help="Share of blocks kept free when a request is admitted.")
     ] = 0.01,
-    scheduling_policy: Annotated[str, typer.Option()] = "fcfs",
+    scheduling_policy: Annotated[
+        str, typer.Option(help="Who goes first: 'fcfs', 'priority', 'chunked', …, or 'module:Class'.")
+    ] = "fcfs",
     n: Annotated[int, typer.Option("--n", help="Outputs for each prompt; they share its blocks.")] = 1,
     use_beam_search: Annotated[
         bool, typer.Option("--use-beam-search", help="Search for the n likeliest outputs.")

@@ -10,7 +10,18 @@ from dataclasses import dataclass
 
 from minivllm.validation import check_boolean, check_choice, check_integer, check_number
 
-SCHEDULING_POLICIES = ("fcfs",)
+SCHEDULING_POLICIES = (
+    "fcfs",
+    "priority",
+    "shortest-remaining",
+    "shortest-remaining-oracle",
+    "tail",
+    "waiting-served-ratio",
+    "prefill-first",
+    "decode-first",
+    "chunked",
+    "static",
+)
 PREEMPTION_MODES = ("recompute", "swap")
 PREFIX_CACHES = ("hash", "radix")
 ALLOCATORS = ("paged", "contiguous", "oracle", "buddy", "virtual_memory")
@@ -31,7 +42,8 @@ class SchedulerConfig:
             room for others; 0 sets no limit.
         watermark: share of the blocks kept free when a request is admitted, so that those already
             running can grow for a while before anybody must be preempted.
-        scheduling_policy: who goes first.
+        scheduling_policy: who goes first: a name, perhaps with settings, as in "tail(tokens_left=8)"; or
+            "module:Class" for one's own (`minivllm/scheduling/choose_policy.py`).
         prefix_cache: how full blocks are found again by other requests, "hash" or "radix"; None does
             without.
         preemption_mode: what becomes of a preempted request's blocks: "recompute" or "swap".
@@ -61,7 +73,7 @@ class SchedulerConfig:
         check_boolean("enable_chunked_prefill", self.enable_chunked_prefill)
         check_integer("long_prefill_token_threshold", self.long_prefill_token_threshold, at_least=0)
         check_number("watermark", self.watermark, at_least=0, at_most=1)
-        check_choice("scheduling_policy", self.scheduling_policy, SCHEDULING_POLICIES)
+        self._check_policy()
         if self.prefix_cache is not None:
             check_choice("prefix_cache", self.prefix_cache, PREFIX_CACHES)
         check_choice("preemption_mode", self.preemption_mode, PREEMPTION_MODES)
@@ -69,6 +81,15 @@ class SchedulerConfig:
         check_choice("allocator", self.allocator, ALLOCATORS)
         check_boolean("copy_on_fork", self.copy_on_fork)
         self._check_combinations()
+
+    def _check_policy(self) -> None:
+        policy = self.scheduling_policy
+        name = policy.partition("(")[0].strip() if isinstance(policy, str) else ""
+        if name not in SCHEDULING_POLICIES and ":" not in name:
+            raise ValueError(
+                f"scheduling_policy must be one of {', '.join(map(repr, SCHEDULING_POLICIES))}, or "
+                f"'module:Class' for one of your own, got {policy!r}"
+            )
 
     def _check_combinations(self) -> None:
         if self.preemption_mode == "swap" and not self.num_host_blocks:

@@ -6,8 +6,7 @@
 
 Each part is somebody else's work: the scheduler decides, the executor computes, the sampler chooses, the
 decoding of each request (`live_request.py`) turns tokens into text and knows when to stop. The engine only
-carries data from one to the next and keeps the books, which is why the same loop drives the real model, a
-fake one in the tests, and a simulated data centre.
+carries data from one to the next and keeps the books, so the same loop drives any model, real or not.
 
 A step that fails (out of memory, say) loses no token and no request: whoever was in it computes its cache
 anew, and every request can still be aborted.
@@ -19,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any
 
 from minivllm.admission import check_prompt, check_salt, check_width, limit_output
@@ -32,6 +31,7 @@ from minivllm.outputs import RequestMetrics, RequestOutput
 from minivllm.request import Request, RequestStatus, Sequence
 from minivllm.sampling_params import BeamSearchParams, SamplingParams
 from minivllm.scheduling.plan import StepPlan
+from minivllm.scheduling.policy import SchedulingPolicy
 from minivllm.scheduling.scheduler import Scheduler
 from minivllm.snapshot import make_header, take_snapshot
 from minivllm.trace.events import (
@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from minivllm.executor.executor import Executor
     from minivllm.model.tokenizer import Tokenizer
 
+LONGEST_NAP_SECONDS = 0.01  # whoever drives the engine can add requests while a policy waits for them
+
 
 class Engine:
     """Continuous batching over a paged KV cache.
@@ -67,6 +69,8 @@ class Engine:
         model_shape: the model's numbers, for the trace's header.
         settings: any other settings worth showing in the trace's header.
         clock: seconds; another clock makes a simulation of it.
+        sleep: lets so many seconds pass on that clock, when a policy would rather wait for company.
+        policy: who goes first; the one that `config` names, if None.
         pages: how the executor's storage gives memory back, for the allocator "virtual_memory".
     """
 
@@ -84,6 +88,8 @@ class Engine:
         model_shape: ModelShape | None = None,
         settings: Mapping[str, Any] | None = None,
         clock: Callable[[], float] = perf_counter,
+        sleep: Callable[[float], None] = sleep,
+        policy: SchedulingPolicy | None = None,
         pages: Pages | None = None,
     ) -> None:
         self.config = config
@@ -98,9 +104,10 @@ class Engine:
         self.live: dict[str, LiveRequest] = {}
         """Unfinished requests by their ids."""
         self._clock = clock
+        self._sleep = sleep
         self._emit = recorder.emit if recorder else None
         self.cache = make_cache_manager(config, self._emit, pages)
-        self.scheduler = Scheduler(config, self.cache, self._emit)
+        self.scheduler = Scheduler(config, self.cache, self._emit, policy)
         if recorder:
             kind = "wall" if clock is perf_counter else "virtual"
             # Addresses may be more than there is memory: the trace counts what has a number.
@@ -167,8 +174,8 @@ class Engine:
             beam_temperature=beam_temperature,
         )
         metrics = RequestMetrics(arrival_time=arrival_time)
-        self.live[request_id] = LiveRequest(request, prompt, tokens, wanted, decoding, metrics)
         self.scheduler.add(request)
+        self.live[request_id] = LiveRequest(request, prompt, tokens, wanted, decoding, metrics)
         if self._emit:
             self._emit(
                 RequestQueued(
@@ -227,7 +234,7 @@ class Engine:
         if live is None:
             return None
         live.decoding.abort()
-        self._let_go(live)
+        self._let_go(live, may_hold=False)
         return live.output()
 
     def reset_prefix_cache(self) -> bool:
@@ -254,16 +261,21 @@ class Engine:
         if not self.live:
             return []
         began = self._clock()
+        if pause := self.scheduler.consult(began):
+            self._sleep(min(pause.until - began, LONGEST_NAP_SECONDS))
+            return []
         if self._emit:
             self._emit(StepStarted(self.num_steps, self._now()))
-        plan = self.scheduler.schedule(self.num_steps)
-        scheduled = self._clock()
+        plan = None
         try:
+            plan = self.scheduler.schedule(self.num_steps, began)
+            scheduled = self._clock()
             logits = self.executor.execute(plan)
             executed = self._clock()
             choices = choose(plan, logits, self.sampler, self.scheduler.sequences, self.live)
         except BaseException as error:
-            self.scheduler.abandon(plan)
+            if plan is not None:
+                self.scheduler.abandon(plan)
             if self._emit:
                 self._emit(StepAbandoned(self.num_steps, self._now(), f"{type(error).__name__}: {error}"))
             raise
@@ -310,8 +322,14 @@ class Engine:
             if live.metrics.first_token_time is None:
                 live.metrics.first_token_time = now
             self._let_go(live)
+            if live.request.status.is_finished and live.request.request_id in self.live:
+                continue  # it is held until its batch is done, and so is its output
             if live.decoding.is_finished or not live.is_silent:
                 outputs.append(live.output())
+        for request in self.scheduler.released():
+            live = self.live[request.request_id]
+            self._leave(live)
+            outputs.append(live.output())
         return outputs
 
     def _advance_beams(self, search: Search) -> list[tuple[int, int, str]]:
@@ -332,7 +350,7 @@ class Engine:
 
     # ── bookkeeping ───────────────────────────────────────────────────────────────────────────────────
 
-    def _let_go(self, live: LiveRequest) -> None:
+    def _let_go(self, live: LiveRequest, *, may_hold: bool = True) -> None:
         """Sequences that have ended leave, and their request with the last of them."""
         request = live.request
         for sequence in tuple(request.sequences):
@@ -341,12 +359,19 @@ class Engine:
                 continue
             if len(request.sequences) > 1:
                 self.scheduler.drop(request, sequence)
-            else:
-                live.metrics.finished_time = self._clock()
-                live.metrics.num_preemptions = request.num_preemptions
-                self.scheduler.remove(request, RequestStatus(live.decoding.finish_reason))
-                del self.live[request.request_id]
-            self._tell_end(sequence, *ending)
+                self._tell_end(sequence, *ending)
+            elif not (may_hold and self.scheduler.hold(request, RequestStatus(live.decoding.finish_reason))):
+                self._leave(live)
+
+    def _leave(self, live: LiveRequest) -> None:
+        """A request goes, with its last sequence."""
+        request = live.request
+        (sequence,) = request.sequences
+        live.metrics.finished_time = self._clock()
+        live.metrics.num_preemptions = request.num_preemptions
+        self.scheduler.remove(request, RequestStatus(live.decoding.finish_reason))
+        del self.live[request.request_id]
+        self._tell_end(sequence, *(live.decoding.ending_of(sequence.seq_id) or ("abort",)))
 
     def _tell_end(self, sequence: Sequence, reason: str, stop: int | str | None = None) -> None:
         if self._emit:
@@ -363,10 +388,12 @@ class Engine:
     def check_invariants(self) -> None:
         """Raise `AssertionError` unless every request is in exactly one queue and the memory adds up."""
         self.scheduler.check_invariants()
-        queued = {r.request_id for q in (self.scheduler.waiting, self.scheduler.running) for r in q}
+        waiting = self.scheduler.waiting.in_order_of_arrival()
+        queued = {request.request_id for request in (*waiting, *self.scheduler.running)}
         assert queued == set(self.live), "the books and the queues name different requests"
         for live in self.live.values():
-            live.check_invariants()
+            if not live.request.status.is_finished:
+                live.check_invariants()
 
 
 def _in_sampling_params(params: SamplingParams | BeamSearchParams | None) -> SamplingParams:

@@ -20,7 +20,6 @@ from minivllm.config import (
     ALLOCATORS,
     PREEMPTION_MODES,
     PREFIX_CACHES,
-    SCHEDULING_POLICIES,
     SchedulerConfig,
 )
 from minivllm.decoding.sampler import Sampler
@@ -30,6 +29,7 @@ from minivllm.executor.torch_executor import DTYPES, TorchExecutor
 from minivllm.executor.virtual_storage import VirtualKVStorage
 from minivllm.model.hub import resolve_model, resolve_tokenizer
 from minivllm.model.tokenizer import Tokenizer
+from minivllm.scheduling.choose_policy import make_policy
 from minivllm.trace.recorder import Recorder
 from minivllm.validation import check_boolean, check_choice, check_integer, check_number
 
@@ -58,7 +58,9 @@ class EngineArgs:
         enable_chunked_prefill: a long prompt may be computed in several steps.
         long_prefill_token_threshold: most tokens of one prompt in one step; 0 sets no limit.
         watermark: share of the blocks kept free when a request is admitted.
-        scheduling_policy: "fcfs".
+        scheduling_policy: who goes first: "fcfs", "priority", "chunked", … (all are in
+            `minivllm/scheduling/policies.py`), with settings if need be, as in "tail(tokens_left=8)"; or
+            "module:Class" for one of your own.
         prefix_cache: find the blocks of known prefixes again: "hash" (chained blocks, as in vLLM), "radix"
             (a tree, as in SGLang), or None for not at all.
         enable_prefix_caching: vLLM's name for the same: True means "hash", False None.
@@ -123,7 +125,7 @@ class EngineArgs:
         check_number("watermark", self.watermark, at_least=0, at_most=1)
         for name in ("skip_tokenizer_init", "enable_chunked_prefill", "enforce_eager", "trust_remote_code"):
             check_boolean(name, getattr(self, name))
-        check_choice("scheduling_policy", self.scheduling_policy, SCHEDULING_POLICIES)
+        make_policy(self.scheduling_policy)  # before a model is loaded for nothing
         self._check_memory()
         self._refuse_what_is_not_built_yet()
 

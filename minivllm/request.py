@@ -111,6 +111,8 @@ class Request:
             search needs that, because it chooses among all of them.
         salt: only requests with the same salt share cached prefixes with it.
         num_cached_tokens: prompt tokens that the prefix cache knew when it was first scheduled; None before.
+        number: its place in the order of arrival, given by the scheduler.
+        rank: what the scheduling policy last thought of it; smaller goes first.
     """
 
     request_id: str
@@ -123,6 +125,8 @@ class Request:
     salt: str | None = None
     num_cached_tokens: int | None = None
     num_preemptions: int = 0
+    number: int = -1
+    rank: float = 0.0
     status: RequestStatus = RequestStatus.WAITING
 
     @property

@@ -51,6 +51,8 @@ def take_snapshot(engine: Engine) -> EngineSnapshot:
     prefixes = cache.prefixes if isinstance(cache, KVCacheManager) else None
     beam_scores: dict[int, float] = {}
     for live in engine.live.values():
+        if live.request.status.is_finished:
+            continue  # held until its batch is done: the search is over
         if live.params.use_beam_search and live.request.sequences[0].num_output_tokens:
             ids = [sequence.seq_id for sequence in live.request.sequences]
             scores = [round(score, 6) for score in live.beams.search.scores]
@@ -60,7 +62,7 @@ def take_snapshot(engine: Engine) -> EngineSnapshot:
         free_list=cache.pool.free_list(),
         ref_counts=tuple(cache.pool.ref_counts),
         tables={seq: tuple(table.blocks) for seq, table in cache.tables.items() if table.blocks},
-        waiting=tuple(request.request_id for request in scheduler.waiting),
+        waiting=tuple(request.request_id for request in scheduler.waiting.in_order_of_arrival()),
         running=tuple(request.request_id for request in scheduler.running),
         token_ids={seq: tuple(sequence.token_ids) for seq, sequence in sequences.items()},
         num_computed_tokens={seq: item.num_computed_tokens for seq, item in sequences.items()},

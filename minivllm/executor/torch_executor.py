@@ -27,10 +27,12 @@ from minivllm.executor.attention.metadata import build_metadata
 from minivllm.executor.attention.torch_backend import TorchAttention
 from minivllm.executor.block_mover import BlockMover
 from minivllm.executor.kv_storage import KVStorage, decide_num_blocks, decide_num_host_blocks
+from minivllm.executor.padding import AttentionWithoutPadding, pad_rows
 from minivllm.executor.virtual_storage import VirtualKVStorage
 from minivllm.model.config import ModelConfig
 from minivllm.model.decoder import Decoder
 from minivllm.model.hub import resolve_model
+from minivllm.model.layers import Attend
 from minivllm.model.weights import Checkpoint
 from minivllm.scheduling.plan import StepPlan
 from minivllm.trace.events import ModelShape
@@ -152,7 +154,11 @@ class TorchExecutor:
         token_ids = to_device(metadata.token_ids, self.device)
         positions = to_device(metadata.positions, self.device)
         self.attention.prepare(metadata)
-        hidden = self.decoder.forward(token_ids, positions, self.attention)
+        attend: Attend = self.attention
+        if padding := plan.num_padding_tokens:
+            attend = AttentionWithoutPadding(self.attention, metadata.num_tokens, padding)
+            token_ids, positions = pad_rows(token_ids, padding), pad_rows(positions, padding)
+        hidden = self.decoder.forward(token_ids, positions, attend)
         self.last_attention_seconds = self.attention.seconds
         return self.decoder.compute_logits(hidden[to_device(metadata.logit_rows, self.device)])
 

@@ -56,6 +56,8 @@ class StepPlan(msgspec.Struct, frozen=True, gc=False):
     scheduled: tuple[ScheduledSequence, ...]
     moves: tuple[BlockMove, ...] = ()
     """Copies and swaps, to be carried out one after another before any token is written."""
+    num_padding_tokens: int = 0
+    """Tokens to compute and throw away, because a static batch is a rectangle. Nothing of them is stored."""
 
     @property
     def total_num_scheduled_tokens(self) -> int:

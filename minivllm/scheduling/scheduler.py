@@ -4,42 +4,37 @@ There is no prefill phase and no decode phase. Each request has tokens, and the 
 some number; a step is a token budget handed out to let the caches catch up. Whoever finished has left,
 whoever waits may join, at every single step: that is continuous batching.
 
-    1. Running requests first, oldest first, so that newcomers never starve a decode.
-       No free block? The youngest running request steps aside and goes back to the head of the waiting
-       queue (preemption). A request never preempts an older one: it waits instead, so the oldest always
-       advances and everything finishes.
-    2. Then, if memory was not short, waiting requests in order of arrival, while budget, places and
-       blocks last. Nobody overtakes: a head that does not fit yet holds back those behind it.
+    policy      whose turn is it? (`policy.py`; first come, first served unless told otherwise)
+    step        how much can it get? Budget, places, blocks: limits are enforced in `step.py`
+    scheduler   the queues and the books: who waits, who runs, which sequences there are
 
 A prompt longer than what is left of the budget is cut: the first chunk now, the rest in later steps,
 beside the decodes of others (chunked prefill). A prompt whose beginning the prefix cache knows starts
-behind it. A request with several sequences comes, grows and goes as a whole (`groups.py`). Limits are
-enforced here and nowhere else.
+behind it. A request with several sequences comes, grows and goes as a whole (`groups.py`).
 
 Sources: Yu et al., "Orca" (OSDI 2022), section 3.1 (iteration-level scheduling); Kwon et al. (SOSP 2023),
 section 4.5 (preemption); Agrawal et al., "Sarathi-Serve" (OSDI 2024) (chunked prefill).
-Read next: `groups.py`, then `minivllm/engine.py`.
+Read next: `step.py`, then `minivllm/engine.py`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from math import inf, isnan
 
 from minivllm.config import SchedulerConfig
-from minivllm.memory.cache_manager import CacheManager, Span
+from minivllm.memory.cache_manager import CacheManager
 from minivllm.request import Request, RequestStatus
 from minivllm.request import Sequence as TokenSequence
-from minivllm.scheduling.groups import advance_group, blocks_for_siblings
-from minivllm.scheduling.plan import ScheduledSequence, StepPlan
-from minivllm.scheduling.queue import RequestQueue
-from minivllm.trace.events import (
-    BatchPlanned,
-    Event,
-    RequestPreempted,
-    RequestScheduled,
-    SequenceForked,
-)
+from minivllm.scheduling.choose_policy import make_policy
+from minivllm.scheduling.plan import StepPlan
+from minivllm.scheduling.policy import Pause, PolicyError, SchedulingPolicy
+from minivllm.scheduling.queue import Key, RequestQueue, WaitingQueue
+from minivllm.scheduling.step import MOST_PREEMPTIONS, Step
+from minivllm.scheduling.view import View
+from minivllm.trace.events import BatchPlanned, Event, RequestPreempted, SequenceForked
 
 logger = logging.getLogger(__name__)
 
@@ -51,23 +46,35 @@ class Scheduler:
         config: the limits.
         cache: the memory, which says whether a sequence may grow.
         emit: receives every decision as an event, or None.
+        policy: who goes first; the one that `config` names, if None.
     """
 
     def __init__(
-        self, config: SchedulerConfig, cache: CacheManager, emit: Callable[[Event], None] | None = None
+        self,
+        config: SchedulerConfig,
+        cache: CacheManager,
+        emit: Callable[[Event], None] | None = None,
+        policy: SchedulingPolicy | None = None,
     ) -> None:
         self.config = config
         self.cache = cache
-        self.waiting = RequestQueue()
+        self.emit = emit
+        self.policy = make_policy(config.scheduling_policy) if policy is None else policy
+        self.waiting = WaitingQueue()
         self.running = RequestQueue()
         self.sequences: dict[int, TokenSequence] = {}
         self.num_running_seqs = 0
         """Places in the batch that the running requests may come to fill."""
-        self._in_step: set[str] = set()  # requests that the current plan computes or moves
-        self._forks_share = config.allocator == "paged" and not config.copy_on_fork
-        self._emit = emit
+        self.num_held = 0
+        """Running requests that are finished, and wait for their batch (static batching)."""
+        self.forks_share = config.allocator == "paged" and not config.copy_on_fork
+        self.watermark_blocks = int(config.watermark * config.num_blocks)
+        self.step = Step(self)
+        """The step that is being made, or the last one."""
+        self._turns: Iterator[Request | Pause | None] | None = None
+        self._pause: Pause | None = None
         self._next_seq_id = 0
-        self._watermark_blocks = int(config.watermark * config.num_blocks)
+        self._num_requests = 0
 
     def new_seq_id(self) -> int:
         """The number of the next sequence."""
@@ -75,25 +82,119 @@ class Scheduler:
         return self._next_seq_id - 1
 
     def add(self, request: Request) -> None:
-        """Put a new request at the end of the waiting queue."""
+        """Put a new request into the waiting queue.
+
+        Raises:
+            PolicyError: the policy failed to rank it; nothing has changed.
+        """
+        request.number = self._num_requests
+        self.waiting.append(request, self.key(request))
+        self._num_requests += 1
         for sequence in request.sequences:
             self.sequences[sequence.seq_id] = sequence
-        self.waiting.append(request)
+
+    def key(self, request: Request) -> Key:
+        """What requests are ordered by: the policy's rank, of equals the older first."""
+        try:
+            rank = float(self.policy.rank(request))
+            if isnan(rank):
+                raise ValueError("a rank must be a number, got nan")
+        except Exception as error:
+            raise self._policy_error("rank", error) from error
+        request.rank = rank
+        return self._key_of_rank(request)
+
+    def _key_of_rank(self, request: Request) -> Key:
+        if request.num_preemptions >= MOST_PREEMPTIONS:
+            return False, 0.0, request.number
+        return True, request.rank, request.number
 
     # ── the plan of a step, and what became of it ─────────────────────────────────────────────────────
 
-    def schedule(self, step: int) -> StepPlan:
-        """Hand out one step's token budget. Costs O(sequences scheduled), however many wait."""
-        planned: list[ScheduledSequence] = []
-        budget = self.config.max_num_batched_tokens
-        self._in_step.clear()
-        budget, memory_is_short = self._advance_running(planned, budget)
-        if not memory_is_short:
-            self._admit_waiting(planned, budget)
-        if self._emit:
-            items = tuple((item.seq_id, item.start, item.num_tokens) for item in planned)
-            self._emit(BatchPlanned(items))
-        return StepPlan(step, tuple(planned), self.cache.take_moves())
+    def consult(self, time: float = 0.0) -> Pause | None:
+        """Ask the policy whose turn it is; some would rather wait until more requests have come.
+
+        Raises:
+            PolicyError: the policy failed; nothing has changed.
+        """
+        self.waiting.settle()
+        self.step = Step(self)
+        turns = self._ask(time)
+        first = next(turns, None)
+        if isinstance(first, Pause):
+            # One pause before a step, not one after another.
+            self._pause = self._pause or first
+            if time < self._pause.until < inf and self.waiting and not self.running:
+                return self._pause
+        self._turns = chain((first,), turns)
+        return None
+
+    def schedule(self, step: int, time: float = 0.0) -> StepPlan:
+        """Hand out one step's token budget. Costs O(sequences scheduled), however many wait.
+
+        Args:
+            step: its number.
+            time: seconds on the clock of `Request.arrival_time`; not needed after `consult`.
+
+        Raises:
+            PolicyError: the policy failed. The step has been abandoned: nobody and nothing is lost.
+        """
+        if self._turns is None and self.consult(time) is not None:
+            return StepPlan(step, (), ())
+        turns, self._turns, self._pause = self._turns, None, None
+        assert turns is not None
+        making = self.step
+        try:
+            self._hand_out(turns)
+            if not making.planned:
+                self._make_progress()
+        except PolicyError:
+            self.abandon(StepPlan(step, tuple(making.planned), self.cache.take_moves()))
+            raise
+        padding = making.num_padding_tokens()
+        if self.emit:
+            items = tuple((item.seq_id, item.start, len(item.token_ids)) for item in making.planned)
+            self.emit(BatchPlanned(items, padding))
+        return StepPlan(step, tuple(making.planned), self.cache.take_moves(), padding)
+
+    def _make_progress(self) -> None:
+        """Nobody advances: the policy named nobody, or those who are held have all the memory."""
+        if self.num_held:
+            for request in tuple(self.running):
+                if not request.status.is_finished:  # it goes on in the next batch, and this one is done
+                    self.preempt(request, self.config.preemption_mode)
+        else:
+            self.step.is_closed = False
+            self._hand_out(chain(tuple(self.running), self.waiting))
+
+    def _hand_out(self, turns: Iterator[Request | Pause | None]) -> None:
+        """Offer the budget to one after another."""
+        making = self.step
+        # A policy may name somebody twice, but not for ever.
+        patience = 2 * (len(self.running) + len(self.waiting)) + 2
+        for turn in turns:
+            if isinstance(turn, Request):
+                making.offer(turn)
+            patience -= 1
+            if making.budget <= 0 or patience <= 0:
+                break
+
+    def _ask(self, time: float) -> Iterator[Request | Pause]:
+        """The policy's turns, with every mistake of its own under its own name."""
+        try:
+            for place, turn in enumerate(self.policy.turns(View(self, time))):
+                if not isinstance(turn, Request | Pause):
+                    raise TypeError(f"turns must be requests, got {turn!r}")
+                if isinstance(turn, Request) or place == 0:
+                    yield turn
+        except Exception as error:
+            raise self._policy_error("turns", error) from error
+
+    def _policy_error(self, method: str, error: Exception) -> PolicyError:
+        name = type(self.policy).__name__
+        return PolicyError(
+            f"the scheduling policy {name} failed in `{method}`: {type(error).__name__}: {error}"
+        )
 
     def complete(self, plan: StepPlan) -> None:
         """The plan was carried out: the caches of its sequences have caught up that far."""
@@ -108,10 +209,10 @@ class Scheduler:
         and their turn; what they say in the end is the same.
         """
         for request in reversed(tuple(self.running)):
-            if request.request_id in self._in_step:
-                self._preempt(request, "recompute", "the step failed")
+            if request.request_id in self.step.touched:
+                self._step_aside(request, "recompute", "the step failed")
         if any(move.kind == "swap_out" for move in plan.moves):
-            for request in self.waiting:
+            for request in self.waiting.in_order_of_arrival():
                 self._start_again(request)
         self.cache.abandon()
 
@@ -147,8 +248,8 @@ class Scheduler:
         self.sequences[child.seq_id] = child
         request.sequences.append(child)
         self.cache.fork(parent.seq_id, child.seq_id)
-        if self._emit:
-            self._emit(SequenceForked(request.request_id, parent.seq_id, child.seq_id))
+        if self.emit:
+            self.emit(SequenceForked(request.request_id, parent.seq_id, child.seq_id))
         return child
 
     def drop(self, request: Request, sequence: TokenSequence) -> None:
@@ -162,138 +263,40 @@ class Scheduler:
         if request in self.running:
             self.running.remove(request)
             self.num_running_seqs -= request.width
+            self.num_held -= request.status.is_finished
         else:
             self.waiting.remove(request)
         request.status = status
         for sequence in tuple(request.sequences):
             self.drop(request, sequence)
 
-    # ── 1. those who run ──────────────────────────────────────────────────────────────────────────────
+    # ── in and out of the batch ───────────────────────────────────────────────────────────────────────
 
-    def _advance_running(self, planned: list[ScheduledSequence], budget: int) -> tuple[int, bool]:
-        """Returns the budget left, and whether anybody had to step aside or go without."""
-        memory_is_short = False
-        for request in tuple(self.running):
-            if budget == 0:
-                break
-            if request not in self.running:
-                break  # preempted a moment ago, as was everybody behind it
-            spans = self._next_spans(request, budget)
-            while not self.cache.allocate(spans):
-                memory_is_short = True
-                youngest = self.running.last()
-                if youngest is request:
-                    break
-                self._preempt(youngest, self.config.preemption_mode)
-            else:
-                budget -= self._plan(request, spans, planned)
-        return budget, memory_is_short
+    def join(self, request: Request) -> None:
+        """From the waiting queue into the batch."""
+        self.waiting.remove(request)
+        self.running.append(request)
+        self.num_running_seqs += request.width
+        request.status = RequestStatus.RUNNING
 
-    def _next_spans(self, request: Request, budget: int) -> list[Span]:
-        """What a running request computes in this step: at most `budget` tokens, perhaps none."""
-        if len(request.sequences) > 1:
-            return advance_group(request, self.cache, budget, self._chunk)
-        sequence = request.sequences[0]
-        start = sequence.num_computed_tokens
-        return [Span(sequence.seq_id, start, start + self._chunk(sequence.num_uncomputed_tokens, budget))]
+    def hold(self, request: Request, status: RequestStatus) -> bool:
+        """Does a running request that has finished have to stay until its batch is done? Then it does."""
+        if not self.policy.releases_together or request not in self.running:
+            return False
+        request.status = status
+        self.num_held += 1
+        return True
 
-    def _chunk(self, count: int, budget: int) -> int:
-        """How many of `count` tokens to compute now; 0 if they must go in one step and do not fit."""
-        if count > budget:
-            count = budget if self.config.enable_chunked_prefill else 0
-        if self.config.enable_chunked_prefill and self.config.long_prefill_token_threshold:
-            count = min(count, self.config.long_prefill_token_threshold)
-        return count
+    def released(self) -> list[Request]:
+        """Those who were held, once all of their batch are done; they are still to be removed."""
+        return list(self.running) if self.num_held and self.num_held == len(self.running) else []
 
-    # ── 2. those who wait ─────────────────────────────────────────────────────────────────────────────
-
-    def _admit_waiting(self, planned: list[ScheduledSequence], budget: int) -> None:
-        """Admit from the head of the waiting queue until something runs out."""
-        while self.waiting and budget > 0:
-            request = self.waiting.first()
-            if self.num_running_seqs + request.width > self.config.max_num_seqs:
-                break
-            if not self.config.enable_chunked_prefill and request.sequences[0].num_uncomputed_tokens > budget:
-                break
-            spans = self._begin(request, budget)
-            if spans is None:
-                break
-            self.waiting.remove(request)
-            self.running.append(request)
-            self.num_running_seqs += request.width
-            request.status = RequestStatus.RUNNING
-            if self._emit:
-                self._emit(RequestScheduled(request.request_id))
-            budget -= self._plan(request, spans, planned)
-
-    def _begin(self, request: Request, budget: int) -> list[Span] | None:
-        """Let the memory take a request in; None if there is no room.
-
-        There must be room for all tokens known so far, and not only for the first chunk: a request that
-        cannot be completed would only be computed in order to be preempted. And those who run are left
-        some blocks to grow into (the watermark), as are the forks that this one will have soon.
-        """
-        forks_to_come = request.width - len(request.sequences)
-        spare = self._watermark_blocks + forks_to_come if self.running else 0
-        first = request.sequences[0]
-        if self.cache.is_swapped(first.seq_id):
-            if not self.cache.swap_in(self._everything(request), spare):
-                return None
-            for sequence in request.sequences:
-                if sequence.seq_id in self.cache.tables:
-                    self.cache.remember(sequence.seq_id, sequence.token_ids, sequence.num_computed_tokens)
-            spans = self._next_spans(request, budget)
-            return spans if self.cache.allocate(spans) else []
-        found = self.cache.begin(
-            first.seq_id,
-            first.token_ids,
-            longest=request.longest,
-            width=request.width,
-            extra_blocks=blocks_for_siblings(request, self.cache.block_size, shared=self._forks_share),
-            spare_blocks=spare,
-            salt=request.salt,
-            use_cache=not first.wants_prompt_logits,  # a token that is not computed has no logits
-        )
-        if found is None:
-            return None
-        first.num_computed_tokens = found
-        if request.num_cached_tokens is None:
-            request.num_cached_tokens = min(found, first.num_prompt_tokens)
-        spans = self._next_spans(request, budget)
-        granted = self.cache.allocate(spans)
-        assert granted, "there was room for the whole request, so there is room for its first chunk"
-        return spans
-
-    def _everything(self, request: Request) -> list[Span]:
-        """All that is left to compute of each sequence that is in the swap space."""
-        return [
-            Span(sequence.seq_id, sequence.num_computed_tokens, sequence.num_tokens)
-            for sequence in request.sequences
-            if self.cache.is_swapped(sequence.seq_id)
-        ]
-
-    # ── both ──────────────────────────────────────────────────────────────────────────────────────────
-
-    def _plan(self, request: Request, spans: Sequence[Span], planned: list[ScheduledSequence]) -> int:
-        """Add what has been allocated to the step's plan; returns the number of tokens."""
-        self._in_step.add(request.request_id)
-        num_tokens = 0
-        for seq_id, start, end in spans:
-            sequence = self.sequences[seq_id]
-            num_logits = 1 if end == sequence.num_tokens else 0
-            if sequence.wants_prompt_logits and start < sequence.num_prompt_tokens:
-                num_logits = end - start
-            # A copy of the table, because the plan must not change under its reader.
-            blocks = self.cache.tables[seq_id].blocks[:]
-            planned.append(
-                ScheduledSequence(seq_id, start, sequence.token_ids[start:end], blocks, num_logits)
-            )
-            self.cache.remember(seq_id, sequence.token_ids, end)
-            num_tokens += end - start
-        return num_tokens
-
-    def _preempt(self, request: Request, mode: str, reason: str = "") -> None:
+    def preempt(self, request: Request, mode: str) -> None:
         """Let a running request step aside. It keeps its tokens and its turn."""
+        self.key(request)  # a policy that fails must fail before anything has changed
+        self._step_aside(request, mode)
+
+    def _step_aside(self, request: Request, mode: str, reason: str = "") -> None:
         self.running.remove(request)
         self.num_running_seqs -= request.width
         if mode == "swap":
@@ -304,9 +307,9 @@ class Scheduler:
         lost = self._start_again(request) if mode == "recompute" else 0
         request.status = RequestStatus.PREEMPTED
         request.num_preemptions += 1
-        self.waiting.appendleft(request)
-        if self._emit:
-            self._emit(RequestPreempted(request.request_id, mode, lost, reason))
+        self.waiting.append(request, self._key_of_rank(request))
+        if self.emit:
+            self.emit(RequestPreempted(request.request_id, mode, lost, reason))
 
     def _start_again(self, request: Request) -> int:
         """Take all memory away from a request; returns the number of tokens to be computed again."""
@@ -322,9 +325,10 @@ class Scheduler:
         assert self.num_running_seqs <= self.config.max_num_seqs, (
             "more sequences run than max_num_seqs allows"
         )
-        known = {s.seq_id for q in (self.waiting, self.running) for r in q for s in r.sequences}
+        waiting = self.waiting.in_order_of_arrival()
+        known = {s.seq_id for requests in (waiting, self.running) for r in requests for s in r.sequences}
         assert known == set(self.sequences), "the books and the queues name different sequences"
-        for request in self.waiting:
+        for request in waiting:
             assert request not in self.running, f"{request.request_id} both waits and runs"
             assert request.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED)
             for sequence in request.sequences:
@@ -332,10 +336,12 @@ class Scheduler:
                 assert sequence.num_computed_tokens == 0 or self.cache.is_swapped(sequence.seq_id), (
                     "a waiting sequence has nothing in the cache, unless it is in the swap space"
                 )
+        assert self.num_held == sum(request.status.is_finished for request in self.running)
         for request in self.running:
             assert 1 <= len(request.sequences) <= request.width, f"{request.request_id} has outgrown itself"
             assert request.sequences[0].seq_id in self.cache.tables, "a running request holds blocks"
         for sequence in self.sequences.values():
             sequence.check_invariants()
         assert set(self.cache.tables) <= known, "a sequence that is gone holds a block table"
+        self.waiting.check_invariants()
         self.cache.check_invariants()

@@ -10,7 +10,7 @@ How a run reads, step by step. Indented lines may come any number of times, in a
     TraceHeader
         RequestQueued  RequestRefused  SequenceFinished("abort")  BlocksFreed      between steps
     StepStarted
-        BlocksFreed | BlocksSwappedOut, then RequestPreempted      no room: the youngest steps aside
+        BlocksFreed | BlocksSwappedOut, then RequestPreempted      no room: somebody steps aside
         BlocksSwappedIn  RequestScheduled   a request leaves the waiting queue and joins the batch
         BlocksShared                        a block table goes on in blocks that are there already
         BlocksEvicted                       cached blocks make room
@@ -108,7 +108,7 @@ class TraceHeader(Event, frozen=True):
 
 
 class RequestQueued(Event, frozen=True):
-    """A request was accepted and joined the end of the waiting queue."""
+    """A request was accepted and joined the waiting queue."""
 
     request: str
     seq: int
@@ -142,13 +142,13 @@ class StepStarted(Event, frozen=True):
 
 
 class RequestScheduled(Event, frozen=True):
-    """A request left the head of the waiting queue and joined the running batch."""
+    """A request left the waiting queue and joined the running batch."""
 
     request: str
 
 
 class RequestPreempted(Event, frozen=True):
-    """A running request stepped aside for lack of blocks and heads the waiting queue again."""
+    """A running request stepped aside, for lack of blocks or places, and waits again with its old turn."""
 
     request: str
     mode: str

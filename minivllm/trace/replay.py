@@ -12,6 +12,7 @@ Read next: `viz/figures/`, which draws it.
 
 from __future__ import annotations
 
+import bisect
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -103,12 +104,15 @@ class ReplayState:
     blocks: BlockBooks = None  # type: ignore[assignment]  # made from the header
     """Both pools, all tables, and what is cached."""
     waiting: list[str] = field(default_factory=list)
+    """In order of arrival; who of them goes first is the scheduling policy's business."""
     running: list[str] = field(default_factory=list)
     sequences: dict[int, SequenceState] = field(default_factory=dict)
     """Live sequences; a finished one moves to `finished`."""
     finished: dict[int, SequenceState] = field(default_factory=dict)
     members: dict[str, list[int]] = field(default_factory=dict)
     """Live sequences of each request."""
+    first_sequences: dict[str, int] = field(default_factory=dict)
+    """The sequence that each live request began with."""
     num_refused: int = 0
     batch: tuple[tuple[int, int, int], ...] = ()
     """`(seq, start, num_tokens)` of the latest step."""
@@ -160,8 +164,7 @@ class ReplayState:
             case TokensSampled():
                 self._append_tokens(event)
             case BeamsAdvanced():
-                for _, seq, _, score, _ in event.kept:
-                    self.sequences[seq].beam_score = score
+                self._score_beams(event)
             case SequenceFinished():
                 self._finish(event)
             case StepFinished():
@@ -197,6 +200,7 @@ class ReplayState:
     def _queue(self, event: RequestQueued) -> None:
         self.waiting.append(event.request)
         self.members.setdefault(event.request, []).append(event.seq)
+        self.first_sequences[event.request] = event.seq
         self.sequences[event.seq] = SequenceState(
             seq=event.seq,
             request=event.request,
@@ -208,9 +212,13 @@ class ReplayState:
             prompt_pieces=event.prompt_pieces,
         )
 
+    def _arrival(self, request: str) -> int:
+        """Its place in the order of arrival: the number of its first sequence."""
+        return self.first_sequences[request]
+
     def _preempt(self, event: RequestPreempted) -> None:
         self.running.remove(event.request)
-        self.waiting.insert(0, event.request)
+        bisect.insort(self.waiting, event.request, key=self._arrival)
         for seq in self.members[event.request]:
             sequence = self.sequences[seq]
             sequence.num_preemptions += 1
@@ -233,6 +241,13 @@ class ReplayState:
             self.sequences[seq].token_ids.append(token_id)
             self.sequences[seq].text += text
 
+    def _score_beams(self, event: BeamsAdvanced) -> None:
+        if not event.kept:  # the search is over
+            for seq in self.members[event.request]:
+                self.sequences[seq].beam_score = None
+        for _, seq, _, score, _ in event.kept:
+            self.sequences[seq].beam_score = score
+
     def _finish(self, event: SequenceFinished) -> None:
         sequence = self.sequences.pop(event.seq)
         sequence.finish_reason, sequence.finished_time = event.reason, event.time
@@ -240,7 +255,7 @@ class ReplayState:
         siblings = self.members[sequence.request]
         siblings.remove(event.seq)
         if not siblings:
-            del self.members[sequence.request]
+            del self.members[sequence.request], self.first_sequences[sequence.request]
             queue = self.running if sequence.request in self.running else self.waiting
             queue.remove(sequence.request)
 
@@ -291,6 +306,7 @@ def _copy(state: ReplayState) -> ReplayState:
     duplicate.blocks = state.blocks.copy()
     duplicate.waiting, duplicate.running = list(state.waiting), list(state.running)
     duplicate.members = {request: list(seqs) for request, seqs in state.members.items()}
+    duplicate.first_sequences = dict(state.first_sequences)
     duplicate.finished = dict(state.finished)
     duplicate.sequences = {}
     for seq, sequence in state.sequences.items():

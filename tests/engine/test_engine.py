@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from minivllm.memory import blocks_needed
 from minivllm.sampling_params import RequestOutputKind, SamplingParams
-from tests.engine.fakes import VOCAB_SIZE, expected_output, make_engine
+from tests.engine.fakes import POLICIES, VOCAB_SIZE, expected_output, make_engine
 
 prompts = st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=40)
 requests = st.lists(st.tuples(prompts, st.integers(1, 25)), min_size=1, max_size=8)
@@ -21,6 +21,7 @@ def limits(draw, work):
         "block_size": block_size,
         "num_blocks": largest + draw(st.integers(0, 12)),
         "max_num_seqs": draw(st.integers(1, 8)),
+        "scheduling_policy": draw(st.sampled_from(POLICIES)),
         "max_num_batched_tokens": draw(st.integers(1, 64)),
         "max_model_len": 128,
         "watermark": draw(st.sampled_from([0.0, 0.1])),

@@ -17,6 +17,7 @@ from minivllm.memory import blocks_needed
 from minivllm.model.tiny import MODEL_PATH
 from minivllm.model.tokenizer import Tokenizer
 from minivllm.sampling_params import SamplingParams
+from tests.engine.fakes import POLICIES
 
 TEXTS = [
     "Question: What is a KV cache?\nAnswer:",
@@ -89,6 +90,7 @@ def engines(draw):
         "block_size": block_size,
         "num_blocks": least + draw(st.integers(0, least)),
         "max_num_seqs": draw(st.integers(1, 6)),
+        "scheduling_policy": draw(st.sampled_from(POLICIES)),
         "max_num_batched_tokens": draw(st.sampled_from([3, 17, 64, 2048])),
         "long_prefill_token_threshold": draw(st.sampled_from([0, 5])),
     }

@@ -16,7 +16,7 @@ from minivllm.sampling_params import SamplingParams
 from minivllm.trace.events import BlockCopied, BlocksShared, RequestPreempted
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.replay import ReplayState
-from tests.engine.fakes import expected_output, logits_after, make_engine
+from tests.engine.fakes import POLICIES, expected_output, logits_after, make_engine
 
 EOS = (3, 17, 42, 60, 88)
 
@@ -58,6 +58,7 @@ def limits(draw, work):
         "block_size": block_size,
         "num_blocks": alone + draw(st.integers(0, 12)),
         "max_num_seqs": widest + draw(st.integers(0, 8)),
+        "scheduling_policy": draw(st.sampled_from(POLICIES)),
         "max_num_batched_tokens": lockstep + draw(st.integers(0, 40)),
         "max_model_len": 64,
         "watermark": draw(st.sampled_from([0.0, 0.3])),
@@ -263,7 +264,7 @@ def test_shared_blocks_that_come_back_are_known_for_all_who_share_them(cache):
     engine.add_request("a", [2] * 8, SamplingParams(n=4, temperature=0, max_tokens=9))
     for _ in range(4):
         engine.step()
-    engine.scheduler._preempt(engine.live["a"].request, "swap")
+    engine.scheduler.preempt(engine.live["a"].request, "swap")
     engine.reset_prefix_cache()
     while engine.has_unfinished_requests():
         (*_, output) = engine.step()

@@ -135,7 +135,7 @@ def search_for_a_failure(memory, max_examples):
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_planted_bug_is_found(mutant):
     with pytest.raises(BaseException) as failure:
-        search_for_a_failure(load(*MUTANTS[mutant]), max_examples=400)
+        search_for_a_failure(load(*MUTANTS[mutant]), max_examples=2_000)
     print(f"{mutant}: {failure.value!r}"[:300])
 
 

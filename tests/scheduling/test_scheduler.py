@@ -1,97 +1,11 @@
-"""What the scheduler promises, over random requests, limits and pools, without a model.
-
-Tokens are "computed" by the loop below in no time, so thousands of steps cost a fraction of a second.
-"""
-
-from dataclasses import dataclass, field
+"""What the scheduler promises, over random requests, limits and pools, without a model."""
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from minivllm.config import SchedulerConfig
-from minivllm.memory import KVCacheManager, blocks_needed
-from minivllm.request import Request, RequestStatus, Sequence
-from minivllm.scheduling.scheduler import Scheduler
-
-
-@dataclass
-class Run:
-    """A scheduler and a toy engine around it: computes what is planned, appends one token at each end."""
-
-    config: SchedulerConfig
-    arrivals: list[tuple[int, int, int]]  # (step of arrival, prompt tokens, output tokens)
-    plans: list = field(default_factory=list)
-
-    def __post_init__(self):
-        cache = KVCacheManager(self.config.num_blocks, self.config.block_size)
-        self.scheduler = Scheduler(self.config, cache)
-        self.requests = {}
-        self.sequences = {}
-        self.finished = []
-
-    def arrive(self, number, prompt, output):
-        sequence = Sequence(number, range(prompt))
-        request = Request(f"r{number}", [sequence], max_tokens=output, arrival_time=0.0)
-        self.requests[number], self.sequences[number] = request, sequence
-        self.scheduler.add(request)
-
-    def step(self, step):
-        for number, (when, prompt, output) in enumerate(self.arrivals):
-            if when == step:
-                self.arrive(number, prompt, output)
-        plan = self.scheduler.schedule(step)
-        self.scheduler.check_invariants()
-        assert plan.scheduled or len(self.finished) == len(self.requests), "idle while there is work"
-        for item in plan.scheduled:
-            reaches_end = item.end == self.sequences[item.seq_id].num_tokens
-            assert item.num_logits == reaches_end, (
-                "logits are wanted where a token can be sampled, only there"
-            )
-        self.plans.append(plan)
-        self.scheduler.complete(plan)
-        for item in plan.scheduled:
-            sequence = self.sequences[item.seq_id]
-            if item.end == sequence.num_tokens:
-                sequence.append_token(0)
-                if sequence.num_output_tokens == self.requests[item.seq_id].max_tokens:
-                    self.scheduler.remove(self.requests[item.seq_id], RequestStatus.FINISHED_LENGTH_CAPPED)
-                    self.finished.append(item.seq_id)
-        return plan
-
-    def to_the_end(self, most_steps=5_000):
-        last_arrival = max((when for when, _, _ in self.arrivals), default=0)
-        for step in range(most_steps):
-            self.step(step)
-            if step >= last_arrival and len(self.finished) == len(self.arrivals):
-                return
-        pytest.fail(f"not finished after {most_steps} steps: {len(self.finished)} of {len(self.arrivals)}")
-
-
-@st.composite
-def runs(draw, short_pool=True):
-    block_size = draw(st.sampled_from([1, 4, 16]))
-    arrivals = draw(
-        st.lists(
-            st.tuples(st.integers(0, 12), st.integers(1, 60), st.integers(1, 30)), min_size=1, max_size=10
-        )
-    )
-    largest = max(blocks_needed(prompt + output - 1, block_size) for _, prompt, output in arrivals)
-    spare = draw(st.integers(0, 10)) if short_pool else 10 * largest
-    chunked = draw(st.booleans())
-    return Run(
-        SchedulerConfig(
-            num_blocks=largest + spare,
-            block_size=block_size,
-            max_num_seqs=draw(st.integers(1, 6)),
-            max_num_batched_tokens=draw(st.integers(1, 40)) if chunked else 128,
-            max_model_len=128,
-            enable_chunked_prefill=chunked,
-            long_prefill_token_threshold=draw(st.sampled_from([0, 3, 16])),
-            watermark=draw(st.sampled_from([0.0, 0.01, 0.3])),
-        ),
-        arrivals,
-    )
+from minivllm.memory import blocks_needed
+from tests.scheduling.toy import Run, runs
 
 
 @given(run=runs())
@@ -204,7 +118,7 @@ def test_a_plan_that_failed_is_made_again():
         ({"max_num_batched_tokens": "9"}, "max_num_batched_tokens must be an integer of at least 1, got '9'"),
         ({"watermark": 1.5}, "watermark must be a finite number of at least 0 and at most 1, got 1.5"),
         ({"watermark": float("nan")}, "watermark must be a finite number"),
-        ({"scheduling_policy": "lifo"}, "scheduling_policy must be one of 'fcfs', got 'lifo'"),
+        ({"scheduling_policy": "lifo"}, "scheduling_policy must be one of 'fcfs', 'priority', .* got 'lifo'"),
         (
             {"long_prefill_token_threshold": -1},
             "long_prefill_token_threshold must be an integer of at least 0",

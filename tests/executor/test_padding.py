@@ -1,0 +1,98 @@
+"""Padding is computed, and changes nothing."""
+
+import msgspec
+import pytest
+import torch
+
+from minivllm import LLM, SamplingParams
+from minivllm.executor.torch_executor import TorchExecutor
+from minivllm.model.tiny import MODEL_PATH
+from minivllm.trace.events import BatchPlanned, SequenceFinished, TokensSampled
+from minivllm.trace.recorder import Recorder
+
+
+class Counting:
+    """An executor that counts the rows that go through the model."""
+
+    def __init__(self, inner):
+        self.inner, self.rows = inner, []
+        forward = inner.decoder.forward
+
+        def counted(token_ids, positions, attend):
+            self.rows.append(len(token_ids))
+            return forward(token_ids, positions, attend)
+
+        inner.decoder.forward = counted
+
+
+@pytest.mark.parametrize("num_padding", [0, 1, 50])
+def test_padding_rows_go_through_the_model_and_leave_no_mark(num_padding):
+    plans = []
+    logits, storages = [], []
+    for padding in (0, num_padding):
+        executor = TorchExecutor.from_folder(MODEL_PATH, dtype="float64", num_blocks=16)
+        executor.storage.cells.zero_()
+        counting = Counting(executor)
+        if not plans:
+            plans = make_plans()
+        seen = [executor.execute(msgspec.structs.replace(plan, num_padding_tokens=padding)) for plan in plans]
+        assert counting.rows == [plan.total_num_scheduled_tokens + padding for plan in plans]
+        logits.append(seen)
+        storages.append(executor.storage)
+    for plain, padded in zip(*logits, strict=True):
+        torch.testing.assert_close(plain, padded)
+    torch.testing.assert_close(storages[0].cells, storages[1].cells)
+
+
+def make_plans():
+    """A prefill of two prompts, and three decodes of both."""
+    from minivllm.config import SchedulerConfig
+    from minivllm.memory import KVCacheManager
+    from minivllm.request import Request, Sequence
+    from minivllm.scheduling.scheduler import Scheduler
+
+    scheduler = Scheduler(SchedulerConfig(num_blocks=16), KVCacheManager(16, 16))
+    for number, prompt in enumerate(([5, 6, 7, 8], [9] * 20)):
+        sequence = Sequence(number, prompt)
+        scheduler.add(Request(str(number), [sequence], 8, 0.0))
+    plans = []
+    for step in range(4):
+        plan = scheduler.schedule(step)
+        scheduler.complete(plan)
+        plans.append(plan)
+        for item in plan.scheduled:
+            scheduler.sequences[item.seq_id].append_token(3 + step)
+    return plans
+
+
+def test_a_static_batch_says_what_continuous_batching_says_and_the_trace_tells_its_padding():
+    prompts = ["Once upon a time,", "从前，", "The " * 30, "A block"]
+    params = [SamplingParams(temperature=0, max_tokens=count, ignore_eos=True) for count in (4, 20, 9, 13)]
+    texts, padding = {}, {}
+    for policy in ("fcfs", "static(batch_size=3, timeout_seconds=0.01)"):
+        recorder = Recorder()
+        llm = LLM(
+            MODEL_PATH,
+            dtype="float64",
+            max_model_len=128,
+            num_gpu_blocks_override=64,
+            scheduling_policy=policy,
+            trace=recorder,
+        )
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+        texts[policy] = [output.outputs[0].text for output in outputs]
+        planned = [event for event in recorder.events if isinstance(event, BatchPlanned)]
+        padding[policy] = sum(event.num_padding_tokens for event in planned)
+        if policy == "fcfs":
+            assert padding[policy] == 0
+            continue
+        lengths = [len(output.prompt_token_ids) for output in outputs]
+        longest = max(lengths[:3])
+        prefill = 3 * longest - sum(lengths[:3])
+        held = sum(20 - count for count in (4, 20, 9))
+        assert padding[policy] == prefill + held
+        kinds = [
+            type(event) for event in recorder.events if isinstance(event, TokensSampled | SequenceFinished)
+        ]
+        assert kinds[20:23] == [SequenceFinished] * 3, "after the twentieth token of the slowest, all three"
+    assert len(set(map(tuple, texts.values()))) == 1
