@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from minivllm.config import SchedulerConfig
 from minivllm.memory import KVCacheManager
-from minivllm.trace.events import VERSION, ModelShape, TraceHeader
+from minivllm.trace.events import VERSION, HardwareShape, ModelShape, TraceHeader
 from minivllm.trace.recorder import timestamp
 from minivllm.trace.replay import EngineSnapshot
 
@@ -29,6 +29,7 @@ def make_header(
     settings: Mapping[str, Any],
     *,
     clock: str,
+    hardware: HardwareShape | None = None,
 ) -> TraceHeader:
     """The first line of a trace: limits, model, and all other settings for display."""
     fields = asdict(config) | {"num_blocks": num_blocks}
@@ -38,6 +39,7 @@ def make_header(
         created=timestamp(),
         clock=clock,
         model=model_shape,
+        hardware=hardware,
         config=fields | dict(settings),
         **named,
     )

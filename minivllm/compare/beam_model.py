@@ -14,7 +14,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from minivllm.compare.lengths import Lengths, draw_lengths
 from minivllm.compare.memory_play import MemoryPlay, Played
 from minivllm.config import SchedulerConfig
 from minivllm.decoding.beam_candidates import best_continuations
@@ -25,6 +24,7 @@ from minivllm.model.tiny.corpus import build_corpus
 from minivllm.model.tokenizer import Tokenizer
 from minivllm.request import Request
 from minivllm.scheduling.plan import StepPlan
+from minivllm.workloads.lengths import Lengths, draw_lengths
 
 NUM_REQUESTS = 24
 LONGEST_OUTPUT = 256

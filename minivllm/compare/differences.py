@@ -16,8 +16,8 @@ Read next: `memory_report.py`.
 from __future__ import annotations
 
 from minivllm.compare import papers
-from minivllm.compare.lengths import DATA_SETS
 from minivllm.compare.memory import MemoryComparison, Run
+from minivllm.workloads.lengths import DATA_SETS
 
 POINTS = 0.03
 RATIO = 0.1

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from math import gcd
 from typing import TYPE_CHECKING
 
-from minivllm.compare.lengths import DATA_SETS, draw_lengths
 from minivllm.compare.memory_play import MemoryPlay, Played
 from minivllm.compare.papers import KV_BYTES_PER_TOKEN, MAX_MODEL_LEN, NUM_SLOTS
 from minivllm.config import SchedulerConfig
@@ -31,6 +30,7 @@ from minivllm.memory.cache_manager import CacheManager
 from minivllm.memory.contiguous import FirstFit
 from minivllm.memory.reservation import ReservationManager
 from minivllm.validation import check_choice, check_integer
+from minivllm.workloads.lengths import DATA_SETS, draw_lengths
 
 if TYPE_CHECKING:
     from minivllm.compare.resident import Residency

@@ -12,9 +12,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from minivllm.compare import papers
-from minivllm.compare.lengths import DATA_SETS
 from minivllm.compare.memory import ALLOCATORS, WIDTHS, MemoryComparison
 from minivllm.compare.memory_report import WHAT_IS_RESERVED
+from minivllm.workloads.lengths import DATA_SETS
 
 COLOURS = {
     "effective": "#009E73",

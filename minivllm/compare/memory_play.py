@@ -20,7 +20,6 @@ from statistics import fmean
 from typing import NamedTuple
 
 from minivllm.compare.beam_dice import BeamDice
-from minivllm.compare.lengths import Lengths
 from minivllm.config import SchedulerConfig
 from minivllm.memory.cache_manager import CacheManager
 from minivllm.memory.strip_manager import StripManager
@@ -29,6 +28,7 @@ from minivllm.request import Request, RequestStatus
 from minivllm.request import Sequence as TokenSequence
 from minivllm.scheduling.plan import StepPlan
 from minivllm.scheduling.scheduler import Scheduler
+from minivllm.workloads.lengths import Lengths
 
 LOOK_EVERY = 2
 """Where blocks are shared, each must be looked at: only every second step."""

@@ -15,8 +15,8 @@ from rich.table import Table
 
 from minivllm.compare import papers
 from minivllm.compare.differences import differences
-from minivllm.compare.lengths import DATA_SETS
 from minivllm.compare.memory import COPIES_WIDTH, WIDTHS, MemoryComparison, Run
+from minivllm.workloads.lengths import DATA_SETS
 
 if TYPE_CHECKING:
     from minivllm.compare.resident import Residency

@@ -15,13 +15,13 @@ from itertools import cycle
 import torch
 
 from minivllm.compare.beam_model import ModelPlay, unseen_prompts
-from minivllm.compare.lengths import Lengths, draw_lengths
 from minivllm.config import SchedulerConfig
 from minivllm.executor.torch_executor import TorchExecutor
 from minivllm.executor.virtual_storage import VirtualKVStorage, blocks_per_commit
 from minivllm.memory.virtual_memory import VirtualMemoryManager
 from minivllm.model.tiny import MODEL_PATH
 from minivllm.scheduling.plan import StepPlan
+from minivllm.workloads.lengths import Lengths, draw_lengths
 
 NUM_REQUESTS = 24
 MAX_NUM_SEQS = 16

@@ -168,6 +168,7 @@ class ModelConfig:
             dtype=dtype,
             kv_bytes_per_token=self.kv_elements_per_token * BYTES_PER_ELEMENT[dtype],
             hidden_size=self.hidden_size,
+            is_tied=self.tie_word_embeddings,
         )
 
     def _check_heads(self) -> None:

@@ -71,7 +71,7 @@ class Scheduler:
         self.watermark_blocks = int(config.watermark * config.num_blocks)
         self.step = Step(self)
         """The step that is being made, or the last one."""
-        self._turns: Iterator[Request | Pause | None] | None = None
+        self._turns: Iterator[Request | Pause] | None = None
         self._pause: Pause | None = None
         self._next_seq_id = 0
         self._num_requests = 0
@@ -119,14 +119,17 @@ class Scheduler:
         """
         self.waiting.settle()
         self.step = Step(self)
-        turns = self._ask(time)
-        first = next(turns, None)
+        try:
+            turns = iter(self.policy.turns(View(self, time)))
+        except Exception as error:
+            raise self._policy_error("turns", error) from error
+        first = self._next(turns)
         if isinstance(first, Pause):
             # One pause before a step, not one after another.
             self._pause = self._pause or first
             if time < self._pause.until < inf and self.waiting and not self.running:
                 return self._pause
-        self._turns = chain((first,), turns)
+        self._turns = chain((first,), turns) if isinstance(first, Request) else turns
         return None
 
     def schedule(self, step: int, time: float = 0.0) -> StepPlan:
@@ -167,28 +170,30 @@ class Scheduler:
             self.step.is_closed = False
             self._hand_out(chain(tuple(self.running), self.waiting))
 
-    def _hand_out(self, turns: Iterator[Request | Pause | None]) -> None:
+    def _hand_out(self, turns: Iterator[Request | Pause]) -> None:
         """Offer the budget to one after another."""
         making = self.step
         # A policy may name somebody twice, but not for ever.
         patience = 2 * (len(self.running) + len(self.waiting)) + 2
-        for turn in turns:
+        while making.budget > 0 and patience > 0:
+            turn = self._next(turns)
+            if turn is None:
+                break
             if isinstance(turn, Request):
                 making.offer(turn)
             patience -= 1
-            if making.budget <= 0 or patience <= 0:
-                break
 
-    def _ask(self, time: float) -> Iterator[Request | Pause]:
-        """The policy's turns, with every mistake of its own under its own name."""
+    def _next(self, turns: Iterator[Request | Pause]) -> Request | Pause | None:
+        """The policy's next word, None at the end; with every mistake of its own under its own name."""
         try:
-            for place, turn in enumerate(self.policy.turns(View(self, time))):
-                if not isinstance(turn, Request | Pause):
-                    raise TypeError(f"turns must be requests, got {turn!r}")
-                if isinstance(turn, Request) or place == 0:
-                    yield turn
+            turn = next(turns)
+            if not isinstance(turn, Request | Pause):
+                raise TypeError(f"turns must be requests, got {turn!r}")
+        except StopIteration:
+            return None
         except Exception as error:
             raise self._policy_error("turns", error) from error
+        return turn
 
     def _policy_error(self, method: str, error: Exception) -> PolicyError:
         name = type(self.policy).__name__

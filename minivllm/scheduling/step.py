@@ -45,6 +45,7 @@ class Step:
         self.scheduler = scheduler
         self.config = scheduler.config
         self.cache = scheduler.cache
+        self.running = scheduler.running
         self.budget = scheduler.config.max_num_batched_tokens
         self.planned: list[ScheduledSequence] = []
         self.touched: set[str] = set()
@@ -57,10 +58,10 @@ class Step:
         """It is this request's turn: let it advance, or join."""
         if request.request_id in self.touched:
             return
-        if request in self.scheduler.running:
-            if not request.status.is_finished:
+        if request in self.running:
+            if not (self.scheduler.num_held and request.status.is_finished):
                 self._advance(request)
-        elif request in self.scheduler.waiting and not self.is_closed:
+        elif not self.is_closed and request in self.scheduler.waiting:
             self._admit(request)
 
     # ── those who run ─────────────────────────────────────────────────────────────────────────────────

@@ -67,6 +67,8 @@ class ModelShape(msgspec.Struct, frozen=True):
     """2 (keys and values) · layers · KV heads · head_dim · bytes per element."""
     hidden_size: int = 0
     """Width of the stream between layers; 0 in a trace that does not say."""
+    is_tied: bool = False
+    """Is the embedding the output matrix, too?"""
 
 
 class HardwareShape(msgspec.Struct, frozen=True):

@@ -15,7 +15,6 @@ from minivllm.compare import papers
 from minivllm.compare.beam_dice import BeamDice
 from minivllm.compare.commands import app
 from minivllm.compare.differences import differences
-from minivllm.compare.lengths import DATA_SETS, Lengths, draw_lengths, stretched
 from minivllm.compare.memory import (
     ALLOCATORS,
     COPIES_WIDTH,
@@ -34,6 +33,7 @@ from minivllm.compare.memory_play import MemoryPlay, Played, _Beams
 from minivllm.compare.memory_report import as_data, print_comparison
 from minivllm.config import SchedulerConfig
 from minivllm.memory.waste import MemoryShares
+from minivllm.workloads.lengths import DATA_SETS, Lengths, draw_lengths, stretched
 
 
 def config_of(num_slots, block_size=4, max_model_len=64):
