@@ -23,9 +23,9 @@ from minivllm.trace.reader import TraceError
 from viz import loading
 from viz.loading import Run
 from viz.palette import FAMILIES
-from viz.views import beam_tree, kv_pool, overview, prefix_tree, scheduler
+from viz.views import beam_tree, compare, kv_pool, metrics, overview, prefix_tree, roofline, scheduler
 
-PAGES = (overview, kv_pool, scheduler, beam_tree, prefix_tree)
+PAGES = (overview, kv_pool, scheduler, beam_tree, prefix_tree, roofline, metrics, compare)
 
 # The pictures want the width that Streamlit leaves empty; nine numbers fit into one line if they are modest.
 STYLE = """

@@ -1,6 +1,7 @@
 """Which trace the dashboard shows: from the link, from the command line, typed in, or uploaded.
 
     ?trace=… in the link  ►  MINIVLLM_TRACE (set by `viz.serve`)  ►  the form on the page
+    ?with=…  in the link  ►  the form on the page "Compare"           (a second trace, beside the first)
 
 A file that cannot be shown is told in one sentence (`TraceError`), never as a stack trace. What was read is
 kept, and read again when the file has changed: a trace that is still growing can be looked at meanwhile.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from stat import S_ISREG
@@ -24,6 +26,7 @@ from minivllm.trace.summary import RunSummary, summarize
 from minivllm.trace.timeline import Timeline, make_timeline
 
 ENVIRONMENT = "MINIVLLM_TRACE"
+MOST_NEIGHBOURS = 50
 
 
 class Run(NamedTuple):
@@ -82,20 +85,52 @@ def choose(path: Path) -> None:
         st.query_params.clear()
 
 
-def chooser() -> None:
-    """The form: a path, or a file to upload."""
-    with st.form("open", border=False):
+def chosen_other() -> Path | None:
+    """The second trace, to be compared with the first, if there is one yet."""
+    if "other" not in st.session_state:
+        st.session_state.other = st.query_params.get("with") or None
+    return Path(st.session_state.other) if st.session_state.other else None
+
+
+def choose_other(path: Path | None) -> None:
+    """Compare with this trace, or with none."""
+    st.session_state.other = str(path) if path else None
+    st.query_params.pop("with", None)
+
+
+def neighbours(path: Path) -> list[Path]:
+    """Other traces in the same folder, the newest first."""
+    try:
+        files = [file for file in path.parent.glob("*.jsonl") if file.is_file() and not file.samefile(path)]
+        files.sort(key=lambda file: -file.stat().st_mtime_ns)
+    except OSError:
+        return []
+    return [file for file in files[:MOST_NEIGHBOURS] if _is_trace(file)]
+
+
+def _is_trace(path: Path) -> bool:
+    """By its first characters: the page lists files that it has not read."""
+    try:
+        with path.open("rb") as file:
+            return b'"TraceHeader"' in file.read(200)
+    except OSError:
+        return False
+
+
+def chooser(take: Callable[[Path], None] = choose, key: str = "open") -> None:
+    """The form: a path, or a file to upload; `take` is told what was chosen."""
+    with st.form(key, border=False):
         typed = st.text_input("Path of a trace", placeholder="minivllm-out/trace.jsonl")
         submitted = st.form_submit_button("Open")
     if submitted and typed.strip():
-        choose(Path(typed.strip()).expanduser())
+        take(Path(typed.strip()).expanduser())
         st.rerun()
     uploaded = st.file_uploader(
-        "Or upload one", help="The .jsonl file that a run with `trace=…` has written."
+        "Or upload one", help="The .jsonl file that a run with `trace=…` has written.", key=f"{key}-file"
     )
-    if uploaded and uploaded.file_id != st.session_state.get("uploaded"):
-        st.session_state.uploaded = uploaded.file_id
-        choose(_keep(uploaded.name, uploaded.getvalue()))
+    if uploaded and uploaded.file_id != st.session_state.get(f"{key}-uploaded"):
+        st.session_state[f"{key}-uploaded"] = uploaded.file_id
+        take(_keep(uploaded.name, uploaded.getvalue()))
         st.rerun()
 
 

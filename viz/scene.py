@@ -18,6 +18,7 @@ Read next: `figures/block_pool.py`, the largest scene, and `player/player.js`, w
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import ceil, floor
 from typing import Any
 
 Value = str | float
@@ -66,10 +67,14 @@ DEFAULTS: dict[str, Shape] = {
 
 @dataclass(frozen=True)
 class StepAxis:
-    """Steps run along x from `left`, `step_width` units each: a click on the picture goes to that step."""
+    """Steps run along x from `left`, `step_width` units each: a click on the picture goes to that step.
+
+    Where x means time, steps are not equally wide: then `ends` has the x at which each step ends.
+    """
 
     left: float
     step_width: float
+    ends: tuple[float, ...] = ()
 
 
 @dataclass
@@ -144,7 +149,7 @@ class Scene:
             "shapes": self.shapes,
             "patches": [list(patch.items()) for patch in self.patches],
             "screen": self.screen,
-            "axis": [self.axis.left, self.axis.step_width] if self.axis else None,
+            "axis": [self.axis.left, self.axis.step_width, list(self.axis.ends)] if self.axis else None,
         }
 
     def _add(self, kind: str, **attributes: Value) -> int:
@@ -173,3 +178,18 @@ def bars_path(bars: list[tuple[float, float, float, float]]) -> str:
         for x, y, width, height in bars
         if width > 0 and height > 0
     )
+
+
+def hatch_path(bars: list[tuple[float, float, float, float]], gap: float = 5.0) -> str:
+    """Slanted lines within rectangles `(x, y, width, height)`: what says "waste" without colour.
+
+    The lines of all rectangles lie on one grid, so that neighbours look like one area.
+    """
+    lines = []
+    for x, y, width, height in bars:
+        for number in range(ceil((x + y) / gap), floor((x + width + y + height) / gap) + 1):
+            total = number * gap
+            left, right = max(x, total - y - height), min(x + width, total - y)
+            if left < right:
+                lines.append(f"M{left:g},{total - left:g}L{right:g},{total - right:g}")
+    return "".join(lines)

@@ -47,7 +47,11 @@ export default function ({ setStateValue }) {
 
 
 def show(
-    run: Run, name: str, make_scenes: Callable[[], Sequence[Scene]], own_jumps: Sequence[Jump] | None = None
+    run: Run,
+    name: str,
+    make_scenes: Callable[[], Sequence[Scene]],
+    own_jumps: Sequence[Jump] | None = None,
+    steps: Sequence[int] | None = None,
 ) -> None:
     """Play the scenes of a page.
 
@@ -55,10 +59,11 @@ def show(
         name: tells these pictures from others of the same trace.
         make_scenes: called only if this session's server has not made them before.
         own_jumps: places to jump to, if others than those of the whole run matter here.
+        steps: the run's step at each step of the scenes, if those are not the run's own.
     """
     _place()
     places = jumps(run.timeline) if own_jumps is None else own_jumps
-    PLAYER(data=_payload(run.fingerprint, name, make_scenes, places), key=f"player-{name}")
+    PLAYER(data=_payload(run.fingerprint, name, make_scenes, places, steps), key=f"player-{name}")
 
 
 @st.fragment
@@ -71,9 +76,13 @@ def _place() -> None:
 
 @st.cache_resource(max_entries=8, show_spinner="Drawing …")
 def _payload(
-    fingerprint: str, name: str, _make_scenes: Callable[[], Sequence[Scene]], _jumps: Sequence[Jump]
+    fingerprint: str,
+    name: str,
+    _make_scenes: Callable[[], Sequence[Scene]],
+    _jumps: Sequence[Jump],
+    _steps: Sequence[int] | None,
 ) -> bytes:
-    data = player.player_data(f"{fingerprint}-{name}", fingerprint, _make_scenes(), _jumps)
+    data = player.player_data(f"{fingerprint}-{name}", fingerprint, _make_scenes(), _jumps, _steps)
     return player.packed(data)
 
 

@@ -165,7 +165,7 @@ class Scheduler:
         if self.num_held:
             for request in tuple(self.running):
                 if not request.status.is_finished:  # it goes on in the next batch, and this one is done
-                    self.preempt(request, self.config.preemption_mode)
+                    self.preempt(request)
         else:
             self.step.is_closed = False
             self._hand_out(chain(tuple(self.running), self.waiting))
@@ -296,12 +296,15 @@ class Scheduler:
         """Those who were held, once all of their batch are done; they are still to be removed."""
         return list(self.running) if self.num_held and self.num_held == len(self.running) else []
 
-    def preempt(self, request: Request, mode: str) -> None:
+    def preempt(self, request: Request, in_favour_of: Request | None = None, lack: str = "blocks") -> None:
         """Let a running request step aside. It keeps its tokens and its turn."""
         self.key(request)  # a policy that fails must fail before anything has changed
-        self._step_aside(request, mode)
+        name = in_favour_of.request_id if in_favour_of else ""
+        self._step_aside(request, self.config.preemption_mode, in_favour_of=name, lack=lack)
 
-    def _step_aside(self, request: Request, mode: str, reason: str = "") -> None:
+    def _step_aside(
+        self, request: Request, mode: str, reason: str = "", in_favour_of: str = "", lack: str = "blocks"
+    ) -> None:
         self.running.remove(request)
         self.num_running_seqs -= request.width
         if mode == "swap":
@@ -314,7 +317,7 @@ class Scheduler:
         request.num_preemptions += 1
         self.waiting.append(request, self._key_of_rank(request))
         if self.emit:
-            self.emit(RequestPreempted(request.request_id, mode, lost, reason))
+            self.emit(RequestPreempted(request.request_id, mode, lost, reason, in_favour_of, lack))
 
     def _start_again(self, request: Request) -> int:
         """Take all memory away from a request; returns the number of tokens to be computed again."""

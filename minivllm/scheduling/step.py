@@ -73,7 +73,7 @@ class Step:
             victim = self._victim(request)
             if victim is None:
                 return  # it goes without, in this step
-            self.scheduler.preempt(victim, self.config.preemption_mode)
+            self.scheduler.preempt(victim, request)
         self._plan(request, spans)
 
     def _next_spans(self, request: Request) -> list[Span]:
@@ -153,7 +153,8 @@ class Step:
         if places < request.width or blocks < blocks_needed(tokens, self.cache.block_size):
             return None
         while victims:
-            self.scheduler.preempt(victims.pop(), self.config.preemption_mode)
+            lack = "blocks" if self._has_place(request) else "place"
+            self.scheduler.preempt(victims.pop(), request, lack)
             if self._has_place(request) and (spans := self._begin(request)) is not None:
                 return spans
         return None

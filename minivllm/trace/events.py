@@ -160,6 +160,10 @@ class RequestPreempted(Event, frozen=True):
     """Tokens whose keys and values were given up; 0 if they were swapped out."""
     reason: str = ""
     """Why it was not the mode that was asked for, in words; or empty."""
+    in_favour_of: str = ""
+    """The request that needed what this one had; empty in traces that do not say, and after a failed step."""
+    lack: str = "blocks"
+    """What that one needed: "blocks", or a "place" in the batch."""
 
 
 class BlocksAllocated(Event, frozen=True):

@@ -264,7 +264,7 @@ def test_shared_blocks_that_come_back_are_known_for_all_who_share_them(cache):
     engine.add_request("a", [2] * 8, SamplingParams(n=4, temperature=0, max_tokens=9))
     for _ in range(4):
         engine.step()
-    engine.scheduler.preempt(engine.live["a"].request, "swap")
+    engine.scheduler.preempt(engine.live["a"].request)
     engine.reset_prefix_cache()
     while engine.has_unfinished_requests():
         (*_, output) = engine.step()

@@ -3,7 +3,7 @@
 from hypothesis import strategies as st
 
 from minivllm.trace.reader import Trace, make_trace
-from tests.viz import sharing_factory, trace_factory
+from tests.viz import sharing_factory, static_factory, trace_factory
 
 workloads = st.builds(
     trace_factory.Workload,
@@ -59,4 +59,7 @@ cut_traces = _cut()
 plain_traces = st.builds(trace_factory.make, workloads)
 """Traces without sharing, with refusals, chunked prefills and ends in the middle of a step."""
 
-traces = st.one_of(plain_traces, sharing_traces)
+static_traces = st.builds(static_factory.make, workloads)
+"""Traces of static batching, with padding and held requests."""
+
+traces = st.one_of(plain_traces, sharing_traces, static_traces)

@@ -269,7 +269,7 @@ def test_a_path_can_be_typed_in(trace_file):
 
 
 def test_a_name_from_the_trace_is_not_taken_for_markdown():
-    assert overview._plain("a*b [x](y) $c$") == r"a\*b \[x\]\(y\) \$c\$"
+    assert overview.plain("a*b [x](y) $c$") == r"a\*b \[x\]\(y\) \$c\$"
 
 
 def test_open_run_raises_only_trace_errors_for_a_device():

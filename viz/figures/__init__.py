@@ -10,10 +10,13 @@ from viz.figures.beam_tree import beam_tree
 from viz.figures.block_pool import block_pool
 from viz.figures.block_table import block_table
 from viz.figures.captions import captions
+from viz.figures.comparison import Side, comparison
+from viz.figures.decode_intensity import decode_intensity
 from viz.figures.memory import memory_over_time
 from viz.figures.overview import MOST_ROWS as MOST_OVERVIEW_ROWS
 from viz.figures.overview import overview
 from viz.figures.prefix_tree import prefix_tree
+from viz.figures.roofline import roofline
 from viz.figures.scheduler_gantt import scheduler_gantt
 from viz.figures.search import searched_requests
 from viz.scene import Scene
@@ -21,14 +24,18 @@ from viz.scene import Scene
 __all__ = [
     "MOST_OVERVIEW_ROWS",
     "Scene",
+    "Side",
     "batch_composition",
     "beam_tree",
     "block_pool",
     "block_table",
     "captions",
+    "comparison",
+    "decode_intensity",
     "memory_over_time",
     "overview",
     "prefix_tree",
+    "roofline",
     "scheduler_gantt",
     "searched_requests",
 ]

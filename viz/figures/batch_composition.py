@@ -1,23 +1,26 @@
 """Batch composition: how many tokens each step computes, of which kind, and who waits meanwhile.
 
     budget ─ ─ ─ ─ ─ ─ ─ ─ ─ ─     max_num_batched_tokens
-                ▇                   orange: prefill tokens
-      ▇   ▃  ▂▂▂█▂▂▂▂▂▂▂▂          blue: decode tokens, one for each running sequence
+           ░░   ▇                   hatched: padding, computed and thrown away (static batching)
+      ▇   ▃▃░   ▇                   orange: prefill tokens
+      ▇   ▃▃▂▂▂▂█▂▂▂▂▂▂▂▂           blue: decode tokens, one for each running sequence
 
-    waiting, running                two lines below
+    waiting, running                two lines below; held requests are counted beside them
 
 Chunked prefill is the shape to look for: a long prompt fills what decodes leave of the budget, over several
-steps, instead of stopping everybody. Source: Agrawal et al., "Sarathi-Serve" (OSDI 2024).
-Read next: `overview.py`.
+steps, instead of stopping everybody. Padding stands on top of
+the budget, not in it. Source: Agrawal et al., "Sarathi-Serve" (OSDI 2024). Read next: `overview.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from operator import add
 
 from minivllm.trace.timeline import Phase, StepRecord, Timeline
 from viz.figures.captions import captions
-from viz.figures.common import WIDE, StepCursor, step_axis_labels, swatches
+from viz.figures.common import WASTE, WIDE, StepCursor, hatch, step_axis_labels, swatches
+from viz.measures import held_by_step, num_computed_tokens
 from viz.scene import Scene, bars_path, lines_path, rounded
 
 LEFT = 64.0
@@ -39,44 +42,87 @@ def batch_composition(timeline: Timeline, width: float = WIDE, screen: str = "")
     scene.text(4, QUEUES_TOP - 12, "requests running (line) and waiting (dashes)", size=14)
     tokens_now = scene.text(width - 4, 18, "", size=15, anchor="end")
     queues_now = scene.text(width - 4, QUEUES_TOP - 12, "", size=15, anchor="end")
+    held = held_by_step(timeline)
     for record, sentence in zip(timeline.records, captions(timeline), strict=True):
         scene.begin_step(sentence)
         cursor.move(record.step)
-        prefill, decode = record.num_tokens(Phase.PREFILL), record.num_tokens(Phase.DECODE)
-        scene.set(tokens_now, text=f"{prefill:,} prefill + {decode:,} decode")
-        scene.set(queues_now, text=f"{record.num_running:,} running, {record.num_waiting:,} waiting")
+        scene.set(tokens_now, text=tokens_in_words(record))
+        scene.set(queues_now, text=queues_in_words(record, held[record.step]))
     return scene
+
+
+def tokens_in_words(record: StepRecord) -> str:
+    """What a step computes: 64 prefill + 3 decode + 20 padding."""
+    prefill, decode = record.num_tokens(Phase.PREFILL), record.num_tokens(Phase.DECODE)
+    padding = f" + {record.num_padding_tokens:,} padding" if record.num_padding_tokens else ""
+    return f"{prefill:,} prefill + {decode:,} decode{padding}"
+
+
+def queues_in_words(record: StepRecord, num_held: int) -> str:
+    """Who is where after a step: 5 running (2 of them held), 1 waiting."""
+    held = f" ({num_held:,} of them held)" if num_held else ""
+    return f"{record.num_running:,} running{held}, {record.num_waiting:,} waiting"
 
 
 def _tokens(scene: Scene, timeline: Timeline, step_width: float) -> str:
     """The bars; returns what to say about the budget."""
     budget = timeline.trace.header.max_num_batched_tokens
-    totals = [sum(item.num_tokens for item in record.batch) for record in timeline.records]
+    padding = [record.num_padding_tokens for record in timeline.records]
+    # Padding does not count against the budget, and may reach far beyond it.
+    totals = [num_computed_tokens(record) for record in timeline.records]
+    tallest = max(map(add, totals, padding), default=0)
     # A budget far above what is ever used would press all bars flat.
     in_sight = max(totals, default=0) >= budget / 4
-    top = float(budget if in_sight else max(totals, default=0) * 1.15 or 1)
+    top = float(max(budget, tallest) if in_sight else tallest * 1.15 or 1)
     bottom = BARS_TOP + BARS_HEIGHT
-    bars: dict[Phase, list[tuple[float, float, float, float]]] = {Phase.PREFILL: [], Phase.DECODE: []}
-    for record in timeline.records:
-        y = bottom
-        for phase in (Phase.DECODE, Phase.PREFILL):
-            height = rounded(record.num_tokens(phase) / top * BARS_HEIGHT)
-            y -= height
-            x = LEFT + record.step * step_width
-            gap = 0.12 * step_width if step_width > 4 else 0.0
-            bars[phase].append((rounded(x), rounded(y), rounded(max(0.4, step_width - gap)), height))
-    for phase, boxes in bars.items():
-        scene.path(bars_path(boxes), fill=phase.value)
-    swatches(scene, 18, [("prefill", "prefill tokens", 1), ("decode", "decode tokens", 1)], 4)
+    gap = 0.12 * step_width if step_width > 4 else 0.0
+    columns = [
+        (rounded(LEFT + record.step * step_width), rounded(max(0.4, step_width - gap)))
+        for record in timeline.records
+    ]
+    stack(scene, timeline.records, columns, bottom, BARS_HEIGHT / top)
+    legend = [("prefill", "prefill", 1.0), ("decode", "decode", 1.0)]
+    if any(padding):
+        legend.append((WASTE, "padding", 1.0))
+    swatches(scene, 18, legend, 4, hatched=True)
     scene.path(f"M{LEFT:g},{bottom:g}L{scene.width:g},{bottom:g}", stroke="outline", stroke_width=1.0)
     if in_sight:
-        line = f"M{LEFT:g},{BARS_TOP:g}L{scene.width:g},{BARS_TOP:g}"
+        y = rounded(bottom - budget / top * BARS_HEIGHT)
+        line = f"M{LEFT:g},{y:g}L{scene.width:g},{y:g}"
         scene.path(line, stroke="ink", dash="5 3", stroke_width=1.2)
     scene.text(LEFT - 8, BARS_TOP + 5, f"{round(top):,}", size=13, fill="muted", anchor="end")
+    scene.text(LEFT - 8, BARS_TOP + 20, "tokens", size=13, fill="muted", anchor="end")
     scene.text(LEFT - 8, bottom + 4, "0", size=13, fill="muted", anchor="end")
     return (
         f"dashed: the budget of {budget:,} tokens per step" if in_sight else f"budget: {budget:,}, far above"
     )
+
+
+def stack(
+    scene: Scene,
+    records: Sequence[StepRecord],
+    columns: Sequence[tuple[float, float]],
+    bottom: float,
+    units_per_token: float,
+) -> None:
+    """What each step computes as a bar on top of `bottom`, in its column `(x, width)`."""
+    bars: dict[str, list[tuple[float, float, float, float]]] = {"decode": [], "prefill": [], WASTE: []}
+    for record, (x, width) in zip(records, columns, strict=True):
+        tokens = {
+            "decode": record.num_tokens(Phase.DECODE),
+            "prefill": record.num_tokens(Phase.PREFILL),
+            WASTE: record.num_padding_tokens,
+        }
+        y = bottom
+        for fill, count in tokens.items():
+            if height := rounded(count * units_per_token):
+                y -= height
+                bars[fill].append((x, rounded(y), width, height))
+    for fill, boxes in bars.items():
+        if boxes:
+            stroke = "outline" if fill == WASTE else "none"
+            scene.path(bars_path(boxes), fill=fill, stroke=stroke, stroke_width=0.7)
+    hatch(scene, bars[WASTE])
 
 
 def _queues(scene: Scene, timeline: Timeline, step_width: float) -> None:

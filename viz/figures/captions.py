@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from minivllm.trace.events import RequestPreempted
 from minivllm.trace.timeline import BatchItem, Phase, StepRecord, Timeline
 from viz.figures.captions_sharing import SHARING_SENTENCES
 from viz.figures.common import Name, listing, names_of, plural
+from viz.measures import num_computed_tokens
 
 REASONS = {
     "stop": "it said its stop word",
@@ -21,14 +23,21 @@ REASONS = {
 }
 
 
-def captions(timeline: Timeline) -> list[str]:
-    """One caption for each step: two to six short sentences, more only where much happens at once."""
-    names = names_of(timeline)
+def captions(timeline: Timeline, names: Mapping[str, Name] | None = None) -> list[str]:
+    """One caption for each step: two to six short sentences, more only where much happens at once.
+
+    Args:
+        names: what requests are called, if others than this run's own names are in use on the page.
+    """
+    names = names or names_of(timeline)
+    held = _held_by_step(timeline)
     header = timeline.trace.header
     requests = {seq: sequence.request for seq, sequence in timeline.sequences.items()}
     sentences = []
     for record in timeline.records:
         told = [_batch(record, names, header.max_num_batched_tokens)]
+        if waiting_for_others := held.get(record.step):
+            told.append(_held(waiting_for_others, names))
         told += [sentence for tell in SENTENCES if (sentence := tell(record, names))]
         for tell_sharing in SHARING_SENTENCES:
             if sentence := tell_sharing(record, names, requests, header.block_size):
@@ -58,8 +67,26 @@ def _batch(record: StepRecord, names: Mapping[str, Name], budget: int) -> str:
         parts.append(f"{listing(tags, most=6)} {verb}")
     if not parts:
         return "Nothing is computed."
-    total = sum(item.num_tokens for item in record.batch)
-    return f"{'; '.join(parts)}: {total:,} of at most {budget:,} tokens."
+    told = f"{'; '.join(parts)}: {num_computed_tokens(record):,} of at most {budget:,} tokens."
+    if padding := record.num_padding_tokens:
+        told += f" {plural(padding, 'token')} of padding more, to make the batch rectangular: thrown away."
+    return told
+
+
+def _held_by_step(timeline: Timeline) -> dict[int, list[str]]:
+    held: dict[int, list[str]] = {}
+    for request, spans in timeline.spans.items():
+        for span in spans:
+            if span.phase is Phase.HELD:
+                for step in range(span.first, span.last + 1):
+                    held.setdefault(step, []).append(request)
+    return held
+
+
+def _held(requests: list[str], names: Mapping[str, Name]) -> str:
+    if len(requests) == 1:
+        return f"{_tags(requests, names)} is held: it keeps its place and its blocks, and computes nothing."
+    return f"{_tags(requests, names)} are held: they keep their places and blocks, and compute nothing."
 
 
 def _by_request(record: StepRecord, phase: Phase) -> dict[str, list[BatchItem]]:
@@ -90,6 +117,13 @@ def _waiting(record: StepRecord, names: Mapping[str, Name]) -> str:
     return f"{plural(record.num_waiting, 'request')} {'waits' if record.num_waiting == 1 else 'wait'}."
 
 
+def _lack(event: RequestPreempted, names: Mapping[str, Name]) -> str:
+    """Why somebody had to step aside."""
+    if event.lack == "place" and event.in_favour_of in names:
+        return f"The batch is full, and {names[event.in_favour_of].tag} goes first"
+    return "The pool is full"
+
+
 def _preempted(record: StepRecord, names: Mapping[str, Name]) -> str:
     """Those that stepped aside for lack of memory; those of a failed step are told with it."""
     if record.abandoned:
@@ -98,11 +132,11 @@ def _preempted(record: StepRecord, names: Mapping[str, Name]) -> str:
     for event in record.preempted[:4]:
         tag = names[event.request].tag
         if event.mode == "swap":
-            sentences.append(f"The pool is full: {tag} steps aside into the swap space.")
+            sentences.append(f"{_lack(event, names)}: {tag} steps aside into the swap space.")
         else:
             because = f" (not swapped: {event.reason})" if event.reason else ""
             sentences.append(
-                f"The pool is full: {tag} is preempted, gives all its blocks back and will compute "
+                f"{_lack(event, names)}: {tag} is preempted, gives all its blocks back and will compute "
                 f"{plural(event.num_computed_tokens, 'token')} again{because}."
             )
     return " ".join(sentences)

@@ -5,12 +5,13 @@ Read next: `captions.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from unicodedata import east_asian_width
 
 from minivllm.trace.timeline import Timeline
 from viz.palette import family
-from viz.scene import Scene, StepAxis, rounded
+from viz.scene import Scene, StepAxis, hatch_path, rounded
 
 NARROW, WIDE = 640.0, 1080.0
 """Units across. A scene that suits every screen is narrow, so that its text stays readable on a phone."""
@@ -65,7 +66,11 @@ def names_of(timeline: Timeline) -> dict[str, Name]:
 
     Numbers make poor names: "2 and 5 decode 2 of at most 48 tokens" takes two readings.
     """
-    requests = list(timeline.spans)
+    return names_of_requests(list(timeline.spans))
+
+
+def names_of_requests(requests: Sequence[str]) -> dict[str, Name]:
+    """The same for any requests: those of two runs, for example."""
     short = all(len(request) <= 3 and request.isalnum() and request[0].isalpha() for request in requests)
     return {
         request: Name(request if short else letters(index), family(index), request)
@@ -157,11 +162,38 @@ def step_axis_labels(scene: Scene, num_steps: int, left: float, y: float) -> Non
     scene.text(left - 6, y, "step", size=13, fill="muted", anchor="end")
 
 
-def swatches(scene: Scene, y: float, entries: list[tuple[str, str, float]], left: float = 0.0) -> None:
-    """A legend in one line: `(colour, words, height as a share)`, in the shapes that the figure uses."""
+WASTE = "wasted"
+"""The colour of whatever is paid for and not used."""
+
+
+def hatch(scene: Scene, boxes: list[tuple[float, float, float, float]]) -> None:
+    """Mark rectangles as waste, by lines on top of their colour."""
+    if d := hatch_path(boxes):
+        scene.path(d, stroke="outline", stroke_width=0.9)
+
+
+def swatches(
+    scene: Scene,
+    y: float,
+    entries: list[tuple[str, str, float]],
+    left: float = 0.0,
+    *,
+    hatched: bool = False,
+) -> float:
+    """A legend: `(colour, words, height as a share)`, in the shapes that the figure uses.
+
+    It takes as many lines as it needs, 20 units apart; returns the y of the last one. `hatched` if the figure
+    hatches its waste.
+    """
     x = left
     for fill, words, share in entries:
+        width = 23 + 7.6 * len(words) + 14
+        if x > left and x + width > scene.width + 14:
+            x, y = left, y + 20
         height = 14 * share
         scene.rect(x, y - 5 - height / 2, 18, height, fill=fill, stroke="outline", stroke_width=0.8)
+        if hatched and fill == WASTE:
+            hatch(scene, [(x, y - 5 - height / 2, 18, height)])
         scene.text(x + 23, y, words, size=14, fill="ink")
-        x += 23 + 7.6 * len(words) + 14
+        x += width
+    return y

@@ -2,7 +2,7 @@
 
     A  ███▄▄▄▄▄▄▄▄▄▄▄▄▄            full height: prefill; lower: decode
     B  ──██▄▄▄▄▄▄▄×───██▄▄▄▄       thin: waits; × and thin: preempted, waits again (↑: swapped out)
-    C       ─────██▄▄▄▄▄
+    C       ─────██▄▄▄▄▄░░░░░      hatched: held, keeps its place and computes nothing
 
 Continuous batching is what makes the rows end and begin at different steps: nobody waits for the whole batch.
 The height of a span says the same as its colour. Read next: `batch_composition.py`.
@@ -10,11 +10,12 @@ The height of a span says the same as its colour. Read next: `batch_composition.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import ceil
 
 from minivllm.trace.timeline import Phase, Span, Timeline
 from viz.figures.captions import captions
-from viz.figures.common import WIDE, Name, StepCursor, names_of, step_axis_labels, swatches
+from viz.figures.common import WASTE, WIDE, Name, StepCursor, hatch, names_of, step_axis_labels, swatches
 from viz.scene import Scene, rounded
 
 MOST_ROWS = 200
@@ -27,7 +28,7 @@ LOOKS: dict[Phase, tuple[str, float, str]] = {
     Phase.WAITING: ("waiting", 0.25, "waits"),
     Phase.PREFILL: ("prefill", 1.0, "prefill"),
     Phase.DECODE: ("decode", 0.6, "decode"),
-    Phase.HELD: ("held", 0.12, "held: keeps its blocks, computes nothing"),
+    Phase.HELD: (WASTE, 0.6, "held: keeps its place and its blocks, computes nothing"),
     Phase.PREEMPTED: ("preempted", 0.25, "× preempted, waits again"),
     Phase.SWAPPED: ("swapped", 0.4, "↑ swapped out, waits again"),
 }
@@ -49,6 +50,7 @@ def scheduler_gantt(timeline: Timeline, width: float = WIDE, screen: str = "") -
     step_width = (width - LEFT - 4) / max(timeline.num_steps, 1)
     every = ceil(13 / row)
     signs: list[tuple[float, float, str]] = []
+    held: list[tuple[float, float, float, float]] = []
     for index, request in enumerate(shown):
         y = TOP + index * row
         if index % every == 0:
@@ -57,9 +59,12 @@ def scheduler_gantt(timeline: Timeline, width: float = WIDE, screen: str = "") -
         if index and row >= 10:
             scene.path(f"M{LEFT:g},{y:g}L{width:g},{y:g}", stroke="rule", stroke_width=0.6)
         for span in timeline.spans[request]:
-            _draw_span(scene, span, names[request], y, row, step_width)
+            box = _draw_span(scene, span, names[request], y, row, step_width)
+            if span.phase is Phase.HELD:
+                held.append(box)
             if sign := SIGNS.get(span.phase):
                 signs.append((LEFT + span.first * step_width, y + row / 2, sign))
+    hatch(scene, held)
     for x, y, sign in signs[:MOST_SIGNS]:
         scene.text(rounded(x), rounded(y + 5), sign, size=16, weight="bold", fill="ink", anchor="middle")
     step_axis_labels(scene, timeline.num_steps, LEFT, bottom + 20)
@@ -73,25 +78,40 @@ def scheduler_gantt(timeline: Timeline, width: float = WIDE, screen: str = "") -
     return scene
 
 
-def _draw_span(scene: Scene, span: Span, name: Name, y: float, row: float, step_width: float) -> None:
+def _draw_span(
+    scene: Scene, span: Span, name: Name, y: float, row: float, step_width: float
+) -> tuple[float, float, float, float]:
+    left, right = LEFT + span.first * step_width, LEFT + (span.last + 1) * step_width
+    return draw_span(scene, span, name, y, row, (left, right))
+
+
+def draw_span(
+    scene: Scene, span: Span, name: Name, y: float, row: float, reach: tuple[float, float]
+) -> tuple[float, float, float, float]:
+    """One span of a row that begins at `y`, from one x to another; returns its rectangle."""
     fill, share, words = LOOKS[span.phase]
     height = max(1.5, (row - min(3.0, row * 0.25)) * share)
     steps = f"step {span.first}" if span.first == span.last else f"steps {span.first}–{span.last}"
-    scene.rect(
-        rounded(LEFT + span.first * step_width),
+    box = (
+        rounded(reach[0]),
         rounded(y + (row - height) / 2),
-        rounded(max(0.5, (span.last - span.first + 1) * step_width)),
+        rounded(max(0.5, reach[1] - reach[0])),
         rounded(height),
-        fill=fill,
-        tip=f"{name.full}: {words.lstrip('×↑ ')}, {steps}",
     )
+    scene.rect(*box, fill=fill, tip=f"{name.full}: {words.lstrip('×↑ ')}, {steps}")
+    return box
 
 
 def _legend(scene: Scene, timeline: Timeline, narrow: bool) -> None:
     """Only what occurs in this run."""
-    present = {span.phase for spans in timeline.spans.values() for span in spans}
-    entries = []
-    for phase, (fill, share, words) in LOOKS.items():
-        if phase in present:
-            entries.append((fill, words.split(":")[0].split(",")[0] if narrow else words, share))
-    swatches(scene, 18, entries, 4)
+    swatches(scene, 18, legend_entries([timeline], narrow), 4, hatched=True)
+
+
+def legend_entries(timelines: Iterable[Timeline], narrow: bool) -> list[tuple[str, str, float]]:
+    """For `swatches`: the phases that occur, in full or in a word each."""
+    present = {span.phase for run in timelines for spans in run.spans.values() for span in spans}
+    return [
+        (fill, words.split(":")[0].split(",")[0] if narrow else words, share)
+        for phase, (fill, share, words) in LOOKS.items()
+        if phase in present
+    ]

@@ -42,7 +42,11 @@ def javascript() -> str:
 
 
 def player_data(
-    player_id: str, trace_id: str, scenes: Sequence[Scene], jumps: Sequence[Jump] = ()
+    player_id: str,
+    trace_id: str,
+    scenes: Sequence[Scene],
+    jumps: Sequence[Jump] = (),
+    steps: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """What the player gets.
 
@@ -50,13 +54,16 @@ def player_data(
         player_id: changes whenever the pictures do.
         trace_id: pages with the same trace share their step.
         scenes: at least one; all with the same number of steps.
+        steps: the trace's step at each of the scenes' steps, never decreasing; None if they are the same.
     """
     captions = scenes[0].captions
     assert all(scene.num_steps == len(captions) for scene in scenes), "one step for all pictures of a page"
+    assert steps is None or len(steps) == len(captions), "one step of the trace for each of the pictures"
     return {
         "id": player_id,
         "trace": trace_id,
         "captions": captions,
+        "steps": steps,
         "jumps": [jump._asdict() for jump in jumps],
         "scenes": [scene.to_data() for scene in scenes],
     }

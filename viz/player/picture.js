@@ -162,8 +162,11 @@ class Picture {
   stepAt(clientX) {
     if (!this.scene.axis) return null;
     const box = this.svg.getBoundingClientRect();
-    const [left, stepWidth] = this.scene.axis;
+    const [left, stepWidth, ends] = this.scene.axis;
     const x = ((clientX - box.left) / box.width) * this.scene.width;
-    return x < left ? null : Math.floor((x - left) / stepWidth);
+    if (x < left) return null;
+    if (!ends.length) return Math.floor((x - left) / stepWidth);
+    const step = ends.findIndex((end) => end >= x);
+    return step < 0 ? ends.length - 1 : step;
   }
 }

@@ -6,6 +6,9 @@
 //
 // One module with picture.js before it; used by Streamlit (viz/player/__init__.py) and by the self-contained
 // page (viz/backends/html.py).
+//
+// Where two runs are played side by side, a step of the player is a moment of both (viz/figures/moments.py).
+// `data.steps` has the first run's step at each of them: that is what is remembered and told.
 
 const REPORT_AFTER_MS = 350;
 const TIP_DISTANCE = 14;
@@ -119,10 +122,26 @@ class Player {
     for (const picture of this.pictures) picture.seek(step);
     this.slider.value = step;
     this.slider.setAttribute("aria-valuetext", this.data.captions[step]);
-    this.count.textContent = `step ${step} of ${this.last}`;
+    this.count.textContent = `${this.data.steps ? "moment" : "step"} ${step} of ${this.last}`;
     this.caption.textContent = this.data.captions[step];
     this.tip.hidden = true;
-    remember(this.data.trace, step);
+    remember(this.data.trace, this.told());
+    if (this.data.steps) remember(this.data.id, step);
+  }
+
+  // The step that all pages share.
+  told() {
+    return this.data.steps ? this.data.steps[this.step] : this.step;
+  }
+
+  // Ours for a shared one: where we were, if that agrees with it; else the moment at which that step ends.
+  ours(told) {
+    const { steps, id } = this.data;
+    if (!steps) return told;
+    const before = recall(id);
+    if (steps[before] === told && isRemembered(id)) return before;
+    const next = steps.findIndex((step) => step > told);
+    return next < 0 ? this.last : Math.max(0, next - 1);
   }
 
   // A move by hand: it ends playing, and Python hears of it when the hand rests.
@@ -134,7 +153,7 @@ class Player {
 
   reportSoon() {
     clearTimeout(this.reportTimer);
-    const report = () => window.dispatchEvent(new CustomEvent("minivllm:step", { detail: this.step }));
+    const report = () => window.dispatchEvent(new CustomEvent("minivllm:step", { detail: this.told() }));
     this.reportTimer = setTimeout(report, REPORT_AFTER_MS);
   }
 
@@ -144,8 +163,8 @@ class Player {
     const linked = new URLSearchParams(location.search).get("step");
     const visited = window.minivllmSeen.has(this.data.trace);
     window.minivllmSeen.add(this.data.trace);
-    if (!visited && linked !== null && linked !== "") return Number(linked);
-    return recall(this.data.trace);
+    if (!visited && linked !== null && linked !== "") return this.ours(Number(linked));
+    return isRemembered(this.data.trace) ? this.ours(recall(this.data.trace)) : 0;
   }
 
   // ── playing ─────────────────────────────────────────────────────────────────────────────────────────
@@ -221,6 +240,10 @@ function remember(trace, step) {
 
 function recall(trace) {
   try { return Number(sessionStorage.getItem(`minivllm:${trace}`)); } catch { return 0; }
+}
+
+function isRemembered(trace) {
+  try { return sessionStorage.getItem(`minivllm:${trace}`) !== null; } catch { return false; }
 }
 
 // From Streamlit the data are bytes: the player's id, a line break, JSON. Where the id is known, nothing needs

@@ -38,7 +38,7 @@ def _setting(run: Run) -> str:
     parts = []
     if model := header.model:
         parts.append(
-            f"Model **{_plain(model.name)}**: {model.num_parameters / 1e6:,.3g} million parameters, "
+            f"Model **{plain(model.name)}**: {model.num_parameters / 1e6:,.3g} million parameters, "
             f"{model.num_layers} layers, {model.num_heads} attention heads sharing {model.num_kv_heads} KV "
             f"heads of {model.head_dim} numbers, {model.dtype}. A token's keys and values take "
             f"{model.kv_bytes_per_token:,} bytes."
@@ -53,7 +53,7 @@ def _setting(run: Run) -> str:
     return " ".join(parts)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """A name from the trace as it is, with nothing in it taken for Markdown."""
     return "".join(f"\\{char}" if char in "\\`*_{}[]<>()#+-.!|~$:" else char for char in text)
 

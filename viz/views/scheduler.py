@@ -18,13 +18,22 @@ INTRODUCTION = (
     "step computes: a long prompt is cut into **chunks** that fill what the decodes leave of the **token "
     "budget**. Click anywhere to go to that step."
 )
+TRY_STATIC = (
+    "But the batches of this run are **static**: they begin and end together. Hatched is what that costs: "
+    "requests that are **held** until the slowest is done, and **padding** up to the longest prompt. Jump to "
+    "the first wait: how many places of the batch do nothing meanwhile?"
+)
 TRY_PREEMPTION = "Jump to the first preemption: who had to go, and who took the blocks?"
 TRY_WAIT = "Jump to the fullest pool: who can still join, and what would happen if all went on growing?"
 
 
 def page(run: Run) -> None:
-    preempted = any(record.preempted for record in run.timeline.records)
-    st.markdown(f"{INTRODUCTION} {TRY_PREEMPTION if preempted else TRY_WAIT}")
+    records = run.timeline.records
+    if any(record.num_padding_tokens for record in records):
+        to_try = TRY_STATIC
+    else:
+        to_try = TRY_PREEMPTION if any(record.preempted for record in records) else TRY_WAIT
+    st.markdown(f"{INTRODUCTION} {to_try}")
 
     def scenes() -> list[figures.Scene]:
         timeline = run.timeline

@@ -1,0 +1,68 @@
+"""Distributions of latencies: for each duration, the share of cases that took no longer.
+
+    100 % ┤            ╭─────── p99       a steep curve: everybody waits about as long
+          │       ╭────╯                  a long foot to the right: some wait much longer than most
+     50 % ┤   ╭───╯ p50
+          └───┴──────────────► duration
+
+A cumulative distribution needs no bins to choose, hides no single case, and its percentiles can be read off.
+Averages are left out on purpose: they hide exactly the ones who wait.
+
+Read next: `over_time.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from minivllm.trace.summary import Percentiles, format_seconds, percentiles
+from viz.charts.style import Chart
+from viz.figures.time_axis import unit_for
+
+MOST_POINTS = 500
+"""More than that a curve of this size cannot show."""
+MARKS = (("p50", 0.50), ("p90", 0.90), ("p99", 0.99))
+
+
+def distribution(values: Sequence[float], theme: int, fill: str = "decode") -> Chart:
+    """Durations in seconds, at least one, as a cumulative distribution with p50, p90 and p99 marked."""
+    ordered = sorted(max(0.0, value) for value in values)
+    found = percentiles(ordered)
+    unit, length = unit_for(found.p90 or ordered[-1] or 1.0)
+    chart = Chart(theme, f"duration ({unit})", "share of cases (%)")
+    curve = cumulative(ordered)
+    points, shares = [value / length for value, _ in curve], [100 * share for _, share in curve]
+    # The curve begins on the ground, and goes on to the right of the slowest.
+    end = points[-1] * 1.25 or 1.0
+    across, up = [points[0], *points, end], [0.0, *shares, 100.0]
+    chart.axes.step(across, up, where="post", color=chart.ink(fill), linewidth=2)
+    chart.axes.fill_between(across, up, step="post", color=chart.ink(fill), alpha=0.15, linewidth=0)
+    for name, share in MARKS:
+        value = getattr(found, name) / length
+        chart.axes.plot([value], [100 * share], "o", color=chart.ink("cursor"), markersize=5, zorder=3)
+    for (name, share), above in zip(MARKS, (58.0, 98.0, 111.0), strict=True):
+        value = getattr(found, name)
+        # A curve that only rises leaves room above it to the left, and below it to the right.
+        to_the_left = value / length > 0.35 * end
+        height = above if to_the_left else 100 * share - 10
+        words = f"{name} {format_seconds(value)}"
+        chart.note(value / length, height, words, align="right" if to_the_left else "left")
+    chart.axes.set_xlim(0, end)
+    chart.axes.set_ylim(0, 122)
+    chart.axes.set_yticks([0, 50, 100])
+    return chart
+
+
+def cumulative(ordered: Sequence[float]) -> list[tuple[float, float]]:
+    """`(value, share of values up to it)` of sorted values; of many, evenly chosen ones and the last."""
+    count = len(ordered)
+    chosen = range(count) if count <= MOST_POINTS else (k * count // MOST_POINTS for k in range(MOST_POINTS))
+    return [(ordered[index], (index + 1) / count) for index in dict.fromkeys((*chosen, count - 1))]
+
+
+def in_words(found: Percentiles) -> str:
+    """The marked percentiles as text, for those who cannot see the chart."""
+    if not found.count:
+        return "Nothing of this kind was measured in this run."
+    marks = ", ".join(f"{name} {format_seconds(getattr(found, name))}" for name, _ in MARKS)
+    return f"{marks}; {found.count:,} measured."

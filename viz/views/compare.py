@@ -1,0 +1,173 @@
+"""Page 8: two runs on one clock, for example the same requests batched in two ways."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from minivllm.trace.reader import TraceError
+from minivllm.trace.timeline import Phase
+from viz import figures, loading, stage
+from viz.figures.common import PHONE, WIDE
+from viz.figures.moments import Moment, merge, steps_of_first
+from viz.loading import Run
+from viz.player import Jump
+from viz.side_by_side import side_by_side
+from viz.views.overview import plain
+
+TITLE = "Compare"
+URL = "compare"
+TEASER = "The same requests under two policies, on one clock."
+
+INTRODUCTION = (
+    "Two runs of the same requests take different steps, but they share a **clock**. The open trace is on "
+    "top; x is time, on the same scale in both, and the red line is the same **moment** in both. One step "
+    "of the player goes to the next moment at which a step of *either* run ends. A request has the same row, "
+    "letter and colour in both."
+)
+TRY_HELD = (
+    "Hatched is **waste**: a request that is **held** keeps its place and computes nothing, because its "
+    "batch ends with the slowest; **padding** (hatched in the bars) is computed and thrown away. Jump to "
+    "where somebody is held: who could have used the place in the other run?"
+)
+TRY_OTHER = "Jump to the end of the faster run: what is the other one still busy with, and who waits for it?"
+WITHOUT = (
+    "Choose a second trace to put beside this one: the same requests under another policy, or a smaller pool."
+)
+STRANGERS = (
+    "The two runs have no request in common (requests are matched by their ids), so only the clock is shared."
+)
+CLOCKS = "One clock is simulated and the other is real: their seconds are not the same seconds."
+
+
+def page(run: Run) -> None:
+    st.markdown(INTRODUCTION)
+    other = _other(run)
+    if other is None:
+        return
+    for warning in other.timeline.trace.warnings:
+        st.warning(f"{plain(other.path.name)}: {warning}")
+    first, second = run.timeline, other.timeline
+    if not set(first.spans) & set(second.spans):
+        st.warning(STRANGERS)
+    if first.trace.header.clock != second.trace.header.clock:
+        st.warning(CLOCKS)
+    held = any(
+        span.phase is Phase.HELD
+        for side in (first, second)
+        for spans in side.spans.values()
+        for span in spans
+    )
+    st.markdown(TRY_HELD if held else TRY_OTHER)
+    labels = side_labels(run.path, other.path)
+    moments = merge(first, second)
+
+    def scenes() -> list[figures.Scene]:
+        sides = [figures.Side(labels[0], first), figures.Side(labels[1], second)]
+        return [
+            scene
+            for width, screen in ((WIDE, "wide"), (PHONE, "narrow"))
+            for scene in figures.comparison(sides[0], sides[1], width, screen)
+        ]
+
+    stage.show(
+        run,
+        f"compare-{other.fingerprint}",
+        scenes,
+        _jumps(run, other, moments),
+        steps_of_first(moments, first),
+    )
+    rows = side_by_side(run.timeline, run.summary, other.timeline, other.summary)
+    st.table(
+        {
+            "": [row.name for row in rows],
+            labels[0]: [row.first for row in rows],
+            labels[1]: [row.second for row in rows],
+            "second : first": [row.ratio for row in rows],
+        },
+        border="horizontal",
+        hide_index=True,
+    )
+    with st.expander("What these numbers say"):
+        st.markdown("\n".join(f"- **{row.name}**: {row.sentence}" for row in rows))
+
+
+def _other(run: Run) -> Run | None:
+    """The second run; while there is none, the page asks for it."""
+    path = loading.chosen_other()
+    other, problem = None, ""
+    if path is not None:
+        try:
+            other = loading.open_run(path)
+            st.query_params["with"] = str(path)
+        except TraceError as error:
+            problem = str(error)
+    if problem:
+        st.error(problem)
+    if other is None:
+        st.info(WITHOUT)
+        _choose(run)
+    else:
+        with st.popover(f"Beside it: {other.path.name}", help="Choose another second trace"):
+            _choose(run)
+    return other
+
+
+def _choose(run: Run) -> None:
+    found = loading.neighbours(run.path)
+    if found:
+        chosen = st.selectbox(
+            "A trace from the same folder",
+            found,
+            None,
+            format_func=lambda path: path.name,
+            placeholder="Choose one",
+            key="neighbour",
+            width=360,
+        )
+        if chosen is not None and chosen != st.session_state.get("neighbour taken"):
+            st.session_state["neighbour taken"] = chosen
+            loading.choose_other(chosen)
+            st.rerun()
+    loading.chooser(loading.choose_other, "open-other")
+
+
+def side_labels(first: Path, second: Path) -> tuple[str, str]:
+    """What the two are called: their files' names, with as many folders as it takes to tell them apart."""
+    if first == second:
+        return f"{first.name} (first)", f"{second.name} (second)"
+    for count in range(1, max(len(first.parts), len(second.parts)) + 1):
+        names = ["/".join(path.parts[-count:]) for path in (first, second)]
+        if names[0] != names[1]:
+            break
+    return names[0], names[1]
+
+
+def _jumps(run: Run, other: Run, moments: list[Moment]) -> list[Jump]:
+    """The places worth seeing when two runs are compared."""
+    sides = (run.timeline, other.timeline)
+
+    def first(side: int, step: int | None) -> int | None:
+        """The first moment at which a run is in a step."""
+        if step is None:
+            return None
+        return next(index for index, moment in enumerate(moments) if moment.steps[side] >= step)
+
+    def first_held(side: int) -> int | None:
+        held = [s.first for spans in sides[side].spans.values() for s in spans if s.phase is Phase.HELD]
+        return first(side, min(held, default=None))
+
+    def first_padded(side: int) -> int | None:
+        return first(side, next((r.step for r in sides[side].records if r.num_padding_tokens), None))
+
+    def earliest(places: list[int | None]) -> int | None:
+        return min((place for place in places if place is not None), default=None)
+
+    ends = [max(i for i, m in enumerate(moments) if m.steps[side] < sides[side].num_steps) for side in (0, 1)]
+    return [
+        Jump("first padding", earliest([first_padded(0), first_padded(1)])),
+        Jump("first held request", earliest([first_held(0), first_held(1)])),
+        Jump("end of the faster run", min(ends)),
+        Jump("end of the slower run", max(ends)),
+    ]
