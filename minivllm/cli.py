@@ -226,9 +226,11 @@ def main() -> None:
     """Entry point of the `minivllm` command."""
     from minivllm.bench.commands import app as bench_app
     from minivllm.compare.commands import app as compare_app
+    from minivllm.simulation.command import simulate
 
     app.add_typer(bench_app, name="bench")
     app.add_typer(compare_app, name="compare")
+    app.command()(simulate)
     try:
         app()
     except ValueError as error:

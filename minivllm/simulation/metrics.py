@@ -89,6 +89,7 @@ class Metrics:
     queue_time: LatencyHistogram = field(default_factory=LatencyHistogram)
     num_arrived: int = 0
     num_refused: int = 0
+    first_refusal: str = ""
     num_finished: int = 0
     num_steps: int = 0
     num_preemptions: int = 0

@@ -116,8 +116,9 @@ class Replica:
             limit = limit_output(len(prompt), queued.max_tokens, self.config, self.cache)
         except ValueError as error:
             metrics.num_refused += 1
+            metrics.first_refusal = metrics.first_refusal or str(error)
             if self._emit:
-                self._emit(RequestRefused(queued.request_id, self.clock.now, str(error)))
+                self._emit(RequestRefused(queued.request_id, self._time(), str(error)))
             return False
         sequence = Sequence(self.scheduler.new_seq_id(), prompt, request_id=queued.request_id)
         request = Request(
@@ -136,7 +137,7 @@ class Replica:
                 RequestQueued(
                     queued.request_id,
                     sequence.seq_id,
-                    self.clock.now,
+                    self._time(),
                     tuple(prompt),
                     limit,
                     priority=queued.priority,
@@ -155,7 +156,7 @@ class Replica:
         if pause := self.scheduler.consult(now):
             return pause.until
         if self._emit:
-            self._emit(StepStarted(self.num_steps, now))
+            self._emit(StepStarted(self.num_steps, self._time()))
         self._began = now
         self.plan = self.scheduler.schedule(self.num_steps, now)
         return now + self.executor.seconds(self.plan)
@@ -175,7 +176,7 @@ class Replica:
         for served in done:
             self._leave(served, now)
         if self._emit:
-            self._emit(StepFinished(self.num_steps, now, {"model": round(now - self._began, 7)}))
+            self._emit(StepFinished(self.num_steps, self._time(), {"model": round(now - self._began, 7)}))
         self.num_steps += 1
         return [served.queued for served in done]
 
@@ -230,7 +231,7 @@ class Replica:
         metrics.normalized.add(latency / num_output)
         metrics.last_finish = max(metrics.last_finish, now)
         if self._emit:
-            self._emit(SequenceFinished(served.sequence.seq_id, "length", now))
+            self._emit(SequenceFinished(served.sequence.seq_id, "length", self._time()))
 
     def _count(self, plan: StepPlan, seconds: float) -> None:
         metrics = self.metrics
@@ -245,6 +246,10 @@ class Replica:
         metrics.scheduled_seconds += seconds * len(plan.scheduled)
         metrics.waiting_seconds += seconds * len(self.scheduler.waiting)
         metrics.kv_seconds += seconds * self.cache.usage
+
+    def _time(self) -> float:
+        """Seconds since the trace began, for events."""
+        return self._recorder.now() if self._recorder else 0.0
 
     def check_invariants(self) -> None:
         """Raise `AssertionError` unless the books agree."""

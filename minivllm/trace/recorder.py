@@ -28,6 +28,7 @@ class Recorder:
     """Writes events to `path`, or keeps them in `events` if `path` is None.
 
     A `listener` is told of every event as it happens, as a live view needs it.
+    After `most_steps` steps, if given, it closes itself: the beginning of a very long run.
     `seconds` is the time that recording itself has taken so far, for the benchmark's honesty.
     A disk that fills up ends the recording with a warning; it never stops the engine.
 
@@ -41,11 +42,13 @@ class Recorder:
         *,
         clock: Callable[[], float] = perf_counter,
         listener: Callable[[Event], None] | None = None,
+        most_steps: int | None = None,
     ) -> None:
         self.path = Path(path) if path is not None else None
         self.events: list[Event] = []
         self.seconds = 0.0
         self._listener = listener
+        self._steps_left = most_steps
         self._clock = clock
         self._epoch = clock()
         self._encoder = msgspec.json.Encoder()
@@ -59,6 +62,11 @@ class Recorder:
             except OSError as error:
                 raise ValueError(f"trace: cannot write to {self.path}: {error.strerror}") from error
 
+    def use_clock(self, clock: Callable[[], float]) -> None:
+        """Take the time from another clock from now on: a simulator's."""
+        self._clock = clock
+        self._epoch = clock()
+
     def start(self, header: TraceHeader) -> None:
         """Write the header and set the clock of all later events to zero."""
         self._epoch = self._clock()
@@ -71,6 +79,8 @@ class Recorder:
 
     def emit(self, event: Event) -> None:
         """Record one event."""
+        if self._closed and not isinstance(event, TraceEnded):
+            return
         began = perf_counter()
         if self._file is not None:
             self._buffer += self._encoder.encode(event)
@@ -79,6 +89,10 @@ class Recorder:
             self.events.append(event)
         if isinstance(event, StepFinished):
             self.flush()
+            if self._steps_left is not None:
+                self._steps_left -= 1
+                if not self._steps_left:
+                    self.close()
         self.seconds += perf_counter() - began
         if self._listener is not None:
             self._listener(event)
