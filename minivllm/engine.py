@@ -176,12 +176,12 @@ class Engine:
         metrics = RequestMetrics(arrival_time=arrival_time)
         self.scheduler.add(request)
         self.live[request_id] = LiveRequest(request, prompt, tokens, wanted, decoding, metrics)
-        if self._emit:
+        if self.recorder and self._emit:
             self._emit(
                 RequestQueued(
                     request_id,
                     sequence.seq_id,
-                    self._now(),
+                    self.recorder.at(arrival_time),
                     tuple(tokens),
                     max_tokens,
                     prompt,

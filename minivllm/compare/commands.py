@@ -106,3 +106,77 @@ def memory(
     if plot is not None:
         save_picture(result, plot)
         console.print(f"The picture is in {plot}.", highlight=False)
+
+
+@app.command("schedule")
+def schedule(
+    policies: Annotated[
+        str, typer.Option(help="Policies, separated by commas; all of them if left out.")
+    ] = "",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="nano, small, medium (random) or a folder; the shipped model if left out. With "
+            "--hardware: a model's card."
+        ),
+    ] = None,
+    hardware: Annotated[
+        str | None, typer.Option(help="Simulate this hardware (see `minivllm simulate`) instead of running.")
+    ] = None,
+    workload: Annotated[str | None, typer.Option(help="As for `minivllm simulate`.")] = None,
+    requests: Annotated[int | None, typer.Option(help="So many requests.")] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Requests a second; a fifth more than fcfs can serve if left out.")
+    ] = None,
+    max_num_seqs: Annotated[int, typer.Option(help="Most sequences in one step.")] = 16,
+    max_num_batched_tokens: Annotated[int, typer.Option(help="Most tokens in one step.")] = 2048,
+    blocks: Annotated[int | None, typer.Option(help="KV-cache blocks; few of them show preemption.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of torch; all usable cores if left out.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the workload.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the traces.")] = Path("minivllm-out/schedule"),
+    json: Annotated[Path | None, typer.Option("--json", help="Also write everything to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw it in this file (.png, .svg, .pdf).")] = None,
+) -> None:
+    """Serve the same requests under each scheduling policy: what each gives, and what it costs."""
+    from minivllm.compare.memory_picture import check_picture
+    from minivllm.compare.schedule import DEFAULT_POLICIES, check_policies
+    from minivllm.compare.schedule_command import Wishes, run
+    from minivllm.compare.schedule_picture import save_picture
+    from minivllm.compare.schedule_report import as_data, differences, print_runs
+
+    chosen = check_policies(policies) if policies else list(DEFAULT_POLICIES)
+    if plot is not None:
+        check_picture(plot)  # before the work, not after it
+    if json is not None and not json.absolute().parent.is_dir():
+        raise ValueError(f"json must be in a folder that exists, got {str(json)!r}")
+    wishes = Wishes(
+        model=model,
+        hardware=hardware,
+        workload=workload,
+        requests=requests,
+        rate=rate,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        num_blocks=blocks,
+        threads=threads,
+        seed=seed,
+    )
+    console = Console()
+    with console.status("") as status:
+        title, runs = run(wishes, chosen, out, lambda what: status.update(what))
+    console.print(title, highlight=False)
+    print_runs(runs, console)
+    for sentence in differences(runs):
+        console.print(f"· {sentence}", highlight=False)
+    if json is not None:
+        json.write_text(json_module.dumps(as_data(runs), indent=1), encoding="utf-8")
+        console.print(f"Everything is in {json}.", highlight=False)
+    if plot is not None:
+        save_picture(runs, title, plot)
+        console.print(f"The picture is in {plot}.", highlight=False)
+    console.print(
+        f"Two of them side by side: [bold]minivllm dashboard {runs[0].trace}[/bold], page Compare.",
+        highlight=False,
+    )

@@ -132,12 +132,12 @@ class Replica:
         wanted = len(prompt) + min(queued.num_output_tokens, limit)
         self.served[sequence.seq_id] = Served(queued, request, sequence, wanted)
         self.outstanding_tokens += wanted
-        if self._emit:
+        if self._recorder and self._emit:
             self._emit(
                 RequestQueued(
                     queued.request_id,
                     sequence.seq_id,
-                    self._time(),
+                    self._recorder.at(queued.arrival_seconds),
                     tuple(prompt),
                     limit,
                     priority=queued.priority,

@@ -115,6 +115,7 @@ class RequestQueued(Event, frozen=True):
     request: str
     seq: int
     time: float
+    """When it arrived: perhaps during a step, although the engine took notice of it only afterwards."""
     prompt_token_ids: tuple[int, ...]
     max_tokens: int
     """Most output tokens it may still produce, after capping to the model's length."""

@@ -77,6 +77,10 @@ class Recorder:
         """Seconds since the header, to the microsecond."""
         return round(self._clock() - self._epoch, 6)
 
+    def at(self, time: float) -> float:
+        """A moment of the clock in seconds since the header; never before it, and never in the future."""
+        return min(self.now(), max(0.0, round(time - self._epoch, 6)))
+
     def emit(self, event: Event) -> None:
         """Record one event."""
         if self._closed and not isinstance(event, TraceEnded):

@@ -7,7 +7,7 @@ each request has a name, and its lengths and tokens are a hash of that name:
     "7:user-3-0:tokens"  ──SHAKE-128──►  as many bytes as are wanted  ──►  token ids
 
 No draw disturbs another, any request can be made at any time, and the numbers are the same on every machine
-and in every version of Python. A hash costs a microsecond; seeding a generator for each request costs five.
+and in every version of Python. A hash costs a microsecond; seeding a generator for each request costs four.
 
 Source: the construction is that of counter-based generators, Salmon et al., "Parallel Random Numbers: As Easy
 as 1, 2, 3" (SC 2011). Read next: `mix.py`, which makes requests of it.

@@ -79,5 +79,5 @@ def shortened(lengths: Lengths, room: int) -> Lengths:
     prompt, output = lengths
     if prompt + output <= room:
         return lengths
-    prompt = min(max(1, room * prompt // (prompt + output)), room - 1)
+    prompt = max(1, room * prompt // (prompt + output))
     return Lengths(prompt, min(output, room - prompt))
