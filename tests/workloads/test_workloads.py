@@ -6,7 +6,7 @@ from array import array
 from heapq import heappop, heappush
 from itertools import islice, pairwise
 from math import sqrt
-from statistics import fmean, stdev
+from statistics import correlation, fmean, stdev
 
 import pytest
 from hypothesis import given
@@ -57,7 +57,7 @@ chats = st.builds(
     st.just(Uniform(1, 5)),
     st.sampled_from([0.0, 3.0]),
 )
-workloads = st.one_of(open_workloads, closed_loops, chats)
+KINDS = {"open": open_workloads, "closed": closed_loops, "chats": chats}
 services = st.lists(st.floats(0, 10), min_size=1, max_size=40)
 """How long requests take, one after another: this decides in which order they finish."""
 
@@ -87,8 +87,10 @@ def run(workload, service_seconds):
     return done
 
 
-@given(workloads, services)
-def test_requests_arrive_in_order_have_ids_of_their_own_and_fit_the_model(workload, service_seconds):
+@pytest.mark.parametrize("kind", KINDS)
+@given(st.data(), services)
+def test_requests_arrive_in_order_have_ids_of_their_own_and_fit_the_model(kind, data, service_seconds):
+    workload = data.draw(KINDS[kind])
     first = [request.arrival_seconds for request in workload.arrivals()]
     assert first == sorted(first)
     requests = [request for request, _ in run(workload, service_seconds)]
@@ -103,8 +105,11 @@ def test_requests_arrive_in_order_have_ids_of_their_own_and_fit_the_model(worklo
         assert request.max_tokens == (mix.max_tokens or request.num_output_tokens)
 
 
-@given(workloads, services, services)
-def test_what_is_sent_does_not_depend_on_the_order_in_which_requests_finish(workload, one, other):
+@pytest.mark.parametrize("kind", KINDS)
+@given(st.data(), services, services)
+def test_what_is_sent_does_not_depend_on_the_order_in_which_requests_finish(kind, data, one, other):
+    workload = data.draw(KINDS[kind])
+
     def content(done):
         return {
             request.request_id: (request.prompt_token_ids, request.num_output_tokens, request.user)
@@ -114,8 +119,10 @@ def test_what_is_sent_does_not_depend_on_the_order_in_which_requests_finish(work
     assert content(run(workload, one)) == content(run(workload, other))
 
 
-@given(workloads)
-def test_iterators_are_independent_and_all_alike(workload):
+@pytest.mark.parametrize("kind", KINDS)
+@given(st.data())
+def test_iterators_are_independent_and_all_alike(kind, data):
+    workload = data.draw(KINDS[kind])
     one, other = workload.arrivals(), workload.arrivals()
     first = list(islice(one, 3))
     assert list(islice(other, 2)) == first[:2]
@@ -160,6 +167,13 @@ def test_mean_lengths_are_those_of_the_data_set_within_three_sigma(data_set, see
         assert fmean(lengths) == pytest.approx(mean, abs=3 * stdev(lengths) / sqrt(len(lengths)))
     few = OpenWorkload(mix, AllAtOnce(), 50).arrivals()
     assert [(len(r.prompt_token_ids), r.num_output_tokens) for r in few] == drawn[:50]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_how_long_an_answer_is_has_nothing_to_do_with_its_prompt(seed):
+    mix = RequestMix(*like("sharegpt"), RandomPrompts(VOCAB_SIZE), seed)
+    drawn = [mix.lengths(f"request-{index}") for index in range(10_000)]
+    assert correlation(*zip(*drawn, strict=True)) == pytest.approx(0, abs=3 / sqrt(10_000))
 
 
 def test_tokens_are_all_ordinary_ones_and_equally_frequent_within_four_sigma():
@@ -238,10 +252,15 @@ def test_a_chats_next_prompt_begins_with_the_last_prompt_and_its_answer(workload
         assert len(requests) == wanted or ended_early
 
 
-def test_a_chat_ends_before_it_outgrows_the_model_and_not_sooner():
-    mix = RequestMix(Fixed(10), Fixed(5), RandomPrompts(VOCAB_SIZE), max_model_len=45)
-    done = run(Chats(mix, AllAtOnce(), 1, Fixed(9)), [1.0])
-    assert [len(request.prompt_token_ids) for request, _ in done] == [10, 25, 40]
+@given(max_model_len=st.integers(15, 120), max_tokens=st.none() | st.integers(5, 30))
+def test_a_chat_ends_before_it_outgrows_the_model_and_not_sooner(max_model_len, max_tokens):
+    mix = RequestMix(
+        Fixed(10), Fixed(5), RandomPrompts(VOCAB_SIZE), max_tokens=max_tokens, max_model_len=max_model_len
+    )
+    requests = [request for request, _ in run(Chats(mix, AllAtOnce(), 1, Fixed(6)), [1.0])]
+    num_turns = min(6, max_model_len // 15)
+    assert [len(request.prompt_token_ids) for request in requests] == [10 + 15 * n for n in range(num_turns)]
+    assert {request.max_tokens for request in requests} == {max_tokens or 5}
 
 
 # ── prompts, and what fits ────────────────────────────────────────────────────────────────────────────
