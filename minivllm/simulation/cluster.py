@@ -97,8 +97,8 @@ class Cluster:
     def _arrive(self, request: WorkloadRequest, time: float) -> None:
         index = self.router.choose(request, self.replicas)
         replica = self.replicas[index]
+        replica.clock.now = time  # perhaps in the middle of a step
         if replica.plan is None:
-            replica.clock.now = time
             self._ready[index] = None
         replica.add(request)
 
