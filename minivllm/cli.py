@@ -224,6 +224,7 @@ def shipped_model() -> Path:
 
 def main() -> None:
     """Entry point of the `minivllm` command."""
+    from minivllm.bench.calibrate_command import calibrate
     from minivllm.bench.commands import app as bench_app
     from minivllm.compare.commands import app as compare_app
     from minivllm.simulation.command import simulate
@@ -231,6 +232,7 @@ def main() -> None:
     app.add_typer(bench_app, name="bench")
     app.add_typer(compare_app, name="compare")
     app.command()(simulate)
+    app.command()(calibrate)
     try:
         app()
     except ValueError as error:
