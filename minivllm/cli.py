@@ -227,12 +227,14 @@ def main() -> None:
     from minivllm.bench.calibrate_command import calibrate
     from minivllm.bench.commands import app as bench_app
     from minivllm.compare.commands import app as compare_app
+    from minivllm.figures.commands import figures
     from minivllm.simulation.command import simulate
 
     app.add_typer(bench_app, name="bench")
     app.add_typer(compare_app, name="compare")
     app.command()(simulate)
     app.command()(calibrate)
+    app.command()(figures)
     try:
         app()
     except ValueError as error:

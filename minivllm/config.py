@@ -24,7 +24,7 @@ SCHEDULING_POLICIES = (
 )
 PREEMPTION_MODES = ("recompute", "swap")
 PREFIX_CACHES = ("hash", "radix")
-ALLOCATORS = ("paged", "contiguous", "oracle", "buddy", "virtual_memory")
+ALLOCATORS = ("paged", "contiguous", "oracle", "oracle_buddy", "buddy", "virtual_memory")
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,8 @@ class EngineArgs:
         swap_space: GiB of the host's memory for the blocks of preempted requests.
         preemption_mode: "recompute" or "swap": what becomes of the blocks of a request that must step
             aside; "swap" if there is a swap space, if None.
-        allocator: who manages the KV cache: "paged", or for comparison "contiguous", "oracle", "buddy" or
-            "virtual_memory".
+        allocator: who manages the KV cache: "paged", or for comparison "contiguous", "oracle",
+            "oracle_buddy", "buddy" or "virtual_memory".
         trace: a file to record every event in, or a `Recorder`.
         tensor_parallel_size, pipeline_parallel_size, quantization: known names of what this version cannot
             do yet; anything but "off" is refused.

@@ -97,6 +97,9 @@ def test_generate_continues_a_prompt(tmp_path):
         (("demo", "farming"), "story must be one of"),
         (("bench", "throughput", "--model", "huge"), "huge"),
         (("nonsense",), "nonsense"),
+        (("figures", "--only", "cubism"), "only must be one of 'request-rate'"),
+        (("figures", "--seed", "-1"), "seed"),
+        (("figures", "--out", "file/out"), "out: file/out cannot be made"),
     ],
 )
 def test_a_mistake_is_one_sentence(arguments, message, tmp_path):

@@ -41,7 +41,7 @@ def _effective(result: MemoryComparison, allocator: str) -> list[str]:
         return []
     line = f"{allocator}: {ours:.1%} effective, in the paper {theirs:.1%}."
     if allocator == "oracle":
-        other = result.find("placed_otherwise", data_set="sharegpt", allocator="oracle, buddy").played.shares
+        other = result.find("placed_otherwise", data_set="sharegpt", allocator="oracle_buddy").played.shares
         line += (
             f" Strips are placed first fit here; the paper assumes a buddy allocator, and with that it is "
             f"{other.effective:.1%} here too: rounding up costs {other.internal:.1%} of the memory."
@@ -81,7 +81,7 @@ def _at_once(result: MemoryComparison, data_set: str, allocator: str) -> list[st
         return []
     line = f"{DATA_SETS[data_set].name}, {allocator}: {ours:.1f} requests at once, in the paper {theirs:.1f}."
     if allocator == "oracle":
-        other = result.find("placed_otherwise", data_set=data_set, allocator="oracle, buddy").played
+        other = result.find("placed_otherwise", data_set=data_set, allocator="oracle_buddy").played
         line += (
             f" Strips are placed first fit here; with the buddy allocator that the paper assumes, it is "
             f"{other.requests_at_once:.1f}."

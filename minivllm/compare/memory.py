@@ -25,7 +25,6 @@ from minivllm.compare.papers import KV_BYTES_PER_TOKEN, MAX_MODEL_LEN, NUM_SLOTS
 from minivllm.config import SchedulerConfig
 from minivllm.memory import KVCacheManager
 from minivllm.memory.allocators import BASELINES, make_baseline
-from minivllm.memory.buddy import Buddy
 from minivllm.memory.cache_manager import CacheManager
 from minivllm.memory.contiguous import FirstFit
 from minivllm.memory.reservation import ReservationManager
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 
 ALLOCATORS = ("contiguous", "buddy", "oracle", "virtual_memory", "paged", "token")
 """In the order of the tables. "token" is paged memory with a block size of 1: TokenAttention."""
-PLACED_OTHERWISE = ("oracle, buddy", "doubled, first fit")
+PLACED_OTHERWISE = ("oracle_buddy", "doubled, first fit")
 """The same reservations as "oracle" and "buddy", each with the placement of the other."""
 
 WIDTHS = (2, 4, 6)
@@ -224,9 +223,10 @@ def make_memory(allocator: str, config: SchedulerConfig) -> CacheManager:
             max_num_seqs=config.max_num_seqs,
             blocks_per_commit=blocks_per_page(size),
         )
-    guess, placement = ("exact", Buddy) if allocator == "oracle, buddy" else ("doubled", FirstFit)
+    assert allocator == "doubled, first fit"
+    placement = FirstFit(num_blocks)
     return ReservationManager(
-        placement(num_blocks), num_blocks, size, max_model_len=config.max_model_len, guess=guess
+        placement, num_blocks, size, max_model_len=config.max_model_len, guess="doubled"
     )
 
 

@@ -3,6 +3,7 @@
     allocator           reserved for a sequence when it is admitted        a strip lies      shares
     "contiguous"        max_model_len                                      first fit         never
     "oracle"            the true final length                              first fit         never
+    "oracle_buddy"      the same, as the vLLM paper plays its oracle       buddy             never
     "buddy"             what it has + 2^k for what is to come              buddy             never
     "virtual_memory"    addresses for max_model_len, and no memory         a slot            never
     ("paged")           nothing                                            –                 every block
@@ -30,6 +31,7 @@ from minivllm.validation import check_choice
 RESERVATIONS: dict[str, tuple[str, Callable[[int], Placement]]] = {
     "contiguous": ("longest", FirstFit),
     "oracle": ("exact", FirstFit),
+    "oracle_buddy": ("exact", Buddy),
     "buddy": ("doubled", Buddy),
 }
 """How much is reserved, and where strips lie."""

@@ -61,7 +61,7 @@ def simulate(
     block_size: Annotated[int, typer.Option(help="Tokens per KV-cache block.")] = 16,
     gpu_memory_utilization: Annotated[float, typer.Option()] = 0.9,
     num_gpu_blocks_override: Annotated[int | None, typer.Option(help="KV-cache blocks.")] = None,
-    allocator: Annotated[str, typer.Option(help="paged, contiguous, buddy, oracle.")] = "paged",
+    allocator: Annotated[str, typer.Option(help="paged, contiguous, buddy, oracle, oracle_buddy.")] = "paged",
     prefix_cache: Annotated[str | None, typer.Option(help="hash or radix.")] = None,
     swap_space: Annotated[float, typer.Option(help="GiB of host memory for each replica.")] = 0.0,
     preemption_mode: Annotated[str | None, typer.Option(help="recompute or swap.")] = None,

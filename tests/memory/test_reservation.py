@@ -154,7 +154,10 @@ def test_waste_refuses_books_that_do_not_add_up():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"allocator": "slab"}, "allocator must be one of 'contiguous', 'oracle', 'buddy', 'virtual_memory'"),
+        (
+            {"allocator": "slab"},
+            "allocator must be one of 'contiguous', 'oracle', 'oracle_buddy', 'buddy', 'virtual_memory'",
+        ),
         ({"allocator": "contiguous", "num_blocks": 5}, "num_blocks must be at least 6, because every"),
         ({"num_blocks": 0}, "num_blocks must be an integer of at least 1"),
         ({"block_size": True}, "block_size must be an integer of at least 1"),

@@ -1,0 +1,62 @@
+"""How the pictures of this room look: thin lines, few colours, the paper's numbers in orange."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from matplotlib.figure import Figure
+
+INK, MUTED, GRID, PAPER = "#1F2328", "#57606A", "#D8DCE1", "#E69F00"
+OURS = "#0072B2"
+
+
+def panels(count: int, *, width: float = 5.2, height: float = 3.6) -> tuple[Figure, list[Any]]:
+    """A figure with so many panels side by side."""
+    figure = Figure(figsize=(width * count, height), layout="constrained", facecolor="white")
+    axes = figure.subplots(1, count, squeeze=False)[0]
+    for one in axes:
+        one.grid(color=GRID, linewidth=0.6)
+        one.set_axisbelow(True)
+        one.tick_params(labelsize=8, colors=MUTED, length=0)
+        for side in ("top", "right"):
+            one.spines[side].set_visible(False)
+    return figure, list(axes)
+
+
+def label(axes: Any, title: str, x: str = "", y: str = "") -> None:
+    """Words around a panel."""
+    axes.set_title(title, fontsize=9.5, color=INK, loc="left")
+    axes.set_xlabel(x, fontsize=8.5, color=MUTED)
+    axes.set_ylabel(y, fontsize=8.5, color=MUTED)
+
+
+def bars(axes: Any, names: list[str], ours: list[float], papers: list[tuple[float, float] | None]) -> None:
+    """Our numbers as bars, the paper's as a mark or a bracket across each."""
+    places = list(range(len(names)))
+    axes.bar(places, ours, width=0.6, color=OURS, label="simulated here")
+    for place, value in zip(places, ours, strict=True):
+        axes.annotate(
+            f"{value:.3g}",
+            (place, value),
+            ha="center",
+            va="bottom",
+            fontsize=8,
+            color=INK,
+            xytext=(0, 2),
+            textcoords="offset points",
+        )
+    told = False
+    for place, paper in zip(places, papers, strict=True):
+        if paper is None:
+            continue
+        low, high = paper
+        name = None if told else "the paper"
+        told = True
+        axes.plot([place - 0.38, place + 0.38], [low, low], color=PAPER, linewidth=2.5, label=name)
+        if high != low:
+            axes.plot([place - 0.38, place + 0.38], [high, high], color=PAPER, linewidth=2.5)
+            axes.plot([place + 0.38] * 2, [low, high], color=PAPER, linewidth=1)
+    axes.set_xticks(places, names, fontsize=8)
+    axes.grid(axis="x", visible=False)
+    axes.margins(y=0.15)
+    axes.legend(fontsize=8, frameon=False)
