@@ -242,8 +242,12 @@ def num_kv_blocks(
     block_size: int = 16,
     utilization: float = 0.9,
     num_devices: int = 1,
+    second_weight_bytes: float = 0.0,
 ) -> int:
     """Blocks that fit beside the weights, on all devices together.
+
+    Args:
+        second_weight_bytes: of a second copy of the weights, in fewer bits.
 
     Raises:
         ValueError: the weights alone do not fit.
@@ -251,11 +255,12 @@ def num_kv_blocks(
     check_integer("block_size", block_size, at_least=1)
     check_integer("num_devices", num_devices, at_least=1)
     check_number("utilization", utilization, more_than=0, at_most=1)
-    left = hardware.memory_bytes * num_devices * utilization - model.weight_bytes
+    weight_bytes = model.weight_bytes + second_weight_bytes
+    left = hardware.memory_bytes * num_devices * utilization - weight_bytes
     num_blocks = int(left // (block_size * model.kv_bytes_per_token))
     if num_blocks < 1:
         raise ValueError(
-            f"{model.title} does not fit: {model.weight_bytes / 1e9:,.1f} GB of weights, and {num_devices} × "
+            f"{model.title} does not fit: {weight_bytes / 1e9:,.1f} GB of weights, and {num_devices} × "
             f"{hardware.title} leave {hardware.memory_bytes * num_devices * utilization / 1e9:,.1f} GB "
             f"({utilization:.0%} of their memory); use more devices (tensor_parallel_size)"
         )

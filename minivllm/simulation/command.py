@@ -65,6 +65,9 @@ def simulate(
     prefix_cache: Annotated[str | None, typer.Option(help="hash or radix.")] = None,
     swap_space: Annotated[float, typer.Option(help="GiB of host memory for each replica.")] = 0.0,
     preemption_mode: Annotated[str | None, typer.Option(help="recompute or swap.")] = None,
+    decode_weight_dtype: Annotated[
+        str | None, typer.Option(help="int8 or int4: weights kept a second time, for steps that only decode.")
+    ] = None,
     trace: Annotated[Path | None, typer.Option(help="Record the first replica in this file.")] = None,
     trace_steps: Annotated[int, typer.Option(help="Record so many steps of it.")] = 5000,
     json: Annotated[Path | None, typer.Option("--json", help="Also write everything to this file.")] = None,
@@ -92,6 +95,7 @@ def simulate(
         prefix_cache=prefix_cache,
         swap_space=swap_space,
         preemption_mode=preemption_mode,
+        decode_weight_dtype=decode_weight_dtype,
     )
     config = setting.scheduler_config()
     load = parse_workload(

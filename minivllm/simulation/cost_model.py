@@ -79,6 +79,14 @@ class CostModel:
         self._precompute()
 
     @property
+    def second_weight_bytes(self) -> float:
+        """Of the weights that are kept a second time, for decoding."""
+        if self.decode_weight_dtype is None:
+            return 0.0
+        widths = BYTES_PER_ELEMENT
+        return self.model.weight_bytes * widths[self.decode_weight_dtype] / widths[self.model.dtype]
+
+    @property
     def num_devices(self) -> int:
         return self.tensor_parallel_size * self.pipeline_parallel_size
 

@@ -30,6 +30,8 @@ class Setting:
         hardware, model: cards (`cards.py`).
         replicas: engines with a copy of the model each, behind one router.
         router: "round-robin", "least-loaded" or "prefix-aware".
+        decode_weight_dtype: "int8", say, to keep the weights a second time, in fewer bits, for steps in which
+            everybody decodes (precision by phase); None for one copy.
         num_gpu_blocks_override: KV-cache blocks of a replica; as many as fit beside the weights, if None.
         swap_space: GiB of the host's memory for each replica.
         max_model_len: the model's own, if None.
@@ -54,6 +56,7 @@ class Setting:
     swap_space: float = 0.0
     preemption_mode: str | None = None
     watermark: float = 0.01
+    decode_weight_dtype: str | None = None
 
     def __post_init__(self) -> None:
         check_integer("replicas", self.replicas, at_least=1)
@@ -72,6 +75,7 @@ class Setting:
             tensor_parallel_size=self.tensor_parallel_size,
             pipeline_parallel_size=self.pipeline_parallel_size,
             block_size=self.block_size,
+            decode_weight_dtype=self.decode_weight_dtype,
         )
 
     def scheduler_config(self) -> SchedulerConfig:
@@ -85,6 +89,7 @@ class Setting:
                 block_size=self.block_size,
                 utilization=self.gpu_memory_utilization,
                 num_devices=cost.num_devices,
+                second_weight_bytes=cost.second_weight_bytes,
             )
         longest = cost.model.max_position
         max_model_len = longest if self.max_model_len is None else self.max_model_len
