@@ -17,8 +17,8 @@ from minivllm.simulation.cards import HardwareCard, hardware_card
 from minivllm.workloads.lengths import DATA_SETS
 
 BLOCK_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-RATES = {"sharegpt": 2.5, "alpaca": 55.0}
-"""Requests a second: some three quarters of what is sustained with blocks of 16, so that waste shows."""
+RATES = {"sharegpt": 2.2, "alpaca": 45.0}
+"""Requests a second: just below what is sustained with blocks of 16, so that waste shows."""
 GOOD = 1.1
 """A block size is good if its latency is within a tenth of the best."""
 
@@ -127,7 +127,7 @@ def block_size(*, scale: float = 1.0, seed: int = 0) -> FigureResult:
             Assumption(
                 "rates",
                 ", ".join(f"{rate:g}/s ({name})" for name, rate in RATES.items()),
-                "the paper gives none; about three quarters of what is sustained here with blocks of 16",
+                "the paper gives none; just below what is sustained here with blocks of 16",
             ),
             *card_assumptions("a100-40gb"),
         ],

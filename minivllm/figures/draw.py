@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 INK, MUTED, GRID, PAPER = "#1F2328", "#57606A", "#D8DCE1", "#E69F00"
 OURS = "#0072B2"
@@ -30,21 +31,18 @@ def label(axes: Any, title: str, x: str = "", y: str = "") -> None:
     axes.set_ylabel(y, fontsize=8.5, color=MUTED)
 
 
+def logarithmic(axes: Any) -> None:
+    """A logarithmic x axis with plain numbers: 0.1, 1, 10."""
+    axes.set_xscale("log")
+    axis = axes.xaxis
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def bars(axes: Any, names: list[str], ours: list[float], papers: list[tuple[float, float] | None]) -> None:
     """Our numbers as bars, the paper's as a mark or a bracket across each."""
     places = list(range(len(names)))
     axes.bar(places, ours, width=0.6, color=OURS, label="simulated here")
-    for place, value in zip(places, ours, strict=True):
-        axes.annotate(
-            f"{value:.3g}",
-            (place, value),
-            ha="center",
-            va="bottom",
-            fontsize=8,
-            color=INK,
-            xytext=(0, 2),
-            textcoords="offset points",
-        )
     told = False
     for place, paper in zip(places, papers, strict=True):
         if paper is None:
@@ -56,7 +54,8 @@ def bars(axes: Any, names: list[str], ours: list[float], papers: list[tuple[floa
         if high != low:
             axes.plot([place - 0.38, place + 0.38], [high, high], color=PAPER, linewidth=2.5)
             axes.plot([place + 0.38] * 2, [low, high], color=PAPER, linewidth=1)
-    axes.set_xticks(places, names, fontsize=8)
+    named = [f"{name}\n{value:.3g}" for name, value in zip(names, ours, strict=True)]
+    axes.set_xticks(places, named, fontsize=8)
     axes.grid(axis="x", visible=False)
     axes.margins(y=0.15)
     axes.legend(fontsize=8, frameon=False)

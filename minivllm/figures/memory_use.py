@@ -8,7 +8,7 @@ Source: figure 2 of Kwon et al. (SOSP 2023). Read next: `page.py`.
 from __future__ import annotations
 
 from minivllm.compare.memory import MemorySettings, play
-from minivllm.compare.memory_picture import COLOURS
+from minivllm.compare.memory_picture import COLOURS as KIND_COLOURS
 from minivllm.compare.memory_play import Played
 from minivllm.compare.papers import EFFECTIVE, NUM_SLOTS
 from minivllm.figures.draw import PAPER, label, panels
@@ -23,6 +23,8 @@ NAMES = {
 }
 IN_THE_PAPER = EFFECTIVE | {"oracle_buddy": EFFECTIVE["oracle"]}
 BLOCK_SIZE = 16
+COLOURS = KIND_COLOURS | {"internal": "#CC79A7"}
+"""Orange is the paper's on these pages."""
 FEWEST = 100
 """Requests; with fewer, nobody has to wait."""
 

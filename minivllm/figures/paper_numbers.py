@@ -41,10 +41,11 @@ COMPARABLE_PREEMPTION = (16, 64)
 """vLLM, section 7.3 and figure 19b: at these block sizes recomputing and swapping are comparable; below,
 swapping is the slower."""
 ANYSCALE = {
-    "static, in C++": Claim(4.0, 4.0, "Anyscale: static batching in FasterTransformer against the naive one"),
     "continuous": Claim(8.0, 8.0, "Anyscale: continuous batching against naive static batching"),
     "paged": Claim(23.0, 23.0, "Anyscale: vLLM against naive static batching"),
 }
+ANYSCALE_KERNELS = 4.0
+"""Anyscale: static batching in FasterTransformer, with kernels of its own, against naive static batching."""
 ORCA = Claim(36.9, 36.9, "Orca, figure 10: GPT-3 175B, 16 GPUs, at 190 ms for each token")
 ORCA_RATES = {"static": 0.185, "continuous": 6.81}
 """Requests a second at that latency."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from minivllm.compare.papers import REQUESTS_AT_ONCE
 from minivllm.figures import paper_numbers
-from minivllm.figures.draw import bars, label, panels
+from minivllm.figures.draw import bars, label, logarithmic, panels
 from minivllm.figures.result import Assumption, FigureResult, Row, card_assumptions
 from minivllm.figures.serving import READING_PACE, Load, Point, in_parallel, measure, sustained, sweep
 from minivllm.figures.systems import System, paper_systems
@@ -81,7 +81,7 @@ def request_rate(*, scale: float = 1.0, seed: int = 0) -> FigureResult:
                 label=name,
             )
         one.axhline(READING_PACE, color="#57606A", linewidth=0.8, linestyle=":")
-        one.set_xscale("log")
+        logarithmic(one)
         one.set_ylim(0, 3 * READING_PACE)
         label(
             one,

@@ -8,7 +8,7 @@ Source: figure 16 of Kwon et al. (SOSP 2023). Read next: `block_size.py`.
 
 from __future__ import annotations
 
-from minivllm.figures.draw import PAPER, label, panels
+from minivllm.figures.draw import PAPER, label, logarithmic, panels
 from minivllm.figures.paper_numbers import SHARED_PREFIX
 from minivllm.figures.result import Assumption, FigureResult, Row, card_assumptions
 from minivllm.figures.serving import READING_PACE, Load, Point, in_parallel, sustained, sweep
@@ -72,7 +72,7 @@ def shared_prefix(*, scale: float = 1.0, seed: int = 0) -> FigureResult:
         there = rates["Orca (oracle)"] * claim.low
         one.axvline(there, color=PAPER, linewidth=1.5, label=f"{claim.low:g} × Orca (oracle), the paper")
         one.axhline(READING_PACE, color="#57606A", linewidth=0.8, linestyle=":")
-        one.set_xscale("log")
+        logarithmic(one)
         one.set_ylim(0, 3 * READING_PACE)
         label(
             one,
