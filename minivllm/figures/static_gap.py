@@ -235,7 +235,7 @@ def orca(*, scale: float = 1.0, seed: int = 0) -> FigureResult:
             Assumption(
                 "batches",
                 "static of 8, continuous up to 32",
-                "the paper tries several; these were among the best of each",
+                "two of those that the paper shows",
             ),
             *card_assumptions("a100-40gb"),
         ],
