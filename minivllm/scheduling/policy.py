@@ -83,7 +83,10 @@ class SchedulerView(Protocol):
 
 
 class WaitingView(Protocol):
-    """The waiting queue: iterate over it in order of rank, as far as needed. Each look costs O(log n)."""
+    """The waiting queue: iterate over it in order of rank, as far as needed. Each look costs O(log n).
+
+    Once nobody can join in this step any more, it is empty.
+    """
 
     def __len__(self) -> int: ...
 

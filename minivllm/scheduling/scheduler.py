@@ -33,7 +33,7 @@ from minivllm.scheduling.plan import StepPlan
 from minivllm.scheduling.policy import Pause, PolicyError, SchedulingPolicy
 from minivllm.scheduling.queue import Key, RequestQueue, WaitingQueue
 from minivllm.scheduling.step import MOST_PREEMPTIONS, Step
-from minivllm.scheduling.view import View
+from minivllm.scheduling.view import View, WaitingLine
 from minivllm.trace.events import BatchPlanned, Event, RequestPreempted, SequenceForked
 
 logger = logging.getLogger(__name__)
@@ -168,7 +168,7 @@ class Scheduler:
                     self.preempt(request)
         else:
             self.step.is_closed = False
-            self._hand_out(chain(tuple(self.running), self.waiting))
+            self._hand_out(chain(tuple(self.running), WaitingLine(self)))
 
     def _hand_out(self, turns: Iterator[Request | Pause]) -> None:
         """Offer the budget to one after another."""

@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from minivllm.request import Request
-from minivllm.scheduling.queue import WaitingQueue
 
 if TYPE_CHECKING:
     from minivllm.scheduling.scheduler import Scheduler
 
 
+class WaitingLine:
+    """Those who wait, by rank, while anybody may still join: 100,000 may stand behind a full batch."""
+
+    __slots__ = ("_scheduler",)
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+
+    def __len__(self) -> int:
+        return 0 if self._scheduler.step.is_closed else len(self._scheduler.waiting)
+
+    def __iter__(self) -> Iterator[Request]:
+        step = self._scheduler.step
+        for request in self._scheduler.waiting:
+            if step.is_closed:
+                return
+            yield request
+
+
 class View:
     """The scheduler's state during one step. See `SchedulerView`."""
 
-    __slots__ = ("_scheduler", "running", "time")
+    __slots__ = ("_scheduler", "running", "time", "waiting")
 
     def __init__(self, scheduler: Scheduler, time: float) -> None:
         self._scheduler = scheduler
         self.time = time
         self.running: tuple[Request, ...] = tuple(scheduler.running)
-
-    @property
-    def waiting(self) -> WaitingQueue:
-        return self._scheduler.waiting
+        self.waiting = WaitingLine(scheduler)
 
     @property
     def num_joined(self) -> int:

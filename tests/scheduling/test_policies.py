@@ -12,7 +12,6 @@ from minivllm.config import SCHEDULING_POLICIES, SchedulerConfig
 from minivllm.request import Request, Sequence
 from minivllm.scheduling.choose_policy import make_policy
 from minivllm.scheduling.policy import Pause, PolicyError, SchedulingPolicy
-from minivllm.scheduling.queue import WaitingQueue
 from tests.scheduling.toy import Run, runs
 
 ROOMY = SchedulerConfig(num_blocks=300, block_size=4, max_num_seqs=4, max_num_batched_tokens=256)
@@ -350,34 +349,3 @@ def test_a_learners_own_policy_is_found_by_file_and_by_module(tmp_path, monkeypa
     for number in range(3):
         run.arrive(number, 4, 2, step=number)
     assert [item.seq_id for item in run.step(5).scheduled] == [2]
-
-
-# ── the queue ─────────────────────────────────────────────────────────────────────────────────────────────
-
-OPERATIONS = st.lists(st.tuples(st.sampled_from(["join", "leave", "look"]), st.integers(0, 20)), max_size=60)
-
-
-@given(operations=OPERATIONS)
-def test_the_waiting_queue_is_a_sorted_list(operations):
-    queue, members, joined = WaitingQueue(), {}, 0
-    for operation, value in operations:
-        if operation == "join":
-            request = Request(f"r{joined}", [Sequence(joined, [1])], 1, 0.0)
-            request.number = joined
-            key = (bool(value % 2), float(value // 4), joined)
-            queue.append(request, key)
-            members[request.request_id] = (key, request)
-            joined += 1
-        elif operation == "leave" and members:
-            name = sorted(members)[value % len(members)]
-            queue.remove(members.pop(name)[1])
-        else:
-            queue.settle()
-            in_order = [request for _, request in sorted(members.values(), key=lambda pair: pair[0])]
-            assert list(queue) == in_order
-            for gone, request in zip(list(queue)[:value], queue, strict=False):  # they leave while we look
-                assert gone is request
-                queue.remove(request)
-                del members[request.request_id]
-        queue.check_invariants()
-        assert len(queue) == len(members)
