@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
+from os.path import isdir
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +28,8 @@ from minivllm.trace.work import BYTES_PER_ELEMENT
 from minivllm.validation import check_boolean, check_choice, check_integer, check_number
 
 CARDS_FILE = Path(__file__).parent / "cards.json"
+MOST = 10**15
+"""Of anything that a model card counts: beyond it, products of counts are too large for a float."""
 
 JUDGED = {
     "compute_efficiency": "large matrix products reach 55 to 70 % of the peak on A100 and H100 with cuBLAS",
@@ -40,6 +43,10 @@ JUDGED = {
         "the engines of 2023 (Python, one process, no CUDA graphs), 2 ms in today's"
     ),
     "sequence_overhead_seconds": "the same for each sequence: sampling, detokenising, bookkeeping in Python",
+    "link_latency_seconds": (
+        "a small all-reduce takes some ten microseconds over NVLink, and about twice that over PCI Express"
+    ),
+    "token_overhead_seconds": "none on a GPU; on a CPU, measured by `minivllm calibrate`",
     "transfer_overhead_seconds": "launching one copy over the host's link: why small blocks swap slowly",
 }
 """Every number on a card that is not a vendor's, and the reason for its value."""
@@ -121,9 +128,20 @@ class ModelCard:
             raise ValueError(f"title must be a text, got {self.title!r}")
         for field in fields(self):
             if field.type == "int":
-                check_integer(field.name, getattr(self, field.name), at_least=1)
+                check_integer(field.name, getattr(self, field.name), at_least=1, at_most=MOST)
         check_boolean("is_tied", self.is_tied)
         check_choice("dtype", self.dtype, tuple(BYTES_PER_ELEMENT))
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads must divide the {self.num_heads} heads (num_heads), got {self.num_kv_heads}"
+            )
+        # Fewer, and the layers would have less than no weights: steps would take less than no time.
+        matrices = self.vocab_size * self.hidden_size * (1 if self.is_tied else 2)
+        if self.num_parameters <= matrices:
+            raise ValueError(
+                f"num_parameters must be more than the {matrices:,} of embedding and output matrix "
+                f"(vocab_size · hidden_size, twice unless is_tied), got {self.num_parameters:,}"
+            )
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -171,7 +189,7 @@ def model_card(name: str) -> ModelCard:
         return _from_folder(MODEL_PATH, "the shipped model")
     if name.endswith(".json"):
         return read_card(ModelCard, _from_file(name, "model"), name)
-    if Path(name).is_dir():
+    if isdir(name):  # and not Path.is_dir, which raises where a name is too long to be one
         return _from_folder(Path(name), name)
     known = ", ".join(_ours()["models"])
     raise ValueError(
@@ -211,7 +229,7 @@ def _from_file(name: str, what: str) -> Any:
         return json.loads(Path(name).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{what} card {name!r} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter: brackets within brackets, thousands deep
         raise ValueError(f"{what} card {name!r} is not JSON: {error}") from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 from dataclasses import asdict
+from os.path import isdir
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
@@ -74,8 +75,8 @@ def simulate(
 ) -> None:
     """Serve a workload in virtual time: the real scheduler and memory, a cost model instead of a model."""
     check_integer("trace_steps", trace_steps, at_least=1)
-    if json is not None and not json.absolute().parent.is_dir():
-        raise ValueError(f"json must be in a folder that exists, got {str(json)!r}")
+    if json is not None and (isdir(json) or not isdir(json.absolute().parent)):
+        raise ValueError(f"json must be a file in a folder that exists, got {str(json)!r}")
     setting = Setting(
         hardware=hardware,
         model=model,
@@ -136,9 +137,11 @@ def simulate(
         highlight=False,
     )
     if json is not None:
-        json.write_text(
-            json_module.dumps(as_data(setting, metrics, real_seconds), indent=1), encoding="utf-8"
-        )
+        text = json_module.dumps(as_data(setting, metrics, real_seconds), indent=1)
+        try:
+            json.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ValueError(f"json: cannot write to {json}: {error.strerror}") from error
         console.print(f"Everything is in {json}.", highlight=False)
     if trace:
         console.print(f"To look at it: [bold]minivllm dashboard {trace}[/bold]", highlight=False)

@@ -65,7 +65,9 @@ class CostModel:
         for name in ("tensor_parallel_size", "pipeline_parallel_size", "block_size"):
             check_integer(name, getattr(self, name), at_least=1)
         if self.decode_weight_dtype is not None:
-            check_choice("decode_weight_dtype", self.decode_weight_dtype, tuple(BYTES_PER_ELEMENT))
+            width = BYTES_PER_ELEMENT[self.model.dtype]
+            narrower = tuple(name for name, size in BYTES_PER_ELEMENT.items() if size < width)
+            check_choice("decode_weight_dtype", self.decode_weight_dtype, narrower)
         if self.model.num_heads % self.tensor_parallel_size:
             raise ValueError(
                 f"tensor_parallel_size must divide the {self.model.num_heads} heads of {self.model.title}, "

@@ -11,7 +11,10 @@ then in smaller ones. What is made small is the *relative* error, so that a deco
 a prefill of 200 ms; and the tenth of the steps that fits worst is left out, because on a busy machine any
 step may be interrupted.
 
-Source: Hooke and Jeeves, "Direct Search" (1961), in logarithms, because prices differ by powers of ten.
+What fits is the whole, and not each price: two of them can trade places on all steps that were measured.
+
+Source: the exploratory moves of Hooke and Jeeves, "Direct Search" (1961), in logarithms, because prices
+differ by powers of ten.
 Read next: `minivllm/bench/calibrate.py`, which measures; `cost_model.py`, which uses the result.
 """
 

@@ -21,6 +21,9 @@ from minivllm.simulation.router import make_router
 from minivllm.trace.recorder import Recorder
 from minivllm.validation import check_integer, check_number
 
+MOST_SWAP_SPACE = 1e9
+"""GiB: an exbibyte, and more than any host has."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -61,7 +64,7 @@ class Setting:
     def __post_init__(self) -> None:
         check_integer("replicas", self.replicas, at_least=1)
         check_number("gpu_memory_utilization", self.gpu_memory_utilization, more_than=0, at_most=1)
-        check_number("swap_space", self.swap_space, at_least=0)
+        check_number("swap_space", self.swap_space, at_least=0, at_most=MOST_SWAP_SPACE)
         check_integer("block_size", self.block_size, at_least=1)
         make_router(self.router)
         make_policy(self.scheduling_policy)
