@@ -46,5 +46,5 @@ def test_a_lonely_answer_comes_nearly_twice_as_fast():
 
 
 def test_an_unknown_type_is_refused_by_name():
-    with pytest.raises(ValueError, match="decode_weight_dtype must be one of .* got 'int3'"):
+    with pytest.raises(ValueError, match=r"decode_weight_dtype must be one of .* got .int3."):
         make_setting("int3")

@@ -1,0 +1,122 @@
+"""Instructions of the hardware that Python has no words for, each from one line of PTX.
+
+An instruction is two things: what the compiler writes (`@intrinsic`, with the PTX), and what it means
+(`@means`, plain Python, for the microscope).
+
+    load_float4(array, (i, j))      16 bytes at once: four neighbours along the last dimension
+    load_uint4(array, (i, j))       the same of 32-bit words; each holds two 16-bit numbers
+    low_half(word, is_bf16)         the 16-bit number in the lower half, as a float32
+    high_half(word, is_bf16)        in the upper half
+
+A warp that loads 16 bytes a lane asks for 512 bytes in one instruction. Arrays of records or of vectors do
+not give such loads; only the instruction does.
+
+Source: NVIDIA, PTX ISA, `ld`, `cvt`. Read next: `paged_attention.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.cuda.extending import intrinsic
+
+try:
+    from numba.cuda import cgutils, types
+    from numba.cuda.api_util import normalize_indices
+except ImportError:  # the older home of numba.cuda, within numba itself
+    from numba.core import cgutils, types
+    from numba.cuda.cudaimpl import _normalize_indices as normalize_indices
+
+from kernels_numba.meanings import means
+
+
+def element_address(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    """LLVM: the address of `array[index]`, the first two arguments."""
+    array_type, index_type = signature.args[:2]
+    index_type, indices = normalize_indices(
+        context, builder, index_type, arguments[1], array_type, array_type.dtype
+    )
+    array = context.make_array(array_type)(context, builder, arguments[0])
+    return cgutils.get_item_pointer(context, builder, array_type, array, indices, wraparound=False)
+
+
+def call_ptx(
+    builder: Any, results: list[Any], arguments: list[Any], ptx: str, constraints: str, *, pure: bool = False
+) -> Any:
+    """LLVM: a line of PTX with these results and arguments, as one call."""
+    kind = ir.LiteralStructType(results) if results else ir.VoidType()
+    function = ir.FunctionType(kind, [argument.type for argument in arguments])
+    return builder.call(ir.InlineAsm(function, ptx, constraints, side_effect=not pure), arguments)
+
+
+def as_tuple(context: Any, builder: Any, kind: Any, struct: Any) -> Any:
+    """LLVM: the results of a call as a tuple that Python can unpack."""
+    return context.make_tuple(builder, kind, [builder.extract_value(struct, i) for i in range(kind.count)])
+
+
+def _vector_load(name: str, element: Any, llvm_type: Any, suffix: str, letter: str) -> Any:
+    def load(typing_context: Any, array: Any, index: Any) -> Any:
+        result = types.UniTuple(element, 4)
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            address = builder.ptrtoint(
+                element_address(context, builder, signature, arguments), ir.IntType(64)
+            )
+            ptx = f"ld.global.v4.{suffix} {{$0, $1, $2, $3}}, [$4];"
+            constraints = ",".join([f"={letter}"] * 4 + ["l", "~{memory}"])
+            loaded = call_ptx(builder, [llvm_type] * 4, [address], ptx, constraints)
+            return as_tuple(context, builder, result, loaded)
+
+        return result(array, index), generate
+
+    load.__name__ = name
+    return intrinsic(load)
+
+
+load_float4 = _vector_load("load_float4", types.float32, ir.FloatType(), "f32", "f")
+load_uint4 = _vector_load("load_uint4", types.uint32, ir.IntType(32), "u32", "r")
+
+
+@means(load_float4)
+@means(load_uint4)
+def _(lane: Any, array: Any, index: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(lane.read(array, index, 4))
+
+
+def _half(name: str, shift: int) -> Any:
+    def convert(typing_context: Any, word: Any, is_bf16: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            word, is_bf16 = arguments
+            bits = builder.lshr(word, ir.Constant(ir.IntType(32), shift))
+            # bfloat16 is the upper half of a float32; float16 has an instruction of its own.
+            wide = builder.bitcast(builder.shl(bits, ir.Constant(ir.IntType(32), 16)), ir.FloatType())
+            half = builder.bitcast(builder.trunc(bits, ir.IntType(16)), ir.HalfType())
+            return builder.select(is_bf16, wide, builder.fpext(half, ir.FloatType()))
+
+        return types.float32(types.uint32, types.boolean), generate
+
+    convert.__name__ = name
+    return intrinsic(convert)
+
+
+low_half = _half("low_half", 0)
+high_half = _half("high_half", 16)
+
+
+def half_as_float(bits: int, is_bf16: bool) -> np.float32:
+    """Of 16 bits."""
+    if is_bf16:
+        return np.float32(np.array([bits << 16], np.uint32).view(np.float32)[0])
+    return np.float32(np.array([bits], np.uint16).view(np.float16)[0])
+
+
+@means(low_half)
+def _(lane: Any, word: Any, is_bf16: bool) -> np.float32:
+    return half_as_float(int(word) & 0xFFFF, is_bf16)
+
+
+@means(high_half)
+def _(lane: Any, word: Any, is_bf16: bool) -> np.float32:
+    return half_as_float(int(word) >> 16, is_bf16)
