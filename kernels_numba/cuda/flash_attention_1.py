@@ -49,8 +49,9 @@ def make_kernel(head_dim: int, tiles: Tiles) -> Callable[..., Any]:
     """The kernel for heads of this width: sizes of arrays must be known when it is compiled."""
     rows, num_queries, num_threads = tiles.rows, tiles.num_queries, tiles.num_threads
     columns = head_dim // 32
-    query_shape, key_shape = (num_queries, head_dim), (KEYS, head_dim + 1)
-    sums_shape = (rows, columns)
+    num_keys, parts = tiles.keys, tiles.keys // 32  # a lane has a key in each part
+    query_shape, key_shape = (num_queries, head_dim), (num_keys, head_dim + 1)
+    score_shape = (rows, parts)
 
     @cuda.jit
     def flash_attention_1(query, key, value, out, maxima, sums, scale, causal):  # type: ignore[no-untyped-def]
@@ -63,11 +64,11 @@ def make_kernel(head_dim: int, tiles: Tiles) -> Callable[..., Any]:
         # One column more than needed: so the lanes, each on a row of its own, are on different banks.
         keys = cuda.shared.array(key_shape, float32)
         values = cuda.shared.array(key_shape, float32)
-        scores = cuda.local.array(rows, float32)
-        total = cuda.local.array(sums_shape, float32)
+        scores = cuda.local.array(score_shape, float32)
+        total = cuda.local.array(columns, float32)
 
-        for first_key in range(0, len_k, KEYS):
-            for i in range(thread, KEYS * head_dim, num_threads):
+        for first_key in range(0, len_k, num_keys):
+            for i in range(thread, num_keys * head_dim, num_threads):
                 r, c = i // head_dim, i % head_dim
                 inside = first_key + r < len_k
                 keys[r, c] = key[first_key + r, kv_head, c] if inside else float32(0)
@@ -82,37 +83,49 @@ def make_kernel(head_dim: int, tiles: Tiles) -> Callable[..., Any]:
                     queries[r, c] = query[first_query + r, head, c] * scale if inside else float32(0)
                 cuda.syncthreads()
                 if thread == 0:
-                    end_query, end_key = min(len_q, first_query + num_queries), min(len_k, first_key + KEYS)
+                    end_query, end_key = (
+                        min(len_q, first_query + num_queries),
+                        min(len_k, first_key + num_keys),
+                    )
                     note_tile(head, first_query, end_query, first_key, end_key)
 
                 for r in range(rows):
-                    scores[r] = float32(0)
+                    for p in range(parts):
+                        scores[r, p] = float32(0)
                 for c in range(head_dim):
-                    k = keys[lane, c]
-                    for r in range(rows):
-                        scores[r] += queries[warp * rows + r, c] * k
+                    for p in range(parts):
+                        k = keys[32 * p + lane, c]
+                        for r in range(rows):
+                            scores[r, p] += queries[warp * rows + r, c] * k
                 for r in range(rows):
                     i = first_query + warp * rows + r
-                    j = first_key + lane
-                    visible = i < len_q and j < len_k and (not causal or j <= i + len_k - len_q)
-                    score = scores[r] if visible else NO_SCORE
+                    last_key = min(len_k - 1, i + len_k - len_q) if causal else len_k - 1
                     old_maximum = maxima[head, i] if i < len_q and first_key > 0 else NO_SCORE
                     old_sum = sums[head, i] if i < len_q and first_key > 0 else float32(0)
-                    maximum = max(old_maximum, warp_max(score))
-                    weight = math.exp(score - maximum) if visible else float32(0)
+                    maximum = old_maximum
+                    for p in range(parts):
+                        if first_key + 32 * p + lane <= last_key:
+                            maximum = max(maximum, scores[r, p])
+                    maximum = warp_max(maximum)
                     rescale = math.exp(old_maximum - maximum)
-                    new_sum = old_sum * rescale + warp_sum(weight)
+                    added = float32(0)
+                    for p in range(parts):
+                        visible = first_key + 32 * p + lane <= last_key
+                        scores[r, p] = math.exp(scores[r, p] - maximum) if visible else float32(0)
+                        added += scores[r, p]
+                    new_sum = old_sum * rescale + warp_sum(added)
                     for n in range(columns):
-                        total[r, n] = float32(0)
-                    for j in range(KEYS):
-                        w = cuda.shfl_sync(ALL_LANES, weight, j)
-                        for n in range(columns):
-                            total[r, n] += w * values[j, lane + 32 * n]
+                        total[n] = float32(0)
+                    for p in range(parts):
+                        for j in range(32):
+                            weight = cuda.shfl_sync(ALL_LANES, scores[r, p], j)
+                            for n in range(columns):
+                                total[n] += weight * values[32 * p + j, lane + 32 * n]
                     if i < len_q and new_sum > 0:
                         for n in range(columns):
                             c = lane + 32 * n
                             old = out[i, head, c] * old_sum * rescale if first_key > 0 else float32(0)
-                            out[i, head, c] = (old + total[r, n]) / new_sum
+                            out[i, head, c] = (old + total[n]) / new_sum
                     cuda.syncwarp()  # all lanes have read m and l before one of them writes
                     if lane == 0 and i < len_q:
                         maxima[head, i] = maximum
@@ -159,7 +172,7 @@ def flash_attention_1(
     for name, array in (("maxima", maxima), ("sums", sums)):
         check_array(name, array, "heads, tokens")
         check_same(f"the shape of {name}", tuple(array.shape), "heads, tokens", (num_heads, num_tokens))
-    values = 4 * KEYS * (head_dim + 1)
+    values = 4 * KEYS * (head_dim + 1)  # beside the keys, which `choose_tiles` counts
     tiles = tiles or choose_tiles(head_dim, num_tokens, num_heads, shared_memory=STATIC_SHARED_BYTES - values)
     factor = np.float32(head_dim**-0.5 if scale is None else scale)
     return Launch(

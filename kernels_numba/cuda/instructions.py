@@ -23,10 +23,12 @@ from llvmlite import ir
 from numba.cuda.extending import intrinsic
 
 try:
-    from numba.cuda import cgutils, types
+    from numba.cuda import cgutils
+    from numba.cuda import types as types
     from numba.cuda.api_util import normalize_indices
 except ImportError:  # the older home of numba.cuda, within numba itself
-    from numba.core import cgutils, types
+    from numba.core import cgutils
+    from numba.core import types as types
     from numba.cuda.cudaimpl import _normalize_indices as normalize_indices
 
 from kernels_numba.meanings import means

@@ -28,11 +28,13 @@ MOST_WARPS = 4
 
 
 class Tiles(NamedTuple):
-    """Queries of a block."""
+    """Queries of a block, and keys of a tile."""
 
     rows: int
-    """Of each warp."""
+    """Queries of each warp."""
     warps: int
+    keys: int = KEYS
+    """A multiple of 32; FlashAttention-2 takes 32."""
 
     @property
     def num_queries(self) -> int:

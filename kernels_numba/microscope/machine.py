@@ -187,22 +187,23 @@ class Machine:
             )
         return DeviceArray(self, info, info.data)
 
-    def accessed(self, info: ArrayInfo, kind: int, flat: int, count: int, frame: FrameType) -> None:
+    def accessed(self, info: ArrayInfo, kind: int, flat: int, count: int, position: int) -> None:
         """Write an access down, and look whether there was anything to read."""
         self.num_accesses += 1
         if self.num_accesses > self.most_accesses:
             raise TooLong(
-                f"more than {self.most_accesses:,} memory accesses; {self.who()} was at {self.place(frame)}. "
+                f"more than {self.most_accesses:,} memory accesses; {self.who()} was at "
+                f"{self.places[position]}. "
                 "Is there a loop without an end? If not, use a smaller shape, or raise most_accesses"
             )
         if info.written is not None:
             if kind != READ:
                 info.written[flat : flat + count] = True
             elif not (info.written[flat] if count == 1 else info.written[flat : flat + count].all()):
-                self._note_fault("unwritten", info, flat, frame, "which nobody has written")
+                self._note_fault("unwritten", info, flat, position, "which nobody has written")
         if info.poison is not None:
             if kind == READ and info.poison[flat : flat + count].any():
-                self._note_fault("poison", info, flat, frame, "which it should not look at")
+                self._note_fault("poison", info, flat, position, "which it should not look at")
             elif kind == WRITE:
                 info.poison[flat : flat + count] = False
         if self.keep:
@@ -213,7 +214,7 @@ class Machine:
                     kind,
                     self.block,
                     lane.number,
-                    self.position(frame),
+                    position,
                     tuple(lane.loops),
                     flat,
                     count,
@@ -255,8 +256,8 @@ class Machine:
             number = self._positions[code, offset] = self.places.index(place)
         return number
 
-    def _note_fault(self, kind: str, info: ArrayInfo, flat: int, frame: FrameType, words: str) -> None:
-        place = self.place(frame)
+    def _note_fault(self, kind: str, info: ArrayInfo, flat: int, position: int, words: str) -> None:
+        place = self.places[position]
         if any(fault.kind == kind and fault.places == (place,) for fault in self.faults):
             return  # once for each place is enough
         index = info.index_of(flat)

@@ -64,46 +64,42 @@ class DeviceArray:
             return self._part(index)
         frame = sys._getframe(1)
         flat = self._flat(index, frame)
-        self.machine.accessed(self.info, READ, flat, 1, frame)
+        self.machine.accessed(self.info, READ, flat, 1, self.machine.position(frame))
         return self.view[index]
 
     def __setitem__(self, index: Any, value: Any) -> None:
         frame = sys._getframe(1)
         flat = self._flat(index, frame)
-        self.machine.accessed(self.info, WRITE, flat, 1, frame)
+        self.machine.accessed(self.info, WRITE, flat, 1, self.machine.position(frame))
         self.view[index] = value
 
     def read_vector(self, index: tuple[Any, ...], count: int, frame: FrameType) -> NDArray[Any]:
         """`count` neighbours along the last dimension, as one access."""
-        cells = self._vector(index, count, frame)
-        self.machine.accessed(self.info, READ, self._flat(index, frame), count, frame)
+        cells, flat = self.vector(index, count, frame)
+        self.machine.accessed(self.info, READ, flat, count, self.machine.position(frame))
         values: NDArray[Any] = self.view[cells]
         return values
-
-    def write_vector(self, index: tuple[Any, ...], values: Any, frame: FrameType) -> None:
-        """The same, written."""
-        cells = self._vector(index, len(values), frame)
-        self.machine.accessed(self.info, WRITE, self._flat(index, frame), len(values), frame)
-        self.view[cells] = values
 
     def atomic(self, index: Any, change: Any, frame: FrameType) -> Any:
         """Read, change and write in one piece; returns what was there."""
         flat = self._flat(index, frame)
-        self.machine.accessed(self.info, ATOMIC, flat, 1, frame)
+        self.machine.accessed(self.info, ATOMIC, flat, 1, self.machine.position(frame))
         old = self.view[index]
         self.view[index] = change(old)
         return old
 
-    def _vector(self, index: tuple[Any, ...], count: int, frame: FrameType) -> tuple[Any, ...]:
+    def vector(self, index: tuple[Any, ...], count: int, frame: FrameType) -> tuple[tuple[Any, ...], int]:
+        """Where `count` neighbours along the last dimension are; their address must suit their size."""
         first = int(index[-1])
         self._flat((*index[:-1], first + count - 1), frame)  # is the last of them still within bounds?
-        if (self._flat(index, frame) * self.view.itemsize) % (count * self.view.itemsize):
+        flat = self._flat(index, frame)
+        if (flat * self.view.itemsize) % (count * self.view.itemsize):
             raise OutOfBounds(
                 f"{self.machine.who()} reads or writes {count} neighbours at {self.info.name}"
                 f"{_numbers(index)} in one instruction: their address must be a multiple of "
                 f"{count * self.view.itemsize} bytes ({self.machine.place(frame)})"
             )
-        return (*(int(i) for i in index[:-1]), slice(first, first + count))
+        return (*(int(i) for i in index[:-1]), slice(first, first + count)), flat
 
     def _is_part(self, index: Any) -> bool:
         if type(index) is tuple:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from greenlet import greenlet
 
+from kernels_numba.microscope.memory import WRITE
+
 if TYPE_CHECKING:
     from kernels_numba.microscope.machine import Machine
     from kernels_numba.microscope.memory import DeviceArray
@@ -104,13 +106,30 @@ class Lane:
         """`count` neighbours in the last dimension, in one instruction."""
         return array.read_vector(index, count, self._kernel_frame())
 
-    def write(self, array: DeviceArray, index: tuple[Any, ...], values: Any) -> None:
-        """Neighbours in the last dimension, in one instruction."""
-        array.write_vector(index, values, self._kernel_frame())
+    def copy_later(
+        self,
+        target: DeviceArray,
+        target_index: tuple[Any, ...],
+        source: DeviceArray,
+        source_index: tuple[Any, ...],
+        count: int,
+        is_inside: bool,
+    ) -> None:
+        """Copy neighbours, in one instruction; they arrive when their group is waited for, and not before.
 
-    def copy_later(self, copy: Callable[[], None]) -> None:
-        """An asynchronous copy: it arrives when its group is waited for, and not before."""
-        self.pending[-1].append(copy)
+        Args:
+            is_inside: otherwise nothing is read, and zeros arrive.
+        """
+        frame = self._kernel_frame()
+        cells, flat = target.vector(target_index, count, frame)
+        values = source.read_vector(source_index, count, frame).copy() if is_inside else 0
+        position = self.machine.position(frame)
+
+        def arrive() -> None:
+            self.machine.accessed(target.info, WRITE, flat, count, position)
+            target.view[cells] = values
+
+        self.pending[-1].append(arrive)
 
     def commit_copies(self) -> None:
         """Close the group of copies."""
