@@ -228,6 +228,7 @@ def main() -> None:
     from minivllm.bench.commands import app as bench_app
     from minivllm.compare.commands import app as compare_app
     from minivllm.figures.commands import figures
+    from minivllm.microscope.commands import microscope
     from minivllm.simulation.command import simulate
 
     app.add_typer(bench_app, name="bench")
@@ -235,6 +236,7 @@ def main() -> None:
     app.command()(simulate)
     app.command()(calibrate)
     app.command()(figures)
+    app.command()(microscope)
     try:
         app()
     except ValueError as error:

@@ -37,6 +37,7 @@ class Place(NamedTuple):
     line: int
     column: int
     end_column: int
+    """Of that line; beyond it if the expression goes on in the next."""
 
     def __str__(self) -> str:
         return f"line {self.line}"

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from greenlet import getcurrent
 
+from kernels_numba.microscope.counting import Tally, counted_float
 from kernels_numba.microscope.faults import BarrierMismatch, Fault, Place, TooLong
 from kernels_numba.microscope.memory import READ, WRITE, ArrayInfo, DeviceArray
 from kernels_numba.microscope.threads import WARP_SIZE, Dim3, Lane, Wait
@@ -32,12 +33,19 @@ Record = tuple[int, int, int, int, int, tuple[int, ...], int, int, int, int]
 block barriers and warp barriers passed."""
 
 
+FAR_RIGHT = 1000
+"""Column of an expression that goes on in the next line."""
+
+
 class Machine:
     """Runs one kernel once; see `observation.observe`."""
 
-    def __init__(self, most_accesses: int, keep: bool) -> None:
+    def __init__(self, most_accesses: int, keep: bool, count: bool = False) -> None:
         self.most_accesses = most_accesses
         self.keep = keep
+        self.tally = Tally() if count else None
+        self.counted = counted_float(self.tally) if self.tally else None
+        """The type of numbers whose uses are counted."""
         self.num_accesses = 0
         self.records: list[Record] = []
         self.arrays: list[ArrayInfo] = []
@@ -74,7 +82,7 @@ class Machine:
         given = [
             self._global_array(name, argument, poison.get(name))
             if isinstance(argument, np.ndarray)
-            else argument
+            else self.as_number(argument)
             for name, argument in zip(names, arguments, strict=True)
         ]
         self.scheduler = getcurrent()
@@ -181,6 +189,9 @@ class Machine:
             info.written = np.zeros(data.size, bool)
             if known is None:
                 self.arrays.append(info)
+            else:  # the same name in another block: other memory, one account
+                info.read_bytes, info.written_bytes = known.read_bytes, known.written_bytes
+                self.arrays[number] = info
             self.shared[key] = info
             self.most_shared_bytes = max(
                 self.most_shared_bytes, sum(array.data.nbytes for array in self.shared.values())
@@ -190,6 +201,10 @@ class Machine:
     def accessed(self, info: ArrayInfo, kind: int, flat: int, count: int, position: int) -> None:
         """Write an access down, and look whether there was anything to read."""
         self.num_accesses += 1
+        if kind != WRITE:
+            info.read_bytes += count * info.data.itemsize
+        if kind != READ:
+            info.written_bytes += count * info.data.itemsize
         if self.num_accesses > self.most_accesses:
             raise TooLong(
                 f"more than {self.most_accesses:,} memory accesses; {self.who()} was at "
@@ -223,6 +238,12 @@ class Machine:
                 )
             )
 
+    def as_number(self, value: Any) -> Any:
+        """What a kernel gets for a number: itself, or one whose uses are counted."""
+        if self.counted is not None and isinstance(value, float | np.floating):
+            return self.counted(value)
+        return value
+
     def note(self, name: str, values: tuple[Any, ...]) -> None:
         """Something that the kernel says about itself."""
         self.notes.append((self.num_accesses, self.block, self.now.number, name, values))
@@ -249,7 +270,8 @@ class Machine:
         code, offset = frame.f_code, frame.f_lasti
         number = self._positions.get((code, offset))
         if number is None:
-            line, _, column, end = list(code.co_positions())[offset // 2]
+            line, end_line, column, end = list(code.co_positions())[offset // 2]
+            end = end if end_line == line else FAR_RIGHT
             place = Place(code.co_filename, line or 0, column or 0, end or 0)
             if place not in self.places:
                 self.places.append(place)

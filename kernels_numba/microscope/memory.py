@@ -25,13 +25,25 @@ READ, WRITE, ATOMIC = 0, 1, 2
 class ArrayInfo:
     """One array of a run, and all its views."""
 
-    __slots__ = ("address", "data", "is_shared", "name", "number", "poison", "written")
+    __slots__ = (
+        "address",
+        "data",
+        "is_shared",
+        "name",
+        "number",
+        "poison",
+        "read_bytes",
+        "written",
+        "written_bytes",
+    )
 
     def __init__(self, number: int, name: str, data: NDArray[Any], is_shared: bool) -> None:
         self.number = number
         self.name = name
         self.data = data
         self.is_shared = is_shared
+        self.read_bytes = self.written_bytes = 0
+        """Asked for by all lanes so far."""
         self.address = data.__array_interface__["data"][0]
         self.written: NDArray[np.bool_] | None = None
         """Of a shared array: which cells have been written (flat)."""
@@ -65,7 +77,7 @@ class DeviceArray:
         frame = sys._getframe(1)
         flat = self._flat(index, frame)
         self.machine.accessed(self.info, READ, flat, 1, self.machine.position(frame))
-        return self.view[index]
+        return self.machine.as_number(self.view[index])
 
     def __setitem__(self, index: Any, value: Any) -> None:
         frame = sys._getframe(1)

@@ -15,6 +15,7 @@ Read next: `analysis.py`, `races.py`.
 from __future__ import annotations
 
 import inspect
+import linecache
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels_numba.microscope.counting import Tally
 from kernels_numba.microscope.faults import Fault, KernelFault, Place
 from kernels_numba.microscope.machine import Machine, Record
 from kernels_numba.microscope.threads import WARP_SIZE, Dim3
@@ -65,7 +67,9 @@ class Observation:
     kernel: str
     file: str
     first_line: int
+    """Of the kernel."""
     source: tuple[str, ...]
+    """The whole file; line n is `source[n - 1]`."""
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
     arrays: tuple[Array, ...]
@@ -79,6 +83,10 @@ class Observation:
     notes: tuple[Note, ...]
     shared_bytes: int
     noted_faults: tuple[Fault, ...] = field(repr=False)
+    asked_bytes: Mapping[str, tuple[int, int]]
+    """By array: read and written, by all lanes together."""
+    tally: Tally | None
+    """Floating-point operations, if they were counted."""
 
     @property
     def num_accesses(self) -> int:
@@ -123,6 +131,7 @@ def observe(
     poison: Mapping[str, Any] | None = None,
     most_accesses: int = MOST_ACCESSES,
     keep: bool = True,
+    count: bool = False,
 ) -> Observation:
     """Run a kernel thread by thread, and write down what it does to memory.
 
@@ -134,7 +143,8 @@ def observe(
         shared_bytes: of the shared array that is declared with shape 0.
         poison: by the name of a parameter, True for each cell that must not be read before it is written.
         most_accesses: more of them end the run.
-        keep: write accesses down; without, only faults are looked for, which is faster.
+        keep: write accesses down; without, only faults are looked for and bytes counted, which is faster.
+        count: count floating-point operations, too (`tally`).
 
     Raises:
         KernelFault: an index out of bounds, threads that wait for each other for ever, …
@@ -155,16 +165,16 @@ def observe(
     block_size = _dim3("block", block)
     if block_size.x * block_size.y * block_size.z > MOST_THREADS_IN_BLOCK:
         raise ValueError(f"block must have at most {MOST_THREADS_IN_BLOCK} threads, got {tuple(block_size)}")
-    machine = Machine(most_accesses, keep)
+    machine = Machine(most_accesses, keep, count)
     grid_size = _dim3("grid", grid)
     machine.run(plain, grid_size, block_size, given, names, shared_bytes, poison or {})
     requests, loops = _requests(machine.records)
-    lines, first_line = inspect.getsourcelines(plain)
+    code = plain.__code__
     return Observation(
         kernel=plain.__name__,
-        file=Path(plain.__code__.co_filename).name,
-        first_line=first_line,
-        source=tuple(line.rstrip("\n") for line in lines),
+        file=Path(code.co_filename).name,
+        first_line=code.co_firstlineno,
+        source=tuple(line.rstrip("\n") for line in linecache.getlines(code.co_filename)),
         grid=(grid_size.x, grid_size.y, grid_size.z),
         block=(block_size.x, block_size.y, block_size.z),
         arrays=tuple(
@@ -178,6 +188,8 @@ def observe(
         notes=tuple(Note(*note) for note in machine.notes),
         shared_bytes=machine.most_shared_bytes,
         noted_faults=tuple(machine.faults),
+        asked_bytes={a.name: (a.read_bytes, a.written_bytes) for a in machine.arrays},
+        tally=machine.tally,
     )
 
 

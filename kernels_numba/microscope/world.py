@@ -26,6 +26,7 @@ from numba.core import types as numba_types
 from numba.np import numpy_support
 
 from kernels_numba.meanings import meaning_of
+from kernels_numba.microscope.counting import counted_math, is_math
 from kernels_numba.microscope.faults import NotUnderstood
 from kernels_numba.microscope.memory import DeviceArray
 from kernels_numba.microscope.threads import WARP_SIZE, Dim3, Wait
@@ -72,8 +73,11 @@ def _enter(
         if hasattr(thing, "py_func"):
             return _enter(thing, machine, cuda, entered)
         if isinstance(thing, numba_types.Number | numba_types.Boolean):
-            return numpy_dtype(thing).type
-        return thing
+            kind = numpy_dtype(thing)
+            return machine.counted if machine.counted and kind.kind == "f" else kind.type
+        if machine.tally and machine.counted and is_math(thing):
+            return counted_math(machine.tally, machine.counted)
+        return machine.as_number(thing)
 
     for name in plain.__code__.co_names:
         if name in world:
@@ -95,8 +99,13 @@ class _SharedMemory:
 
 
 class _LocalMemory:
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
     def array(self, shape: Any, dtype: Any, alignment: int | None = None) -> Any:
         kind = numpy_dtype(dtype)
+        if self._machine.counted and kind.kind == "f":
+            return np.full(shape, self._machine.counted("nan"), object)
         return np.full(shape, np.nan, kind) if kind.kind == "f" else np.zeros(shape, kind)
 
 
@@ -146,7 +155,7 @@ class KernelCuda:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self.shared = _SharedMemory(machine)
-        self.local = _LocalMemory()
+        self.local = _LocalMemory(machine)
         self.const = _ConstantMemory()
         self.atomic = _Atomics()
 
