@@ -30,7 +30,7 @@ def microscope(
     seed: Annotated[int, typer.Option(help="Of the arrays.")] = 0,
     trace: Annotated[Path | None, typer.Option(help="Record everything in this file.")] = None,
 ) -> None:
-    """Run a kernel thread by thread, on any machine: what it does to memory. Exit code 1 if it has a fault."""
+    """Run a kernel thread by thread: what it does to memory. The exit code is 1 if it has a fault."""
     from kernels_numba.microscope import KernelFault
     from minivllm.microscope.own_kernel import own_subject
     from minivllm.microscope.record import kernel_trace
@@ -100,9 +100,9 @@ def print_observation(seen: Any, console: Console) -> None:
     )
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("line", justify="right", no_wrap=True)
-    table.add_column("source", no_wrap=True, overflow="ellipsis", max_width=22)
+    table.add_column("source", no_wrap=True, overflow="ellipsis", max_width=14)
     table.add_column("access", no_wrap=True)
-    for name in ("times", "each takes (ideal)", "bytes"):
+    for name in ("times", "cost (ideal)", "bytes"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in seen.by_place():
         own = Path(row.place.file).name == seen.file
