@@ -1,6 +1,6 @@
 """Say clearly what is wrong with an argument: its name, the value given, and what is allowed.
 
-Every public constructor checks its arguments with these four functions *before* anything changes,
+Every public constructor checks its arguments with these functions *before* anything changes,
 so that a refused call leaves the engine exactly as it was (house rule 5: nothing silently dropped).
 `bool` is not an integer here, although Python says so: `n=True` is a slip, not a count.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def check_integer(
@@ -71,3 +72,14 @@ def _range_words(at_least: float | None, at_most: float | None, more_than: float
     if at_most is not None:
         words.append(f"at most {at_most}")
     return (" " + " and ".join(words)) if words else ""
+
+
+def check_output_file(name: str, path: Path | None) -> Path | None:
+    """A file that can be written, or None: said before the work, not after it.
+
+    Raises:
+        ValueError: it is a folder, or in a folder that does not exist.
+    """
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise ValueError(f"{name} must be a file in a folder that exists, got {str(path)!r}")
+    return path

@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from minivllm.validation import check_output_file
+
 app = typer.Typer(no_args_is_help=True, help="The same requests with and without one idea, side by side.")
 
 
@@ -87,8 +89,7 @@ def memory(
 
     if plot is not None:
         check_picture(plot)  # before the work, not after it
-    if json is not None and not json.absolute().parent.is_dir():
-        raise ValueError(f"json must be in a folder that exists, got {str(json)!r}")
+    check_output_file("json", json)
     console = Console()
     with console.status("") as status:
         result = compare_memory(
@@ -149,8 +150,7 @@ def schedule(
     chosen = check_policies(policies) if policies else list(DEFAULT_POLICIES)
     if plot is not None:
         check_picture(plot)  # before the work, not after it
-    if json is not None and not json.absolute().parent.is_dir():
-        raise ValueError(f"json must be in a folder that exists, got {str(json)!r}")
+    check_output_file("json", json)
     wishes = Wishes(
         model=model,
         hardware=hardware,
@@ -180,3 +180,31 @@ def schedule(
         f"Two of them side by side: [bold]minivllm dashboard {runs[0].trace}[/bold], page Compare.",
         highlight=False,
     )
+
+
+@app.command("attention")
+def attention(
+    tokens: Annotated[
+        int, typer.Option(help="Of the longest sequence, a multiple of 64; the time grows with its square.")
+    ] = 128,
+    json: Annotated[Path | None, typer.Option("--json", help="Also write everything to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw it in this file (.png, .svg, .pdf).")] = None,
+) -> None:
+    """Count bytes and FLOPs of naive attention and FlashAttention under the microscope; fit exponents."""
+    from minivllm.compare.attention import compare_attention
+    from minivllm.compare.attention_picture import as_data, print_counts, save_picture
+    from minivllm.compare.memory_picture import check_picture
+
+    if plot is not None:
+        check_picture(plot)  # before the work, not after it
+    check_output_file("json", json)
+    console = Console()
+    with console.status("") as status:
+        results = compare_attention(tokens, progress=status.update)
+    print_counts(results, console)
+    if json is not None:
+        json.write_text(json_module.dumps(as_data(results), indent=1), encoding="utf-8")
+        console.print(f"Everything is in {json}.", highlight=False)
+    if plot is not None:
+        save_picture(results, plot)
+        console.print(f"The picture is in {plot}.", highlight=False)

@@ -36,11 +36,10 @@ def microscope(
     from minivllm.microscope.record import kernel_trace
     from minivllm.microscope.subjects import make_subject
     from minivllm.trace.kernel_events import write_kernel_traces
-    from minivllm.validation import check_integer
+    from minivllm.validation import check_integer, check_output_file
 
     check_integer("seed", seed, at_least=0)
-    if trace is not None and (trace.is_dir() or not trace.absolute().parent.is_dir()):
-        raise ValueError(f"trace must be a file in a folder that exists, got {str(trace)!r}")
+    check_output_file("trace", trace)
     if ":" in kernel:
         subject = own_subject(kernel, grid, block, arguments, seed)
     else:
