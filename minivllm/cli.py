@@ -125,6 +125,9 @@ def generate(
     allocator: Annotated[
         str, typer.Option(help="'paged', or for comparison one of the ways of before.")
     ] = "paged",
+    attention_backend: Annotated[
+        str, typer.Option(help="'torch', 'numba-cuda' (GPU), or 'microscope' (any machine, slow).")
+    ] = "torch",
     trace: Annotated[Path | None, typer.Option(help="Record every event in this file.")] = None,
 ) -> None:
     """Continue prompts with any Llama, Mistral, Qwen2 or Qwen3 checkpoint. Flags carry vLLM's names."""
@@ -157,6 +160,7 @@ def generate(
         "swap_space": swap_space,
         "preemption_mode": preemption_mode,
         "allocator": allocator,
+        "attention_backend": attention_backend,
         "trace": trace,
     }
     with LLM(model or shipped_model(), **engine_settings) as llm:

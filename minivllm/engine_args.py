@@ -18,14 +18,16 @@ from pathlib import Path
 from minivllm.cache_managers import Pages
 from minivllm.config import (
     ALLOCATORS,
+    ATTENTION_BACKENDS,
     PREEMPTION_MODES,
     PREFIX_CACHES,
     SchedulerConfig,
 )
 from minivllm.decoding.sampler import Sampler
 from minivllm.engine import Engine
+from minivllm.executor.attention.torch_backend import TorchAttention
 from minivllm.executor.kv_storage import GIB
-from minivllm.executor.torch_executor import DTYPES, TorchExecutor
+from minivllm.executor.torch_executor import DTYPES, BackendFactory, TorchExecutor
 from minivllm.executor.virtual_storage import VirtualKVStorage
 from minivllm.model.hub import resolve_model, resolve_tokenizer
 from minivllm.model.tokenizer import Tokenizer
@@ -69,6 +71,8 @@ class EngineArgs:
             aside; "swap" if there is a swap space, if None.
         allocator: who manages the KV cache: "paged", or for comparison "contiguous", "oracle",
             "oracle_buddy", "buddy" or "virtual_memory".
+        attention_backend: "torch", "numba-cuda" (our kernels, on an NVIDIA GPU), or "microscope" (the same
+            kernels interpreted, on any machine: a token takes seconds).
         trace: a file to record every event in, or a `Recorder`.
         tensor_parallel_size, pipeline_parallel_size, quantization: known names of what this version cannot
             do yet; anything but "off" is refused.
@@ -97,6 +101,7 @@ class EngineArgs:
     swap_space: float = 0
     preemption_mode: str | None = None
     allocator: str = "paged"
+    attention_backend: str = "torch"
     trace: str | Path | Recorder | None = None
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
@@ -147,6 +152,7 @@ class EngineArgs:
         if self.preemption_mode == "swap" and not self.swap_space:
             raise ValueError("preemption_mode must be 'recompute' where swap_space is 0, got 'swap'")
         check_choice("allocator", self.allocator, ALLOCATORS)
+        check_choice("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
 
     def _refuse_what_is_not_built_yet(self) -> None:
         allowed = {
@@ -179,6 +185,7 @@ def create_engine(args: EngineArgs) -> Engine:
         max_model_len=args.max_model_len,
         swap_space_bytes=int(args.swap_space * GIB),
         virtual_memory=args.allocator == "virtual_memory",
+        backend=attention_backend(args.attention_backend),
     )
     tokenizer = load_tokenizer(args)
     shape = executor.model_shape
@@ -211,6 +218,15 @@ def create_engine(args: EngineArgs) -> Engine:
         },
         pages=pages,
     )
+
+
+def attention_backend(name: str) -> BackendFactory:
+    """By its name; kernels are imported only if they are asked for."""
+    if name == "torch":
+        return TorchAttention
+    from minivllm.executor.attention.kernel_backend import MicroscopeAttention, NumbaCudaAttention
+
+    return NumbaCudaAttention if name == "numba-cuda" else MicroscopeAttention
 
 
 def load_tokenizer(args: EngineArgs) -> Tokenizer | None:

@@ -17,6 +17,7 @@ from minivllm.executor.attention import torch_backend
 from minivllm.executor.attention.metadata import AttentionMetadata, build_metadata
 from minivllm.executor.attention.torch_backend import TorchAttention
 from minivllm.executor.kv_storage import KVStorage
+from minivllm.executor.torch_executor import BackendFactory
 from minivllm.model.config import ModelConfig
 from minivllm.scheduling.plan import ScheduledSequence, StepPlan
 
@@ -84,7 +85,12 @@ def cell(storage: KVStorage, item: ScheduledSequence, position: int) -> tuple[in
 
 
 def check(
-    config: ModelConfig, lengths: list[tuple[int, int]], block_size: int, dtype: torch.dtype, seed: int
+    config: ModelConfig,
+    lengths: list[tuple[int, int]],
+    block_size: int,
+    dtype: torch.dtype,
+    seed: int,
+    make_backend: BackendFactory = TorchAttention,
 ) -> None:
     """Write the past cell by cell and the present through the backend; attend; compare."""
     plan, num_blocks = make_plan(lengths, block_size, seed)
@@ -96,7 +102,7 @@ def check(
     def randn(tokens: int, heads: int) -> Tensor:
         return torch.randn(tokens, heads, config.head_dim, generator=generator).to(dtype)
 
-    backend = TorchAttention(config, storage)
+    backend = make_backend(config, storage)
     backend.prepare(build_metadata(plan, block_size))
     for layer, window in enumerate(config.layer_windows):
         keys = [randn(item.end, config.num_kv_heads) for item in plan.scheduled]

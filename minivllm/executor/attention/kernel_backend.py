@@ -1,0 +1,224 @@
+"""Paged attention by our own kernels (`kernels_numba/cuda`): on a GPU, or interpreted under the microscope.
+
+Tensors are handed over as they are; what a kernel gets is the same memory under another name.
+
+    one new token      `paged_attention`, all such sequences at once, through their block tables
+    many new tokens    keys and values are gathered from their blocks, then `flash_attention_2` (float32) or
+                       `flash_attention_tensor_core` (16 bits), all such sequences at once
+    every token        `kv_write` into its slot
+
+Layers with a sliding window, and prompts whose heads are too wide for tensor cores, are left to torch. Two
+backends differ only in how a launch is carried out:
+
+    "numba-cuda"    compiled, on torch's own stream
+    "microscope"    thread by thread in Python: the whole engine on the very kernels, for those who want to
+                    see that; a token takes seconds
+
+Read next: `kernels_numba/cuda/paged_attention.py`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels_numba.cuda import flash_attention_tensor_core as tensor_core
+from kernels_numba.cuda.flash_attention_2 import flash_attention_2
+from kernels_numba.cuda.kv_write import kv_write
+from kernels_numba.cuda.launch import Launch
+from kernels_numba.cuda.paged_attention import choose_splits, paged_attention
+from kernels_numba.cuda.tiles import HEAD_DIMS
+from minivllm.executor.attention.backend import AttentionBackend, to_device
+from minivllm.executor.attention.metadata import AttentionMetadata
+from minivllm.executor.attention.torch_backend import TorchAttention
+from minivllm.executor.kv_storage import KVStorage
+from minivllm.model.config import ModelConfig
+
+DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+
+
+class KernelAttention(AttentionBackend):
+    """What both backends share.
+
+    Raises:
+        ValueError: heads or a type that the kernels are not made for.
+    """
+
+    def __init__(self, config: ModelConfig, storage: KVStorage) -> None:
+        super().__init__(config, storage)
+        dtype = storage.keys[0].dtype
+        if dtype not in DTYPES:
+            raise ValueError(
+                f"dtype must be float32, float16 or bfloat16 for the attention backend {self.name!r}, "
+                f"got {dtype}"
+            )
+        if config.head_dim not in HEAD_DIMS:
+            raise ValueError(
+                f"the attention backend {self.name!r} needs heads of {', '.join(map(str, HEAD_DIMS))} "
+                f"dimensions, and this model's have {config.head_dim}; use attention_backend='torch'"
+            )
+        self._dtype = DTYPES[dtype]
+        self._device = storage.keys[0].device
+        # float32 is computed by plain lanes, 16 bits on tensor cores, whose registers hold narrower heads.
+        self._can_prefill = self._dtype == "float32" or config.head_dim in tensor_core.HEAD_DIMS
+        self._torch = TorchAttention(config, storage)
+        self._has_windows = any(window is not None for window in config.layer_windows)
+
+    @abstractmethod
+    def array(self, tensor: Tensor) -> Any:
+        """The same memory, as kernels take it; 16-bit numbers as integers."""
+
+    @abstractmethod
+    def run(self, launches: Sequence[Launch]) -> None:
+        """Carry launches out, in order."""
+
+    def begin_step(self, metadata: AttentionMetadata) -> None:
+        lengths = np.diff(metadata.query_starts)
+        decodes, prompts = np.flatnonzero(lengths == 1), np.flatnonzero(lengths > 1)
+        if self._has_windows or (len(prompts) and not self._can_prefill):
+            self._torch.begin_step(metadata)
+        self._slots = self._integers(metadata.slot_mapping)
+        self._decode_rows = to_device(metadata.query_starts[decodes], self._device)
+        self._tables = self._integers(metadata.block_tables[decodes])
+        self._lengths = self._integers(metadata.context_lens[decodes])
+        longest = -(-int(metadata.context_lens[decodes].max(initial=0)) // self.storage.block_size)
+        self._num_splits = choose_splits(len(decodes), self.config.num_kv_heads, longest)
+        self._plan_prompts(metadata, prompts, lengths[prompts])
+
+    def _plan_prompts(self, metadata: AttentionMetadata, prompts: Any, lengths: Any) -> None:
+        size, kv_heads = self.storage.block_size, self.config.num_kv_heads
+        rows, cells = [], []
+        for sequence in prompts:
+            context = int(metadata.context_lens[sequence])
+            rows.append(np.arange(metadata.query_starts[sequence], metadata.query_starts[sequence + 1]))
+            positions = np.arange(context)
+            blocks = metadata.block_tables[sequence, positions // size]
+            # Seen as rows of one head of one token: [blocks · kv_heads · block_size].
+            first = (blocks[:, None] * kv_heads + np.arange(kv_heads)) * size
+            cells.append(first + (positions % size)[:, None])
+        self._longest_prompt = int(lengths.max(initial=0))
+        if len(prompts) and self._can_prefill:
+            self._prompt_rows = to_device(np.concatenate(rows), self._device)
+            self._prompt_cells = to_device(np.concatenate(cells).ravel(), self._device)
+            contexts = metadata.context_lens[prompts]
+            self._starts_q = self._integers(np.concatenate(([0], lengths.cumsum())))
+            self._starts_k = self._integers(np.concatenate(([0], contexts.cumsum())))
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> None:
+        keys, values = self.array(self.storage.keys[layer]), self.array(self.storage.values[layer])
+        new_keys, new_values = self.array(key.contiguous()), self.array(value.contiguous())
+        self.run([kv_write(new_keys, new_values, keys, values, self._slots)])
+
+    def attend(self, layer: int, query: Tensor) -> Tensor:
+        if self.config.layer_windows[layer] is not None or (self._longest_prompt and not self._can_prefill):
+            return self._torch.attend(layer, query)
+        out = torch.empty_like(query)
+        if len(self._decode_rows):
+            chosen = query.index_select(0, self._decode_rows).float().contiguous()
+            out.index_copy_(0, self._decode_rows, self._decode(layer, chosen).to(out.dtype))
+        if self._longest_prompt:
+            chosen = query.index_select(0, self._prompt_rows).contiguous()
+            out.index_copy_(0, self._prompt_rows, self._prefill(layer, chosen))
+        return out
+
+    def _decode(self, layer: int, query: Tensor) -> Tensor:
+        num_sequences, num_heads, head_dim = query.shape
+        out = torch.empty_like(query)
+        shape = (num_sequences, num_heads, self._num_splits, head_dim)
+        parts = out.view(shape) if self._num_splits == 1 else query.new_empty(shape)
+        sums = query.new_empty(shape[:3])
+        self.run(
+            paged_attention(
+                self.array(query),
+                self._words(self.storage.keys[layer]),
+                self._words(self.storage.values[layer]),
+                self._tables,
+                self._lengths,
+                self.array(out),
+                self.array(parts),
+                self.array(sums),
+                cache_dtype=self._dtype,
+            )
+        )
+        return out
+
+    def _prefill(self, layer: int, query: Tensor) -> Tensor:
+        head_dim = self.config.head_dim
+        keys, values = (
+            cache.view(-1, head_dim)
+            .index_select(0, self._prompt_cells)
+            .view(-1, self.config.num_kv_heads, head_dim)
+            for cache in (self.storage.keys[layer], self.storage.values[layer])
+        )
+        out = torch.empty_like(query)
+        q, k, v, o = (self._words(tensor) for tensor in (query, keys, values, out))
+        starts_q, starts_k, longest = self._starts_q, self._starts_k, self._longest_prompt
+        if self._dtype == "float32":
+            launch = flash_attention_2(q, k, v, o, starts_q, starts_k, longest_query=longest)
+        else:
+            launch = tensor_core.flash_attention_tensor_core(
+                q, k, v, o, starts_q, starts_k, longest_query=longest, dtype=self._dtype
+            )
+        self.run([launch])
+        return out
+
+    def _words(self, tensor: Tensor) -> Any:
+        """16-bit numbers two by two, as words of 32 bits; float32 as it is."""
+        array = self.array(tensor)
+        return array if self._dtype == "float32" else array.view(np.uint32)
+
+    def _integers(self, array: Any) -> Any:
+        return self.array(to_device(np.ascontiguousarray(array, np.int32), self._device))
+
+
+class NumbaCudaAttention(KernelAttention):
+    """Compiled kernels on torch's tensors and torch's stream."""
+
+    name = "numba-cuda"
+
+    def __init__(self, config: ModelConfig, storage: KVStorage) -> None:
+        if storage.keys[0].device.type != "cuda":
+            raise ValueError(
+                "the attention backend 'numba-cuda' needs an NVIDIA GPU, and this engine runs on "
+                f"{storage.keys[0].device}; 'microscope' runs the same kernels anywhere, slowly"
+            )
+        super().__init__(config, storage)
+        from numba import cuda
+
+        self._cuda = cuda
+
+    def array(self, tensor: Tensor) -> Any:
+        if tensor.element_size() == 2:
+            return self._cuda.as_cuda_array(tensor.view(torch.int16)).view(np.uint16)
+        return self._cuda.as_cuda_array(tensor)
+
+    def run(self, launches: Sequence[Launch]) -> None:
+        stream = self._cuda.external_stream(torch.cuda.current_stream(self._device).cuda_stream)
+        for launch in launches:
+            launch.run(stream)
+
+
+class MicroscopeAttention(KernelAttention):
+    """The same kernels, thread by thread, with every access checked."""
+
+    name = "microscope"
+    MOST_ACCESSES = 10**9
+
+    def __init__(self, config: ModelConfig, storage: KVStorage) -> None:
+        if storage.keys[0].device.type != "cpu":
+            raise ValueError("the attention backend 'microscope' runs on the CPU")
+        super().__init__(config, storage)
+
+    def array(self, tensor: Tensor) -> Any:
+        if tensor.element_size() == 2:
+            return tensor.view(torch.int16).numpy().view(np.uint16)
+        return tensor.numpy()
+
+    def run(self, launches: Sequence[Launch]) -> None:
+        for launch in launches:
+            launch.observe(keep=False, most_accesses=self.MOST_ACCESSES).check()
