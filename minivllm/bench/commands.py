@@ -142,6 +142,12 @@ def prefix_cache(repeat: Repeat = 3, json: Json = None, seed: Seed = DEFAULT_SEE
     _measure("prefix-cache", json, _settings(None, None, repeat, 1, "auto", None, seed))
 
 
+@app.command()
+def kernels(repeat: Repeat = 20, json: Json = None) -> None:
+    """Our kernels on a GPU, beside the bandwidth of a copy and torch's flash attention."""
+    _measure("kernels", json, _settings(None, None, repeat, 1, "auto", None, DEFAULT_SEED))
+
+
 def _settings(
     model: str | None,
     threads: int | None,
