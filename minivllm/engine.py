@@ -228,7 +228,7 @@ class Engine:
         """Forget a request at any moment; all its blocks come back.
 
         Returns:
-            Its output so far, finished with reason "abort"; None if no such request is in the engine.
+            Its output so far, with reason "abort" (or its own, if its batch held it); None if it is not here.
         """
         live = self.live.get(request_id)
         if live is None:

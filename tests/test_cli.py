@@ -97,6 +97,12 @@ def test_generate_continues_a_prompt(tmp_path):
         (("demo", "farming"), "story must be one of"),
         (("bench", "throughput", "--model", "huge"), "huge"),
         (("nonsense",), "nonsense"),
+        (("microscope", "cubism"), "kernel must be one of 'naive-attention'"),
+        (("microscope", "kv-write", "--shape", "fish=2"), "shape of kv-write must be one of"),
+        (("microscope", "none.py:kernel"), "there is no Python file 'none.py'"),
+        (("microscope", "kv-write", "--trace", "file/x"), "trace must be a file in a folder that exists"),
+        (("compare", "attention", "--tokens", "7"), "tokens must be a multiple of 64"),
+        (("generate", "x", "--attention-backend", "cubism"), "attention_backend must be one of 'torch'"),
         (("figures", "--only", "cubism"), "only must be one of 'request-rate'"),
         (("figures", "--seed", "-1"), "seed"),
         (("figures", "--out", "file/out"), "out: file/out cannot be made"),
@@ -121,3 +127,28 @@ def test_the_cache_comparison_prints_what_each_step_costs():
     result = minivllm("compare", "cache", "--prompt-tokens", 8, "--output-tokens", 6)
     assert result.returncode == 0, result.stderr
     assert "Both runs generated the same tokens." in result.stdout
+
+
+FAULTY = """
+from numba import cuda
+
+@cuda.jit
+def shift(a):
+    i = cuda.threadIdx.x
+    a[i] = a[(i + 1) % 32]
+"""
+
+
+def test_the_microscope_says_what_a_kernel_does_and_what_is_wrong_with_it(tmp_path):
+    done = minivllm("microscope", "kv-write", "--trace", "trace.jsonl", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "write keys" in done.stdout and "nothing out of bounds" in done.stdout
+    assert (tmp_path / "trace.jsonl").read_text().startswith('{"event":"KernelHeader"')
+    (tmp_path / "own.py").write_text(FAULTY)
+    done = minivllm("microscope", "own.py:shift", "--arguments", "a=float32:32", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "race in block 0 on a[" in " ".join(done.stdout.split())
+    done = minivllm("microscope", "own.py:shift", "--arguments", "a=float32:8", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "OutOfBounds: thread (7, 0, 0)" in " ".join(done.stdout.split())
+    assert "Traceback" not in done.stdout + done.stderr

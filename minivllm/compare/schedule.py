@@ -29,7 +29,7 @@ from minivllm.trace.events import HardwareShape, ModelShape
 from minivllm.trace.reader import make_trace, read_trace
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.summary import Percentiles, percentiles
-from minivllm.trace.timeline import Timeline, make_timeline
+from minivllm.trace.timeline import StepRecord, Timeline, make_timeline
 from minivllm.workloads.workload import Workload, WorkloadRequest
 
 DEFAULT_POLICIES = SCHEDULING_POLICIES
@@ -208,13 +208,26 @@ def measure(policy: str, path: Path, same_tokens: int | None = None) -> PolicyRu
         ttft=percentiles(firsts),
         inter_token=percentiles(_gaps(timeline)),
         end_to_end=percentiles(latencies),
-        mean_batch=sum(seconds * record.num_running for seconds, record in busy) / busy_seconds,
+        mean_batch=_batch_seconds(timeline.records) / busy_seconds,
         mean_computed=sum(seconds * len(record.batch) for seconds, record in busy) / busy_seconds,
         padding_share=padding / (computed + padding) if computed else 0.0,
         num_preemptions=sum(len(record.preempted) for record in timeline.records),
         fairness=sum(per_token) ** 2 / (len(per_token) * squares) if squares else 1.0,
         same_tokens=same_tokens,
     )
+
+
+def _batch_seconds(records: Sequence[StepRecord]) -> float:
+    """Requests in the batch, those that are held included, times seconds, over all steps that compute."""
+    total = 0.0
+    running = 0
+    for record in records:
+        # A record has what is left after the step; in the batch were those before it, and who joined.
+        in_batch = running + len(record.scheduled) - len(record.preempted)
+        if record.batch:
+            total += (record.end - record.start) * in_batch
+        running = record.num_running
+    return total
 
 
 def _gaps(timeline: Timeline) -> Iterator[float]:

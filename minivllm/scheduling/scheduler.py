@@ -307,6 +307,7 @@ class Scheduler:
     ) -> None:
         self.running.remove(request)
         self.num_running_seqs -= request.width
+        self.step.stepped_aside.add(request.request_id)
         if mode == "swap":
             reason = self.cache.swap_out([sequence.seq_id for sequence in request.sequences])
             if reason:

@@ -50,6 +50,8 @@ class Step:
         self.planned: list[ScheduledSequence] = []
         self.touched: set[str] = set()
         """Requests that the plan computes or moves."""
+        self.stepped_aside: set[str] = set()
+        """Requests that were preempted in this step: they are not offered their place again."""
         self.num_joined = 0
         self.is_closed = False
         """Does nobody join any more?"""
@@ -61,7 +63,9 @@ class Step:
         if request in self.running:
             if not (self.scheduler.num_held and request.status.is_finished):
                 self._advance(request)
-        elif not self.is_closed and request in self.scheduler.waiting:
+        elif request.request_id in self.stepped_aside or self.is_closed:
+            return
+        elif request in self.scheduler.waiting:
             self._admit(request)
 
     # ── those who run ─────────────────────────────────────────────────────────────────────────────────
@@ -142,6 +146,8 @@ class Step:
         victims = sorted(self._victims(request), key=self.scheduler.key)
         places = self.config.max_num_seqs - self.scheduler.num_running_seqs
         blocks = self.cache.num_free_blocks
+        if len(victims) < len(self.running):
+            blocks -= self._spare_blocks(request)
         for victim in victims:
             places += victim.width
             blocks += sum(
@@ -166,8 +172,7 @@ class Step:
         cannot be completed would only be computed in order to be preempted. And those who run are left
         some blocks to grow into (the watermark), as are the forks that this one will have soon.
         """
-        forks_to_come = request.width - len(request.sequences)
-        spare = self.scheduler.watermark_blocks + forks_to_come if self.scheduler.running else 0
+        spare = self._spare_blocks(request) if self.running else 0
         first = request.sequences[0]
         if self.cache.is_swapped(first.seq_id):
             if not self.cache.swap_in(self._everything(request), spare):
@@ -198,6 +203,10 @@ class Step:
         granted = self.cache.allocate(spans)
         assert granted, "there was room for the whole request, so there is room for its first chunk"
         return spans
+
+    def _spare_blocks(self, request: Request) -> int:
+        """What must stay free when it joins others: room to grow into, and for the forks it will have."""
+        return self.scheduler.watermark_blocks + request.width - len(request.sequences)
 
     def _everything(self, request: Request) -> list[Span]:
         """All that is left to compute of each sequence that is in the swap space."""

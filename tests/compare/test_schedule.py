@@ -1,6 +1,8 @@
 """The comparison of policies: the same requests, measured from traces, in tables and a picture."""
 
 import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given, settings
@@ -159,3 +161,12 @@ def test_a_workload_that_can_never_fit_is_refused_with_the_numbers(tmp_path):
     wishes = Wishes(hardware="h100", model="llama-3-8b", num_blocks=2, requests=3)
     with pytest.raises(ValueError, match="the request can never fit"):
         run(wishes, ["fcfs"], tmp_path, lambda _: None)
+
+
+@given(name=st.sampled_from(SCHEDULING_POLICIES), num_requests=st.integers(1, 15), seed=st.integers(0, 99))
+@settings(max_examples=25, deadline=None)
+def test_whoever_computes_is_in_the_batch(name, num_requests, seed):
+    with TemporaryDirectory() as folder:
+        runs = compare_policies(make_world(), [name], make_workload(num_requests, seed=seed), Path(folder))
+    assert runs[0].mean_batch >= runs[0].mean_computed - 1e-9
+    assert runs[0].mean_batch <= 6 + 1e-9, "max_num_seqs"

@@ -5,6 +5,7 @@ from hypothesis import given
 
 from minivllm.config import SchedulerConfig
 from minivllm.memory import blocks_needed
+from minivllm.scheduling.policy import SchedulingPolicy
 from tests.scheduling.toy import Run, runs
 
 
@@ -132,3 +133,41 @@ def test_a_plan_that_failed_is_made_again():
 def test_a_limit_out_of_range_is_refused_by_name(change, message):
     with pytest.raises(ValueError, match=message):
         SchedulerConfig(**{"num_blocks": 8, **change})
+
+
+class Smallest(SchedulingPolicy):
+    """Fewest prompt tokens first, whoever runs already."""
+
+    def rank(self, request):
+        return request.sequences[0].num_prompt_tokens
+
+
+@given(run=runs())
+def test_whoever_steps_aside_is_not_back_in_the_same_step(run):
+    run = Run(run.config, run.arrivals, policy=Smallest())
+    scheduler, stepped_aside = run.scheduler, []
+    step_aside = scheduler._step_aside
+    scheduler._step_aside = lambda request, *more, **named: (
+        stepped_aside.append(request),
+        step_aside(request, *more, **named),
+    )
+    for step in range(60):
+        stepped_aside.clear()
+        run.step(step)
+        assert not any(request in scheduler.running for request in stepped_aside)
+
+
+def test_nobody_steps_aside_in_vain_for_room_that_must_stay_free():
+    """Ten blocks, three of them kept free: five for a newcomer are not to be had beside another's four."""
+    config = SchedulerConfig(
+        num_blocks=10, block_size=4, max_num_seqs=4, max_num_batched_tokens=64, watermark=0.3,
+        scheduling_policy="priority",
+    )  # fmt: skip
+    run = Run(config, [], may_idle=True)
+    run.arrive(0, prompt=13, output=8, priority=0)
+    run.step(0)
+    run.arrive(1, prompt=4, output=8, priority=2)
+    run.step(1)
+    run.arrive(2, prompt=20, output=8, priority=1)
+    run.step(2)
+    assert run.requests[1].num_preemptions == 0

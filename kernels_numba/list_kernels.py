@@ -1,0 +1,121 @@
+"""What every kernel takes of a multiprocessor, as a page: `python -m kernels_numba.list_kernels`.
+
+Compiles each for two kinds of devices (`ptx.py`), without a GPU.
+"""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+
+import numpy as np
+
+from kernels_numba.cuda import flash_attention_1 as flash_1
+from kernels_numba.cuda import flash_attention_2 as flash_2
+from kernels_numba.cuda import flash_attention_tensor_core as tensor_core
+from kernels_numba.cuda.copy_blocks import copy_blocks
+from kernels_numba.cuda.kv_write import kv_write
+from kernels_numba.cuda.launch import Launch
+from kernels_numba.cuda.naive_attention import naive_attention
+from kernels_numba.cuda.paged_attention import paged_attention
+from kernels_numba.cuda.tiles import HEAD_DIMS
+from kernels_numba.ptx import Compiled, compile_launch, missing
+
+CAPABILITIES = ((8, 0), (9, 0))
+HEADER = """# What the kernels take
+
+Every kernel compiled for two kinds of devices, without one: registers of a thread, shared memory of a block,
+bytes that were spilled because registers ran out, share of a multiprocessor's threads that can be resident at
+once, and the instructions that matter. Made {made} by `python -m kernels_numba.list_kernels` (which needs
+`pip install "minivllm[ptx]"`).
+
+| kernel | heads | device | registers | shared bytes | spilled | occupancy | instructions |
+|---|---|---|---|---|---|---|---|"""
+
+
+def catalogue() -> list[tuple[str, Launch]]:
+    """Every kernel, for every width of heads or a few typical ones, with arguments of the right types."""
+    starts = np.array([0, 256], np.int32)
+    launches: list[tuple[str, Launch]] = []
+    query = _floats(256, 4, 64)
+    for launch in naive_attention(query, query, query, query, _floats(4, 256, 256)):
+        launches.append(("64", launch))
+    for width in flash_1.HEAD_DIMS:
+        query, state = _floats(256, 4, width), _floats(4, 256)
+        launches.append((f"{width}", flash_1.flash_attention_1(query, query, query, query, state, state)))
+    for width in HEAD_DIMS:
+        query = _floats(256, 4, width)
+        launch = flash_2.flash_attention_2(query, query, query, query, starts, starts, longest_query=256)
+        launches.append((f"{width}", launch))
+    for width in tensor_core.HEAD_DIMS:
+        for dtype in tensor_core.DTYPES:
+            words = np.zeros((256, 4, width // 2), np.uint32)
+            launch = tensor_core.flash_attention_tensor_core(
+                words, words, words, words, starts, starts, longest_query=256, dtype=dtype
+            )
+            launches.append((f"{width}, {dtype}", launch))
+    for width, group, dtype in (
+        (64, 1, "float32"),
+        (64, 4, "bfloat16"),
+        (128, 1, "float32"),
+        (128, 4, "float32"),
+        (128, 4, "float16"),
+        (128, 4, "bfloat16"),
+        (256, 4, "bfloat16"),
+    ):
+        attend, combine = _paged(width, group, dtype)
+        launches.append((f"{width}, {dtype}, {group} together", attend))
+    launches.append((f"{width}", combine))  # the same for all
+    cache = _floats(4, 2, 16, 64)
+    launches.append(
+        ("64", kv_write(_floats(1, 2, 64), _floats(1, 2, 64), cache, cache, np.array([0], np.int32)))
+    )
+    launches.append(("–", copy_blocks(_floats(4, 64), np.array([[0, 1]], np.int32))))
+    return launches
+
+
+def _floats(*shape: int) -> np.ndarray:
+    return np.zeros(shape, np.float32)
+
+
+def _paged(width: int, group: int, dtype: str) -> list[Launch]:
+    shape = (4, 2, 16)
+    cache = _floats(*shape, width) if dtype == "float32" else np.zeros((*shape, width // 2), np.uint32)
+    query, parts = _floats(2, 2 * group, width), _floats(2, 2 * group, 2, width)
+    tables, lengths = np.zeros((2, 4), np.int32), np.zeros(2, np.int32)
+    return paged_attention(
+        query, cache, cache, tables, lengths, query, parts, _floats(2, 2 * group, 2), cache_dtype=dtype
+    )
+
+
+def row(heads: str, compiled: Compiled) -> str:
+    """Of the table."""
+    found = ", ".join(f"{count} {name}" for name, count in compiled.instructions.items() if count)
+    cells = (
+        compiled.name,
+        heads,
+        f"{compiled.capability[0]}.{compiled.capability[1]}",
+        f"{compiled.registers}",
+        f"{compiled.shared_bytes:,}",
+        f"{compiled.spilled_bytes}",
+        f"{compiled.occupancy:.0%}",
+        found or "–",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> int:
+    """Print the page; 2 if nothing can be compiled here."""
+    reason = missing()
+    if reason:
+        print(reason, file=sys.stderr)
+        return 2
+    print(HEADER.format(made=datetime.now(UTC).strftime("%Y-%m-%d")))
+    for heads, launch in catalogue():
+        for capability in CAPABILITIES:
+            print(row(heads, compile_launch(launch, capability)), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
