@@ -135,7 +135,7 @@ def test_a_limit_out_of_range_is_refused_by_name(change, message):
 
 
 def test_whoever_steps_aside_is_not_back_in_the_same_step():
-    """The more important one needs five blocks and takes three for now: they are not there to be taken back."""
+    """The important one needs five blocks and takes three: the others are not there to be taken back."""
     config = SchedulerConfig(
         num_blocks=5, block_size=1, max_num_seqs=2, max_num_batched_tokens=4, watermark=0.0,
         long_prefill_token_threshold=3, scheduling_policy="priority",
