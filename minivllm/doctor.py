@@ -155,10 +155,10 @@ def check_gpu() -> Check:
 
 
 def check_numba() -> Check:
-    """Nothing runs on numba yet; the kernels that are to come will."""
+    """What the kernels are written for, and the microscope reads; the engine itself runs on torch."""
     version = installed_version("numba")
     if version is None:
-        return Check("numba", EXTRA, "not installed", "pip install numba, for the kernels of later versions")
+        return Check("numba", EXTRA, "not installed", "pip install numba, for the kernels and the microscope")
     if _import("numba") is None:
         advice = "install versions of numba and numpy that go together: pip install -U numba numpy"
         return Check("numba", EXTRA, f"{version}, but importing it fails", advice)
@@ -169,7 +169,7 @@ def check_numba_cuda() -> Check:
     version = installed_version("numba-cuda")
     if version is not None:
         return Check("numba-cuda", OK, version)
-    advice = "nothing to do: this version has no kernels of its own yet"
+    advice = "only for our kernels on an NVIDIA GPU: pip install 'minivllm[cuda]'; elsewhere nothing to do"
     return Check("numba-cuda", EXTRA, "not installed", advice)
 
 
