@@ -76,8 +76,8 @@ class EngineArgs:
         trace: a file to record every event in, or a `Recorder`.
         tensor_parallel_size, pipeline_parallel_size, quantization: known names of what this version cannot
             do yet; anything but "off" is refused.
-        enforce_eager, trust_remote_code: accepted for vLLM's sake and without effect here: every step
-            is eager, and no code from a checkpoint is ever run.
+        enforce_eager: compute every step anew; otherwise "numba-cuda" records decode steps as CUDA graphs.
+        trust_remote_code: accepted for vLLM's sake and without effect: no code from a checkpoint is run.
     """
 
     model: str | Path
@@ -187,6 +187,8 @@ def create_engine(args: EngineArgs) -> Engine:
         virtual_memory=args.allocator == "virtual_memory",
         backend=attention_backend(args.attention_backend),
     )
+    if args.attention_backend == "numba-cuda" and not args.enforce_eager:
+        record_decodes(executor, args)
     tokenizer = load_tokenizer(args)
     shape = executor.model_shape
     recorder = args.trace if isinstance(args.trace, Recorder | None) else Recorder(args.trace)
@@ -227,6 +229,21 @@ def attention_backend(name: str) -> BackendFactory:
     from minivllm.executor.attention.kernel_backend import MicroscopeAttention, NumbaCudaAttention
 
     return NumbaCudaAttention if name == "numba-cuda" else MicroscopeAttention
+
+
+def record_decodes(executor: TorchExecutor, args: EngineArgs) -> None:
+    """From now on decode steps are recorded, and replayed (CUDA graphs)."""
+    from minivllm.executor.attention.kernel_backend import KernelAttention
+    from minivllm.executor.decode_graphs import DecodeGraphs
+
+    assert isinstance(executor.attention, KernelAttention)
+    longest = args.max_model_len or executor.config.max_position_embeddings
+    executor.graphs = DecodeGraphs(
+        executor.decoder,
+        executor.attention,
+        most_blocks=-(-longest // args.block_size),
+        most_sequences=args.max_num_seqs,
+    )
 
 
 def load_tokenizer(args: EngineArgs) -> Tokenizer | None:

@@ -83,12 +83,23 @@ class KernelAttention(AttentionBackend):
         if self._has_windows or (len(prompts) and not self._can_prefill):
             self._torch.begin_step(metadata)
         self._slots = self._integers(metadata.slot_mapping)
-        self._decode_rows = to_device(metadata.query_starts[decodes], self._device)
+        self._decode_rows: Tensor | None = to_device(metadata.query_starts[decodes], self._device)
         self._tables = self._integers(metadata.block_tables[decodes])
         self._lengths = self._integers(metadata.context_lens[decodes])
         longest = -(-int(metadata.context_lens[decodes].max(initial=0)) // self.storage.block_size)
         self._num_splits = choose_splits(len(decodes), self.config.num_kv_heads, longest)
         self._plan_prompts(metadata, prompts, lengths[prompts])
+
+    def begin_static(self, slots: Tensor, tables: Tensor, lengths: Tensor) -> None:
+        """A step in which every row decodes, whose arrays stay where they are (`decode_graphs.py`).
+
+        Args:
+            slots, lengths: [S], int32: cells to write, -1 for none; tokens of each, 0 for nobody.
+            tables: [S, most blocks], int32.
+        """
+        self._slots, self._tables, self._lengths = (self.array(t) for t in (slots, tables, lengths))
+        self._decode_rows, self._longest_prompt = None, 0
+        self._num_splits = choose_splits(len(lengths), self.config.num_kv_heads, tables.shape[1])
 
     def _plan_prompts(self, metadata: AttentionMetadata, prompts: Any, lengths: Any) -> None:
         size, kv_heads = self.storage.block_size, self.config.num_kv_heads
@@ -117,6 +128,8 @@ class KernelAttention(AttentionBackend):
     def attend(self, layer: int, query: Tensor) -> Tensor:
         if self.config.layer_windows[layer] is not None or (self._longest_prompt and not self._can_prefill):
             return self._torch.attend(layer, query)
+        if self._decode_rows is None:
+            return self._decode(layer, query.float().contiguous()).to(query.dtype)
         out = torch.empty_like(query)
         if len(self._decode_rows):
             chosen = query.index_select(0, self._decode_rows).float().contiguous()
