@@ -290,7 +290,7 @@ def test_bad_numbers_are_refused_before_anything_is_played(arguments, message):
         (["--slots", "100"], "num_slots (--slots) must be at least 12,288"),
         (["--plot", "memory.txt"], "plot must be a file that ends in .png, .svg, .pdf, got 'memory.txt'"),
         (["--plot", "no/such/folder/memory.png"], "plot must be in a folder that exists"),
-        (["--json", "no/such/folder/memory.json"], "json must be in a folder that exists"),
+        (["--json", "no/such/folder/memory.json"], "json must be a file in a folder that exists"),
     ],
 )
 def test_the_command_says_what_is_wrong(options, message):

@@ -1,0 +1,89 @@
+"""Three things that a fast loop needs and Python has no words for.
+
+    exp_fast(x)          e^x for x ≤ 0 by a polynomial, so that a loop over it can be vectorised (a call of the
+                         library's function could not); relative error below 10⁻⁶
+    widen(x)             a cache's number as float32: float32 itself, or the bits of a bfloat16
+    prefetch(array, i)   "I shall need that soon": the processor fetches it while it computes something else
+
+Source: the polynomial is the minimax one for 2^f on [-½, ½], as in Cephes and its many descendants.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+
+LOG2_E = np.float32(1.4426950408889634)
+LEAST_EXPONENT = np.float32(-87.0)
+"""Of e, before a float32 is 0."""
+C6, C5, C4, C3, C2, C1 = (
+    np.float32(c)
+    for c in (1.535336188319500e-4, 1.339887440266574e-3, 9.618437357674640e-3,
+              5.550332471162809e-2, 2.402264791363012e-1, 6.931472028550421e-1)
+)  # fmt: skip
+
+
+@intrinsic
+def float_of_bits(typing_context: Any, bits: Any) -> Any:
+    """The float32 with these 32 bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.int32), generate
+
+
+@njit(fastmath=True, inline="always")
+def exp_fast(x):  # type: ignore[no-untyped-def]
+    """e^x for x ≤ 0: 2^n by writing n into the exponent, times 2^f by a polynomial."""
+    y = max(x, LEAST_EXPONENT) * LOG2_E
+    n = np.int32(y - np.float32(0.5))  # towards zero: so this is the nearest integer
+    f = y - np.float32(n)
+    p = C6
+    p = p * f + C5
+    p = p * f + C4
+    p = p * f + C3
+    p = p * f + C2
+    p = p * f + C1
+    p = p * f + np.float32(1)
+    return p * float_of_bits((n + np.int32(127)) << np.int32(23))
+
+
+def widen(x):  # type: ignore[no-untyped-def]
+    """In compiled code: a number of the cache as float32."""
+    raise NotImplementedError("only in compiled code")
+
+
+@overload(widen, inline="always")
+def _widen(x):  # type: ignore[no-untyped-def]
+    if x == types.float32:
+        return lambda x: x
+    if x == types.uint16:  # a bfloat16 is the upper half of a float32
+        return lambda x: float_of_bits(np.uint32(x) << np.uint32(16))
+    return None
+
+
+@intrinsic
+def prefetch(typing_context: Any, array: Any, index: Any) -> Any:
+    """Ask for the cache line that holds element `index` of a one-dimensional array."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array_type = signature.args[0]
+        made = context.make_array(array_type)(context, builder, arguments[0])
+        pointer = cgutils.get_item_pointer(
+            context, builder, array_type, made, [arguments[1]], wraparound=False
+        )
+        byte_pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        name = "llvm.prefetch.p0" if getattr(pointer.type, "is_opaque", False) else "llvm.prefetch.p0i8"
+        kind = ir.FunctionType(ir.VoidType(), [byte_pointer, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+        # to read, into all levels of the cache, data
+        builder.call(function, [builder.bitcast(pointer, byte_pointer), number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
