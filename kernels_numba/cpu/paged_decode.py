@@ -1,15 +1,15 @@
 """Paged decode on a CPU: reading keys and values as fast as memory gives them.
 
-One work item is a KV head of one sequence, or of a part of a long one. It walks the sequence's blocks; each is,
-for one head, one contiguous tile [block_size, head_dim] of keys and another of values:
+One work item is a KV head of one sequence, or of a part of a long one. It walks the sequence's blocks; each
+is, for one head, one contiguous tile [block_size, head_dim] of keys and another of values:
 
     tile of keys      scores of all query heads that share it: a dot product for each row
     softmax           online: if the maximum grows, what was added up is scaled down
     tile of values    added up, four rows at a time, so that sums stay in registers
 
-Three things make it fast. Query heads of a group share every number that is loaded. While a row is used, the
-row in the same place of the *next* block is fetched: block tables jump about, and no hardware guesses where to.
-And nothing is gathered or copied first: torch's attention would need the blocks side by side.
+Three things make it fast. Query heads of a group share every number that is loaded. While a row is used,
+the row in the same place of the *next* block is fetched: block tables jump about, and no hardware guesses
+where to. And nothing is gathered or copied first: torch's attention would need the blocks side by side.
 
 The plain twin is `minivllm/executor/attention/torch_backend.py`; `tests/kernels/test_cpu_decode.py` says that
 the two agree.
