@@ -10,6 +10,7 @@ It needs packages that few people want: `pip install "minivllm[ptx]"`.
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -85,6 +86,8 @@ def find_ptxas() -> str | None:
 
 def missing() -> str | None:
     """Why nothing can be compiled here; None if it can."""
+    if importlib.util.find_spec("numba_cuda") is None:  # numba's own older target lacks some of what we use
+        return "numba-cuda is not installed here: pip install 'minivllm[ptx]'"
     try:
         from numba import cuda
 

@@ -126,7 +126,7 @@ def generate(
         str, typer.Option(help="'paged', or for comparison one of the ways of before.")
     ] = "paged",
     attention_backend: Annotated[
-        str, typer.Option(help="'torch', 'numba-cuda' (GPU), or 'microscope' (any machine, slow).")
+        str, typer.Option(help="'torch', 'numba-cpu', 'numba-cuda' (GPU), or 'microscope' (slow).")
     ] = "torch",
     trace: Annotated[Path | None, typer.Option(help="Record every event in this file.")] = None,
 ) -> None:

@@ -71,8 +71,8 @@ class EngineArgs:
             aside; "swap" if there is a swap space, if None.
         allocator: who manages the KV cache: "paged", or for comparison "contiguous", "oracle",
             "oracle_buddy", "buddy" or "virtual_memory".
-        attention_backend: "torch", "numba-cuda" (our kernels, on an NVIDIA GPU), or "microscope" (the same
-            kernels interpreted, on any machine: a token takes seconds).
+        attention_backend: "torch", "numba-cpu" (our kernel for decoding on a CPU), "numba-cuda" (our kernels
+            on an NVIDIA GPU), or "microscope" (those interpreted, on any machine: a token takes seconds).
         trace: a file to record every event in, or a `Recorder`.
         tensor_parallel_size, pipeline_parallel_size, quantization: known names of what this version cannot
             do yet; anything but "off" is refused.
@@ -226,6 +226,10 @@ def attention_backend(name: str) -> BackendFactory:
     """By its name; kernels are imported only if they are asked for."""
     if name == "torch":
         return TorchAttention
+    if name == "numba-cpu":
+        from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention
+
+        return NumbaCpuAttention
     from minivllm.executor.attention.kernel_backend import MicroscopeAttention, NumbaCudaAttention
 
     return NumbaCudaAttention if name == "numba-cuda" else MicroscopeAttention

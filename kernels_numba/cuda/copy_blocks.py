@@ -18,7 +18,7 @@ from kernels_numba.cuda.launch import Launch, check_array
 NUM_THREADS = 256
 
 
-@cuda.jit
+@cuda.jit(fastmath=True)
 def copy_blocks_kernel(cache, pairs):  # type: ignore[no-untyped-def]
     """Grid (pairs), block 256."""
     source, target = pairs[cuda.blockIdx.x, 0], pairs[cuda.blockIdx.x, 1]

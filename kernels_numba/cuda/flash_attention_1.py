@@ -34,10 +34,17 @@ from typing import Any
 import numpy as np
 from numba import cuda, float32
 
-from kernels_numba.cuda.launch import Launch, check_array, check_head_dim, check_heads, check_same
+from kernels_numba.cuda.launch import (
+    Launch,
+    check_array,
+    check_head_dim,
+    check_heads,
+    check_keys,
+    check_same,
+)
 from kernels_numba.cuda.naive_attention import NO_SCORE
 from kernels_numba.cuda.notes import note_softmax, note_tile
-from kernels_numba.cuda.tiles import KEYS, STATIC_SHARED_BYTES, Tiles, choose_tiles
+from kernels_numba.cuda.tiles import KEYS, STATIC_SHARED_BYTES, Tiles, check_tiles, choose_tiles
 from kernels_numba.cuda.warp import ALL_LANES, warp_max, warp_sum
 
 HEAD_DIMS = (32, 64, 96, 128)
@@ -53,7 +60,7 @@ def make_kernel(head_dim: int, tiles: Tiles) -> Callable[..., Any]:
     query_shape, key_shape = (num_queries, head_dim), (num_keys, head_dim + 1)
     score_shape = (rows, parts)
 
-    @cuda.jit
+    @cuda.jit(fastmath=True)
     def flash_attention_1(query, key, value, out, maxima, sums, scale, causal):  # type: ignore[no-untyped-def]
         """Grid (heads), block 32 · warps."""
         head, thread = cuda.blockIdx.x, cuda.threadIdx.x
@@ -168,12 +175,15 @@ def flash_attention_1(
     check_heads(num_heads, key.shape[1])
     check_same("the shape of value", tuple(value.shape), "key", tuple(key.shape))
     check_same("head_dim of key", key.shape[2], "query", head_dim)
+    check_keys(num_tokens, key.shape[0], causal)
     check_same("the shape of out", tuple(out.shape), "query", tuple(query.shape))
     for name, array in (("maxima", maxima), ("sums", sums)):
         check_array(name, array, "heads, tokens")
         check_same(f"the shape of {name}", tuple(array.shape), "heads, tokens", (num_heads, num_tokens))
     values = 4 * KEYS * (head_dim + 1)  # beside the keys, which `choose_tiles` counts
     tiles = tiles or choose_tiles(head_dim, num_tokens, num_heads, shared_memory=STATIC_SHARED_BYTES - values)
+    needed = 4 * (2 * tiles.keys * (head_dim + 1) + tiles.num_queries * head_dim)
+    check_tiles(tiles, needed, keys=(32, 64, 96, 128))
     factor = np.float32(head_dim**-0.5 if scale is None else scale)
     return Launch(
         make_kernel(head_dim, tiles),

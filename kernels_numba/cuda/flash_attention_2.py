@@ -30,10 +30,18 @@ from typing import Any
 import numpy as np
 from numba import cuda, float32
 
-from kernels_numba.cuda.launch import Launch, check_array, check_head_dim, check_heads, check_same
+from kernels_numba.cuda.launch import (
+    Launch,
+    check_array,
+    check_head_dim,
+    check_heads,
+    check_longest,
+    check_same,
+    check_starts,
+)
 from kernels_numba.cuda.naive_attention import NO_SCORE
 from kernels_numba.cuda.notes import note_softmax, note_tile
-from kernels_numba.cuda.tiles import HEAD_DIMS, KEYS, Tiles, choose_tiles
+from kernels_numba.cuda.tiles import HEAD_DIMS, KEYS, Tiles, check_tiles, choose_tiles, shared_bytes
 from kernels_numba.cuda.warp import ALL_LANES, warp_max, warp_sum
 
 
@@ -45,7 +53,7 @@ def make_kernel(head_dim: int, tiles: Tiles) -> Callable[..., Any]:
     query_shape, key_shape = (num_queries, head_dim), (KEYS, head_dim + 1)
     sums_shape = (rows, columns)
 
-    @cuda.jit
+    @cuda.jit(fastmath=True)
     def flash_attention_2(query, key, value, out, starts_q, starts_k, scale, causal):  # type: ignore[no-untyped-def]
         """Grid (tiles of queries, heads, sequences), block 32 · warps."""
         head, sequence, thread = cuda.blockIdx.y, cuda.blockIdx.z, cuda.threadIdx.x
@@ -169,12 +177,12 @@ def flash_attention_2(
     check_same("the shape of value", tuple(value.shape), "key", tuple(key.shape))
     check_same("head_dim of key", key.shape[2], "query", head_dim)
     check_same("the shape of out", tuple(out.shape), "query", tuple(query.shape))
-    check_array("starts_q", starts_q, "sequences + 1", ("int32",))
-    check_array("starts_k", starts_k, "sequences + 1", ("int32",))
+    check_starts("starts_q", starts_q, "query", num_tokens)
+    check_starts("starts_k", starts_k, "key", key.shape[0])
     check_same("the length of starts_k", len(starts_k), "starts_q", len(starts_q))
-    if longest_query < 1:
-        raise ValueError(f"longest_query must be at least 1, got {longest_query}")
+    check_longest(longest_query, starts_q)
     tiles = tiles or choose_tiles(head_dim, num_tokens, num_heads, num_processors)
+    check_tiles(tiles, shared_bytes(tiles, head_dim))
     factor = np.float32(head_dim**-0.5 if scale is None else scale)
     grid = (-(-longest_query // tiles.num_queries), num_heads, len(starts_q) - 1)
     return Launch(

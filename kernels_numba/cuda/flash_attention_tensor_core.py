@@ -30,7 +30,15 @@ from typing import Any
 import numpy as np
 from numba import cuda, float32, uint32
 
-from kernels_numba.cuda.launch import Launch, check_array, check_head_dim, check_heads, check_same
+from kernels_numba.cuda.launch import (
+    Launch,
+    check_array,
+    check_head_dim,
+    check_heads,
+    check_longest,
+    check_same,
+    check_starts,
+)
 from kernels_numba.cuda.naive_attention import NO_SCORE
 from kernels_numba.cuda.notes import note_softmax, note_tile
 from kernels_numba.cuda.tensor_core import (
@@ -67,7 +75,7 @@ def make_kernel(head_dim: int, dtype: str) -> Callable[..., Any]:
     query_shape, total_shape, score_shape = (steps, 4), (columns, 4), (key_groups, 4)
     weight_shape = (key_groups // 2, 4)
 
-    @cuda.jit
+    @cuda.jit(fastmath=True)
     def flash_attention_tensor_core(query, key, value, out, starts_q, starts_k, scale, causal):  # type: ignore[no-untyped-def]
         """Grid (tiles of 64 queries, heads, sequences), block 128."""
         head, sequence, thread = cuda.blockIdx.y, cuda.blockIdx.z, cuda.threadIdx.x
@@ -236,17 +244,16 @@ def flash_attention_tensor_core(
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     for name, array in (("query", query), ("key", key), ("value", value), ("out", out)):
         check_array(name, array, "tokens, heads, head_dim / 2", ("uint32",))
-    _, num_heads, words = query.shape
+    num_tokens, num_heads, words = query.shape
     check_head_dim(2 * words, HEAD_DIMS)
     check_heads(num_heads, key.shape[1])
     check_same("the shape of value", tuple(value.shape), "key", tuple(key.shape))
     check_same("head_dim of key", 2 * key.shape[2], "query", 2 * words)
     check_same("the shape of out", tuple(out.shape), "query", tuple(query.shape))
-    check_array("starts_q", starts_q, "sequences + 1", ("int32",))
-    check_array("starts_k", starts_k, "sequences + 1", ("int32",))
+    check_starts("starts_q", starts_q, "query", num_tokens)
+    check_starts("starts_k", starts_k, "key", key.shape[0])
     check_same("the length of starts_k", len(starts_k), "starts_q", len(starts_q))
-    if longest_query < 1:
-        raise ValueError(f"longest_query must be at least 1, got {longest_query}")
+    check_longest(longest_query, starts_q)
     factor = np.float32((2 * words) ** -0.5 if scale is None else scale)
     return Launch(
         make_kernel(2 * words, dtype),

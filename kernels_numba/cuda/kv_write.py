@@ -20,7 +20,7 @@ from kernels_numba.cuda.launch import Launch, check_array, check_same
 DTYPES = ("float32", "float16", "uint16", "uint32")
 
 
-@cuda.jit
+@cuda.jit(fastmath=True)
 def kv_write_kernel(key, value, keys, values, slots):  # type: ignore[no-untyped-def]
     """Grid (tokens, KV heads), block head_dim."""
     token, head, c = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
@@ -47,8 +47,10 @@ def kv_write(key: Any, value: Any, keys: Any, values: Any, slots: Any) -> Launch
     for name, array in (("key", key), ("value", value)):
         check_array(name, array, "tokens, kv_heads, head_dim", DTYPES)
         check_same(f"the shape of {name}", tuple(array.shape), "key", tuple(key.shape))
+        check_same(f"the type of {name}", array.dtype, "key", key.dtype)
+    dtype = str(key.dtype).removeprefix("torch.")
     for name, array in (("keys", keys), ("values", values)):
-        check_array(name, array, "blocks, kv_heads, block_size, head_dim", (str(key.dtype),))
+        check_array(name, array, "blocks, kv_heads, block_size, head_dim", (dtype,))
         check_same(f"the shape of {name}", tuple(array.shape), "keys", tuple(keys.shape))
         check_same(f"the heads of {name}", (array.shape[1], array.shape[3]), "key", tuple(key.shape[1:]))
     check_array("slots", slots, "tokens", ("int32",))

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from kernels_numba.microscope.observation import Observation, observe
 
 
@@ -45,11 +47,17 @@ def check_array(name: str, array: Any, dimensions: str, dtypes: Sequence[str] = 
     dtype = str(array.dtype).removeprefix("torch.")
     if dtype not in dtypes:
         raise ValueError(f"{name} must be of {' or '.join(dtypes)}, got {dtype}")
-    contiguous = array.is_contiguous() if hasattr(array, "is_contiguous") else array.flags.c_contiguous
-    if not contiguous:
+    if not _is_contiguous(array):
         raise ValueError(
             f"{name} must be contiguous in memory; it is a view with gaps or another order of axes"
         )
+
+
+def _is_contiguous(array: Any) -> bool:
+    for method in ("is_contiguous", "is_c_contiguous"):  # torch's name, and numba's of arrays on a device
+        if hasattr(array, method):
+            return bool(getattr(array, method)())
+    return bool(array.flags.c_contiguous)
 
 
 def check_same(name: str, value: Any, other_name: str, other: Any) -> None:
@@ -69,6 +77,39 @@ def check_heads(num_heads: int, num_kv_heads: int) -> int:
             f"the heads of query ({num_heads}) must be a multiple of those of key ({num_kv_heads})"
         )
     return num_heads // num_kv_heads
+
+
+def check_keys(num_queries: int, num_keys: int, causal: bool) -> None:
+    """Refuse causal attention with fewer keys than queries: the first of them would see nothing."""
+    if causal and num_keys < num_queries:
+        raise ValueError(
+            f"key must have at least as many tokens as query ({num_queries}) if causal, got {num_keys}"
+        )
+
+
+def check_starts(name: str, starts: Any, array_name: str, num_tokens: int) -> None:
+    """Refuse sequences that do not lie one behind the other within an array.
+
+    Raises:
+        ValueError: with the first that does not.
+    """
+    check_array(name, starts, "sequences + 1", ("int32",))
+    if len(starts) < 2:
+        raise ValueError(f"{name} must have a beginning and an end for at least one sequence")
+    if isinstance(starts, np.ndarray):  # on a GPU, whoever makes them has looked
+        for i, end in enumerate(starts.tolist()):
+            least = 0 if i == 0 else int(starts[i - 1])
+            if not least <= end <= num_tokens:
+                raise ValueError(
+                    f"{name}[{i}] must be from {least} to {num_tokens}, the tokens of {array_name}, got {end}"
+                )
+
+
+def check_longest(longest_query: int, starts_q: Any) -> None:
+    """Refuse a length that would leave queries out."""
+    longest = int(np.diff(starts_q).max()) if isinstance(starts_q, np.ndarray) else 1
+    if longest_query < max(1, longest):
+        raise ValueError(f"longest_query must be at least {max(1, longest)}, got {longest_query}")
 
 
 def check_head_dim(head_dim: int, allowed: Sequence[int]) -> None:

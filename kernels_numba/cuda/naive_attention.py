@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numba import cuda, float32
 
-from kernels_numba.cuda.launch import Launch, check_array, check_heads, check_same
+from kernels_numba.cuda.launch import Launch, check_array, check_heads, check_keys, check_same
 from kernels_numba.cuda.warp import warp_max, warp_sum
 
 NO_SCORE = np.float32(-1e30)
@@ -29,7 +29,7 @@ TILE = 16
 """The score kernel's blocks: 16 queries × 16 keys."""
 
 
-@cuda.jit
+@cuda.jit(fastmath=True)
 def score_kernel(query, key, scores, scale, causal):  # type: ignore[no-untyped-def]
     """One thread for one score: grid (keys / 16, queries / 16, heads), block (16, 16)."""
     j, i = cuda.grid(2)
@@ -45,7 +45,7 @@ def score_kernel(query, key, scores, scale, causal):  # type: ignore[no-untyped-
     scores[head, i, j] = total * scale if visible else NO_SCORE
 
 
-@cuda.jit
+@cuda.jit(fastmath=True)
 def softmax_kernel(scores):  # type: ignore[no-untyped-def]
     """One warp for one row: grid (queries, heads), block 32."""
     i, head, lane = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
@@ -64,7 +64,7 @@ def softmax_kernel(scores):  # type: ignore[no-untyped-def]
         scores[head, i, j] /= total
 
 
-@cuda.jit
+@cuda.jit(fastmath=True)
 def value_kernel(scores, value, out):  # type: ignore[no-untyped-def]
     """One thread for one number of the output: grid (queries, heads), block head_dim."""
     i, head, c = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
@@ -104,6 +104,7 @@ def naive_attention(
     check_heads(num_heads, key.shape[1])
     check_same("the shape of value", tuple(value.shape), "key", tuple(key.shape))
     check_same("head_dim of key", key.shape[2], "query", head_dim)
+    check_keys(num_tokens, key.shape[0], causal)
     check_same("the shape of out", tuple(out.shape), "query", tuple(query.shape))
     check_same(
         "the shape of scores",

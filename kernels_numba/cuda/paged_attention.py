@@ -89,7 +89,7 @@ def make_kernel(head_dim: int, group: int, cache_dtype: str) -> Callable[..., An
                 loaded[n * per_load + 6] = low_half(d, is_bf16)
                 loaded[n * per_load + 7] = high_half(d, is_bf16)
 
-    @cuda.jit
+    @cuda.jit(fastmath=True)
     def paged_attention(query, keys, values, tables, lengths, out, log_sums, scale, split_blocks):  # type: ignore[no-untyped-def]
         """Grid (sequences, groups of heads, splits), block 32 · warps."""
         sequence, heads, split = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z
@@ -197,7 +197,7 @@ def make_kernel(head_dim: int, group: int, cache_dtype: str) -> Callable[..., An
     return paged_attention  # type: ignore[no-any-return]
 
 
-@cuda.jit
+@cuda.jit(fastmath=True)
 def combine_splits(parts, log_sums, out):  # type: ignore[no-untyped-def]
     """One output from those of the splits: grid (sequences, heads), block head_dim.
 
@@ -274,6 +274,8 @@ def paged_attention(
     check_same("the number of tables", len(tables), "sequences", num_sequences)
     check_array("parts", parts, "sequences, heads, splits, head_dim")
     num_splits = parts.shape[2]
+    if num_splits < 1:
+        raise ValueError(f"parts must have room for at least one split, got the shape {tuple(parts.shape)}")
     check_same(
         "the shape of parts", tuple(parts.shape), "query", (num_sequences, num_heads, num_splits, head_dim)
     )
@@ -292,10 +294,16 @@ def paged_attention(
             (query, keys, values, tables, lengths, parts, log_sums, factor, split_blocks),
         )
     ]
-    if num_splits > 1:
+    if _address(parts) != _address(out):
         arguments = (parts, log_sums, out)
         launches.append(Launch(combine_splits, (num_sequences, num_heads), (head_dim,), arguments))
     return launches
+
+
+def _address(array: Any) -> int:
+    if hasattr(array, "data_ptr"):
+        return int(array.data_ptr())
+    return int(array.__array_interface__["data"][0])
 
 
 def check_tables(tables: Any, lengths: Any, *, num_blocks: int, block_size: int) -> None:

@@ -25,6 +25,8 @@ STATIC_SHARED_BYTES = 48 * 1024
 MOST_SUMS = 32
 """Sums that a lane keeps: with more, registers run out."""
 MOST_WARPS = 4
+MOST_THREADS = 1024
+"""Of a block, on any device."""
 
 
 class Tiles(NamedTuple):
@@ -43,6 +45,23 @@ class Tiles(NamedTuple):
     @property
     def num_threads(self) -> int:
         return 32 * self.warps
+
+
+def check_tiles(tiles: Tiles, needed_bytes: int, keys: tuple[int, ...] = (KEYS,)) -> None:
+    """Refuse tiles that a kernel is not made for, or that no block has room for.
+
+    Raises:
+        ValueError: which, and what is allowed.
+    """
+    if min(tiles) < 1 or tiles.num_threads > MOST_THREADS:
+        raise ValueError(f"tiles must have at least one row and 1 to {MOST_THREADS // 32} warps, got {tiles}")
+    if tiles.keys not in keys:
+        raise ValueError(f"keys of tiles must be one of {', '.join(map(str, keys))}, got {tiles.keys}")
+    if needed_bytes > STATIC_SHARED_BYTES:
+        raise ValueError(
+            f"tiles must fit into {STATIC_SHARED_BYTES:,} bytes of shared memory, and {tiles} would take "
+            f"{needed_bytes:,}"
+        )
 
 
 def shared_bytes(tiles: Tiles, head_dim: int) -> int:

@@ -25,7 +25,7 @@ from greenlet import getcurrent
 from kernels_numba.microscope.counting import Tally, counted_float
 from kernels_numba.microscope.faults import BarrierMismatch, Fault, Place, TooLong
 from kernels_numba.microscope.memory import READ, WRITE, ArrayInfo, DeviceArray
-from kernels_numba.microscope.threads import WARP_SIZE, Dim3, Lane, Wait
+from kernels_numba.microscope.threads import WARP_SIZE, Dim3, Lane, LaneMissing, Wait
 from kernels_numba.microscope.world import counted_range, enter
 
 Record = tuple[int, int, int, int, int, tuple[int, ...], int, int, int, int]
@@ -58,6 +58,8 @@ class Machine:
         self.counted_range = counted_range(self)
         self.shared_bytes = 0
         self.shared: dict[Any, ArrayInfo] = {}
+        self._shared_before: dict[Any, ArrayInfo] = {}
+        """The newest array of each declaration, in whatever block."""
         self.most_shared_bytes = 0
         self.grid_size = self.block_size = self.block_index = Dim3()
         self.block = 0
@@ -144,7 +146,14 @@ class Machine:
     def _meet(self, group: Sequence[Lane], by_number: Mapping[int, Lane], whole: bool) -> None:
         first = group[0].wait
         assert first is not None
-        answers = first.meet({number: lane.wait.value for number, lane in by_number.items() if lane.wait})
+        try:
+            answers = first.meet({number: lane.wait.value for number, lane in by_number.items() if lane.wait})
+        except LaneMissing as missing:
+            asking, wanted = missing.args
+            raise BarrierMismatch(
+                f"{self._name(by_number[asking])} takes part in {first.what} (line {self._line(first)}) and "
+                f"wants the value of lane {wanted}, which has ended or takes no part"
+            ) from None
         for number, lane in by_number.items():
             lane.answer = answers[number]
             if first.orders_memory and first.scope == "block":
@@ -182,21 +191,31 @@ class Machine:
         info = self.shared.get(key)
         if info is None:
             data = np.full(shape, np.nan if dtype.kind == "f" else 0, dtype)
-            name = _assigned_name(frame) or f"shared{len(self.shared)}"
-            known = next((array for array in self.arrays if array.is_shared and array.name == name), None)
-            number = known.number if known else len(self.arrays)
-            info = ArrayInfo(number, name, data, is_shared=True)
-            info.written = np.zeros(data.size, bool)
+            known = self._shared_before.get(key)
             if known is None:
+                name = self._free_name(_assigned_name(frame) or "shared")
+                info = ArrayInfo(len(self.arrays), name, data, is_shared=True)
                 self.arrays.append(info)
-            else:  # the same name in another block: other memory, one account
+            else:  # declared at the same place in another block: other memory, one account
+                info = ArrayInfo(known.number, known.name, data, is_shared=True)
                 info.read_bytes, info.written_bytes = known.read_bytes, known.written_bytes
-                self.arrays[number] = info
+                self.arrays[known.number] = info
+            info.written = np.zeros(data.size, bool)
+            self._shared_before[key] = info
             self.shared[key] = info
             self.most_shared_bytes = max(
                 self.most_shared_bytes, sum(array.data.nbytes for array in self.shared.values())
             )
         return DeviceArray(self, info, info.data)
+
+    def _free_name(self, name: str) -> str:
+        """Two device functions may both call an array `tile`; the second is `tile_2`."""
+        taken = {array.name for array in self.arrays}
+        number, free = 1, name
+        while free in taken:
+            number += 1
+            free = f"{name}_{number}"
+        return free
 
     def accessed(self, info: ArrayInfo, kind: int, flat: int, count: int, position: int) -> None:
         """Write an access down, and look whether there was anything to read."""
@@ -211,16 +230,20 @@ class Machine:
                 f"{self.places[position]}. "
                 "Is there a loop without an end? If not, use a smaller shape, or raise most_accesses"
             )
+        end = flat + count
         if info.written is not None:
+            # An atomic reads, too.
+            if kind != WRITE and not (info.written[flat] if count == 1 else info.written[flat:end].all()):
+                first = flat + int(info.written[flat:end].argmin())
+                self._note_fault("unwritten", info, first, position, "which nobody has written")
             if kind != READ:
-                info.written[flat : flat + count] = True
-            elif not (info.written[flat] if count == 1 else info.written[flat : flat + count].all()):
-                self._note_fault("unwritten", info, flat, position, "which nobody has written")
+                info.written[flat:end] = True
         if info.poison is not None:
-            if kind == READ and info.poison[flat : flat + count].any():
-                self._note_fault("poison", info, flat, position, "which it should not look at")
-            elif kind == WRITE:
-                info.poison[flat : flat + count] = False
+            if kind != WRITE and info.poison[flat:end].any():
+                first = flat + int(info.poison[flat:end].argmax())
+                self._note_fault("poison", info, first, position, "which it should not look at")
+            if kind != READ:
+                info.poison[flat:end] = False
         if self.keep:
             lane = self.now
             self.records.append(
@@ -280,8 +303,8 @@ class Machine:
 
     def _note_fault(self, kind: str, info: ArrayInfo, flat: int, position: int, words: str) -> None:
         place = self.places[position]
-        if any(fault.kind == kind and fault.places == (place,) for fault in self.faults):
-            return  # once for each place is enough
+        if any(fault[:2] == (kind, info.name) and fault.places == (place,) for fault in self.faults):
+            return  # once for each array and place is enough
         index = info.index_of(flat)
         message = f"{self.who()} reads {info.name}{list(index)}, {words} ({place})"
         self.faults.append(Fault(kind, info.name, index, message, (place,)))
@@ -289,7 +312,7 @@ class Machine:
     def _global_array(self, name: str, data: Any, poison: Any) -> DeviceArray:
         info = ArrayInfo(len(self.arrays), name, data, is_shared=False)
         if poison is not None:
-            info.poison = np.broadcast_to(poison, data.shape).reshape(-1).copy()
+            info.poison = np.broadcast_to(np.asarray(poison, bool), data.shape).reshape(-1).copy()
         self.arrays.append(info)
         return DeviceArray(self, info, data)
 

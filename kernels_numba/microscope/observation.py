@@ -162,6 +162,8 @@ def observe(
             raise ValueError(
                 f"poison must name parameters of {plain.__name__} ({', '.join(names)}), got {name!r}"
             )
+    for name, argument in zip(names, given, strict=True):
+        _check_argument(name, argument, (poison or {}).get(name))
     block_size = _dim3("block", block)
     if block_size.x * block_size.y * block_size.z > MOST_THREADS_IN_BLOCK:
         raise ValueError(f"block must have at most {MOST_THREADS_IN_BLOCK} threads, got {tuple(block_size)}")
@@ -201,8 +203,20 @@ def _as_array(argument: Any) -> Any:
     return argument
 
 
+def _check_argument(name: str, argument: Any, poison: Any) -> None:
+    if isinstance(argument, np.ndarray):
+        if not argument.flags.c_contiguous:  # cells are counted in the order of memory
+            raise ValueError(f"{name} must be contiguous in memory: hand over a copy")
+        if poison is not None and np.shape(poison) not in ((), argument.shape):
+            raise ValueError(
+                f"poison of {name} must be True, or of its shape {argument.shape}, got {np.shape(poison)}"
+            )
+    elif poison is not None:
+        raise ValueError(f"poison of {name} must be for an array, and it is {argument!r}")
+
+
 def _dim3(name: str, numbers: int | Sequence[int]) -> Dim3:
-    given = (numbers,) if isinstance(numbers, int) else tuple(numbers)
+    given = tuple(numbers) if isinstance(numbers, Sequence) else (numbers,)
     if not 1 <= len(given) <= 3 or any(not isinstance(n, int) or n < 1 for n in given):
         raise ValueError(f"{name} must be one to three integers of at least 1, got {numbers!r}")
     return Dim3(*given)

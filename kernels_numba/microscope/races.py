@@ -25,7 +25,7 @@ VERBS = {READ: "reads", WRITE: "writes", ATOMIC: "changes"}
 
 
 def find_races(seen: Observation) -> list[Fault]:
-    """One fault for each pair of places in the source; the first cell that it happens to stands for all."""
+    """One fault for each array and pair of places in the source; the first cell stands for all."""
     if not seen.num_accesses:
         return []
     columns = {name: np.repeat(values, seen.columns["count"]) for name, values in seen.columns.items()}
@@ -45,7 +45,7 @@ def find_races(seen: Observation) -> list[Fault]:
     who = (columns["block"] * 2**20 + columns["thread"])[order]
     several = np.minimum.reduceat(who, starts) != np.maximum.reduceat(who, starts)
     ends = np.append(starts[1:], len(order))
-    found: dict[tuple[int, int], Fault] = {}
+    found: dict[tuple[int, int, int], Fault] = {}
     for start, end in zip(starts[written & several], ends[written & several], strict=True):
         members = np.sort(order[start:end])
         _races_of_cell(seen, columns, members, int(cells[members[0]]), found)
@@ -57,7 +57,7 @@ def _races_of_cell(
     columns: dict[str, np.ndarray],
     members: np.ndarray,
     cell: int,
-    found: dict[tuple[int, int], Fault],
+    found: dict[tuple[int, int, int], Fault],
 ) -> None:
     accesses = {  # of equal ones, the first is enough
         tuple(int(columns[name][member]) for name in NEEDED): None for member in members
@@ -65,28 +65,32 @@ def _races_of_cell(
     by_epoch: dict[tuple[int, int], list[tuple[int, ...]]] = {}
     for access in accesses:
         by_epoch.setdefault((access[0], access[3]), []).append(access)
-    groups = list(by_epoch.values())
-    for group in groups:
+    for group in by_epoch.values():
+        if all(access[2] == READ for access in group):
+            continue
         for place, one in enumerate(group):
             for other in group[place + 1 :]:
                 if one[1] != other[1] and _conflict(one, other) and not _ordered_in_warp(one, other):
                     _report(seen, columns, members, cell, one, other, found)
     if len({access[0] for access in accesses}) > 1:
-        firsts = [group[0] for group in groups]
-        writes = [access for access in accesses if access[2] != READ]
-        for one in writes:
-            for other in (*firsts, *writes):
+        # Of all that do the same at the same place, two of different blocks stand for the rest.
+        alike: dict[tuple[int, int], dict[int, tuple[int, ...]]] = {}
+        for access in accesses:
+            blocks = alike.setdefault((access[2], access[5]), {})
+            if len(blocks) < 2:
+                blocks.setdefault(access[0], access)
+        some = [access for blocks in alike.values() for access in blocks.values()]
+        for place, one in enumerate(some):
+            for other in some[place + 1 :]:
                 if one[0] != other[0] and _conflict(one, other):
                     _report(seen, columns, members, cell, one, other, found)
-                    return
 
 
 NEEDED = ("block", "thread", "kind", "block_epoch", "warp_epoch", "position")
 
 
 def _conflict(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
-    kinds = {one[2], other[2]}
-    return kinds != {READ} and kinds != {ATOMIC}
+    return one[2] != other[2] or one[2] == WRITE
 
 
 def _ordered_in_warp(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
@@ -100,12 +104,13 @@ def _report(
     cell: int,
     one: tuple[int, ...],
     other: tuple[int, ...],
-    found: dict[tuple[int, int], Fault],
+    found: dict[tuple[int, int, int], Fault],
 ) -> None:
-    key = (min(one[5], other[5]), max(one[5], other[5]))
+    number = int(columns["array"][members[0]])
+    key = (number, min(one[5], other[5]), max(one[5], other[5]))
     if key in found:
         return
-    array = seen.arrays[int(columns["array"][members[0]])]
+    array = seen.arrays[number]
     index = tuple(int(i) for i in np.unravel_index(cell, array.shape))
     places = (seen.places[one[5]], seen.places[other[5]])
     blocks = f"blocks {one[0]} and {other[0]}" if one[0] != other[0] else f"block {one[0]}"

@@ -41,6 +41,10 @@ class Dim3:
         return f"({self.x}, {self.y}, {self.z})"
 
 
+class LaneMissing(Exception):
+    """A lane wants something from one that takes no part: the two numbers."""
+
+
 class Wait(NamedTuple):
     """What a thread waits for: the others of its block, or those lanes of its warp that `mask` names."""
 

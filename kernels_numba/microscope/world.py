@@ -29,7 +29,7 @@ from kernels_numba.meanings import meaning_of
 from kernels_numba.microscope.counting import counted_math, is_math
 from kernels_numba.microscope.faults import NotUnderstood
 from kernels_numba.microscope.memory import DeviceArray
-from kernels_numba.microscope.threads import WARP_SIZE, Dim3, Wait
+from kernels_numba.microscope.threads import WARP_SIZE, Dim3, LaneMissing, Wait
 
 if TYPE_CHECKING:
     from kernels_numba.microscope.machine import Machine
@@ -242,6 +242,9 @@ class KernelCuda:
 
     def _shuffle(self, what: str, mask: int, value: Any, source: int) -> Any:
         def exchange(values: dict[int, Any]) -> dict[int, Any]:
+            for lane, (_, wanted) in values.items():
+                if 0 <= wanted < WARP_SIZE and wanted not in values:
+                    raise LaneMissing(lane, wanted)
             return {lane: values.get(wanted, (own,))[0] for lane, (own, wanted) in values.items()}
 
         return self._meet(what, "warp", (value, source), exchange, mask)

@@ -141,7 +141,16 @@ class TorchAttention(AttentionBackend):
             self._one_sequence(metadata, int(index), int(first_block[index]), int(num_blocks[index]), window)
             for index in np.flatnonzero(new_tokens > 1)
         ]
-        decoding = np.flatnonzero(new_tokens == 1)
+        return work + self._plan_decodes(metadata, window, first_seen, num_blocks)
+
+    def _plan_decodes(
+        self, metadata: AttentionMetadata, window: int | None, first_seen: IntArray, num_blocks: IntArray
+    ) -> list[GatheredWork]:
+        """Sequences with one new token each, which see positions from `first_seen` on."""
+        block_size = self.storage.block_size
+        first_block = first_seen // block_size
+        work: list[GatheredWork] = []
+        decoding = np.flatnonzero(np.diff(metadata.query_starts) == 1)
         if window is None:
             families, decoding = find_families(metadata.block_tables, num_blocks, decoding)
             work += [self._family(metadata, family) for family in families]

@@ -1,0 +1,124 @@
+"""Decoding on a CPU by our own kernel; prompts by torch.
+
+The plain backend (`torch_backend.py`) has to copy a sequence's blocks side by side before torch can attend to
+them. Decoding is nothing but reading keys and values, so that copy is most of its time. Here the kernel reads
+them where they are, block by block.
+
+    many new tokens    torch, as in the plain backend: matrix products are its business
+    one new token      `kernels_numba/cpu/paged_decode.py`
+
+Read next: `kernels_numba/cpu/paged_decode.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minivllm.executor.attention.metadata import AttentionMetadata, IntArray
+from minivllm.executor.attention.torch_backend import GatheredWork, TorchAttention
+from minivllm.executor.kv_storage import KVStorage
+from minivllm.model.config import ModelConfig
+
+logger = logging.getLogger(__name__)
+DTYPES = (torch.float32, torch.bfloat16)
+LONG_SECONDS = 1.0
+"""A compilation that takes longer is mentioned."""
+
+
+class NumbaCpuAttention(TorchAttention):
+    """Compiled decoding; see the module's docstring.
+
+    Raises:
+        ValueError: the cache is on a GPU, or its type is not float32 or bfloat16.
+    """
+
+    name = "numba-cpu"
+
+    def __init__(self, config: ModelConfig, storage: KVStorage) -> None:
+        super().__init__(config, storage)
+        if self._device.type != "cpu":
+            raise ValueError(
+                f"the attention backend 'numba-cpu' needs the CPU; this engine runs on {self._device}"
+            )
+        if self._dtype not in DTYPES:
+            raise ValueError(
+                "dtype must be float32 or bfloat16 for the attention backend 'numba-cpu', got "
+                f"{self._dtype}; use attention_backend='torch'"
+            )
+        import numba
+
+        from kernels_numba.cpu import paged_decode
+
+        self._kernel, self._plan_items = paged_decode.paged_decode, paged_decode.plan_items
+        self._set_threads, self._most_threads = numba.set_num_threads, numba.config.NUMBA_NUM_THREADS
+        self._caches = [
+            (_as_array(k), _as_array(v)) for k, v in zip(storage.keys, storage.values, strict=True)
+        ]
+        self._items: dict[int | None, tuple[Any, Any]] = {}
+        self._compile()
+
+    def begin_step(self, metadata: AttentionMetadata) -> None:
+        self._num_threads = min(torch.get_num_threads(), self._most_threads)
+        self._decoding = np.flatnonzero(np.diff(metadata.query_starts) == 1)
+        self._rows = torch.from_numpy(metadata.query_starts[self._decoding])
+        self._all_decode = len(self._decoding) == metadata.num_tokens
+        self._tables = metadata.block_tables[self._decoding]
+        super().begin_step(metadata)
+
+    def _plan_decodes(
+        self, metadata: AttentionMetadata, window: int | None, first_seen: IntArray, num_blocks: IntArray
+    ) -> list[GatheredWork]:
+        if len(self._decoding):
+            self._items[window] = self._plan_items(
+                first_seen[self._decoding],
+                metadata.context_lens[self._decoding],
+                self.config.num_kv_heads,
+                self._num_threads,
+                self.storage.block_size,
+            )
+        return []
+
+    def attend(self, layer: int, query: Tensor) -> Tensor:
+        if self._all_decode:
+            return self._decode(layer, query)
+        out = super().attend(layer, query)
+        if len(self._decoding):
+            out.index_copy_(0, self._rows, self._decode(layer, query.index_select(0, self._rows)))
+        return out
+
+    def _decode(self, layer: int, query: Tensor) -> Tensor:
+        wide = query.float().contiguous()
+        out = torch.empty_like(wide)
+        items, starts = self._items[self.config.layer_windows[layer]]
+        self._set_threads(self._num_threads)
+        scale = np.float32(self.config.head_dim**-0.5)
+        self._kernel(wide.numpy(), *self._caches[layer], self._tables, items, starts, out.numpy(), scale)
+        return out.to(query.dtype)
+
+    def _compile(self) -> None:
+        """Once for each type of cache on a machine; afterwards it is found on disk."""
+        began = perf_counter()
+        shape = (1, self.config.num_heads, self.config.head_dim)
+        query, out = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        small = [cache[:1] for cache in self._caches[0]]
+        small = [np.zeros_like(cache) for cache in small]
+        items, starts = self._plan_items(
+            np.array([0]), np.array([1]), small[0].shape[1], 1, small[0].shape[2]
+        )
+        self._kernel(query, *small, np.zeros((1, 1), np.int64), items, starts, out, np.float32(1))
+        seconds = perf_counter() - began
+        if seconds > LONG_SECONDS:
+            logger.warning("compiled attention for this machine in %.1f s; the next start finds it", seconds)
+
+
+def _as_array(tensor: Tensor) -> Any:
+    """The same memory; a bfloat16 as the 16 bits that it is."""
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(np.uint16)
+    return tensor.numpy()
