@@ -126,8 +126,8 @@ def generate(
         str, typer.Option(help="'paged', or for comparison one of the ways of before.")
     ] = "paged",
     attention_backend: Annotated[
-        str, typer.Option(help="'torch', 'numba-cpu', 'numba-cuda' (GPU), or 'microscope' (slow).")
-    ] = "torch",
+        str, typer.Option(help="'auto', 'torch', 'numba-cpu', 'numba-cuda' (GPU), 'microscope' (slow).")
+    ] = "auto",
     trace: Annotated[Path | None, typer.Option(help="Record every event in this file.")] = None,
 ) -> None:
     """Continue prompts with any Llama, Mistral, Qwen2 or Qwen3 checkpoint. Flags carry vLLM's names."""

@@ -24,7 +24,7 @@ SCHEDULING_POLICIES = (
 )
 PREEMPTION_MODES = ("recompute", "swap")
 PREFIX_CACHES = ("hash", "radix")
-ATTENTION_BACKENDS = ("torch", "numba-cpu", "numba-cuda", "microscope")
+ATTENTION_BACKENDS = ("auto", "torch", "numba-cpu", "numba-cuda", "microscope")
 ALLOCATORS = ("paged", "contiguous", "oracle", "oracle_buddy", "buddy", "virtual_memory")
 
 

@@ -25,9 +25,9 @@ from minivllm.config import (
 )
 from minivllm.decoding.sampler import Sampler
 from minivllm.engine import Engine
-from minivllm.executor.attention.torch_backend import TorchAttention
+from minivllm.executor.attention.choose import backend_factory
 from minivllm.executor.kv_storage import GIB
-from minivllm.executor.torch_executor import DTYPES, BackendFactory, TorchExecutor
+from minivllm.executor.torch_executor import DTYPES, TorchExecutor
 from minivllm.executor.virtual_storage import VirtualKVStorage
 from minivllm.model.hub import resolve_model, resolve_tokenizer
 from minivllm.model.tokenizer import Tokenizer
@@ -71,8 +71,8 @@ class EngineArgs:
             aside; "swap" if there is a swap space, if None.
         allocator: who manages the KV cache: "paged", or for comparison "contiguous", "oracle",
             "oracle_buddy", "buddy" or "virtual_memory".
-        attention_backend: "torch", "numba-cpu" (our kernel for decoding on a CPU), "numba-cuda" (our kernels
-            on an NVIDIA GPU), or "microscope" (those interpreted, on any machine: a token takes seconds).
+        attention_backend: "auto" (the fastest there is for this device and type), "torch" (plain),
+            "numba-cpu", "numba-cuda" (our kernels on a GPU), or "microscope" (those interpreted, anywhere).
         trace: a file to record every event in, or a `Recorder`.
         tensor_parallel_size, pipeline_parallel_size, quantization: known names of what this version cannot
             do yet; anything but "off" is refused.
@@ -101,7 +101,7 @@ class EngineArgs:
     swap_space: float = 0
     preemption_mode: str | None = None
     allocator: str = "paged"
-    attention_backend: str = "torch"
+    attention_backend: str = "auto"
     trace: str | Path | Recorder | None = None
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
@@ -185,7 +185,7 @@ def create_engine(args: EngineArgs) -> Engine:
         max_model_len=args.max_model_len,
         swap_space_bytes=int(args.swap_space * GIB),
         virtual_memory=args.allocator == "virtual_memory",
-        backend=attention_backend(args.attention_backend),
+        backend=backend_factory(args.attention_backend),
     )
     if args.attention_backend == "numba-cuda" and not args.enforce_eager:
         record_decodes(executor, args)
@@ -220,19 +220,6 @@ def create_engine(args: EngineArgs) -> Engine:
         },
         pages=pages,
     )
-
-
-def attention_backend(name: str) -> BackendFactory:
-    """By its name; kernels are imported only if they are asked for."""
-    if name == "torch":
-        return TorchAttention
-    if name == "numba-cpu":
-        from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention
-
-        return NumbaCpuAttention
-    from minivllm.executor.attention.kernel_backend import MicroscopeAttention, NumbaCudaAttention
-
-    return NumbaCudaAttention if name == "numba-cuda" else MicroscopeAttention
 
 
 def record_decodes(executor: TorchExecutor, args: EngineArgs) -> None:

@@ -125,7 +125,7 @@ def test_generate_continues_a_prompt(tmp_path):
         (("microscope", "none.py:kernel"), "there is no Python file 'none.py'"),
         (("microscope", "kv-write", "--trace", "file/x"), "trace must be a file in a folder that exists"),
         (("compare", "attention", "--tokens", "7"), "tokens must be a multiple of 64"),
-        (("generate", "x", "--attention-backend", "cubism"), "attention_backend must be one of 'torch'"),
+        (("generate", "x", "--attention-backend", "cubism"), "attention_backend must be one of 'auto'"),
         (("figures", "--only", "cubism"), "only must be one of 'request-rate'"),
         (("figures", "--seed", "-1"), "seed"),
         (("figures", "--out", "file/out"), "out: file/out cannot be made"),

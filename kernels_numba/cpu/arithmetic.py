@@ -1,7 +1,7 @@
 """Three things that a fast loop needs and Python has no words for.
 
     exp_fast(x)          e^x for x ≤ 0 by a polynomial, so that a loop over it can be vectorised (a call of
-                         the library's function could not); relative error below 10⁻⁶
+                         the library's function could not); relative error 10⁻⁶ near 0, 10⁻⁵ far away
     widen(x)             a cache's number as float32: float32 itself, or the bits of a bfloat16
     prefetch(array, i)   "I shall need that soon": the processor fetches it while it computes something else
 

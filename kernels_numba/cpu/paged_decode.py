@@ -184,20 +184,20 @@ def plan_items(
     Returns:
         `items` and `item_starts` as `paged_decode` takes them.
     """
-    spans = np.asarray(lengths) - np.asarray(firsts)
-    wanted = max(1, num_threads * ITEMS_PER_THREAD)
-    most = (
-        max(LEAST_POSITIONS, int(spans.sum()) * kv_heads // wanted) if num_threads > 1 else int(spans.max())
-    )
+    firsts, lengths = np.asarray(firsts), np.asarray(lengths)
+    aligned = firsts // block_size * block_size  # parts begin and end with blocks
+    spans = lengths - aligned
+    most = int(spans.max())
+    if num_threads > 1:
+        wanted = num_threads * ITEMS_PER_THREAD
+        most = max(LEAST_POSITIONS, int(spans.sum()) * kv_heads // wanted)
     most = -(-most // block_size) * block_size
-    counts = np.maximum(1, -(-spans // most))
-    starts = np.concatenate(([0], counts.cumsum())).astype(np.int64)
+    counts = -(-spans // most)
+    starts = np.concatenate(([0], counts.cumsum()))
     items = np.empty((starts[-1], 3), np.int64)
     sequences = np.repeat(np.arange(len(spans)), counts)
-    within = np.arange(len(items)) - starts[sequences]
-    # Parts begin at the block in which the first visible position lies, so that they end with blocks, too.
-    aligned = np.asarray(firsts)[sequences] // block_size * block_size
+    begins = aligned[sequences] + (np.arange(len(items)) - starts[sequences]) * most
     items[:, 0] = sequences
-    items[:, 1] = np.maximum(np.asarray(firsts)[sequences], aligned + within * most)
-    items[:, 2] = np.minimum(np.asarray(lengths)[sequences], aligned + (within + 1) * most)
+    items[:, 1] = np.maximum(firsts[sequences], begins)
+    items[:, 2] = np.minimum(lengths[sequences], begins + most)
     return items, starts

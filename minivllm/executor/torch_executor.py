@@ -16,14 +16,14 @@ Read next: `minivllm/model/decoder.py` and `minivllm/executor/attention/metadata
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from minivllm.executor.attention.backend import AttentionBackend, to_device
+from minivllm.executor.attention.backend import to_device
+from minivllm.executor.attention.choose import BackendFactory, automatic
 from minivllm.executor.attention.metadata import build_metadata
 from minivllm.executor.attention.torch_backend import TorchAttention
 from minivllm.executor.block_mover import BlockMover
@@ -51,7 +51,6 @@ DTYPES = {
     "double": torch.float64,
     "float64": torch.float64,
 }
-BackendFactory = Callable[[ModelConfig, KVStorage], AttentionBackend]
 
 
 class TorchExecutor:
@@ -95,7 +94,7 @@ class TorchExecutor:
         max_model_len: int | None = None,
         swap_space_bytes: int = 0,
         virtual_memory: bool = False,
-        backend: BackendFactory = TorchAttention,
+        backend: BackendFactory = automatic,
     ) -> TorchExecutor:
         """Load a model from a folder or a hub id, and allocate its cache.
 

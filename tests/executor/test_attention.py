@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from minivllm.executor.attention import torch_backend
+from minivllm.executor.attention.choose import BackendFactory
 from minivllm.executor.attention.metadata import AttentionMetadata, build_metadata
 from minivllm.executor.attention.torch_backend import TorchAttention
 from minivllm.executor.kv_storage import KVStorage
-from minivllm.executor.torch_executor import BackendFactory
 from minivllm.model.config import ModelConfig
 from minivllm.scheduling.plan import ScheduledSequence, StepPlan
 

@@ -54,7 +54,8 @@ def test_what_the_kernels_cannot_do_is_refused_by_name():
 
 def test_an_unknown_backend_is_refused_with_the_known_ones():
     with pytest.raises(
-        ValueError, match="attention_backend must be one of 'torch', 'numba-cpu', 'numba-cuda', 'microscope'"
+        ValueError,
+        match="attention_backend must be one of 'auto', 'torch', 'numba-cpu', 'numba-cuda', 'microscope'",
     ):
         LLM(MODEL_PATH, attention_backend="flash")
 

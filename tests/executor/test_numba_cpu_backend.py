@@ -22,10 +22,16 @@ from tests.executor.test_attention import CPU, check, model, pairs
     block_size=st.sampled_from([1, 2, 7, 16]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     seed=st.integers(0, 1000),
+    threads=st.sampled_from([1, 2]),
 )
 @settings(max_examples=max(150, settings().max_examples), deadline=None)
-def test_compiled_decoding_is_attention(lengths, heads, head_dim, windows, block_size, dtype, seed):
-    check(model(heads, head_dim, windows), lengths, block_size, dtype, seed, NumbaCpuAttention)
+def test_compiled_decoding_is_attention(lengths, heads, head_dim, windows, block_size, dtype, seed, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        check(model(heads, head_dim, windows), lengths, block_size, dtype, seed, NumbaCpuAttention)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

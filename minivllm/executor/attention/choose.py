@@ -1,0 +1,55 @@
+"""Which attention backend: by name, or the best that there is for this device and type.
+
+    "auto"          "numba-cpu" on a CPU in float32 or bfloat16, otherwise "torch"
+    "torch"         plain: works on every device and in every type
+    "numba-cpu"     our kernel for decoding on a CPU
+    "numba-cuda"    our kernels on an NVIDIA GPU
+    "microscope"    those kernels, interpreted: on any machine, and slowly
+
+Read next: `backend.py`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+from minivllm.executor.attention.backend import AttentionBackend
+from minivllm.executor.attention.torch_backend import TorchAttention
+from minivllm.executor.kv_storage import KVStorage
+from minivllm.model.config import ModelConfig
+
+BackendFactory = Callable[[ModelConfig, KVStorage], AttentionBackend]
+
+
+def backend_factory(name: str) -> BackendFactory:
+    """By its name; compilers are imported only where they are used."""
+    if name == "auto":
+        return automatic
+    if name == "torch":
+        return TorchAttention
+    if name == "numba-cpu":
+        from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention
+
+        return NumbaCpuAttention
+    from minivllm.executor.attention.kernel_backend import MicroscopeAttention, NumbaCudaAttention
+
+    return NumbaCudaAttention if name == "numba-cuda" else MicroscopeAttention
+
+
+def automatic(config: ModelConfig, storage: KVStorage) -> AttentionBackend:
+    """Our kernel if there is one for this cache and it can be compiled here; torch otherwise."""
+    from minivllm.executor.attention.numba_cpu_backend import DTYPES, NumbaCpuAttention
+
+    cache = storage.keys[0]
+    if cache.device.type != "cpu" or cache.dtype not in DTYPES:
+        return TorchAttention(config, storage)
+    try:
+        return NumbaCpuAttention(config, storage)
+    except Exception as error:  # whatever keeps a compiler from working must not keep the engine from it
+        warnings.warn(
+            f"attention cannot be compiled here ({type(error).__name__}: {error}); torch is used instead, "
+            "which gives the same and takes longer. `minivllm doctor` may know more.",
+            stacklevel=2,
+        )
+        return TorchAttention(config, storage)

@@ -1,0 +1,104 @@
+"""Decoding on a CPU: work is divided without a gap, the exponential is one, and the result is attention."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numba import njit
+
+from kernels_numba.cpu.arithmetic import exp_fast, widen
+from kernels_numba.cpu.paged_decode import paged_decode, plan_items
+from tests.kernels.oracle import attention
+
+SEQUENCES = st.lists(
+    st.integers(1, 3000).flatmap(lambda length: st.tuples(st.integers(0, length - 1), st.just(length))),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(sequences=SEQUENCES, kv_heads=st.integers(1, 8), threads=st.integers(1, 16), size=st.integers(1, 40))
+def test_every_position_is_in_exactly_one_item(sequences, kv_heads, threads, size):
+    firsts, lengths = (np.array(column) for column in zip(*sequences, strict=True))
+    items, starts = plan_items(firsts, lengths, kv_heads, threads, size)
+    assert starts[0] == 0 and starts[-1] == len(items)
+    for sequence, (first, length) in enumerate(sequences):
+        own = items[starts[sequence] : starts[sequence + 1]]
+        assert (own[:, 0] == sequence).all()
+        assert own[0, 1] == first and own[-1, 2] == length
+        assert (own[1:, 1] == own[:-1, 2]).all() and (own[:, 1] < own[:, 2]).all()
+        assert (own[1:, 1] % size == 0).all(), "a block belongs to one item"
+
+
+def test_few_long_sequences_are_divided_among_threads_and_many_are_not():
+    one, _ = plan_items(np.array([0]), np.array([16384]), 1, 2, 16)
+    assert len(one) == 8
+    many, _ = plan_items(np.zeros(64, int), np.full(64, 1024), 4, 2, 16)
+    assert len(many) == 64
+
+
+@given(st.floats(-100, 0, width=32))
+def test_the_exponential_is_one(x):
+    got, expected = EXP(np.float32(x)), np.exp(np.float64(np.float32(x)))
+    assert got == pytest.approx(expected, rel=1e-6 + 1e-7 * abs(x), abs=2e-38)
+
+
+@njit
+def EXP(x):
+    return exp_fast(x)
+
+
+@njit
+def WIDENED(array):
+    out = np.empty(len(array), np.float32)
+    for i in range(len(array)):
+        out[i] = widen(array[i])
+    return out
+
+
+@given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=20))
+def test_a_bfloat16_is_the_upper_half_of_a_float32(values):
+    wide = np.array(values, np.float32)
+    assert (WIDENED(wide) == wide).all()
+    bits = (wide.view(np.uint32) >> 16).astype(np.uint16)
+    assert (WIDENED(bits) == (bits.astype(np.uint32) << 16).view(np.float32)).all()
+
+
+@given(
+    lengths=st.lists(st.integers(1, 90), min_size=1, max_size=4),
+    heads=st.sampled_from([(1, 1), (4, 2), (6, 2), (7, 1)]),
+    head_dim=st.sampled_from([1, 3, 32, 80, 128]),
+    size=st.sampled_from([1, 2, 5, 16, 32]),
+    window=st.integers(1, 120),
+    is_bf16=st.booleans(),
+    threads=st.integers(1, 4),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=100, deadline=None)
+def test_paged_decode_is_attention(lengths, heads, head_dim, size, window, is_bf16, threads, seed):
+    """Blocks anywhere, the unused cells full of NaN, and a window that may begin within a block."""
+    rng = np.random.default_rng(seed)
+    widths = [-(-length // size) for length in lengths]
+    num_blocks = sum(widths) + 2
+    caches = [np.full((num_blocks, heads[1], size, head_dim), np.nan, np.float32) for _ in range(2)]
+    blocks = rng.permutation(num_blocks).tolist()
+    tables = np.full((len(lengths), max(widths)), -1)
+    query = rng.standard_normal((len(lengths), heads[0], head_dim), dtype=np.float32)
+    firsts = np.maximum(0, np.array(lengths) - window)
+    expected = np.empty_like(query)
+    for i, (length, width) in enumerate(zip(lengths, widths, strict=True)):
+        tables[i, :width] = [blocks.pop() for _ in range(width)]
+        new = [rng.standard_normal((length, heads[1], head_dim), dtype=np.float32) for _ in range(2)]
+        if is_bf16:
+            new = [((n.view(np.uint32) >> 16) << 16).view(np.float32) for n in new]
+        for cache, values in zip(caches, new, strict=True):
+            for position in range(firsts[i], length):
+                cache[tables[i, position // size], :, position % size] = values[position]
+        seen = [values[firsts[i] :] for values in new]
+        expected[i] = attention(query[i : i + 1], *seen, None, False)[0]
+    if is_bf16:
+        caches = [(cache.view(np.uint32) >> 16).astype(np.uint16) for cache in caches]
+    out = np.full_like(query, np.nan)
+    items, starts = plan_items(firsts, np.array(lengths), heads[1], threads, size)
+    paged_decode(query, *caches, tables, items, starts, out, np.float32(head_dim**-0.5))
+    assert np.abs(out - expected).max() <= 2e-5
