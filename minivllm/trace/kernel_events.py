@@ -165,7 +165,7 @@ def is_kernel_trace(path: str | Path) -> bool:
     try:
         with Path(path).open("rb") as file:
             return b'"KernelHeader"' in file.read(100)
-    except OSError:
+    except (OSError, ValueError):  # the latter: a path that cannot be one
         return False
 
 

@@ -101,7 +101,7 @@ def test_every_step_finds_a_size_that_is_not_much_larger(most):
     steps=st.lists(st.lists(st.integers(1, 7), min_size=1, max_size=4), min_size=1, max_size=4),
     seed=st.integers(0, 20),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_a_recorded_step_says_what_the_step_says(steps, seed):
     executor, recorded = make_executor(seed)
     graphs = executor.graphs
