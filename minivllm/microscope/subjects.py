@@ -115,10 +115,10 @@ def _paged(shape: Shape, random: np.random.Generator) -> Made:
     keys, values = (_random(random, num_blocks, kv, size, d) for _ in range(2))
     tables = random.permutation(num_blocks)[: sequences * most].reshape(sequences, most).astype(np.int32)
     lengths = np.maximum(1, context - 3 * np.arange(sequences)).astype(np.int32)
-    nothing = np.ones((num_blocks, 1, size, 1), bool)
+    nothing = np.ones(keys.shape, bool)
     for table, length in zip(tables, lengths, strict=True):
         for position in range(length):
-            nothing[table[position // size], 0, position % size] = False
+            nothing[table[position // size], :, position % size] = False
     out = np.zeros_like(query)
     parts = np.zeros((sequences, shape["heads"], splits, d), np.float32)
     sums = np.zeros(parts.shape[:3], np.float32)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels_numba.microscope import observe
+from minivllm.microscope.commands import launch_names
 from minivllm.microscope.own_kernel import own_subject
 from minivllm.microscope.record import kernel_trace, program_order
 from minivllm.microscope.subjects import SUBJECTS, make_subject
@@ -40,7 +41,11 @@ def observed():
     result = {}
     for name, shape in SMALL.items():
         subject = make_subject(name, shape, seed=0)
-        seen = [launch.observe() for launch in subject.launches]
+        seen = []
+        for launch in subject.launches:
+            names = launch_names(launch)
+            poison = {key: cells for key, cells in subject.poison.items() if key in names}
+            seen.append(launch.observe(poison=poison).check())
         result[name] = [(one, kernel_trace(one, subject.title, n)) for n, one in enumerate(seen)]
     return result
 
