@@ -69,9 +69,11 @@ def dashboard(
 ) -> None:
     """Show a trace in the browser, step by step, forward and back."""
     if trace is not None:
+        from minivllm.trace.kernel_events import is_kernel_trace, read_kernel_traces
         from minivllm.trace.reader import read_trace
 
-        for warning in read_trace(trace).warnings:
+        warnings = () if is_kernel_trace(trace) and read_kernel_traces(trace) else read_trace(trace).warnings
+        for warning in warnings:
             console.print(f"[yellow]{warning}[/yellow]")
     # Started as a program of its own: the engine never imports the dashboard (house rule 3).
     command = [sys.executable, "-m", "viz.serve", *([str(trace)] if trace else []), "--port", str(port)]
@@ -182,9 +184,15 @@ def generate(
 @trace_app.command("summary")
 def trace_summary(file: TraceFile) -> None:
     """Print what a run did: throughput, latencies, blocks, waste, preemptions."""
+    from minivllm.trace.kernel_events import is_kernel_trace, read_kernel_traces
+    from minivllm.trace.kernel_summary import kernel_summary_lines
     from minivllm.trace.reader import read_trace
     from minivllm.trace.summary import summarize
 
+    if is_kernel_trace(file):
+        for kernel in read_kernel_traces(file):
+            console.print("\n".join(kernel_summary_lines(kernel)), markup=False, highlight=False)
+        return
     trace = read_trace(file)
     for warning in trace.warnings:
         console.print(f"[yellow]{warning}[/yellow]")

@@ -21,11 +21,23 @@ if (root := str(Path(__file__).resolve().parent.parent)) not in sys.path:
 
 from minivllm.trace.reader import TraceError
 from viz import loading
-from viz.loading import Run
+from viz.loading import KernelRun, Run
 from viz.palette import FAMILIES
-from viz.views import beam_tree, compare, kv_pool, metrics, overview, prefix_tree, roofline, scheduler
+from viz.views import (
+    beam_tree,
+    compare,
+    flash_attention,
+    kv_pool,
+    metrics,
+    microscope,
+    overview,
+    prefix_tree,
+    roofline,
+    scheduler,
+)
 
-PAGES = (overview, kv_pool, scheduler, beam_tree, prefix_tree, roofline, metrics, compare)
+KERNEL_PAGES = (microscope, flash_attention)
+PAGES = (overview, kv_pool, scheduler, beam_tree, prefix_tree, roofline, metrics, compare, *KERNEL_PAGES)
 
 # The pictures want the width that Streamlit leaves empty; nine numbers fit into one line if they are modest.
 STYLE = """
@@ -49,13 +61,13 @@ def main() -> None:
     st.navigation(pages, position="top").run()
 
 
-def _open() -> tuple[Run | None, str]:
+def _open() -> tuple[Run | KernelRun | None, str]:
     """The run to show; if there is none, the reason in a sentence ("" if nothing was chosen yet)."""
     path = loading.chosen_path()
     if path is None:
         return None, ""
     try:
-        run = loading.open_run(path)
+        run = loading.open_any(path)
     except TraceError as error:
         return None, str(error)
     # Streamlit drops the link's parameters when the page changes.
@@ -65,17 +77,22 @@ def _open() -> tuple[Run | None, str]:
     return run, ""
 
 
-def _page(index: int, run: Run | None, problem: str) -> None:
+def _page(index: int, run: Run | KernelRun | None, problem: str) -> None:
+    is_kernel_page = PAGES[index] in KERNEL_PAGES
     if run is None:
-        st.title("minivllm")
-        _welcome(problem)
+        st.title(PAGES[index].TITLE if is_kernel_page else "minivllm")
+        _welcome(problem, is_kernel_page)
         return
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"):
         st.title(PAGES[index].TITLE, width="content")
         with st.popover(f"Trace: {run.path.name}", help="Open another trace"):
             loading.chooser()
-    for warning in run.timeline.trace.warnings:
-        st.warning(warning)
+    if isinstance(run, KernelRun) != is_kernel_page:
+        _other_kind(run)
+        return
+    if isinstance(run, Run):
+        for warning in run.timeline.trace.warnings:
+            st.warning(warning)
     PAGES[index].page(run)
     if index + 1 < len(PAGES):
         following = PAGES[index + 1]
@@ -83,9 +100,26 @@ def _page(index: int, run: Run | None, problem: str) -> None:
         st.caption(following.TEASER)
 
 
-def _welcome(problem: str) -> None:
+def _other_kind(run: Run | KernelRun) -> None:
+    """This page cannot show this trace; another one can."""
+    if isinstance(run, KernelRun):
+        st.info("The open trace is one of a kernel; this page shows runs of the engine.")
+        place = PAGES.index(microscope)
+    else:
+        st.info("The open trace is a run of the engine; this page shows kernels. To record one:")
+        st.code(microscope.HOW, language="shell")
+        place = 0
+    st.page_link(st.session_state.pages[place], label=f"Go to: {PAGES[place].TITLE}")
+
+
+def _welcome(problem: str, is_kernel_page: bool = False) -> None:
     if problem:
         st.error(problem)
+    if is_kernel_page:
+        st.markdown(microscope.WITHOUT)
+        st.code(microscope.HOW, language="shell")
+        loading.chooser()
+        return
     st.markdown(
         "A **trace** is a file in which a run of the engine has written down everything that happened. "
         '`minivllm demo` makes one in a minute; so does `LLM(..., trace="run.jsonl")` in your own program. '

@@ -1,5 +1,7 @@
 """Which trace the dashboard shows: from the link, from the command line, typed in, or uploaded.
 
+A trace is of a run of the engine, or of kernels under the microscope: each page shows one kind of them.
+
     ?trace=… in the link  ►  MINIVLLM_TRACE (set by `viz.serve`)  ►  the form on the page
     ?with=…  in the link  ►  the form on the page "Compare"           (a second trace, beside the first)
 
@@ -21,6 +23,7 @@ from typing import NamedTuple
 
 import streamlit as st
 
+from minivllm.trace.kernel_events import KernelTrace, WarpAccess, is_kernel_trace, read_kernel_traces
 from minivllm.trace.reader import TraceError, read_trace
 from minivllm.trace.summary import RunSummary, summarize
 from minivllm.trace.timeline import Timeline, make_timeline
@@ -39,12 +42,49 @@ class Run(NamedTuple):
     summary: RunSummary
 
 
+class KernelRun(NamedTuple):
+    """A file with traces of kernels: those of one computation, in their order."""
+
+    path: Path
+    fingerprint: str
+    traces: list[KernelTrace]
+
+
 def open_run(path: Path) -> Run:
-    """Read a trace, or take it from the cache if the file has not changed.
+    """Read a trace of the engine, or take it from the cache if the file has not changed.
 
     Raises:
         TraceError: it cannot be shown, and why.
     """
+    modified, size = _looked_at(path)
+    if is_kernel_trace(path):
+        raise TraceError(f"{path} is a trace of a kernel; here one of the engine is needed")
+    return _open_cached(path, modified, size)
+
+
+def open_kernel_run(path: Path) -> KernelRun:
+    """The same for a file with traces of kernels.
+
+    Raises:
+        TraceError: it cannot be shown, and why.
+    """
+    modified, size = _looked_at(path)
+    if not is_kernel_trace(path):
+        raise TraceError(f"{path} is not a trace of a kernel: `minivllm microscope … --trace …` makes one")
+    return _open_kernels_cached(path, modified, size)
+
+
+def open_any(path: Path) -> Run | KernelRun:
+    """Whichever of the two it is.
+
+    Raises:
+        TraceError: it cannot be shown, and why.
+    """
+    return open_kernel_run(path) if is_kernel_trace(path) else open_run(path)
+
+
+def _looked_at(path: Path) -> tuple[int, int]:
+    """When the file was changed, and its size."""
     try:
         info = path.stat()
     except (OSError, ValueError) as error:
@@ -53,7 +93,7 @@ def open_run(path: Path) -> Run:
     # A pipe or a device might never end.
     if not S_ISREG(info.st_mode):
         raise TraceError(f"{path} is not a file: give the path of a trace, such as minivllm-out/trace.jsonl")
-    return _open_cached(path, info.st_mtime_ns, info.st_size)
+    return info.st_mtime_ns, info.st_size
 
 
 @st.cache_resource(max_entries=4, show_spinner="Reading the trace …")
@@ -64,8 +104,21 @@ def _open_cached(path: Path, modified: int, size: int) -> Run:
     timeline = make_timeline(trace)
     if not timeline.spans:
         raise TraceError(f"{path} holds no request that was accepted, so there is nothing to draw")
+    return Run(path, _fingerprint(path, modified, size), timeline, summarize(trace))
+
+
+@st.cache_resource(max_entries=4, show_spinner="Reading the trace …")
+def _open_kernels_cached(path: Path, modified: int, size: int) -> KernelRun:
+    traces = read_kernel_traces(path)
+    shown = [trace for trace in traces if any(isinstance(event, WarpAccess) for event in trace.events)]
+    if not shown:
+        raise TraceError(f"{path} holds no kernel that accessed memory, so there is nothing to draw")
+    return KernelRun(path, _fingerprint(path, modified, size), shown)
+
+
+def _fingerprint(path: Path, modified: int, size: int) -> str:
     key = f"{path.resolve()}:{modified}:{size}"
-    return Run(path, sha256(key.encode()).hexdigest()[:16], timeline, summarize(trace))
+    return sha256(key.encode()).hexdigest()[:16]
 
 
 def chosen_path() -> Path | None:
@@ -80,7 +133,7 @@ def choose(path: Path) -> None:
     """Look at another trace, from its first step on."""
     if st.session_state.get("trace") != str(path):
         st.session_state.trace = str(path)
-        for name in ("step", "request"):
+        for name in ("step", "request", "kernel", "follow"):
             st.session_state.pop(name, None)
         st.query_params.clear()
 
@@ -98,14 +151,15 @@ def choose_other(path: Path | None) -> None:
     st.query_params.pop("with", None)
 
 
-def neighbours(path: Path) -> list[Path]:
-    """Other traces in the same folder, the newest first."""
+def neighbours(path: Path, *, kernels: bool = False) -> list[Path]:
+    """Other traces of the same kind in the same folder, the newest first."""
     try:
         files = [file for file in path.parent.glob("*.jsonl") if file.is_file() and not file.samefile(path)]
         files.sort(key=lambda file: -file.stat().st_mtime_ns)
     except OSError:
         return []
-    return [file for file in files[:MOST_NEIGHBOURS] if _is_trace(file)]
+    is_one = is_kernel_trace if kernels else _is_trace
+    return [file for file in files[:MOST_NEIGHBOURS] if is_one(file)]
 
 
 def _is_trace(path: Path) -> bool:

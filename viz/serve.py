@@ -24,6 +24,8 @@ from urllib.error import URLError
 from urllib.parse import quote
 from urllib.request import urlopen
 
+from minivllm.trace.kernel_events import is_kernel_trace
+
 HOST = "127.0.0.1"
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE_SECONDS = 60.0
@@ -81,8 +83,9 @@ def environment(trace: Path | None) -> dict[str, str]:
 
 
 def url(port: int, trace: Path | None) -> str:
-    """The link to open."""
-    return f"http://{HOST}:{port}/" + (f"?trace={quote(str(trace.resolve()))}" if trace else "")
+    """The link to open: the first page that shows this kind of trace."""
+    page = "microscope" if trace and is_kernel_trace(trace) else ""
+    return f"http://{HOST}:{port}/{page}" + (f"?trace={quote(str(trace.resolve()))}" if trace else "")
 
 
 def wait_until_ready(server: subprocess.Popen[bytes], port: int) -> bool:

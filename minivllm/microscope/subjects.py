@@ -120,7 +120,8 @@ def _paged(shape: Shape, random: np.random.Generator) -> Made:
         for position in range(length):
             nothing[table[position // size], :, position % size] = False
     out = np.zeros_like(query)
-    parts = np.zeros((sequences, shape["heads"], splits, d), np.float32)
+    several = (sequences, shape["heads"], splits, d)
+    parts = out.reshape(several) if splits == 1 else np.zeros(several, np.float32)
     sums = np.zeros(parts.shape[:3], np.float32)
     launches = paged_attention(query, keys, values, tables, lengths, out, parts, sums)
     return launches, {"keys": nothing, "values": nothing}

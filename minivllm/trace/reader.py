@@ -84,6 +84,8 @@ def _read_header(path: Path, line: bytes) -> TraceHeader:
         fields = msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError):
         fields = None
+    if isinstance(fields, dict) and fields.get("event") == "KernelHeader":
+        raise TraceError(f"{path} is a trace of a kernel, not of a run of the engine")
     if not isinstance(fields, dict) or fields.get("event") != "TraceHeader":
         raise TraceError(f"{path} is not a minivllm trace: its first line is not a trace header")
     if fields.get("version") not in range(1, VERSION + 1):

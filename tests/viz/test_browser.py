@@ -332,6 +332,8 @@ def test_the_navigation_is_the_tour_in_its_order(page, server, sharing_file):
         "Roofline",
         "Metrics",
         "Compare",
+        "Kernel microscope",
+        "FlashAttention",
     ]
 
 

@@ -1,0 +1,182 @@
+"""Page 10: attention tile by tile: the score matrix that is never written, the running softmax, the bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import streamlit as st
+
+from minivllm.trace.kernel_events import KernelTrace
+from minivllm.trace.reader import TraceError
+from viz import kernel_stage, loading
+from viz.figures.kernel_matrix import kernel_matrix, piece_captions
+from viz.figures.kernel_softmax import kernel_softmax, rescaled
+from viz.figures.kernel_tiles import Piece, pieces
+from viz.figures.kernel_traffic import kernel_shared, kernel_traffic
+from viz.kernel_side_by_side import SENTENCES, column, same_sizes, table
+from viz.loading import KernelRun
+from viz.player import Jump
+from viz.scene import Scene
+from viz.views import microscope
+from viz.views.compare import side_labels
+from viz.views.microscope import choose_kernel
+from viz.views.overview import plain
+
+TITLE = "FlashAttention"
+URL = "flash_attention"
+TEASER = "Attention tile by tile, and the scores that are never written."
+
+MOST_PIECES = 2000
+
+INTRODUCTION = (
+    "One moment of the player is one **tile**: some queries and some keys, whose scores are computed, used "
+    "and forgotten. The softmax of a row is continued from tile to tile: a larger **maximum** rescales the "
+    "old **sum** and output (marked). So nothing of the N × N matrix ever goes to global memory."
+)
+TRY = (
+    "In which order are the tiles computed, down or across? That is what tells FlashAttention 1 from 2: "
+    "compare how often queries come from global memory, and how often the output goes back. Then find the "
+    "first rescale, and see which row it is."
+)
+INTRODUCTION_NAIVE = (
+    "This kernel is a part of **naive attention**: all N × N scores are in global memory. One moment of the "
+    "player is what one block of threads {verb} of them."
+)
+TRY_NAIVE = (
+    "Watch the matrix fill up, also where no query may look; then choose the next kernel, which has to "
+    "bring all of it back. The dashed bar is what the scores take: how many times does it go to and fro?"
+)
+NOT_ATTENTION = (
+    "This kernel notes no tiles and has no array `scores`, so there is no score matrix to show. "
+    "The page **Kernel microscope** shows every request that it makes."
+)
+BESIDE = (
+    "Choose a second trace to put beside this one: naive attention, or FlashAttention 1 beside 2. Record "
+    "both with the same sizes, for example:"
+)
+HOW = """minivllm microscope naive-attention --shape tokens=64 --trace naive.jsonl
+minivllm microscope flash-attention-2 --shape tokens=64 --trace flash2.jsonl"""
+OTHER_SIZES = "The two were recorded with different sizes, so their bytes are not comparable: see `--shape`."
+
+
+def page(run: KernelRun) -> None:
+    number = choose_kernel(run)
+    trace = run.traces[number]
+    found = pieces(trace)
+    if found:
+        _play(run, number, trace, found)
+    else:
+        st.info(NOT_ATTENTION)
+        for link in st.session_state.get("pages", []):
+            if link.url_path == microscope.URL:
+                st.page_link(link, label=f"Go to: {microscope.TITLE}")
+    _side_by_side(run)
+
+
+def _play(run: KernelRun, number: int, trace: KernelTrace, found: Sequence[Piece]) -> None:
+    is_tiled = found[0].verb == "computes"
+    naive = f"{INTRODUCTION_NAIVE.format(verb=found[0].verb)} {TRY_NAIVE}"
+    st.markdown(f"{INTRODUCTION} {TRY}" if is_tiled else naive)
+    shown = found[:MOST_PIECES]
+    if len(found) > len(shown):
+        st.info(f"The first {len(shown):,} of {len(found):,} steps are played; the table counts all of them.")
+    kernel_stage.show(
+        f"{run.fingerprint}-{number}",
+        "flash-attention",
+        partial(attention_scenes, trace, shown),
+        attention_jumps(shown),
+        [piece.begin for piece in shown],
+    )
+    words = f"{plain(trace.header.kernel)} · {plain(trace.header.title)}. "
+    if is_tiled:
+        words += (
+            "A tile begins with the barrier before its keys were brought, so the bytes of bringing them are "
+            "its own. A rescale is counted where there was something to rescale."
+        )
+    st.caption(words)
+
+
+def attention_scenes(trace: KernelTrace, found: Sequence[Piece]) -> list[Scene]:
+    """All pictures of the page."""
+    told = piece_captions(trace.header, found, [sum(marks) for marks in rescaled(found)])
+    shared = kernel_shared(trace, found, told)
+    return [
+        kernel_matrix(trace.header, found, told),
+        *([kernel_softmax(found, told)] if any(piece.updates for piece in found) else []),
+        *([shared] if shared else []),
+        kernel_traffic(trace, found, told),
+    ]
+
+
+def attention_jumps(found: Sequence[Piece]) -> list[Jump]:
+    """The places worth seeing when attention is computed."""
+    counts = [sum(marks) for marks in rescaled(found)]
+    jumps = []
+    if any(piece.updates for piece in found):
+        jumps = [
+            Jump("first rescale", next((step for step, count in enumerate(counts) if count), None)),
+            Jump("most rescales", max(range(len(found)), key=counts.__getitem__) if any(counts) else None),
+        ]
+    blocks = [step for step, piece in enumerate(found) if step and piece.block != found[step - 1].block]
+    heads = [step for step, piece in enumerate(found) if piece.panel != found[0].panel]
+    jumps.append(Jump("second block", blocks[0] if blocks else None))
+    if heads:
+        jumps.append(Jump("second head", heads[0]))
+    return jumps
+
+
+def _side_by_side(run: KernelRun) -> None:
+    """Bytes of this file's kernels, or of this file and a second one."""
+    st.subheader("Side by side")
+    other = _other(run)
+    if other is None:
+        columns = [column(f"{n}. {t.header.kernel}", [t]) for n, t in enumerate(run.traces, 1)]
+        if len(columns) > 1:
+            columns.append(column("together", run.traces))
+    else:
+        labels = side_labels(run.path, other.path)
+        columns = [column(labels[0], run.traces), column(labels[1], other.traces)]
+        if not same_sizes(run.traces, other.traces):
+            st.warning(OTHER_SIZES)
+    st.table(table(columns, with_ratio=other is not None), border="horizontal", hide_index=True)
+    with st.expander("What these numbers say"):
+        st.markdown("\n".join(f"- **{name}**: {sentence}" for name, sentence in SENTENCES.items()))
+
+
+def _other(run: KernelRun) -> KernelRun | None:
+    """The second trace; while there is none, the page offers to choose one."""
+    path, other = loading.chosen_other(), None
+    if path is not None:
+        try:
+            other = loading.open_kernel_run(path)
+            st.query_params["with"] = str(path)
+        except TraceError as error:
+            st.error(str(error))
+    if other is None:
+        st.markdown(BESIDE)
+        st.code(HOW, language="shell")
+        _choose(run)
+    else:
+        with st.popover(f"Beside it: {other.path.name}", help="Choose another second trace"):
+            _choose(run)
+    return other
+
+
+def _choose(run: KernelRun) -> None:
+    found = loading.neighbours(run.path, kernels=True)
+    if found:
+        chosen = st.selectbox(
+            "A trace from the same folder",
+            found,
+            None,
+            format_func=lambda path: path.name,
+            placeholder="Choose one",
+            key="kernel neighbour",
+            width=360,
+        )
+        if chosen is not None and chosen != st.session_state.get("kernel neighbour taken"):
+            st.session_state["kernel neighbour taken"] = chosen
+            loading.choose_other(chosen)
+            st.rerun()
+    loading.chooser(loading.choose_other, "open-other-kernel")

@@ -1,0 +1,130 @@
+"""Page 9: one kernel, request by request: which line, which lanes, which sectors and banks, at what price."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from minivllm.trace.kernel_events import KernelTrace
+from viz import kernel_stage
+from viz.figures.common import PHONE, WIDE
+from viz.figures.kernel_blocks import has_blocks, kernel_blocks
+from viz.figures.kernel_lanes import kernel_lanes
+from viz.figures.kernel_source import kernel_source
+from viz.figures.kernel_totals import kernel_totals
+from viz.kernel_steps import Follow, Played, choices, faults, microscope_jumps, played
+from viz.loading import KernelRun
+from viz.scene import Scene
+from viz.views.overview import plain
+
+TITLE = "Kernel microscope"
+URL = "microscope"
+TEASER = "One kernel, line by line: what the lanes of a warp ask memory for."
+
+INTRODUCTION = (
+    "One moment of the player is one **request**: an instruction with which the 32 **lanes** of a warp go to "
+    "memory together. Its expression is framed in the source. Global memory moves whole **sectors** of 32 "
+    "bytes, wanted or not (hatched: not); shared memory has 32 **banks**, and two different words of one "
+    "bank take two turns."
+)
+TRY = (
+    "Follow the lines from the lanes: do neighbours go to neighbours? Jump to the worst coalescing, and find "
+    "in the framed expression the index that is to blame. Then watch an inner loop: which of its requests "
+    "go to shared memory, and which array did it come from?"
+)
+ABOUT_BLOCKS = (
+    "An array of blocks is reached through a **block table**: the picture of the blocks shows which lane "
+    "goes to which physical block, and to which row of it."
+)
+NO_FAULT = "No race, no read of what nobody wrote, nothing out of bounds."
+WITHOUT = (
+    "A **trace of a kernel** holds every request that its warps made to memory. This makes one, on any "
+    "machine, with or without a GPU; open it here, and step through it."
+)
+HOW = """minivllm microscope flash-attention-2 --trace kernel.jsonl
+minivllm dashboard kernel.jsonl"""
+
+
+def page(run: KernelRun) -> None:
+    number = choose_kernel(run)
+    trace = run.traces[number]
+    parts = [INTRODUCTION, TRY]
+    if any(has_blocks(array) for array in trace.header.arrays):
+        parts.append(ABOUT_BLOCKS)
+    st.markdown(" ".join(parts))
+    follow = _follow(trace)
+    shown = played(trace, follow)
+    if shown.left_out:
+        st.info(
+            f"The first {len(shown.steps):,} of {len(shown.steps) + shown.left_out:,} requests are played: "
+            "follow one block or one warp to see the others."
+        )
+
+    def scenes() -> list[Scene]:
+        return microscope_scenes(trace, shown, follow)
+
+    name = f"microscope-{follow.block}-{follow.warp}"
+    jumps = microscope_jumps(trace, shown.accesses)
+    kernel_stage.show(f"{run.fingerprint}-{number}", name, scenes, jumps, shown.steps)
+    _tell_faults(trace)
+    header = trace.header
+    st.caption(
+        f"{plain(header.title)} · {' × '.join(map(str, header.grid))} blocks of "
+        f"{' × '.join(map(str, header.block))} threads, {header.shared_bytes:,} bytes of shared memory each. "
+        "Lanes: blue reads, orange writes, pink changes atomically; the title says it, too. Warps come one "
+        "after another here; on a GPU their order between two barriers is anyone's guess."
+    )
+
+
+def microscope_scenes(trace: KernelTrace, shown: Played, follow: Follow) -> list[Scene]:
+    """All pictures of the page; the source for wide screens and for narrow ones."""
+    header, accesses = trace.header, shown.accesses
+    whose = "" if follow.block is None else follow.words
+    return [
+        kernel_source(header, accesses, WIDE, "wide"),
+        kernel_source(header, accesses, PHONE, "narrow"),
+        *kernel_lanes(header, accesses),
+        *kernel_blocks(header, accesses),
+        kernel_totals(header, accesses, whose),
+    ]
+
+
+def choose_kernel(run: KernelRun) -> int:
+    """Which kernel of the file; asked only if there are several."""
+    if len(run.traces) == 1:
+        return 0
+    kept = st.session_state.get("kernel", st.query_params.get("kernel", "0"))
+    index = int(kept) if str(kept).isdigit() and int(kept) < len(run.traces) else 0
+    number = st.selectbox(
+        "Kernel",
+        range(len(run.traces)),
+        index,
+        format_func=lambda item: f"{item + 1}. {run.traces[item].header.kernel}",
+        width=360,
+    )
+    if number != index:  # a step of one kernel means nothing in another
+        for name in ("step", "follow"):
+            st.session_state.pop(name, None)
+        st.query_params.pop("step", None)
+    st.session_state.kernel = number
+    st.query_params["kernel"] = str(number)
+    return number
+
+
+def _follow(trace: KernelTrace) -> Follow:
+    found = choices(trace)
+    if len(found) == 1:
+        return found[0]
+    kept = st.session_state.get("follow")
+    index = found.index(kept) if kept in found else 0
+    chosen = st.selectbox("Follow", found, index, format_func=lambda item: item.words, width=360)
+    st.session_state.follow = chosen
+    return chosen
+
+
+def _tell_faults(trace: KernelTrace) -> None:
+    found = faults(trace)
+    if not found:
+        st.success(NO_FAULT)
+        return
+    for fault in found:
+        st.error(f"**{fault.kind}**: {plain(fault.message)}")
