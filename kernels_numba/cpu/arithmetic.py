@@ -1,8 +1,9 @@
-"""Three things that a fast loop needs and Python has no words for.
+"""Four things that a fast loop needs and Python has no words for.
 
     exp_fast(x)          e^x for x ≤ 0 by a polynomial, so that a loop over it can be vectorised (a call of
                          the library's function could not); relative error 10⁻⁶ near 0, 10⁻⁵ far away
-    widen(x)             a cache's number as float32: float32 itself, or the bits of a bfloat16
+    widen(x)             an array's number as float32: float32 itself, or the bits of a bfloat16
+    narrow(x, array)     a float32 as this array holds it, rounded to the nearest (ties to even)
     prefetch(array, i)   "I shall need that soon": the processor fetches it while it computes something else
 
 Source: the polynomial is the minimax one for 2^f on [-½, ½], as in Cephes and its many descendants.
@@ -65,6 +66,36 @@ def _widen(x):  # type: ignore[no-untyped-def]
         return lambda x: x
     if x == types.uint16:  # a bfloat16 is the upper half of a float32
         return lambda x: float_of_bits(np.uint32(x) << np.uint32(16))
+    return None
+
+
+@intrinsic
+def bits_of_float(typing_context: Any, value: Any) -> Any:
+    """The 32 bits of a float32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.uint32(types.float32), generate
+
+
+def narrow(x, array):  # type: ignore[no-untyped-def]
+    """In compiled code: a float32 as an element of `array`, which holds float32, or bfloat16 as uint16."""
+    raise NotImplementedError("only in compiled code")
+
+
+@overload(narrow, inline="always")
+def _narrow(x, array):  # type: ignore[no-untyped-def]
+    if array.dtype == types.float32:
+        return lambda x, array: x
+    if array.dtype == types.uint16:
+
+        def round_to_even(x, array):  # type: ignore[no-untyped-def]
+            bits = bits_of_float(x)
+            odd = (bits >> np.uint32(16)) & np.uint32(1)
+            return np.uint16((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+
+        return round_to_even
     return None
 
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from kernels_numba.cpu.arithmetic import exp_fast, prefetch, widen
+from kernels_numba.cpu.arithmetic import exp_fast, narrow, prefetch, widen
 
 NO_SCORE = np.float32(-1e30)
 ZERO = np.float32(0)
@@ -50,7 +50,7 @@ def _attend(query, keys, values, table, first, end, head, scale, maxima, sums, t
         maxima[g] = NO_SCORE
         sums[g] = ZERO
         for c in range(head_dim):
-            queries[g, c] = query[g, c] * scale
+            queries[g, c] = widen(query[g, c]) * scale
             total[g, c] = ZERO
     last_block = (end - 1) // block_size
     for index in range(first // block_size, last_block + 1):
@@ -110,8 +110,8 @@ def paged_decode(query, keys, values, tables, items, item_starts, out, scale):  
     """One new token of each sequence.
 
     Args:
-        query, out: [sequences, heads, head_dim], float32; `out` is written.
-        keys, values: the cache, [blocks, kv_heads, block_size, head_dim], float32, or bfloat16 as uint16.
+        query, out: [sequences, heads, head_dim], float32, or bfloat16 as uint16; `out` is written.
+        keys, values: the cache, [blocks, kv_heads, block_size, head_dim], of the same type.
         tables: [sequences, most blocks].
         items: [items, 3]: sequence, first position, end; those of one sequence one behind the other.
         item_starts: [sequences + 1]: where the items of each sequence begin.
@@ -155,16 +155,20 @@ def _merge(maxima, sums, totals, begin, end, kv_heads, head, g, out):  # type: i
     for item in range(begin, end):
         maximum = max(maximum, maxima[item * kv_heads + head, g])
     all_sums = ZERO
-    out[:] = ZERO
+    merged = totals[begin * kv_heads + head, g]  # the first one is added to
     for item in range(begin, end):
         work = item * kv_heads + head
         share = exp_fast(maxima[work, g] - maximum)
         all_sums += share * sums[work, g]
-        for c in range(len(out)):
-            out[c] += share * totals[work, g, c]
+        if item == begin:
+            for c in range(len(out)):
+                merged[c] *= share
+        else:
+            for c in range(len(out)):
+                merged[c] += share * totals[work, g, c]
     factor = np.float32(1) / all_sums
     for c in range(len(out)):
-        out[c] *= factor
+        out[c] = narrow(merged[c] * factor, out)
 
 
 ITEMS_PER_THREAD = 4

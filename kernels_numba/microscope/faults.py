@@ -52,3 +52,5 @@ class Fault(NamedTuple):
     cell: tuple[int, ...]
     message: str
     places: tuple[Place, ...]
+    blocks: tuple[int, ...]
+    """Of each place: the number of the block whose thread was there."""

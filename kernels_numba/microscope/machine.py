@@ -307,7 +307,7 @@ class Machine:
             return  # once for each array and place is enough
         index = info.index_of(flat)
         message = f"{self.who()} reads {info.name}{list(index)}, {words} ({place})"
-        self.faults.append(Fault(kind, info.name, index, message, (place,)))
+        self.faults.append(Fault(kind, info.name, index, message, (place,), (self.block,)))
 
     def _global_array(self, name: str, data: Any, poison: Any) -> DeviceArray:
         info = ArrayInfo(len(self.arrays), name, data, is_shared=False)

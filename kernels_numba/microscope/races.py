@@ -118,4 +118,4 @@ def _report(
         f"race in {blocks} on {array.name}{list(index)}: thread {one[1]} {VERBS[one[2]]} it ({places[0]}) "
         f"and thread {other[1]} {VERBS[other[2]]} it ({places[1]}), with no barrier between them"
     )
-    found[key] = Fault("race", array.name, index, message, places)
+    found[key] = Fault("race", array.name, index, message, places, (one[0], other[0]))

@@ -9,10 +9,10 @@ Read next: `minivllm/scheduling/static_batching.py`, which makes such plans.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from torch.nn import functional
-
-from minivllm.model.layers import Attend
 
 
 def pad_rows(rows: Tensor, num_padding: int) -> Tensor:
@@ -23,12 +23,16 @@ def pad_rows(rows: Tensor, num_padding: int) -> Tensor:
 class AttentionWithoutPadding:
     """An attention backend for T real rows of T + `num_padding`; the others attend to nothing."""
 
-    def __init__(self, attention: Attend, num_tokens: int, num_padding: int) -> None:
+    def __init__(self, attention: Any, num_tokens: int, num_padding: int) -> None:
         self.attention = attention
         self.num_tokens = num_tokens
         self.num_padding = num_padding
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         real = slice(self.num_tokens)
-        attended = self.attention(layer, query[real], key[real], value[real])
+        attended: Tensor = self.attention(layer, query[real], key[real], value[real])
+        return functional.pad(attended, (0, 0, 0, 0, 0, self.num_padding))
+
+    def projected(self, layer: int, qkv: Tensor, turn: Any) -> Tensor:
+        attended: Tensor = self.attention.projected(layer, qkv[: self.num_tokens], turn)
         return functional.pad(attended, (0, 0, 0, 0, 0, self.num_padding))

@@ -4,9 +4,9 @@
         │
         └────── build_metadata ──► token_ids, positions, slots, block tables
                                         │
-               decoder.forward(token_ids, positions, attention) ──► hidden [T, hidden_size]
+               decoder.forward(token_ids, positions, attention, logit_rows) ──► hidden [n, hidden_size]
                                         │
-               decoder.compute_logits(hidden[logit_rows]) ──► logits [n, vocab_size]
+               decoder.compute_logits(hidden) ──► logits [n, vocab_size]
 
 Nothing is remembered between steps but the cache's cells, and those belong to whoever the next plan's
 block tables say.
@@ -17,7 +17,7 @@ Read next: `minivllm/model/decoder.py` and `minivllm/executor/attention/metadata
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -33,7 +33,6 @@ from minivllm.executor.virtual_storage import VirtualKVStorage
 from minivllm.model.config import ModelConfig
 from minivllm.model.decoder import Decoder
 from minivllm.model.hub import resolve_model
-from minivllm.model.layers import Attend
 from minivllm.model.weights import Checkpoint
 from minivllm.scheduling.plan import StepPlan
 from minivllm.trace.events import ModelShape
@@ -73,6 +72,8 @@ class TorchExecutor:
         self.mover = BlockMover(storage, host_storage)
         self.config = decoder.config
         self.attention = backend(decoder.config, storage)
+        self.tuned: Any = self.attention.tuned(decoder)
+        """The decoder, or another form of its `forward` that is faster with this backend."""
         self.graphs: DecodeGraphs | None = None
         """Decode steps recorded by size, for our kernels on a GPU."""
         self.name = name
@@ -162,13 +163,14 @@ class TorchExecutor:
         token_ids = to_device(metadata.token_ids, self.device)
         positions = to_device(metadata.positions, self.device)
         self.attention.prepare(metadata)
-        attend: Attend = self.attention
+        attend: Any = self.attention
         if padding := plan.num_padding_tokens:
             attend = AttentionWithoutPadding(self.attention, metadata.num_tokens, padding)
             token_ids, positions = pad_rows(token_ids, padding), pad_rows(positions, padding)
-        hidden = self.decoder.forward(token_ids, positions, attend)
+        rows = to_device(metadata.logit_rows, self.device)
+        hidden = self.tuned.forward(token_ids, positions, attend, rows)
         self.last_attention_seconds = self.attention.seconds
-        return self.decoder.compute_logits(hidden[to_device(metadata.logit_rows, self.device)])
+        return self.decoder.compute_logits(hidden)
 
 
 def load_decoder(folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Decoder:

@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from minivllm.model.config import ModelConfig
 from minivllm.model.layers import Attend, Attention, GatedMLP, NamedViews, RMSNorm
+from minivllm.model.packed import can_pack, pack, packed_linear
 from minivllm.model.rotary import RotaryEmbedding
 
 
@@ -43,19 +44,35 @@ class Decoder:
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device)
         self.tied = config.tie_word_embeddings if tied is None else tied
         self.lm_head = self.embedding if self.tied else torch.empty_like(self.embedding)
+        self._packed_head: Tensor | None = None
 
-    def forward(self, token_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """The last hidden state [T, hidden_size] of `token_ids` [T] standing at `positions` [T]."""
+    def forward(
+        self, token_ids: Tensor, positions: Tensor, attend: Attend, rows: Tensor | None = None
+    ) -> Tensor:
+        """The last hidden state of `token_ids` [T] at `positions` [T]: [T, hidden_size], or only `rows`."""
         cos, sin = self.rotary.angles(positions, self.dtype)
         x = functional.embedding(token_ids, self.embedding)
         for layer in self.layers:
             x = layer(x, cos, sin, attend)
-        return self.norm(x)
+        return self.norm(x if rows is None else x[rows])
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """Scores of all tokens [n, vocab_size] after `hidden` [n, hidden_size], in float32 or float64."""
-        logits = functional.linear(hidden, self.lm_head)
+        if self._packed_head is not None:
+            logits = packed_linear(hidden, self._packed_head, None)
+        else:
+            logits = functional.linear(hidden, self.lm_head)
         return logits if logits.dtype == torch.float64 else logits.float()
+
+    def pack(self) -> None:
+        """Put all matrices in the order of the processor's matrix units, where that is possible."""
+        for layer in self.layers:
+            for linear in (layer.attention.qkv, layer.attention.output, layer.mlp.gate_up, layer.mlp.down):
+                linear.pack()
+        if self.lm_head.device.type == "cpu" and can_pack(self.dtype) and self._packed_head is None:
+            self._packed_head = pack(self.lm_head)
+            if not self.tied:  # a tied one is still needed, row by row
+                self.lm_head = self._packed_head
 
     def views(self) -> NamedViews:
         """Every weight under its name in the checkpoint: write into these tensors to load the model."""
@@ -64,7 +81,7 @@ class Decoder:
             yield from layer.views(f"model.layers.{index}")
         yield from self.norm.views("model.norm")
         if not self.tied:
-            yield "lm_head.weight", self.lm_head
+            yield "lm_head.weight", self.lm_head.to_dense() if self.lm_head.is_mkldnn else self.lm_head
 
     @property
     def num_bytes(self) -> int:

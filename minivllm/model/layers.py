@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from minivllm.model.config import ModelConfig
+from minivllm.model.packed import can_pack, pack, packed_linear
 from minivllm.model.rotary import rotate
 
 NamedViews = Iterator[tuple[str, Tensor]]
@@ -77,13 +78,27 @@ class StackedLinear:
         self.weight = torch.empty(total, in_size, dtype=dtype, device=device)
         self.bias = torch.empty(total, dtype=dtype, device=device) if bias else None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self.weight, self.bias)
+    def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """The products of `x` [T, in_size], plus `added` [T, rows] if there is something to add."""
+        if self.is_packed:
+            return packed_linear(x, self.weight, self.bias, added)
+        product = functional.linear(x, self.weight, self.bias)
+        return product if added is None else product.add_(added)
+
+    def pack(self) -> None:
+        """Put the weights in the processor's order, if it has one: to be read, and changed no more."""
+        if not self.is_packed and self.weight.device.type == "cpu" and can_pack(self.weight.dtype):
+            self.weight = pack(self.weight)
+
+    @property
+    def is_packed(self) -> bool:
+        return self.weight.is_mkldnn
 
     def views(self, prefix: str) -> NamedViews:
+        weight = self.weight.to_dense() if self.is_packed else self.weight
         start = 0
         for name, size in self.rows.items():
-            yield f"{prefix}.{name}.weight", self.weight[start : start + size]
+            yield f"{prefix}.{name}.weight", weight[start : start + size]
             if self.bias is not None:
                 yield f"{prefix}.{name}.bias", self.bias[start : start + size]
             start += size

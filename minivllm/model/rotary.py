@@ -38,9 +38,17 @@ class RotaryEmbedding:
         Computed once per step and shared by all layers. In float32 whatever the model's type, as in
         `transformers`: a bfloat16 position is wrong from token 257 on.
         """
-        angles = positions[:, None].float() * self.inverse_frequencies  # [T, head_dim / 2]
-        cos, sin = angles.cos() * self.attention_factor, angles.sin() * self.attention_factor
+        cos, sin = self._circle(positions)
         return _side_by_side(cos, cos, dtype), _side_by_side(-sin, sin, dtype)
+
+    def pairs(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, each [T, head_dim / 2] in float32, rounded as `angles` would round them."""
+        cos, sin = self._circle(positions)
+        return cos.to(dtype).float(), sin.to(dtype).float()
+
+    def _circle(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        angles = positions[:, None].float() * self.inverse_frequencies  # [T, head_dim / 2]
+        return angles.cos() * self.attention_factor, angles.sin() * self.attention_factor
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from minivllm.executor.attention.torch_backend import TorchAttention
 from minivllm.executor.kv_storage import KVStorage
 from minivllm.executor.simulated_executor import shape_of
 from minivllm.executor.torch_executor import TorchExecutor
@@ -163,7 +164,7 @@ FAMILIES = {
 def executor_of(family):
     """The shipped model, or one of another family with weights that say nothing."""
     if family == "shipped":
-        executor = TorchExecutor.from_folder(MODEL_PATH, num_blocks=16, device="cpu")
+        executor = TorchExecutor.from_folder(MODEL_PATH, num_blocks=16, device="cpu", backend=TorchAttention)
     else:
         raw = {"architectures": [f"{family}ForCausalLM"], "torch_dtype": "float32"}
         config = ModelConfig.from_dict(SMALL | raw | FAMILIES[family])

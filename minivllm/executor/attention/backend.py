@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from time import perf_counter
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,10 @@ from torch import Tensor
 from minivllm.executor.attention.metadata import AttentionMetadata
 from minivllm.executor.kv_storage import KVStorage
 from minivllm.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from minivllm.executor.fused_decoder import FusedDecoder
+    from minivllm.model.decoder import Decoder
 
 
 class AttentionBackend(ABC):
@@ -63,6 +67,10 @@ class AttentionBackend(ABC):
         attended = self.attend(layer, query)
         self.seconds += perf_counter() - began
         return attended
+
+    def tuned(self, decoder: Decoder) -> Decoder | FusedDecoder:
+        """The decoder's `forward` in the form that goes best with this backend."""
+        return decoder
 
     def prepare(self, metadata: AttentionMetadata) -> None:
         """`begin_step`, timed from zero."""

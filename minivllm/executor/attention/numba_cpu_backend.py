@@ -20,10 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kernels_numba.cpu import rows
 from minivllm.executor.attention.metadata import AttentionMetadata, IntArray
 from minivllm.executor.attention.torch_backend import GatheredWork, TorchAttention
+from minivllm.executor.fused_decoder import FusedDecoder, Turn, as_array
 from minivllm.executor.kv_storage import KVStorage
 from minivllm.model.config import ModelConfig
+from minivllm.model.decoder import Decoder
 
 logger = logging.getLogger(__name__)
 DTYPES = (torch.float32, torch.bfloat16)
@@ -57,13 +60,16 @@ class NumbaCpuAttention(TorchAttention):
 
         self._kernel, self._plan_items = paged_decode.paged_decode, paged_decode.plan_items
         self._set_threads, self._most_threads = numba.set_num_threads, numba.config.NUMBA_NUM_THREADS
-        self._caches = [
-            (_as_array(k), _as_array(v)) for k, v in zip(storage.keys, storage.values, strict=True)
-        ]
+        self._caches = [(as_array(k), as_array(v)) for k, v in zip(storage.keys, storage.values, strict=True)]
+        self._scale = np.float32(config.head_dim**-0.5)
         self._items: dict[int | None, tuple[Any, Any]] = {}
         self._compile()
 
+    def tuned(self, decoder: Decoder) -> FusedDecoder:
+        return FusedDecoder(decoder)
+
     def begin_step(self, metadata: AttentionMetadata) -> None:
+        self._slots = metadata.slot_mapping
         self._num_threads = min(torch.get_num_threads(), self._most_threads)
         self._decoding = np.flatnonzero(np.diff(metadata.query_starts) == 1)
         self._rows = torch.from_numpy(metadata.query_starts[self._decoding])
@@ -92,20 +98,35 @@ class NumbaCpuAttention(TorchAttention):
             out.index_copy_(0, self._rows, self._decode(layer, query.index_select(0, self._rows)))
         return out
 
+    def projected(self, layer: int, qkv: Tensor, turn: Turn) -> Tensor:
+        """As `__call__`, for tokens that are projected but not turned (`fused_decoder.py`)."""
+        began = perf_counter()
+        heads = self.config.num_heads
+        query = torch.empty((len(qkv), heads, self.config.head_dim), dtype=qkv.dtype)
+        self._set_threads(self._num_threads)
+        rows.turn(
+            as_array(qkv), turn.cos, turn.sin, turn.query_weight, turn.key_weight, turn.eps,
+            self._slots, *self._caches[layer], as_array(query), self._num_threads,
+        )  # fmt: skip
+        attended = self.attend(layer, query)
+        self.seconds += perf_counter() - began
+        return attended
+
     def _decode(self, layer: int, query: Tensor) -> Tensor:
-        wide = query.float().contiguous()
-        out = torch.empty_like(wide)
+        query = query.contiguous()
+        out = torch.empty_like(query)
         items, starts = self._items[self.config.layer_windows[layer]]
         self._set_threads(self._num_threads)
-        scale = np.float32(self.config.head_dim**-0.5)
-        self._kernel(wide.numpy(), *self._caches[layer], self._tables, items, starts, out.numpy(), scale)
-        return out.to(query.dtype)
+        self._kernel(
+            as_array(query), *self._caches[layer], self._tables, items, starts, as_array(out), self._scale
+        )
+        return out
 
     def _compile(self) -> None:
         """Once for each type of cache on a machine; afterwards it is found on disk."""
         began = perf_counter()
         shape = (1, self.config.num_heads, self.config.head_dim)
-        query, out = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        query, out = (np.zeros(shape, self._caches[0][0].dtype) for _ in range(2))
         small = [cache[:1] for cache in self._caches[0]]
         small = [np.zeros_like(cache) for cache in small]
         items, starts = self._plan_items(
@@ -115,10 +136,3 @@ class NumbaCpuAttention(TorchAttention):
         seconds = perf_counter() - began
         if seconds > LONG_SECONDS:
             logger.warning("compiled attention for this machine in %.1f s; the next start finds it", seconds)
-
-
-def _as_array(tensor: Tensor) -> Any:
-    """The same memory; a bfloat16 as the 16 bits that it is."""
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(np.uint16)
-    return tensor.numpy()

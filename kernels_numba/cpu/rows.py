@@ -1,0 +1,153 @@
+"""What a decoder does between two matrix products, one pass over each row.
+
+In torch each of these is five to ten operations, and each of them a walk through memory and a call. Here a
+row is read once, kept in the processor's cache, and written once:
+
+    norm     x / sqrt(mean(x²) + eps) · weight
+    turn     queries and keys are normalised (if the model does that) and turned by their position; keys and
+             values go straight into their cells of the cache
+    gate     silu(gate) · up
+
+Arithmetic is float32 whatever the arrays are; a bfloat16 array is given as uint16. Each has two forms:
+`…_rows` for a range of rows, on one thread, and one on all threads, for when there is enough to do.
+
+The plain twins are in `minivllm/model/layers.py` and `rotary.py`; `tests/kernels/test_cpu_rows.py` says that
+they agree. Read next: `minivllm/executor/fused_decoder.py`, which calls these.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+
+from kernels_numba.cpu.arithmetic import exp_fast, narrow, widen
+
+ONE, ZERO = np.float32(1), np.float32(0)
+PARALLEL_CELLS = 1 << 16
+"""From so many numbers on, all threads: waking them takes as long as one needs for some thousands."""
+PARTS_PER_THREAD = 4
+
+
+@njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
+def norm_rows(x, weight, eps, out, begin, end):  # type: ignore[no-untyped-def]
+    """Rows `begin … end` of `out` become those of `x` [T, n], normalised and scaled by `weight` [n]."""
+    n = x.shape[1]
+    for row in range(begin, end):
+        total = ZERO
+        for c in range(n):
+            value = widen(x[row, c])
+            total += value * value
+        factor = ONE / np.sqrt(total / np.float32(n) + eps)
+        for c in range(n):  # rounded before the scale, as the plain twin does it
+            out[row, c] = narrow(widen(narrow(widen(x[row, c]) * factor, out)) * widen(weight[c]), out)
+
+
+@njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
+def gate_rows(gate_up, out, begin, end):  # type: ignore[no-untyped-def]
+    """Rows `begin … end` of `out` [T, n] become silu(g) · u of the halves g and u of `gate_up` [T, 2n]."""
+    n = out.shape[1]
+    for row in range(begin, end):
+        for c in range(n):
+            g = widen(gate_up[row, c])
+            small = exp_fast(-abs(g))
+            sigmoid = (ONE if g >= ZERO else small) / (ONE + small)
+            out[row, c] = narrow(g * sigmoid * widen(gate_up[row, n + c]), out)
+
+
+@njit(fastmath=True, nogil=True, cache=True, error_model="numpy", inline="always")
+def _turn_head(source, cos, sin, weight, eps, target):  # type: ignore[no-untyped-def]
+    """One head [d]: normalised if there is a `weight`, then the pairs (i, i + d/2) are turned."""
+    d = len(source)
+    half = d // 2
+    factor = ONE
+    if len(weight):
+        total = ZERO
+        for c in range(d):
+            value = widen(source[c])
+            total += value * value
+        factor = ONE / np.sqrt(total / np.float32(d) + eps)
+        for c in range(half):
+            first = widen(narrow(widen(narrow(widen(source[c]) * factor, target)) * widen(weight[c]), target))
+            second = widen(narrow(
+                widen(narrow(widen(source[half + c]) * factor, target)) * widen(weight[half + c]), target
+            ))  # fmt: skip
+            target[c] = narrow(first * cos[c] - second * sin[c], target)
+            target[half + c] = narrow(second * cos[c] + first * sin[c], target)
+        return
+    for c in range(half):
+        first, second = widen(source[c]), widen(source[half + c])
+        target[c] = narrow(first * cos[c] - second * sin[c], target)
+        target[half + c] = narrow(second * cos[c] + first * sin[c], target)
+
+
+@njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
+def turn_rows(qkv, cos, sin, query_weight, key_weight, eps, slots, keys, values, queries, begin, end):  # type: ignore[no-untyped-def]
+    """Rows `begin … end` of projected tokens.
+
+    Args:
+        qkv: [T, heads + 2 · kv_heads, d].
+        cos, sin: [T, d/2], float32.
+        query_weight, key_weight: [d], or [0] if heads are not normalised.
+        slots: [T], cells of the cache.
+        keys, values: [blocks, kv_heads, block_size, d]; the cells of these rows are written.
+        queries: [T, heads, d], written.
+    """
+    heads, kv_heads, block_size = queries.shape[1], keys.shape[1], keys.shape[2]
+    for row in range(begin, end):
+        block, cell = slots[row] // block_size, slots[row] % block_size
+        for head in range(heads):
+            _turn_head(qkv[row, head], cos[row], sin[row], query_weight, eps, queries[row, head])
+        for head in range(kv_heads):
+            _turn_head(qkv[row, heads + head], cos[row], sin[row], key_weight, eps, keys[block, head, cell])
+            values[block, head, cell] = qkv[row, heads + kv_heads + head]
+
+
+@njit(nogil=True, cache=True, parallel=True)
+def _norm_parallel(x, weight, eps, out, parts):  # type: ignore[no-untyped-def]
+    for part in prange(parts):
+        norm_rows(x, weight, eps, out, part * len(x) // parts, (part + 1) * len(x) // parts)
+
+
+@njit(nogil=True, cache=True, parallel=True)
+def _gate_parallel(gate_up, out, parts):  # type: ignore[no-untyped-def]
+    for part in prange(parts):
+        gate_rows(gate_up, out, part * len(out) // parts, (part + 1) * len(out) // parts)
+
+
+@njit(nogil=True, cache=True, parallel=True)
+def _turn_parallel(qkv, cos, sin, query_weight, key_weight, eps, slots, keys, values, queries, parts):  # type: ignore[no-untyped-def]
+    for part in prange(parts):
+        turn_rows(
+            qkv, cos, sin, query_weight, key_weight, eps, slots, keys, values, queries,
+            part * len(qkv) // parts, (part + 1) * len(qkv) // parts,
+        )  # fmt: skip
+
+
+def norm(x: Any, weight: Any, eps: np.float32, out: Any, num_threads: int) -> None:
+    """`norm_rows` of all rows."""
+    if num_threads == 1 or out.size < PARALLEL_CELLS:
+        norm_rows(x, weight, eps, out, 0, len(x))
+    else:
+        _norm_parallel(x, weight, eps, out, num_threads * PARTS_PER_THREAD)
+
+
+def gate(gate_up: Any, out: Any, num_threads: int) -> None:
+    """`gate_rows` of all rows."""
+    if num_threads == 1 or out.size < PARALLEL_CELLS:
+        gate_rows(gate_up, out, 0, len(out))
+    else:
+        _gate_parallel(gate_up, out, num_threads * PARTS_PER_THREAD)
+
+
+def turn(
+    qkv: Any, cos: Any, sin: Any, query_weight: Any, key_weight: Any, eps: np.float32,
+    slots: Any, keys: Any, values: Any, queries: Any, num_threads: int,
+) -> None:  # fmt: skip
+    """`turn_rows` of all rows. No two rows may have the same slot."""
+    given = (qkv, cos, sin, query_weight, key_weight, eps, slots, keys, values, queries)
+    if num_threads == 1 or qkv.size < PARALLEL_CELLS:
+        turn_rows(*given, 0, len(qkv))
+    else:
+        _turn_parallel(*given, num_threads * PARTS_PER_THREAD)
