@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from minivllm.hazards import limit_spinning
+
+limit_spinning()  # before anything loads torch
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:

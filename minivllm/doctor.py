@@ -24,6 +24,8 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
+from minivllm.hazards import import_compiled, usable_cores
+
 OK, EXTRA, FAIL = "✔", "–", "✘"
 PORT = 8501
 SMALLEST_PYTHON = (3, 11)
@@ -67,6 +69,7 @@ def run_checks() -> list[Check]:
         check_memory,
         check_threads,
         check_openmp,
+        check_compiled_code,
         check_shipped_model,
         check_streamlit,
         check_port,
@@ -187,7 +190,7 @@ def check_transformers() -> Check:
 def check_cpu() -> Check:
     text = CPU_INFO.read_text(errors="replace") if CPU_INFO.is_file() else ""
     name = _field(text, "model name") or platform.processor() or platform.machine()
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = usable_cores()
     flags = set(_field(text, "flags").split())
     features = ", ".join(words for flag, words in CPU_FEATURES.items() if flag in flags)
     return Check(
@@ -208,9 +211,9 @@ def check_memory() -> Check:
 
 def check_threads() -> Check:
     """More threads than cores stall each other; threads that spin while they wait stall everybody."""
-    threads, policy = os.environ.get("OMP_NUM_THREADS"), os.environ.get("OMP_WAIT_POLICY")
-    fact = f"OMP_NUM_THREADS={threads or '(not set)'}, OMP_WAIT_POLICY={policy or '(not set)'}"
-    cores = os.cpu_count() or 1
+    names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    fact = ", ".join(f"{name}={os.environ.get(name) or '(not set)'}" for name in names)
+    threads, cores = os.environ.get("OMP_NUM_THREADS"), usable_cores()
     if threads and threads.isdigit() and int(threads) > cores:
         return Check("threads", EXTRA, fact, f"set OMP_NUM_THREADS to at most {cores}, the number of cores")
     return Check("threads", OK, fact)
@@ -225,12 +228,33 @@ def check_openmp() -> Check:
     runtimes = sorted(set(loaded_openmp(MEMORY_MAPS.read_text(errors="replace"))))
     if len(runtimes) < 2:
         return Check("OpenMP", OK, f"runtimes loaded: {runtimes[0] if runtimes else 'none'}")
-    if os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE":
-        return Check("OpenMP", OK, f"{len(runtimes)} runtimes that wait passively: {', '.join(runtimes)}")
-    advice = "set OMP_WAIT_POLICY=PASSIVE if numba and torch slow each other down (idle threads then sleep)"
+    waits_passively = os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE"
+    if waits_passively or os.environ.get("GOMP_SPINCOUNT"):
+        return Check(
+            "OpenMP", OK, f"{len(runtimes)} runtimes whose idle threads soon sleep: {', '.join(runtimes)}"
+        )
+    advice = "import minivllm before torch, or set GOMP_SPINCOUNT=1000: idle threads then sleep soon"
     return Check(
         "OpenMP", EXTRA, f"torch and numba load {len(runtimes)} runtimes: {', '.join(runtimes)}", advice
     )
+
+
+def check_compiled_code() -> Check:
+    """On which threads Numba's code runs, and whether it is kept."""
+    if installed_version("numba") is None:
+        return Check("compiled code", EXTRA, "none without numba", "pip install numba")
+    try:
+        kernel = import_compiled("kernels_numba.cpu.rows").norm_rows
+        folder = Path(kernel.stats.cache_path)
+    except Exception as error:
+        return Check(
+            "compiled code", EXTRA, f"numba cannot prepare it: {error}", "plain torch is used instead"
+        )
+    layers = [name for name in ("tbb", "omp") if _import(f"numba.np.ufunc.{name}pool") is not None]
+    fact = f"kept in {folder}; threads: {layers[0] if layers else 'workqueue'}"
+    if layers:
+        return Check("compiled code", OK, fact)
+    return Check("compiled code", EXTRA, fact, "engines in several threads take turns: pip install tbb")
 
 
 def loaded_openmp(maps: str) -> Iterator[str]:

@@ -24,7 +24,7 @@ def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
 def test_every_check_is_a_line_and_the_verdict_follows_from_them() -> None:
     checks = doctor.run_checks()
     text = doctor.render(checks)
-    assert len({check.name for check in checks}) == len(checks) == 16
+    assert len({check.name for check in checks}) == len(checks) == 17
     for check in checks:
         assert check.status in (OK, EXTRA, FAIL) and check.fact
         assert check.status == OK or check.advice or "cannot be told" in check.fact, check
@@ -137,22 +137,24 @@ def test_more_openmp_threads_than_cores_is_pointed_out(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("policy", "libraries", "status"),
+    ("policy", "spin", "libraries", "status"),
     [
-        ("", ["/torch/lib/libgomp-a34b.so.1"], OK),
-        ("", ["/torch/lib/libgomp-a34b.so.1", "/usr/lib/libgomp.so.1.0.0"], EXTRA),
-        ("PASSIVE", ["/torch/lib/libgomp-a34b.so.1", "/opt/libiomp5.so"], OK),
-        ("", [], OK),
+        ("", "", ["/torch/lib/libgomp-a34b.so.1"], OK),
+        ("", "", ["/torch/lib/libgomp-a34b.so.1", "/usr/lib/libgomp.so.1.0.0"], EXTRA),
+        ("PASSIVE", "", ["/torch/lib/libgomp-a34b.so.1", "/opt/libiomp5.so"], OK),
+        ("", "1000", ["/torch/lib/libgomp-a34b.so.1", "/opt/libiomp5.so"], OK),
+        ("", "", [], OK),
     ],
 )
 def test_two_openmp_runtimes_are_noticed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str, libraries: list[str], status: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str, spin: str, libraries: list[str], status: str
 ) -> None:
     maps = tmp_path / "maps"
     lines = [f"7f00-7f01 r-xp 00000000 08:01 123   {path}" for path in libraries for _ in range(3)]
     maps.write_text("\n".join([*lines, "7f02-7f03 rw-p 00000000 00:00 0", "7f 0 /usr/lib/libc.so.6"]))
     monkeypatch.setattr(doctor, "MEMORY_MAPS", maps)
     monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    monkeypatch.setenv("GOMP_SPINCOUNT", spin)
     check = doctor.check_openmp()
     assert check.status == status
     assert all(Path(path).name in check.fact for path in libraries)

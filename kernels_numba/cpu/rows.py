@@ -56,7 +56,7 @@ def gate_rows(gate_up, out, begin, end):  # type: ignore[no-untyped-def]
             out[row, c] = narrow(g * sigmoid * widen(gate_up[row, n + c]), out)
 
 
-@njit(fastmath=True, nogil=True, cache=True, error_model="numpy", inline="always")
+@njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
 def _turn_head(source, cos, sin, weight, eps, target):  # type: ignore[no-untyped-def]
     """One head [d]: normalised if there is a `weight`, then the pairs (i, i + d/2) are turned."""
     d = len(source)
@@ -123,6 +123,24 @@ def _turn_parallel(qkv, cos, sin, query_weight, key_weight, eps, slots, keys, va
             qkv, cos, sin, query_weight, key_weight, eps, slots, keys, values, queries,
             part * len(qkv) // parts, (part + 1) * len(qkv) // parts,
         )  # fmt: skip
+
+
+def compile_all(dtype: Any) -> None:
+    """Call everything once, on next to nothing, so that no later call has to wait for the compiler."""
+    one, two, head = np.ones((1, 2), dtype), np.ones((1, 4), dtype), np.ones((1, 3, 2), dtype)
+    angles, cells = np.ones((1, 1), np.float32), np.ones((1, 1, 1, 2), dtype)
+    for call, given in (
+        ((norm_rows, _norm_parallel), (one, one[0], ONE, one.copy())),
+        ((gate_rows, _gate_parallel), (two, one.copy())),
+        (
+            (turn_rows, _turn_parallel),
+            (head, angles, angles, one[0, :0], one[0, :0], ONE, np.zeros(1, np.int64), cells, cells.copy(),
+             np.empty((1, 1, 2), dtype)),
+        ),
+    ):  # fmt: skip
+        serial, parallel = call
+        serial(*given, 0, 1)
+        parallel(*given, 1)
 
 
 def norm(x: Any, weight: Any, eps: np.float32, out: Any, num_threads: int) -> None:

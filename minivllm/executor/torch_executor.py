@@ -30,6 +30,7 @@ from minivllm.executor.block_mover import BlockMover
 from minivllm.executor.kv_storage import KVStorage, decide_num_blocks, decide_num_host_blocks
 from minivllm.executor.padding import AttentionWithoutPadding, pad_rows
 from minivllm.executor.virtual_storage import VirtualKVStorage
+from minivllm.hazards import note_parallel_run, one_at_a_time, warn_of_threads
 from minivllm.model.config import ModelConfig
 from minivllm.model.decoder import Decoder
 from minivllm.model.hub import resolve_model
@@ -64,6 +65,8 @@ class TorchExecutor:
         host_storage: KVStorage | None = None,
         num_blocks: int | None = None,
     ) -> None:
+        if decoder.embedding.device.type == "cpu":
+            note_parallel_run(torch.get_num_threads())
         self.decoder = decoder
         self.storage = storage
         self.num_blocks = storage.num_blocks if num_blocks is None else num_blocks
@@ -108,6 +111,9 @@ class TorchExecutor:
         config = ModelConfig.from_folder(folder)
         torch_dtype = torch_dtype_for(dtype, config)
         torch_device = torch_device_for(device)
+        if torch_device.type == "cpu":
+            warn_of_threads(torch.get_num_threads())
+            note_parallel_run(torch.get_num_threads())
         decoder = load_decoder(folder, config, torch_dtype, torch_device)
         num_blocks = decide_num_blocks(
             config,
@@ -152,6 +158,12 @@ class TorchExecutor:
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> Tensor:
         """Logits `[sum of num_logits, vocab_size]` in plan order, float32 (float64 for a float64 model)."""
+        if self.device.type == "cpu":
+            note_parallel_run(torch.get_num_threads())
+        with one_at_a_time():
+            return self._execute(plan)
+
+    def _execute(self, plan: StepPlan) -> Tensor:
         self.mover.carry_out(plan.moves)
         if not plan.scheduled:
             self.last_attention_seconds = 0.0

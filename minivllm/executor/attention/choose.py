@@ -17,6 +17,7 @@ from collections.abc import Callable
 from minivllm.executor.attention.backend import AttentionBackend
 from minivllm.executor.attention.torch_backend import TorchAttention
 from minivllm.executor.kv_storage import KVStorage
+from minivllm.hazards import warn_of_dtype
 from minivllm.model.config import ModelConfig
 
 BackendFactory = Callable[[ModelConfig, KVStorage], AttentionBackend]
@@ -42,7 +43,10 @@ def automatic(config: ModelConfig, storage: KVStorage) -> AttentionBackend:
     from minivllm.executor.attention.numba_cpu_backend import DTYPES, NumbaCpuAttention
 
     cache = storage.keys[0]
-    if cache.device.type != "cpu" or cache.dtype not in DTYPES:
+    if cache.device.type != "cpu":
+        return TorchAttention(config, storage)
+    if cache.dtype not in DTYPES:
+        warn_of_dtype(cache.dtype)
         return TorchAttention(config, storage)
     try:
         return NumbaCpuAttention(config, storage)

@@ -12,7 +12,6 @@ Read next: `kernels_numba/cpu/paged_decode.py`.
 
 from __future__ import annotations
 
-import logging
 from time import perf_counter
 from typing import Any
 
@@ -20,18 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels_numba.cpu import rows
 from minivllm.executor.attention.metadata import AttentionMetadata, IntArray
 from minivllm.executor.attention.torch_backend import GatheredWork, TorchAttention
 from minivllm.executor.fused_decoder import FusedDecoder, Turn, as_array
 from minivllm.executor.kv_storage import KVStorage
+from minivllm.hazards import compiling, import_compiled
 from minivllm.model.config import ModelConfig
 from minivllm.model.decoder import Decoder
 
-logger = logging.getLogger(__name__)
 DTYPES = (torch.float32, torch.bfloat16)
-LONG_SECONDS = 1.0
-"""A compilation that takes longer is mentioned."""
 
 
 class NumbaCpuAttention(TorchAttention):
@@ -56,8 +52,8 @@ class NumbaCpuAttention(TorchAttention):
             )
         import numba
 
-        from kernels_numba.cpu import paged_decode
-
+        self._passes = import_compiled("kernels_numba.cpu.rows")
+        paged_decode = import_compiled("kernels_numba.cpu.paged_decode")
         self._kernel, self._plan_items = paged_decode.paged_decode, paged_decode.plan_items
         self._set_threads, self._most_threads = numba.set_num_threads, numba.config.NUMBA_NUM_THREADS
         self._caches = [(as_array(k), as_array(v)) for k, v in zip(storage.keys, storage.values, strict=True)]
@@ -69,7 +65,6 @@ class NumbaCpuAttention(TorchAttention):
         return FusedDecoder(decoder)
 
     def begin_step(self, metadata: AttentionMetadata) -> None:
-        self._slots = metadata.slot_mapping
         self._num_threads = min(torch.get_num_threads(), self._most_threads)
         self._decoding = np.flatnonzero(np.diff(metadata.query_starts) == 1)
         self._rows = torch.from_numpy(metadata.query_starts[self._decoding])
@@ -104,7 +99,7 @@ class NumbaCpuAttention(TorchAttention):
         heads = self.config.num_heads
         query = torch.empty((len(qkv), heads, self.config.head_dim), dtype=qkv.dtype)
         self._set_threads(self._num_threads)
-        rows.turn(
+        self._passes.turn(
             as_array(qkv), turn.cos, turn.sin, turn.query_weight, turn.key_weight, turn.eps,
             self._slots, *self._caches[layer], as_array(query), self._num_threads,
         )  # fmt: skip
@@ -123,8 +118,7 @@ class NumbaCpuAttention(TorchAttention):
         return out
 
     def _compile(self) -> None:
-        """Once for each type of cache on a machine; afterwards it is found on disk."""
-        began = perf_counter()
+        """Once for each type of cache on a machine; afterwards it is found on disk. Never within a step."""
         shape = (1, self.config.num_heads, self.config.head_dim)
         query, out = (np.zeros(shape, self._caches[0][0].dtype) for _ in range(2))
         small = [cache[:1] for cache in self._caches[0]]
@@ -132,7 +126,6 @@ class NumbaCpuAttention(TorchAttention):
         items, starts = self._plan_items(
             np.array([0]), np.array([1]), small[0].shape[1], 1, small[0].shape[2]
         )
-        self._kernel(query, *small, np.zeros((1, 1), np.int64), items, starts, out, np.float32(1))
-        seconds = perf_counter() - began
-        if seconds > LONG_SECONDS:
-            logger.warning("compiled attention for this machine in %.1f s; the next start finds it", seconds)
+        with compiling("attention and what is around it"):
+            self._kernel(query, *small, np.zeros((1, 1), np.int64), items, starts, out, self._scale)
+            self._passes.compile_all(query.dtype)

@@ -69,22 +69,30 @@ class TorchAttention(AttentionBackend):
     def __init__(self, config: ModelConfig, storage: KVStorage) -> None:
         super().__init__(config, storage)
         self._device, self._dtype = storage.keys[0].device, storage.keys[0].dtype
+        self._slots: IntArray = np.zeros(0, np.int64)
+        self._cells: Tensor | None = None
         self._work: dict[int | None, list[GatheredWork]] = {}
         # Gathered keys and values go to the same memory again and again: fresh memory of this size would
         # come from the operating system page by page, which was measured to cost 4 times the copying.
         self._workspaces = [storage.keys[0].new_empty(0) for _ in range(2)]
 
     def begin_step(self, metadata: AttentionMetadata) -> None:
-        block_size, kv_heads = self.storage.block_size, self.config.num_kv_heads
-        blocks, offsets = np.divmod(metadata.slot_mapping, block_size)
-        cells = (blocks[:, None] * kv_heads + np.arange(kv_heads)) * block_size + offsets[:, None]
-        self._cells = to_device(cells.ravel(), self._device)  # [T · kv_heads], rows of [.., head_dim]
+        self._slots, self._cells = metadata.slot_mapping, None
         self._work = {window: self._plan_work(metadata, window) for window in set(self.config.layer_windows)}
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
+        if self._cells is None:
+            self._cells = self._find_cells()
         head_dim = self.config.head_dim
         for cache, new in ((self.storage.keys[layer], key), (self.storage.values[layer], value)):
             cache.view(-1, head_dim).index_copy_(0, self._cells, new.reshape(-1, head_dim))
+
+    def _find_cells(self) -> Tensor:
+        """[T · kv_heads] rows of the cache, seen as [.., head_dim], that the step's tokens are written to."""
+        block_size, kv_heads = self.storage.block_size, self.config.num_kv_heads
+        blocks, offsets = np.divmod(self._slots, block_size)
+        cells = (blocks[:, None] * kv_heads + np.arange(kv_heads)) * block_size + offsets[:, None]
+        return to_device(cells.ravel(), self._device)
 
     def attend(self, layer: int, query: Tensor) -> Tensor:
         out = torch.empty_like(query)

@@ -1,0 +1,157 @@
+"""What can go wrong between threads, compilers and processes on a CPU. Each was seen; all are met here.
+
+    hazard                         what happened                         what is done
+    ────────────────────────────   ───────────────────────────────────   ───────────────────────────────────
+    idle threads spin              one busy neighbour, and a step of     they spin for some ten
+                                   0.1 ms takes 8: the core is held      microseconds, then sleep
+    more threads than cores        the same, always                      a warning
+    Numba sets torch's threads     they share one OpenMP runtime, and    it is set back
+                                   starting Numba's pool resizes it
+    fork after parallel code       the child waits forever for threads   a clear error in the child
+                                   that were not copied
+    Numba's layer "workqueue"      two engines in two threads abort      one step at a time
+                                   the process
+    compiling at first use         seconds of silence in the middle      done at the start, announced,
+                                   of a step                             and kept on disk
+    nowhere to keep the result     Numba refuses to compile              a temporary folder, and a warning
+    a type without a fast path     slower, and nobody knows why          a warning
+
+`minivllm doctor` says how this machine stands. The engine's modules call these functions and know no more.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib import import_module
+from tempfile import mkdtemp
+from types import ModuleType
+from typing import Any
+
+logger = logging.getLogger("minivllm")
+
+SPIN_COUNT = "1000"
+"""Rounds that an idle thread waits before it sleeps: on a quiet machine as fast as spinning on."""
+SILENT_SECONDS = 1.0
+"""A compilation that takes longer is announced while it runs."""
+
+_alone = threading.Lock()
+_has_run_parallel = False
+_is_forked_child = False
+
+
+def limit_spinning() -> bool:
+    """Let idle threads sleep soon. Only before torch is loaded: OpenMP reads it once. Returns whether it was.
+
+    Whoever has set one of these variables means it.
+    """
+    if "torch" in sys.modules:
+        return False
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
+    return True
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def warn_of_threads(num_threads: int) -> None:
+    """More threads than cores work, slowly."""
+    if num_threads > (cores := usable_cores()):
+        logger.warning(
+            "torch has %d threads, but this process may use %d cores: threads will wait for each other; "
+            "set OMP_NUM_THREADS=%d",
+            num_threads,
+            cores,
+            cores,
+        )
+
+
+def warn_of_dtype(dtype: Any) -> None:
+    """Types that are computed by plain torch."""
+    logger.warning(
+        "%s has no fast path on a CPU: plain torch computes it, which is several times slower than "
+        "float32 or bfloat16",
+        str(dtype).removeprefix("torch."),
+    )
+
+
+# ---- processes and threads ---------------------------------------------------------------------------
+
+
+def note_parallel_run(num_threads: int) -> None:
+    """To be called before parallel code runs. `RuntimeError` in a process that must not run any."""
+    global _has_run_parallel
+    if _is_forked_child:
+        raise RuntimeError(
+            "this process was forked after its parent had computed on several threads, which were not "
+            "copied: it would wait for them forever. Start processes with "
+            "multiprocessing.get_context('spawn'), or fork before the first engine is made"
+        )
+    _has_run_parallel |= num_threads > 1
+
+
+def _after_fork() -> None:
+    global _is_forked_child
+    _is_forked_child = _has_run_parallel
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def one_at_a_time() -> AbstractContextManager[Any]:
+    """Around a step that runs Numba's parallel code: a lock where its threads cannot bear two callers."""
+    return _alone if _layer_bears_one_caller() else nullcontext()
+
+
+def _layer_bears_one_caller() -> bool:
+    parallel = sys.modules.get("numba.np.ufunc.parallel")
+    try:
+        return parallel is not None and parallel.threading_layer() == "workqueue"
+    except ValueError:  # not started yet
+        return False
+
+
+# ---- compiling ---------------------------------------------------------------------------------------
+
+
+def import_compiled(name: str) -> ModuleType:
+    """Import a module with compiled functions, whose cache needs a folder that can be written."""
+    try:
+        return import_module(name)
+    except RuntimeError as error:
+        if "cannot cache" not in str(error):
+            raise
+    import numba
+
+    numba.config.CACHE_DIR = mkdtemp(prefix="minivllm-numba-")
+    logger.warning(
+        "no folder for compiled code can be written; it goes to %s, and the next start compiles again. "
+        "Set NUMBA_CACHE_DIR to a folder of your own",
+        numba.config.CACHE_DIR,
+    )
+    return import_module(name)
+
+
+@contextmanager
+def compiling(what: str) -> Iterator[None]:
+    """Around first calls of compiled functions: says so if it takes long; torch keeps its threads."""
+    import torch
+
+    num_threads = torch.get_num_threads()
+    text = f"compiling {what} for this machine; it takes some seconds, once"
+    announcement = threading.Timer(SILENT_SECONDS, logger.warning, (text,))
+    announcement.daemon = True
+    announcement.start()
+    try:
+        yield
+    finally:
+        announcement.cancel()
+        torch.set_num_threads(num_threads)  # starting Numba's threads has changed it
