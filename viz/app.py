@@ -90,9 +90,8 @@ def _page(index: int, run: Run | KernelRun | None, problem: str) -> None:
     if isinstance(run, KernelRun) != is_kernel_page:
         _other_kind(run)
         return
-    if isinstance(run, Run):
-        for warning in run.timeline.trace.warnings:
-            st.warning(warning)
+    for warning in loading.warnings_of(run):
+        st.warning(warning)
     PAGES[index].page(run)
     if index + 1 < len(PAGES):
         following = PAGES[index + 1]

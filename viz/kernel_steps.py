@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from minivllm.trace.kernel_events import FaultFound, KernelHeader, KernelTrace, WarpAccess
-from viz.figures.kernel_memory import array_of
+from viz.figures.kernel_captions import line_words
+from viz.figures.kernel_memory import array_of, cell
 from viz.player import Jump
 
 MOST_STEPS = 10_000
@@ -82,20 +83,22 @@ def microscope_jumps(trace: KernelTrace, accesses: Sequence[WarpAccess]) -> list
     def first(fits: Callable[[WarpAccess], object]) -> int | None:
         return next((step for step, access in enumerate(accesses) if fits(access)), None)
 
-    jumps = [
-        Jump(f"{fault.kind} in line {_line(fault)}", fault_step(fault, header, accesses))
-        for fault in faults(trace)[:MOST_FAULTS]
+    told = [
+        Jump(f"{fault.kind} in {_place(fault)}", fault_step(fault, header, accesses))
+        for fault in faults(trace)
     ]
+    jumps = list(dict.fromkeys(told))[:MOST_FAULTS]  # several faults may meet in one request
     jumps += [
         Jump("worst coalescing", worst(header, accesses, is_shared=False)),
         Jump("worst bank conflict", worst(header, accesses, is_shared=True)),
         Jump("first barrier passed", first(lambda access: access.epoch > accesses[0].epoch)),
     ]
-    for index, array in enumerate(header.arrays):
-        step = first(lambda access, index=index: access.array == index)
-        if step is not None:
-            jumps.append(Jump(f"first {array.name}", step))
-    return jumps
+    beginnings: dict[int, int] = {}
+    for step, access in enumerate(accesses):
+        beginnings.setdefault(access.array, step)
+    return jumps + [
+        Jump(f"first {header.arrays[index].name}", beginnings[index]) for index in sorted(beginnings)
+    ]
 
 
 def worst(header: KernelHeader, accesses: Sequence[WarpAccess], *, is_shared: bool) -> int | None:
@@ -106,13 +109,24 @@ def worst(header: KernelHeader, accesses: Sequence[WarpAccess], *, is_shared: bo
 
 
 def fault_step(fault: FaultFound, header: KernelHeader, accesses: Sequence[WarpAccess]) -> int | None:
-    """The first request to the faulty array in a line of the fault."""
-    for line in fault.lines:
+    """The first request to the faulty cell in a line of the fault, by the block that was there."""
+    blocks = fault.blocks or (None,) * len(fault.lines)  # older traces do not tell them
+    for line, block in zip(fault.lines, blocks, strict=True):
         for step, access in enumerate(accesses):
-            if access.line == line and array_of(access, header).name == fault.array:
+            if access.line == line and block in (None, access.block) and touches(access, header, fault):
                 return step
     return None
 
 
-def _line(fault: FaultFound) -> str:
-    return str(fault.lines[0]) if fault.lines else "another file"
+def touches(access: WarpAccess, header: KernelHeader, fault: FaultFound) -> bool:
+    """Does a lane of this request go to the faulty cell?"""
+    array = array_of(access, header)
+    return array.name == fault.array and any(
+        cell(element, array.shape) == fault.cell
+        for first in access.first
+        for element in range(first, first + access.count)
+    )
+
+
+def _place(fault: FaultFound) -> str:
+    return line_words(fault.lines[0] if fault.lines else 0)

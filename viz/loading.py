@@ -48,6 +48,8 @@ class KernelRun(NamedTuple):
     path: Path
     fingerprint: str
     traces: list[KernelTrace]
+    is_whole: bool
+    """Was the file written to its end?"""
 
 
 def open_run(path: Path) -> Run:
@@ -83,6 +85,17 @@ def open_any(path: Path) -> Run | KernelRun:
     return open_kernel_run(path) if is_kernel_trace(path) else open_run(path)
 
 
+def warnings_of(run: Run | KernelRun) -> list[str]:
+    """What a reader of these pictures should know: what was lost, mostly."""
+    if isinstance(run, Run):
+        return run.timeline.trace.warnings
+    return (
+        []
+        if run.is_whole
+        else ["The trace was cut off: the last requests, and what is wrong with the kernel, are missing."]
+    )
+
+
 def _looked_at(path: Path) -> tuple[int, int]:
     """When the file was changed, and its size."""
     try:
@@ -113,7 +126,8 @@ def _open_kernels_cached(path: Path, modified: int, size: int) -> KernelRun:
     shown = [trace for trace in traces if any(isinstance(event, WarpAccess) for event in trace.events)]
     if not shown:
         raise TraceError(f"{path} holds no kernel that accessed memory, so there is nothing to draw")
-    return KernelRun(path, _fingerprint(path, modified, size), shown)
+    is_whole = all(trace.is_whole for trace in traces)
+    return KernelRun(path, _fingerprint(path, modified, size), shown, is_whole)
 
 
 def _fingerprint(path: Path, modified: int, size: int) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from kernels_numba.microscope.analysis import KINDS, request_costs
+from kernels_numba.microscope.faults import Place
 from kernels_numba.microscope.observation import Note, Observation
 from kernels_numba.microscope.threads import WARP_SIZE
 from minivllm.trace.kernel_events import (
@@ -64,8 +65,8 @@ def kernel_trace(seen: Observation, title: str, launch: int = 0) -> KernelTrace:
     for rest in waiting.values():
         events += [_noted(note) for note in rest]
     for fault in seen.faults:
-        lines = tuple(place.line for place in fault.places)
-        events.append(FaultFound(fault.kind, fault.array, fault.cell, fault.message, lines))
+        lines = tuple(_line(seen, place) for place in fault.places)
+        events.append(FaultFound(fault.kind, fault.array, fault.cell, fault.message, lines, fault.blocks))
     traffic = seen.traffic()
     events.append(
         KernelEnded(
@@ -136,7 +137,7 @@ def _access(
         epoch=int(columns["block_epoch"][first]),
         array=int(columns["array"][first]),
         kind=KINDS[int(columns["kind"][first])],
-        line=place.line if Path(place.file).name == seen.file else 0,
+        line=_line(seen, place),
         column=place.column,
         end_column=place.end_column,
         loops=seen.loops[request],
@@ -146,6 +147,11 @@ def _access(
         units=units,
         ideal_units=ideal_units,
     )
+
+
+def _line(seen: Observation, place: Place) -> int:
+    """In the file of the kernel; 0 if it is in another one."""
+    return place.line if Path(place.file).name == seen.file else 0
 
 
 def _noted(note: Note) -> KernelEvent:

@@ -153,7 +153,7 @@ SUBJECTS: dict[str, tuple[Callable[[Shape, np.random.Generator], Made], Shape]] 
     ),
     "flash-attention-tensor-core": (
         _tensor_core,
-        {"tokens": 64, "heads": 1, "kv_heads": 1, "head_dim": 64, "causal": 1},
+        {"tokens": 128, "heads": 1, "kv_heads": 1, "head_dim": 64, "causal": 1},
     ),
     "paged-attention": (
         _paged,

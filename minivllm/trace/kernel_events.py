@@ -124,6 +124,9 @@ class FaultFound(Event, frozen=True):
     cell: tuple[int, ...]
     message: str
     lines: tuple[int, ...]
+    """Where in the file threads touch the cell; 0 if it is in another one."""
+    blocks: tuple[int, ...] = ()
+    """The block of the thread at each of these lines."""
 
 
 class KernelEnded(Event, frozen=True):
@@ -144,6 +147,11 @@ class KernelTrace:
 
     header: KernelHeader
     events: list[KernelEvent] = field(default_factory=list)
+
+    @property
+    def is_whole(self) -> bool:
+        """Was it written to its end?"""
+        return bool(self.events) and isinstance(self.events[-1], KernelEnded)
 
 
 def write_kernel_traces(path: str | Path, traces: Iterable[KernelTrace]) -> None:

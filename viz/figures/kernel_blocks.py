@@ -24,14 +24,18 @@ from viz.figures.kernel_lanes import FILLS, LANE, LANE_HEIGHT, LEFT, lane_x
 from viz.figures.kernel_memory import WARP_SIZE, array_of, cell
 from viz.scene import Scene, bars_path
 
+POOLS = ("keys", "values")
 MOST_BLOCKS, MOST_ROWS = 256, 64
 LANES_TOP, TOP = 46.0, 116.0
 ROW_HEIGHT = 6.0
 
 
 def has_blocks(array: KernelArray) -> bool:
-    """Is it a pool of blocks, [blocks, heads, rows, head_dim], that can be drawn?"""
-    if array.is_shared or len(array.shape) != 4:
+    """Is it a pool of blocks, [blocks, heads, rows, head_dim], that can be drawn?
+
+    Other arrays have four dimensions, too: the partial outputs of paged attention, for example.
+    """
+    if array.name not in POOLS or array.is_shared or len(array.shape) != 4:
         return False
     return array.shape[0] <= MOST_BLOCKS and array.shape[2] <= MOST_ROWS
 

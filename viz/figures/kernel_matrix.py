@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from minivllm.trace.kernel_events import KernelHeader
 from viz.figures.common import plural, swatches
 from viz.figures.kernel_captions import COLUMN
+from viz.figures.kernel_softmax import is_told_late, rescaled
 from viz.figures.kernel_tiles import Box, Piece
 from viz.scene import Scene, hatch_path, lines_path, rounded
 
@@ -148,9 +149,10 @@ def _axes(scene: Scene, boxes: Sequence[Box], x_unit: float, y_unit: float) -> N
             last = y
 
 
-def piece_captions(header: KernelHeader, found: Sequence[Piece], rescales: Sequence[int]) -> list[str]:
+def piece_captions(found: Sequence[Piece]) -> list[str]:
     """For each piece: who works on what, and what became of the running softmax."""
     sentences = []
+    rescales, is_late = [sum(marks) for marks in rescaled(found)], is_told_late(found)
     for number, (piece, count) in enumerate(zip(found, rescales, strict=True), 1):
         box = piece.box
         words = (
@@ -160,7 +162,9 @@ def piece_captions(header: KernelHeader, found: Sequence[Piece], rescales: Seque
         )
         if piece.verb == "computes":
             words += f" {plural(box.num_scores, 'score')}, none of them written to memory."
-        if piece.updates:
+        if piece.updates and is_late:
+            words += f" {plural(len(piece.updates), 'row')} done."
+        elif piece.updates:
             words += f" {count} of {plural(len(piece.updates), 'row')} found a larger maximum and rescaled."
         sentences.append(words)
     return sentences

@@ -22,6 +22,7 @@ MOST_ROWS = 16
 ROW, TOP = 21.0, 46.0
 NOTHING = -1e29
 """A maximum below it: no key of this query has been visible yet."""
+LATE = "This kernel notes its rows only at their end."
 COLUMNS = {"query": 60.0, "maximum m": 170.0, "sum l": 270.0}
 FACTOR, FACTOR_WIDTH = 330.0, 84.0
 
@@ -41,6 +42,19 @@ def rescaled(found: Sequence[Piece]) -> list[list[bool]]:
     return marks
 
 
+def is_told_late(found: Sequence[Piece]) -> bool:
+    """Does the kernel tell of its rows only at their end? Then nobody knows what was rescaled on the way."""
+    first: dict[tuple[tuple[int, int], int], int] = {}
+    for number, piece in enumerate(found):
+        for query in range(piece.box.first_query, piece.box.end_query):
+            first.setdefault((piece.panel, query), number)
+        if any(first.get((piece.panel, update.query), number) != number for update in piece.updates):
+            return True
+        if piece.updates:
+            return False
+    return False
+
+
 def kernel_softmax(found: Sequence[Piece], told: Sequence[str]) -> Scene:
     """One row for each query of the current tile."""
     num_rows = max(1, min(MOST_ROWS, max(len(_latest(piece)) for piece in found)))
@@ -58,6 +72,7 @@ def kernel_softmax(found: Sequence[Piece], told: Sequence[str]) -> Scene:
     more = scene.text(4, TOP + num_rows * ROW + 16, "", size=13, fill="muted")
     count = scene.text(4, TOP + num_rows * ROW + 38, "", size=14, weight="bold")
     num_rescales = num_updates = 0
+    is_late = is_told_late(found)
     started: set[tuple[tuple[int, int], int]] = set()
     for piece, sentence, marks in zip(found, told, rescaled(found), strict=True):
         scene.begin_step(sentence)
@@ -78,6 +93,8 @@ def kernel_softmax(found: Sequence[Piece], told: Sequence[str]) -> Scene:
                 scene.set(text, text=words)
             is_marked = mark_of[update.query]
             label = "nothing yet" if is_first else f"× {update.rescale:.3g}"
+            if is_late:
+                label = "not told"
             scene.set(
                 factor,
                 label=label,
@@ -86,11 +103,14 @@ def kernel_softmax(found: Sequence[Piece], told: Sequence[str]) -> Scene:
             )
         started |= {(piece.panel, update.query) for update in latest if update.maximum > NOTHING}
         hidden = len(latest) - num_rows
-        words = f"{plural(hidden, 'row')} more are not drawn." if hidden > 0 else ""
+        words = (
+            f"{plural(hidden, 'more row')} {'is' if hidden == 1 else 'are'} not drawn." if hidden > 0 else ""
+        )
         if not latest:
             words = "The kernel noted nothing about its rows here."
         scene.set(more, text=words)
-        scene.set(count, text=f"{plural(num_rescales, 'rescale')} so far, in {plural(num_updates, 'update')}")
+        words = f"{plural(num_rescales, 'rescale')} so far, in {plural(num_updates, 'update')}"
+        scene.set(count, text=LATE if is_late else words)
     return scene
 
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from minivllm.trace.kernel_events import KernelHeader, WarpAccess
-from viz.figures.common import PHONE, WIDE
+from viz.figures.common import PHONE, WIDE, clip
 from viz.figures.kernel_captions import kernel_captions
 from viz.scene import Scene, bars_path
 
@@ -53,6 +53,7 @@ def kernel_source(
     num_rows = max(1, min(ROWS.get(width, 13), len(pieces)))
     scene = Scene(TITLE, width, TOP + num_rows * ROW + 6, screen=screen)
     place = scene.text(4, 16, "", size=SIZE, weight="bold")
+    most = int((width - 8) / CHARACTER)
     stripe = scene.rect(0, 0, width, ROW, fill="none")
     lit = scene.path("", fill="none", stroke="cursor", stroke_width=2.0)
     rows = []
@@ -75,7 +76,7 @@ def kernel_source(
                 is_first = bool(piece.line) and not piece.begin
                 scene.set(number, text=f"{piece.line}" if is_first else "")
                 scene.set(text, text=piece.text)
-        scene.set(place, text=_place(header, access))
+        scene.set(place, text=_place(header, access, most))
         if target is not None:
             scene.set(stripe, y=TOP + (target - moved) * ROW, fill="panel")
             scene.set(lit, d=bars_path(lit_boxes(pieces, moved, num_rows, access)))
@@ -83,10 +84,14 @@ def kernel_source(
 
 
 def wrapped(header: KernelHeader, accesses: Sequence[WarpAccess], most: int) -> list[Piece]:
-    """From the kernel's first line to the last that accesses anything, without the indentation of all."""
+    """From the kernel's first line (or that of a function before it) to the last that accesses anything."""
     lines = [access.line for access in accesses if 0 < access.line <= len(header.source)]
     begin = min([max(1, header.first_line), *lines])
+    while 1 < begin < header.first_line and not header.source[begin - 1].lstrip().startswith("def "):
+        begin -= 1
     end = min(len(header.source), max([begin, *lines]) + 2)
+    while end > begin and not header.source[end - 1].strip():
+        end -= 1
     shown = [(line, header.source[line - 1].expandtabs(1)) for line in range(begin, end + 1)]
     indents = [len(text) - len(text.lstrip()) for _, text in shown if text.strip()]
     common = min(indents, default=0)
@@ -132,11 +137,17 @@ def lit_boxes(
     return boxes
 
 
-def _place(header: KernelHeader, access: WarpAccess) -> str:
+def _place(header: KernelHeader, access: WarpAccess, most: int) -> str:
+    """File, line and iterations, in at most `most` characters: first to go is what can be guessed."""
     if not access.line:
-        return f"{header.file}: in a function of another file"
-    words = f"{header.file}, line {access.line}"
-    if access.loops:
-        noun = "iteration" if len(access.loops) == 1 else "iterations"
-        words += f", {noun} {' · '.join(map(str, access.loops))} of the loops around it"
-    return words
+        where = ": in a function of another file"
+        return clip(header.file, most - len(where)) + where
+    where = f", line {access.line}"
+    if not access.loops:
+        return clip(header.file, most - len(where)) + where
+    one = len(access.loops) == 1
+    where += f", iteration{'' if one else 's'} {' · '.join(map(str, access.loops))}"
+    around = f" of the loop{'' if one else 's'} around it"
+    if len(header.file + where + around) <= most:
+        return header.file + where + around
+    return clip(clip(header.file, max(8, most - len(where))) + where, most)

@@ -101,7 +101,7 @@ def _tiles(trace: KernelTrace) -> list[Piece]:
             continue
         own, own_epochs = numbers[event.block], epochs[event.block]
         begin = own[0] if own else number
-        if event.block in previous:
+        if own and event.block in previous:
             place = bisect_left(own, number)
             epoch = own_epochs[place] if place < len(own) else own_epochs[-1] + 1
             begin = max(own[bisect_left(own_epochs, epoch - 1)], previous[event.block])

@@ -13,6 +13,7 @@ Source: Dao et al., "FlashAttention" (NeurIPS 2022), section 3.2. Read next: `vi
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -90,7 +91,7 @@ def shared_contents(trace: KernelTrace, found: Sequence[Piece]) -> list[dict[int
     contents: dict[int, list[Load]] = {}
     newest: dict[int, int] = {}
     """Shared array → the piece that wrote to it last."""
-    read: dict[tuple[int, int], tuple[str, list[int]]] = {}
+    brought = _Brought()
     told = []
     done, block = 0, -1
     for number, piece in enumerate(found):
@@ -99,22 +100,69 @@ def shared_contents(trace: KernelTrace, found: Sequence[Piece]) -> list[dict[int
         for event in trace.events[done : piece.end]:
             if not isinstance(event, WarpAccess):
                 continue
-            array, warp = arrays[event.array], (event.block, event.warp)
+            array = arrays[event.array]
             if not array.is_shared:
                 if event.kind == "read":
-                    rows = [cell(first, array.shape)[0] for first in event.first]
-                    read[warp] = array.name, [min(rows), max(rows)]
-            elif event.kind == "write":
-                source, rows = read.get(warp, ("", [0, 0]))
+                    brought.read(event, array)
+            elif event.kind == "write" and (load := brought.written(event)):
                 loads = contents[event.array] if newest.get(event.array) == number else []
-                if loads and loads[-1].source == source:
+                if loads and loads[-1].source == load.source:
                     old = loads.pop()
-                    rows = [min(old.first_row, rows[0]), max(old.last_row, rows[1])]
-                contents[event.array] = [*loads, Load(source, rows[0], rows[1])]
+                    first, last = min(old.first_row, load.first_row), max(old.last_row, load.last_row)
+                    load = Load(load.source, first, last)
+                contents[event.array] = [*loads, load]
                 newest[event.array] = number
         done = max(done, piece.end)
         told.append(dict(contents))
     return told
+
+
+class _Brought:
+    """Where from comes what a warp writes to shared memory? It has just read it.
+
+    A place of the source always brings from the same array. An asynchronous copy reads when it is sent and
+    writes much later, in order, both at one place. What has not been read since is filled with zeros.
+    """
+
+    def __init__(self) -> None:
+        self.fresh: dict[tuple[int, int, str], Load] = {}
+        """By warp and array: rows that were read and not written yet."""
+        self.latest: dict[tuple[int, int], str] = {}
+        """By warp: the array that it read last."""
+        self.sources: dict[Place, str] = {}
+        self.sent: dict[tuple[Place, int, int], dict[int, deque[Load]]] = {}
+        """By place and warp, for each lane: what it has read there and not written yet."""
+
+    def read(self, access: WarpAccess, array: KernelArray) -> None:
+        rows = [cell(first, array.shape)[0] for first in access.first]
+        self.fresh[access.block, access.warp, array.name] = Load(array.name, min(rows), max(rows))
+        self.latest[access.block, access.warp] = array.name
+        lanes = self.sent.setdefault((_place(access), access.block, access.warp), {})
+        for lane, row in zip(access.lanes, rows, strict=True):
+            lanes.setdefault(lane, deque()).append(Load(array.name, row, row))
+
+    def written(self, access: WarpAccess) -> Load | None:
+        """What this request writes; None if it is nothing but zeros."""
+        place = _place(access)
+        lanes = self.sent.get((place, access.block, access.warp)) if access.line else None
+        if lanes is not None:
+            loads = [lanes[lane].popleft() for lane in access.lanes if lanes.get(lane)]
+            rows = [load.first_row for load in loads]
+            return Load(loads[0].source, min(rows), max(rows)) if loads else None
+        source = self.latest.get((access.block, access.warp), "")
+        if access.line:
+            source = self.sources.setdefault(place, source)
+        if not source:
+            return Load("", 0, 0)
+        return self.fresh.pop((access.block, access.warp, source), None)
+
+
+Place = tuple[int, int]
+"""Line and column."""
+
+
+def _place(access: WarpAccess) -> Place:
+    return access.line, access.column
 
 
 def kernel_shared(trace: KernelTrace, found: Sequence[Piece], told: Sequence[str]) -> Scene | None:

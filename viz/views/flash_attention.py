@@ -11,7 +11,7 @@ from minivllm.trace.kernel_events import KernelTrace
 from minivllm.trace.reader import TraceError
 from viz import kernel_stage, loading
 from viz.figures.kernel_matrix import kernel_matrix, piece_captions
-from viz.figures.kernel_softmax import kernel_softmax, rescaled
+from viz.figures.kernel_softmax import LATE, is_told_late, kernel_softmax, rescaled
 from viz.figures.kernel_tiles import Piece, pieces
 from viz.figures.kernel_traffic import kernel_shared, kernel_traffic
 from viz.kernel_side_by_side import SENTENCES, column, same_sizes, table
@@ -36,9 +36,9 @@ INTRODUCTION = (
 )
 TRY = (
     "In which order are the tiles computed, down or across? That is what tells FlashAttention 1 from 2: "
-    "compare how often queries come from global memory, and how often the output goes back. Then find the "
-    "first rescale, and see which row it is."
+    "compare how often queries come from global memory, and how often the output goes back."
 )
+TRY_RESCALE = "Then find the first rescale, and see which row it is."
 INTRODUCTION_NAIVE = (
     "This kernel is a part of **naive attention**: all N × N scores are in global memory. One moment of the "
     "player is what one block of threads {verb} of them."
@@ -77,7 +77,8 @@ def page(run: KernelRun) -> None:
 def _play(run: KernelRun, number: int, trace: KernelTrace, found: Sequence[Piece]) -> None:
     is_tiled = found[0].verb == "computes"
     naive = f"{INTRODUCTION_NAIVE.format(verb=found[0].verb)} {TRY_NAIVE}"
-    st.markdown(f"{INTRODUCTION} {TRY}" if is_tiled else naive)
+    tiled = f"{INTRODUCTION} {TRY} {LATE if is_told_late(found) else TRY_RESCALE}"
+    st.markdown(tiled if is_tiled else naive)
     shown = found[:MOST_PIECES]
     if len(found) > len(shown):
         st.info(f"The first {len(shown):,} of {len(found):,} steps are played; the table counts all of them.")
@@ -92,14 +93,16 @@ def _play(run: KernelRun, number: int, trace: KernelTrace, found: Sequence[Piece
     if is_tiled:
         words += (
             "A tile begins with the barrier before its keys were brought, so the bytes of bringing them are "
-            "its own. A rescale is counted where there was something to rescale."
+            "its own."
         )
+        if not is_told_late(found):
+            words += " A rescale is counted where there was something to rescale."
     st.caption(words)
 
 
 def attention_scenes(trace: KernelTrace, found: Sequence[Piece]) -> list[Scene]:
     """All pictures of the page."""
-    told = piece_captions(trace.header, found, [sum(marks) for marks in rescaled(found)])
+    told = piece_captions(found)
     shared = kernel_shared(trace, found, told)
     return [
         kernel_matrix(trace.header, found, told),
@@ -113,7 +116,7 @@ def attention_jumps(found: Sequence[Piece]) -> list[Jump]:
     """The places worth seeing when attention is computed."""
     counts = [sum(marks) for marks in rescaled(found)]
     jumps = []
-    if any(piece.updates for piece in found):
+    if any(piece.updates for piece in found) and not is_told_late(found):
         jumps = [
             Jump("first rescale", next((step for step, count in enumerate(counts) if count), None)),
             Jump("most rescales", max(range(len(found)), key=counts.__getitem__) if any(counts) else None),

@@ -93,7 +93,7 @@ def choose_kernel(run: KernelRun) -> int:
     if len(run.traces) == 1:
         return 0
     kept = st.session_state.get("kernel", st.query_params.get("kernel", "0"))
-    index = int(kept) if str(kept).isdigit() and int(kept) < len(run.traces) else 0
+    index = int(kept) if str(kept).isdecimal() and int(kept) < len(run.traces) else 0
     number = st.selectbox(
         "Kernel",
         range(len(run.traces)),
@@ -123,8 +123,7 @@ def _follow(trace: KernelTrace) -> Follow:
 
 def _tell_faults(trace: KernelTrace) -> None:
     found = faults(trace)
-    if not found:
+    if not found and trace.is_whole:  # faults are told at the end
         st.success(NO_FAULT)
-        return
     for fault in found:
         st.error(f"**{fault.kind}**: {plain(fault.message)}")
