@@ -24,7 +24,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
-from minivllm.hazards import import_compiled, usable_cores
+from minivllm.hazards import usable_cores
 
 OK, EXTRA, FAIL = "✔", "–", "✘"
 PORT = 8501
@@ -244,7 +244,7 @@ def check_compiled_code() -> Check:
     if installed_version("numba") is None:
         return Check("compiled code", EXTRA, "none without numba", "pip install numba")
     try:
-        kernel = import_compiled("kernels_numba.cpu.rows").norm_rows
+        kernel = import_module("kernels_numba.cpu.rows").norm_rows
         folder = Path(kernel.stats.cache_path)
     except Exception as error:
         return Check(

@@ -229,7 +229,7 @@ def record_decodes(executor: TorchExecutor, args: EngineArgs) -> None:
 
     assert isinstance(executor.attention, KernelAttention)
     longest = args.max_model_len or executor.config.max_position_embeddings
-    executor.graphs = DecodeGraphs(
+    executor.whole_steps = DecodeGraphs(
         executor.decoder,
         executor.attention,
         most_blocks=-(-longest // args.block_size),

@@ -13,7 +13,9 @@
                                    the process
     compiling at first use         seconds of silence in the middle      done at the start, announced,
                                    of a step                             and kept on disk
-    nowhere to keep the result     Numba refuses to compile              a temporary folder, and a warning
+    code kept for one file         a change in another goes unseen       `kernels_numba/cpu/cache.py`: one
+                                                                         folder for each state of all files
+    nowhere to keep it             Numba refuses to compile              a temporary folder, and a warning
     a type without a fast path     slower, and nobody knows why          a warning
 
 `minivllm doctor` says how this machine stands. The engine's modules call these functions and know no more.
@@ -27,9 +29,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from importlib import import_module
-from tempfile import mkdtemp
-from types import ModuleType
 from typing import Any
 
 logger = logging.getLogger("minivllm")
@@ -120,24 +119,6 @@ def _layer_bears_one_caller() -> bool:
 
 
 # ---- compiling ---------------------------------------------------------------------------------------
-
-
-def import_compiled(name: str) -> ModuleType:
-    """Import a module with compiled functions, whose cache needs a folder that can be written."""
-    try:
-        return import_module(name)
-    except RuntimeError as error:
-        if "cannot cache" not in str(error):
-            raise
-    import numba
-
-    numba.config.CACHE_DIR = mkdtemp(prefix="minivllm-numba-")
-    logger.warning(
-        "no folder for compiled code can be written; it goes to %s, and the next start compiles again. "
-        "Set NUMBA_CACHE_DIR to a folder of your own",
-        numba.config.CACHE_DIR,
-    )
-    return import_module(name)
 
 
 @contextmanager

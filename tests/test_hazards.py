@@ -103,34 +103,6 @@ def test_only_a_layer_that_bears_one_caller_makes_steps_wait(monkeypatch):
     assert hazards.one_at_a_time() is not hazards._alone
 
 
-def test_without_a_folder_for_compiled_code_a_temporary_one_is_used(monkeypatch, caplog, tmp_path):
-    import numba
-
-    calls, module = [], ModuleType("compiled")
-
-    def import_module(name):
-        calls.append(name)
-        if len(calls) == 1:
-            raise RuntimeError("cannot cache function 'f': no locator available for file 'rows.py'")
-        return module
-
-    monkeypatch.setattr(hazards, "import_module", import_module)
-    monkeypatch.setattr(hazards, "mkdtemp", lambda prefix: str(tmp_path))
-    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
-    assert hazards.import_compiled("compiled") is module
-    assert str(tmp_path) == numba.config.CACHE_DIR
-    assert "NUMBA_CACHE_DIR" in caplog.text and calls == ["compiled", "compiled"]
-
-
-def test_other_errors_of_an_import_are_not_swallowed(monkeypatch):
-    def import_module(name):
-        raise RuntimeError("something else")
-
-    monkeypatch.setattr(hazards, "import_module", import_module)
-    with pytest.raises(RuntimeError, match="something else"):
-        hazards.import_compiled("compiled")
-
-
 def test_compiling_leaves_the_number_of_threads_as_it_was_and_says_so_if_it_takes_long(monkeypatch, caplog):
     before = torch.get_num_threads()
     monkeypatch.setattr(hazards, "SILENT_SECONDS", 0.0)

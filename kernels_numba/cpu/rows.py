@@ -101,7 +101,8 @@ def turn_rows(qkv, cos, sin, query_weight, key_weight, eps, slots, keys, values,
             _turn_head(qkv[row, head], cos[row], sin[row], query_weight, eps, queries[row, head])
         for head in range(kv_heads):
             _turn_head(qkv[row, heads + head], cos[row], sin[row], key_weight, eps, keys[block, head, cell])
-            values[block, head, cell] = qkv[row, heads + kv_heads + head]
+            for c in range(values.shape[3]):
+                values[block, head, cell, c] = narrow(widen(qkv[row, heads + kv_heads + head, c]), values)
 
 
 @njit(nogil=True, cache=True, parallel=True)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from minivllm.hazards import import_compiled
+from kernels_numba.cpu import rows
 from minivllm.model.decoder import Decoder
 from minivllm.model.layers import RMSNorm
 
@@ -56,7 +56,6 @@ class FusedDecoder:
     def __init__(self, decoder: Decoder) -> None:
         decoder.pack()
         self.decoder = decoder
-        self._passes = import_compiled("kernels_numba.cpu.rows")
         self._no_weight = as_array(decoder.embedding[:0, 0])
         self._has_silu = decoder.config.hidden_act in ("silu", "swish")
 
@@ -93,7 +92,7 @@ class FusedDecoder:
     def _norm(self, x: Tensor, norm: RMSNorm) -> Tensor:
         out = torch.empty_like(x)
         weight = as_array(norm.weight)
-        self._passes.norm(as_array(x), weight, np.float32(norm.eps), as_array(out), torch.get_num_threads())
+        rows.norm(as_array(x), weight, np.float32(norm.eps), as_array(out), torch.get_num_threads())
         return out
 
     def _gate(self, gate_up: Tensor, activation: Any) -> Tensor:
@@ -101,7 +100,7 @@ class FusedDecoder:
         if not self._has_silu:
             return activation(gate).mul_(up)  # type: ignore[no-any-return]
         out = torch.empty(gate.shape, dtype=gate.dtype)
-        self._passes.gate(as_array(gate_up), as_array(out), torch.get_num_threads())
+        rows.gate(as_array(gate_up), as_array(out), torch.get_num_threads())
         return out
 
     def _weight(self, norm: RMSNorm | None) -> Any:

@@ -41,6 +41,7 @@ from minivllm.validation import check_choice
 
 if TYPE_CHECKING:
     from minivllm.executor.decode_graphs import DecodeGraphs
+    from minivllm.executor.small_batches import SmallBatches
 
 DTYPES = {
     "half": torch.float16,
@@ -75,10 +76,10 @@ class TorchExecutor:
         self.mover = BlockMover(storage, host_storage)
         self.config = decoder.config
         self.attention = backend(decoder.config, storage)
+        self.whole_steps: DecodeGraphs | SmallBatches | None = self.attention.whole_steps(decoder)
+        """Decode steps that are one call: recorded on a GPU, compiled on a CPU."""
         self.tuned: Any = self.attention.tuned(decoder)
         """The decoder, or another form of its `forward` that is faster with this backend."""
-        self.graphs: DecodeGraphs | None = None
-        """Decode steps recorded by size, for our kernels on a GPU."""
         self.name = name
         self.device = decoder.embedding.device
         self.last_attention_seconds = 0.0
@@ -169,9 +170,9 @@ class TorchExecutor:
             self.last_attention_seconds = 0.0
             return self.decoder.compute_logits(self.decoder.embedding[:0])
         metadata = build_metadata(plan, self.block_size)
-        if self.graphs and not plan.num_padding_tokens and self.graphs.covers(metadata):
-            self.last_attention_seconds = 0.0  # nobody can look into a graph
-            return self.graphs.run(metadata)
+        if self.whole_steps and not plan.num_padding_tokens and self.whole_steps.covers(metadata):
+            self.last_attention_seconds = 0.0  # nobody can look into them
+            return self.whole_steps.run(metadata)
         token_ids = to_device(metadata.token_ids, self.device)
         positions = to_device(metadata.positions, self.device)
         self.attention.prepare(metadata)

@@ -62,7 +62,7 @@ def make_executor(seed=0, most_sequences=4, window=None):
 
         return replay
 
-    executor.graphs = DecodeGraphs(
+    executor.whole_steps = DecodeGraphs(
         decoder,
         executor.attention,
         most_blocks=MOST_BLOCKS,
@@ -104,15 +104,15 @@ def test_every_step_finds_a_size_that_is_not_much_larger(most):
 @settings(max_examples=8, deadline=None)
 def test_a_recorded_step_says_what_the_step_says(steps, seed):
     executor, recorded = make_executor(seed)
-    graphs = executor.graphs
+    graphs = executor.whole_steps
     for number, lengths in enumerate(steps):
         plan = decode_plan(lengths, [3, 1, 4, 15, 9], number)
         fill_caches(executor, number)
-        executor.graphs = graphs
+        executor.whole_steps = graphs
         replayed = executor.execute(plan)
         cells = executor.storage.cells.clone()
         fill_caches(executor, number)
-        executor.graphs = None
+        executor.whole_steps = None
         expected = executor.execute(plan)
         assert (replayed - expected).abs().max() <= 1e-5
         assert (cells - executor.storage.cells).abs().max() <= 1e-6, "something else was written"

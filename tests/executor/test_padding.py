@@ -17,6 +17,7 @@ class Counting:
     def __init__(self, inner):
         self.inner, self.rows = inner, []
         forward = inner.tuned.forward
+        inner.whole_steps = None  # whole steps do not pass there
 
         def counted(token_ids, positions, attend, rows):
             self.rows.append(len(token_ids))

@@ -29,6 +29,7 @@ from minivllm.model.config import ModelConfig
 
 if TYPE_CHECKING:
     from minivllm.executor.fused_decoder import FusedDecoder
+    from minivllm.executor.small_batches import SmallBatches
     from minivllm.model.decoder import Decoder
 
 
@@ -67,6 +68,10 @@ class AttentionBackend(ABC):
         attended = self.attend(layer, query)
         self.seconds += perf_counter() - began
         return attended
+
+    def whole_steps(self, decoder: Decoder) -> SmallBatches | None:
+        """Decode steps that need no other call, if this backend has such."""
+        return None
 
     def tuned(self, decoder: Decoder) -> Decoder | FusedDecoder:
         """The decoder's `forward` in the form that goes best with this backend."""

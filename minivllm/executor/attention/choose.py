@@ -19,6 +19,7 @@ from minivllm.executor.attention.torch_backend import TorchAttention
 from minivllm.executor.kv_storage import KVStorage
 from minivllm.hazards import warn_of_dtype
 from minivllm.model.config import ModelConfig
+from minivllm.model.packed import DTYPES as PACKED_DTYPES
 
 BackendFactory = Callable[[ModelConfig, KVStorage], AttentionBackend]
 
@@ -40,15 +41,15 @@ def backend_factory(name: str) -> BackendFactory:
 
 def automatic(config: ModelConfig, storage: KVStorage) -> AttentionBackend:
     """Our kernel if there is one for this cache and it can be compiled here; torch otherwise."""
-    from minivllm.executor.attention.numba_cpu_backend import DTYPES, NumbaCpuAttention
-
     cache = storage.keys[0]
     if cache.device.type != "cpu":
         return TorchAttention(config, storage)
-    if cache.dtype not in DTYPES:
+    if cache.dtype not in PACKED_DTYPES:
         warn_of_dtype(cache.dtype)
         return TorchAttention(config, storage)
     try:
+        from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention
+
         return NumbaCpuAttention(config, storage)
     except Exception as error:  # whatever keeps a compiler from working must not keep the engine from it
         warnings.warn(

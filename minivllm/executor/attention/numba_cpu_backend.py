@@ -15,15 +15,18 @@ from __future__ import annotations
 from time import perf_counter
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from kernels_numba.cpu import paged_decode, rows
 from minivllm.executor.attention.metadata import AttentionMetadata, IntArray
 from minivllm.executor.attention.torch_backend import GatheredWork, TorchAttention
 from minivllm.executor.fused_decoder import FusedDecoder, Turn, as_array
 from minivllm.executor.kv_storage import KVStorage
-from minivllm.hazards import compiling, import_compiled
+from minivllm.executor.small_batches import SmallBatches
+from minivllm.hazards import compiling
 from minivllm.model.config import ModelConfig
 from minivllm.model.decoder import Decoder
 
@@ -50,16 +53,14 @@ class NumbaCpuAttention(TorchAttention):
                 "dtype must be float32 or bfloat16 for the attention backend 'numba-cpu', got "
                 f"{self._dtype}; use attention_backend='torch'"
             )
-        import numba
-
-        self._passes = import_compiled("kernels_numba.cpu.rows")
-        paged_decode = import_compiled("kernels_numba.cpu.paged_decode")
-        self._kernel, self._plan_items = paged_decode.paged_decode, paged_decode.plan_items
-        self._set_threads, self._most_threads = numba.set_num_threads, numba.config.NUMBA_NUM_THREADS
+        self._most_threads = numba.config.NUMBA_NUM_THREADS
         self._caches = [(as_array(k), as_array(v)) for k, v in zip(storage.keys, storage.values, strict=True)]
         self._scale = np.float32(config.head_dim**-0.5)
         self._items: dict[int | None, tuple[Any, Any]] = {}
         self._compile()
+
+    def whole_steps(self, decoder: Decoder) -> SmallBatches | None:
+        return SmallBatches(decoder, self.storage) if SmallBatches.fits(decoder) else None
 
     def tuned(self, decoder: Decoder) -> FusedDecoder:
         return FusedDecoder(decoder)
@@ -76,7 +77,7 @@ class NumbaCpuAttention(TorchAttention):
         self, metadata: AttentionMetadata, window: int | None, first_seen: IntArray, num_blocks: IntArray
     ) -> list[GatheredWork]:
         if len(self._decoding):
-            self._items[window] = self._plan_items(
+            self._items[window] = paged_decode.plan_items(
                 first_seen[self._decoding],
                 metadata.context_lens[self._decoding],
                 self.config.num_kv_heads,
@@ -98,8 +99,8 @@ class NumbaCpuAttention(TorchAttention):
         began = perf_counter()
         heads = self.config.num_heads
         query = torch.empty((len(qkv), heads, self.config.head_dim), dtype=qkv.dtype)
-        self._set_threads(self._num_threads)
-        self._passes.turn(
+        numba.set_num_threads(self._num_threads)
+        rows.turn(
             as_array(qkv), turn.cos, turn.sin, turn.query_weight, turn.key_weight, turn.eps,
             self._slots, *self._caches[layer], as_array(query), self._num_threads,
         )  # fmt: skip
@@ -111,8 +112,8 @@ class NumbaCpuAttention(TorchAttention):
         query = query.contiguous()
         out = torch.empty_like(query)
         items, starts = self._items[self.config.layer_windows[layer]]
-        self._set_threads(self._num_threads)
-        self._kernel(
+        numba.set_num_threads(self._num_threads)
+        paged_decode.paged_decode(
             as_array(query), *self._caches[layer], self._tables, items, starts, as_array(out), self._scale
         )
         return out
@@ -123,9 +124,11 @@ class NumbaCpuAttention(TorchAttention):
         query, out = (np.zeros(shape, self._caches[0][0].dtype) for _ in range(2))
         small = [cache[:1] for cache in self._caches[0]]
         small = [np.zeros_like(cache) for cache in small]
-        items, starts = self._plan_items(
+        items, starts = paged_decode.plan_items(
             np.array([0]), np.array([1]), small[0].shape[1], 1, small[0].shape[2]
         )
         with compiling("attention and what is around it"):
-            self._kernel(query, *small, np.zeros((1, 1), np.int64), items, starts, out, self._scale)
-            self._passes.compile_all(query.dtype)
+            paged_decode.paged_decode(
+                query, *small, np.zeros((1, 1), np.int64), items, starts, out, self._scale
+            )
+            rows.compile_all(query.dtype)
