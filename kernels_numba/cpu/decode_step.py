@@ -93,7 +93,7 @@ def add_products(x, weight, bias, out, begin, end):  # type: ignore[no-untyped-d
 
 
 @njit(nogil=True, cache=True, parallel=True)
-def _add_products(x, weight, bias, out, parts):  # type: ignore[no-untyped-def]
+def add_products_parallel(x, weight, bias, out, parts):  # type: ignore[no-untyped-def]
     """`add_products` of all columns, divided into `parts`."""
     n = out.shape[1]
     for part in prange(parts):
@@ -130,7 +130,7 @@ def decode_step(tokens, cos, sin, slots, tables, items, item_starts, cells, w, e
     for layer in range(num_layers):
         norm_rows(x, w.input_norm[layer], eps, normed, 0, num_tokens)
         qkv[:] = ZERO
-        _add_products(normed, w.qkv[layer], w.qkv_bias[layer], qkv, parts)
+        add_products_parallel(normed, w.qkv[layer], w.qkv_bias[layer], qkv, parts)
         keys, values = cells[layer, 0], cells[layer, 1]
         turn_rows(
             qkv.reshape(num_tokens, heads + 2 * kv_heads, d), cos, sin, w.query_norm[layer],
@@ -138,12 +138,12 @@ def decode_step(tokens, cos, sin, slots, tables, items, item_starts, cells, w, e
         )  # fmt: skip
         paged_decode(queries, keys, values, tables, items, item_starts, attended, scale)
         flat = attended.reshape(num_tokens, heads * d)
-        _add_products(flat, w.output[layer], w.output_bias[layer], x, parts)
+        add_products_parallel(flat, w.output[layer], w.output_bias[layer], x, parts)
         norm_rows(x, w.mlp_norm[layer], eps, normed, 0, num_tokens)
         gate_up[:] = ZERO
-        _add_products(normed, w.gate_up[layer], w.gate_up_bias[layer], gate_up, parts)
+        add_products_parallel(normed, w.gate_up[layer], w.gate_up_bias[layer], gate_up, parts)
         gate_rows(gate_up, gated, 0, num_tokens)
-        _add_products(gated, w.down[layer], w.down_bias[layer], x, parts)
+        add_products_parallel(gated, w.down[layer], w.down_bias[layer], x, parts)
     norm_rows(x, w.norm, eps, normed, 0, num_tokens)
     logits[:] = ZERO
-    _add_products(normed, w.head, w.head[0, :0], logits, parts)
+    add_products_parallel(normed, w.head, w.head[0, :0], logits, parts)

@@ -5,6 +5,8 @@ either a real folder or a random one of a known shape (`shapes.py`):
 
     throughput      how many tokens a second, how long each user waits, which part of a step takes the time
     peers           the same requests through Hugging Face `generate`, in static batches
+    field           the same requests through every peer that can be installed, each in its own process
+    profile         the parts of a step, each beside the time that this machine cannot do it in less than
     trace-overhead  the same run with and without a trace file
     control-plane   what a block, a scheduling decision and an abort cost, however large the pool or the queue
     beams           beam search with shared blocks, and with a full copy at each fork
@@ -32,6 +34,8 @@ from minivllm.validation import check_choice
 MEASUREMENTS = {
     "throughput": "throughput",
     "peers": "peers",
+    "field": "field",
+    "profile": "step_profile",
     "trace": "trace_overhead",
     "control-plane": "control_plane",
     "beams": "beams",

@@ -2,8 +2,10 @@
 
     minivllm bench                                      throughput on the shipped model
     minivllm bench --model nano                         throughput of another one
+    minivllm bench --profile --model small              where the time of a step goes, beside its floors
     minivllm bench throughput --model small --threads 2
     minivllm bench peers --model nano --repeat 5 --json peers.json
+    minivllm bench field --model small --python vllm=/envs/vllm/bin/python
 
 Only parsing and printing; what is measured lives in the module of each measurement's name.
 """
@@ -11,7 +13,7 @@ Only parsing and printing; what is measured lives in the module of each measurem
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -37,6 +39,20 @@ Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or fl
 Blocks = Annotated[int | None, typer.Option(help="KV-cache blocks; few of them show preemption.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the whole result to this file.")]
 Seed = Annotated[int, typer.Option(help="Seed of the workload.")]
+Pythons = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--python", help="NAME=PATH: the Python of a peer's environment, e.g. vllm=/envs/vllm/bin/python."
+    ),
+]
+Peers = Annotated[
+    list[str] | None, typer.Option("--peer", help="Only this peer; may be given several times.")
+]
+Measures = Annotated[list[str] | None, typer.Option("--measure", help="Only batch, decode or prefill.")]
+Cache = Annotated[
+    Path | None, typer.Option(help="Keep converted models and compiled code of the peers in this folder.")
+]
+Timeout = Annotated[int, typer.Option(help="Seconds that a peer may take for one answer.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -50,10 +66,14 @@ def throughput_by_default(
     blocks: Blocks = None,
     json: Json = None,
     seed: Seed = DEFAULT_SEED,
+    with_profile: Annotated[
+        bool, typer.Option("--profile", help="The parts of a step, each beside its floor.")
+    ] = False,
 ) -> None:
     """Measure this engine; without a command, its throughput."""
     if context.invoked_subcommand is None:
-        throughput(model, threads, repeat, requests, dtype, blocks, json, seed)
+        kind = "profile" if with_profile else "throughput"
+        _measure(kind, json, _settings(model, threads, repeat, requests, dtype, blocks, seed))
         return
     for name in context.params:  # given here, an option would be silently ignored
         source = context.get_parameter_source(name)
@@ -93,6 +113,40 @@ def peers(
 
 
 @app.command()
+def field(
+    model: Model = None,
+    threads: Threads = None,
+    repeat: Repeat = 3,
+    requests: Requests = 64,
+    dtype: Dtype = "auto",
+    blocks: Blocks = None,
+    json: Json = None,
+    seed: Seed = DEFAULT_SEED,
+    python: Pythons = None,
+    peer: Peers = None,
+    measure: Measures = None,
+    cache: Cache = None,
+    timeout: Timeout = 900,
+) -> None:
+    """Every peer that can be installed here, each in an environment of its own, in turns with ours."""
+    from minivllm.bench.field.settings import FieldSettings, parse_pythons
+
+    chosen: dict[str, Any] = {}
+    if peer:
+        chosen["peers"] = tuple(dict.fromkeys(peer))
+    if measure:
+        chosen["measures"] = tuple(dict.fromkeys(measure))
+    settings = FieldSettings(
+        *(model, threads, repeat, requests, dtype, seed, blocks),
+        pythons=parse_pythons(python or []),
+        cache=None if cache is None else str(cache),
+        timeout=timeout,
+        **chosen,
+    )
+    _measure("field", json, settings)
+
+
+@app.command()
 def trace(
     model: Model = None,
     threads: Threads = None,
@@ -105,6 +159,21 @@ def trace(
 ) -> None:
     """What recording a trace costs."""
     _measure("trace", json, _settings(model, threads, repeat, requests, dtype, blocks, seed))
+
+
+@app.command()
+def profile(
+    model: Model = None,
+    threads: Threads = None,
+    repeat: Repeat = 3,
+    requests: Requests = 64,
+    dtype: Dtype = "auto",
+    blocks: Blocks = None,
+    json: Json = None,
+    seed: Seed = DEFAULT_SEED,
+) -> None:
+    """The parts of a step, each beside the time that this machine cannot do it in less than."""
+    _measure("profile", json, _settings(model, threads, repeat, requests, dtype, blocks, seed))
 
 
 @app.command("control-plane")
