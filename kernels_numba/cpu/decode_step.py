@@ -101,12 +101,14 @@ def add_products_parallel(x, weight, bias, out, parts):  # type: ignore[no-untyp
 
 
 @njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
-def decode_step(tokens, cos, sin, slots, tables, items, item_starts, cells, w, eps, scale, parts, logits):  # type: ignore[no-untyped-def]
+def decode_step(  # type: ignore[no-untyped-def]
+    tokens, pairs, positions, slots, tables, items, item_starts, cells, w, eps, scale, parts, logits
+):
     """Logits after one new token of each of T sequences.
 
     Args:
         tokens, slots: [T], and the cells of the cache that they are written to.
-        cos, sin: [T, d/2], float32.
+        pairs, positions: as `turn_rows` takes them.
         tables, items, item_starts: as `paged_decode` takes them.
         cells: the cache, [layers, 2, blocks, kv_heads, block_size, d].
         w: the weights.
@@ -133,7 +135,7 @@ def decode_step(tokens, cos, sin, slots, tables, items, item_starts, cells, w, e
         add_products_parallel(normed, w.qkv[layer], w.qkv_bias[layer], qkv, parts)
         keys, values = cells[layer, 0], cells[layer, 1]
         turn_rows(
-            qkv.reshape(num_tokens, heads + 2 * kv_heads, d), cos, sin, w.query_norm[layer],
+            qkv.reshape(num_tokens, heads + 2 * kv_heads, d), pairs, positions, w.query_norm[layer],
             w.key_norm[layer], eps, slots, keys, values, queries, 0, num_tokens,
         )  # fmt: skip
         paged_decode(queries, keys, values, tables, items, item_starts, attended, scale)

@@ -83,12 +83,12 @@ def _turn_head(source, cos, sin, weight, eps, target):  # type: ignore[no-untype
 
 
 @njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
-def turn_rows(qkv, cos, sin, query_weight, key_weight, eps, slots, keys, values, queries, begin, end):  # type: ignore[no-untyped-def]
+def turn_rows(qkv, pairs, positions, query_weight, key_weight, eps, slots, keys, values, queries, begin, end):  # type: ignore[no-untyped-def]
     """Rows `begin … end` of projected tokens.
 
     Args:
         qkv: [T, heads + 2 · kv_heads, d].
-        cos, sin: [T, d/2], float32.
+        pairs, positions: cosines and sines [most positions, 2, d/2] in float32, and a position of each row.
         query_weight, key_weight: [d], or [0] if heads are not normalised.
         slots: [T], cells of the cache.
         keys, values: [blocks, kv_heads, block_size, d]; the cells of these rows are written.
@@ -97,10 +97,11 @@ def turn_rows(qkv, cos, sin, query_weight, key_weight, eps, slots, keys, values,
     heads, kv_heads, block_size = queries.shape[1], keys.shape[1], keys.shape[2]
     for row in range(begin, end):
         block, cell = slots[row] // block_size, slots[row] % block_size
+        cos, sin = pairs[positions[row], 0], pairs[positions[row], 1]
         for head in range(heads):
-            _turn_head(qkv[row, head], cos[row], sin[row], query_weight, eps, queries[row, head])
+            _turn_head(qkv[row, head], cos, sin, query_weight, eps, queries[row, head])
         for head in range(kv_heads):
-            _turn_head(qkv[row, heads + head], cos[row], sin[row], key_weight, eps, keys[block, head, cell])
+            _turn_head(qkv[row, heads + head], cos, sin, key_weight, eps, keys[block, head, cell])
             for c in range(values.shape[3]):
                 values[block, head, cell, c] = narrow(widen(qkv[row, heads + kv_heads + head, c]), values)
 
@@ -118,10 +119,10 @@ def _gate_parallel(gate_up, out, parts):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, parallel=True)
-def _turn_parallel(qkv, cos, sin, query_weight, key_weight, eps, slots, keys, values, queries, parts):  # type: ignore[no-untyped-def]
+def _turn_parallel(qkv, pairs, positions, query_weight, key_weight, eps, slots, keys, values, queries, parts):  # type: ignore[no-untyped-def]
     for part in prange(parts):
         turn_rows(
-            qkv, cos, sin, query_weight, key_weight, eps, slots, keys, values, queries,
+            qkv, pairs, positions, query_weight, key_weight, eps, slots, keys, values, queries,
             part * len(qkv) // parts, (part + 1) * len(qkv) // parts,
         )  # fmt: skip
 
@@ -129,13 +130,13 @@ def _turn_parallel(qkv, cos, sin, query_weight, key_weight, eps, slots, keys, va
 def compile_all(dtype: Any) -> None:
     """Call everything once, on next to nothing, so that no later call has to wait for the compiler."""
     one, two, head = np.ones((1, 2), dtype), np.ones((1, 4), dtype), np.ones((1, 3, 2), dtype)
-    angles, cells = np.ones((1, 1), np.float32), np.ones((1, 1, 1, 2), dtype)
+    pairs, cells, zero = np.ones((1, 2, 1), np.float32), np.ones((1, 1, 1, 2), dtype), np.zeros(1, np.int64)
     for call, given in (
         ((norm_rows, _norm_parallel), (one, one[0], ONE, one.copy())),
         ((gate_rows, _gate_parallel), (two, one.copy())),
         (
             (turn_rows, _turn_parallel),
-            (head, angles, angles, one[0, :0], one[0, :0], ONE, np.zeros(1, np.int64), cells, cells.copy(),
+            (head, pairs, zero, one[0, :0], one[0, :0], ONE, zero, cells, cells.copy(),
              np.empty((1, 1, 2), dtype)),
         ),
     ):  # fmt: skip
@@ -161,11 +162,11 @@ def gate(gate_up: Any, out: Any, num_threads: int) -> None:
 
 
 def turn(
-    qkv: Any, cos: Any, sin: Any, query_weight: Any, key_weight: Any, eps: np.float32,
+    qkv: Any, pairs: Any, positions: Any, query_weight: Any, key_weight: Any, eps: np.float32,
     slots: Any, keys: Any, values: Any, queries: Any, num_threads: int,
 ) -> None:  # fmt: skip
     """`turn_rows` of all rows. No two rows may have the same slot."""
-    given = (qkv, cos, sin, query_weight, key_weight, eps, slots, keys, values, queries)
+    given = (qkv, pairs, positions, query_weight, key_weight, eps, slots, keys, values, queries)
     if num_threads == 1 or qkv.size < PARALLEL_CELLS:
         turn_rows(*given, 0, len(qkv))
     else:

@@ -13,8 +13,7 @@ Read next: `kernels_numba/cpu/rows.py`, then `minivllm/executor/attention/numba_
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -23,19 +22,15 @@ from torch.nn import functional
 
 from kernels_numba.cpu import rows
 from minivllm.model.decoder import Decoder
-from minivllm.model.layers import RMSNorm
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """What turns the queries and keys of a step, as arrays of the kernel: see `rows.turn_rows`."""
+class Turn(NamedTuple):
+    """What turns queries and keys, as arrays of the kernel: see `rows.turn_rows`."""
 
-    cos: Any
-    sin: Any
-    """[T, head_dim / 2] each, float32."""
+    pairs: Any
+    positions: Any
     query_weight: Any
     key_weight: Any
-    """[head_dim] of the norms of one layer's heads, or [0]."""
     eps: np.float32
 
 
@@ -56,8 +51,23 @@ class FusedDecoder:
     def __init__(self, decoder: Decoder) -> None:
         decoder.pack()
         self.decoder = decoder
-        self._no_weight = as_array(decoder.embedding[:0, 0])
+        self._angles = AngleTable(decoder)
+        self._eps = np.float32(decoder.norm.eps)
         self._has_silu = decoder.config.hidden_act in ("silu", "swish")
+        no_weight = as_array(decoder.embedding[:0, 0])
+        self._norms = [
+            [
+                no_weight if norm is None else as_array(norm.weight)
+                for norm in (
+                    layer.input_norm,
+                    layer.attention.query_norm,
+                    layer.attention.key_norm,
+                    layer.post_attention_norm,
+                )
+            ]
+            for layer in decoder.layers
+        ]
+        """Weights of each layer's norms, seen as arrays once."""
 
     def forward(
         self, token_ids: Tensor, positions: Tensor, attention: AttendProjected, rows: Tensor | None = None
@@ -69,42 +79,49 @@ class FusedDecoder:
         decoder, head_dim = self.decoder, self.decoder.config.head_dim
         if rows is not None and len(rows) == len(token_ids):
             rows = None  # all of them, as in every step that only decodes
-        cos, sin = (table.numpy() for table in decoder.rotary.pairs(positions, decoder.dtype))
+        places = positions.numpy()
+        pairs = self._angles.upto(places)
+        self._num_threads = torch.get_num_threads()
         x = functional.embedding(token_ids, decoder.embedding)
-        for number, layer in enumerate(decoder.layers):
-            own = layer.attention
-            turn = Turn(
-                cos,
-                sin,
-                self._weight(own.query_norm),
-                self._weight(own.key_norm),
-                np.float32(decoder.norm.eps),
-            )
-            qkv = own.qkv(self._norm(x, layer.input_norm)).view(len(x), -1, head_dim)
+        for number, (layer, norms) in enumerate(zip(decoder.layers, self._norms, strict=True)):
+            own, (before, query_norm, key_norm, between) = layer.attention, norms
+            qkv = own.qkv(self._norm(x, before)).view(len(x), -1, head_dim)
+            turn = Turn(pairs, places, query_norm, key_norm, self._eps)
             attended = attention.projected(number, qkv, turn)
             if rows is not None and number == len(decoder.layers) - 1:
                 attended, x = attended[rows], x[rows]
             x = own.output(attended.flatten(1), added=x)
-            gate_up = layer.mlp.gate_up(self._norm(x, layer.post_attention_norm))
+            gate_up = layer.mlp.gate_up(self._norm(x, between))
             x = layer.mlp.down(self._gate(gate_up, layer.mlp.activation), added=x)
-        return self._norm(x, decoder.norm)
+        return self._norm(x, as_array(decoder.norm.weight))
 
-    def _norm(self, x: Tensor, norm: RMSNorm) -> Tensor:
+    def _norm(self, x: Tensor, weight: Any) -> Tensor:
         out = torch.empty_like(x)
-        weight = as_array(norm.weight)
-        rows.norm(as_array(x), weight, np.float32(norm.eps), as_array(out), torch.get_num_threads())
+        rows.norm(as_array(x), weight, self._eps, as_array(out), self._num_threads)
         return out
 
     def _gate(self, gate_up: Tensor, activation: Any) -> Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
         if not self._has_silu:
+            gate, up = gate_up.chunk(2, dim=-1)
             return activation(gate).mul_(up)  # type: ignore[no-any-return]
-        out = torch.empty(gate.shape, dtype=gate.dtype)
-        rows.gate(as_array(gate_up), as_array(out), torch.get_num_threads())
+        out = gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2)
+        rows.gate(as_array(gate_up), as_array(out), self._num_threads)
         return out
 
-    def _weight(self, norm: RMSNorm | None) -> Any:
-        return self._no_weight if norm is None else as_array(norm.weight)
+
+class AngleTable:
+    """Cosines and sines of positions, kept from step to step; it grows as sequences do."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._rotary, self._dtype = decoder.rotary, decoder.dtype
+        self._pairs = decoder.rotary.table(0, decoder.dtype).numpy()
+
+    def upto(self, positions: Any) -> Any:
+        """[at least the largest of `positions` + 1, 2, head_dim / 2], float32."""
+        needed = int(positions.max(initial=-1)) + 1
+        if needed > len(self._pairs):
+            self._pairs = self._rotary.table(max(256, 2 * needed), self._dtype).numpy()
+        return self._pairs
 
 
 def as_array(tensor: Tensor) -> Any:

@@ -21,7 +21,7 @@ from torch import Tensor
 from kernels_numba.cpu.decode_step import Weights, decode_step
 from kernels_numba.cpu.paged_decode import plan_items
 from minivllm.executor.attention.metadata import AttentionMetadata
-from minivllm.executor.fused_decoder import as_array
+from minivllm.executor.fused_decoder import AngleTable, as_array
 from minivllm.executor.kv_storage import KVStorage
 from minivllm.hazards import compiling
 from minivllm.model.decoder import Decoder, DecoderLayer
@@ -40,8 +40,7 @@ class SmallBatches:
 
     def __init__(self, decoder: Decoder, storage: KVStorage) -> None:
         self.config = decoder.config
-        self._dtype, self._rotary = decoder.dtype, decoder.rotary
-        self._frequencies = decoder.rotary.inverse_frequencies.numpy()
+        self._angles = AngleTable(decoder)
         self._cells = as_array(storage.cells)
         self._block_size = storage.block_size
         self._is_cached = decoder.num_bytes <= CACHED_BYTES
@@ -80,19 +79,10 @@ class SmallBatches:
     def _call(self, metadata: AttentionMetadata, items: Any, num_threads: int, logits: Tensor) -> None:
         numba.set_num_threads(min(num_threads, numba.config.NUMBA_NUM_THREADS))
         decode_step(
-            metadata.token_ids, *self._angles(metadata.positions), metadata.slot_mapping,
-            metadata.block_tables, *items, self._cells, self._weights, self._eps, self._scale, num_threads,
-            logits.numpy(),
+            metadata.token_ids, self._angles.upto(metadata.positions), metadata.positions,
+            metadata.slot_mapping, metadata.block_tables, *items, self._cells, self._weights, self._eps, self._scale,
+            num_threads, logits.numpy(),
         )  # fmt: skip
-
-    def _angles(self, positions: Any) -> tuple[Any, Any]:
-        """As `RotaryEmbedding.pairs`: for so few tokens, numpy is done before torch has begun."""
-        if self._dtype != torch.float32:
-            cos, sin = self._rotary.pairs(torch.from_numpy(positions), self._dtype)
-            return cos.numpy(), sin.numpy()
-        angles = positions[:, None].astype(np.float32) * self._frequencies
-        factor = np.float32(self._rotary.attention_factor)
-        return np.cos(angles) * factor, np.sin(angles) * factor
 
     def _compile(self) -> None:
         """By a step of nobody."""

@@ -41,10 +41,13 @@ class RotaryEmbedding:
         cos, sin = self._circle(positions)
         return _side_by_side(cos, cos, dtype), _side_by_side(-sin, sin, dtype)
 
-    def pairs(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, each [T, head_dim / 2] in float32, rounded as `angles` would round them."""
-        cos, sin = self._circle(positions)
-        return cos.to(dtype).float(), sin.to(dtype).float()
+    def table(self, length: int, dtype: torch.dtype) -> Tensor:
+        """Cosines and sines of positions 0 … length - 1: [length, 2, head_dim / 2] in float32.
+
+        Rounded as `angles` rounds them.
+        """
+        pairs = torch.stack(self._circle(torch.arange(length, device=self.inverse_frequencies.device)), dim=1)
+        return pairs.to(dtype).float()
 
     def _circle(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         angles = positions[:, None].float() * self.inverse_frequencies  # [T, head_dim / 2]

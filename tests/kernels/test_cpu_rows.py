@@ -90,8 +90,10 @@ def test_turn_norms_turns_and_writes_each_token_into_its_cell_and_nowhere_else(
 ):
     (num_heads, kv_heads), num_blocks = heads, 40
     qkv = random((num_rows, num_heads + 2 * kv_heads, head_dim), dtype, seed)
-    angles = random((num_rows, head_dim // 2), torch.float32, seed + 1)
-    cos, sin = (table.to(dtype).float() for table in (angles.cos(), angles.sin()))
+    angles = random((50, head_dim // 2), torch.float32, seed + 1)
+    pairs = torch.stack((angles.cos(), angles.sin()), dim=1).to(dtype).float()
+    positions = np.random.default_rng(seed + 9).integers(0, 50, num_rows)
+    cos, sin = pairs[torch.from_numpy(positions)].unbind(dim=1)
     norms = [RMSNorm(head_dim, float(EPS), dtype, CPU) for _ in range(2)]
     for number, layer in enumerate(norms):
         layer.weight.copy_(random((head_dim,), dtype, seed + 2 + number))
@@ -102,7 +104,7 @@ def test_turn_norms_turns_and_writes_each_token_into_its_cell_and_nowhere_else(
     queries = torch.full((num_rows, num_heads, head_dim), torch.nan, dtype=dtype)
     weights = [as_array(layer.weight if has_norms else layer.weight[:0]) for layer in norms]
     rows.turn(
-        as_array(qkv), cos.numpy(), sin.numpy(), *weights, EPS, slots,
+        as_array(qkv), pairs.numpy(), positions, *weights, EPS, slots,
         as_array(keys), as_array(values), as_array(queries), threads,
     )  # fmt: skip
 

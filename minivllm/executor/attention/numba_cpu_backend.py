@@ -101,8 +101,7 @@ class NumbaCpuAttention(TorchAttention):
         query = torch.empty((len(qkv), heads, self.config.head_dim), dtype=qkv.dtype)
         numba.set_num_threads(self._num_threads)
         rows.turn(
-            as_array(qkv), turn.cos, turn.sin, turn.query_weight, turn.key_weight, turn.eps,
-            self._slots, *self._caches[layer], as_array(query), self._num_threads,
+            as_array(qkv), *turn, self._slots, *self._caches[layer], as_array(query), self._num_threads,
         )  # fmt: skip
         attended = self.attend(layer, query)
         self.seconds += perf_counter() - began
