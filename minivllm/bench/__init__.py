@@ -11,6 +11,7 @@ either a real folder or a random one of a known shape (`shapes.py`):
     control-plane   what a block, a scheduling decision and an abort cost, however large the pool or the queue
     beams           beam search with shared blocks, and with a full copy at each fork
     prefix-cache    looking up, holding and replacing prefixes, however many are known
+    scaling         how cost grows with batch, context, pool, queue and requests, drawn
     kernels         our kernels on a GPU, beside what the device can do
 
 Three habits keep the numbers honest. Sides that are compared take turns (A B, B A, A B …), so that a slow
@@ -40,6 +41,7 @@ MEASUREMENTS = {
     "control-plane": "control_plane",
     "beams": "beams",
     "prefix-cache": "prefix_lookup",
+    "scaling": "scaling",
     "kernels": "kernels",
 }
 """Name on the command line → module, which has a function `run(settings)`."""

@@ -97,16 +97,19 @@ class PoolRig:
 
 
 class QueueRig:
-    """A scheduler with `num_running` decoding requests and `num_waiting` behind them, all places taken."""
+    """A scheduler with `num_running` decoding requests and `num_waiting` behind them, all places taken.
 
-    def __init__(self, num_running: int, num_waiting: int, seed: int) -> None:
+    The pool has `num_blocks`, by default 256 for each running request.
+    """
+
+    def __init__(self, num_running: int, num_waiting: int, seed: int, num_blocks: int | None = None) -> None:
         self._rng = random.Random(seed)
         self._next_id = 0
         self._step = 0
-        config = SchedulerConfig(
-            num_blocks=num_running * 256, block_size=BLOCK_SIZE, max_num_seqs=num_running
-        )
-        self.scheduler = Scheduler(config, KVCacheManager(config.num_blocks, config.block_size))
+        if num_blocks is None:
+            num_blocks = num_running * 256
+        config = SchedulerConfig(num_blocks=num_blocks, block_size=BLOCK_SIZE, max_num_seqs=num_running)
+        self.scheduler = Scheduler(config, _used_cache(num_blocks, self._rng))
         for _ in range(num_running):
             self.scheduler.add(self._new_request(self._rng.randint(16, 448)))
         while any(sequence.num_uncomputed_tokens for sequence in self.scheduler.sequences.values()):
@@ -121,6 +124,20 @@ class QueueRig:
         seconds = self._compute()
         self._let_all_decode()
         return seconds
+
+    def turnover_round(self, num_tokens: int = 16) -> float:
+        """Seconds of a step with an arrival and a departure.
+
+        Somebody joins the queue, the eldest of the batch leaves, and in `schedule` the first who waits takes
+        the place: what a step costs the queue and the pool beside decoding.
+        """
+        newcomer = self._new_request(num_tokens)
+        eldest = next(iter(self.scheduler.running))
+        began = perf_counter()
+        self.scheduler.add(newcomer)
+        self.scheduler.remove(eldest, RequestStatus.FINISHED_LENGTH_CAPPED)
+        seconds = perf_counter() - began
+        return seconds + self.schedule_round()
 
     def abort_round(self) -> float:
         """Seconds of aborting one waiting request, wherever it stands; others take the places."""
@@ -152,6 +169,19 @@ class QueueRig:
         sequence = Sequence(self._next_id, [0] * num_tokens, request_id=name)
         self._next_id += 1
         return Request(name, [sequence], max_tokens=1000, arrival_time=0.0)
+
+
+def _used_cache(num_blocks: int, rng: random.Random) -> KVCacheManager:
+    """An empty cache that was full once: its free list goes from sequence to sequence in random order."""
+    cache = KVCacheManager(num_blocks, BLOCK_SIZE)
+    seq_ids = list(range(num_blocks // MOST_BLOCKS))
+    length = MOST_BLOCKS * BLOCK_SIZE
+    for seq_id in seq_ids:
+        cache.begin(seq_id, range(length), longest=length)
+        cache.allocate((Span(seq_id, 0, length),))
+    rng.shuffle(seq_ids)
+    _for_each(cache.free, seq_ids)
+    return cache
 
 
 def _for_each(operation: Callable[[T], None], items: list[T]) -> None:

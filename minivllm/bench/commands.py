@@ -6,6 +6,7 @@
     minivllm bench throughput --model small --threads 2
     minivllm bench peers --model nano --repeat 5 --json peers.json
     minivllm bench field --model small --python vllm=/envs/vllm/bin/python
+    minivllm bench scaling --model nano --out scaling.svg
 
 Only parsing and printing; what is measured lives in the module of each measurement's name.
 """
@@ -53,6 +54,10 @@ Cache = Annotated[
     Path | None, typer.Option(help="Keep converted models and compiled code of the peers in this folder.")
 ]
 Timeout = Annotated[int, typer.Option(help="Seconds that a peer may take for one answer.")]
+
+Only = Annotated[
+    str, typer.Option(help="Of batch, context, pool, waiting and requests only these, separated by commas.")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -212,6 +217,32 @@ def prefix_cache(repeat: Repeat = 3, json: Json = None, seed: Seed = DEFAULT_SEE
 
 
 @app.command()
+def scaling(
+    model: Model = None,
+    threads: Threads = None,
+    repeat: Repeat = 3,
+    dtype: Dtype = "auto",
+    json: Json = None,
+    seed: Seed = DEFAULT_SEED,
+    only: Only = "batch,context,pool,waiting,requests",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Smaller sizes: seconds instead of minutes.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="The figure: .svg, .png or .pdf.")] = Path("scaling.svg"),
+) -> None:
+    """How cost grows with batch, context, pool, queue and requests: tables, exponents and a figure."""
+    from minivllm.bench.scaling import ScalingSettings, parse_only
+    from minivllm.bench.scaling_figure import check_picture, save_picture
+
+    settings = ScalingSettings(
+        model, threads, repeat, dtype=dtype, seed=seed, only=parse_only(only), quick=quick
+    )
+    check_picture(out)  # before the minutes of measuring, not after
+    save_picture(_measure("scaling", json, settings), out)
+    typer.echo(f"Drew {out}.")
+
+
+@app.command()
 def kernels(repeat: Repeat = 20, json: Json = None) -> None:
     """Our kernels on a GPU, beside the bandwidth of a copy and torch's flash attention."""
     _measure("kernels", json, _settings(None, None, repeat, 1, "auto", None, DEFAULT_SEED))
@@ -231,8 +262,8 @@ def _settings(
     return Settings(model, threads, repeat, requests, dtype, seed, blocks)
 
 
-def _measure(kind: str, json: Path | None, settings: Settings) -> None:
-    """Run one measurement, print it, and write it to a file if one is wanted."""
+def _measure(kind: str, json: Path | None, settings: Settings) -> Any:
+    """Run one measurement, print it, and write it to a file if one is wanted; returns the result."""
     from minivllm.bench import run
     from minivllm.bench.report import check_writable, print_result, write_json
 
@@ -243,3 +274,4 @@ def _measure(kind: str, json: Path | None, settings: Settings) -> None:
     if json is not None:
         write_json(result, json)
         typer.echo(f"Wrote {json}.")
+    return result

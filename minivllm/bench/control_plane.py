@@ -102,7 +102,7 @@ def measure(
     step = timed(lambda: measure_step_share(subject, settings))
     pool = timed(lambda: measure_pool(pool_sizes, rounds, settings.seed))
     queue = timed(lambda: measure_queue(queue_sizes, num_running, rounds, settings.seed))
-    with _no_garbage_collection():
+    with no_garbage_collection():
         rig = QueueRig(num_running, 0, settings.seed)
         schedule_seconds = median(rig.schedule_round() for _ in range(rounds))
     others = [step.other_cores, pool.other_cores, queue.other_cores]
@@ -113,7 +113,7 @@ def measure(
 def measure_pool(sizes: Sequence[int], rounds: int, seed: int) -> tuple[Series, ...]:
     """Allocate, append and free in pools of these sizes."""
     rigs = {size: PoolRig(size, seed) for size in sizes}
-    with _no_garbage_collection():
+    with no_garbage_collection():
         samples = [{size: rig.round() for size, rig in rigs.items()} for _ in range(rounds)]
     operations = ("allocate", "append", "free", LOOK_UP)
     return tuple(
@@ -130,7 +130,7 @@ def measure_queue(sizes: Sequence[int], num_running: int, rounds: int, seed: int
         samples = [{size: operation(rig) for size, rig in rigs.items()} for _ in range(rounds)]
         return {size: [sample[size] for sample in samples] for size in sizes}
 
-    with _no_garbage_collection():
+    with no_garbage_collection():
         return (
             _series("schedule", all_sizes(QueueRig.schedule_round)),
             _series("abort", all_sizes(QueueRig.abort_round)),
@@ -176,7 +176,7 @@ def _whole(parts: Mapping[str, float]) -> float:
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
     """As `timeit` does: a collection in the middle would be charged to whoever happens to be running."""
     was_enabled = gc.isenabled()
     gc.collect()

@@ -69,17 +69,17 @@ def as_json(result: Result) -> dict[str, Any]:
     return asdict(result)
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, name: str = "json") -> None:
     """Refuse a file that cannot be written now, and not after minutes of measuring.
 
     Raises:
-        ValueError: why it cannot.
+        ValueError: why it cannot, under the `name` of the option.
     """
     try:
         with open(path, "a", encoding="utf-8"):
             pass
     except OSError as error:
-        raise ValueError(f"json: cannot write to {path}: {error.strerror}") from error
+        raise ValueError(f"{name}: cannot write to {path}: {error.strerror}") from error
 
 
 def write_json(result: Result, path: Path) -> None:

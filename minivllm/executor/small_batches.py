@@ -80,8 +80,8 @@ class SmallBatches:
         numba.set_num_threads(min(num_threads, numba.config.NUMBA_NUM_THREADS))
         decode_step(
             metadata.token_ids, self._angles.upto(metadata.positions), metadata.positions,
-            metadata.slot_mapping, metadata.block_tables, *items, self._cells, self._weights, self._eps, self._scale,
-            num_threads, logits.numpy(),
+            metadata.slot_mapping, metadata.block_tables, *items, self._cells, self._weights, self._eps,
+            self._scale, num_threads, logits.numpy(),
         )  # fmt: skip
 
     def _compile(self) -> None:

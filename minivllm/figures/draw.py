@@ -11,10 +11,17 @@ INK, MUTED, GRID, PAPER = "#1F2328", "#57606A", "#D8DCE1", "#E69F00"
 OURS = "#0072B2"
 
 
-def panels(count: int, *, width: float = 5.2, height: float = 3.6) -> tuple[Figure, list[Any]]:
-    """A figure with so many panels side by side."""
-    figure = Figure(figsize=(width * count, height), layout="constrained", facecolor="white")
-    axes = figure.subplots(1, count, squeeze=False)[0]
+def panels(
+    count: int, *, width: float = 5.2, height: float = 3.6, columns: int | None = None
+) -> tuple[Figure, list[Any]]:
+    """A figure with so many panels side by side, or in rows of `columns`."""
+    columns = min(count, columns or count)
+    num_rows = -(-count // columns)
+    figure = Figure(figsize=(width * columns, height * num_rows), layout="constrained", facecolor="white")
+    places = figure.subplots(num_rows, columns, squeeze=False).ravel()
+    for unused in places[count:]:
+        unused.remove()
+    axes = places[:count]
     for one in axes:
         one.grid(color=GRID, linewidth=0.6)
         one.set_axisbelow(True)

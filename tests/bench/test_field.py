@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -23,7 +24,7 @@ from minivllm.bench.field.roster import PEERS, Peer, environment, find_pythons
 from minivllm.bench.field.serve import in_batches
 from minivllm.bench.field.settings import parse_pythons
 from minivllm.bench.report import as_json
-from minivllm.bench.settings import Settings
+from minivllm.bench.shapes import write_checkpoint
 from minivllm.bench.subject import Subject, open_subject
 from minivllm.bench.workload import play
 
@@ -245,8 +246,10 @@ def test_the_model_is_written_in_the_measured_type_with_a_tokenizer(tmp_path: Pa
 
     names = set()
     for dtype in ("float32", "bfloat16"):
-        with open_subject(Settings(model="nano", dtype=dtype, threads=1)) as subject:
-            folder = write_model(subject, tmp_path / dtype)
+        shape, config = SimpleNamespace(dtype=dtype), SimpleNamespace(vocab_size=2048)
+        executor = SimpleNamespace(model_shape=shape, config=config)
+        subject = SimpleNamespace(folder=write_checkpoint("nano", tmp_path / "nano"), executor=executor)
+        folder = write_model(subject, tmp_path / dtype)
         tensors = load_file(folder / "model.safetensors")
         assert {str(tensor.dtype) for tensor in tensors.values()} == {f"torch.{dtype}"}
         assert json.loads((folder / "config.json").read_text())["dtype"] == dtype
