@@ -3,7 +3,7 @@
 One work item is a KV head of one sequence, or of a part of a long one. It walks the sequence's blocks; each
 is, for one head, one contiguous tile [block_size, head_dim] of keys and another of values:
 
-    tile of keys      scores of all query heads that share it: a dot product for each row
+    tile of keys      scores of all query heads that share it: a dot product for each row, two at a time
     softmax           online: if the maximum grows, what was added up is scaled down
     tile of values    added up, four rows at a time, so that sums stay in registers
 
@@ -59,14 +59,27 @@ def _attend(query, keys, values, table, first, end, head, scale, maxima, sums, t
         stop = min(block_size, end - index * block_size)
         next_tile = (np.int64(table[min(index + 1, last_block)]) * kv_heads + head) * tile
         key, value = keys[block, head], values[block, head]
-        for t in range(begin, stop):
-            for c in range(0, head_dim, line):
-                prefetch(flat_keys, next_tile + t * head_dim + c)
+        t = begin
+        while t + 2 <= stop:
+            for r in range(2):
+                for c in range(0, head_dim, line):
+                    prefetch(flat_keys, next_tile + (t + r) * head_dim + c)
+            for g in range(group):
+                s0, s1 = ZERO, ZERO
+                for c in range(head_dim):
+                    q = queries[g, c]
+                    s0 += q * widen(key[t, c])
+                    s1 += q * widen(key[t + 1, c])
+                scores[g, t] = s0
+                scores[g, t + 1] = s1
+            t += 2
+        while t < stop:
             for g in range(group):
                 score = ZERO
                 for c in range(head_dim):
                     score += queries[g, c] * widen(key[t, c])
                 scores[g, t] = score
+            t += 1
         for g in range(group):
             maximum = maxima[g]
             for t in range(begin, stop):
