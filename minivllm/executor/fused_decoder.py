@@ -8,6 +8,8 @@ what is added to a product is added while it is still in registers. Everything b
 compiled pass over each row (`kernels_numba/cpu/rows.py`) where torch would take five to ten. Keys and values
 go from the product straight into their cells of the cache, and attention reads them there.
 
+Numbers of rows are rounded up, so that few different ones occur (`rounded_up`); attention sees the real ones.
+
 Read next: `kernels_numba/cpu/rows.py`, then `minivllm/executor/attention/numba_cpu_backend.py`.
 """
 
@@ -21,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kernels_numba.cpu import rows
+from minivllm.executor.padding import AttentionWithoutPadding, pad_rows
 from minivllm.model.decoder import Decoder
 
 
@@ -76,9 +79,13 @@ class FusedDecoder:
 
         Behind the last attention nobody looks at the other rows any more, so they end there.
         """
-        decoder, head_dim = self.decoder, self.decoder.config.head_dim
-        if rows is not None and len(rows) == len(token_ids):
+        decoder, head_dim, count = self.decoder, self.decoder.config.head_dim, len(token_ids)
+        if rows is not None and len(rows) == count:
             rows = None  # all of them, as in every step that only decodes
+        num_wanted = count if rows is None else len(rows)
+        if padding := rounded_up(count) - count:
+            token_ids, positions = pad_rows(token_ids, padding), pad_rows(positions, padding)
+            attention = AttentionWithoutPadding(attention, count, padding)
         places = positions.numpy()
         pairs = self._angles.upto(places)
         self._num_threads = torch.get_num_threads()
@@ -89,11 +96,18 @@ class FusedDecoder:
             turn = Turn(pairs, places, query_norm, key_norm, self._eps)
             attended = attention.projected(number, qkv, turn)
             if rows is not None and number == len(decoder.layers) - 1:
+                rows = pad_rows(rows, rounded_up(num_wanted) - num_wanted)
                 attended, x = attended[rows], x[rows]
             x = own.output(attended.flatten(1), added=x)
             gate_up = layer.mlp.gate_up(self._norm(x, between))
             x = layer.mlp.down(self._gate(gate_up, layer.mlp.activation), added=x)
-        return self._norm(x, as_array(decoder.norm.weight))
+        return self._norm(x, as_array(decoder.norm.weight))[:num_wanted]
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """Scores of all tokens [n, vocab_size] after `hidden` [n, hidden_size], in float32."""
+        if padding := rounded_up(len(hidden)) - len(hidden):
+            return self.decoder.compute_logits(functional.pad(hidden, (0, 0, 0, padding)))[: len(hidden)]
+        return self.decoder.compute_logits(hidden)
 
     def _norm(self, x: Tensor, weight: Any) -> Tensor:
         out = torch.empty_like(x)
@@ -122,6 +136,18 @@ class AngleTable:
         if needed > len(self._pairs):
             self._pairs = self._rotary.table(max(256, 2 * needed), self._dtype).numpy()
         return self._pairs
+
+
+def rounded_up(num_rows: int) -> int:
+    """So many rows are computed instead, the last ones for nothing.
+
+    oneDNN generates code for each number of rows that it meets, which takes as long as many steps do, and
+    keeps that of some hundred numbers. Small ones repeat by themselves; prompts hardly ever would.
+    """
+    if num_rows <= 64:
+        return num_rows
+    step = 16 if num_rows <= 256 else 64
+    return -(-num_rows // step) * step
 
 
 def as_array(tensor: Tensor) -> Any:

@@ -183,7 +183,7 @@ class TorchExecutor:
         rows = to_device(metadata.logit_rows, self.device)
         hidden = self.tuned.forward(token_ids, positions, attend, rows)
         self.last_attention_seconds = self.attention.seconds
-        return self.decoder.compute_logits(hidden)
+        return self.tuned.compute_logits(hidden)
 
 
 def load_decoder(folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Decoder:
