@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from minivllm.hazards import limit_spinning
+from minivllm.hazards import set_environment
 
-limit_spinning()  # before anything loads torch
+set_environment()  # before anything loads torch
 
 __version__ = "0.1.0"
 

@@ -13,6 +13,8 @@
                                    the process
     compiling at first use         seconds of silence in the middle      done at the start, announced,
                                    of a step                             and kept on disk
+    oneDNN forgets its code        it compiles again for a number of     it may keep four times as much, and
+                                   rows that it has seen before          prompts are rounded up
     code kept for one file         a change in another goes unseen       `kernels_numba/cpu/cache.py`: one
                                                                          folder for each state of all files
     nowhere to keep it             Numba refuses to compile              a temporary folder, and a warning
@@ -35,6 +37,8 @@ logger = logging.getLogger("minivllm")
 
 SPIN_COUNT = "1000"
 """Rounds that an idle thread waits before it sleeps: on a quiet machine as fast as spinning on."""
+PRIMITIVES = "4096"
+"""Pieces of code that oneDNN keeps, some for each matrix and number of rows; its own limit is 1,024."""
 SILENT_SECONDS = 1.0
 """A compilation that takes longer is announced while it runs."""
 
@@ -43,15 +47,16 @@ _has_run_parallel = False
 _is_forked_child = False
 
 
-def limit_spinning() -> bool:
-    """Let idle threads sleep soon. Only before torch is loaded: OpenMP reads it once. Returns whether it was.
+def set_environment() -> bool:
+    """Let idle threads sleep soon, and oneDNN keep its code. Returns whether torch was not loaded yet.
 
-    Whoever has set one of these variables means it.
+    Afterwards it would be too late: both are read once. Whoever has set one of these variables means it.
     """
     if "torch" in sys.modules:
         return False
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", PRIMITIVES)
     return True
 
 

@@ -25,15 +25,17 @@ def test_idle_threads_are_told_to_sleep_unless_somebody_has_decided_already(monk
         monkeypatch.delenv(name, raising=False)
     for name, value in before.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
     monkeypatch.delitem(sys.modules, "torch")
-    assert hazards.limit_spinning()
+    assert hazards.set_environment()
     assert os.environ.get("GOMP_SPINCOUNT") == after
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "7"
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
 
 
 def test_once_torch_is_loaded_it_is_too_late(monkeypatch):
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    assert not hazards.limit_spinning()
+    assert not hazards.set_environment()
     assert "GOMP_SPINCOUNT" not in os.environ
 
 

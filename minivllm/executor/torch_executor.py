@@ -183,7 +183,8 @@ class TorchExecutor:
         rows = to_device(metadata.logit_rows, self.device)
         hidden = self.tuned.forward(token_ids, positions, attend, rows)
         self.last_attention_seconds = self.attention.seconds
-        return self.tuned.compute_logits(hidden)
+        logits: Tensor = self.tuned.compute_logits(hidden)
+        return logits
 
 
 def load_decoder(folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Decoder:
