@@ -65,6 +65,17 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def set_numba_threads(num_threads: int | None = None) -> int:
+    """Let Numba's parallel code use as many threads as torch, or `num_threads`. Returns how many they are."""
+    import numba
+    import torch
+
+    wanted = torch.get_num_threads() if num_threads is None else num_threads
+    granted: int = min(wanted, numba.config.NUMBA_NUM_THREADS)
+    numba.set_num_threads(granted)
+    return granted
+
+
 def warn_of_threads(num_threads: int) -> None:
     """More threads than cores work, slowly."""
     if num_threads > (cores := usable_cores()):

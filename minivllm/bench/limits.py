@@ -13,12 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 
-import numba
 import numpy as np
 import torch
 from torch.nn import functional
 
 from kernels_numba.cpu.decode_step import add_products_parallel
+from minivllm.hazards import set_numba_threads
 from minivllm.model.packed import can_pack, pack, packed_linear
 
 ROWS, SIZE = 512, 2048
@@ -38,8 +38,7 @@ class Limits:
 
 def measure_limits(num_bytes: int, dtype: torch.dtype) -> Limits:
     """Limits for a step that reads `num_bytes` and multiplies numbers of type `dtype`, on torch's threads."""
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-    numba.set_num_threads(threads)
+    threads = set_numba_threads()
     rows = max(64, num_bytes // (4 * SIZE))
     matrix = np.ones((rows, SIZE), np.float32)
     vector, out = np.ones((1, SIZE), np.float32), np.zeros((1, rows), np.float32)

@@ -112,7 +112,7 @@ class DecodeGraphs:
         """Does everybody decode one token, wants to know what comes next, and is there a size for them?"""
         return (
             not self._has_windows
-            and metadata.num_tokens == metadata.num_sequences == len(metadata.logit_rows)
+            and metadata.is_decode
             and metadata.num_sequences <= self.sizes[-1]
             and metadata.block_tables.shape[1] <= self.most_blocks
         )

@@ -25,6 +25,7 @@ from torch.nn import functional
 from kernels_numba.cpu import rows
 from minivllm.executor.padding import AttentionWithoutPadding, pad_rows
 from minivllm.model.decoder import Decoder
+from minivllm.model.layers import GatedMLP
 
 
 class Turn(NamedTuple):
@@ -56,7 +57,6 @@ class FusedDecoder:
         self.decoder = decoder
         self._angles = AngleTable(decoder)
         self._eps = np.float32(decoder.norm.eps)
-        self._has_silu = decoder.config.hidden_act in ("silu", "swish")
         no_weight = as_array(decoder.embedding[:0, 0])
         self._norms = [
             [
@@ -100,7 +100,7 @@ class FusedDecoder:
                 attended, x = attended[rows], x[rows]
             x = own.output(attended.flatten(1), added=x)
             gate_up = layer.mlp.gate_up(self._norm(x, between))
-            x = layer.mlp.down(self._gate(gate_up, layer.mlp.activation), added=x)
+            x = layer.mlp.down(self._gate(gate_up, layer.mlp), added=x)
         return self._norm(x, as_array(decoder.norm.weight))[:num_wanted]
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
@@ -114,10 +114,9 @@ class FusedDecoder:
         rows.norm(as_array(x), weight, self._eps, as_array(out), self._num_threads)
         return out
 
-    def _gate(self, gate_up: Tensor, activation: Any) -> Tensor:
-        if not self._has_silu:
-            gate, up = gate_up.chunk(2, dim=-1)
-            return activation(gate).mul_(up)  # type: ignore[no-any-return]
+    def _gate(self, gate_up: Tensor, mlp: GatedMLP) -> Tensor:
+        if not mlp.has_silu:
+            return mlp.gated(gate_up)
         out = gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2)
         rows.gate(as_array(gate_up), as_array(out), self._num_threads)
         return out

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from kernels_numba.cpu.paged_decode import plan_items
 from minivllm.executor.attention.metadata import AttentionMetadata
 from minivllm.executor.fused_decoder import AngleTable, as_array
 from minivllm.executor.kv_storage import KVStorage
-from minivllm.hazards import compiling
+from minivllm.hazards import compiling, set_numba_threads
 from minivllm.model.decoder import Decoder, DecoderLayer
 from minivllm.model.layers import RMSNorm
 
@@ -56,28 +55,25 @@ class SmallBatches:
         config = decoder.config
         return (
             decoder.num_bytes <= LARGEST_BYTES
-            and config.hidden_act in ("silu", "swish")
+            and decoder.layers[0].mlp.has_silu
             and len(set(config.layer_windows)) == 1
         )
 
     def covers(self, metadata: AttentionMetadata) -> bool:
         """Does everybody decode one token and want to know what comes next, and are they few?"""
         most = MOST_CACHED if self._is_cached else MOST_STREAMED
-        return metadata.num_tokens <= most and (
-            metadata.num_tokens == metadata.num_sequences == len(metadata.logit_rows)
-        )
+        return metadata.is_decode and metadata.num_tokens <= most
 
     def run(self, metadata: AttentionMetadata) -> Tensor:
         """Logits [S, vocab_size] of a step that `covers` has said yes to."""
-        lengths, num_threads = metadata.context_lens, 1 if self._is_cached else torch.get_num_threads()
-        firsts = np.zeros_like(lengths) if self._window is None else np.maximum(0, lengths - self._window)
+        num_threads = set_numba_threads(1 if self._is_cached else None)
+        firsts, lengths = metadata.first_seen(self._window), metadata.context_lens
         items = plan_items(firsts, lengths, self.config.num_kv_heads, num_threads, self._block_size)
         logits = torch.empty(len(lengths), self.config.vocab_size)
         self._call(metadata, items, num_threads, logits)
         return logits
 
     def _call(self, metadata: AttentionMetadata, items: Any, num_threads: int, logits: Tensor) -> None:
-        numba.set_num_threads(min(num_threads, numba.config.NUMBA_NUM_THREADS))
         decode_step(
             metadata.token_ids, self._angles.upto(metadata.positions), metadata.positions,
             metadata.slot_mapping, metadata.block_tables, *items, self._cells, self._weights, self._eps,

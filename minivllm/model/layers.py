@@ -151,9 +151,18 @@ class GatedMLP:
         self.down = StackedLinear(inner, {"down_proj": size}, bias, dtype, device)
         self.activation = ACTIVATION_FUNCTIONS[config.hidden_act]
 
+    @property
+    def has_silu(self) -> bool:
+        """Whatever name the config has for it."""
+        return self.activation is functional.silu
+
     def __call__(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)  # [T, intermediate_size] each
-        return self.down(self.activation(gate).mul_(up))
+        return self.down(self.gated(self.gate_up(x)))
+
+    def gated(self, gate_up: Tensor) -> Tensor:
+        """What is left of the products [T, 2 · intermediate_size] once one half has gated the other."""
+        gate, up = gate_up.chunk(2, dim=-1)
+        return self.activation(gate).mul_(up)
 
     def views(self, prefix: str) -> NamedViews:
         yield from self.gate_up.views(prefix)

@@ -19,7 +19,7 @@ from minivllm.executor.attention.torch_backend import TorchAttention
 from minivllm.executor.kv_storage import KVStorage
 from minivllm.hazards import warn_of_dtype
 from minivllm.model.config import ModelConfig
-from minivllm.model.packed import DTYPES as PACKED_DTYPES
+from minivllm.model.packed import DTYPES
 
 BackendFactory = Callable[[ModelConfig, KVStorage], AttentionBackend]
 
@@ -44,7 +44,7 @@ def automatic(config: ModelConfig, storage: KVStorage) -> AttentionBackend:
     cache = storage.keys[0]
     if cache.device.type != "cpu":
         return TorchAttention(config, storage)
-    if cache.dtype not in PACKED_DTYPES:
+    if cache.dtype not in DTYPES:
         warn_of_dtype(cache.dtype)
         return TorchAttention(config, storage)
     try:

@@ -60,6 +60,17 @@ class AttentionMetadata:
     def num_sequences(self) -> int:
         return len(self.context_lens)
 
+    @property
+    def is_decode(self) -> bool:
+        """Does every sequence compute one token, and want to know what comes next?"""
+        return self.num_tokens == self.num_sequences == len(self.logit_rows)
+
+    def first_seen(self, window: int | None) -> IntArray:
+        """[S] the first position that any new token of each sequence sees, in layers with this window."""
+        if window is None:
+            return np.zeros_like(self.context_lens)
+        return np.maximum(0, self.context_lens - np.diff(self.query_starts) - window + 1)
+
 
 def build_metadata(plan: StepPlan, block_size: int) -> AttentionMetadata:
     """Lay the plan's sequences end to end. Raises `ValueError` if a block table is too short."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 from time import perf_counter
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -26,11 +25,10 @@ from minivllm.executor.attention.torch_backend import GatheredWork, TorchAttenti
 from minivllm.executor.fused_decoder import FusedDecoder, Turn, as_array
 from minivllm.executor.kv_storage import KVStorage
 from minivllm.executor.small_batches import SmallBatches
-from minivllm.hazards import compiling
+from minivllm.hazards import compiling, set_numba_threads
 from minivllm.model.config import ModelConfig
 from minivllm.model.decoder import Decoder
-
-DTYPES = (torch.float32, torch.bfloat16)
+from minivllm.model.packed import DTYPES
 
 
 class NumbaCpuAttention(TorchAttention):
@@ -53,7 +51,6 @@ class NumbaCpuAttention(TorchAttention):
                 "dtype must be float32 or bfloat16 for the attention backend 'numba-cpu', got "
                 f"{self._dtype}; use attention_backend='torch'"
             )
-        self._most_threads = numba.config.NUMBA_NUM_THREADS
         self._caches = [(as_array(k), as_array(v)) for k, v in zip(storage.keys, storage.values, strict=True)]
         self._scale = np.float32(config.head_dim**-0.5)
         self._items: dict[int | None, tuple[Any, Any]] = {}
@@ -66,7 +63,7 @@ class NumbaCpuAttention(TorchAttention):
         return FusedDecoder(decoder)
 
     def begin_step(self, metadata: AttentionMetadata) -> None:
-        self._num_threads = min(torch.get_num_threads(), self._most_threads)
+        self._num_threads = set_numba_threads()
         self._decoding = np.flatnonzero(np.diff(metadata.query_starts) == 1)
         self._rows = torch.from_numpy(metadata.query_starts[self._decoding])
         self._all_decode = len(self._decoding) == metadata.num_tokens
@@ -99,7 +96,6 @@ class NumbaCpuAttention(TorchAttention):
         began = perf_counter()
         heads = self.config.num_heads
         query = torch.empty((len(qkv), heads, self.config.head_dim), dtype=qkv.dtype)
-        numba.set_num_threads(self._num_threads)
         rows.turn(
             as_array(qkv), *turn, self._slots, *self._caches[layer], as_array(query), self._num_threads,
         )  # fmt: skip
@@ -111,7 +107,6 @@ class NumbaCpuAttention(TorchAttention):
         query = query.contiguous()
         out = torch.empty_like(query)
         items, starts = self._items[self.config.layer_windows[layer]]
-        numba.set_num_threads(self._num_threads)
         paged_decode.paged_decode(
             as_array(query), *self._caches[layer], self._tables, items, starts, as_array(out), self._scale
         )

@@ -139,10 +139,8 @@ class TorchAttention(AttentionBackend):
     def _plan_work(self, metadata: AttentionMetadata, window: int | None) -> list[GatheredWork]:
         block_size = self.storage.block_size
         new_tokens = np.diff(metadata.query_starts)
-        first_seen = np.zeros_like(new_tokens)
-        if window is not None:  # blocks wholly before the first query's window need not be read
-            first_seen = np.maximum(0, metadata.context_lens - new_tokens - window + 1)
-        first_block = first_seen // block_size
+        first_seen = metadata.first_seen(window)
+        first_block = first_seen // block_size  # blocks wholly before it need not be read
         num_blocks = -(-metadata.context_lens // block_size) - first_block
 
         work = [
