@@ -87,34 +87,28 @@ def throughput_by_default(
             raise ValueError(f"put --{name} after the command: minivllm bench {command} --{name} …")
 
 
-@app.command()
-def throughput(
-    model: Model = None,
-    threads: Threads = None,
-    repeat: Repeat = 3,
-    requests: Requests = 64,
-    dtype: Dtype = "auto",
-    blocks: Blocks = None,
-    json: Json = None,
-    seed: Seed = DEFAULT_SEED,
-) -> None:
-    """Tokens a second, each user's waiting, and where the time of a step goes."""
-    _measure("throughput", json, _settings(model, threads, repeat, requests, dtype, blocks, seed))
+def _add_usual(kind: str, sentence: str, repeat: int = 3) -> None:
+    """A command with the usual options, for a measurement that needs no others."""
+
+    def command(
+        model: Model = None,
+        threads: Threads = None,
+        repeat: Repeat = repeat,
+        requests: Requests = 64,
+        dtype: Dtype = "auto",
+        blocks: Blocks = None,
+        json: Json = None,
+        seed: Seed = DEFAULT_SEED,
+    ) -> None:
+        _measure(kind, json, _settings(model, threads, repeat, requests, dtype, blocks, seed))
+
+    app.command(kind, help=sentence)(command)
 
 
-@app.command()
-def peers(
-    model: Model = None,
-    threads: Threads = None,
-    repeat: Repeat = 3,
-    requests: Requests = 64,
-    dtype: Dtype = "auto",
-    blocks: Blocks = None,
-    json: Json = None,
-    seed: Seed = DEFAULT_SEED,
-) -> None:
-    """The same requests through Hugging Face `generate` in static batches, in turns with ours."""
-    _measure("peers", json, _settings(model, threads, repeat, requests, dtype, blocks, seed))
+_add_usual("throughput", "Tokens a second, each user's waiting, and where the time of a step goes.")
+_add_usual(
+    "peers", "The same requests through Hugging Face `generate` in static batches, in turns with ours."
+)
 
 
 @app.command()
@@ -151,49 +145,11 @@ def field(
     _measure("field", json, settings)
 
 
-@app.command()
-def trace(
-    model: Model = None,
-    threads: Threads = None,
-    repeat: Repeat = 5,
-    requests: Requests = 64,
-    dtype: Dtype = "auto",
-    blocks: Blocks = None,
-    json: Json = None,
-    seed: Seed = DEFAULT_SEED,
-) -> None:
-    """What recording a trace costs."""
-    _measure("trace", json, _settings(model, threads, repeat, requests, dtype, blocks, seed))
-
-
-@app.command()
-def profile(
-    model: Model = None,
-    threads: Threads = None,
-    repeat: Repeat = 3,
-    requests: Requests = 64,
-    dtype: Dtype = "auto",
-    blocks: Blocks = None,
-    json: Json = None,
-    seed: Seed = DEFAULT_SEED,
-) -> None:
-    """The parts of a step, each beside the time that this machine cannot do it in less than."""
-    _measure("profile", json, _settings(model, threads, repeat, requests, dtype, blocks, seed))
-
-
-@app.command("control-plane")
-def control_plane(
-    model: Model = None,
-    threads: Threads = None,
-    repeat: Repeat = 3,
-    requests: Requests = 64,
-    dtype: Dtype = "auto",
-    blocks: Blocks = None,
-    json: Json = None,
-    seed: Seed = DEFAULT_SEED,
-) -> None:
-    """What blocks, scheduling and aborts cost, however large the pool and the queue."""
-    _measure("control-plane", json, _settings(model, threads, repeat, requests, dtype, blocks, seed))
+_add_usual("trace", "What recording a trace costs.", repeat=5)
+_add_usual(
+    "profile", "The parts of a step, each beside the time that this machine cannot do it in less than."
+)
+_add_usual("control-plane", "What blocks, scheduling and aborts cost, however large the pool and the queue.")
 
 
 @app.command()
