@@ -6,13 +6,13 @@ from pathlib import Path
 
 import streamlit as st
 
-from minivllm.trace.reader import TraceError
 from minivllm.trace.timeline import Phase
 from viz import figures, loading, stage
 from viz.figures.common import PHONE, WIDE
 from viz.figures.moments import Moment, merge, steps_of_first
 from viz.loading import Run
 from viz.player import Jump
+from viz.second_trace import second_trace
 from viz.side_by_side import side_by_side
 from viz.views.overview import plain
 
@@ -43,7 +43,7 @@ CLOCKS = "One clock is simulated and the other is real: their seconds are not th
 
 def page(run: Run) -> None:
     st.markdown(INTRODUCTION)
-    other = _other(run)
+    other = second_trace(run, loading.open_run, lambda: st.info(WITHOUT))
     if other is None:
         return
     for warning in other.timeline.trace.warnings:
@@ -91,46 +91,6 @@ def page(run: Run) -> None:
     )
     with st.expander("What these numbers say"):
         st.markdown("\n".join(f"- **{row.name}**: {row.sentence}" for row in rows))
-
-
-def _other(run: Run) -> Run | None:
-    """The second run; while there is none, the page asks for it."""
-    path = loading.chosen_other()
-    other, problem = None, ""
-    if path is not None:
-        try:
-            other = loading.open_run(path)
-            st.query_params["with"] = str(path)
-        except TraceError as error:
-            problem = str(error)
-    if problem:
-        st.error(problem)
-    if other is None:
-        st.info(WITHOUT)
-        _choose(run)
-    else:
-        with st.popover(f"Beside it: {other.path.name}", help="Choose another second trace"):
-            _choose(run)
-    return other
-
-
-def _choose(run: Run) -> None:
-    found = loading.neighbours(run.path)
-    if found:
-        chosen = st.selectbox(
-            "A trace from the same folder",
-            found,
-            None,
-            format_func=lambda path: path.name,
-            placeholder="Choose one",
-            key="neighbour",
-            width=360,
-        )
-        if chosen is not None and chosen != st.session_state.get("neighbour taken"):
-            st.session_state["neighbour taken"] = chosen
-            loading.choose_other(chosen)
-            st.rerun()
-    loading.chooser(loading.choose_other, "open-other")
 
 
 def side_labels(first: Path, second: Path) -> tuple[str, str]:

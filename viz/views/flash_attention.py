@@ -8,7 +8,6 @@ from functools import partial
 import streamlit as st
 
 from minivllm.trace.kernel_events import KernelTrace
-from minivllm.trace.reader import TraceError
 from viz import kernel_stage, loading
 from viz.figures.kernel_matrix import kernel_matrix, piece_captions
 from viz.figures.kernel_softmax import LATE, is_told_late, kernel_softmax, rescaled
@@ -18,6 +17,7 @@ from viz.kernel_side_by_side import SENTENCES, column, same_sizes, table
 from viz.loading import KernelRun
 from viz.player import Jump
 from viz.scene import Scene
+from viz.second_trace import second_trace
 from viz.views import microscope
 from viz.views.compare import side_labels
 from viz.views.microscope import choose_kernel
@@ -132,7 +132,7 @@ def attention_jumps(found: Sequence[Piece]) -> list[Jump]:
 def _side_by_side(run: KernelRun) -> None:
     """Bytes of this file's kernels, or of this file and a second one."""
     st.subheader("Side by side")
-    other = _other(run)
+    other = second_trace(run, loading.open_kernel_run, _ask)
     if other is None:
         columns = [column(f"{n}. {t.header.kernel}", [t]) for n, t in enumerate(run.traces, 1)]
         if len(columns) > 1:
@@ -147,39 +147,6 @@ def _side_by_side(run: KernelRun) -> None:
         st.markdown("\n".join(f"- **{name}**: {sentence}" for name, sentence in SENTENCES.items()))
 
 
-def _other(run: KernelRun) -> KernelRun | None:
-    """The second trace; while there is none, the page offers to choose one."""
-    path, other = loading.chosen_other(), None
-    if path is not None:
-        try:
-            other = loading.open_kernel_run(path)
-            st.query_params["with"] = str(path)
-        except TraceError as error:
-            st.error(str(error))
-    if other is None:
-        st.markdown(BESIDE)
-        st.code(HOW, language="shell")
-        _choose(run)
-    else:
-        with st.popover(f"Beside it: {other.path.name}", help="Choose another second trace"):
-            _choose(run)
-    return other
-
-
-def _choose(run: KernelRun) -> None:
-    found = loading.neighbours(run.path, kernels=True)
-    if found:
-        chosen = st.selectbox(
-            "A trace from the same folder",
-            found,
-            None,
-            format_func=lambda path: path.name,
-            placeholder="Choose one",
-            key="kernel neighbour",
-            width=360,
-        )
-        if chosen is not None and chosen != st.session_state.get("kernel neighbour taken"):
-            st.session_state["kernel neighbour taken"] = chosen
-            loading.choose_other(chosen)
-            st.rerun()
-    loading.chooser(loading.choose_other, "open-other-kernel")
+def _ask() -> None:
+    st.markdown(BESIDE)
+    st.code(HOW, language="shell")

@@ -1,0 +1,63 @@
+"""A second trace beside the first: opened if one was chosen, asked for if not.
+
+Read next: `loading.py`, which knows what was chosen; `views/compare.py` and `views/flash_attention.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import streamlit as st
+
+from minivllm.trace.reader import TraceError
+from viz import loading
+from viz.loading import KernelRun, Run
+
+AnyRun = TypeVar("AnyRun", Run, KernelRun)
+
+
+def second_trace(
+    first: AnyRun, open_trace: Callable[[Path], AnyRun], ask: Callable[[], object]
+) -> AnyRun | None:
+    """The second trace, of the same kind as the first; while there is none, the page offers to choose one.
+
+    Args:
+        ask: says on the page what a second trace would be good for.
+    """
+    path, other = loading.chosen_other(), None
+    if path is not None:
+        try:
+            other = open_trace(path)
+            st.query_params["with"] = str(path)
+        except TraceError as error:
+            st.error(str(error))
+    if other is None:
+        ask()
+        _choose(first)
+    else:
+        with st.popover(f"Beside it: {other.path.name}", help="Choose another second trace"):
+            _choose(first)
+    return other
+
+
+def _choose(first: Run | KernelRun) -> None:
+    is_kernel = isinstance(first, KernelRun)
+    key = "kernel neighbour" if is_kernel else "neighbour"
+    found = loading.neighbours(first.path, kernels=is_kernel)
+    if found:
+        chosen = st.selectbox(
+            "A trace from the same folder",
+            found,
+            None,
+            format_func=lambda path: path.name,
+            placeholder="Choose one",
+            key=key,
+            width=360,
+        )
+        if chosen is not None and chosen != st.session_state.get(f"{key} taken"):
+            st.session_state[f"{key} taken"] = chosen
+            loading.choose_other(chosen)
+            st.rerun()
+    loading.chooser(loading.choose_other, "open-other-kernel" if is_kernel else "open-other")
