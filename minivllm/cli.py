@@ -1,4 +1,4 @@
-"""The command line: `minivllm demo | generate | dashboard | trace | compare | bench | doctor`.
+"""The command line: `minivllm demo | generate | dashboard | lesson | trace | compare | bench | doctor`.
 
 Commands only parse and print; what they do lives in the module that each one names. A mistake of the user's
 is one sentence on stderr and exit code 2, never a stack trace (set MINIVLLM_DEBUG=1 to see it all the same).
@@ -71,9 +71,12 @@ def dashboard(
     if trace is not None:
         from minivllm.trace.kernel_events import is_kernel_trace, read_kernel_traces
         from minivllm.trace.reader import read_trace
+        from minivllm.trace.story_events import is_story, read_story
 
-        warnings = () if is_kernel_trace(trace) and read_kernel_traces(trace) else read_trace(trace).warnings
-        for warning in warnings:
+        is_other = (is_kernel_trace(trace) and read_kernel_traces(trace)) or (
+            is_story(trace) and read_story(trace)
+        )
+        for warning in () if is_other else read_trace(trace).warnings:
             console.print(f"[yellow]{warning}[/yellow]")
     # Started as a program of its own: the engine never imports the dashboard (house rule 3).
     command = [sys.executable, "-m", "viz.serve", *([str(trace)] if trace else []), "--port", str(port)]
@@ -187,8 +190,13 @@ def trace_summary(file: TraceFile) -> None:
     from minivllm.trace.kernel_events import is_kernel_trace, read_kernel_traces
     from minivllm.trace.kernel_summary import kernel_summary_lines
     from minivllm.trace.reader import read_trace
+    from minivllm.trace.story_events import is_story, read_story
+    from minivllm.trace.story_summary import story_summary_lines
     from minivllm.trace.summary import summarize
 
+    if is_story(file):
+        console.print("\n".join(story_summary_lines(read_story(file))), markup=False, highlight=False)
+        return
     if is_kernel_trace(file):
         for kernel in read_kernel_traces(file):
             console.print("\n".join(kernel_summary_lines(kernel)), markup=False, highlight=False)
@@ -217,6 +225,15 @@ def trace_export(
     target = out or file.with_suffix(".perfetto.json")
     write_perfetto(read_trace(file), target)
     console.print(f"Wrote {target}. Open it at ui.perfetto.dev or in chrome://tracing.", highlight=False)
+
+
+@app.command(
+    add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
+def lesson(context: typer.Context) -> None:
+    """Learn it by building it: list, start, check, hint, see, diff, reset."""
+    # A program of its own, like the dashboard: the engine never imports the lessons.
+    raise typer.Exit(subprocess.call([sys.executable, "-m", "lessons", *context.args]))
 
 
 @app.command()

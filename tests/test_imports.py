@@ -1,6 +1,8 @@
 """The rules of the house about who may import whom (CONTRIBUTING.md), read from the source itself."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,11 +90,23 @@ def test_the_engine_never_imports_the_dashboard_or_the_lessons():
 
 
 def test_the_dashboard_knows_traces_and_nothing_else_of_the_engine():
+    """Lessons, too: a page of theirs starts them, has them judged and shows what was found, and a second
+    implementation of that would judge otherwise. They judge in a process of their own, without the engine."""
     for path in python_files("viz"):
-        engine = {name for name in imports_of(path) if name.startswith("minivllm")}
-        assert all(name.startswith("minivllm.trace") for name in engine), (
-            f"{path.relative_to(ROOT)}: {engine}"
+        ours = {
+            name
+            for name in imports_of(path)
+            if name.split(".")[0] in ("minivllm", "kernels_numba", "lessons")
+        }
+        assert all(name.startswith(("minivllm.trace", "lessons")) for name in ours), (
+            f"{path.relative_to(ROOT)}: {ours}"
         )
+
+
+def test_the_dashboard_runs_without_what_only_tests_and_judges_need():
+    code = "import viz.views.lessons, viz.views.start, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"hypothesis", "pytest", "torch"} & set(done.stdout.split())
 
 
 def test_kernels_know_arrays_and_not_requests():

@@ -1,7 +1,8 @@
 """The dashboard: `streamlit run viz/app.py`, or better `minivllm dashboard [TRACE]`.
 
 Python reads the trace, builds scenes, and is done; the browser plays them (`stage.py` tells why). A page is a
-module in `views/` with a `page(run)`; to add one, write it and name it below.
+module in `views/` with a `page(run)`; to add one, write it and name it below. Pages to learn from need no
+trace, and draw their own title. Each page ends with a link to the next, and the tour ends in the lessons.
 
 Read next: `loading.py`.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import streamlit as st
 from PIL import Image
@@ -20,24 +22,39 @@ if (root := str(Path(__file__).resolve().parent.parent)) not in sys.path:
     sys.path.insert(0, root)
 
 from minivllm.trace.reader import TraceError
-from viz import loading
-from viz.loading import KernelRun, Run
+from viz import links, loading
+from viz.loading import KernelRun, Run, StoryRun
 from viz.palette import FAMILIES
 from viz.views import (
     beam_tree,
     compare,
     flash_attention,
     kv_pool,
+    lessons,
     metrics,
     microscope,
     overview,
     prefix_tree,
     roofline,
     scheduler,
+    start,
+    story,
 )
 
+LEARN_PAGES = (start, lessons)
+RUN_PAGES = (overview, kv_pool, scheduler, beam_tree, prefix_tree, roofline, metrics, compare)
 KERNEL_PAGES = (microscope, flash_attention)
-PAGES = (overview, kv_pool, scheduler, beam_tree, prefix_tree, roofline, metrics, compare, *KERNEL_PAGES)
+# All in one row: in Streamlit's sections, nobody would see where they are, and every way would be two clicks.
+PAGES = (*LEARN_PAGES, story, *RUN_PAGES, *KERNEL_PAGES)
+TOUR = (start, *RUN_PAGES, *KERNEL_PAGES, lessons)
+
+AnyRun = Run | KernelRun | StoryRun
+# What is opened, in words, and the page that shows it.
+KINDS: dict[type, tuple[str, str, ModuleType]] = {
+    Run: ("a run of the engine", "runs of the engine", overview),
+    KernelRun: ("one of a kernel", "kernels", microscope),
+    StoryRun: ("a failing story of a lesson", "failing stories of lessons", story),
+}
 
 # The pictures want the width that Streamlit leaves empty; nine numbers fit into one line if they are modest.
 STYLE = """
@@ -45,6 +62,7 @@ STYLE = """
 .stMainBlockContainer { padding: 4.2rem clamp(1rem, 3vw, 3.5rem) 3rem; max-width: 100rem; }
 [data-testid="stMetricValue"] { font-size: 1.45rem; }
 h1 { padding: 0.4rem 0 !important; }
+.st-key-lesson-text h2 { font-size: 1.6rem; }
 </style>
 """
 
@@ -53,15 +71,20 @@ def main() -> None:
     st.set_page_config(page_title="minivllm", page_icon=_icon(), layout="wide")
     st.html(STYLE)
     run, problem = _open()
-    pages = [
-        st.Page(partial(_page, index, run, problem), title=page.TITLE, url_path=page.URL, default=not index)
-        for index, page in enumerate(PAGES)
-    ]
-    st.session_state.pages = pages
-    st.navigation(pages, position="top").run()
+    pages = {
+        page.URL: st.Page(
+            partial(_page, page, run, problem),
+            title=page.TITLE,
+            url_path=page.URL,
+            default=page is overview,
+        )
+        for page in PAGES
+    }
+    st.session_state.pages, st.session_state.pages_by_url = list(pages.values()), pages
+    st.navigation(list(pages.values()), position="top").run()
 
 
-def _open() -> tuple[Run | KernelRun | None, str]:
+def _open() -> tuple[AnyRun | None, str]:
     """The run to show; if there is none, the reason in a sentence ("" if nothing was chosen yet)."""
     path = loading.chosen_path()
     if path is None:
@@ -77,46 +100,59 @@ def _open() -> tuple[Run | KernelRun | None, str]:
     return run, ""
 
 
-def _page(index: int, run: Run | KernelRun | None, problem: str) -> None:
-    is_kernel_page = PAGES[index] in KERNEL_PAGES
+def _page(page: ModuleType, run: AnyRun | None, problem: str) -> None:
+    if page in LEARN_PAGES:
+        page.page(run)
+    else:
+        _page_of_a_trace(page, run, problem)
+    if page is not lessons:  # which leads from lesson to lesson
+        _next(page)
+
+
+def _next(page: ModuleType) -> None:
+    """The tour goes on; from a page beside it to the lessons."""
+    following = TOUR[TOUR.index(page) + 1] if page in TOUR else lessons
+    links.page_link(following.URL, f"Next: {following.TITLE}")
+    st.caption(following.TEASER)
+
+
+def _page_of_a_trace(page: ModuleType, run: AnyRun | None, problem: str) -> None:
+    kind = StoryRun if page is story else KernelRun if page in KERNEL_PAGES else Run
     if run is None:
-        st.title(PAGES[index].TITLE if is_kernel_page else "minivllm")
-        _welcome(problem, is_kernel_page)
+        st.title("minivllm" if kind is Run else page.TITLE)
+        _welcome(problem, kind)
         return
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"):
-        st.title(PAGES[index].TITLE, width="content")
+        st.title(page.TITLE, width="content")
         with st.popover(f"Trace: {run.path.name}", help="Open another trace"):
             loading.chooser()
-    if isinstance(run, KernelRun) != is_kernel_page:
-        _other_kind(run)
+    if not isinstance(run, kind):
+        _other_kind(run, kind)
         return
     for warning in loading.warnings_of(run):
         st.warning(warning)
-    PAGES[index].page(run)
-    if index + 1 < len(PAGES):
-        following = PAGES[index + 1]
-        st.page_link(st.session_state.pages[index + 1], label=f"Next: {following.TITLE}")
-        st.caption(following.TEASER)
+    loading.now_shown(run)
+    page.page(run)
 
 
-def _other_kind(run: Run | KernelRun) -> None:
+def _other_kind(run: AnyRun, wanted: type) -> None:
     """This page cannot show this trace; another one can."""
-    if isinstance(run, KernelRun):
-        st.info("The open trace is one of a kernel; this page shows runs of the engine.")
-        place = PAGES.index(microscope)
-    else:
-        st.info("The open trace is a run of the engine; this page shows kernels. To record one:")
-        st.code(microscope.HOW, language="shell")
-        place = 0
-    st.page_link(st.session_state.pages[place], label=f"Go to: {PAGES[place].TITLE}")
+    words, _, place = KINDS[type(run)]
+    _, shown, own = KINDS[wanted]
+    st.info(f"The open trace is {words}; this page shows {shown}.")
+    if wanted is not Run:
+        st.markdown("To get one:")
+        st.code(own.HOW, language="shell")
+    links.page_link(place.URL, f"Go to: {place.TITLE}")
 
 
-def _welcome(problem: str, is_kernel_page: bool = False) -> None:
+def _welcome(problem: str, kind: type) -> None:
     if problem:
         st.error(problem)
-    if is_kernel_page:
-        st.markdown(microscope.WITHOUT)
-        st.code(microscope.HOW, language="shell")
+    if kind is not Run:
+        page = KINDS[kind][2]
+        st.markdown(page.WITHOUT)
+        st.code(page.HOW, language="shell")
         loading.chooser()
         return
     st.markdown(
@@ -125,6 +161,10 @@ def _welcome(problem: str, is_kernel_page: bool = False) -> None:
         "Open it here, and step through it."
     )
     loading.chooser()
+    st.markdown("Without a trace, too:")
+    for page in LEARN_PAGES:
+        links.page_link(page.URL, page.TITLE)
+        st.caption(page.TEASER)
 
 
 def _icon() -> Image.Image:

@@ -1,6 +1,7 @@
 """Which trace the dashboard shows: from the link, from the command line, typed in, or uploaded.
 
-A trace is of a run of the engine, or of kernels under the microscope: each page shows one kind of them.
+A trace is of a run of the engine, of kernels under the microscope, or a failing story of a lesson: each page
+shows one kind of them.
 
     ?trace=… in the link  ►  MINIVLLM_TRACE (set by `viz.serve`)  ►  the form on the page
     ?with=…  in the link  ►  the form on the page "Compare"           (a second trace, beside the first)
@@ -25,6 +26,7 @@ import streamlit as st
 
 from minivllm.trace.kernel_events import KernelTrace, WarpAccess, is_kernel_trace, read_kernel_traces
 from minivllm.trace.reader import TraceError, read_trace
+from minivllm.trace.story_events import StoryTrace, is_story, read_story
 from minivllm.trace.summary import RunSummary, summarize
 from minivllm.trace.timeline import Timeline, make_timeline
 
@@ -52,6 +54,14 @@ class KernelRun(NamedTuple):
     """Was the file written to its end?"""
 
 
+class StoryRun(NamedTuple):
+    """A failing story of a lesson."""
+
+    path: Path
+    fingerprint: str
+    story: StoryTrace
+
+
 def open_run(path: Path) -> Run:
     """Read a trace of the engine, or take it from the cache if the file has not changed.
 
@@ -61,6 +71,8 @@ def open_run(path: Path) -> Run:
     modified, size = _looked_at(path)
     if is_kernel_trace(path):
         raise TraceError(f"{path} is a trace of a kernel; here one of the engine is needed")
+    if is_story(path):
+        raise TraceError(f"{path} is a story of a lesson; here a trace of the engine is needed")
     return _open_cached(path, modified, size)
 
 
@@ -76,19 +88,33 @@ def open_kernel_run(path: Path) -> KernelRun:
     return _open_kernels_cached(path, modified, size)
 
 
-def open_any(path: Path) -> Run | KernelRun:
-    """Whichever of the two it is.
+def open_story(path: Path) -> StoryRun:
+    """The same for a failing story of a lesson.
 
     Raises:
         TraceError: it cannot be shown, and why.
     """
+    modified, size = _looked_at(path)
+    return _open_story_cached(path, modified, size)
+
+
+def open_any(path: Path) -> Run | KernelRun | StoryRun:
+    """Whichever of them it is.
+
+    Raises:
+        TraceError: it cannot be shown, and why.
+    """
+    if is_story(path):
+        return open_story(path)
     return open_kernel_run(path) if is_kernel_trace(path) else open_run(path)
 
 
-def warnings_of(run: Run | KernelRun) -> list[str]:
+def warnings_of(run: Run | KernelRun | StoryRun) -> list[str]:
     """What a reader of these pictures should know: what was lost, mostly."""
     if isinstance(run, Run):
         return run.timeline.trace.warnings
+    if isinstance(run, StoryRun):
+        return [] if run.story.is_whole else ["The story was cut off: its last steps are missing."]
     return (
         []
         if run.is_whole
@@ -130,6 +156,11 @@ def _open_kernels_cached(path: Path, modified: int, size: int) -> KernelRun:
     return KernelRun(path, _fingerprint(path, modified, size), shown, is_whole)
 
 
+@st.cache_resource(max_entries=4, show_spinner="Reading the story …")
+def _open_story_cached(path: Path, modified: int, size: int) -> StoryRun:
+    return StoryRun(path, _fingerprint(path, modified, size), read_story(path))
+
+
 def _fingerprint(path: Path, modified: int, size: int) -> str:
     key = f"{path.resolve()}:{modified}:{size}"
     return sha256(key.encode()).hexdigest()[:16]
@@ -150,6 +181,15 @@ def choose(path: Path) -> None:
         for name in ("step", "request", "kernel", "follow"):
             st.session_state.pop(name, None)
         st.query_params.clear()
+
+
+def now_shown(run: Run | KernelRun | StoryRun) -> None:
+    """This trace is drawn now; the step at which another one stood means nothing in it."""
+    name = str(run.path.resolve())
+    if st.session_state.get("shown", name) != name:
+        st.session_state.pop("step", None)
+        st.query_params.pop("step", None)
+    st.session_state.shown = name
 
 
 def chosen_other() -> Path | None:

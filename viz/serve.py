@@ -25,6 +25,7 @@ from urllib.parse import quote
 from urllib.request import urlopen
 
 from minivllm.trace.kernel_events import is_kernel_trace
+from minivllm.trace.story_events import is_story
 
 HOST = "127.0.0.1"
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,7 +85,9 @@ def environment(trace: Path | None) -> dict[str, str]:
 
 def url(port: int, trace: Path | None) -> str:
     """The link to open: the first page that shows this kind of trace."""
-    page = "microscope" if trace and is_kernel_trace(trace) else ""
+    page = ""
+    if trace:
+        page = "microscope" if is_kernel_trace(trace) else "story" if is_story(trace) else ""
     return f"http://{HOST}:{port}/{page}" + (f"?trace={quote(str(trace.resolve()))}" if trace else "")
 
 

@@ -61,14 +61,32 @@ def show(
         own_jumps: places to jump to, if others than those of the whole run matter here.
         steps: the run's step at each step of the scenes, if those are not the run's own.
     """
-    _place()
     places = jumps(run.timeline) if own_jumps is None else own_jumps
-    PLAYER(data=_payload(run.fingerprint, name, make_scenes, places, steps), key=f"player-{name}")
+    show_scenes(run.fingerprint, name, make_scenes, places, steps)
+
+
+def show_scenes(
+    fingerprint: str,
+    name: str,
+    make_scenes: Callable[[], Sequence[Scene]],
+    places: Sequence[Jump],
+    steps: Sequence[int] | None = None,
+    place: str = "place",
+    first: int = 0,
+) -> None:
+    """The same for any trace.
+
+    Args:
+        place: the key by which the step comes back.
+        first: what the first step is called.
+    """
+    _place(place)
+    PLAYER(data=_payload(fingerprint, name, make_scenes, places, steps, first), key=f"player-{name}")
 
 
 @st.fragment
-def _place() -> None:
-    step = PLACE(key="place", on_step_change=lambda: None).step
+def _place(key: str) -> None:
+    step = PLACE(key=key, on_step_change=lambda: None).step
     if step is not None:
         st.session_state.step = int(step)
         st.query_params["step"] = str(int(step))
@@ -81,8 +99,9 @@ def _payload(
     _make_scenes: Callable[[], Sequence[Scene]],
     _jumps: Sequence[Jump],
     _steps: Sequence[int] | None,
+    first: int,
 ) -> bytes:
-    data = player.player_data(f"{fingerprint}-{name}", fingerprint, _make_scenes(), _jumps, _steps)
+    data = player.player_data(f"{fingerprint}-{name}", fingerprint, _make_scenes(), _jumps, _steps, first)
     return player.packed(data)
 
 

@@ -97,6 +97,8 @@ class StepRecord:
     """Sequences that ended, beams that were pruned among them."""
     ended: list[str] = field(default_factory=list)
     """Requests whose last sequence ended."""
+    ended_before: set[str] = field(default_factory=set)
+    """Those of them that were aborted before the step began, and took no part in it."""
     forked: list[SequenceForked] = field(default_factory=list)
     beams: list[BeamsAdvanced] = field(default_factory=list)
     abandoned: list[StepAbandoned] = field(default_factory=list)
@@ -162,6 +164,8 @@ class StepRecord:
                 self.finished.append(sequence)
                 if state.members[sequence.request] == [event.seq]:
                     self.ended.append(sequence.request)
+                    if not self.has_started:
+                        self.ended_before.add(sequence.request)
             case StepAbandoned():
                 self.abandoned.append(event)
                 self.batch = ()
@@ -338,8 +342,8 @@ class _SpanKeeper:
             if request not in in_batch:
                 self._change(request, Phase.HELD, step)
         for request in record.ended:
-            # One that was aborted before the step began took no part in it.
-            self._close(request, step if request in in_batch else step - 1)
+            # Who computes nothing and is let go at the end of a step was held in it.
+            self._close(request, step - 1 if request in record.ended_before else step)
 
     def close(self, last_step: int) -> dict[str, list[Span]]:
         """Requests that are still there when the trace ends were there until its last step."""

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from tests.viz import sharing_factory, trace_factory
+from tests.viz.lesson_factory import catalogue_of, lesson, own_folders  # noqa: F401
 from tests.viz.sharing_factory import Sharing
 from tests.viz.trace_factory import Workload
 from viz import serve
@@ -53,12 +54,21 @@ def sharing_file(tmp_path_factory):
     return trace_factory.write(trace, tmp_path_factory.mktemp("trace") / "sharing.jsonl")
 
 
+@pytest.fixture(scope="module")
+def free_port():
+    return _free_port()
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind((serve.HOST, 0))
+        return probe.getsockname()[1]
+
+
 @pytest.fixture(scope="session")
 def server():
     """Where a fresh dashboard without a trace answers."""
-    with socket.socket() as probe:
-        probe.bind((serve.HOST, 0))
-        port = probe.getsockname()[1]
+    port = _free_port()
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(serve.command(port), env=serve.environment(None), **quiet) as process:
         try:

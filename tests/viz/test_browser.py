@@ -320,10 +320,13 @@ def test_all_pages_stand_at_the_same_step(page, server, sharing_file):
         page.keyboard.press("ArrowLeft")
 
 
-def test_the_navigation_is_the_tour_in_its_order(page, server, sharing_file):
+def test_the_navigation_shows_all_pages_in_one_row(page, server, sharing_file):
     open_dashboard(page, server, sharing_file)
     links = [link.strip() for link in page.locator("[data-testid=stTopNavLink]").all_inner_texts()]
     assert links == [
+        "Start here",
+        "Lessons",
+        "Your bug",
         "Overview",
         "KV pool",
         "Scheduler",

@@ -5,6 +5,7 @@ Read next: `mpl.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
 from viz.palette import LIGHT, colour
@@ -12,22 +13,46 @@ from viz.scene import Scene, Shape
 
 LABEL_DROP = 0.36
 """How far below the middle of a rectangle its label's baseline lies, as a share of the label's size."""
+MARGIN, GAP = 12.0, 14.0
+"""Of a column: around it, and between its scenes."""
+CODE = "Source of"
+"""So begin the titles of pictures of code: columns are places only where all characters are equally wide."""
 
 
 def to_svg(scene: Scene, step: int, theme: int = LIGHT) -> str:
     """The picture after `step`, with the caption as its description. `theme`: `palette.LIGHT` or `DARK`."""
+    return _document(
+        scene.width, scene.height, scene.title, scene.captions[step], _body(scene, step, theme), theme
+    )
+
+
+def to_svg_column(scenes: Sequence[Scene], step: int, theme: int = LIGHT) -> str:
+    """Scenes with the same steps, one below the other, with a margin: a picture for a text."""
+    width = max(scene.width for scene in scenes) + 2 * MARGIN
+    y, parts = MARGIN, []
+    for scene in scenes:
+        font = ' font-family="monospace"' if scene.title.startswith(CODE) else ""
+        parts.append(f'<g transform="translate({MARGIN:g} {y:g})"{font}>{_body(scene, step, theme)}</g>')
+        y += scene.height + GAP
+    title = "; ".join(dict.fromkeys(scene.title for scene in scenes))
+    return _document(width, y - GAP + MARGIN, title, scenes[0].captions[step], "".join(parts), theme)
+
+
+def _document(width: float, height: float, title: str, caption: str, body: str, theme: int) -> str:
+    size = f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}"'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" font-family="sans-serif">'
+        f"<title>{_escaped(title)}</title><desc>{_escaped(caption)}</desc>"
+        f'<rect width="100%" height="100%" fill="{colour("page", theme)}"/>{body}</svg>'
+    )
+
+
+def _body(scene: Scene, step: int, theme: int) -> str:
     shapes = scene.at(step)
-    size = f'viewBox="0 0 {scene.width:g} {scene.height:g}" width="{scene.width:g}" height="{scene.height:g}"'
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" font-family="sans-serif">',
-        f"<title>{_escaped(scene.title)}</title><desc>{_escaped(scene.captions[step])}</desc>",
-        f'<rect width="100%" height="100%" fill="{colour("page", theme)}"/>',
-    ]
     draw = {"rect": _rect, "text": _text, "path": _path}
-    parts += [draw[str(shape["kind"])](shape, theme) for shape in shapes]
+    parts = [draw[str(shape["kind"])](shape, theme) for shape in shapes]
     # Labels lie above all rectangles, as in the player: a neighbour must not cut a letter in half.
-    parts += [_label(shape, theme) for shape in shapes if shape.get("label")]
-    return "".join(parts) + "</svg>"
+    return "".join(parts + [_label(shape, theme) for shape in shapes if shape.get("label")])
 
 
 def _escaped(value: object) -> str:
@@ -68,7 +93,9 @@ def _text(shape: Shape, theme: int) -> str:
     place = f'x="{shape["x"]}" y="{shape["y"]}" font-size="{shape["size"]}" text-anchor="{shape["anchor"]}"'
     weight = ' font-weight="bold"' if shape["weight"] == "bold" else ""
     fill = colour(str(shape["fill"]), theme)
-    return f'<text {place}{weight} fill="{fill}">{_tip(shape)}{_escaped(shape["text"])}</text>'
+    # Spaces in front are an indent; without this they would be dropped.
+    keep = ' xml:space="preserve"' if "  " in str(shape["text"]) else ""
+    return f'<text {place}{weight}{keep} fill="{fill}">{_tip(shape)}{_escaped(shape["text"])}</text>'
 
 
 def _label(shape: Shape, theme: int) -> str:

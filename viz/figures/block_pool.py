@@ -84,7 +84,7 @@ class _BlockPool:
         blocks = drawn_blocks(timeline)
         top = self.tables.height if self.tables else 4.0
         self.grid = BlockGrid(self.scene, blocks, top, GRID_HEIGHT, "Block")
-        self.grid.add_strips(max((record.num_tables for record in timeline.records), default=0))
+        self.grid.add_strips(max(map(self._most_partly_filled, timeline.records), default=0))
         half = self.grid.inner / 2
         self.cell_tops = {block: (cell.x + half, cell.y + 1) for block, cell in self.grid.cells.items()}
         if self.tables:
@@ -217,14 +217,21 @@ class _BlockPool:
         )
 
     def _draw_empty_slots(self, state: ReplayState) -> None:
-        """The empty part of each sequence's last block: a strip under the letter, or the upper part."""
+        """The empty part of each sequence's last blocks: a strip under the letter, or the upper part."""
         empty: dict[int, float] = {}
         for table in state.tables.values():
-            block = table[-1]
-            filled = filled_slots(state, self.readers.of[block])
-            if filled < self.header.block_size:
+            for block in reversed(table):  # more than one where memory is reserved
+                filled = filled_slots(state, self.readers.of[block])
+                if filled == self.header.block_size:
+                    break
                 empty[block] = 1 - filled / self.header.block_size
         self.grid.draw_strips(empty)
+
+    def _most_partly_filled(self, record: StepRecord) -> int:
+        """So many blocks may have an empty part: one of each table, and those that are only reserved."""
+        size = self.header.block_size
+        reserved = (record.num_used_blocks * size - record.num_filled_slots) // size
+        return min(record.num_used_blocks, record.num_tables + reserved)
 
     def _draw_strip(self, record: StepRecord) -> None:
         size, total = self.header.block_size, self.header.num_blocks

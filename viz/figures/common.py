@@ -93,7 +93,7 @@ def clip(text: str, most: int, *, keep_end: bool = False) -> str:
     # A few hundred characters are all that can be shown; a prompt may have millions.
     text = text[-4 * most :] if keep_end else text[: 4 * most]
     text = "".join(char if char.isprintable() else "↵" if char == "\n" else " " for char in text)
-    if sum(map(_cells, text)) <= most:
+    if text_cells(text) <= most:
         return text
     kept: list[str] = []
     room = most - 1
@@ -103,6 +103,11 @@ def clip(text: str, most: int, *, keep_end: bool = False) -> str:
             break
         kept.append(char)
     return "…" + "".join(reversed(kept)) if keep_end else "".join(kept) + "…"
+
+
+def text_cells(text: str) -> int:
+    """How many character cells a text takes."""
+    return sum(map(_cells, text))
 
 
 def _cells(char: str) -> int:

@@ -17,6 +17,7 @@ Source: Kwon et al. (SOSP 2023), figures 6, 8 and 9. Read next: `block_pool.py`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from math import ceil
 
@@ -196,6 +197,10 @@ def longest_table(timeline: Timeline, seqs: set[int]) -> int:
     size = timeline.trace.header.block_size
     ends = (item.start + item.num_tokens for r in timeline.records for item in r.batch if item.seq in seqs)
     longest = ceil(max(ends, default=0) / size)
+    for record in timeline.records:
+        # Where memory is reserved, a table is as long at once as it may become.
+        at_once = Counter(seq for seq in record.taken.values() if seq in seqs)
+        longest = max(longest, *at_once.values(), 0)
     last = timeline.records[-1]
     if not last.batch:
         # The trace was cut off in the middle of a step: tables may have grown for a batch that it lacks.
@@ -213,3 +218,12 @@ def most_sequences(timeline: Timeline, request: str) -> int:
         count -= sum(sequence.request == request for sequence in record.finished)
         most = max(most, count)
     return most
+
+
+def most_interesting_request(timeline: Timeline) -> str:
+    """The longest request, of those with several sequences, or of the preempted ones, if there are any:
+    most happens to its blocks."""
+    lengths = {seq.request: len(seq.token_ids) for seq in timeline.sequences.values()}
+    forked = {event.request for record in timeline.records for event in record.forked}
+    preempted = {event.request for record in timeline.records for event in record.preempted}
+    return max(lengths, key=lambda name: (name in forked, name in preempted, lengths[name]))

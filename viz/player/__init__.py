@@ -47,6 +47,7 @@ def player_data(
     scenes: Sequence[Scene],
     jumps: Sequence[Jump] = (),
     steps: Sequence[int] | None = None,
+    first: int = 0,
 ) -> dict[str, Any]:
     """What the player gets.
 
@@ -55,6 +56,7 @@ def player_data(
         trace_id: pages with the same trace share their step.
         scenes: at least one; all with the same number of steps.
         steps: the trace's step at each of the scenes' steps, never decreasing; None if they are the same.
+        first: what the reader is told that the first step is called.
     """
     captions = scenes[0].captions
     assert all(scene.num_steps == len(captions) for scene in scenes), "one step for all pictures of a page"
@@ -64,6 +66,7 @@ def player_data(
         "trace": trace_id,
         "captions": captions,
         "steps": steps,
+        "first": first,
         "jumps": [jump._asdict() for jump in jumps],
         "scenes": [scene.to_data() for scene in scenes],
     }

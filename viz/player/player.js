@@ -122,7 +122,8 @@ class Player {
     for (const picture of this.pictures) picture.seek(step);
     this.slider.value = step;
     this.slider.setAttribute("aria-valuetext", this.data.captions[step]);
-    this.count.textContent = `${this.data.steps ? "moment" : "step"} ${step} of ${this.last}`;
+    const first = this.data.first || 0;
+    this.count.textContent = `${this.data.steps ? "moment" : "step"} ${step + first} of ${this.last + first}`;
     this.caption.textContent = this.data.captions[step];
     this.tip.hidden = true;
     remember(this.data.trace, this.told());

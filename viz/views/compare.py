@@ -44,8 +44,12 @@ CLOCKS = "One clock is simulated and the other is real: their seconds are not th
 def page(run: Run) -> None:
     st.markdown(INTRODUCTION)
     other = second_trace(run, loading.open_run, lambda: st.info(WITHOUT))
-    if other is None:
-        return
+    if other is not None:
+        both(run, other)
+
+
+def both(run: Run, other: Run) -> None:
+    """Two runs, whoever chose them; the first one's warnings have been told."""
     for warning in other.timeline.trace.warnings:
         st.warning(f"{plain(other.path.name)}: {warning}")
     first, second = run.timeline, other.timeline

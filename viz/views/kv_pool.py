@@ -6,6 +6,7 @@ import streamlit as st
 
 from viz import figures, stage
 from viz.figures.common import MARKS, names_of
+from viz.figures.selected_tables import most_interesting_request
 from viz.loading import Run
 
 TITLE = "KV pool"
@@ -76,7 +77,7 @@ def _selected(run: Run) -> str:
     """The request whose table is drawn."""
     names = names_of(run.timeline)
     requests = list(names)
-    chosen = st.session_state.get("request") or _most_interesting(run)
+    chosen = st.session_state.get("request") or most_interesting_request(run.timeline)
     index = requests.index(chosen) if chosen in requests else 0
     # Its own key would be forgotten when the page changes; ours is kept.
     request = st.selectbox(
@@ -88,12 +89,3 @@ def _selected(run: Run) -> str:
     )
     st.session_state.request = request
     return request
-
-
-def _most_interesting(run: Run) -> str:
-    """The longest request, of those with several sequences, or of the preempted ones, if there are any:
-    most happens to its blocks."""
-    lengths = {seq.request: len(seq.token_ids) for seq in run.timeline.sequences.values()}
-    forked = {event.request for record in run.timeline.records for event in record.forked}
-    preempted = {event.request for record in run.timeline.records for event in record.preempted}
-    return max(lengths, key=lambda name: (name in forked, name in preempted, lengths[name]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from minivllm.trace.summary import RunSummary, format_seconds
-from viz import figures, stage
+from viz import figures, links, stage
 from viz.loading import Run
 
 TITLE = "Overview"
@@ -21,6 +21,7 @@ INTRODUCTION = (
 
 
 def page(run: Run) -> None:
+    _new_here()
     st.markdown(INTRODUCTION)
     st.markdown(_setting(run))
     _facts(run.summary)
@@ -30,6 +31,18 @@ def page(run: Run) -> None:
         st.caption(f"The first {most} of {count:,} requests are shown.")
     with st.expander("All numbers of this run"):
         st.table(dict(run.summary.facts()), border="horizontal")
+
+
+def _new_here() -> None:
+    """The way in, until it is closed."""
+    if st.session_state.get("not new here") or not links.has_page("start"):
+        return
+    with st.container(border=True, horizontal=True, vertical_alignment="center"):
+        st.markdown("**New here?** What this is, and a path through it:", width="content")
+        links.page_link("start", "Start here")
+        if st.button("Close", key="not-new-here", type="tertiary"):
+            st.session_state["not new here"] = True
+            st.rerun()
 
 
 def _setting(run: Run) -> str:

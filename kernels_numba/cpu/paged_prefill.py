@@ -1,0 +1,218 @@
+"""Attention of prompts on a CPU: FlashAttention through the block table, made of products in registers.
+
+Many new tokens of one sequence attend to all before them and to themselves. As in FlashAttention 2, a tile of
+queries meets one tile of keys after the other, and scores live only as long as their tile. What is special
+here is that a *column* is a query (a token of one of the heads that share a KV head), and a row is a key:
+
+    scores   [keys, queries]     = keys [keys, d] · queries [d, queries]
+    weights                        softmax, online: down the columns, so that no sum ever crosses lanes
+    total    [d, queries]       += values [keys, d]ᵀ · weights [keys, queries]
+
+Both products take their left side as it lies in the cache, block by block: nothing is gathered or transposed
+but the queries, once. Torch's attention would need all keys and values copied side by side first.
+
+The plain twin is `minivllm/executor/attention/torch_backend.py`; `tests/kernels/test_cpu_prefill.py` says
+that the two agree.
+
+Source: Dao, "FlashAttention-2" (2023), algorithm 1. Read next: `tile_product.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+
+from kernels_numba.cpu.arithmetic import exp_fast, narrow, widen
+from kernels_numba.cpu.tile_product import LANES, add_product
+
+UNSEEN = np.float32(-1e30)
+"""The score of a key that a query may not see."""
+LOWEST = np.float32(-5e29)
+"""Where a maximum begins: so far above `UNSEEN` that what is not seen weighs nothing, even alone."""
+ZERO, ONE = np.float32(0), np.float32(1)
+MOST_COLUMNS = 64
+"""Queries of a tile, times the heads that share a KV head; with fewer, keys are copied too often."""
+TILE_KEYS = 128
+NO_KEY = np.int32(2**31 - 1)
+
+
+@njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
+def _hide(scores, rows, first_key, num_keys, positions, window):  # type: ignore[no-untyped-def]
+    """Keys that a query may not see: those behind it, those out of its window, and those that are none."""
+    width = len(positions)
+    for t in range(rows):
+        key = np.int32(first_key + t) if t < num_keys else NO_KEY
+        for i in range(width):
+            if key > positions[i] or key <= positions[i] - window:
+                scores[t * width + i] = UNSEEN
+
+
+@njit(nogil=True, cache=True)
+def _first_column(distance, group):  # type: ignore[no-untyped-def]
+    """The first vector of columns in which somebody sees a key `distance` tokens behind the first query."""
+    return max(0, distance) * group // LANES * LANES
+
+
+@njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
+def _soften(scores, num_keys, width, maxima, sums, rescale):  # type: ignore[no-untyped-def]
+    """Scores become weights; True if a maximum grew, so that what was added up must be scaled."""
+    grew = False
+    for i in range(width):
+        rescale[i] = maxima[i]
+    for t in range(num_keys):
+        for i in range(width):
+            maxima[i] = max(maxima[i], scores[t * width + i])
+    for i in range(width):
+        grew |= maxima[i] > rescale[i]
+        rescale[i] = exp_fast(rescale[i] - maxima[i])
+        sums[i] *= rescale[i]
+    for t in range(num_keys):
+        for i in range(width):
+            weight = exp_fast(scores[t * width + i] - maxima[i])
+            scores[t * width + i] = weight
+            sums[i] += weight
+    return grew
+
+
+@njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
+def _attend(query, keys, values, table, head, first_position, scale, window, out):  # type: ignore[no-untyped-def]
+    """A tile of queries of one sequence, for the heads that share a KV head.
+
+    query, out: [tokens, heads, head_dim], of this tile; `first_position` is that of its first token.
+    """
+    num_tokens, heads, head_dim = query.shape
+    kv_heads, block_size = keys.shape[1], keys.shape[2]
+    flat_keys, flat_values = keys.reshape(-1), values.reshape(-1)
+    group = heads // kv_heads
+    num_queries = num_tokens * group
+    width = (num_queries + LANES - 1) // LANES * LANES
+    queries = np.zeros(head_dim * width, np.float32)
+    positions = np.empty(width, np.int32)
+    for i in range(width):
+        positions[i] = first_position + min(i, num_queries - 1) // group
+    for i in range(num_queries):
+        row = query[i // group, head * group + i % group]
+        for c in range(head_dim):
+            queries[c * width + i] = widen(row[c]) * scale
+    blocks_per_tile = max(1, TILE_KEYS // block_size)
+    tile = blocks_per_tile * block_size
+    scores = np.empty(tile * width, np.float32)
+    total = np.zeros(head_dim * width, np.float32)
+    maxima, sums, rescale = np.full(width, LOWEST), np.zeros(width, np.float32), np.empty(width, np.float32)
+    end = first_position + num_tokens
+    first_seen = max(0, first_position - window + 1)
+    first_block = first_seen // block_size
+    last_block = (end - 1) // block_size
+    for tile_block in range(first_block, last_block + 1, blocks_per_tile):
+        first_key = tile_block * block_size
+        num_blocks = min(blocks_per_tile, last_block + 1 - tile_block)
+        num_keys = min(tile, end - first_key)
+        scores[: num_blocks * block_size * width] = ZERO
+        for b in range(num_blocks):
+            start = (np.int64(table[tile_block + b]) * kv_heads + head) * block_size * head_dim
+            place = b * block_size * width
+            column = _first_column(first_key + b * block_size - first_position, group)
+            add_product(
+                flat_keys, start, head_dim, 1, queries, 0, scores, place, block_size, head_dim, width, column
+            )
+        if first_key + tile > first_position + 1 or first_key <= end - 1 - window:
+            rows = num_blocks * block_size
+            _hide(scores, rows, first_key, num_keys, positions, np.int32(window))
+        if _soften(scores, num_keys, width, maxima, sums, rescale):
+            for c in range(head_dim):
+                for i in range(width):
+                    total[c * width + i] *= rescale[i]
+        for b in range(num_blocks):
+            # Only rows that somebody sees: the weight of others is 0, but 0 · NaN is not.
+            skipped = max(0, first_seen - first_key - b * block_size)
+            count = min(block_size, num_keys - b * block_size) - skipped
+            start = (np.int64(table[tile_block + b]) * kv_heads + head) * block_size + skipped
+            place = (b * block_size + skipped) * width
+            column = _first_column(first_key + b * block_size - first_position, group)
+            add_product(
+                flat_values,
+                start * head_dim,
+                1,
+                head_dim,
+                scores,
+                place,
+                total,
+                0,
+                head_dim,
+                count,
+                width,
+                column,
+            )
+    for i in range(num_queries):
+        factor = ONE / sums[i]
+        row = out[i // group, head * group + i % group]
+        for c in range(head_dim):
+            row[c] = narrow(total[c * width + i] * factor, out)
+
+
+@njit(fastmath=True, nogil=True, cache=True, error_model="numpy", parallel=True)
+def paged_prefill(query, keys, values, tables, items, shares, out, scale):  # type: ignore[no-untyped-def]
+    """Many new tokens of each sequence.
+
+    Args:
+        query, out: [tokens, heads, head_dim], float32, or bfloat16 as uint16; rows of `items` are written.
+        keys, values: the cache, [blocks, kv_heads, block_size, head_dim], of the same type, with the new
+            tokens in it.
+        tables: [sequences, most blocks].
+        items: [items, 6]: sequence, KV head, first row, end row, position of the first row, window.
+        shares: [threads + 1]: where the items of each thread begin.
+        scale: of the scores.
+    """
+    for thread in prange(len(shares) - 1):
+        for item in range(shares[thread], shares[thread + 1]):
+            sequence, head, first, end, position, window = items[item]
+            _attend(
+                query[first:end],
+                keys,
+                values,
+                tables[sequence],
+                head,
+                position,
+                scale,
+                window,
+                out[first:end],
+            )
+
+
+NO_WINDOW = 2**30
+
+
+def plan_tiles(
+    starts: Any, counts: Any, positions: Any, kv_heads: int, group: int, window: int | None, num_threads: int
+) -> tuple[Any, Any]:
+    """Tiles of queries, dealt out so that all threads have about the same to do.
+
+    Args:
+        starts, counts, positions: [sequences]: first row, number of rows, and position of the first.
+
+    Returns:
+        `items` and `shares` as `paged_prefill` takes them.
+    """
+    starts, counts, positions = (np.asarray(values, np.int64) for values in (starts, counts, positions))
+    step = max(1, MOST_COLUMNS // group)
+    tiles = -(-counts // step)
+    sequence = np.repeat(np.arange(len(counts)), tiles)
+    offset = (np.arange(len(sequence)) - np.repeat(tiles.cumsum() - tiles, tiles)) * step
+    rows = np.minimum(step, counts[sequence] - offset)
+    seen = NO_WINDOW if window is None else window
+    columns = (sequence, starts[sequence] + offset, rows, positions[sequence] + offset)
+    sequence, first, rows, position = (np.repeat(column, kv_heads) for column in columns)
+    head = np.tile(np.arange(kv_heads), len(sequence) // kv_heads)
+    cost = np.minimum(position + rows, seen + rows)
+    items = np.stack((sequence, head, first, first + rows, position, np.full(len(first), seen)), axis=1)
+    # Dear tiles first, to one thread after the other and back again.
+    order = np.argsort(-cost, kind="stable")
+    turn = np.arange(len(order)) % (2 * num_threads)
+    thread = np.minimum(turn, 2 * num_threads - 1 - turn)
+    dealt = items[order]
+    # Within a thread, tiles of one head of one sequence follow each other: its keys are in the cache then.
+    by_thread = np.lexsort((dealt[:, 2], dealt[:, 1], dealt[:, 0], thread))
+    shares = np.searchsorted(thread[by_thread], np.arange(num_threads + 1))
+    return dealt[by_thread], shares

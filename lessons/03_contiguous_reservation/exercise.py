@@ -1,0 +1,101 @@
+"""Contiguous reservation: every request gets one strip of memory, long enough for all that it may ever need.
+
+Before its first token is computed a request reserves consecutive slots, one for each token that it may come
+to. The first gap that is long enough gives up its beginning (first fit):
+
+    slot   0 1 2 3 4 5 6 7 8 9 . . . . 14 15
+           A A A A . . . B B B . . . . .  .         gaps: 3 slots at 4, and 6 slots at 10
+
+           take(4) is 10: the gap at 4 is too short.       take(7) is None, though 9 slots are free.
+
+Then `waste` asks what all these slots are good for. Of a strip of ten slots, with three tokens now (filled)
+and five at the end (final):
+
+           █ █ █ ▓ ▓ ░ ░ ░ ░ ░                      █ used   ▓ reserved   ░ internal
+
+Slots are only numbers here; a slot is the place of one token's keys and values.
+
+Source: Kwon et al., "Efficient Memory Management for Large Language Model Serving with PagedAttention" (SOSP
+2023), section 3.1 and figure 2. In the engine: minivllm/memory/contiguous.py and waste.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+
+class Strip(NamedTuple):
+    """The slots `first … first + num_slots - 1`."""
+
+    first: int
+    num_slots: int
+
+
+class Progress(NamedTuple):
+    """How far a request is: `0 <= filled <= final <= num_slots` of its strip."""
+
+    filled: int
+    """Tokens that it has now. They lie at the beginning of its strip."""
+    final: int
+    """Tokens that it will have in the end."""
+
+
+class Waste(NamedTuple):
+    """Slots of each kind; together they are all slots of the memory."""
+
+    used: int
+    """Held, with a token in it."""
+    reserved: int
+    """Held, empty now, and filled later."""
+    internal: int
+    """Held, and never filled."""
+    external: int
+    """Free, and useless: the request at the head of the queue fits into no gap."""
+    free: int
+    """Free, and nobody is kept waiting by it: the queue is empty, or its head fits into a gap."""
+
+
+class ContiguousAllocator:
+    """A memory of `num_slots` slots, numbered from 0, from which strips are taken by first fit."""
+
+    def __init__(self, num_slots: int) -> None:
+        """All slots are free: one gap. `num_slots` is at least 1."""
+        raise NotImplementedError
+
+    @property
+    def num_free_slots(self) -> int:
+        """Slots that nobody holds."""
+        raise NotImplementedError
+
+    def gaps(self) -> list[Strip]:
+        """The free strips, by address, each as long as can be: no two touch, for two that touch are one."""
+        raise NotImplementedError
+
+    def take(self, num_slots: int) -> int | None:
+        """Reserve `num_slots` (at least 1) consecutive slots: the beginning of the first gap that has room.
+
+        Returns:
+            The first of these slots; None if no gap is long enough, and then nothing has changed.
+        """
+        raise NotImplementedError
+
+    def give_back(self, first: int) -> None:
+        """The strip that begins at `first` is free again, in one gap with the free slots beside it.
+
+        Raises:
+            ValueError: no strip that is held begins there; nothing has changed.
+        """
+        raise NotImplementedError
+
+
+def waste(num_slots: int, strips: Mapping[Strip, Progress], waiting: Sequence[int]) -> Waste:
+    """Sort all slots of one moment into the five kinds.
+
+    Args:
+        num_slots: slots of the memory.
+        strips: those that are held, in any order, each with the progress of its request; no two overlap.
+        waiting: slots that each waiting request would reserve, in order of arrival. Only the first one
+            counts: nobody overtakes the head of the queue.
+    """
+    raise NotImplementedError

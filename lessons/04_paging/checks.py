@@ -1,0 +1,338 @@
+"""What must always hold of a block pool and its tables.
+
+Sequences of random lengths come, grow and go; who holds what is written down here, by what the pool handed
+out. So the pool's own books are never believed.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import subject
+from hypothesis import strategies as st
+
+from lessons.story import Story, cell, judged, row
+
+counts = st.integers(0, 5)
+POOLS = st.fixed_dictionaries(
+    {
+        "num_blocks": st.integers(1, 8),
+        "operations": st.lists(
+            st.tuples(st.just("take"), counts) | st.tuples(st.just("give"), st.integers(0, 9)), max_size=12
+        ),
+    }
+)
+SEQUENCES = st.fixed_dictionaries(
+    {
+        "num_blocks": st.integers(1, 12),
+        "block_size": st.integers(1, 5),
+        "operations": st.lists(
+            st.tuples(st.just("grow"), st.integers(0, 3), st.integers(1, 11))
+            | st.tuples(st.just("finish"), st.integers(0, 3), st.just(0)),
+            min_size=1,
+            max_size=10,
+        ),
+    }
+)
+
+
+def pool_row(num_blocks: int, owners: dict[int, int]) -> Any:
+    """The memory: who holds which block, by what was handed out."""
+    cells = (
+        cell(f"s{owners[b]}", owners[b]) if b in owners else cell("", mark="free") for b in range(num_blocks)
+    )
+    return row("blocks 0 …", cells)
+
+
+def taken(pool: Any, count: int, story: Story) -> list[int] | None:
+    """What the pool hands out, as a list of numbers; None if it refuses."""
+    try:
+        blocks = pool.get_new_blocks(count)
+    except subject.OutOfBlocksError:
+        return None
+    story.expect(isinstance(blocks, list), "get_new_blocks to return a list of blocks", blocks)
+    return blocks
+
+
+class Moment(NamedTuple):
+    """The pool after an operation."""
+
+    pool: Any
+    before: dict[int, int]
+    """Who held which block before it."""
+    after: dict[int, int]
+    blocks: list[int]
+    """Handed out in it."""
+    asked: int | None
+    """Blocks asked for; None if some were given back."""
+    is_refused: bool
+
+
+def hand_out(case: Any, story: Story) -> Iterator[Moment]:
+    """Take blocks and give them back, in random order."""
+    pool = subject.BlockPool(case["num_blocks"])
+    held: dict[int, list[int]] = {}
+    owners: dict[int, int] = {}
+    for name, number in case["operations"]:
+        before = dict(owners)
+        blocks: list[int] | None = []
+        who = max([-1, *held, *before.values()]) + 1
+        if name == "take":
+            story.step(f"s{who} takes {number} blocks")
+            blocks = taken(pool, number, story)
+            if blocks:
+                held[who] = blocks
+                owners |= dict.fromkeys(blocks, who)
+            answer = "refused" if blocks is None else f"{len(blocks)} blocks"
+        elif held:
+            who = sorted(held)[number % len(held)]
+            story.step(f"s{who} gives its {len(held[who])} blocks back")
+            pool.free_blocks(list(held[who]))
+            owners = {block: owner for block, owner in owners.items() if block not in held[who]}
+            del held[who]
+            answer = "freed"
+        else:
+            continue
+        story.see({"answer": answer, "free": pool.num_free_blocks}, [pool_row(case["num_blocks"], owners)])
+        asked = number if name == "take" else None
+        yield Moment(pool, before, owners, blocks or [], asked, blocks is None)
+
+
+@judged(
+    "P1",
+    "A block that is handed out exists, and nobody else holds it.",
+    POOLS,
+    hints=(
+        "Which blocks may `get_new_blocks` choose from? Who takes them off that list?",
+        "Keep the free blocks in a list. A block that is handed out leaves it; one that is freed comes back.",
+        "`blocks = [self._free.pop() for _ in range(count)]`, with `self._free` the list of all free blocks.",
+    ),
+)
+def no_block_has_two_holders(case: Any, story: Story) -> None:
+    for moment in hand_out(case, story):
+        blocks = moment.blocks
+        strange = [block for block in blocks if block not in range(case["num_blocks"])]
+        story.expect(not strange, f"blocks from 0 to {case['num_blocks'] - 1}", strange)
+        held = [block for block in blocks if block in moment.before or blocks.count(block) > 1]
+        story.expect(not held, "blocks that nobody holds, each once", f"{blocks}; held already: {held}")
+
+
+@judged(
+    "P2",
+    "Free and held blocks are all blocks.",
+    POOLS,
+    hints=(
+        "Count: blocks in the pool, blocks held, blocks free. Which operation changes the sum?",
+        "`num_free_blocks` must follow every take and give. Derive it from the free list: it cannot lag.",
+        "`return len(self._free)`, and `free_blocks` puts each block back exactly once.",
+    ),
+)
+def nothing_is_lost(case: Any, story: Story) -> None:
+    for moment in hand_out(case, story):
+        if moment.is_refused:
+            return  # what a refusal leaves behind is the next property's
+        if moment.asked is not None:
+            story.expect(len(moment.blocks) == moment.asked, f"{moment.asked} blocks", moment.blocks)
+        free = case["num_blocks"] - len(moment.after)
+        story.expect(moment.pool.num_free_blocks == free, f"{free} free", moment.pool.num_free_blocks)
+
+
+@judged(
+    "P3",
+    "Blocks are refused only when too few are free, and a refusal changes nothing.",
+    POOLS,
+    hints=(
+        "What should happen when 3 blocks are asked for and 2 are free? What is the pool like afterwards?",
+        "Compare `count` with what is free before the first block is taken: half a take cannot be undone.",
+        "`if count > len(self._free): raise OutOfBlocksError(...)` as the first line of `get_new_blocks`.",
+    ),
+)
+def a_refusal_changes_nothing(case: Any, story: Story) -> None:
+    for moment in hand_out(case, story):
+        pool, free = moment.pool, case["num_blocks"] - len(moment.before)
+        if moment.is_refused:
+            story.expect(free < (moment.asked or 0), f"{moment.asked} blocks: {free} are free", "a refusal")
+            story.expect(pool.num_free_blocks == free, f"{free} free, as before", pool.num_free_blocks)
+            rest = taken(pool, free, story)
+            story.expect(rest is not None, f"the {free} free blocks, asked for next", "a refusal")
+            pool.free_blocks(list(rest or []))
+        elif moment.asked is not None:
+            story.expect(moment.asked <= free, f"a refusal: {free} are free", moment.blocks)
+    # In the end all that is free can be taken, and not one more.
+    pool = subject.BlockPool(case["num_blocks"])
+    story.step(f"take one block more than the {case['num_blocks']} of a new pool")
+    story.expect(taken(pool, case["num_blocks"] + 1, story) is None, "a refusal", "blocks")
+    story.step("take all of them")
+    blocks = taken(pool, case["num_blocks"], story)
+    story.expect(blocks is not None, f"all {case['num_blocks']} blocks", "a refusal")
+    story.see({"free": pool.num_free_blocks})
+    story.expect(pool.num_free_blocks == 0, "no free block", pool.num_free_blocks)
+
+
+@judged(
+    "P4",
+    "A free block cannot be freed again, and the attempt changes nothing.",
+    POOLS,
+    hints=(
+        "A block that is on the free list twice will be handed out twice. Which call puts it there?",
+        "`free_blocks` must know which blocks are held. Look at all of its blocks before you free the first.",
+        "Keep a set of held blocks; raise `ValueError` unless all given blocks are in it, each named once.",
+    ),
+)
+def double_free_is_refused(case: Any, story: Story) -> None:
+    pool = subject.BlockPool(case["num_blocks"])
+    story.step(f"take all {case['num_blocks']} blocks")
+    blocks = taken(pool, case["num_blocks"], story)
+    story.expect(blocks is not None and len(blocks) == case["num_blocks"], "all blocks", blocks)
+    assert blocks is not None
+    owners = dict.fromkeys(blocks, 0)
+    story.see({"free": pool.num_free_blocks}, [pool_row(case["num_blocks"], owners)])
+    amounts = [number for _, number in case["operations"]]
+    freed = blocks[: 1 + sum(amounts) % len(blocks)]
+    story.step(f"free {len(freed)} of them")
+    pool.free_blocks(list(freed))
+    owners = {block: 0 for block in blocks if block not in freed}
+    story.see({"free": pool.num_free_blocks}, [pool_row(case["num_blocks"], owners)])
+    story.expect(pool.num_free_blocks == len(freed), f"{len(freed)} free blocks", pool.num_free_blocks)
+    still_held = blocks[len(freed) :][:1]
+    attempts = [("a block that is free", [*still_held, freed[0]])]
+    if still_held:
+        attempts.append(("a held block, named twice", still_held * 2))
+    for words, attempt in attempts:
+        story.step(f"free {words}")
+        try:
+            pool.free_blocks(list(attempt))
+            refused = False
+        except ValueError:
+            refused = True
+        story.see({"refused": refused, "free": pool.num_free_blocks}, [pool_row(case["num_blocks"], owners)])
+        story.expect(refused, "ValueError", f"nothing was raised by freeing {words}")
+        story.expect(
+            pool.num_free_blocks == len(freed), f"{len(freed)} free blocks, as before", pool.num_free_blocks
+        )
+
+
+def run(case: Any, story: Story) -> Iterator[tuple[Any, dict[int, Any], dict[int, int]]]:
+    """Sequences grow, by what `missing_blocks` says, and finish; after each, `(pool, tables, lengths)`."""
+    size, num_blocks = case["block_size"], case["num_blocks"]
+    pool = subject.BlockPool(num_blocks)
+    tables: dict[int, Any] = {}
+    lengths: dict[int, int] = {}
+    for name, which, tokens in case["operations"]:
+        if name == "grow":
+            table = tables.get(which) or subject.BlockTable(size)
+            length = lengths.get(which, 0) + tokens
+            held = sum(-(-n // size) for n in lengths.values())
+            needed = -(-length // size) - -(-lengths.get(which, 0) // size)
+            if held + needed > num_blocks:
+                continue  # no room: another sequence may have its turn
+            story.step(f"s{which} grows by {tokens} to {length} tokens")
+            missing = table.missing_blocks(length)
+            story.expect(
+                missing == needed,
+                f"{needed} missing blocks, to have {-(-length // size)} of {size} tokens",
+                missing,
+            )
+            table.append(taken(pool, missing, story) or [])
+            tables[which], lengths[which] = table, length
+        elif which in tables:
+            story.step(f"s{which} finishes")
+            pool.free_blocks(list(tables.pop(which).blocks))
+            del lengths[which]
+        else:
+            continue
+        owners = {block: who for who, table in tables.items() for block in table.blocks}
+        story.see(
+            {f"blocks of s{who}": len(table.blocks) for who, table in sorted(tables.items())}
+            | {"free": pool.num_free_blocks},
+            [
+                pool_row(num_blocks, owners),
+                *(
+                    row(f"table of s{who}", [cell(b, who) for b in t.blocks])
+                    for who, t in sorted(tables.items())
+                ),
+            ],
+        )
+        yield pool, tables, lengths
+
+
+@judged(
+    "P5",
+    "n tokens take n / block_size blocks, rounded up: less than a block is wasted.",
+    SEQUENCES,
+    hints=(
+        "How many blocks of 4 tokens do 8 tokens need? And 9? And 0?",
+        "Divide and round up. `missing_blocks` then subtracts what the table has, and is never negative.",
+        "`-(-num_tokens // block_size)` rounds up; `max(0, … - len(self.blocks))` is what is missing.",
+    ),
+)
+def waste_is_less_than_a_block(case: Any, story: Story) -> None:
+    size = case["block_size"]
+    for _, tables, lengths in run(case, story):
+        for who, table in tables.items():
+            needed = -(-lengths[who] // size)
+            story.expect(
+                len(table.blocks) == needed, f"{needed} blocks for {lengths[who]} tokens", len(table.blocks)
+            )
+            for shorter in range(lengths[who] + 1):
+                missing = table.missing_blocks(shorter)
+                story.expect(missing == 0, f"none missing for {shorter} tokens", missing)
+                blocks = subject.blocks_needed(shorter, size)
+                story.expect(
+                    blocks == -(-shorter // size),
+                    f"{-(-shorter // size)} blocks for {shorter} tokens",
+                    blocks,
+                )
+
+
+@judged(
+    "P6",
+    "Every token has a slot of its own, in its block, at its offset.",
+    SEQUENCES,
+    hints=(
+        "Take position 9 and blocks of 4. In which logical block is it, and at which place in that block?",
+        "The logical block is `position // block_size`; the table makes it physical. What is left over?",
+        "`self.blocks[position // self.block_size] * self.block_size + position % self.block_size`",
+    ),
+)
+def slots_are_injective(case: Any, story: Story) -> None:
+    size = case["block_size"]
+    for _, tables, lengths in run(case, story):
+        used: dict[int, str] = {}
+        for who, table in tables.items():
+            for position in range(lengths[who]):
+                slot = table.slot(position)
+                name = f"token {position} of s{who}"
+                story.expect(
+                    slot not in used, f"a slot of its own for {name}", f"{slot}, as {used.get(slot)}"
+                )
+                used[slot] = name
+                right = table.blocks[position // size] * size + position % size
+                story.expect(slot == right, f"slot {right} for {name} (blocks {list(table.blocks)})", slot)
+
+
+@judged(
+    "P7",
+    "A position that the table does not cover has no slot.",
+    SEQUENCES,
+    hints=(
+        "What does Python's `blocks[-1]` do? What would the attention kernel do with that slot?",
+        "Covered are positions from 0 to blocks · block_size - 1. Anything else is an IndexError.",
+        "`if not 0 <= position < len(self.blocks) * self.block_size: raise IndexError(...)`",
+    ),
+)
+def uncovered_positions_are_refused(case: Any, story: Story) -> None:
+    size = case["block_size"]
+    for _, tables, _ in run(case, story):
+        for who, table in tables.items():
+            room = len(table.blocks) * size
+            for position in (-1, -room, room, room + size):
+                if 0 <= position < room:
+                    continue
+                try:
+                    slot = table.slot(position)
+                except IndexError:
+                    continue
+                story.expect(
+                    False, f"IndexError for position {position} of s{who}, which has room for {room}", slot
+                )
+            story.expect(table.slot(room - 1) is not None, "a slot for the last place", None)

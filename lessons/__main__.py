@@ -1,0 +1,5 @@
+"""`python -m lessons`: see `commands.py`."""
+
+from lessons.commands import main
+
+main()

@@ -1,0 +1,170 @@
+"""A story: what a property did with somebody's code, and what was seen after each step.
+
+Properties in `checks.py` are written with this and with Hypothesis, and import nothing else but `subject`,
+the code that is judged:
+
+    OPERATIONS = st.lists(st.tuples(st.just("grow"), st.integers(0, 3)))
+
+    @judged("P1", "Free and held blocks are all blocks.", OPERATIONS, hints=("…", "…", "…"))
+    def conservation(case, story):
+        pool = subject.BlockPool(4)
+        for name, count in case:
+            story.step(f"take {count}")
+            blocks = pool.get_new_blocks(count)
+            story.see({"free": pool.num_free_blocks}, [row("pool", …)])
+            story.expect(…, "…", "…")
+
+A case is plain data (it survives JSON), so that it can be kept, shown, and played again with other code. What
+a case means must not depend on the code that is judged: the learner's code is never its own oracle.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from hypothesis.strategies import SearchStrategy
+
+from minivllm.trace.story_events import MARKS, YOURS, Cell, Row, StoryStep
+
+MOST_TEXT = 300
+"""Characters of what the judged code says of itself that are kept."""
+
+
+class Broken(AssertionError):
+    """A property does not hold: what should have been, and what was."""
+
+    def __init__(self, expected: str, got: str) -> None:
+        super().__init__(f"expected {expected}, got {got}")
+        self.expected, self.got = expected, got
+
+
+@dataclass
+class Story:
+    """The steps so far. `lane`: whose run it is."""
+
+    lane: str = YOURS
+    steps: list[StoryStep] = field(default_factory=list)
+    kernels: list[Any] = field(default_factory=list)
+    """Observations under the microscope, of lessons about kernels."""
+
+    def step(self, text: str) -> None:
+        """The next operation, in words; say it before it is done."""
+        self.steps.append(StoryStep(self.lane, text))
+
+    def see(self, facts: Mapping[str, object] | None = None, board: Sequence[Row] = ()) -> None:
+        """What can be seen after it.
+
+        Args:
+            facts: what every right solution agrees on; nothing that it is free to choose.
+            board: a picture of it, in which right solutions may differ.
+        """
+        shown = {name: shortened(value) for name, value in (facts or {}).items()}
+        last = self.steps.pop()
+        self.steps.append(StoryStep(self.lane, last.text, shown, tuple(board)))
+
+    def expect(self, holds: object, expected: str, got: object = "") -> None:
+        """Go on only if this holds.
+
+        Raises:
+            Broken: it does not.
+        """
+        if not holds:
+            raise Broken(expected, shortened(got))
+
+    def stopped(self, error: str) -> None:
+        """The lane ends in this step, and why."""
+        last = self.steps.pop() if self.steps else StoryStep(self.lane, "before the first step")
+        self.steps.append(StoryStep(self.lane, last.text, last.facts, last.board, error))
+
+
+@dataclass(frozen=True)
+class Property:
+    """One thing that must always hold.
+
+    Attributes:
+        number: "P1", "P2" … in the order in which they are judged.
+        sentence: what must hold, as a sentence.
+        cases: draws stories; plain data.
+        play: plays one with `subject` and raises `Broken` if the property does not hold.
+        hints: from a nudge to nearly the answer.
+        examples: stories that are tried.
+        seconds: for one story, after which the code is said to loop.
+    """
+
+    number: str
+    sentence: str
+    cases: SearchStrategy[Any]
+    play: Callable[[Any, Story], None]
+    hints: tuple[str, ...]
+    examples: int
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        return self.play.__name__
+
+
+def judged(
+    number: str,
+    sentence: str,
+    cases: SearchStrategy[Any],
+    *,
+    hints: Sequence[str],
+    examples: int = 150,
+    seconds: float = 2.0,
+) -> Callable[[Callable[[Any, Story], None]], Property]:
+    """Makes a property of a function `(case, story)`; see `Property`."""
+
+    def decorate(play: Callable[[Any, Story], None]) -> Property:
+        return Property(number, sentence, cases, play, tuple(hints), examples, seconds)
+
+    return decorate
+
+
+def properties_of(checks: object) -> list[Property]:
+    """The properties of a `checks.py`, in their order.
+
+    Raises:
+        ValueError: there is none, or two have the same number.
+    """
+    found = [thing for thing in vars(checks).values() if isinstance(thing, Property)]
+    numbers = [prop.number for prop in found]
+    if not found:
+        raise ValueError(f"{getattr(checks, '__file__', checks)} has no properties: it would pass anything")
+    if len(set(numbers)) != len(numbers):
+        raise ValueError(f"{getattr(checks, '__file__', checks)}: two properties have the same number")
+    return found
+
+
+# ── boards ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def cell(text: object = "", owner: int | None = None, mark: str = "") -> Cell:
+    """A box; `mark` is one of `MARKS`."""
+    assert mark in MARKS, f"mark must be one of {MARKS}, got {mark!r}"
+    return Cell(shortened(text, 24), -1 if owner is None else owner, mark)
+
+
+def row(label: str, cells: Iterable[Cell | object]) -> Row:
+    """A line of boxes; whatever is not a cell becomes one."""
+    return Row(label, tuple(item if isinstance(item, Cell) else cell(item) for item in cells))
+
+
+def shortened(value: object, most: int = MOST_TEXT) -> str:
+    """As text, but not longer than `most` characters; numbers with four digits.
+
+    The value may be the learner's own object, whose `repr` may do anything.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return f"{value:.4g}" if math.isfinite(value) else str(value)
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except Exception as error:
+        text = f"something whose repr raises {type(error).__name__}"
+    return text if len(text) <= most else text[: most - 1] + "…"

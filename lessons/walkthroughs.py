@@ -1,0 +1,29 @@
+"""Where walkthroughs put their traces: `minivllm-out/lessons/`, below the folder in which they are run.
+
+A `walkthrough.py` is a script, a notebook (py:percent: `# %%` begins a cell), and what the Lessons page of
+the dashboard plays. It says of itself, as constants:
+
+    TRACES     the files that it writes, by `trace_path(...)`
+    PAGE       the dashboard page that shows the first of them: "kv_pool", "compare", …
+    PICTURES   {"table.svg": (figure, number of the trace, step)}: the pictures of the text, made by
+               `python -m viz.lesson_pictures`
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+ENVIRONMENT = "MINIVLLM_LESSON_TRACES"
+
+
+def trace_folder() -> Path:
+    """Where all of them go."""
+    return Path(os.environ.get(ENVIRONMENT) or "minivllm-out/lessons")
+
+
+def trace_path(name: str) -> Path:
+    """Where the trace `name` goes; the folder is made."""
+    folder = trace_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name

@@ -1,0 +1,265 @@
+"""What must hold of every lesson: its reference passes, its skeleton does not, wrong solutions are caught."""
+
+import ast
+import inspect
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from functools import cache
+
+import pytest
+from hypothesis import settings
+
+from lessons.catalogue import LANGUAGES, ROOT, lessons
+from lessons.judge import FAILED, PASSED, UNWRITTEN, judge_property
+from lessons.loading import SUBJECT, load_module, load_properties
+from lessons.mutant import load_mutants
+from lessons.seal import current_seals, edited_files
+from lessons.shape import missing_parts, skeleton
+from lessons.story import properties_of
+
+LESSONS = {lesson.name: lesson for lesson in lessons()}
+each_lesson = pytest.mark.parametrize("name", LESSONS)
+
+
+@cache
+def reference(name):
+    return LESSONS[name].reference.read_text(encoding="utf-8")
+
+
+def judged_by(name, source, only=None, share=1.0):
+    """The verdicts on a solution, property by property, or on one of them alone."""
+    lesson = LESSONS[name]
+    subject = load_module(lesson.reference, SUBJECT, source)
+    properties = [
+        replace(prop, examples=max(10, int(share * prop.examples)))
+        for prop in load_properties(lesson, subject)
+        if only in (None, prop.number)
+    ]
+    return [
+        judge_property(prop, str(lesson.reference), shrink=False, number_of_seed=7) for prop in properties
+    ]
+
+
+def wrong_solutions():
+    return [(name, mutant.name) for name in LESSONS for mutant in load_mutants(LESSONS[name]).wrong]
+
+
+def right_solutions():
+    return [(name, variant.name) for name in LESSONS for variant in load_mutants(LESSONS[name]).right]
+
+
+def named(mutants, name):
+    return next(mutant for mutant in mutants if mutant.name == name)
+
+
+def test_there_are_lessons():
+    assert len(LESSONS) >= 6
+
+
+@each_lesson
+def test_the_reference_passes(name):
+    for verdict in judged_by(name, reference(name)):
+        assert verdict.status == PASSED, (verdict.number, verdict.expected, verdict.got, verdict.case)
+        assert verdict.stories > 5
+
+
+@each_lesson
+def test_the_untouched_skeleton_is_not_started(name):
+    lesson = LESSONS[name]
+    text = lesson.exercise.read_text(encoding="utf-8")
+    verdicts = judged_by(name, text)
+    assert {verdict.status for verdict in verdicts} == {UNWRITTEN}
+    assert all(verdict.missing for verdict in verdicts)
+
+
+@each_lesson
+def test_the_skeleton_is_the_reference_without_its_bodies(name):
+    lesson = LESSONS[name]
+    text = lesson.exercise.read_text(encoding="utf-8")
+    assert text == skeleton(reference(name)), "python -m lessons.shape"
+    assert not missing_parts(text, load_module(lesson.reference, "the_reference"))
+    solution, exercise = (
+        load_module(path, f"shape_of_{path.stem}") for path in (lesson.reference, lesson.exercise)
+    )
+    for thing, other in _public(exercise, solution):
+        assert inspect.signature(thing) == inspect.signature(other)
+        assert thing.__doc__ == other.__doc__
+
+
+def _public(exercise, solution):
+    for name, thing in vars(exercise).items():
+        if inspect.isfunction(thing) and thing.__module__ == exercise.__name__:
+            yield thing, getattr(solution, name)
+        elif inspect.isclass(thing) and thing.__module__ == exercise.__name__:
+            for key, item in vars(thing).items():
+                if inspect.isfunction(item):
+                    yield item, vars(getattr(solution, name))[key]
+
+
+@pytest.mark.parametrize(("name", "mutant"), wrong_solutions())
+def test_every_wrong_solution_is_caught_by_the_property_that_its_table_says(name, mutant):
+    mutants = load_mutants(LESSONS[name])
+    wrong = named(mutants.wrong, mutant)
+    (verdict,) = judged_by(name, wrong.source(reference(name)), wrong.caught_by)
+    assert verdict.status == FAILED, f"{mutant} passes {wrong.caught_by}"
+    assert verdict.expected and verdict.got
+
+
+@pytest.mark.parametrize(("name", "variant"), right_solutions())
+def test_no_right_solution_is_rejected(name, variant):
+    right = named(load_mutants(LESSONS[name]).right, variant)
+    is_nightly = settings.get_current_profile_name() == "nightly"
+    for verdict in judged_by(name, right.source(reference(name)), share=1 if is_nightly else 0.2):
+        assert verdict.status == PASSED, (verdict.number, verdict.expected, verdict.got, verdict.case)
+
+
+@each_lesson
+def test_the_mutants_are_many_told_and_some_pass_the_naive_examples(name):
+    mutants = load_mutants(LESSONS[name])
+    assert len(mutants.wrong) >= 6 and len(mutants.right) >= 2
+    assert all(wrong.tells.endswith(".") for wrong in mutants.wrong)
+    assert len({wrong.name for wrong in (*mutants.wrong, *mutants.right)}) == len(mutants.wrong) + len(
+        mutants.right
+    )
+    mutants.examples(load_module(LESSONS[name].reference, SUBJECT))
+    for wrong in mutants.wrong:
+        assert _passes(mutants.examples, name, wrong) == wrong.sly, wrong.name
+    assert sum(wrong.sly for wrong in mutants.wrong) >= 2
+    assert mutants.to_catch.sly
+
+
+def _passes(examples, name, wrong):
+    try:
+        examples(load_module(LESSONS[name].reference, SUBJECT, wrong.source(reference(name))))
+    except Exception:
+        return False
+    return True
+
+
+@each_lesson
+def test_every_property_can_fail_and_has_hints(name):
+    lesson = LESSONS[name]
+    properties = load_properties(lesson, load_module(lesson.reference, SUBJECT))
+    assert [prop.number for prop in properties] == [f"P{n}" for n in range(1, len(properties) + 1)]
+    caught = {wrong.caught_by for wrong in load_mutants(lesson).wrong}
+    assert caught == {prop.number for prop in properties}, "a property that no wrong solution breaks"
+    for prop in properties:
+        assert len(prop.hints) == 3 and all(prop.hints)
+        assert prop.sentence.endswith(".") and len(prop.sentence) <= 105
+
+
+@each_lesson
+def test_checks_import_the_subject_and_nothing_that_knows_the_answer(name):
+    tree = ast.parse(LESSONS[name].checks.read_text(encoding="utf-8"))
+    imported = {
+        node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    assert "subject" in imported
+    for other in imported - {"subject", "lessons.story", "lessons.kernels"}:
+        assert other.split(".")[0] not in ("minivllm", "lessons", "viz", "kernels_numba"), other
+
+
+@each_lesson
+def test_a_reference_stands_alone(name):
+    for node in ast.walk(ast.parse(reference(name))):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            module = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+            assert module.split(".")[0] in {*sys.stdlib_module_names, "numpy", "numba"}, module
+
+
+def test_the_seals_are_those_of_the_files():
+    seals = current_seals()
+    assert len(seals) == 2 * len(LESSONS)
+    for lesson in lessons():
+        assert not edited_files(lesson), "python -m lessons.seal"
+
+
+def test_checks_without_properties_are_an_error(tmp_path):
+    (tmp_path / "checks.py").write_text("import subject\n")
+    with pytest.raises(ValueError, match="no properties"):
+        properties_of(load_module(tmp_path / "checks.py", "empty_checks"))
+
+
+# ── texts ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def parts_of(text):
+    """What both languages must have alike: levels of headings, pictures, code, links."""
+    return {
+        "headings": [
+            len(line.split(" ")[0]) for line in without_code(text).splitlines() if re.match("#+ ", line)
+        ],
+        "pictures": re.findall(r"!\[[^\]]*\]\(([^)]*)\)", text),
+        "code": re.findall(r"```.*?```", text, re.S),
+        "links": sorted(set(re.findall(r"(?<!!)\[[^\]]*\]\(([^)]*)\)", text))),
+        "answers": text.count("<details>"),
+        "tables": len(re.findall(r"^\|", text, re.M)),
+    }
+
+
+def without_code(text):
+    return re.sub(r"```.*?```", "", text, flags=re.S)
+
+
+@each_lesson
+def test_both_languages_have_the_same_parts(name):
+    english, chinese = (parts_of(LESSONS[name].text(language)) for language in LANGUAGES)
+    assert english == chinese
+    assert len(english["headings"]) >= 9 and len(english["pictures"]) >= 2 and english["answers"] >= 3
+    chinese_text = without_code(LESSONS[name].text("zh"))
+    assert len(re.findall(r"[\u4e00-\u9fff]", chinese_text)) > 800
+
+
+@each_lesson
+def test_texts_begin_with_name_stars_and_times(name):
+    lesson = LESSONS[name]
+    assert lesson.heading("en").startswith(lesson.number) and lesson.heading("zh").startswith(lesson.number)
+    assert re.fullmatch(r"★{1,3} · read \d+ min · step \d+ min · write \d+ min", lesson.about("en"))
+    assert re.fullmatch(r"★{1,3} · 阅读 \d+ 分钟 · 单步 \d+ 分钟 · 编写 \d+ 分钟", lesson.about("zh"))
+    assert re.findall(r"\d+|★+", lesson.about("en")) == re.findall(r"\d+|★+", lesson.about("zh"))
+
+
+@each_lesson
+def test_links_and_pictures_lead_somewhere(name):
+    lesson = LESSONS[name]
+    for language in LANGUAGES:
+        parts = parts_of(lesson.text(language))
+        for target in (*parts["links"], *parts["pictures"]):
+            if not target.startswith("http"):
+                assert (lesson.folder / target.split("#")[0]).exists(), target
+    assert set(parts["pictures"]) == set(lesson.constants()["PICTURES"])
+
+
+@each_lesson
+def test_the_text_names_the_commands_of_its_own_lesson(name):
+    lesson = LESSONS[name]
+    for language in LANGUAGES:
+        numbers = set(
+            re.findall(r"minivllm lesson (?:start|check|see|hint|diff) (\d+)", lesson.text(language))
+        )
+        assert numbers == {lesson.number}
+
+
+@each_lesson
+def test_the_walkthrough_runs_and_writes_its_traces(name, tmp_path):
+    lesson = LESSONS[name]
+    environment = {**os.environ, "MINIVLLM_LESSON_TRACES": str(tmp_path), "PYTHONPATH": str(ROOT.parent)}
+    done = subprocess.run(
+        [sys.executable, str(lesson.walkthrough)],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stdout.splitlines()) > 5
+    for trace in lesson.constants()["TRACES"]:
+        assert (tmp_path / trace).stat().st_size > 1000
+    assert lesson.walkthrough.read_text(encoding="utf-8").startswith("# %% [markdown]\n# # " + lesson.number)

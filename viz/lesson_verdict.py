@@ -1,0 +1,110 @@
+"""A verdict on the page: each property with its mark, and the smallest story in which one fails.
+
+What `lessons/report.py` is for a terminal. Words of the learner's code may be anything: they are never taken
+for Markdown.
+
+Read next: `views/lessons.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import streamlit as st
+
+from lessons.catalogue import relative
+from lessons.runner import NOT_STARTED, PASSED, Outcome, Result
+from viz.lesson_words import say
+from viz.views.overview import plain
+
+FIRST_STEPS, LAST_STEPS = 3, 11
+"""Of a long story, these are shown."""
+MOST_PRINTED = 10
+
+
+def show_progress(result: Result | None, seconds: float, language: str) -> None:
+    """While the judge plays; at the very beginning it has said nothing yet."""
+    st.info(say(language, "judging", seconds=seconds))
+    if result is not None:
+        _list(result, language)
+
+
+def show_result(result: Result, language: str) -> None:
+    """All that was found."""
+    if result.problem:
+        st.error(say(language, "unjudged", words=plain(result.problem)))
+        if result.raw:
+            with st.expander(say(language, "all that Python says")):
+                st.code(result.raw, language=None)
+        return
+    numbers = {"passed": result.num_passed, "all": len(result.outcomes)}
+    if result.code == PASSED:
+        st.success(say(language, "all hold", **numbers))
+    elif result.code == NOT_STARTED and not result.missing:
+        st.info(say(language, "nothing written", file=relative(result.path)))
+    else:
+        st.warning(say(language, "some hold", **numbers))
+    for words in result.missing:
+        st.error("✘ " + say(language, "lacks", words=words))
+    _list(result, language)
+    if result.failed:
+        _story(result.failed, language)
+
+
+def _list(result: Result, language: str) -> None:
+    st.markdown("  \n".join(_line(outcome, result, language) for outcome in list(result.outcomes)))
+
+
+def _line(outcome: Outcome, result: Result, language: str) -> str:
+    """A property: how it stands, its sentence, and a few words more."""
+    mark, more = "–", ""
+    if outcome.status == "passed":
+        mark, more = ":green[✔]", say(language, "stories", count=outcome.stories)
+    elif outcome.status == "failed":
+        mark = ":red[✘]"
+    elif outcome.status == "playing":
+        mark, more = "▸", say(language, "playing", count=outcome.stories)
+    elif outcome.status == "unwritten":
+        more = say(language, "unwritten", name=outcome.missing)
+    elif result.failed:
+        more = say(language, "waits", number=result.failed.number)
+    words = f"{mark} **{outcome.number}** {outcome.sentence}"
+    return f"{words} :gray[{more}]" if more else words
+
+
+def _story(outcome: Outcome, language: str) -> None:
+    with st.container(border=True):
+        st.markdown(f"{say(language, 'smallest', number=outcome.number)}:")
+        if outcome.steps:
+            rows = _rows(outcome.steps, language)
+            names = (say(language, "number"), say(language, "operation"), say(language, "changed"))
+            st.table(
+                {name: [row[column] for row in rows] for column, name in enumerate(names)},
+                border="horizontal",
+                hide_index=True,
+            )
+        elif outcome.case is not None:
+            st.markdown(f"**{say(language, 'in story')}**: {plain(str(outcome.case)[:500])}")
+        told = (("expected", outcome.expected), ("got", outcome.got), ("where", outcome.where))
+        st.markdown(
+            "  \n".join(f"**{say(language, name)}**: {plain(words)}" for name, words in told if words)
+        )
+        if outcome.printed:
+            st.caption(say(language, "your code printed"))
+            st.code("\n".join(outcome.printed.rstrip().splitlines()[:MOST_PRINTED]), language=None)
+
+
+def _rows(steps: Sequence[dict[str, Any]], language: str) -> list[tuple[str, str, str]]:
+    """Number, operation, and the facts that it changed."""
+    rows = []
+    before: dict[str, str] = {}
+    for number, step in enumerate(steps, 1):
+        changed = {key: value for key, value in step["facts"].items() if before.get(key) != value}
+        before = step["facts"]
+        facts = ", ".join(f"{key}={value}" for key, value in changed.items())
+        rows.append((str(number), plain(step["text"]), plain(facts)))
+    left_out = len(rows) - FIRST_STEPS - LAST_STEPS
+    if left_out > 0:
+        rows[FIRST_STEPS : FIRST_STEPS + left_out] = [("", say(language, "more steps", count=left_out), "")]
+    return rows

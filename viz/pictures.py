@@ -1,0 +1,222 @@
+"""Figures by name, as still pictures: for lesson texts, slides and papers.
+
+On a page a figure is called by its view, which asks the reader whose blocks, which kernel, whose requests.
+Here a figure has a name, and whatever nobody says is chosen as the page would choose it:
+
+    draw("block_table", [path], -1, {"request": "0"})   ►   an SVG of the last step
+
+Options: `request` (id) for figures of one request; `kernel` (its place in the file, from 0), `block` and
+`warp` (whose requests to memory) for kernels; `screen` ("wide" or "narrow") for figures that have both.
+
+Read next: `lesson_pictures.py`, which makes the pictures of the lessons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from minivllm.trace.kernel_events import KernelTrace, WarpAccess, read_kernel_traces
+from minivllm.trace.reader import read_trace
+from minivllm.trace.timeline import Timeline, make_timeline
+from viz import figures
+from viz.backends.svg import to_svg_column
+from viz.figures.common import NARROW, PHONE, WIDE, names_of
+from viz.figures.kernel_blocks import kernel_blocks
+from viz.figures.kernel_lanes import kernel_lanes
+from viz.figures.kernel_matrix import kernel_matrix, piece_captions
+from viz.figures.kernel_memory import array_of
+from viz.figures.kernel_softmax import kernel_softmax
+from viz.figures.kernel_source import kernel_source
+from viz.figures.kernel_tiles import Piece, pieces
+from viz.figures.kernel_totals import kernel_totals
+from viz.figures.kernel_traffic import kernel_shared, kernel_traffic
+from viz.figures.roofline import roofline_captions
+from viz.figures.selected_tables import most_interesting_request
+from viz.figures.step_work import timed_work
+from viz.kernel_steps import Follow, Played, played
+from viz.scene import Scene
+
+Options = Mapping[str, Any]
+
+
+class Figure(NamedTuple):
+    """How a figure is made from files."""
+
+    make: Callable[[Sequence[Path], Options, int], Sequence[Scene]]
+    """`(traces, options, step)` to scenes, one below the other."""
+    options: tuple[str, ...] = ()
+    num_traces: int = 1
+
+
+def draw(name: str, traces: Sequence[Path], step: int, options: Options | None = None) -> str:
+    """The SVG of a figure after a step; a negative step counts from the end.
+
+    Raises:
+        ValueError: there is no such figure, option, request, kernel or step; what there is, is named.
+    """
+    figure, options = find_figure(name, options or {}), options or {}
+    scenes = figure.make(traces, options, step)
+    if not scenes:
+        raise ValueError(f"{name}: {traces[0].name} holds nothing that this figure could show")
+    num_steps = scenes[0].num_steps
+    if not -num_steps <= step < num_steps:
+        raise ValueError(
+            f"{name}: step must lie in {-num_steps} … {num_steps - 1} for {traces[0].name}, got {step}"
+        )
+    return to_svg_column(scenes, step % num_steps)
+
+
+def find_figure(name: str, options: Options) -> Figure:
+    """The figure of this name, which knows these options.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if name not in FIGURES:
+        raise ValueError(f"figure must be one of {', '.join(sorted(FIGURES))}; got {name!r}")
+    unknown = sorted(set(options) - set(FIGURES[name].options))
+    if unknown:
+        known = ", ".join(FIGURES[name].options) or "none"
+        raise ValueError(f"{name} has no option {', '.join(unknown)}; it has: {known}")
+    if options.get("screen", "wide") not in ("wide", "narrow"):
+        raise ValueError(f"{name}: screen must be 'wide' or 'narrow', got {options['screen']!r}")
+    return FIGURES[name]
+
+
+# ── runs of the engine ────────────────────────────────────────────────────────────────────────────────
+
+
+def _timeline(path: Path) -> Timeline:
+    timeline = make_timeline(read_trace(path))
+    if not timeline.num_steps or not timeline.spans:
+        raise ValueError(f"{path.name} holds no step of an accepted request, so there is nothing to draw")
+    return timeline
+
+
+def _of_run(make: Callable[[Timeline], Sequence[Scene]]) -> Figure:
+    return Figure(lambda traces, options, step: make(_timeline(traces[0])))
+
+
+def _of_request(make: Callable[[Timeline, str], Scene], choose: Callable[[Timeline], str]) -> Figure:
+    def scenes(traces: Sequence[Path], options: Options, step: int) -> list[Scene]:
+        timeline = _timeline(traces[0])
+        request = str(options["request"]) if "request" in options else choose(timeline)
+        if request not in timeline.spans:
+            known = ", ".join(names_of(timeline))
+            raise ValueError(f"{traces[0].name} has no request {request!r}; it has: {known}")
+        return [make(timeline, request)]
+
+    return Figure(scenes, ("request",))
+
+
+def _of_width(make: Callable[[Timeline, float], Scene], narrow: float = NARROW) -> Figure:
+    def scenes(traces: Sequence[Path], options: Options, step: int) -> list[Scene]:
+        return [make(_timeline(traces[0]), narrow if options.get("screen") == "narrow" else WIDE)]
+
+    return Figure(scenes, ("screen",))
+
+
+def _first_search(timeline: Timeline) -> str:
+    found = figures.searched_requests(timeline)
+    if not found:
+        raise ValueError("beam_tree: no request of this run searched with beams")
+    return found[0]
+
+
+def _comparison(traces: Sequence[Path], options: Options, step: int) -> list[Scene]:
+    sides = [figures.Side(path.name.removesuffix(".jsonl"), _timeline(path)) for path in traces]
+    return figures.comparison(sides[0], sides[1], PHONE if options.get("screen") == "narrow" else WIDE)
+
+
+def _roofline(timeline: Timeline) -> list[Scene]:
+    work = timed_work(timeline)
+    return [figures.roofline(timeline, work, timeline.trace.header.hardware)] if work else []
+
+
+def _decode_intensity(timeline: Timeline) -> list[Scene]:
+    work = timed_work(timeline)
+    told = roofline_captions(timeline, work, timeline.trace.header.hardware)
+    return [figures.decode_intensity(timeline, work, told)] if work else []
+
+
+# ── kernels ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _kernels(path: Path) -> list[KernelTrace]:
+    """Those that the pages offer, in their order."""
+    traces = read_kernel_traces(path)
+    return [trace for trace in traces if any(isinstance(event, WarpAccess) for event in trace.events)]
+
+
+def _chosen_kernel(path: Path, options: Options, default: int = 0) -> KernelTrace:
+    found, number = _kernels(path), options.get("kernel", default)
+    if number not in range(len(found)):
+        raise ValueError(f"{path.name}: number of the kernel must lie below {len(found)}, got {number!r}")
+    return found[number]
+
+
+def _of_requests(make: Callable[[KernelTrace, Played, int, float], Sequence[Scene]], *more: str) -> Figure:
+    """A figure whose steps are requests of warps to memory."""
+
+    def scenes(traces: Sequence[Path], options: Options, step: int) -> Sequence[Scene]:
+        trace = _chosen_kernel(traces[0], options)
+        shown = played(trace, Follow(options.get("block"), options.get("warp")))
+        width = PHONE if options.get("screen") == "narrow" else WIDE
+        return make(trace, shown, step, width) if shown.accesses else []
+
+    return Figure(scenes, ("kernel", "block", "warp", *more))
+
+
+def _memory(trace: KernelTrace, shown: Played, step: int, width: float) -> list[Scene]:
+    """Of global and shared memory the one that the request goes to."""
+    scenes = kernel_lanes(trace.header, shown.accesses)
+    if not -len(shown.accesses) <= step < len(shown.accesses):
+        return scenes
+    is_shared = array_of(shown.accesses[step], trace.header).is_shared
+    return [scenes[-1 if is_shared else 0]]
+
+
+def _of_pieces(make: Callable[[KernelTrace, list[Piece], list[str]], Scene | None]) -> Figure:
+    """A figure whose steps are tiles; by default of the first kernel that has any."""
+
+    def scenes(traces: Sequence[Path], options: Options, step: int) -> list[Scene]:
+        kernels = _kernels(traces[0])
+        default = next((number for number, trace in enumerate(kernels) if pieces(trace)), 0)
+        trace = _chosen_kernel(traces[0], options, default)
+        found = pieces(trace)
+        scene = make(trace, found, piece_captions(found)) if found else None
+        return [scene] if scene else []
+
+    return Figure(scenes, ("kernel",))
+
+
+def _softmax(trace: KernelTrace, found: list[Piece], told: list[str]) -> Scene | None:
+    return kernel_softmax(found, told) if any(piece.updates for piece in found) else None
+
+
+FIGURES: dict[str, Figure] = {
+    "overview": _of_run(figures.overview),
+    "block_pool": _of_request(figures.block_pool, most_interesting_request),
+    "block_table": _of_request(figures.block_table, most_interesting_request),
+    "memory_over_time": _of_run(lambda timeline: [figures.memory_over_time(timeline)]),
+    "scheduler_gantt": _of_width(figures.scheduler_gantt),
+    "batch_composition": _of_width(figures.batch_composition),
+    "beam_tree": _of_request(figures.beam_tree, _first_search),
+    "prefix_tree": _of_width(figures.prefix_tree, PHONE),
+    "roofline": _of_run(_roofline),
+    "decode_intensity": _of_run(_decode_intensity),
+    "comparison": Figure(_comparison, ("screen",), 2),
+    "kernel_source": _of_requests(
+        lambda t, s, n, width: [kernel_source(t.header, s.accesses, width)], "screen"
+    ),
+    "kernel_lanes": _of_requests(lambda t, s, n, width: kernel_lanes(t.header, s.accesses)),
+    "kernel_memory": _of_requests(_memory),
+    "kernel_blocks": _of_requests(lambda t, s, n, width: kernel_blocks(t.header, s.accesses)),
+    "kernel_totals": _of_requests(lambda t, s, n, width: [kernel_totals(t.header, s.accesses)]),
+    "kernel_matrix": _of_pieces(lambda t, found, told: kernel_matrix(t.header, found, told)),
+    "kernel_softmax": _of_pieces(_softmax),
+    "kernel_shared": _of_pieces(kernel_shared),
+    "kernel_traffic": _of_pieces(kernel_traffic),
+}

@@ -1,0 +1,183 @@
+"""Page "Lessons": the course, and each lesson in three parts: read, step, write. It needs no trace.
+
+    ?lesson=04          which one; none: the whole course
+    &part=read          read, step or write
+    &language=zh        the text and this page in Chinese
+
+What the link says is kept while one looks at other pages. Nothing here imports Hypothesis: a Python without
+it can still show, start and step through a lesson.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from lessons import catalogue
+from lessons.catalogue import Lesson
+from lessons.work import Desk
+from viz import lesson_desk, lesson_step, lesson_text, links
+from viz.cards import card
+from viz.lesson_words import LANGUAGES, say
+
+TITLE = "Lessons"
+URL = "lessons"
+TEASER = "One idea after the other: read about it, step through a run, write it yourself."
+
+PARTS = ("read", "step", "write")
+TEXT_WIDTH, DESK_WIDTH = 820, 1000
+"""Lines that are longer are hard to read."""
+MARKS = {"not started": "○", "passed": "✔"}
+
+
+def page(run: object = None) -> None:
+    """The course or a lesson; the open trace, if there is one, plays no part in it."""
+    language = links.kept("language", LANGUAGES, "en")
+    lessons = tuple(lesson for lesson in catalogue.lessons() if is_complete(lesson))
+    chosen = _chosen(lessons)
+    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"):
+        st.title(chosen.heading(language) if chosen else say(language, "title"), width="content")
+        _choice("language", tuple(LANGUAGES), language, say(language, "language"), LANGUAGES)
+    if not lessons:
+        st.info(say(language, "no lessons"))
+    elif chosen is None:
+        _course(lessons, language)
+    else:
+        _lesson(chosen, lessons, language)
+
+
+def is_complete(lesson: Lesson) -> bool:
+    """Can it be shown? One without its texts is still being written."""
+    try:
+        return all(lesson.heading(language) and lesson.about(language) for language in catalogue.LANGUAGES)
+    except (OSError, IndexError, UnicodeDecodeError):
+        return False
+
+
+def _chosen(lessons: tuple[Lesson, ...]) -> Lesson | None:
+    """The lesson that the link names, or that was kept; one that is not there is told in a sentence."""
+    wanted = st.query_params.get("lesson") or st.session_state.get("kept lesson") or ""
+    if not wanted:
+        return None
+    try:
+        lesson = catalogue.find_lesson(wanted)
+    except ValueError as error:
+        st.error(str(error))
+        links.keep("lesson", "")
+        return None
+    if lesson not in lessons:
+        st.error(f"The text of lesson {lesson.number} is missing, or cannot be read.")
+        links.keep("lesson", "")
+        return None
+    links.keep("lesson", lesson.number)
+    return lesson
+
+
+def _choice(name: str, options: tuple[str, ...], value: str, label: str, words: dict[str, str]) -> None:
+    """Buttons for a value that is kept in the link; the page runs again with another one."""
+    key = f"choice {name}"
+    st.session_state[key] = value
+
+    def chosen() -> None:  # nothing, if the pressed button was pressed again
+        links.keep(name, st.session_state[key] or value)
+
+    st.segmented_control(
+        label,
+        options,
+        key=key,
+        on_change=chosen,
+        format_func=lambda option: words[option],
+        label_visibility="collapsed",
+    )
+
+
+# ── the course ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _course(lessons: tuple[Lesson, ...], language: str) -> None:
+    """All lessons, and how far the learner is."""
+    desk = Desk()
+    states = [desk.state(lesson) for lesson in lessons]
+    passed = states.count("passed")
+    st.markdown(say(language, "introduction"))
+    st.progress(passed / len(lessons), say(language, "progress", passed=passed, all=len(lessons)))
+    following = next((number for number, state in enumerate(states) if state != "passed"), None)
+    for number, (lesson, state) in enumerate(zip(lessons, states, strict=True)):
+        with card(f"card-{lesson.name}"):
+            mark = MARKS.get(state, "◐")
+            st.markdown(
+                f"{mark} **{lesson.heading(language)}**  \n"
+                f":gray[{lesson.about(language)} · {state_words(state, language)}]",
+                width="content",
+            )
+            st.button(
+                say(language, "open" if state in MARKS else "go on"),
+                key=f"open-{lesson.name}",
+                type="primary" if number == following else "secondary",
+                on_click=_open,
+                args=(lesson, "read" if state in MARKS else "write"),
+            )
+
+
+def state_words(state: str, language: str) -> str:
+    """How far the learner is, in words."""
+    if "/" in state:
+        return say(language, "properties hold", state=state)
+    return say(language, state)
+
+
+def _open(lesson: Lesson | None, part: str = "read") -> None:
+    links.keep("lesson", lesson.number if lesson else "")
+    links.keep("part", part if lesson else "")
+
+
+# ── a lesson ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _lesson(lesson: Lesson, lessons: tuple[Lesson, ...], language: str) -> None:
+    place = lessons.index(lesson)
+    part = links.kept("part", PARTS, "read")
+    state = Desk().state(lesson)
+    where = say(language, "place", number=place + 1, all=len(lessons))
+    st.caption(f"{where} · {lesson.about(language)} · {MARKS.get(state, '◐')} {state_words(state, language)}")
+    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+        words = {name: say(language, name) for name in PARTS}
+        _choice("part", PARTS, part, say(language, "part"), words)
+        st.button(f"← {say(language, 'all lessons')}", type="tertiary", on_click=_open, args=(None,))
+    if part == "read":
+        with st.container(key="lesson-text", width=TEXT_WIDTH):
+            lesson_text.show(lesson_text.parts_of(lesson_text.body(lesson.text(language)), lesson.folder))
+    elif part == "step":
+        lesson_step.show(lesson, language)
+    else:
+        with st.container(width=DESK_WIDTH):
+            lesson_desk.show(lesson, language)
+    _what_next(lesson, place, lessons, part, language)
+
+
+def _what_next(lesson: Lesson, place: int, lessons: tuple[Lesson, ...], part: str, language: str) -> None:
+    """The next part, and after the last one the next lesson."""
+    st.divider()
+    with st.container(horizontal=True, horizontal_alignment="distribute"):
+        if place > 0:
+            _step_to("previous lesson", lessons[place - 1], "←", language)
+        if part != PARTS[-1]:
+            following = PARTS[PARTS.index(part) + 1]
+            st.button(
+                say(language, "next part", part=say(language, following)) + " →",
+                key="next-part",
+                on_click=_open,
+                args=(lesson, following),
+            )
+        elif place + 1 < len(lessons):
+            _step_to("next lesson", lessons[place + 1], "→", language)
+        else:
+            st.caption(say(language, "last lesson"))
+
+
+def _step_to(name: str, lesson: Lesson, arrow: str, language: str) -> None:
+    words = say(language, name, lesson=lesson.heading(language))
+    kind: Any = "secondary" if arrow == "→" else "tertiary"
+    label = f"{words} →" if arrow == "→" else f"← {words}"
+    st.button(label, key=name, type=kind, on_click=_open, args=(lesson,))

@@ -1,0 +1,134 @@
+"""Page "Start here": a newcomer's path through pages and lessons, with a sentence each on what to look for.
+
+It needs no trace, and says how to make one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import streamlit as st
+
+from lessons import catalogue
+from viz import links, loading
+from viz.cards import card
+from viz.loading import Run
+from viz.views.lessons import is_complete
+
+TITLE = "Start here"
+URL = "start"
+TEASER = "What this is, three ideas, and a path through it."
+
+WHAT = (
+    "minivllm is a small server for language models in which nothing is hidden: requests come in, a "
+    "**scheduler** decides who computes in each step, tokens come out, and everything that happens is "
+    "written into a **trace**. The pages draw a trace, step by step, forward and back; the lessons let you "
+    "build the parts yourself. Three ideas make it fast:"
+)
+IDEAS = (
+    "**Paging.** The keys and values of all tokens lie in small blocks of equal size, which may be anywhere "
+    "in memory; a block table says where, so that almost nothing is wasted.",
+    "**Sharing.** Several sequences can read the same block, and whoever is about to write to it gets a "
+    "copy first; so a common beginning is kept, and computed, once.",
+    "**Continuous batching.** Requests join and leave the batch after every single step, so that nobody "
+    "waits for the longest answer.",
+)
+DEMO = "minivllm demo"
+WHERE_DEMO = Path("minivllm-out/trace.jsonl")
+NEED = (
+    "Steps 1 to 3 look at a run. There is none yet: this makes one in a minute, with a model that comes with "
+    "the project, and opens it."
+)
+OTHER_KIND = "Steps 1 to 3 look at a run of the engine; another kind of trace is open. This makes one:"
+FIRST_LESSON = "03"
+
+
+class Stop(NamedTuple):
+    """A page on the path."""
+
+    url: str
+    title: str
+    look_for: str
+
+
+BEFORE = (
+    Stop("overview", "Overview", "Press **Play**: the answers grow together, a token of each in every step."),
+    Stop(
+        "kv_pool",
+        "KV pool",
+        "Step until the selected request takes a new block. Is it beside its last one? Must it be?",
+    ),
+    Stop("scheduler", "Scheduler", "Jump to the first preemption: who had to step aside, and for whom?"),
+)
+AFTER = (
+    Stop(
+        "beam_tree",
+        "Beam tree",
+        "With `minivllm demo sharing`: beams fork, and share the blocks of what they have in common.",
+    ),
+    Stop(
+        "prefix_tree",
+        "Prefix tree",
+        "With the same run: whose prompt is found in the cache, and who is evicted?",
+    ),
+    Stop("compare", "Compare", "Two runs of the same requests on one clock: who waits, and for whom?"),
+    Stop(
+        "microscope",
+        "Kernel microscope",
+        "One kernel, line by line: when do 32 lanes need one trip to memory, and when 32?",
+    ),
+    Stop("lessons", "Lessons", "All of them: one idea after the other."),
+)
+
+
+def page(run: object = None) -> None:
+    """The path; it knows whether there is something to look at."""
+    st.title(TITLE)
+    st.markdown(WHAT)
+    st.markdown("\n".join(f"{number}. {idea}" for number, idea in enumerate(IDEAS, 1)))
+    if not isinstance(run, Run):
+        _how_to_get_a_run(OTHER_KIND if run else NEED)
+    st.subheader("A path")
+    for number, stop in enumerate(BEFORE, 1):
+        _stop(number, stop)
+    lesson = first_lesson()
+    if lesson is not None:
+        _lesson(len(BEFORE) + 1, lesson)
+    for number, stop in enumerate(AFTER, len(BEFORE) + 1 + (lesson is not None)):
+        _stop(number, stop)
+
+
+def first_lesson() -> catalogue.Lesson | None:
+    """The lesson to begin with: the one after the basics, or the first that there is."""
+    lessons = [lesson for lesson in catalogue.lessons() if is_complete(lesson)]
+    return next((one for one in lessons if one.number >= FIRST_LESSON), None) or next(iter(lessons), None)
+
+
+def _how_to_get_a_run(words: str) -> None:
+    with st.container(border=True):
+        st.markdown(words)
+        st.code(DEMO, language="shell")
+        if WHERE_DEMO.is_file() and st.button(f"Open {WHERE_DEMO}", key="open-demo"):
+            loading.choose(WHERE_DEMO.resolve())
+            st.rerun()
+
+
+def _stop(number: int, stop: Stop) -> None:
+    _card(number, stop.title, stop.look_for, stop.url, {"lesson": ""} if stop.url == "lessons" else {})
+
+
+def _lesson(number: int, lesson: catalogue.Lesson) -> None:
+    words = (
+        "Read it, step through its run, then write the part yourself: properties judge it, and show you the "
+        "smallest story in which it fails."
+    )
+    _card(number, f"Lesson {lesson.heading()}", words, "lessons", {"lesson": lesson.number, "part": "read"})
+
+
+def _card(number: int, title: str, words: str, url: str, values: dict[str, str]) -> None:
+    with card(f"stop-{number}"):
+        st.markdown(f"**{number}. {title}**  \n{words}", width="content")
+        # A lesson is a page with a choice, which a plain link would not carry.
+        if st.button("Open", key=f"go-{number}"):
+            links.go(url, values=values)

@@ -1,0 +1,91 @@
+"""Page "Your bug": the story on which a property of a lesson failed, beside the reference's."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import quote
+
+import streamlit as st
+
+from viz import stage
+from viz.figures.story import story_scenes
+from viz.figures.story_words import num_shown, parted_step
+from viz.loading import StoryRun
+from viz.player import Jump
+from viz.views.overview import plain
+
+TITLE = "Your bug"
+URL = "story"
+TEASER = "The shortest story on which your solution fails, beside the right one."
+
+INTRODUCTION = (
+    "The judge has found a story on which your code fails, and has made it as short as it could. Here it is "
+    "**twice**: what yours did, and what the reference did on the same operations. It opens where the two "
+    "**part**; step back to see how it came to that. Which is the first thing that is not as you meant it?"
+)
+LEGEND = (
+    "Colours of cells say whose they are. Only **facts** must be equal: a board may differ where a solution "
+    "is free to choose, which free block it takes, for example."
+)
+KERNELS = "Both kernels ran under the microscope, so you can see what they asked memory for:"
+NEXT = "What to do next: change your file, and let it be judged again; a hint helps if you are stuck."
+WITHOUT = (
+    "When `minivllm lesson check` finds that a property of your solution does not hold, it writes down the "
+    "**shortest story** on which it fails: what your code did, step by step, and what the right one did on "
+    "the same operations. This page plays both. To get one:"
+)
+HOW = """minivllm lesson start 4
+# write work/04_paging.py, then:
+minivllm lesson check 4
+minivllm lesson see 4"""
+
+
+def page(run: StoryRun) -> None:
+    story = run.story
+    header = story.header
+    st.markdown(f"**{plain(header.title)}** · {INTRODUCTION}")
+    where = f"in {_code(header.file)}" + (f", {_code(header.where)}" if header.where else "")
+    st.error(
+        f"**{plain(header.property)}** {plain(header.sentence)}\n\n"
+        f"expected: {_code(header.expected)}  \ngot: {_code(header.got)}  \nnoticed {where}"
+    )
+    parted = parted_step(story)
+    if st.session_state.get("story", run.fingerprint) != run.fingerprint:  # judged again: another story
+        st.session_state.pop("step", None)
+        st.query_params.pop("step", None)
+    st.session_state.story = run.fingerprint
+    if "step" not in st.query_params and "step" not in st.session_state:
+        st.query_params["step"] = str(parted)  # where the player begins
+    jumps = [Jump("where they part", parted), Jump("end", num_shown(story) - 1)]
+    place = f"place-{run.fingerprint}"  # by story: a step of one means nothing in another
+    stage.show_scenes(run.fingerprint, "story", lambda: story_scenes(story), jumps, place=place, first=1)
+    st.caption(LEGEND)
+    _kernels(run)
+    st.markdown(NEXT)
+    number = re.match(r"\d+", header.lesson)
+    lesson = number[0] if number else "LESSON"
+    st.code(f"minivllm lesson check {lesson}\nminivllm lesson hint {lesson}", language="shell")
+
+
+def _kernels(run: StoryRun) -> None:
+    """Links to the pages about kernels, if the story has any kernels and their files are still there."""
+    names = run.story.header.kernels
+    if len(names) < 2:
+        return
+    paths = [run.path.resolve().parent / name for name in names[:2]]
+    if missing := [path.name for path in paths if not path.is_file()]:
+        st.caption(f"The traces of the kernels are gone: {plain(', '.join(missing))}. Check again.")
+        return
+    yours, reference = (quote(str(path)) for path in paths)
+    st.markdown(KERNELS)
+    with st.container(horizontal=True):
+        st.link_button("Your kernel", f"/microscope?trace={yours}")
+        st.link_button("The reference's kernel", f"/microscope?trace={reference}")
+        st.link_button("Both, side by side", f"/flash_attention?trace={yours}&with={reference}")
+
+
+def _code(text: str) -> str:
+    """Text that is shown as it is, whatever characters it has."""
+    line = " ".join(text.split()) or " "
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    return f"{fence} {line} {fence}"
