@@ -9,6 +9,8 @@ Source: Okabe & Ito, "Color Universal Design" (2008); WCAG 2 for contrast. Read 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 # Eight request families; the ninth request has the first one's colour again, but never its letter.
 FAMILIES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#999999")
 
@@ -34,7 +36,7 @@ PALETTE: dict[str, tuple[str, str]] = {
     "swapped": ("#CC79A7", "#CC79A7"),
 }
 
-LIGHT, DARK = 0, 1
+LIGHT, DARK, BOTH = 0, 1, 2
 
 
 def family(index: int) -> str:
@@ -43,9 +45,14 @@ def family(index: int) -> str:
 
 
 def colour(name: str, theme: int = LIGHT) -> str:
-    """A name's colour as `#RRGGBB`; "none" stays "none" and "on-x" is the text colour on `x`."""
+    """A name's colour as `#RRGGBB`; "none" stays "none" and "on-x" is the text colour on `x`.
+
+    For `BOTH` it is a CSS variable (`css_rules`).
+    """
     if name == "none":
         return "none"
+    if theme == BOTH:
+        return f"var(--{name})"
     if name.startswith("on-"):
         return ink_on(colour(name[3:], theme))
     return PALETTE[name][theme]
@@ -76,3 +83,9 @@ def css_variables() -> str:
         f"--{name}:light-dark({light},{dark});" for name, (light, dark) in (PALETTE | inks).items()
     )
     return f".player{{{rules}}}"
+
+
+def css_rules(names: Iterable[str]) -> str:
+    """Some of them for a picture by itself, which follows what its viewer prefers."""
+    light, dark = ("".join(f"--{name}:{colour(name, theme)};" for name in names) for theme in (LIGHT, DARK))
+    return f"svg{{{light}}}@media (prefers-color-scheme:dark){{svg{{{dark}}}}}"

@@ -14,7 +14,7 @@ from tests.viz import trace_factory
 from tests.viz.trace_factory import Workload
 from viz import figures
 from viz.backends import html, mpl, svg
-from viz.palette import DARK, LIGHT, colour
+from viz.palette import BOTH, DARK, LIGHT, colour
 from viz.player import Jump
 from viz.scene import Scene
 
@@ -125,3 +125,18 @@ def test_pictures_of_one_page_have_the_same_steps(timeline):
     other = make_timeline(trace_factory.make(Workload(seed=9)))
     with pytest.raises(AssertionError, match="one step for all pictures"):
         html.to_html("", [figures.memory_over_time(timeline), figures.memory_over_time(other)])
+
+
+def test_a_picture_for_both_themes_names_every_colour_that_it_uses():
+    for shape in ({"fill": "panel", "stroke": "rule", "label": "A"}, {"fill": "family0", "label": "B"}):
+        scene = Scene("A picture", 100, 50)
+        scene.rect(1, 1, 20, 20, **shape)
+        scene.text(1, 40, "words")
+        scene.begin_step("now")
+        text = svg.to_svg_column([scene], 0, BOTH)
+        ElementTree.fromstring(text)
+        light, dark = text.split("@media (prefers-color-scheme:dark)")
+        used = set(re.findall(r"var\(--([\w-]+)\)", text))
+        assert {"page", "ink"} <= used
+        for name in used:
+            assert f"--{name}:{colour(name, LIGHT)};" in light and f"--{name}:{colour(name, DARK)};" in dark

@@ -5,10 +5,11 @@ Read next: `mpl.py`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 
-from viz.palette import LIGHT, colour
+from viz.palette import BOTH, LIGHT, colour, css_rules
 from viz.scene import Scene, Shape
 
 LABEL_DROP = 0.36
@@ -26,8 +27,11 @@ def to_svg(scene: Scene, step: int, theme: int = LIGHT) -> str:
     )
 
 
-def to_svg_column(scenes: Sequence[Scene], step: int, theme: int = LIGHT) -> str:
-    """Scenes with the same steps, one below the other, with a margin: a picture for a text."""
+def to_svg_column(scenes: Sequence[Scene], step: int, theme: int = BOTH) -> str:
+    """Scenes with the same steps, one below the other, with a margin: a picture for a text.
+
+    With `palette.BOTH` it is light or dark, as whoever looks at it has chosen.
+    """
     width = max(scene.width for scene in scenes) + 2 * MARGIN
     y, parts = MARGIN, []
     for scene in scenes:
@@ -40,9 +44,11 @@ def to_svg_column(scenes: Sequence[Scene], step: int, theme: int = LIGHT) -> str
 
 def _document(width: float, height: float, title: str, caption: str, body: str, theme: int) -> str:
     size = f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}"'
+    used = sorted({"page", *re.findall(r"var\(--([\w-]+)\)", body)})
+    style = f"<style>{css_rules(used)}</style>" if theme == BOTH else ""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" font-family="sans-serif">'
-        f"<title>{_escaped(title)}</title><desc>{_escaped(caption)}</desc>"
+        f"<title>{_escaped(title)}</title><desc>{_escaped(caption)}</desc>{style}"
         f'<rect width="100%" height="100%" fill="{colour("page", theme)}"/>{body}</svg>'
     )
 
