@@ -342,8 +342,12 @@ class _SpanKeeper:
             if request not in in_batch:
                 self._change(request, Phase.HELD, step)
         for request in record.ended:
-            # Who computes nothing and is let go at the end of a step was held in it.
-            self._close(request, step - 1 if request in record.ended_before else step)
+            if request in record.ended_before:
+                self._close(request, step - 1)
+                continue
+            if request not in in_batch:  # it computed nothing, and is let go when the step is over
+                self._change(request, Phase.HELD, step)
+            self._close(request, step)
 
     def close(self, last_step: int) -> dict[str, list[Span]]:
         """Requests that are still there when the trace ends were there until its last step."""
