@@ -74,7 +74,7 @@ def test_a_bfloat16_is_the_upper_half_of_a_float32(values):
     threads=st.integers(1, 4),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_paged_decode_is_attention(lengths, heads, head_dim, size, window, is_bf16, threads, seed):
     """Blocks anywhere, the unused cells full of NaN, and a window that may begin within a block."""
     rng = np.random.default_rng(seed)

@@ -98,7 +98,7 @@ def is_race(steps: Any, one: Access, other: Access) -> bool:
     return not (SYNCTHREADS in barriers or (same_warp and SYNCWARP in barriers))
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(program=programs())
 def test_races_are_pairs_of_accesses_that_nothing_orders_and_of_which_one_writes(program):
     blocks, steps = program

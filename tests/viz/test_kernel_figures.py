@@ -71,7 +71,7 @@ def lines(d):
 
 
 @given(places)
-@settings(max_examples=200)
+@settings(max_examples=80)
 def test_every_lane_is_drawn_to_the_sector_or_bank_in_which_its_address_lies(place):
     trace, access, array, scenes, step = at(place)
     byte = {lane: first * array.itemsize for lane, first in zip(access.lanes, access.first, strict=True)}
@@ -94,7 +94,7 @@ def test_every_lane_is_drawn_to_the_sector_or_bank_in_which_its_address_lies(pla
 
 
 @given(places)
-@settings(max_examples=200)
+@settings(max_examples=80)
 def test_what_is_wanted_and_what_is_waste_have_the_size_of_their_bytes(place):
     _, access, array, scenes, step = at(place)
     size = access.count * array.itemsize
@@ -121,7 +121,7 @@ def test_what_is_wanted_and_what_is_waste_have_the_size_of_their_bytes(place):
 
 
 @given(places)
-@settings(max_examples=200)
+@settings(max_examples=80)
 def test_turns_are_those_that_the_trace_has_counted(place):
     _, access, array, _, _ = at(place)
     if array.is_shared:
@@ -130,7 +130,7 @@ def test_turns_are_those_that_the_trace_has_counted(place):
 
 
 @given(places)
-@settings(max_examples=200)
+@settings(max_examples=80)
 def test_exactly_one_memory_is_lit_and_its_lanes_are_those_of_the_request(place):
     _, access, array, scenes, step = at(place)
     fill = {"read": "family0", "write": "family4", "atomic": "family3"}[access.kind]
@@ -204,7 +204,7 @@ def test_totals_at_the_last_step_are_those_of_the_trace(name, number):
 
 
 @given(places, st.integers(1, 50))
-@settings(max_examples=200)
+@settings(max_examples=80)
 def test_totals_never_fall_and_grow_by_the_request_of_the_step(place, ahead):
     trace, access, array, scenes, step = at(place)
     before = numbers(scenes["Bytes"], step - 1) if step else {a.name: [0] * 4 for a in trace.header.arrays}
@@ -228,7 +228,7 @@ SENTENCE = re.compile(
 
 
 @given(places)
-@settings(max_examples=200)
+@settings(max_examples=80)
 def test_every_number_of_a_caption_is_true_of_its_request(place):
     trace, access, array, scenes, step = at(place)
     told = {scene.captions[step] for scene in scenes.values()}
@@ -246,7 +246,7 @@ def test_every_number_of_a_caption_is_true_of_its_request(place):
 
 
 @given(places, st.sampled_from(["wide", "narrow"]))
-@settings(max_examples=200)
+@settings(max_examples=80)
 def test_the_frame_in_the_source_is_around_the_expression_of_the_request(place, screen):
     trace, access, array, scenes, step = at(place)
     shapes = scenes[f"Source{screen}"].at(step)
@@ -287,7 +287,7 @@ def outside(scene, step):
 
 
 @given(places)
-@settings(max_examples=200)
+@settings(max_examples=80)
 def test_every_mark_lies_within_its_picture(place):
     *_, scenes, step = at(place)
     for scene in scenes.values():
