@@ -21,7 +21,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lessons.catalogue import ROOT, Lesson, find_lesson
+from lessons.catalogue import Lesson, find_lesson
+from lessons.child import child_environment
 
 MOST_SECONDS = 60.0
 EXAMPLES = 200
@@ -68,13 +69,11 @@ def test_what_must_always_hold(size):
 
 def judge_own_property(lesson: Lesson, path: Path) -> Catch:
     """Judge the learner's property, in a process of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT.parent), environment.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "lessons.catching", lesson.name, str(path)]
     try:
         done = subprocess.run(
             command,
-            env=environment,
+            env=child_environment(OMP_NUM_THREADS="1"),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=MOST_SECONDS,

@@ -66,8 +66,7 @@ class Verdict:
 
     def to_data(self) -> dict[str, Any]:
         """For the runner."""
-        data = {name: value for name, value in vars(self).items() if name not in ("story", "size")}
-        return data
+        return {name: value for name, value in vars(self).items() if name not in ("story", "size")}
 
 
 def judge_property(
@@ -109,8 +108,6 @@ def judge_property(
             raise Enough
         raise Broken(found.expected, found.got)
 
-    phases = (Phase.generate, Phase.shrink)
-
     @seed(number_of_seed)
     @settings(
         max_examples=prop.examples,
@@ -118,7 +115,7 @@ def judge_property(
         database=None,
         report_multiple_bugs=False,
         print_blob=False,
-        phases=phases,
+        phases=(Phase.generate, Phase.shrink),
         suppress_health_check=list(HealthCheck),
     )
     @given(prop.cases)
@@ -227,7 +224,8 @@ def judge(lesson: Lesson, path: Path, tell: Tell, earlier: Mapping[str, Sequence
         return
     missing = missing_parts(lesson.exercise.read_text(encoding="utf-8"), subject)
     properties = load_properties(lesson, subject)
-    tell({"event": "loaded", "missing": missing})
+    told = [(prop.number, prop.name, prop.sentence) for prop in properties]
+    tell({"event": "loaded", "missing": missing, "properties": told})
     if missing:
         return
     number_of_seed = random.SystemRandom().randrange(2**32)

@@ -10,7 +10,6 @@ Read next: `report.py`, which prints what is found; `comparing.py`, which plays 
 from __future__ import annotations
 
 import json
-import os
 import queue
 import subprocess
 import sys
@@ -21,7 +20,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lessons.catalogue import ROOT, Lesson
+from lessons.catalogue import Lesson
+from lessons.child import child_environment
 from lessons.seal import edited_files
 
 SILENCE_SECONDS = 20.0
@@ -55,7 +55,8 @@ class Result:
 
     lesson: Lesson
     path: Path
-    outcomes: list[Outcome]
+    outcomes: list[Outcome] = field(default_factory=list)
+    """Of all properties, in their order; none if the solution could not be imported."""
     code: int = NOT_IMPORTABLE
     problem: str = ""
     """Why it could not be judged (to its end), in a sentence."""
@@ -102,10 +103,7 @@ def check(
             f"{', '.join(edited)} is not as it was released, and judging by it would mean nothing. "
             f"`git checkout -- lessons` brings it back; `--edited` judges by it all the same"
         )
-    from lessons.comparing import properties_with_reference
-
-    outcomes = [Outcome(prop.number, prop.name, prop.sentence) for prop in properties_with_reference(lesson)]
-    result = Result(lesson, path.resolve(), outcomes)
+    result = Result(lesson, path.resolve())
     wishes = {"earlier": earlier or {}, "shrink": shrink}
     last: dict[str, Any] = {}
     for message in _words_of_judge(lesson, result.path, wishes):
@@ -134,7 +132,7 @@ def _take(result: Result, message: dict[str, Any], last: dict[str, Any]) -> None
         result.problem, result.raw = message["error"], message["raw"]
     elif kind == "loaded":
         result.missing = message["missing"]
-        last["loaded"] = True
+        result.outcomes = [Outcome(*words) for words in message["properties"]]
     elif kind == "case":
         last.update(message)
         outcome = next(one for one in result.outcomes if one.number == message["number"])
@@ -166,13 +164,7 @@ def _code(result: Result) -> int:
 
 def _words_of_judge(lesson: Lesson, path: Path, wishes: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Run the judge; its words, and a last one of ours if it was lost."""
-    environment = {
-        **os.environ,
-        "PYTHONHASHSEED": "0",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT.parent), environment.get("PYTHONPATH", "")])
+    environment = child_environment(PYTHONHASHSEED="0", OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1")
     command = [sys.executable, "-m", "lessons.judge", lesson.name, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
         assert process.stdin is not None and process.stdout is not None

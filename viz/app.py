@@ -80,7 +80,7 @@ def main() -> None:
         )
         for page in PAGES
     }
-    st.session_state.pages, st.session_state.pages_by_url = list(pages.values()), pages
+    st.session_state.pages = pages  # by the end of their links
     st.navigation(list(pages.values()), position="top").run()
 
 

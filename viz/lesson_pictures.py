@@ -15,7 +15,6 @@ Read next: `pictures.py`.
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -24,10 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from lessons.catalogue import Lesson, find_lesson, lessons
+from lessons.child import child_environment
+from lessons.walkthroughs import ENVIRONMENT
 from viz.pictures import draw, find_figure
-
-ROOT = Path(__file__).resolve().parent.parent
-FOLDER = "MINIVLLM_LESSON_TRACES"
 
 
 def make_pictures(lesson: Lesson) -> list[Path]:
@@ -79,14 +77,12 @@ def _draw(entry: Any, paths: Sequence[Path]) -> str:
 
 def _walk(lesson: Lesson, folder: Path) -> None:
     """Run the walkthrough; what it writes goes into the folder."""
-    inherited = os.environ.get("PYTHONPATH")
-    variables = {
-        **os.environ,
-        FOLDER: str(folder),
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *([inherited] if inherited else [])]),
-    }
     done = subprocess.run(
-        [sys.executable, str(lesson.walkthrough)], cwd=folder, env=variables, capture_output=True, text=True
+        [sys.executable, str(lesson.walkthrough)],
+        cwd=folder,
+        env=child_environment(**{ENVIRONMENT: str(folder)}),
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         words = "\n".join(done.stderr.strip().splitlines()[-12:])

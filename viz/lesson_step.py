@@ -8,7 +8,6 @@ Read next: `lesson_desk.py`.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,8 @@ from typing import Any
 
 import streamlit as st
 
-from lessons.catalogue import ROOT, Lesson, relative
+from lessons.catalogue import Lesson, relative
+from lessons.child import child_environment
 from lessons.walkthroughs import trace_folder
 from minivllm.trace.reader import TraceError
 from viz import jobs, links, loading
@@ -108,14 +108,12 @@ def run_walkthrough(lesson: Lesson, job: Job) -> None:
         ValueError: it failed, took too long, or nothing can be written; the last thing it said.
     """
     lines: list[str] = []
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT.parent), environment.get("PYTHONPATH", "")])
     try:
         printed_file(lesson).parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile() as complaints:
             process = subprocess.Popen(
                 [sys.executable, str(lesson.walkthrough)],
-                env=environment,
+                env=child_environment(PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8"),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=complaints,

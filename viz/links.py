@@ -36,13 +36,13 @@ def keep(name: str, value: str) -> None:
 
 def has_page(url: str) -> bool:
     """Is there a page of this name? (Pages are also drawn alone, in tests.)"""
-    return url in st.session_state.get("pages_by_url", {})
+    return url in st.session_state.get("pages", {})
 
 
 def page_link(url: str, label: str) -> None:
     """A link to a page of the dashboard, if there is one of this name."""
     if has_page(url):
-        st.page_link(st.session_state.pages_by_url[url], label=label)
+        st.page_link(st.session_state.pages[url], label=label)
 
 
 def go(url: str, trace: Path | None = None, values: Mapping[str, str] | None = None) -> None:
@@ -51,4 +51,4 @@ def go(url: str, trace: Path | None = None, values: Mapping[str, str] | None = N
         loading.choose(trace)
     for name, value in (values or {}).items():
         keep(name, value)
-    st.switch_page(st.session_state.pages_by_url[url])
+    st.switch_page(st.session_state.pages[url])

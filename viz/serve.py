@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import os
 import signal
 import socket
 import subprocess
@@ -24,6 +23,7 @@ from urllib.error import URLError
 from urllib.parse import quote
 from urllib.request import urlopen
 
+from lessons.child import child_environment
 from minivllm.trace.kernel_events import is_kernel_trace
 from minivllm.trace.story_events import is_story
 
@@ -74,9 +74,7 @@ def command(port: int) -> list[str]:
 
 def environment(trace: Path | None) -> dict[str, str]:
     """This process's environment, with the trace, and a path on which `viz` is found."""
-    variables = dict(os.environ)
-    inherited = variables.get("PYTHONPATH")
-    variables["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([inherited] if inherited else [])])
+    variables = child_environment()
     variables.pop("MINIVLLM_TRACE", None)
     if trace is not None:
         variables["MINIVLLM_TRACE"] = str(trace.resolve())

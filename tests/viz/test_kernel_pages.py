@@ -52,7 +52,7 @@ def engine_file(tmp_path):
 @cache
 def page_hashes():
     app = AppTest.from_file(str(APP), default_timeout=60).run()
-    return {page.url_path or overview.URL: page._script_hash for page in app.session_state.pages}
+    return {page.url_path or overview.URL: page._script_hash for page in app.session_state.pages.values()}
 
 
 def open_page(page, trace=None, **link):

@@ -49,7 +49,7 @@ def test_the_last_stop_is_the_course_even_if_a_lesson_was_open(engine_file):
     app = open_page(start, engine_file)
     opens(app)[3].click().run()
     assert app.session_state["kept lesson"]  # and now back, as by the navigation
-    app._page_hash = next(p for p in app.session_state.pages if p.url_path == start.URL)._script_hash
+    app._page_hash = next(p for p in app.session_state.pages.values() if p.url_path == start.URL)._script_hash
     app.query_params.clear()
     app.run()
     opens(app)[-1].click().run()

@@ -8,7 +8,7 @@ from functools import partial
 import streamlit as st
 
 from minivllm.trace.kernel_events import KernelTrace
-from viz import kernel_stage, loading
+from viz import kernel_stage, links, loading
 from viz.figures.kernel_matrix import kernel_matrix, piece_captions
 from viz.figures.kernel_softmax import LATE, is_told_late, kernel_softmax, rescaled
 from viz.figures.kernel_tiles import Piece, pieces
@@ -68,9 +68,7 @@ def page(run: KernelRun) -> None:
         _play(run, number, trace, found)
     else:
         st.info(NOT_ATTENTION)
-        for link in st.session_state.get("pages", []):
-            if link.url_path == microscope.URL:
-                st.page_link(link, label=f"Go to: {microscope.TITLE}")
+        links.page_link(microscope.URL, f"Go to: {microscope.TITLE}")
     _side_by_side(run)
 
 
