@@ -40,26 +40,7 @@ def show(
         make_scenes: called only if this session's server has not made them before.
         steps: the number of the event at each step of the scenes.
     """
-    _place(fingerprint)
-    PLAYER(data=_payload(fingerprint, name, make_scenes, jumps, steps), key=f"player-{name}")
-
-
-@st.fragment
-def _place(fingerprint: str) -> None:
     # By kernel: a step of one means nothing in another.
-    step = stage.PLACE(key=f"place-{fingerprint}", on_step_change=lambda: None).step
-    if step is not None:
-        st.session_state.step = int(step)
-        st.query_params["step"] = str(int(step))
-
-
-@st.cache_resource(max_entries=8, show_spinner="Drawing …")
-def _payload(
-    fingerprint: str,
-    name: str,
-    _make_scenes: Callable[[], Sequence[Scene]],
-    _jumps: Sequence[Jump],
-    _steps: Sequence[int],
-) -> bytes:
-    data = player.player_data(f"{fingerprint}-{name}", fingerprint, _make_scenes(), _jumps, _steps)
-    return player.packed(data)
+    stage.show_scenes(
+        fingerprint, name, make_scenes, jumps, steps, place=f"place-{fingerprint}", component=PLAYER
+    )

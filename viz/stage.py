@@ -73,15 +73,17 @@ def show_scenes(
     steps: Sequence[int] | None = None,
     place: str = "place",
     first: int = 0,
+    component: Callable[..., object] = PLAYER,
 ) -> None:
     """The same for any trace.
 
     Args:
         place: the key by which the step comes back.
         first: what the first step is called.
+        component: the player, if it looks otherwise.
     """
     _place(place)
-    PLAYER(data=_payload(fingerprint, name, make_scenes, places, steps, first), key=f"player-{name}")
+    component(data=_payload(fingerprint, name, make_scenes, places, steps, first), key=f"player-{name}")
 
 
 @st.fragment
@@ -92,7 +94,7 @@ def _place(key: str) -> None:
         st.query_params["step"] = str(int(step))
 
 
-@st.cache_resource(max_entries=8, show_spinner="Drawing …")
+@st.cache_resource(max_entries=16, show_spinner="Drawing …")
 def _payload(
     fingerprint: str,
     name: str,
