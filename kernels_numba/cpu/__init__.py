@@ -1,16 +1,18 @@
 """Kernels for CPUs, compiled by Numba: the hot path without a GPU.
 
-    paged_decode    attention of one new token of each sequence, against a cache in blocks
-    rows            what lies between two matrix products, in one pass over each row
-    decode_step     a whole step of a few sequences
+    panels           products with a model's matrices
+    paged_decode     attention of one new token of each sequence, against a cache in blocks
+    paged_prefill    attention of many
+    rows             what lies between two products, in one pass over each row
+    whole_step       all of it: a step from tokens to logits
 
 All are imported here, so that their compiled code is kept in one place (`cache.py`).
-Read next: `paged_decode.py`.
+Read next: `whole_step.py`.
 """
 
 from kernels_numba.cpu.cache import cache_folder, kept_in
 
 with kept_in(cache_folder()):
-    from kernels_numba.cpu import arithmetic, decode_step, paged_decode, rows
+    from kernels_numba.cpu import arithmetic, paged_decode, paged_prefill, panels, rows, whole_step
 
-__all__ = ["arithmetic", "decode_step", "paged_decode", "rows"]
+__all__ = ["arithmetic", "paged_decode", "paged_prefill", "panels", "rows", "whole_step"]

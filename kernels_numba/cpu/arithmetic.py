@@ -1,16 +1,18 @@
-"""Four things that a fast loop needs and Python has no words for.
+"""Five things that a fast loop needs and Python has no words for.
 
     exp_fast(x)          e^x for x ≤ 0 by a polynomial, so that a loop over it can be vectorised (a call of
                          the library's function could not); relative error 10⁻⁶ near 0, 10⁻⁵ far away
     widen(x)             an array's number as float32: float32 itself, or the bits of a bfloat16
     narrow(x, array)     a float32 as this array holds it, rounded to the nearest (ties to even)
     prefetch(array, i)   "I shall need that soon": the processor fetches it while it computes something else
+    ticks()              the processor's clock; 0 where programs may not read it
 
 Source: the polynomial is the minimax one for 2^f on [-½, ½], as in Cephes and its many descendants.
 """
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 import numpy as np
@@ -124,3 +126,20 @@ def prefetch(typing_context: Any, array: Any, index: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array, types.intp), generate
+
+
+HAS_CLOCK = platform.machine().lower() in ("x86_64", "amd64")
+
+
+@intrinsic
+def ticks(typing_context: Any) -> Any:
+    """Ticks of the processor's clock, which beats evenly: to tell what share of a call went where."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number = ir.IntType(64)
+        if not HAS_CLOCK:
+            return number(0)
+        kind = ir.FunctionType(number, [])
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.readcyclecounter"), [])
+
+    return types.int64(), generate

@@ -119,12 +119,13 @@ def _attend(query, keys, values, table, first, end, head, scale, maxima, sums, t
 
 
 @njit(fastmath=True, nogil=True, cache=True, error_model="numpy", parallel=True)
-def paged_decode(query, keys, values, tables, items, item_starts, out, scale):  # type: ignore[no-untyped-def]
+def paged_decode(query, keys, values, rows, tables, items, item_starts, out, scale):  # type: ignore[no-untyped-def]
     """One new token of each sequence.
 
     Args:
-        query, out: [sequences, heads, head_dim], float32, or bfloat16 as uint16; `out` is written.
+        query, out: [tokens, heads, head_dim], float32, or bfloat16 as uint16; `rows` of `out` are written.
         keys, values: the cache, [blocks, kv_heads, block_size, head_dim], of the same type.
+        rows: [sequences], the row of each sequence's token.
         tables: [sequences, most blocks].
         items: [items, 3]: sequence, first position, end; those of one sequence one behind the other.
         item_starts: [sequences + 1]: where the items of each sequence begin.
@@ -138,7 +139,7 @@ def paged_decode(query, keys, values, tables, items, item_starts, out, scale):  
     for work in prange(num_items * kv_heads):
         item, head = work // kv_heads, work % kv_heads
         sequence, first, end = items[item, 0], items[item, 1], items[item, 2]
-        own = query[sequence, head * group : (head + 1) * group]
+        own = query[rows[sequence], head * group : (head + 1) * group]
         _attend(
             own,
             keys,
@@ -157,7 +158,7 @@ def paged_decode(query, keys, values, tables, items, item_starts, out, scale):  
             for g in range(group):
                 _merge(
                     maxima, sums, totals, item_starts[sequence], item_starts[sequence + 1], kv_heads, head, g,
-                    out[sequence, head * group + g],
+                    out[rows[sequence], head * group + g],
                 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ row is read once, kept in the processor's cache, and written once:
     gate     silu(gate) · up
 
 Arithmetic is float32 whatever the arrays are; a bfloat16 array is given as uint16. Each has two forms:
-`…_rows` for a range of rows, on one thread, and one on all threads, for when there is enough to do.
+`…_rows` for a range of rows, on one thread, and one of all rows, on all threads if there is enough to do.
 
 The plain twins are in `minivllm/model/layers.py` and `rotary.py`; `tests/kernels/test_cpu_rows.py` says that
 they agree. Read next: `minivllm/executor/fused_decoder.py`, which calls these.
@@ -27,13 +27,12 @@ from kernels_numba.cpu.arithmetic import exp_fast, narrow, widen
 ONE, ZERO = np.float32(1), np.float32(0)
 PARALLEL_CELLS = 1 << 16
 """From so many numbers on, all threads: waking them takes as long as one needs for some thousands."""
-PARTS_PER_THREAD = 4
 
 
 @njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
 def norm_rows(x, weight, eps, out, begin, end):  # type: ignore[no-untyped-def]
-    """Rows `begin … end` of `out` become those of `x` [T, n], normalised and scaled by `weight` [n]."""
-    n = x.shape[1]
+    """Rows `begin … end` of `out` [T, n] become those of `x` [T, ≥ n], normalised, scaled by `weight` [n]."""
+    n = len(weight)
     for row in range(begin, end):
         total = ZERO
         for c in range(n):
@@ -46,7 +45,7 @@ def norm_rows(x, weight, eps, out, begin, end):  # type: ignore[no-untyped-def]
 
 @njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
 def gate_rows(gate_up, out, begin, end):  # type: ignore[no-untyped-def]
-    """Rows `begin … end` of `out` [T, n] become silu(g) · u of the halves g and u of `gate_up` [T, 2n]."""
+    """Rows `begin … end` of `out` [T, n] become silu(g) · u of the halves g and u of `gate_up` [T, ≥ 2n]."""
     n = out.shape[1]
     for row in range(begin, end):
         for c in range(n):
@@ -87,23 +86,25 @@ def turn_rows(qkv, pairs, positions, query_weight, key_weight, eps, slots, keys,
     """Rows `begin … end` of projected tokens.
 
     Args:
-        qkv: [T, heads + 2 · kv_heads, d].
+        qkv: [T, ≥ (heads + 2 · kv_heads) · d].
         pairs, positions: cosines and sines [most positions, 2, d/2] in float32, and a position of each row.
         query_weight, key_weight: [d], or [0] if heads are not normalised.
         slots: [T], cells of the cache.
         keys, values: [blocks, kv_heads, block_size, d]; the cells of these rows are written.
         queries: [T, heads, d], written.
     """
-    heads, kv_heads, block_size = queries.shape[1], keys.shape[1], keys.shape[2]
+    heads, kv_heads, block_size, d = queries.shape[1], keys.shape[1], keys.shape[2], keys.shape[3]
     for row in range(begin, end):
         block, cell = slots[row] // block_size, slots[row] % block_size
         cos, sin = pairs[positions[row], 0], pairs[positions[row], 1]
         for head in range(heads):
-            _turn_head(qkv[row, head], cos, sin, query_weight, eps, queries[row, head])
+            head_at = head * d
+            _turn_head(qkv[row, head_at : head_at + d], cos, sin, query_weight, eps, queries[row, head])
         for head in range(kv_heads):
-            _turn_head(qkv[row, heads + head], cos, sin, key_weight, eps, keys[block, head, cell])
-            for c in range(values.shape[3]):
-                values[block, head, cell, c] = narrow(widen(qkv[row, heads + kv_heads + head, c]), values)
+            key_at, value_at = (heads + head) * d, (heads + kv_heads + head) * d
+            _turn_head(qkv[row, key_at : key_at + d], cos, sin, key_weight, eps, keys[block, head, cell])
+            for c in range(d):
+                values[block, head, cell, c] = narrow(widen(qkv[row, value_at + c]), values)
 
 
 @njit(nogil=True, cache=True, parallel=True)
@@ -123,51 +124,57 @@ def _turn_parallel(qkv, pairs, positions, query_weight, key_weight, eps, slots, 
     for part in prange(parts):
         turn_rows(
             qkv, pairs, positions, query_weight, key_weight, eps, slots, keys, values, queries,
-            part * len(qkv) // parts, (part + 1) * len(qkv) // parts,
+            part * len(slots) // parts, (part + 1) * len(slots) // parts,
         )  # fmt: skip
 
 
-def compile_all(dtype: Any) -> None:
-    """Call everything once, on next to nothing, so that no later call has to wait for the compiler."""
-    one, two, head = np.ones((1, 2), dtype), np.ones((1, 4), dtype), np.ones((1, 3, 2), dtype)
-    pairs, cells, zero = np.ones((1, 2, 1), np.float32), np.ones((1, 1, 1, 2), dtype), np.zeros(1, np.int64)
-    for call, given in (
-        ((norm_rows, _norm_parallel), (one, one[0], ONE, one.copy())),
-        ((gate_rows, _gate_parallel), (two, one.copy())),
-        (
-            (turn_rows, _turn_parallel),
-            (head, pairs, zero, one[0, :0], one[0, :0], ONE, zero, cells, cells.copy(),
-             np.empty((1, 1, 2), dtype)),
-        ),
-    ):  # fmt: skip
-        serial, parallel = call
-        serial(*given, 0, 1)
-        parallel(*given, 1)
-
-
-def norm(x: Any, weight: Any, eps: np.float32, out: Any, num_threads: int) -> None:
+@njit(nogil=True, cache=True, error_model="numpy")
+def norm(x, weight, eps, out, num_threads):  # type: ignore[no-untyped-def]
     """`norm_rows` of all rows."""
     if num_threads == 1 or out.size < PARALLEL_CELLS:
         norm_rows(x, weight, eps, out, 0, len(x))
     else:
-        _norm_parallel(x, weight, eps, out, num_threads * PARTS_PER_THREAD)
+        _norm_parallel(x, weight, eps, out, num_threads)
 
 
-def gate(gate_up: Any, out: Any, num_threads: int) -> None:
+@njit(nogil=True, cache=True, error_model="numpy")
+def gate(gate_up, out, num_threads):  # type: ignore[no-untyped-def]
     """`gate_rows` of all rows."""
     if num_threads == 1 or out.size < PARALLEL_CELLS:
         gate_rows(gate_up, out, 0, len(out))
     else:
-        _gate_parallel(gate_up, out, num_threads * PARTS_PER_THREAD)
+        _gate_parallel(gate_up, out, num_threads)
 
 
-def turn(
-    qkv: Any, pairs: Any, positions: Any, query_weight: Any, key_weight: Any, eps: np.float32,
-    slots: Any, keys: Any, values: Any, queries: Any, num_threads: int,
-) -> None:  # fmt: skip
-    """`turn_rows` of all rows. No two rows may have the same slot."""
-    given = (qkv, pairs, positions, query_weight, key_weight, eps, slots, keys, values, queries)
+@njit(nogil=True, cache=True, error_model="numpy")
+def turn(qkv, pairs, positions, query_weight, key_weight, eps, slots, keys, values, queries, num_threads):  # type: ignore[no-untyped-def]
+    """`turn_rows` of all rows that have a slot. No two may have the same."""
     if num_threads == 1 or qkv.size < PARALLEL_CELLS:
-        turn_rows(*given, 0, len(qkv))
+        turn_rows(
+            qkv, pairs, positions, query_weight, key_weight, eps, slots, keys, values, queries, 0, len(slots)
+        )
     else:
-        _turn_parallel(*given, num_threads * PARTS_PER_THREAD)
+        _turn_parallel(
+            qkv, pairs, positions, query_weight, key_weight, eps, slots, keys, values, queries, num_threads
+        )
+
+
+def compile_all(dtype: Any) -> None:
+    """Call everything once, on next to nothing, so that no later call has to wait for the compiler."""
+    one, two = np.ones((1, 2), dtype), np.ones((1, 6), dtype)
+    pairs, cells, zero = np.ones((1, 2, 1), np.float32), np.ones((1, 1, 1, 2), dtype), np.zeros(1, np.int64)
+    norm(one, one[0], ONE, one.copy(), 1)
+    gate(two[:, :4], one.copy(), 1)
+    turn(
+        two,
+        pairs,
+        zero,
+        one[0, :0],
+        one[0, :0],
+        ONE,
+        zero,
+        cells,
+        cells.copy(),
+        np.empty((1, 1, 2), dtype),
+        1,
+    )

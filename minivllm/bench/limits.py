@@ -9,7 +9,7 @@ Source: Williams et al., "Roofline" (2009). Read next: `step_profile.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from kernels_numba.cpu.decode_step import add_products_parallel
+from kernels_numba.cpu.panels import multiply, pack, padded
 from minivllm.hazards import set_numba_threads
-from minivllm.model.packed import can_pack, pack, packed_linear
+from minivllm.model.packed import DTYPES, OneDnnMatrix, as_array, can_pack
 
 ROWS, SIZE = 512, 2048
 """Of the product that shows the rate of multiplication: large enough for every library to be at its best."""
@@ -40,19 +40,23 @@ def measure_limits(num_bytes: int, dtype: torch.dtype) -> Limits:
     """Limits for a step that reads `num_bytes` and multiplies numbers of type `dtype`, on torch's threads."""
     threads = set_numba_threads()
     rows = max(64, num_bytes // (4 * SIZE))
-    matrix = np.ones((rows, SIZE), np.float32)
-    vector, out = np.ones((1, SIZE), np.float32), np.zeros((1, rows), np.float32)
-    seconds = _best(lambda: add_products_parallel(vector, matrix, matrix[0, :0], out, threads))
-    return Limits(matrix.nbytes / seconds, 2.0 * ROWS * SIZE * SIZE / _best(_product(dtype)), matrix.nbytes)
+    panels = pack(np.ones((rows, SIZE), np.float32))
+    vector, out = np.ones((1, SIZE), np.float32), np.empty((1, padded(rows)), np.float32)
+    reading = _best(lambda: multiply(vector, panels, out, True, threads))
+    multiplying = min(_best(product) for product in _products(dtype, threads))
+    return Limits(panels.nbytes / reading, 2.0 * ROWS * SIZE * SIZE / multiplying, panels.nbytes)
 
 
-@torch.inference_mode()
-def _product(dtype: torch.dtype) -> Callable[[], object]:
+def _products(dtype: torch.dtype, threads: int) -> Iterator[Callable[[], object]]:
+    """The same product by whoever can: a limit is what the fastest of them does."""
     x, weight = torch.ones(ROWS, SIZE, dtype=dtype), torch.ones(SIZE, SIZE, dtype=dtype)
-    if not can_pack(dtype):
-        return lambda: functional.linear(x, weight)
-    packed = pack(weight)
-    return lambda: packed_linear(x, packed, None)
+    yield lambda: functional.linear(x, weight)
+    if can_pack(dtype):
+        packed = OneDnnMatrix(weight)
+        yield lambda: packed.product(x, None)
+    if dtype in DTYPES:
+        panels, out = pack(as_array(weight)), np.empty((ROWS, SIZE), np.float32)
+        yield lambda: multiply(as_array(x), panels, out, True, threads)
 
 
 @torch.inference_mode()

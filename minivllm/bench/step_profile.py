@@ -36,13 +36,16 @@ from minivllm.trace.recorder import Recorder
 from minivllm.trace.work import work_of
 
 LINEAR, ATTENTION, SAMPLING, REST = "linear layers", "attention", "sampling", "the rest"
+PREPARE, BETWEEN = "prepare", "between the products"
+STAGE_PARTS = {"products": LINEAR, "attention": ATTENTION, "between": BETWEEN}
+"""What the stages of a compiled step are called here."""
 PARTS = (
     "schedule",
-    "prepare",
+    PREPARE,
     LINEAR,
     ATTENTION,
-    "between the products",
-    "small batches in one call",
+    BETWEEN,
+    "steps in one call",
     SAMPLING,
     "detokenise",
     "update",
@@ -66,7 +69,8 @@ class StepProfile:
     flops_per_second: float
 
     def sections(self) -> list[Section]:
-        rows = [self._row(name, self.parts[name], self.floors.get(name)) for name in PARTS]
+        names = [name for name in PARTS if self.parts[name]]
+        rows = [self._row(name, self.parts[name], self.floors.get(name)) for name in names]
         rows.append(self._row("whole step", self.seconds, sum(self.floors.values())))
         note = (
             f"floors: {self.bytes_per_second / 1e9:,.1f} GB/s, {self.flops_per_second / 1e9:,.0f} GFLOP/s, "
@@ -102,6 +106,11 @@ class Stopwatch:
                 self._turn(None)
 
         return timed_call
+
+    def move(self, source: str, target: str, seconds: float) -> None:
+        """That time was another part's: it says so itself."""
+        self.seconds[source] -= seconds
+        self.seconds[target] += seconds
 
     def _turn(self, part: str | None) -> None:
         """Enter `part`, or leave the latest one."""
@@ -152,6 +161,7 @@ def measure(subject: Subject, settings: Settings, scratch: Path) -> StepProfile:
             Recorder(scratch / "run.jsonl") as recorder,
             watch.around(*_places(subject)),
             floors.counting(),
+            _looking_inside(executor.whole_steps, watch),
         ):
             sample = timed(lambda recorder=recorder: play(subject.engine(recorder), workload))  # type: ignore[misc]
         steps, whole = sample.result.num_steps, sample.result.step_seconds
@@ -167,6 +177,27 @@ def measure(subject: Subject, settings: Settings, scratch: Path) -> StepProfile:
         limits.bytes_per_second,
         limits.flops_per_second,
     )
+
+
+@contextmanager
+def _looking_inside(steps: Any, watch: Stopwatch) -> Iterator[None]:
+    """A compiled step says itself where its time went; what is left of the call was for preparing it."""
+    if not hasattr(steps, "seconds"):
+        yield
+        return
+    run = steps.run
+
+    def told(*given: Any) -> Any:
+        logits = run(*given)
+        for stage, seconds in steps.seconds.items():
+            watch.move(PREPARE, STAGE_PARTS[stage], seconds)
+        return logits
+
+    steps.run = told
+    try:
+        yield
+    finally:
+        steps.run = run
 
 
 class _Floors:
@@ -205,6 +236,7 @@ def _places(subject: Subject) -> list[tuple[Any, str, str]]:
     from minivllm import engine
     from minivllm.decoding.detokenizer import IncrementalDetokenizer
     from minivllm.executor import torch_executor
+    from minivllm.executor.compiled_steps import CompiledSteps
     from minivllm.model.decoder import Decoder
     from minivllm.model.layers import StackedLinear
     from minivllm.scheduling.scheduler import Scheduler
@@ -213,12 +245,12 @@ def _places(subject: Subject) -> list[tuple[Any, str, str]]:
     places: list[tuple[Any, str, str]] = [
         (Scheduler, "consult", "schedule"),
         (Scheduler, "schedule", "schedule"),
-        (torch_executor, "build_metadata", "prepare"),
-        (executor.attention, "prepare", "prepare"),
+        (torch_executor, "build_metadata", PREPARE),
+        (executor.attention, "prepare", PREPARE),
         (StackedLinear, "__call__", LINEAR),
         (Decoder, "compute_logits", LINEAR),
         (type(executor.attention), "__call__", ATTENTION),
-        (executor.tuned, "forward", "between the products"),
+        (executor.tuned, "forward", BETWEEN),
         (engine, "choose", SAMPLING),
         (engine.Engine, "_update", "update"),
         (IncrementalDetokenizer, "append", "detokenise"),
@@ -227,5 +259,6 @@ def _places(subject: Subject) -> list[tuple[Any, str, str]]:
     if hasattr(executor.attention, "projected"):
         places.append((type(executor.attention), "projected", ATTENTION))
     if executor.whole_steps is not None:
-        places.append((executor.whole_steps, "run", "small batches in one call"))
+        part = PREPARE if isinstance(executor.whole_steps, CompiledSteps) else "steps in one call"
+        places.append((executor.whole_steps, "run", part))
     return places

@@ -108,16 +108,20 @@ class DecodeGraphs:
         self._recorded: dict[int, tuple[StaticStep, Replay]] = {}
         self._has_windows = any(window is not None for window in decoder.config.layer_windows)
 
-    def covers(self, metadata: AttentionMetadata) -> bool:
+    attention_seconds = 0.0
+    """Nobody can look into a replay."""
+
+    def covers(self, metadata: AttentionMetadata, num_padding: int = 0) -> bool:
         """Does everybody decode one token, wants to know what comes next, and is there a size for them?"""
         return (
             not self._has_windows
+            and not num_padding
             and metadata.is_decode
             and metadata.num_sequences <= self.sizes[-1]
             and metadata.block_tables.shape[1] <= self.most_blocks
         )
 
-    def run(self, metadata: AttentionMetadata) -> Tensor:
+    def run(self, metadata: AttentionMetadata, num_padding: int = 0) -> Tensor:
         """Logits [S, vocab_size] of a step that `covers` has said yes to."""
         count = metadata.num_sequences
         size = next(size for size in self.sizes if size >= count)

@@ -26,6 +26,7 @@ from kernels_numba.cpu import rows
 from minivllm.executor.padding import AttentionWithoutPadding, pad_rows
 from minivllm.model.decoder import Decoder
 from minivllm.model.layers import GatedMLP
+from minivllm.model.packed import as_array
 
 
 class Turn(NamedTuple):
@@ -42,7 +43,7 @@ class AttendProjected(Protocol):
     """What the fused decoder asks of attention: take projected tokens, turn and store them, attend."""
 
     def projected(self, layer: int, qkv: Tensor, turn: Turn) -> Tensor:
-        """`qkv` [T, num_heads + 2 · num_kv_heads, head_dim], not yet turned, to [T, num_heads, head_dim]."""
+        """`qkv` [T, (num_heads + 2 · num_kv_heads) · head_dim], not turned, to [T, num_heads, head_dim]."""
 
 
 class FusedDecoder:
@@ -79,7 +80,7 @@ class FusedDecoder:
 
         Behind the last attention nobody looks at the other rows any more, so they end there.
         """
-        decoder, head_dim, count = self.decoder, self.decoder.config.head_dim, len(token_ids)
+        decoder, count = self.decoder, len(token_ids)
         if rows is not None and len(rows) == count:
             rows = None  # all of them, as in every step that only decodes
         num_wanted = count if rows is None else len(rows)
@@ -92,7 +93,7 @@ class FusedDecoder:
         x = functional.embedding(token_ids, decoder.embedding)
         for number, (layer, norms) in enumerate(zip(decoder.layers, self._norms, strict=True)):
             own, (before, query_norm, key_norm, between) = layer.attention, norms
-            qkv = own.qkv(self._norm(x, before)).view(len(x), -1, head_dim)
+            qkv = own.qkv(self._norm(x, before))
             turn = Turn(pairs, places, query_norm, key_norm, self._eps)
             attended = attention.projected(number, qkv, turn)
             if rows is not None and number == len(decoder.layers) - 1:
@@ -147,10 +148,3 @@ def rounded_up(num_rows: int) -> int:
         return num_rows
     step = 16 if num_rows <= 256 else 64
     return -(-num_rows // step) * step
-
-
-def as_array(tensor: Tensor) -> Any:
-    """The same memory; a bfloat16 as the 16 bits that it is."""
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(np.uint16)
-    return tensor.numpy()

@@ -40,8 +40,8 @@ from minivllm.trace.events import ModelShape
 from minivllm.validation import check_choice
 
 if TYPE_CHECKING:
+    from minivllm.executor.compiled_steps import CompiledSteps
     from minivllm.executor.decode_graphs import DecodeGraphs
-    from minivllm.executor.small_batches import SmallBatches
 
 DTYPES = {
     "half": torch.float16,
@@ -76,8 +76,8 @@ class TorchExecutor:
         self.mover = BlockMover(storage, host_storage)
         self.config = decoder.config
         self.attention = backend(decoder.config, storage)
-        self.whole_steps: DecodeGraphs | SmallBatches | None = self.attention.whole_steps(decoder)
-        """Decode steps that are one call: recorded on a GPU, compiled on a CPU."""
+        self.whole_steps: DecodeGraphs | CompiledSteps | None = self.attention.whole_steps(decoder)
+        """Steps that are one call: recorded on a GPU, compiled on a CPU."""
         self.tuned: Any = self.attention.tuned(decoder)
         """The decoder, or another form of its `forward` that is faster with this backend."""
         self.name = name
@@ -170,9 +170,10 @@ class TorchExecutor:
             self.last_attention_seconds = 0.0
             return self.decoder.compute_logits(self.decoder.embedding[:0])
         metadata = build_metadata(plan, self.block_size)
-        if self.whole_steps and not plan.num_padding_tokens and self.whole_steps.covers(metadata):
-            self.last_attention_seconds = 0.0  # nobody can look into them
-            return self.whole_steps.run(metadata)
+        if self.whole_steps and self.whole_steps.covers(metadata, plan.num_padding_tokens):
+            logits = self.whole_steps.run(metadata, plan.num_padding_tokens)
+            self.last_attention_seconds = self.whole_steps.attention_seconds
+            return logits
         token_ids = to_device(metadata.token_ids, self.device)
         positions = to_device(metadata.positions, self.device)
         self.attention.prepare(metadata)
@@ -183,8 +184,7 @@ class TorchExecutor:
         rows = to_device(metadata.logit_rows, self.device)
         hidden = self.tuned.forward(token_ids, positions, attend, rows)
         self.last_attention_seconds = self.attention.seconds
-        logits: Tensor = self.tuned.compute_logits(hidden)
-        return logits
+        return self.tuned.compute_logits(hidden)  # type: ignore[no-any-return]
 
 
 def load_decoder(folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Decoder:

@@ -19,13 +19,15 @@ Read next: `minivllm/executor/torch_executor.py`, which calls it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from minivllm.model.config import ModelConfig
 from minivllm.model.layers import Attend, Attention, GatedMLP, NamedViews, RMSNorm
-from minivllm.model.packed import can_pack, pack, packed_linear
+from minivllm.model.packed import OneDnnMatrix, PackedMatrix, can_pack
 from minivllm.model.rotary import RotaryEmbedding
 
 
@@ -44,7 +46,7 @@ class Decoder:
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device)
         self.tied = config.tie_word_embeddings if tied is None else tied
         self.lm_head = self.embedding if self.tied else torch.empty_like(self.embedding)
-        self._packed_head: Tensor | None = None
+        self.packed_head: PackedMatrix | None = None
 
     def forward(
         self, token_ids: Tensor, positions: Tensor, attend: Attend, rows: Tensor | None = None
@@ -58,21 +60,27 @@ class Decoder:
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """Scores of all tokens [n, vocab_size] after `hidden` [n, hidden_size], in float32 or float64."""
-        if self._packed_head is not None:
-            logits = packed_linear(hidden, self._packed_head, None)
+        if self.packed_head is not None:
+            logits = self.packed_head.product(hidden, None)
         else:
             logits = functional.linear(hidden, self.lm_head)
         return logits if logits.dtype == torch.float64 else logits.float()
 
-    def pack(self) -> None:
-        """Put all matrices in the order of the processor's matrix units, where that is possible."""
+    def pack(self, make: Callable[[Tensor], PackedMatrix] = OneDnnMatrix) -> None:
+        """Put all matrices in another order; by default in oneDNN's, where that is possible."""
+        if make is OneDnnMatrix and not (self.embedding.device.type == "cpu" and can_pack(self.dtype)):
+            return
         for layer in self.layers:
             for linear in (layer.attention.qkv, layer.attention.output, layer.mlp.gate_up, layer.mlp.down):
-                linear.pack()
-        if self.lm_head.device.type == "cpu" and can_pack(self.dtype) and self._packed_head is None:
-            self._packed_head = pack(self.lm_head)
-            if not self.tied:  # a tied one is still needed, row by row
-                self.lm_head = self._packed_head
+                linear.pack(make)
+        self.pack_head(make)
+
+    def pack_head(self, make: Callable[[Tensor], PackedMatrix]) -> None:
+        """The last matrix. A tied one is still needed, row by row; another is kept in that order only."""
+        if self.packed_head is None:
+            self.packed_head = make(self.lm_head)
+            if not self.tied:
+                self.lm_head = self.lm_head.new_empty(0)
 
     def views(self) -> NamedViews:
         """Every weight under its name in the checkpoint: write into these tensors to load the model."""
@@ -81,7 +89,11 @@ class Decoder:
             yield from layer.views(f"model.layers.{index}")
         yield from self.norm.views("model.norm")
         if not self.tied:
-            yield "lm_head.weight", self.lm_head.to_dense() if self.lm_head.is_mkldnn else self.lm_head
+            yield "lm_head.weight", self.dense_head()
+
+    def dense_head(self) -> Tensor:
+        """The last matrix row by row, as a copy if it is packed and not tied."""
+        return self.lm_head if self.tied or self.packed_head is None else self.packed_head.dense()
 
     @property
     def num_bytes(self) -> int:

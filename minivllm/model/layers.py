@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from minivllm.model.config import ModelConfig
-from minivllm.model.packed import can_pack, pack, packed_linear
+from minivllm.model.packed import PackedMatrix
 from minivllm.model.rotary import rotate
 
 NamedViews = Iterator[tuple[str, Tensor]]
@@ -77,25 +77,26 @@ class StackedLinear:
         total = sum(rows.values())
         self.weight = torch.empty(total, in_size, dtype=dtype, device=device)
         self.bias = torch.empty(total, dtype=dtype, device=device) if bias else None
+        self.packed: PackedMatrix | None = None
 
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """The products of `x` [T, in_size], plus `added` [T, rows] if there is something to add."""
-        if self.is_packed:
-            return packed_linear(x, self.weight, self.bias, added)
+        if self.packed is not None:
+            return self.packed.product(x, self.bias, added)
         product = functional.linear(x, self.weight, self.bias)
         return product if added is None else product.add_(added)
 
-    def pack(self) -> None:
-        """Put the weights in the processor's order, if it has one: to be read, and changed no more."""
-        if not self.is_packed and self.weight.device.type == "cpu" and can_pack(self.weight.dtype):
-            self.weight = pack(self.weight)
+    def pack(self, make: Callable[[Tensor], PackedMatrix]) -> None:
+        """Keep the weights in another order only: to be read, and changed no more."""
+        if self.packed is None:
+            self.packed, self.weight = make(self.weight), self.weight.new_empty(0)
 
-    @property
-    def is_packed(self) -> bool:
-        return self.weight.is_mkldnn
+    def dense(self) -> Tensor:
+        """The weights row by row, as a copy if they are packed."""
+        return self.weight if self.packed is None else self.packed.dense()
 
     def views(self, prefix: str) -> NamedViews:
-        weight = self.weight.to_dense() if self.is_packed else self.weight
+        weight = self.dense()
         start = 0
         for name, size in self.rows.items():
             yield f"{prefix}.{name}.weight", weight[start : start + size]

@@ -87,10 +87,10 @@ def test_parts_add_up_to_the_step_and_floors_are_there(dtype):
     for part in ("schedule", "prepare", LINEAR, ATTENTION, SAMPLING, "detokenise", "update", "trace"):
         assert result.parts[part] > 0, part
     assert result.parts[REST] >= 0
-    assert (result.parts["small batches in one call"] > 0) == (dtype == "float32")
+    assert result.parts["steps in one call"] == 0, "a compiled step says itself where its time went"
     assert set(result.floors) == {LINEAR, ATTENTION, SAMPLING} and min(result.floors.values()) > 0
     (table,) = result.sections()
-    assert [row[0] for row in table.rows] == [*PARTS, "whole step"]
+    assert [row[0] for row in table.rows] == [*(part for part in PARTS if result.parts[part]), "whole step"]
     assert (StackedLinear.__call__, Scheduler.schedule, IncrementalDetokenizer.append) == before
 
 

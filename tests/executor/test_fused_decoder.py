@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention
 from minivllm.executor.attention.torch_backend import TorchAttention
+from minivllm.executor.compiled_steps import CompiledSteps
 from minivllm.executor.fused_decoder import FusedDecoder
 from minivllm.executor.kv_storage import KVStorage
 from minivllm.executor.torch_executor import TorchExecutor
@@ -20,6 +21,12 @@ from minivllm.scheduling.plan import ScheduledSequence, StepPlan
 CPU = torch.device("cpu")
 NUM_BLOCKS, BLOCK_SIZE, VOCABULARY = 64, 4, 50
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+
+
+@pytest.fixture(autouse=True)
+def no_compiled_steps(monkeypatch):
+    """They would take all steps that they know."""
+    monkeypatch.setattr(CompiledSteps, "fits", staticmethod(lambda decoder: False))
 
 
 @st.composite
@@ -48,12 +55,12 @@ def configs(draw):
     )
 
 
-def executor_of(config, backend, seed, dtype=torch.float32):
+def executor_of(config, backend, seed, dtype=torch.float32, num_blocks=NUM_BLOCKS, spread=0.3):
     decoder = Decoder(config, dtype, CPU)
     generator = torch.Generator().manual_seed(seed)
     for _, view in decoder.views():
-        view.copy_(0.3 * torch.randn(view.shape, generator=generator))
-    storage = KVStorage(config, NUM_BLOCKS, BLOCK_SIZE, dtype, CPU)
+        view.copy_(spread * torch.randn(view.shape, generator=generator))
+    storage = KVStorage(config, num_blocks, BLOCK_SIZE, dtype, CPU)
     storage.cells.fill_(torch.nan)
     return TorchExecutor(decoder, storage, backend)
 
@@ -129,10 +136,10 @@ def test_packing_twice_changes_nothing():
 
 
 def test_where_torch_has_no_packed_products_the_plain_ones_are_used(monkeypatch):
-    def gone(weight):
+    def gone(*_):
         raise AttributeError("no such operator")
 
-    monkeypatch.setattr(packed, "pack", gone)
+    monkeypatch.setattr(packed, "OneDnnMatrix", gone)
     packed.can_pack.cache_clear()
     try:
         assert not packed.can_pack(torch.float32)

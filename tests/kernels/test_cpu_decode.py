@@ -100,5 +100,7 @@ def test_paged_decode_is_attention(lengths, heads, head_dim, size, window, is_bf
         caches = [(cache.view(np.uint32) >> 16).astype(np.uint16) for cache in caches]
     out = np.full_like(query, np.nan)
     items, starts = plan_items(firsts, np.array(lengths), heads[1], threads, size)
-    paged_decode(query, *caches, tables, items, starts, out, np.float32(head_dim**-0.5))
+    paged_decode(
+        query, *caches, np.arange(len(query)), tables, items, starts, out, np.float32(head_dim**-0.5)
+    )
     assert np.abs(out - expected).max() <= 2e-5

@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from kernels_numba.cpu import rows
 from kernels_numba.cpu.arithmetic import narrow
-from minivllm.executor.fused_decoder import as_array
 from minivllm.model.layers import RMSNorm
+from minivllm.model.packed import as_array
 from minivllm.model.rotary import rotate
 
 CPU = torch.device("cpu")
@@ -50,7 +50,7 @@ def random(shape, dtype, seed):
 
 @pytest.fixture(autouse=True)
 def small_work_on_all_threads_too(monkeypatch):
-    """Otherwise only the serial forms would be seen here."""
+    """Otherwise only the serial forms would be seen here; compiled callers have the real threshold."""
     monkeypatch.setattr(rows, "PARALLEL_CELLS", 500)
 
 
@@ -60,7 +60,7 @@ def test_norm_is_the_norm_of_the_layers(num_rows, size, dtype, threads, seed):
     x, layer = random((num_rows, size), dtype, seed), RMSNorm(size, float(EPS), dtype, CPU)
     layer.weight.copy_(random((size,), dtype, seed + 1))
     out = torch.full_like(x, torch.nan)
-    rows.norm(as_array(x), as_array(layer.weight), EPS, as_array(out), threads)
+    rows.norm.py_func(as_array(x), as_array(layer.weight), EPS, as_array(out), threads)
     torch.testing.assert_close(out, layer(x), **TOLERANCE[dtype])
 
 
@@ -69,7 +69,7 @@ def test_norm_is_the_norm_of_the_layers(num_rows, size, dtype, threads, seed):
 def test_gate_is_silu_of_one_half_times_the_other(num_rows, size, dtype, threads, scale):
     gate_up = (scale * random((num_rows, 2 * size), torch.float32, 3)).to(dtype)
     out = torch.full((num_rows, size), torch.nan, dtype=dtype)
-    rows.gate(as_array(gate_up), as_array(out), threads)
+    rows.gate.py_func(as_array(gate_up), as_array(out), threads)
     gate, up = gate_up.float().chunk(2, dim=-1)
     torch.testing.assert_close(out, (functional.silu(gate) * up).to(dtype), **TOLERANCE[dtype])
 
@@ -103,8 +103,8 @@ def test_turn_norms_turns_and_writes_each_token_into_its_cell_and_nowhere_else(
     )
     queries = torch.full((num_rows, num_heads, head_dim), torch.nan, dtype=dtype)
     weights = [as_array(layer.weight if has_norms else layer.weight[:0]) for layer in norms]
-    rows.turn(
-        as_array(qkv), pairs.numpy(), positions, *weights, EPS, slots,
+    rows.turn.py_func(
+        as_array(qkv.flatten(1)), pairs.numpy(), positions, *weights, EPS, slots,
         as_array(keys), as_array(values), as_array(queries), threads,
     )  # fmt: skip
 

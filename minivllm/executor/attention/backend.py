@@ -28,8 +28,8 @@ from minivllm.executor.kv_storage import KVStorage
 from minivllm.model.config import ModelConfig
 
 if TYPE_CHECKING:
+    from minivllm.executor.compiled_steps import CompiledSteps
     from minivllm.executor.fused_decoder import FusedDecoder
-    from minivllm.executor.small_batches import SmallBatches
     from minivllm.model.decoder import Decoder
 
 
@@ -69,8 +69,8 @@ class AttentionBackend(ABC):
         self.seconds += perf_counter() - began
         return attended
 
-    def whole_steps(self, decoder: Decoder) -> SmallBatches | None:
-        """Decode steps that need no other call, if this backend has such."""
+    def whole_steps(self, decoder: Decoder) -> CompiledSteps | None:
+        """Steps that are one call, if this backend has such."""
         return None
 
     def tuned(self, decoder: Decoder) -> Decoder | FusedDecoder:

@@ -13,23 +13,23 @@ Read next: `kernels_numba/cpu/paged_decode.py`.
 from __future__ import annotations
 
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kernels_numba.cpu import paged_decode, paged_prefill, rows
-from kernels_numba.cpu.tile_product import FEATURES
+from kernels_numba.cpu import rows
+from kernels_numba.cpu.whole_step import AttentionWork, attend
+from minivllm.executor.attention.cpu_work import NO_ITEMS, NO_TILES, plan_attention
 from minivllm.executor.attention.metadata import AttentionMetadata, IntArray
 from minivllm.executor.attention.torch_backend import GatheredWork, TorchAttention
-from minivllm.executor.fused_decoder import FusedDecoder, Turn, as_array
+from minivllm.executor.compiled_steps import CompiledSteps, prefers_onednn
+from minivllm.executor.fused_decoder import FusedDecoder, Turn
 from minivllm.executor.kv_storage import KVStorage
-from minivllm.executor.small_batches import SmallBatches
 from minivllm.hazards import compiling, set_numba_threads
 from minivllm.model.config import ModelConfig
 from minivllm.model.decoder import Decoder
-from minivllm.model.packed import DTYPES
+from minivllm.model.packed import DTYPES, as_array
 
 
 class NumbaCpuAttention(TorchAttention):
@@ -54,52 +54,36 @@ class NumbaCpuAttention(TorchAttention):
             )
         self._caches = [(as_array(k), as_array(v)) for k, v in zip(storage.keys, storage.values, strict=True)]
         self._scale = np.float32(config.head_dim**-0.5)
-        self._items: dict[int | None, tuple[Any, Any]] = {}
-        self._tiles: dict[int | None, tuple[Any, Any]] = {}
+        self._own_work: dict[int | None, AttentionWork] = {}
+        self._whole_steps: CompiledSteps | None = None
         # Where the processor multiplies matrices of bfloat16 by itself, torch's products are hard to beat.
-        self._torch_prompts = self._dtype == torch.bfloat16 and bool(FEATURES.get("amx-bf16"))
+        self._torch_prompts = prefers_onednn(self._dtype)
         self._compile()
 
-    def whole_steps(self, decoder: Decoder) -> SmallBatches | None:
-        return SmallBatches(decoder, self.storage) if SmallBatches.fits(decoder) else None
+    def whole_steps(self, decoder: Decoder) -> CompiledSteps | None:
+        if CompiledSteps.fits(decoder):
+            self._whole_steps = CompiledSteps(decoder, self.storage)
+        return self._whole_steps
 
-    def tuned(self, decoder: Decoder) -> FusedDecoder:
+    def tuned(self, decoder: Decoder) -> Decoder | FusedDecoder:
+        """For steps that are not compiled as a whole: some models, and some processors."""
+        if self._whole_steps is not None and self._whole_steps.covers_all:
+            return decoder
         return FusedDecoder(decoder)
 
     def begin_step(self, metadata: AttentionMetadata) -> None:
         self._num_threads = set_numba_threads()
-        new_tokens = np.diff(metadata.query_starts)
-        self._decoding, self._prompts = np.flatnonzero(new_tokens == 1), np.flatnonzero(new_tokens > 1)
-        self._rows = torch.from_numpy(metadata.query_starts[self._decoding])
-        self._all_decode = len(self._decoding) == metadata.num_tokens
-        self._tables = metadata.block_tables[self._decoding]
-        self._prompt_tables = metadata.block_tables[self._prompts]
         super().begin_step(metadata)
 
     def _plan_work(self, metadata: AttentionMetadata, window: int | None) -> list[GatheredWork]:
         """What is left for torch."""
-        if len(self._decoding):
-            self._items[window] = paged_decode.plan_items(
-                metadata.first_seen(window)[self._decoding],
-                metadata.context_lens[self._decoding],
-                self.config.num_kv_heads,
-                self._num_threads,
-                self.storage.block_size,
-            )
+        work = plan_attention(metadata, window, self.config, self.storage.block_size, self._num_threads)
+        for_torch: list[GatheredWork] = []
         if self._torch_prompts:
-            return super()._plan_work(metadata, window)
-        if len(self._prompts):
-            starts = metadata.query_starts[self._prompts]
-            self._tiles[window] = paged_prefill.plan_tiles(
-                starts,
-                metadata.query_starts[self._prompts + 1] - starts,
-                metadata.positions[starts],
-                self.config.num_kv_heads,
-                self.config.num_heads // self.config.num_kv_heads,
-                window,
-                self._num_threads,
-            )
-        return []
+            work = work._replace(tiles=work.tiles[:0])
+            for_torch = super()._plan_work(metadata, window)
+        self._own_work[window] = work
+        return for_torch
 
     def _plan_decodes(
         self, metadata: AttentionMetadata, window: int | None, first_seen: IntArray, num_blocks: IntArray
@@ -107,14 +91,10 @@ class NumbaCpuAttention(TorchAttention):
         return []
 
     def attend(self, layer: int, query: Tensor) -> Tensor:
-        if self._all_decode:
-            return self._decode(layer, query)
         query = query.contiguous()
-        out = super().attend(layer, query)
-        if len(self._prompts) and not self._torch_prompts:
-            self._prefill(layer, query, out)
-        if len(self._decoding):
-            out.index_copy_(0, self._rows, self._decode(layer, query.index_select(0, self._rows)))
+        out = super().attend(layer, query) if self._torch_prompts else torch.empty_like(query)
+        work = self._own_work[self.config.layer_windows[layer]]
+        attend(as_array(query), *self._caches[layer], work, as_array(out), self._scale)
         return out
 
     def projected(self, layer: int, qkv: Tensor, turn: Turn) -> Tensor:
@@ -129,42 +109,11 @@ class NumbaCpuAttention(TorchAttention):
         self.seconds += perf_counter() - began
         return attended
 
-    def _decode(self, layer: int, query: Tensor) -> Tensor:
-        query = query.contiguous()
-        out = torch.empty_like(query)
-        items, starts = self._items[self.config.layer_windows[layer]]
-        paged_decode.paged_decode(
-            as_array(query), *self._caches[layer], self._tables, items, starts, as_array(out), self._scale
-        )
-        return out
-
-    def _prefill(self, layer: int, query: Tensor, out: Tensor) -> None:
-        items, shares = self._tiles[self.config.layer_windows[layer]]
-        paged_prefill.paged_prefill(
-            as_array(query),
-            *self._caches[layer],
-            self._prompt_tables,
-            items,
-            shares,
-            as_array(out),
-            self._scale,
-        )
-
     def _compile(self) -> None:
         """Once for each type of cache on a machine; afterwards it is found on disk. Never within a step."""
-        shape = (1, self.config.num_heads, self.config.head_dim)
-        query, out = (np.zeros(shape, self._caches[0][0].dtype) for _ in range(2))
-        small = [cache[:1] for cache in self._caches[0]]
-        small = [np.zeros_like(cache) for cache in small]
-        items, starts = paged_decode.plan_items(
-            np.array([0]), np.array([1]), small[0].shape[1], 1, small[0].shape[2]
-        )
+        row = np.zeros((0, self.config.num_heads, self.config.head_dim), self._caches[0][0].dtype)
+        none, no_tables = np.zeros(0, np.int64), np.zeros((0, 1), np.int64)
+        nothing = AttentionWork(none, no_tables, *NO_ITEMS, no_tables, *NO_TILES)
         with compiling("attention and what is around it"):
-            paged_decode.paged_decode(
-                query, *small, np.zeros((1, 1), np.int64), items, starts, out, self._scale
-            )
-            items, shares = paged_prefill.plan_tiles([0], [1], [0], small[0].shape[1], 1, None, 1)
-            paged_prefill.paged_prefill(
-                query, *small, np.zeros((1, 1), np.int64), items[:0], shares * 0, out, self._scale
-            )
-            rows.compile_all(query.dtype)
+            attend(row, *self._caches[0], nothing, row, self._scale)
+            rows.compile_all(row.dtype)

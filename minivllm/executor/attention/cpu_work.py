@@ -1,0 +1,54 @@
+"""Who attends how in a step on a CPU: one new token by one kernel, many by another, on all threads.
+
+Sequences with one new token (decoding, or the last one of a prompt) read their whole cache for it; those with
+many compute. The kernels differ, so they are told apart here once a step, and the work of each is cut into
+pieces, so that all threads have about the same to do.
+
+Read next: `kernels_numba/cpu/paged_decode.py` and `paged_prefill.py`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernels_numba.cpu.paged_decode import plan_items
+from kernels_numba.cpu.paged_prefill import plan_tiles
+from kernels_numba.cpu.whole_step import AttentionWork
+from minivllm.executor.attention.metadata import AttentionMetadata
+from minivllm.model.config import ModelConfig
+
+NO_ITEMS = (np.zeros((0, 3), np.int64), np.zeros(1, np.int64))
+NO_TILES = (np.zeros((0, 6), np.int64), np.zeros(1, np.int64))
+
+
+def plan_attention(
+    metadata: AttentionMetadata, window: int | None, config: ModelConfig, block_size: int, num_threads: int
+) -> AttentionWork:
+    """The work of the layers that have this window."""
+    new_tokens = np.diff(metadata.query_starts)
+    if metadata.num_tokens == metadata.num_sequences:  # everybody has one, as in most steps
+        decoding, prompts = np.arange(metadata.num_sequences), np.zeros(0, np.int64)
+    else:
+        decoding, prompts = np.flatnonzero(new_tokens == 1), np.flatnonzero(new_tokens > 1)
+    items, tiles = NO_ITEMS, NO_TILES
+    starts = metadata.query_starts[prompts]
+    if len(decoding):
+        items = plan_items(
+            metadata.first_seen(window)[decoding],
+            metadata.context_lens[decoding],
+            config.num_kv_heads,
+            num_threads,
+            block_size,
+        )
+    if len(prompts):
+        tiles = plan_tiles(
+            starts,
+            new_tokens[prompts],
+            metadata.positions[starts],
+            config.num_kv_heads,
+            config.num_heads // config.num_kv_heads,
+            window,
+            num_threads,
+        )
+    tables = metadata.block_tables
+    return AttentionWork(metadata.query_starts[decoding], tables[decoding], *items, tables[prompts], *tiles)

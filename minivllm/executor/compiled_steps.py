@@ -1,0 +1,208 @@
+"""The hot path of a CPU: every step is one compiled call (`kernels_numba/cpu/whole_step.py`).
+
+What CUDA graphs are to a GPU (`decode_graphs.py`), this is to a CPU: the same step, without anybody in
+between; and as nothing is recorded, prompts and decoding sequences may be in it in any number. The plain twin
+is `Decoder.forward` with the backend `torch`.
+
+Why it is fast, in three sentences. The matrices lie in panels, in the order in which products read them, so a
+step takes as long as memory needs to deliver them once, or the processor to multiply, whichever is longer.
+Attention reads keys and values where they lie, block by block. And what lies between the stages is kept in
+the same arrays from step to step, so that no memory has to be asked for.
+
+A decoder's matrices are then in panels only, and unpacked for whoever wants to see them. Where a processor
+has units for matrices of this type (AMX, bfloat16), oneDNN's products are faster for many rows: there the
+fused decoder (`fused_decoder.py`) computes those steps, and a copy in panels serves the small ones.
+
+Read next: `kernels_numba/cpu/whole_step.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kernels_numba.cpu.panels import pack, padded, unpack
+from kernels_numba.cpu.tile_product import FEATURES
+from kernels_numba.cpu.whole_step import ATTENTION, STAGES, Batch, Scratch, Weights, make_scratch, whole_step
+from minivllm.executor.attention.cpu_work import plan_attention
+from minivllm.executor.attention.metadata import AttentionMetadata
+from minivllm.executor.fused_decoder import AngleTable
+from minivllm.executor.kv_storage import KVStorage
+from minivllm.hazards import compiling, set_numba_threads
+from minivllm.model.decoder import Decoder, DecoderLayer
+from minivllm.model.layers import RMSNorm, StackedLinear
+from minivllm.model.packed import as_array, as_tensor
+
+LARGEST_COPY = 512 << 20
+"""Bytes of weights that are worth a copy, where a copy is needed."""
+MOST_COPIED = 8
+"""Tokens of the steps that the copy serves."""
+LEAST_ROOM = 64
+"""Tokens that there is room for from the start."""
+
+
+class PanelMatrix:
+    """A matrix [out, in] that lies in panels."""
+
+    def __init__(self, panels: Any, num_rows: int) -> None:
+        self._panels, self._num_rows = panels, num_rows
+
+    def product(self, x: Tensor, bias: Tensor | None, added: Tensor | None = None) -> Tensor:
+        """`x Wᵀ + bias + added`, plainly: for whoever asks the decoder itself."""
+        product = functional.linear(x, self.dense(), bias)
+        return product if added is None else product.add_(added)
+
+    def dense(self) -> Tensor:
+        return as_tensor(unpack(self._panels, self._num_rows))
+
+
+class CompiledSteps:
+    """Whole steps of one decoder over one cache. It takes the decoder's matrices, unless they are packed.
+
+    Attributes:
+        seconds: of each of `STAGES`, in the latest step.
+    """
+
+    def __init__(self, decoder: Decoder, storage: KVStorage) -> None:
+        config = decoder.config
+        self.config = config
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self._is_copy = prefers_onednn(decoder.dtype)
+        self._angles = AngleTable(decoder)
+        self._cells = as_array(storage.cells)
+        self._block_size = storage.block_size
+        self._window = config.layer_windows[0]
+        self._eps, self._scale = np.float32(decoder.norm.eps), np.float32(config.head_dim**-0.5)
+        self._weights = gather_weights(decoder, self._is_copy)
+        self._room = self._make_room(LEAST_ROOM)
+        self._compile()
+
+    @staticmethod
+    def fits(decoder: Decoder) -> bool:
+        """Is there a compiled step for this model?"""
+        config = decoder.config
+        return (
+            decoder.layers[0].mlp.has_silu
+            and len(set(config.layer_windows)) == 1
+            and (not prefers_onednn(decoder.dtype) or decoder.num_bytes <= LARGEST_COPY)
+        )
+
+    @property
+    def covers_all(self) -> bool:
+        """Is nobody else needed?"""
+        return not self._is_copy
+
+    @property
+    def attention_seconds(self) -> float:
+        return self.seconds[STAGES[ATTENTION]]
+
+    def covers(self, metadata: AttentionMetadata, num_padding: int = 0) -> bool:
+        """Shall this step be computed here?"""
+        return not self._is_copy or metadata.num_tokens + num_padding <= MOST_COPIED
+
+    def run(self, metadata: AttentionMetadata, num_padding: int = 0) -> Tensor:
+        """Logits [wanted, vocab_size] in float32; `num_padding` rows more are computed, and thrown away."""
+        num_threads = set_numba_threads()
+        work = plan_attention(metadata, self._window, self.config, self._block_size, num_threads)
+        num_tokens = metadata.num_tokens + num_padding
+        if num_tokens > len(self._room.x):
+            self._room = self._make_room(max(num_tokens, 2 * len(self._room.x)))
+        batch = Batch(
+            np.pad(metadata.token_ids, (0, num_padding)) if num_padding else metadata.token_ids,
+            self._angles.upto(metadata.positions),
+            metadata.positions,
+            metadata.slot_mapping,
+            metadata.logit_rows,
+            work,
+        )
+        clock = np.zeros(len(STAGES), np.int64)
+        logits = torch.empty(len(metadata.logit_rows), padded(self.config.vocab_size))
+        began = perf_counter()
+        self._call(batch, num_threads, logits, clock)
+        tick = (perf_counter() - began) / max(1, int(clock.sum()))
+        self.seconds = {stage: int(ticks) * tick for stage, ticks in zip(STAGES, clock, strict=True)}
+        return logits[:, : self.config.vocab_size]
+
+    def _call(self, batch: Batch, num_threads: int, logits: Tensor, clock: Any) -> None:
+        whole_step(
+            batch, self._cells, self._weights, self._room, self._eps, self._scale, num_threads,
+            logits.numpy(), clock,
+        )  # fmt: skip
+
+    def _make_room(self, num_tokens: int) -> Scratch:
+        config = self.config
+        return make_scratch(
+            num_tokens, config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim,
+            config.intermediate_size, self._cells.dtype,
+        )  # fmt: skip
+
+    def _compile(self) -> None:
+        """By a step of nobody: once for each type of numbers on a machine, then it is found on disk."""
+        none = np.zeros(0, np.int64)
+        nobody = AttentionMetadata(
+            none, none, none, np.zeros(1, np.int64), none, np.zeros((0, 1), np.int64), none
+        )
+        work = plan_attention(nobody, self._window, self.config, self._block_size, 1)
+        batch = Batch(none, self._angles.upto(none), none, none, none, work)
+        with compiling("the model's step"):
+            self._call(
+                batch, 1, torch.empty(0, padded(self.config.vocab_size)), np.zeros(len(STAGES), np.int64)
+            )
+
+
+def prefers_onednn(dtype: torch.dtype) -> bool:
+    """Has this processor matrix units for this type, which only oneDNN knows how to use?"""
+    return dtype == torch.bfloat16 and bool(FEATURES.get("amx-bf16"))
+
+
+def gather_weights(decoder: Decoder, is_copy: bool) -> Weights:
+    """The decoder's weights, stacked over layers; its matrices are replaced, unless this is a copy."""
+    layers = decoder.layers
+
+    def stack(part: Callable[[DecoderLayer], Tensor | None]) -> Any:
+        parts = [tensor for layer in layers if (tensor := part(layer)) is not None]
+        return as_array(torch.stack(parts) if parts else decoder.embedding.new_empty(len(layers), 0))
+
+    def scale(part: Callable[[DecoderLayer], RMSNorm | None]) -> Any:
+        return stack(lambda layer: None if (norm := part(layer)) is None else norm.weight)
+
+    def matrices(part: Callable[[DecoderLayer], StackedLinear]) -> Any:
+        stacked: Any = None
+        for number, layer in enumerate(layers):
+            linear = part(layer)
+            weight = linear.dense()
+            panels = pack(as_array(weight))
+            if stacked is None:
+                stacked = np.empty((len(layers), *panels.shape), panels.dtype)
+            stacked[number] = panels
+            if not is_copy:
+                kept = PanelMatrix(stacked[number], len(weight))
+                linear.pack(lambda _, kept=kept: kept)  # type: ignore[misc]
+        return stacked
+
+    weights = Weights(
+        embedding=as_array(decoder.embedding),
+        input_norm=scale(lambda layer: layer.input_norm),
+        qkv=matrices(lambda layer: layer.attention.qkv),
+        qkv_bias=stack(lambda layer: layer.attention.qkv.bias),
+        query_norm=scale(lambda layer: layer.attention.query_norm),
+        key_norm=scale(lambda layer: layer.attention.key_norm),
+        output=matrices(lambda layer: layer.attention.output),
+        output_bias=stack(lambda layer: layer.attention.output.bias),
+        mlp_norm=scale(lambda layer: layer.post_attention_norm),
+        gate_up=matrices(lambda layer: layer.mlp.gate_up),
+        gate_up_bias=stack(lambda layer: layer.mlp.gate_up.bias),
+        down=matrices(lambda layer: layer.mlp.down),
+        down_bias=stack(lambda layer: layer.mlp.down.bias),
+        norm=as_array(decoder.norm.weight),
+        head=pack(as_array(decoder.dense_head())),
+    )
+    if not is_copy:
+        decoder.pack_head(lambda weight: PanelMatrix(weights.head, len(weight)))
+    return weights

@@ -1,0 +1,210 @@
+"""A step in one compiled call says what the plain decoder says."""
+
+from array import array
+
+import msgspec
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minivllm.executor import compiled_steps
+from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention
+from minivllm.executor.attention.torch_backend import TorchAttention
+from minivllm.executor.fused_decoder import FusedDecoder
+from minivllm.executor.kv_storage import KVStorage
+from minivllm.executor.torch_executor import TorchExecutor
+from minivllm.model.config import ModelConfig
+from minivllm.model.tiny import MODEL_PATH
+from minivllm.scheduling.plan import ScheduledSequence, StepPlan
+from tests.executor.test_fused_decoder import (
+    BLOCK_SIZE,
+    CPU,
+    NUM_BLOCKS,
+    VOCABULARY,
+    configs,
+    executor_of,
+    runs,
+)
+
+TOLERANCE = {torch.float32: {"atol": 1e-4, "rtol": 1e-4}, torch.bfloat16: {"atol": 0.4, "rtol": 0.1}}
+DTYPES = st.sampled_from([torch.float32, torch.float32, torch.bfloat16])
+
+
+@pytest.fixture(autouse=True)
+def little_room(monkeypatch):
+    """So that it has to grow."""
+    monkeypatch.setattr(compiled_steps, "LEAST_ROOM", 2)
+
+
+def compiled_and_plain(config, seed, dtype):
+    return tuple(executor_of(config, kind, seed, dtype) for kind in (NumbaCpuAttention, TorchAttention))
+
+
+@given(configs(), runs(), st.integers(0, 99), DTYPES, st.sampled_from([0, 0, 1, 7]))
+@settings(deadline=None)
+def test_logits_and_cache_are_those_of_the_plain_decoder(config, plans, seed, dtype, num_padding):
+    """Prompts, chunks and decoding sequences, any number of logits wanted, with padding or without."""
+    compiled, plain = compiled_and_plain(config, seed, dtype)
+    for plan in plans:
+        padded = msgspec.structs.replace(plan, num_padding_tokens=num_padding if plan.scheduled else 0)
+        torch.testing.assert_close(compiled.execute(padded), plain.execute(plan), **TOLERANCE[dtype])
+    torch.testing.assert_close(
+        compiled.storage.cells, plain.storage.cells, equal_nan=True, **TOLERANCE[dtype]
+    )
+
+
+def batches(lengths, steps, tokens, num_blocks=NUM_BLOCKS):
+    """Prompts of these lengths, and then so many steps of one token each; blocks lie anywhere."""
+    blocks = iter(torch.randperm(num_blocks, generator=torch.Generator().manual_seed(7)).tolist())
+    tables = [
+        array("i", [next(blocks) for _ in range(-(-(length + steps) // BLOCK_SIZE))]) for length in lengths
+    ]
+
+    def token(sequence, position):
+        return tokens[(3 * sequence + position) % len(tokens)]
+
+    def scheduled(sequence, first, count):
+        ids = array("i", [token(sequence, first + p) for p in range(count)])
+        return ScheduledSequence(sequence, first, ids, tables[sequence], 1)
+
+    yield StepPlan(0, tuple(scheduled(s, 0, length) for s, length in enumerate(lengths)))
+    for step in range(steps):
+        yield StepPlan(step + 1, tuple(scheduled(s, n + step, 1) for s, n in enumerate(lengths)))
+
+
+@given(
+    config=configs(),
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=14),
+    tokens=st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=9),
+    seed=st.integers(0, 99),
+    dtype=DTYPES,
+)
+@settings(deadline=None)
+def test_batches_of_any_size_are_those_of_the_plain_decoder(config, lengths, tokens, seed, dtype):
+    compiled, plain = compiled_and_plain(config, seed, dtype)
+    for plan in batches(lengths, 3, tokens):
+        torch.testing.assert_close(compiled.execute(plan), plain.execute(plan), **TOLERANCE[dtype])
+
+
+@given(configs(), runs())
+@settings(deadline=None, max_examples=15)
+def test_bfloat16_stays_as_near_to_float32_as_the_plain_decoder_does(config, plans):
+    exact = executor_of(config, TorchAttention, 0)
+    compiled, plain = compiled_and_plain(config, 0, torch.bfloat16)
+    worst = {"plain": 0.0, "compiled": 0.0}
+    for plan in plans:
+        truth = exact.execute(plan)
+        for name, executor in (("plain", plain), ("compiled", compiled)):
+            error = (executor.execute(plan) - truth).abs().amax() if len(truth) else torch.zeros(())
+            worst[name] = max(worst[name], float(error))
+    assert worst["compiled"] <= 3 * worst["plain"] + 0.1
+
+
+@given(configs(), st.integers(0, 9), DTYPES)
+@settings(deadline=None, max_examples=10)
+def test_weights_in_panels_can_be_read_back_under_their_names(config, seed, dtype):
+    compiled, plain = compiled_and_plain(config, seed, dtype)
+    views, unpacked = dict(plain.decoder.views()), dict(compiled.decoder.views())
+    assert views.keys() == unpacked.keys()
+    for name, view in views.items():
+        assert torch.equal(view, unpacked[name]), name
+    assert plain.decoder.num_bytes == compiled.decoder.num_bytes
+
+
+@given(configs(), runs())
+@settings(deadline=None, max_examples=10)
+def test_a_decoder_in_panels_still_computes_by_itself(config, plans):
+    compiled, plain = compiled_and_plain(config, 0, torch.float32)
+    storage = KVStorage(config, NUM_BLOCKS, BLOCK_SIZE, torch.float32, CPU)
+    again = TorchExecutor(compiled.decoder, storage, TorchAttention)
+    for plan in plans:
+        torch.testing.assert_close(again.execute(plan), plain.execute(plan), atol=1e-5, rtol=1e-5)
+
+
+@given(configs())
+@settings(deadline=None, max_examples=20)
+def test_models_that_it_does_not_know_go_the_usual_way(config):
+    executor = executor_of(config, NumbaCpuAttention, 0)
+    is_known = config.hidden_act == "silu" and len(set(config.layer_windows)) == 1
+    assert (executor.whole_steps is not None) == is_known
+    assert isinstance(executor.tuned, FusedDecoder) != is_known
+
+
+def a_step(num_tokens, num_logits=1):
+    tokens = array("i", range(1, num_tokens + 1))
+    return StepPlan(0, (ScheduledSequence(0, 0, tokens, array("i", [0]), num_logits),))
+
+
+class Counting:
+    """How many steps went this way."""
+
+    def __init__(self, executor):
+        self.count, self._run = 0, executor.whole_steps.run
+        executor.whole_steps.run = self
+
+    def __call__(self, *given):
+        self.count += 1
+        return self._run(*given)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 8, 9])
+def test_with_matrix_units_a_copy_in_panels_serves_small_steps_and_onednn_the_others(monkeypatch, num_tokens):
+    plain = TorchExecutor.from_folder(MODEL_PATH, num_blocks=2)
+    monkeypatch.setattr(compiled_steps, "prefers_onednn", lambda dtype: True)
+    executor = TorchExecutor.from_folder(MODEL_PATH, num_blocks=2)
+    assert isinstance(executor.tuned, FusedDecoder)
+    counting = Counting(executor)
+    plan = a_step(num_tokens)
+    torch.testing.assert_close(executor.execute(plan), plain.execute(plan), atol=1e-4, rtol=1e-4)
+    assert counting.count == (num_tokens <= 8)
+
+
+def test_a_large_model_is_not_copied(monkeypatch):
+    monkeypatch.setattr(compiled_steps, "prefers_onednn", lambda dtype: True)
+    monkeypatch.setattr(compiled_steps, "LARGEST_COPY", 1000)
+    assert TorchExecutor.from_folder(MODEL_PATH, num_blocks=2).whole_steps is None
+
+
+def test_a_second_engine_may_have_the_same_decoder():
+    first = TorchExecutor.from_folder(MODEL_PATH, num_blocks=2)
+    storage = KVStorage(first.config, 2, 16, torch.float32, CPU)
+    second = TorchExecutor(first.decoder, storage, NumbaCpuAttention)
+    assert torch.equal(first.execute(a_step(5)), second.execute(a_step(5)))
+
+
+def test_a_step_says_where_its_time_went():
+    executor = TorchExecutor.from_folder(MODEL_PATH, num_blocks=2)
+    executor.execute(a_step(9))
+    seconds = executor.whole_steps.seconds
+    assert all(value > 0 for value in seconds.values())
+    assert executor.last_attention_seconds == seconds["attention"] < sum(seconds.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lengths", [[300, 1, 40], [1] * 70])
+def test_work_for_all_threads_is_shared_among_them(dtype, lengths):
+    """Sizes above every threshold, rows and k in several parts, a prompt of many tiles."""
+    config = ModelConfig.from_dict(
+        {"architectures": ["Qwen3ForCausalLM"], "vocab_size": 400, "hidden_size": 600,
+         "intermediate_size": 200,
+         "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 64,
+         "hidden_act": "silu", "torch_dtype": "float32"}
+    )  # fmt: skip
+    compiled, plain = (
+        executor_of(config, kind, 3, dtype, num_blocks=120, spread=0.05)
+        for kind in (NumbaCpuAttention, TorchAttention)
+    )
+    for plan in batches(lengths, 2, [3, 41, 9], num_blocks=120):
+        torch.testing.assert_close(compiled.execute(plan), plain.execute(plan), **TOLERANCE[dtype])
+
+
+def test_odd_sizes_are_multiplied_one_by_one():
+    config = ModelConfig.from_dict(
+        {"architectures": ["LlamaForCausalLM"], "vocab_size": VOCABULARY, "hidden_size": 15,
+         "intermediate_size": 7, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 6,
+         "torch_dtype": "bfloat16"}
+    )  # fmt: skip
+    compiled, plain = compiled_and_plain(config, 1, torch.bfloat16)
+    for plan in batches([5, 1, 9], 2, [3, 4, 9]):
+        torch.testing.assert_close(compiled.execute(plan), plain.execute(plan), **TOLERANCE[torch.bfloat16])
