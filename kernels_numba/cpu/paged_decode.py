@@ -3,19 +3,20 @@
 One work item is a KV head of one sequence, or of a part of a long one. It walks the sequence's blocks; each
 is, for one head, one contiguous tile [block_size, head_dim] of keys and another of values:
 
-    tile of keys      scores of all query heads that share it: a dot product for each row, two at a time
-    softmax           online: if the maximum grows, what was added up is scaled down
-    tile of values    added up, four rows at a time, so that sums stay in registers
+    keys of some blocks      scores of all query heads that share them, four keys at a time (`row_dots.py`)
+    softmax                  online: if the maximum grows, what was added up is scaled down
+    values of these blocks   times the weights: a small product whose sums stay in registers
 
 Three things make it fast. Query heads of a group share every number that is loaded. While a row is used,
 the row in the same place of the *next* block is fetched: block tables jump about, and no hardware guesses
 where to. And nothing is gathered or copied first: torch's attention would need the blocks side by side.
+(Only sizes that do not fill vectors are copied, a few blocks at a time, into rows that do.)
 
 The plain twin is `minivllm/executor/attention/torch_backend.py`; `tests/kernels/test_cpu_decode.py` says that
 the two agree.
 
 Source: Kwon et al. (SOSP 2023), section 5.1; Dao et al., "Flash-Decoding" (2023), for the splits.
-Read next: `minivllm/executor/attention/numba_cpu_backend.py`.
+Read next: `row_dots.py`, then `minivllm/executor/attention/numba_cpu_backend.py`.
 """
 
 from __future__ import annotations
@@ -23,99 +24,250 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit, prange, types
+from numba.extending import overload
 
 from kernels_numba.cpu.arithmetic import exp_fast, narrow, prefetch, widen
+from kernels_numba.cpu.row_dots import ROWS, dots
+from kernels_numba.cpu.tile_product import VECTORS, tile
+from kernels_numba.cpu.vectors import HAS_PAIRS, LANES, MANY_REGISTERS
 
 NO_SCORE = np.float32(-1e30)
 ZERO = np.float32(0)
 LINE_BYTES = 64
 """Of a cache line: what one prefetch brings."""
+TILE_KEYS = 64
+"""Keys between two looks at the maximum, if blocks are not larger."""
+AHEAD = 2
+"""Blocks by which rows are fetched in advance."""
+MOST_HEADS = 4 if MANY_REGISTERS else 2
+"""Query heads that are worked on together."""
+
+_dots1, _dots2, _dots4 = dots(1), dots(2), dots(4)
+(_tile11, _tile12, _tile14), (_tile21, _tile22, _tile24), (_tile41, _tile42, _tile44) = (
+    [tile(heads, vectors, vectors) for vectors in (1, 2, 4)] for heads in (1, 2, 4)
+)
+
+
+def _pairs(array):  # type: ignore[no-untyped-def]
+    """In compiled code: bfloat16 in pairs, if they can be multiplied so; other numbers as they are."""
+    raise NotImplementedError("only in compiled code")
+
+
+@overload(_pairs, inline="always")
+def _pairs_in_compiled_code(array):  # type: ignore[no-untyped-def]
+    if array.dtype == types.uint16 and HAS_PAIRS:
+        return lambda array: array[: len(array) // 2 * 2].view(np.uint32)
+    return lambda array: array
+
+
+def _as_queries(wide, keys):  # type: ignore[no-untyped-def]
+    """In compiled code: queries [group, head_dim] in the type that these keys are multiplied with, flat."""
+    raise NotImplementedError("only in compiled code")
+
+
+@overload(_as_queries)
+def _queries_in_compiled_code(wide, keys):  # type: ignore[no-untyped-def]
+    if keys.dtype == types.uint16 and HAS_PAIRS:
+
+        def narrowed(wide, keys):  # type: ignore[no-untyped-def]
+            flat, out = wide.reshape(-1), np.empty(wide.size, np.uint16)
+            for i in range(len(flat)):
+                out[i] = narrow(flat[i], out)
+            return _pairs(out)
+
+        return narrowed
+    return lambda wide, keys: wide.reshape(-1)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _score(queries, rows, source, row_size, scores, place, group, capacity):  # type: ignore[no-untyped-def]
+    """Scores of four keys for all heads of a group."""
+    g = 0
+    while g < group:
+        first, target = g * row_size, g * capacity + place
+        if MOST_HEADS == 4 and g + 4 <= group:
+            _dots4(queries, first, row_size, rows, source, row_size, scores, target, capacity)
+            g += 4
+        elif g + 2 <= group:
+            _dots2(queries, first, row_size, rows, source, row_size, scores, target, capacity)
+            g += 2
+        else:
+            _dots1(queries, first, row_size, rows, source, row_size, scores, target, capacity)
+            g += 1
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _add(scores, place, capacity, rows, source, count, total, group, width, soon):  # type: ignore[no-untyped-def]
+    """`count` rows of values [width], weighed for each head, are added to `total` [group, width]."""
+    g = 0
+    while g < group:
+        first = g * capacity + place
+        heads = 4 if MOST_HEADS == 4 and g + 4 <= group else 2 if g + 2 <= group else 1
+        column = 0
+        while column < width:
+            rest = (width - column) // LANES
+            vectors = 4 if VECTORS == 4 and rest >= 4 else 2 if rest >= 2 else 1
+            start, target = source + column, g * width + column
+            _add_tile(
+                heads,
+                vectors,
+                scores,
+                first,
+                capacity,
+                rows,
+                start,
+                width,
+                total,
+                target,
+                count,
+                soon + column,
+            )
+            column += vectors * LANES
+        g += heads
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _add_tile(heads, vectors, weights, first, row, rows, start, width, out, at, count, soon):  # type: ignore[no-untyped-def]
+    if heads == 4:
+        if vectors == 4:
+            _tile44(weights, first, row, 1, rows, start, width, out, at, width, count, False, soon, width)
+        elif vectors == 2:
+            _tile42(weights, first, row, 1, rows, start, width, out, at, width, count, False, soon, width)
+        else:
+            _tile41(weights, first, row, 1, rows, start, width, out, at, width, count, False, soon, width)
+    elif heads == 2:
+        if vectors == 4:
+            _tile24(weights, first, row, 1, rows, start, width, out, at, width, count, False, soon, width)
+        elif vectors == 2:
+            _tile22(weights, first, row, 1, rows, start, width, out, at, width, count, False, soon, width)
+        else:
+            _tile21(weights, first, row, 1, rows, start, width, out, at, width, count, False, soon, width)
+    elif vectors == 4:
+        _tile14(weights, first, row, 1, rows, start, width, out, at, width, count, False, soon, width)
+    elif vectors == 2:
+        _tile12(weights, first, row, 1, rows, start, width, out, at, width, count, False, soon, width)
+    else:
+        _tile11(weights, first, row, 1, rows, start, width, out, at, width, count, False, soon, width)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _prefetch_rows(flat, start, size):  # type: ignore[no-untyped-def]
+    """Ask for `size` numbers that are needed soon."""
+    for c in range(0, size, LINE_BYTES // flat.itemsize):
+        prefetch(flat, start + c)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _block_at(index, last, table, head, next_index, next_last, next_table, next_head, kv_heads):  # type: ignore[no-untyped-def]
+    """Which tile of the cache comes so many blocks later, of this item or the next; else the last one."""
+    if index > last:
+        index, last, table, head = next_index + index - last - 1, next_last, next_table, next_head
+    return np.int64(table[min(index, last)]) * kv_heads + head
 
 
 @njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
-def _attend(query, keys, values, table, first, end, head, scale, maxima, sums, total):  # type: ignore[no-untyped-def]
+def _copy_rows(source, copied, at):  # type: ignore[no-untyped-def]
+    """Rows [n, head_dim] behind row `at` of `copied` [.., width], as float32; what is behind them stays 0."""
+    for t in range(len(source)):
+        for c in range(source.shape[1]):
+            copied[at + t, c] = widen(source[t, c])
+
+
+@njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
+def _soften(scores, count, maximum, scale):  # type: ignore[no-untyped-def]
+    """Scores become weights, relative to the largest so far. Returns that one and their sum."""
+    for t in range(count):
+        score = scores[t] * scale
+        scores[t] = score
+        maximum = max(maximum, score)
+    total = ZERO
+    for t in range(count):
+        weight = exp_fast(scores[t] - maximum)
+        scores[t] = weight
+        total += weight
+    return maximum, total
+
+
+@njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
+def _attend(query, keys, values, table, first, end, head, scale, maxima, sums, total, soon):  # type: ignore[no-untyped-def]
     """Positions `first … end` of one sequence for the query heads of one KV head.
 
-    query: [group, head_dim] of the sequence; maxima, sums: [group]; total: [group, head_dim], all written.
+    query: [group, head_dim] of the sequence; maxima, sums: [group]; total: [group, width], all written.
+    soon: first and last block, table and KV head of the item that this thread works on next.
     """
     group, head_dim = query.shape
-    kv_heads, block_size = keys.shape[1], keys.shape[2]
-    tile = block_size * head_dim
-    line = LINE_BYTES // keys.itemsize
-    flat_keys, flat_values = keys.reshape(-1), values.reshape(-1)
-    queries = np.empty((group, head_dim), np.float32)
-    scores = np.empty((group, block_size), np.float32)
-    for g in range(group):
-        maxima[g] = NO_SCORE
-        sums[g] = ZERO
-        for c in range(head_dim):
-            queries[g, c] = widen(query[g, c]) * scale
-            total[g, c] = ZERO
+    width, block_size, kv_heads = total.shape[1], keys.shape[2], keys.shape[1]
+    flat_keys, flat_values, flat_total = keys.reshape(-1), values.reshape(-1), total.reshape(-1)
+    key_rows = _pairs(flat_keys)
+    per_number = key_rows.itemsize // flat_keys.itemsize
+    fits = head_dim % (LANES * per_number) == 0 and block_size % ROWS == 0
+    wide = np.zeros((group, width), np.float32)
+    _copy_rows(query, wide, 0)
+    queries, flat_wide = _as_queries(wide, keys), wide.reshape(-1)
+    blocks_per_tile = max(1, TILE_KEYS // block_size)
+    capacity = (blocks_per_tile * block_size + LANES - 1) // LANES * LANES
+    scores = np.empty(group * capacity, np.float32)
+    copies = np.zeros((2, 0 if fits else capacity, width), np.float32)
+    flat_copies = copies.reshape(-1)
+    maxima[:], sums[:], flat_total[:] = NO_SCORE, ZERO, ZERO
     last_block = (end - 1) // block_size
-    for index in range(first // block_size, last_block + 1):
-        block = table[index]
-        begin = max(0, first - index * block_size)
-        stop = min(block_size, end - index * block_size)
-        next_tile = (np.int64(table[min(index + 1, last_block)]) * kv_heads + head) * tile
-        key, value = keys[block, head], values[block, head]
-        t = begin
-        while t + 2 <= stop:
-            for r in range(2):
-                for c in range(0, head_dim, line):
-                    prefetch(flat_keys, next_tile + (t + r) * head_dim + c)
-            for g in range(group):
-                s0, s1 = ZERO, ZERO
-                for c in range(head_dim):
-                    q = queries[g, c]
-                    s0 += q * widen(key[t, c])
-                    s1 += q * widen(key[t + 1, c])
-                scores[g, t] = s0
-                scores[g, t + 1] = s1
-            t += 2
-        while t < stop:
-            for g in range(group):
-                score = ZERO
-                for c in range(head_dim):
-                    score += queries[g, c] * widen(key[t, c])
-                scores[g, t] = score
-            t += 1
+    for tile_block in range(first // block_size, last_block + 1, blocks_per_tile):
+        num_blocks = min(blocks_per_tile, last_block + 1 - tile_block)
+        first_key = tile_block * block_size
+        for b in range(num_blocks):
+            block = np.int64(table[tile_block + b])
+            ahead = _block_at(tile_block + b + AHEAD, last_block, table, head, *soon, kv_heads)
+            for t in range(0, block_size if fits else 0, ROWS):
+                _prefetch_rows(flat_keys, (ahead * block_size + t) * head_dim, ROWS * head_dim)
+                row = ((block * kv_heads + head) * block_size + t) * head_dim // per_number
+                _score(
+                    queries,
+                    key_rows,
+                    row,
+                    head_dim // per_number,
+                    scores,
+                    b * block_size + t,
+                    group,
+                    capacity,
+                )
+            if not fits:
+                _copy_rows(keys[block, head], copies[0], b * block_size)
+                _copy_rows(values[block, head], copies[1], b * block_size)
+        if not fits:
+            for t in range(0, capacity, ROWS):
+                _score(flat_wide, flat_copies, t * width, width, scores, t, group, capacity)
+        begin, stop = max(0, first - first_key), min(num_blocks * block_size, end - first_key)
+        filled = (stop + LANES - 1) // LANES * LANES
         for g in range(group):
-            maximum = maxima[g]
-            for t in range(begin, stop):
-                maximum = max(maximum, scores[g, t])
+            own = scores[g * capacity : g * capacity + filled]
+            own[:begin] = NO_SCORE
+            own[stop:] = NO_SCORE
+            maximum, added = _soften(own, filled, maxima[g], scale)
             if maximum > maxima[g]:
                 rescale = exp_fast(maxima[g] - maximum)
                 maxima[g] = maximum
                 sums[g] *= rescale
-                for c in range(head_dim):
+                for c in range(width):
                     total[g, c] *= rescale
-            added = ZERO
-            for t in range(begin, stop):
-                weight = exp_fast(scores[g, t] - maximum)
-                scores[g, t] = weight
-                added += weight
             sums[g] += added
-        t = begin
-        while t + 4 <= stop:
-            for r in range(4):
-                for c in range(0, head_dim, line):
-                    prefetch(flat_values, next_tile + (t + r) * head_dim + c)
-            for g in range(group):
-                w0, w1, w2, w3 = scores[g, t], scores[g, t + 1], scores[g, t + 2], scores[g, t + 3]
-                for c in range(head_dim):
-                    total[g, c] += (
-                        w0 * widen(value[t, c])
-                        + w1 * widen(value[t + 1, c])
-                        + w2 * widen(value[t + 2, c])
-                        + w3 * widen(value[t + 3, c])
-                    )
-            t += 4
-        while t < stop:
-            for g in range(group):
-                for c in range(head_dim):
-                    total[g, c] += scores[g, t] * widen(value[t, c])
-            t += 1
+        # Only rows that are seen: the weight of others is 0, but 0 · NaN is not.
+        if not fits:
+            size = copies[0].size
+            _add(
+                scores, begin, capacity, flat_copies, size + begin * width, stop - begin, flat_total, group,
+                width, 0,
+            )  # fmt: skip
+        for b in range(num_blocks if fits else 0):
+            block = np.int64(table[tile_block + b])
+            ahead = _block_at(tile_block + b + AHEAD, last_block, table, head, *soon, kv_heads)
+            place = max(begin, b * block_size)
+            row = (block * kv_heads + head) * block_size + place - b * block_size
+            count = min(stop, (b + 1) * block_size) - place
+            _add(
+                scores, place, capacity, flat_values, row * head_dim, count, flat_total, group, width,
+                ahead * block_size * head_dim,
+            )  # fmt: skip
 
 
 @njit(fastmath=True, nogil=True, cache=True, error_model="numpy", parallel=True)
@@ -131,28 +283,28 @@ def paged_decode(query, keys, values, rows, tables, items, item_starts, out, sca
         item_starts: [sequences + 1]: where the items of each sequence begin.
         scale: of the scores.
     """
-    num_items, kv_heads, head_dim = len(items), keys.shape[1], query.shape[2]
-    group = query.shape[1] // kv_heads
+    num_items, kv_heads, group = len(items), keys.shape[1], query.shape[1] // keys.shape[1]
+    width = (query.shape[2] + LANES - 1) // LANES * LANES
     maxima = np.empty((num_items * kv_heads, group), np.float32)
     sums = np.empty((num_items * kv_heads, group), np.float32)
-    totals = np.empty((num_items * kv_heads, group, head_dim), np.float32)
+    totals = np.empty((num_items * kv_heads, group, width), np.float32)
+    block_size = keys.shape[2]
     for work in prange(num_items * kv_heads):
         item, head = work // kv_heads, work % kv_heads
         sequence, first, end = items[item, 0], items[item, 1], items[item, 2]
+        following = min(work + 1, num_items * kv_heads - 1)
+        after = items[following // kv_heads]
+        soon = (
+            after[1] // block_size,
+            (after[2] - 1) // block_size,
+            tables[after[0]],
+            following % kv_heads,
+        )
         own = query[rows[sequence], head * group : (head + 1) * group]
         _attend(
-            own,
-            keys,
-            values,
-            tables[sequence],
-            first,
-            end,
-            head,
-            scale,
-            maxima[work],
-            sums[work],
-            totals[work],
-        )
+            own, keys, values, tables[sequence], first, end, head, scale, maxima[work], sums[work],
+            totals[work], soon,
+        )  # fmt: skip
     for sequence in range(len(item_starts) - 1):
         for head in range(kv_heads):
             for g in range(group):

@@ -25,7 +25,8 @@ import numpy as np
 from numba import njit, prange
 
 from kernels_numba.cpu.arithmetic import exp_fast, narrow, widen
-from kernels_numba.cpu.tile_product import LANES, add_product
+from kernels_numba.cpu.tile_product import add_product
+from kernels_numba.cpu.vectors import LANES
 
 UNSEEN = np.float32(-1e30)
 """The score of a key that a query may not see."""

@@ -26,7 +26,8 @@ import numpy as np
 from numba import njit, prange, types
 from numba.extending import overload
 
-from kernels_numba.cpu.tile_product import HAS_PAIRS, LANES, VECTORS, tile
+from kernels_numba.cpu.tile_product import VECTORS, tile
+from kernels_numba.cpu.vectors import HAS_PAIRS, LANES
 
 ROWS = 6
 """Of a tile at most."""
@@ -35,8 +36,8 @@ WIDTH = VECTORS * LANES
 MOST_ROWS = 20 * ROWS
 """Of x that go over a panel together: with `MOST_STEPS` of k, they stay in the second cache beside it."""
 MOST_STEPS = 512
-LINES = 2
-"""Of the next panel, asked for with each step."""
+FETCHED = 2
+"""Vectors of the next panel that are asked for with each step."""
 PARALLEL_STEPS = 1 << 16
 """From so many rows of x times rows of panels on, on all threads: waking them costs time."""
 
@@ -67,24 +68,36 @@ def padded(columns: int) -> int:
     return -(-columns // WIDTH) * WIDTH
 
 
-_one, _two, _three, _four, _five, _six = (tile(rows, VECTORS, LINES) for rows in range(1, ROWS + 1))
+_one, _two, _three, _four, _five, _six = (tile(rows, VECTORS, FETCHED) for rows in range(1, ROWS + 1))
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _multiply(x, first, row, panels, source, out, target, out_row, rows, steps, fresh, soon):  # type: ignore[no-untyped-def]
     """A tile of 1 to 6 rows."""
     if rows == 6:
-        _six(x, first, row, 1, panels, source, WIDTH, out, target, out_row, steps, fresh, soon)
+        _six(
+            x, first, row, 1, panels, source, WIDTH, out, target, out_row, steps, fresh, soon, FETCHED * LANES
+        )
     elif rows == 5:
-        _five(x, first, row, 1, panels, source, WIDTH, out, target, out_row, steps, fresh, soon)
+        _five(
+            x, first, row, 1, panels, source, WIDTH, out, target, out_row, steps, fresh, soon, FETCHED * LANES
+        )
     elif rows == 4:
-        _four(x, first, row, 1, panels, source, WIDTH, out, target, out_row, steps, fresh, soon)
+        _four(
+            x, first, row, 1, panels, source, WIDTH, out, target, out_row, steps, fresh, soon, FETCHED * LANES
+        )
     elif rows == 3:
-        _three(x, first, row, 1, panels, source, WIDTH, out, target, out_row, steps, fresh, soon)
+        _three(
+            x, first, row, 1, panels, source, WIDTH, out, target, out_row, steps, fresh, soon, FETCHED * LANES
+        )
     elif rows == 2:
-        _two(x, first, row, 1, panels, source, WIDTH, out, target, out_row, steps, fresh, soon)
+        _two(
+            x, first, row, 1, panels, source, WIDTH, out, target, out_row, steps, fresh, soon, FETCHED * LANES
+        )
     else:
-        _one(x, first, row, 1, panels, source, WIDTH, out, target, out_row, steps, fresh, soon)
+        _one(
+            x, first, row, 1, panels, source, WIDTH, out, target, out_row, steps, fresh, soon, FETCHED * LANES
+        )
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -109,7 +122,7 @@ def _multiply_part(x, panels, out, fresh, row_begin, row_end, panel_begin, panel
                     ask = source  # nothing: it is there already
                     if band_end - band > ROWS and panel + 1 < panel_end and soon < end + size:
                         ask = soon
-                        soon += steps * LINES * LANES
+                        soon += steps * FETCHED * LANES
                     target = row * out_row + panel * WIDTH
                     _multiply(
                         flat_x, row * x_row + step, x_row, flat_panels, source, flat_out, target, out_row,

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kernels_numba.cpu.panels import pack, padded, unpack
-from kernels_numba.cpu.tile_product import FEATURES
+from kernels_numba.cpu.vectors import FEATURES
 from kernels_numba.cpu.whole_step import ATTENTION, STAGES, Batch, Scratch, Weights, make_scratch, whole_step
 from minivllm.executor.attention.cpu_work import plan_attention
 from minivllm.executor.attention.metadata import AttentionMetadata
