@@ -81,20 +81,27 @@ def _queries_in_compiled_code(wide, keys):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _score(queries, rows, source, row_size, scores, place, group, capacity):  # type: ignore[no-untyped-def]
-    """Scores of four keys for all heads of a group."""
-    g = 0
-    while g < group:
-        first, target = g * row_size, g * capacity + place
-        if MOST_HEADS == 4 and g + 4 <= group:
-            _dots4(queries, first, row_size, rows, source, row_size, scores, target, capacity)
-            g += 4
-        elif g + 2 <= group:
-            _dots2(queries, first, row_size, rows, source, row_size, scores, target, capacity)
-            g += 2
-        else:
-            _dots1(queries, first, row_size, rows, source, row_size, scores, target, capacity)
-            g += 1
+def _score(queries, rows, source, row_size, count, scores, place, group, capacity, flat, soon, size):  # type: ignore[no-untyped-def]
+    """Scores of `count` keys, a multiple of four, for all heads of a group.
+
+    Meanwhile the rows of `flat` behind `soon`, of `size` numbers each, are fetched, one for each key.
+    """
+    for t in range(0, count, ROWS):
+        for c in range(0, ROWS * size, LINE_BYTES // flat.itemsize):
+            prefetch(flat, soon + t * size + c)
+        row, target = source + t * row_size, place + t
+        g = 0
+        while g < group:
+            first, at = g * row_size, g * capacity + target
+            if MOST_HEADS == 4 and g + 4 <= group:
+                _dots4(queries, first, row_size, rows, row, row_size, scores, at, capacity)
+                g += 4
+            elif g + 2 <= group:
+                _dots2(queries, first, row_size, rows, row, row_size, scores, at, capacity)
+                g += 2
+            else:
+                _dots1(queries, first, row_size, rows, row, row_size, scores, at, capacity)
+                g += 1
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -152,13 +159,6 @@ def _add_tile(heads, vectors, weights, first, row, rows, start, width, out, at, 
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _prefetch_rows(flat, start, size):  # type: ignore[no-untyped-def]
-    """Ask for `size` numbers that are needed soon."""
-    for c in range(0, size, LINE_BYTES // flat.itemsize):
-        prefetch(flat, start + c)
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
 def _block_at(index, last, table, head, next_index, next_last, next_table, next_head, kv_heads):  # type: ignore[no-untyped-def]
     """Which tile of the cache comes so many blocks later, of this item or the next; else the last one."""
     if index > last:
@@ -175,14 +175,21 @@ def _copy_rows(source, copied, at):  # type: ignore[no-untyped-def]
 
 
 @njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
-def _soften(scores, count, maximum, scale):  # type: ignore[no-untyped-def]
-    """Scores become weights, relative to the largest so far. Returns that one and their sum."""
-    for t in range(count):
+def _soften(scores, begin, stop, maximum, scale):  # type: ignore[no-untyped-def]
+    """Scores become weights, relative to the largest so far; those before `begin` and from `stop` on, 0.
+
+    Returns the largest, and the sum of the weights.
+    """
+    for t in range(begin):
+        scores[t] = NO_SCORE
+    for t in range(stop, len(scores)):
+        scores[t] = NO_SCORE
+    for t in range(len(scores)):
         score = scores[t] * scale
         scores[t] = score
         maximum = max(maximum, score)
     total = ZERO
-    for t in range(count):
+    for t in range(len(scores)):
         weight = exp_fast(scores[t] - maximum)
         scores[t] = weight
         total += weight
@@ -190,10 +197,11 @@ def _soften(scores, count, maximum, scale):  # type: ignore[no-untyped-def]
 
 
 @njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
-def _attend(query, keys, values, table, first, end, head, scale, maxima, sums, total, soon):  # type: ignore[no-untyped-def]
+def _attend(query, keys, values, table, first, end, head, scale, maxima, sums, total, room, soon):  # type: ignore[no-untyped-def]
     """Positions `first … end` of one sequence for the query heads of one KV head.
 
     query: [group, head_dim] of the sequence; maxima, sums: [group]; total: [group, width], all written.
+    room: as `_make_room` makes it.
     soon: first and last block, table and KV head of the item that this thread works on next.
     """
     group, head_dim = query.shape
@@ -201,15 +209,12 @@ def _attend(query, keys, values, table, first, end, head, scale, maxima, sums, t
     flat_keys, flat_values, flat_total = keys.reshape(-1), values.reshape(-1), total.reshape(-1)
     key_rows = _pairs(flat_keys)
     per_number = key_rows.itemsize // flat_keys.itemsize
-    fits = head_dim % (LANES * per_number) == 0 and block_size % ROWS == 0
-    wide = np.zeros((group, width), np.float32)
+    scores, wide, copies = room
+    flat_wide, flat_copies, capacity = wide.reshape(-1), copies.reshape(-1), len(scores) // group
+    fits = copies.size == 0
     _copy_rows(query, wide, 0)
-    queries, flat_wide = _as_queries(wide, keys), wide.reshape(-1)
+    queries = _as_queries(wide, keys)
     blocks_per_tile = max(1, TILE_KEYS // block_size)
-    capacity = (blocks_per_tile * block_size + LANES - 1) // LANES * LANES
-    scores = np.empty(group * capacity, np.float32)
-    copies = np.zeros((2, 0 if fits else capacity, width), np.float32)
-    flat_copies = copies.reshape(-1)
     maxima[:], sums[:], flat_total[:] = NO_SCORE, ZERO, ZERO
     last_block = (end - 1) // block_size
     for tile_block in range(first // block_size, last_block + 1, blocks_per_tile):
@@ -217,33 +222,23 @@ def _attend(query, keys, values, table, first, end, head, scale, maxima, sums, t
         first_key = tile_block * block_size
         for b in range(num_blocks):
             block = np.int64(table[tile_block + b])
-            ahead = _block_at(tile_block + b + AHEAD, last_block, table, head, *soon, kv_heads)
-            for t in range(0, block_size if fits else 0, ROWS):
-                _prefetch_rows(flat_keys, (ahead * block_size + t) * head_dim, ROWS * head_dim)
-                row = ((block * kv_heads + head) * block_size + t) * head_dim // per_number
+            if fits:
+                ahead = _block_at(tile_block + b + AHEAD, last_block, table, head, *soon, kv_heads)
+                row = (block * kv_heads + head) * block_size * head_dim // per_number
                 _score(
-                    queries,
-                    key_rows,
-                    row,
-                    head_dim // per_number,
-                    scores,
-                    b * block_size + t,
-                    group,
-                    capacity,
-                )
-            if not fits:
+                    queries, key_rows, row, head_dim // per_number, block_size, scores, b * block_size, group,
+                    capacity, flat_keys, ahead * block_size * head_dim, head_dim,
+                )  # fmt: skip
+            else:
                 _copy_rows(keys[block, head], copies[0], b * block_size)
                 _copy_rows(values[block, head], copies[1], b * block_size)
         if not fits:
-            for t in range(0, capacity, ROWS):
-                _score(flat_wide, flat_copies, t * width, width, scores, t, group, capacity)
+            _score(flat_wide, flat_copies, 0, width, capacity, scores, 0, group, capacity, flat_copies, 0, 0)
         begin, stop = max(0, first - first_key), min(num_blocks * block_size, end - first_key)
         filled = (stop + LANES - 1) // LANES * LANES
         for g in range(group):
             own = scores[g * capacity : g * capacity + filled]
-            own[:begin] = NO_SCORE
-            own[stop:] = NO_SCORE
-            maximum, added = _soften(own, filled, maxima[g], scale)
+            maximum, added = _soften(own, begin, stop, maxima[g], scale)
             if maximum > maxima[g]:
                 rescale = exp_fast(maxima[g] - maximum)
                 maxima[g] = maximum
@@ -270,8 +265,22 @@ def _attend(query, keys, values, table, first, end, head, scale, maxima, sums, t
             )  # fmt: skip
 
 
+@njit(nogil=True, cache=True, error_model="numpy")
+def _make_room(keys, group, width):  # type: ignore[no-untyped-def]
+    """For one thread: scores [group · capacity], queries, and copies of keys and values, if they must be."""
+    block_size, head_dim = keys.shape[2], keys.shape[3]
+    capacity = (max(1, TILE_KEYS // block_size) * block_size + LANES - 1) // LANES * LANES
+    numbers = LANES * _pairs(keys.reshape(-1)).itemsize // keys.itemsize
+    fits = head_dim % numbers == 0 and block_size % ROWS == 0
+    return (
+        np.empty(group * capacity, np.float32),
+        np.zeros((group, width), np.float32),
+        np.zeros((2, 0 if fits else capacity, width), np.float32),
+    )
+
+
 @njit(fastmath=True, nogil=True, cache=True, error_model="numpy", parallel=True)
-def paged_decode(query, keys, values, rows, tables, items, item_starts, out, scale):  # type: ignore[no-untyped-def]
+def paged_decode(query, keys, values, rows, tables, items, item_starts, shares, out, scale):  # type: ignore[no-untyped-def]
     """One new token of each sequence.
 
     Args:
@@ -281,30 +290,28 @@ def paged_decode(query, keys, values, rows, tables, items, item_starts, out, sca
         tables: [sequences, most blocks].
         items: [items, 3]: sequence, first position, end; those of one sequence one behind the other.
         item_starts: [sequences + 1]: where the items of each sequence begin.
+        shares: [threads + 1]: where the work of each thread begins; there is one for each item and KV head.
         scale: of the scores.
     """
-    num_items, kv_heads, group = len(items), keys.shape[1], query.shape[1] // keys.shape[1]
-    width = (query.shape[2] + LANES - 1) // LANES * LANES
-    maxima = np.empty((num_items * kv_heads, group), np.float32)
-    sums = np.empty((num_items * kv_heads, group), np.float32)
-    totals = np.empty((num_items * kv_heads, group, width), np.float32)
-    block_size = keys.shape[2]
-    for work in prange(num_items * kv_heads):
-        item, head = work // kv_heads, work % kv_heads
-        sequence, first, end = items[item, 0], items[item, 1], items[item, 2]
-        following = min(work + 1, num_items * kv_heads - 1)
-        after = items[following // kv_heads]
-        soon = (
-            after[1] // block_size,
-            (after[2] - 1) // block_size,
-            tables[after[0]],
-            following % kv_heads,
-        )
-        own = query[rows[sequence], head * group : (head + 1) * group]
-        _attend(
-            own, keys, values, tables[sequence], first, end, head, scale, maxima[work], sums[work],
-            totals[work], soon,
-        )  # fmt: skip
+    num_work, kv_heads, block_size = len(items) * keys.shape[1], keys.shape[1], keys.shape[2]
+    group, width = query.shape[1] // kv_heads, (query.shape[2] + LANES - 1) // LANES * LANES
+    maxima, sums = np.empty((num_work, group), np.float32), np.empty((num_work, group), np.float32)
+    totals = np.empty((num_work, group, width), np.float32)
+    for thread in prange(len(shares) - 1):
+        room = _make_room(keys, group, width)
+        for work in range(shares[thread], shares[thread + 1]):
+            item, head = work // kv_heads, work % kv_heads
+            sequence, first, end = items[item]
+            own = query[rows[sequence], head * group : (head + 1) * group]
+            following = min(work + 1, num_work - 1)
+            after = items[following // kv_heads]
+            soon = (
+                after[1] // block_size, (after[2] - 1) // block_size, tables[after[0]], following % kv_heads,
+            )  # fmt: skip
+            _attend(
+                own, keys, values, tables[sequence], first, end, head, scale, maxima[work], sums[work],
+                totals[work], room, soon,
+            )  # fmt: skip
     for sequence in range(len(item_starts) - 1):
         for head in range(kv_heads):
             for g in range(group):
@@ -345,14 +352,14 @@ LEAST_POSITIONS = 256
 
 def plan_items(
     firsts: Any, lengths: Any, kv_heads: int, num_threads: int, block_size: int
-) -> tuple[Any, Any]:
+) -> tuple[Any, Any, Any]:
     """Work items: whole sequences, or parts of long ones if there are too few of them for all threads.
 
     Args:
         firsts, lengths: [sequences]: the first position that each new token sees, and tokens of each.
 
     Returns:
-        `items` and `item_starts` as `paged_decode` takes them.
+        `items`, `item_starts` and `shares` as `paged_decode` takes them: as many positions for each thread.
     """
     firsts, lengths = np.asarray(firsts), np.asarray(lengths)
     aligned = firsts // block_size * block_size  # parts begin and end with blocks
@@ -370,4 +377,6 @@ def plan_items(
     items[:, 0] = sequences
     items[:, 1] = np.maximum(firsts[sequences], begins)
     items[:, 2] = np.minimum(lengths[sequences], begins + most)
-    return items, starts
+    done = np.repeat(items[:, 2] - begins, kv_heads).cumsum()
+    shares = np.searchsorted(done, done[-1] * np.arange(1, num_threads) / num_threads)
+    return items, starts, np.concatenate(([0], shares, [len(done)]))

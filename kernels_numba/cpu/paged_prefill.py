@@ -57,22 +57,27 @@ def _first_column(distance, group):  # type: ignore[no-untyped-def]
 
 
 @njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
-def _soften(scores, num_keys, width, maxima, sums, rescale):  # type: ignore[no-untyped-def]
-    """Scores become weights; True if a maximum grew, so that what was added up must be scaled."""
+def _soften(scores, num_keys, width, maxima, sums, rescale, scale):  # type: ignore[no-untyped-def]
+    """Scores become weights; True if a maximum grew, so that what was added up must be scaled.
+
+    Maxima are those of scores before they are scaled.
+    """
     grew = False
     for i in range(width):
         rescale[i] = maxima[i]
     for t in range(num_keys):
+        row = scores[t * width : (t + 1) * width]
         for i in range(width):
-            maxima[i] = max(maxima[i], scores[t * width + i])
+            maxima[i] = max(maxima[i], row[i])
     for i in range(width):
         grew |= maxima[i] > rescale[i]
-        rescale[i] = exp_fast(rescale[i] - maxima[i])
+        rescale[i] = exp_fast((rescale[i] - maxima[i]) * scale)
         sums[i] *= rescale[i]
     for t in range(num_keys):
+        row = scores[t * width : (t + 1) * width]
         for i in range(width):
-            weight = exp_fast(scores[t * width + i] - maxima[i])
-            scores[t * width + i] = weight
+            weight = exp_fast((row[i] - maxima[i]) * scale)
+            row[i] = weight
             sums[i] += weight
     return grew
 
@@ -96,7 +101,7 @@ def _attend(query, keys, values, table, head, first_position, scale, window, out
     for i in range(num_queries):
         row = query[i // group, head * group + i % group]
         for c in range(head_dim):
-            queries[c * width + i] = widen(row[c]) * scale
+            queries[c * width + i] = widen(row[c])
     blocks_per_tile = max(1, TILE_KEYS // block_size)
     tile = blocks_per_tile * block_size
     scores = np.empty(tile * width, np.float32)
@@ -121,10 +126,11 @@ def _attend(query, keys, values, table, head, first_position, scale, window, out
         if first_key + tile > first_position + 1 or first_key <= end - 1 - window:
             rows = num_blocks * block_size
             _hide(scores, rows, first_key, num_keys, positions, np.int32(window))
-        if _soften(scores, num_keys, width, maxima, sums, rescale):
+        if _soften(scores, num_keys, width, maxima, sums, rescale, scale):
             for c in range(head_dim):
+                row = total[c * width : (c + 1) * width]
                 for i in range(width):
-                    total[c * width + i] *= rescale[i]
+                    row[i] *= rescale[i]
         for b in range(num_blocks):
             # Only rows that somebody sees: the weight of others is 0, but 0 · NaN is not.
             skipped = max(0, first_seen - first_key - b * block_size)

@@ -8,6 +8,9 @@ row is read once, kept in the processor's cache, and written once:
              values go straight into their cells of the cache
     gate     silu(gate) · up
 
+Loops count from 0 and arrays are cut to what they need: only of such an index does the compiler know that it
+is not negative (which in Python means "from the end"), and without that it computes number by number.
+
 Arithmetic is float32 whatever the arrays are; a bfloat16 array is given as uint16. Each has two forms:
 `…_rows` for a range of rows, on one thread, and one of all rows, on all threads if there is enough to do.
 
@@ -25,7 +28,7 @@ from numba import njit, prange
 from kernels_numba.cpu.arithmetic import exp_fast, narrow, widen
 
 ONE, ZERO = np.float32(1), np.float32(0)
-PARALLEL_CELLS = 1 << 16
+PARALLEL_CELLS = 1 << 15
 """From so many numbers on, all threads: waking them takes as long as one needs for some thousands."""
 
 
@@ -48,11 +51,12 @@ def gate_rows(gate_up, out, begin, end):  # type: ignore[no-untyped-def]
     """Rows `begin … end` of `out` [T, n] become silu(g) · u of the halves g and u of `gate_up` [T, ≥ 2n]."""
     n = out.shape[1]
     for row in range(begin, end):
+        gates, ups, target = gate_up[row, :n], gate_up[row, n : 2 * n], out[row]
         for c in range(n):
-            g = widen(gate_up[row, c])
+            g = widen(gates[c])
             small = exp_fast(-abs(g))
             sigmoid = (ONE if g >= ZERO else small) / (ONE + small)
-            out[row, c] = narrow(g * sigmoid * widen(gate_up[row, n + c]), out)
+            target[c] = narrow(g * sigmoid * widen(ups[c]), out)
 
 
 @njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
@@ -60,25 +64,26 @@ def _turn_head(source, cos, sin, weight, eps, target):  # type: ignore[no-untype
     """One head [d]: normalised if there is a `weight`, then the pairs (i, i + d/2) are turned."""
     d = len(source)
     half = d // 2
-    factor = ONE
+    firsts, seconds, lower, upper = source[:half], source[half:], target[:half], target[half:]
     if len(weight):
         total = ZERO
         for c in range(d):
             value = widen(source[c])
             total += value * value
         factor = ONE / np.sqrt(total / np.float32(d) + eps)
+        first_weights, second_weights = weight[:half], weight[half:]
         for c in range(half):
-            first = widen(narrow(widen(narrow(widen(source[c]) * factor, target)) * widen(weight[c]), target))
-            second = widen(narrow(
-                widen(narrow(widen(source[half + c]) * factor, target)) * widen(weight[half + c]), target
-            ))  # fmt: skip
-            target[c] = narrow(first * cos[c] - second * sin[c], target)
-            target[half + c] = narrow(second * cos[c] + first * sin[c], target)
+            first = widen(narrow(widen(firsts[c]) * factor, target))
+            second = widen(narrow(widen(seconds[c]) * factor, target))
+            first = widen(narrow(first * widen(first_weights[c]), target))
+            second = widen(narrow(second * widen(second_weights[c]), target))
+            lower[c] = narrow(first * cos[c] - second * sin[c], target)
+            upper[c] = narrow(second * cos[c] + first * sin[c], target)
         return
     for c in range(half):
-        first, second = widen(source[c]), widen(source[half + c])
-        target[c] = narrow(first * cos[c] - second * sin[c], target)
-        target[half + c] = narrow(second * cos[c] + first * sin[c], target)
+        first, second = widen(firsts[c]), widen(seconds[c])
+        lower[c] = narrow(first * cos[c] - second * sin[c], target)
+        upper[c] = narrow(second * cos[c] + first * sin[c], target)
 
 
 @njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
@@ -103,8 +108,9 @@ def turn_rows(qkv, pairs, positions, query_weight, key_weight, eps, slots, keys,
         for head in range(kv_heads):
             key_at, value_at = (heads + head) * d, (heads + kv_heads + head) * d
             _turn_head(qkv[row, key_at : key_at + d], cos, sin, key_weight, eps, keys[block, head, cell])
+            value, target = qkv[row, value_at : value_at + d], values[block, head, cell]
             for c in range(d):
-                values[block, head, cell, c] = narrow(widen(qkv[row, value_at + c]), values)
+                target[c] = narrow(widen(value[c]), values)
 
 
 @njit(nogil=True, cache=True, parallel=True)

@@ -87,10 +87,11 @@ class AttentionWork(NamedTuple):
     """What attention does in a step, the same in every layer: for one new token, and for many."""
 
     rows: Any
-    """The first four are those of `paged_decode`."""
+    """The first five are those of `paged_decode`."""
     tables: Any
     items: Any
     item_starts: Any
+    item_shares: Any
     prompt_tables: Any
     """The last three are those of `paged_prefill`."""
     tiles: Any
@@ -158,7 +159,10 @@ def _keep_rows(array, wanted):  # type: ignore[no-untyped-def]
 def attend(queries, keys, values, work, out, scale):  # type: ignore[no-untyped-def]
     """Rows of `out` [T, heads, d] for `queries` [T, heads, d], in one layer."""
     if len(work.items):
-        paged_decode(queries, keys, values, work.rows, work.tables, work.items, work.item_starts, out, scale)
+        paged_decode(
+            queries, keys, values, work.rows, work.tables, work.items, work.item_starts, work.item_shares,
+            out, scale,
+        )  # fmt: skip
     if len(work.tiles):
         paged_prefill(queries, keys, values, work.prompt_tables, work.tiles, work.shares, out, scale)
 

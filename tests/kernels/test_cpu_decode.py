@@ -1,5 +1,7 @@
 """Decoding on a CPU: work is divided without a gap, the exponential is one, and the result is attention."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -20,7 +22,7 @@ SEQUENCES = st.lists(
 @given(sequences=SEQUENCES, kv_heads=st.integers(1, 8), threads=st.integers(1, 16), size=st.integers(1, 40))
 def test_every_position_is_in_exactly_one_item(sequences, kv_heads, threads, size):
     firsts, lengths = (np.array(column) for column in zip(*sequences, strict=True))
-    items, starts = plan_items(firsts, lengths, kv_heads, threads, size)
+    items, starts, shares = plan_items(firsts, lengths, kv_heads, threads, size)
     assert starts[0] == 0 and starts[-1] == len(items)
     for sequence, (first, length) in enumerate(sequences):
         own = items[starts[sequence] : starts[sequence + 1]]
@@ -28,12 +30,16 @@ def test_every_position_is_in_exactly_one_item(sequences, kv_heads, threads, siz
         assert own[0, 1] == first and own[-1, 2] == length
         assert (own[1:, 1] == own[:-1, 2]).all() and (own[:, 1] < own[:, 2]).all()
         assert (own[1:, 1] % size == 0).all(), "a block belongs to one item"
+    work = np.repeat(items[:, 2] - items[:, 1] // size * size, kv_heads)
+    assert shares[0] == 0 and shares[-1] == len(work) and len(shares) == threads + 1
+    for begin, end in pairwise(shares):
+        assert work[begin:end].sum() <= work.sum() / threads + work.max(), "nobody has much more than others"
 
 
 def test_few_long_sequences_are_divided_among_threads_and_many_are_not():
-    one, _ = plan_items(np.array([0]), np.array([16384]), 1, 2, 16)
+    one, *_ = plan_items(np.array([0]), np.array([16384]), 1, 2, 16)
     assert len(one) == 8
-    many, _ = plan_items(np.zeros(64, int), np.full(64, 1024), 4, 2, 16)
+    many, *_ = plan_items(np.zeros(64, int), np.full(64, 1024), 4, 2, 16)
     assert len(many) == 64
 
 
@@ -106,8 +112,6 @@ def test_paged_decode_is_attention(lengths, heads, head_dim, size, window, is_bf
     if is_bf16:
         caches = [(cache.view(np.uint32) >> 16).astype(np.uint16) for cache in caches]
     out = np.full_like(query, np.nan)
-    items, starts = plan_items(firsts, np.array(lengths), heads[1], threads, size)
-    paged_decode(
-        query, *caches, np.arange(len(query)), tables, items, starts, out, np.float32(head_dim**-0.5)
-    )
+    plan = plan_items(firsts, np.array(lengths), heads[1], threads, size)
+    paged_decode(query, *caches, np.arange(len(query)), tables, *plan, out, np.float32(head_dim**-0.5))
     assert np.abs(out - expected).max() <= 2e-5

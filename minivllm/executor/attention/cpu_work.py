@@ -17,7 +17,7 @@ from kernels_numba.cpu.whole_step import AttentionWork
 from minivllm.executor.attention.metadata import AttentionMetadata
 from minivllm.model.config import ModelConfig
 
-NO_ITEMS = (np.zeros((0, 3), np.int64), np.zeros(1, np.int64))
+NO_ITEMS = (np.zeros((0, 3), np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64))
 NO_TILES = (np.zeros((0, 6), np.int64), np.zeros(1, np.int64))
 
 
