@@ -81,6 +81,15 @@ def bits_of_float(typing_context: Any, value: Any) -> Any:
     return types.uint32(types.float32), generate
 
 
+@njit(inline="always")
+def pair_of(first, second):  # type: ignore[no-untyped-def]
+    """Two numbers (float32, finite), rounded to bfloat16, side by side in 32 bits, the first one lower."""
+    low, high = bits_of_float(first), bits_of_float(second)
+    low += np.uint32(0x7FFF) + ((low >> np.uint32(16)) & np.uint32(1))
+    high += np.uint32(0x7FFF) + ((high >> np.uint32(16)) & np.uint32(1))
+    return (low >> np.uint32(16)) | (high & np.uint32(0xFFFF0000))
+
+
 def narrow(x, array):  # type: ignore[no-untyped-def]
     """In compiled code: a float32 as an element of `array`, which holds float32, or bfloat16 as uint16."""
     raise NotImplementedError("only in compiled code")

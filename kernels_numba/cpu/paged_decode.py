@@ -30,12 +30,10 @@ from numba.extending import overload
 from kernels_numba.cpu.arithmetic import exp_fast, narrow, prefetch, widen
 from kernels_numba.cpu.row_dots import ROWS, dots
 from kernels_numba.cpu.tile_product import VECTORS, tile
-from kernels_numba.cpu.vectors import HAS_PAIRS, LANES, MANY_REGISTERS
+from kernels_numba.cpu.vectors import HAS_PAIRS, LANES, LINE_BYTES, MANY_REGISTERS, as_pairs
 
 NO_SCORE = np.float32(-1e30)
 ZERO = np.float32(0)
-LINE_BYTES = 64
-"""Of a cache line: what one prefetch brings."""
 TILE_KEYS = 64
 """Keys between two looks at the maximum, if blocks are not larger."""
 AHEAD = 2
@@ -47,18 +45,6 @@ _dots1, _dots2, _dots4 = dots(1), dots(2), dots(4)
 (_tile11, _tile12, _tile14), (_tile21, _tile22, _tile24), (_tile41, _tile42, _tile44) = (
     [tile(heads, vectors, vectors) for vectors in (1, 2, 4)] for heads in (1, 2, 4)
 )
-
-
-def _pairs(array):  # type: ignore[no-untyped-def]
-    """In compiled code: bfloat16 in pairs, if they can be multiplied so; other numbers as they are."""
-    raise NotImplementedError("only in compiled code")
-
-
-@overload(_pairs, inline="always")
-def _pairs_in_compiled_code(array):  # type: ignore[no-untyped-def]
-    if array.dtype == types.uint16 and HAS_PAIRS:
-        return lambda array: array[: len(array) // 2 * 2].view(np.uint32)
-    return lambda array: array
 
 
 def _as_queries(wide, keys):  # type: ignore[no-untyped-def]
@@ -74,7 +60,7 @@ def _queries_in_compiled_code(wide, keys):  # type: ignore[no-untyped-def]
             flat, out = wide.reshape(-1), np.empty(wide.size, np.uint16)
             for i in range(len(flat)):
                 out[i] = narrow(flat[i], out)
-            return _pairs(out)
+            return as_pairs(out)
 
         return narrowed
     return lambda wide, keys: wide.reshape(-1)
@@ -207,7 +193,7 @@ def _attend(query, keys, values, table, first, end, head, scale, maxima, sums, t
     group, head_dim = query.shape
     width, block_size, kv_heads = total.shape[1], keys.shape[2], keys.shape[1]
     flat_keys, flat_values, flat_total = keys.reshape(-1), values.reshape(-1), total.reshape(-1)
-    key_rows = _pairs(flat_keys)
+    key_rows = as_pairs(flat_keys)
     per_number = key_rows.itemsize // flat_keys.itemsize
     scores, wide, copies = room
     flat_wide, flat_copies, capacity = wide.reshape(-1), copies.reshape(-1), len(scores) // group
@@ -270,7 +256,7 @@ def _make_room(keys, group, width):  # type: ignore[no-untyped-def]
     """For one thread: scores [group · capacity], queries, and copies of keys and values, if they must be."""
     block_size, head_dim = keys.shape[2], keys.shape[3]
     capacity = (max(1, TILE_KEYS // block_size) * block_size + LANES - 1) // LANES * LANES
-    numbers = LANES * _pairs(keys.reshape(-1)).itemsize // keys.itemsize
+    numbers = LANES * as_pairs(keys.reshape(-1)).itemsize // keys.itemsize
     fits = head_dim % numbers == 0 and block_size % ROWS == 0
     return (
         np.empty(group * capacity, np.float32),
@@ -279,7 +265,25 @@ def _make_room(keys, group, width):  # type: ignore[no-untyped-def]
     )
 
 
-@njit(fastmath=True, nogil=True, cache=True, error_model="numpy", parallel=True)
+@njit(nogil=True, cache=True, error_model="numpy")
+def _attend_items(query, keys, values, rows, tables, items, begin, end, scale, maxima, sums, totals):  # type: ignore[no-untyped-def]
+    """Work `begin … end`, on one thread: each is a KV head of an item."""
+    kv_heads, block_size, group = keys.shape[1], keys.shape[2], totals.shape[1]
+    room = _make_room(keys, group, totals.shape[2])
+    for work in range(begin, end):
+        item, head = work // kv_heads, work % kv_heads
+        sequence, first, stop = items[item]
+        own = query[rows[sequence], head * group : (head + 1) * group]
+        following = min(work + 1, len(totals) - 1)
+        after = items[following // kv_heads]
+        soon = (after[1] // block_size, (after[2] - 1) // block_size, tables[after[0]], following % kv_heads)
+        _attend(
+            own, keys, values, tables[sequence], first, stop, head, scale, maxima[work], sums[work],
+            totals[work], room, soon,
+        )  # fmt: skip
+
+
+@njit(nogil=True, cache=True, error_model="numpy", parallel=True)
 def paged_decode(query, keys, values, rows, tables, items, item_starts, shares, out, scale):  # type: ignore[no-untyped-def]
     """One new token of each sequence.
 
@@ -293,24 +297,18 @@ def paged_decode(query, keys, values, rows, tables, items, item_starts, shares, 
         shares: [threads + 1]: where the work of each thread begins; there is one for each item and KV head.
         scale: of the scores.
     """
-    num_work, kv_heads, block_size = len(items) * keys.shape[1], keys.shape[1], keys.shape[2]
+    kv_heads = keys.shape[1]
     group, width = query.shape[1] // kv_heads, (query.shape[2] + LANES - 1) // LANES * LANES
+    num_work = len(items) * kv_heads
     maxima, sums = np.empty((num_work, group), np.float32), np.empty((num_work, group), np.float32)
     totals = np.empty((num_work, group, width), np.float32)
-    for thread in prange(len(shares) - 1):
-        room = _make_room(keys, group, width)
-        for work in range(shares[thread], shares[thread + 1]):
-            item, head = work // kv_heads, work % kv_heads
-            sequence, first, end = items[item]
-            own = query[rows[sequence], head * group : (head + 1) * group]
-            following = min(work + 1, num_work - 1)
-            after = items[following // kv_heads]
-            soon = (
-                after[1] // block_size, (after[2] - 1) // block_size, tables[after[0]], following % kv_heads,
-            )  # fmt: skip
-            _attend(
-                own, keys, values, tables[sequence], first, end, head, scale, maxima[work], sums[work],
-                totals[work], room, soon,
+    if len(shares) == 2:
+        _attend_items(query, keys, values, rows, tables, items, 0, num_work, scale, maxima, sums, totals)
+    else:
+        for thread in prange(len(shares) - 1):
+            _attend_items(
+                query, keys, values, rows, tables, items, shares[thread], shares[thread + 1], scale,
+                maxima, sums, totals,
             )  # fmt: skip
     for sequence in range(len(item_starts) - 1):
         for head in range(kv_heads):

@@ -9,7 +9,9 @@ here is that a *column* is a query (a token of one of the heads that share a KV 
     total    [d, queries]       += values [keys, d]ᵀ · weights [keys, queries]
 
 Both products take their left side as it lies in the cache, block by block: nothing is gathered or transposed
-but the queries, once. Torch's attention would need all keys and values copied side by side first.
+but the queries, once. Torch's attention would need all keys and values copied side by side first. Where a
+processor multiplies pairs of bfloat16, keys are such pairs already, and a tile's values are put in pairs of
+two keys: it is worth it, as 64 queries use them.
 
 The plain twin is `minivllm/executor/attention/torch_backend.py`; `tests/kernels/test_cpu_prefill.py` says
 that the two agree.
@@ -22,11 +24,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit, prange, types
+from numba.extending import overload
 
-from kernels_numba.cpu.arithmetic import exp_fast, narrow, widen
+from kernels_numba.cpu.arithmetic import exp_fast, narrow, pair_of, widen
 from kernels_numba.cpu.tile_product import add_product
-from kernels_numba.cpu.vectors import LANES
+from kernels_numba.cpu.vectors import HAS_PAIRS, LANES, as_pairs
 
 UNSEEN = np.float32(-1e30)
 """The score of a key that a query may not see."""
@@ -36,6 +39,8 @@ ZERO, ONE = np.float32(0), np.float32(1)
 MOST_COLUMNS = 64
 """Queries of a tile, times the heads that share a KV head; with fewer, keys are copied too often."""
 TILE_KEYS = 128
+PAIRS_AT_ONCE = 8
+"""Of values in bfloat16 with one look at which columns see them."""
 NO_KEY = np.int32(2**31 - 1)
 
 
@@ -82,6 +87,98 @@ def _soften(scores, num_keys, width, maxima, sums, rescale, scale):  # type: ign
     return grew
 
 
+def _as_columns(query, group, head, width, keys):  # type: ignore[no-untyped-def]
+    """In compiled code: queries [tokens, heads, d] as columns [steps, width], flat, to multiply keys with."""
+    raise NotImplementedError("only in compiled code")
+
+
+@overload(_as_columns)
+def _columns(query, group, head, width, keys):  # type: ignore[no-untyped-def]
+    if keys.dtype == types.uint16 and HAS_PAIRS:
+
+        def in_pairs(query, group, head, width, keys):  # type: ignore[no-untyped-def]
+            columns = np.zeros((query.shape[2] + 1) // 2 * width * 2, np.uint16)
+            for i in range(len(query) * group):
+                row = query[i // group, head * group + i % group]
+                for c in range(len(row)):
+                    columns[(c // 2 * width + i) * 2 + c % 2] = narrow(widen(row[c]), columns)
+            return columns.view(np.uint32)
+
+        return in_pairs
+
+    def one_by_one(query, group, head, width, keys):  # type: ignore[no-untyped-def]
+        columns = np.zeros(query.shape[2] * width, np.float32)
+        for i in range(len(query) * group):
+            row = query[i // group, head * group + i % group]
+            for c in range(len(row)):
+                columns[c * width + i] = widen(row[c])
+        return columns
+
+    return one_by_one
+
+
+def _add_values(values, table, head, begin, end, weights, total, width, distance, group):  # type: ignore[no-untyped-def]
+    """In compiled code: `total` [d, width] grows by the values of keys `begin … end`, which are weighed.
+
+    `weights` [keys, width] begins with key 0 of the first block in `table`; the first query is `distance`
+    tokens behind that key. Values before `begin` and from `end` on may be anything.
+    """
+    raise NotImplementedError("only in compiled code")
+
+
+@overload(_add_values)
+def _values_added(values, table, head, begin, end, weights, total, width, distance, group):  # type: ignore[no-untyped-def]
+    if values.dtype == types.uint16 and HAS_PAIRS:
+
+        def in_pairs(values, table, head, begin, end, weights, total, width, distance, group):  # type: ignore[no-untyped-def]
+            head_dim, block_size = values.shape[3], values.shape[2]
+            num_pairs = (end + 1) // 2
+            rows, nothing = np.empty(num_pairs * head_dim, np.uint32), np.zeros(head_dim, np.uint16)
+            for pair in range(num_pairs):
+                lower, upper = nothing, nothing
+                if begin <= 2 * pair:
+                    lower = values[table[2 * pair // block_size], head, 2 * pair % block_size]
+                if begin <= 2 * pair + 1 < end:
+                    upper = values[table[(2 * pair + 1) // block_size], head, (2 * pair + 1) % block_size]
+                row = rows[pair * head_dim : (pair + 1) * head_dim]
+                for c in range(head_dim):
+                    row[c] = np.uint32(lower[c]) | (np.uint32(upper[c]) << np.uint32(16))
+            weights[end * width : num_pairs * 2 * width] = ZERO
+            factors = np.empty(num_pairs * width, np.uint32)
+            for pair in range(num_pairs):
+                first = weights[2 * pair * width : (2 * pair + 1) * width]
+                second = weights[(2 * pair + 1) * width : (2 * pair + 2) * width]
+                both = factors[pair * width : (pair + 1) * width]
+                for i in range(width):
+                    both[i] = pair_of(first[i], second[i])
+            for pair in range(begin // 2, num_pairs, PAIRS_AT_ONCE):
+                steps = min(PAIRS_AT_ONCE, num_pairs - pair)
+                column = _first_column(2 * pair - distance, group)
+                add_product(
+                    rows, pair * head_dim, 1, head_dim, factors, pair * width, total, 0, head_dim, steps,
+                    width, column,
+                )  # fmt: skip
+
+        return in_pairs
+
+    def one_by_one(values, table, head, begin, end, weights, total, width, distance, group):  # type: ignore[no-untyped-def]
+        kv_heads, block_size, head_dim = values.shape[1:]
+        flat = values.reshape(-1)
+        for b in range(begin // block_size, (end - 1) // block_size + 1):
+            # Only rows that somebody sees: the weight of others is 0, but 0 · NaN is not.
+            skipped = max(0, begin - b * block_size)
+            row = (np.int64(table[b]) * kv_heads + head) * block_size + skipped
+            first = b * block_size + skipped
+            steps = min((b + 1) * block_size, end) - first
+            column = _first_column(b * block_size - distance, group)
+            add_product(
+                flat, row * head_dim, 1, head_dim, weights, first * width, total, 0, head_dim, steps, width,
+                column,
+            )  # fmt: skip
+
+    return one_by_one
+
+
 @njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
 def _attend(query, keys, values, table, head, first_position, scale, window, out):  # type: ignore[no-untyped-def]
     """A tile of queries of one sequence, for the heads that share a KV head.
@@ -90,68 +187,48 @@ def _attend(query, keys, values, table, head, first_position, scale, window, out
     """
     num_tokens, heads, head_dim = query.shape
     kv_heads, block_size = keys.shape[1], keys.shape[2]
-    flat_keys, flat_values = keys.reshape(-1), values.reshape(-1)
     group = heads // kv_heads
     num_queries = num_tokens * group
     width = (num_queries + LANES - 1) // LANES * LANES
-    queries = np.zeros(head_dim * width, np.float32)
+    queries = _as_columns(query, group, head, width, keys)
+    key_rows = as_pairs(keys.reshape(-1))
+    row_size = head_dim * keys.itemsize // key_rows.itemsize
     positions = np.empty(width, np.int32)
     for i in range(width):
         positions[i] = first_position + min(i, num_queries - 1) // group
-    for i in range(num_queries):
-        row = query[i // group, head * group + i % group]
-        for c in range(head_dim):
-            queries[c * width + i] = widen(row[c])
     blocks_per_tile = max(1, TILE_KEYS // block_size)
     tile = blocks_per_tile * block_size
-    scores = np.empty(tile * width, np.float32)
+    scores = np.empty((tile + 1) * width, np.float32)
     total = np.zeros(head_dim * width, np.float32)
     maxima, sums, rescale = np.full(width, LOWEST), np.zeros(width, np.float32), np.empty(width, np.float32)
     end = first_position + num_tokens
     first_seen = max(0, first_position - window + 1)
-    first_block = first_seen // block_size
     last_block = (end - 1) // block_size
-    for tile_block in range(first_block, last_block + 1, blocks_per_tile):
+    for tile_block in range(first_seen // block_size, last_block + 1, blocks_per_tile):
         first_key = tile_block * block_size
         num_blocks = min(blocks_per_tile, last_block + 1 - tile_block)
         num_keys = min(tile, end - first_key)
+        distance = first_position - first_key
         scores[: num_blocks * block_size * width] = ZERO
         for b in range(num_blocks):
-            start = (np.int64(table[tile_block + b]) * kv_heads + head) * block_size * head_dim
-            place = b * block_size * width
-            column = _first_column(first_key + b * block_size - first_position, group)
+            row = (np.int64(table[tile_block + b]) * kv_heads + head) * block_size
+            column = _first_column(b * block_size - distance, group)
             add_product(
-                flat_keys, start, head_dim, 1, queries, 0, scores, place, block_size, head_dim, width, column
-            )
+                key_rows, row * row_size, row_size, 1, queries, 0, scores, b * block_size * width, block_size,
+                row_size, width, column,
+            )  # fmt: skip
         if first_key + tile > first_position + 1 or first_key <= end - 1 - window:
             rows = num_blocks * block_size
             _hide(scores, rows, first_key, num_keys, positions, np.int32(window))
         if _soften(scores, num_keys, width, maxima, sums, rescale, scale):
             for c in range(head_dim):
-                row = total[c * width : (c + 1) * width]
+                own = total[c * width : (c + 1) * width]
                 for i in range(width):
-                    row[i] *= rescale[i]
-        for b in range(num_blocks):
-            # Only rows that somebody sees: the weight of others is 0, but 0 · NaN is not.
-            skipped = max(0, first_seen - first_key - b * block_size)
-            count = min(block_size, num_keys - b * block_size) - skipped
-            start = (np.int64(table[tile_block + b]) * kv_heads + head) * block_size + skipped
-            place = (b * block_size + skipped) * width
-            column = _first_column(first_key + b * block_size - first_position, group)
-            add_product(
-                flat_values,
-                start * head_dim,
-                1,
-                head_dim,
-                scores,
-                place,
-                total,
-                0,
-                head_dim,
-                count,
-                width,
-                column,
-            )
+                    own[i] *= rescale[i]
+        _add_values(
+            values, table[tile_block:], head, max(0, first_seen - first_key), num_keys, scores, total, width,
+            distance, group,
+        )  # fmt: skip
     for i in range(num_queries):
         factor = ONE / sums[i]
         row = out[i // group, head * group + i % group]
@@ -159,12 +236,24 @@ def _attend(query, keys, values, table, head, first_position, scale, window, out
             row[c] = narrow(total[c * width + i] * factor, out)
 
 
-@njit(fastmath=True, nogil=True, cache=True, error_model="numpy", parallel=True)
+@njit(nogil=True, cache=True, error_model="numpy")
+def _attend_items(query, keys, values, tables, items, begin, end, out, scale):  # type: ignore[no-untyped-def]
+    """Items `begin … end`, on one thread."""
+    for item in range(begin, end):
+        sequence, head, row, row_end, position, window = items[item]
+        _attend(
+            query[row:row_end], keys, values, tables[sequence], head, position, scale, window,
+            out[row:row_end],
+        )  # fmt: skip
+
+
+@njit(nogil=True, cache=True, error_model="numpy", parallel=True)
 def paged_prefill(query, keys, values, tables, items, shares, out, scale):  # type: ignore[no-untyped-def]
     """Many new tokens of each sequence.
 
     Args:
         query, out: [tokens, heads, head_dim], float32, or bfloat16 as uint16; rows of `items` are written.
+            `head_dim` is even, as it is wherever positions turn pairs.
         keys, values: the cache, [blocks, kv_heads, block_size, head_dim], of the same type, with the new
             tokens in it.
         tables: [sequences, most blocks].
@@ -172,20 +261,11 @@ def paged_prefill(query, keys, values, tables, items, shares, out, scale):  # ty
         shares: [threads + 1]: where the items of each thread begin.
         scale: of the scores.
     """
-    for thread in prange(len(shares) - 1):
-        for item in range(shares[thread], shares[thread + 1]):
-            sequence, head, first, end, position, window = items[item]
-            _attend(
-                query[first:end],
-                keys,
-                values,
-                tables[sequence],
-                head,
-                position,
-                scale,
-                window,
-                out[first:end],
-            )
+    if len(shares) == 2:
+        _attend_items(query, keys, values, tables, items, 0, shares[1], out, scale)
+    else:
+        for thread in prange(len(shares) - 1):
+            _attend_items(query, keys, values, tables, items, shares[thread], shares[thread + 1], out, scale)
 
 
 NO_WINDOW = 2**30

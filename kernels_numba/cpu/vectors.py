@@ -16,9 +16,11 @@ from __future__ import annotations
 from typing import Any
 
 import llvmlite.binding as llvm
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.extending import overload
 
 FEATURES = llvm.get_host_cpu_features()
 LANES = 16 if FEATURES.get("avx512f") else 8 if FEATURES.get("avx2") else 4
@@ -105,3 +107,16 @@ def fetcher(builder: Any, dtype: Any) -> Any:
     return lambda pointer: builder.call(
         function, [builder.bitcast(pointer, byte_pointer), to_read, level, data]
     )
+
+
+def as_pairs(array):  # type: ignore[no-untyped-def]
+    """A flat array of bfloat16 as pairs, where they can be multiplied; other numbers as they are."""
+    is_narrow = array.dtype == np.uint16 and HAS_PAIRS
+    return array[: len(array) // 2 * 2].view(np.uint32) if is_narrow else array
+
+
+@overload(as_pairs, inline="always")
+def _as_pairs(array):  # type: ignore[no-untyped-def]
+    if array.dtype == types.uint16 and HAS_PAIRS:
+        return lambda array: array[: len(array) // 2 * 2].view(np.uint32)
+    return lambda array: array

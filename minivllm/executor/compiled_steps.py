@@ -43,6 +43,8 @@ LARGEST_COPY = 512 << 20
 """Bytes of weights that are worth a copy, where a copy is needed."""
 MOST_COPIED = 8
 """Tokens of the steps that the copy serves."""
+SERIAL_PRODUCTS = 3 << 20
+"""Multiplications of a step that one thread does alone: waking another would take longer than it helps."""
 LEAST_ROOM = 64
 """Tokens that there is room for from the start."""
 
@@ -80,6 +82,8 @@ class CompiledSteps:
         self._window = config.layer_windows[0]
         self._eps, self._scale = np.float32(decoder.norm.eps), np.float32(config.head_dim**-0.5)
         self._weights = gather_weights(decoder, self._is_copy)
+        matrices = (weights := self._weights).qkv, weights.output, weights.gate_up, weights.down, weights.head
+        self._products_per_token = sum(panels.nbytes for panels in matrices) // decoder.dtype.itemsize
         self._room = self._make_room(LEAST_ROOM)
         self._compile()
 
@@ -108,9 +112,10 @@ class CompiledSteps:
 
     def run(self, metadata: AttentionMetadata, num_padding: int = 0) -> Tensor:
         """Logits [wanted, vocab_size] in float32; `num_padding` rows more are computed, and thrown away."""
-        num_threads = set_numba_threads()
-        work = plan_attention(metadata, self._window, self.config, self._block_size, num_threads)
         num_tokens = metadata.num_tokens + num_padding
+        is_small = num_tokens * self._products_per_token <= SERIAL_PRODUCTS
+        num_threads = set_numba_threads(1 if is_small else None)
+        work = plan_attention(metadata, self._window, self.config, self._block_size, num_threads)
         if num_tokens > len(self._room.x):
             self._room = self._make_room(max(num_tokens, 2 * len(self._room.x)))
         batch = Batch(
