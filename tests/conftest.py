@@ -20,6 +20,11 @@ settings.register_profile("nightly", settings.get_profile("default"), max_exampl
 settings.load_profile("default")
 
 
+def pytest_xdist_auto_num_workers(config):
+    """One more than there are cores: some tests wait for a browser or a child, and leave theirs to others."""
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else None
+
+
 def pytest_collection_modifyitems(config, items):
     """Fifty times as many examples may take more than the five minutes that a hanging test is given."""
     if config.getoption("--hypothesis-profile", default=None) == "nightly":

@@ -29,7 +29,7 @@ from numba.extending import overload
 
 from kernels_numba.cpu.arithmetic import exp_fast, narrow, prefetch, widen
 from kernels_numba.cpu.row_dots import ROWS, dots
-from kernels_numba.cpu.tile_product import VECTORS, tile
+from kernels_numba.cpu.tile_product import tile
 from kernels_numba.cpu.vectors import HAS_PAIRS, LANES, LINE_BYTES, MANY_REGISTERS, as_pairs
 
 NO_SCORE = np.float32(-1e30)
@@ -42,8 +42,8 @@ MOST_HEADS = 4 if MANY_REGISTERS else 2
 """Query heads that are worked on together."""
 
 _dots1, _dots2, _dots4 = dots(1), dots(2), dots(4)
-(_tile11, _tile12, _tile14), (_tile21, _tile22, _tile24), (_tile41, _tile42, _tile44) = (
-    [tile(heads, vectors, vectors) for vectors in (1, 2, 4)] for heads in (1, 2, 4)
+(_tile11, _tile12), (_tile21, _tile22), (_tile41, _tile42) = (
+    [tile(heads, vectors, vectors) for vectors in (1, 2)] for heads in (1, 2, 4)
 )
 
 
@@ -91,57 +91,99 @@ def _score(queries, rows, source, row_size, count, scores, place, group, capacit
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _add(scores, place, capacity, rows, source, count, total, group, width, soon):  # type: ignore[no-untyped-def]
-    """`count` rows of values [width], weighed for each head, are added to `total` [group, width]."""
+def _add(scores, place, capacity, rows, start, count, total, group, width, size, soon):  # type: ignore[no-untyped-def]
+    """`count` rows of values [size], weighed for each head, are added to `total` [group, width].
+
+    Meanwhile the rows behind `soon` are fetched.
+    """
     g = 0
     while g < group:
-        first = g * capacity + place
         heads = 4 if MOST_HEADS == 4 and g + 4 <= group else 2 if g + 2 <= group else 1
+        first = g * capacity + place
         column = 0
-        while column < width:
-            rest = (width - column) // LANES
-            vectors = 4 if VECTORS == 4 and rest >= 4 else 2 if rest >= 2 else 1
-            start, target = source + column, g * width + column
-            _add_tile(
-                heads,
-                vectors,
-                scores,
-                first,
-                capacity,
-                rows,
-                start,
-                width,
-                total,
-                target,
-                count,
-                soon + column,
-            )
+        while column < size:
+            vectors = 2 if column + 2 * LANES <= size else 1
+            row, at, ahead = start + column, g * width + column, soon + column
+            if heads == 4:
+                if vectors == 2:
+                    _tile42(
+                        scores,
+                        first,
+                        capacity,
+                        1,
+                        rows,
+                        row,
+                        size,
+                        total,
+                        at,
+                        width,
+                        count,
+                        False,
+                        ahead,
+                        size,
+                    )
+                else:
+                    _tile41(
+                        scores,
+                        first,
+                        capacity,
+                        1,
+                        rows,
+                        row,
+                        size,
+                        total,
+                        at,
+                        width,
+                        count,
+                        False,
+                        ahead,
+                        size,
+                    )
+            elif heads == 2:
+                if vectors == 2:
+                    _tile22(
+                        scores,
+                        first,
+                        capacity,
+                        1,
+                        rows,
+                        row,
+                        size,
+                        total,
+                        at,
+                        width,
+                        count,
+                        False,
+                        ahead,
+                        size,
+                    )
+                else:
+                    _tile21(
+                        scores,
+                        first,
+                        capacity,
+                        1,
+                        rows,
+                        row,
+                        size,
+                        total,
+                        at,
+                        width,
+                        count,
+                        False,
+                        ahead,
+                        size,
+                    )
+            elif vectors == 2:
+                _tile12(
+                    scores, first, capacity, 1, rows, row, size, total, at, width, count, False, ahead, size
+                )
+            else:
+                _tile11(
+                    scores, first, capacity, 1, rows, row, size, total, at, width, count, False, ahead, size
+                )
             column += vectors * LANES
         g += heads
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _add_tile(heads, vectors, weights, first, row, rows, start, width, out, at, count, soon):  # type: ignore[no-untyped-def]
-    if heads == 4:
-        if vectors == 4:
-            _tile44(weights, first, row, 1, rows, start, width, out, at, width, count, False, soon, width)
-        elif vectors == 2:
-            _tile42(weights, first, row, 1, rows, start, width, out, at, width, count, False, soon, width)
-        else:
-            _tile41(weights, first, row, 1, rows, start, width, out, at, width, count, False, soon, width)
-    elif heads == 2:
-        if vectors == 4:
-            _tile24(weights, first, row, 1, rows, start, width, out, at, width, count, False, soon, width)
-        elif vectors == 2:
-            _tile22(weights, first, row, 1, rows, start, width, out, at, width, count, False, soon, width)
-        else:
-            _tile21(weights, first, row, 1, rows, start, width, out, at, width, count, False, soon, width)
-    elif vectors == 4:
-        _tile14(weights, first, row, 1, rows, start, width, out, at, width, count, False, soon, width)
-    elif vectors == 2:
-        _tile12(weights, first, row, 1, rows, start, width, out, at, width, count, False, soon, width)
-    else:
-        _tile11(weights, first, row, 1, rows, start, width, out, at, width, count, False, soon, width)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -152,12 +194,13 @@ def _block_at(index, last, table, head, next_index, next_last, next_table, next_
     return np.int64(table[min(index, last)]) * kv_heads + head
 
 
-@njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
+@njit(nogil=True, cache=True, error_model="numpy")
 def _copy_rows(source, copied, at):  # type: ignore[no-untyped-def]
-    """Rows [n, head_dim] behind row `at` of `copied` [.., width], as float32; what is behind them stays 0."""
+    """Rows [n, head_dim] behind row `at` of `copied` [.., width]; what is behind them stays 0."""
     for t in range(len(source)):
-        for c in range(source.shape[1]):
-            copied[at + t, c] = widen(source[t, c])
+        row, target = source[t], copied[at + t]
+        for c in range(len(row)):
+            target[c] = row[c]
 
 
 @njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
@@ -190,40 +233,45 @@ def _attend(query, keys, values, table, first, end, head, scale, maxima, sums, t
     room: as `_make_room` makes it.
     soon: first and last block, table and KV head of the item that this thread works on next.
     """
-    group, head_dim = query.shape
-    width, block_size, kv_heads = total.shape[1], keys.shape[2], keys.shape[1]
-    flat_keys, flat_values, flat_total = keys.reshape(-1), values.reshape(-1), total.reshape(-1)
-    key_rows = as_pairs(flat_keys)
-    per_number = key_rows.itemsize // flat_keys.itemsize
+    (group, head_dim), width = query.shape, total.shape[1]
+    block_size, kv_heads = keys.shape[2], keys.shape[1]
     scores, wide, copies = room
-    flat_wide, flat_copies, capacity = wide.reshape(-1), copies.reshape(-1), len(scores) // group
-    fits = copies.size == 0
-    _copy_rows(query, wide, 0)
+    capacity, flat_total = len(scores) // group, total.reshape(-1)
+    for g in range(group):
+        for c in range(head_dim):
+            wide[g, c] = widen(query[g, c])
     queries = _as_queries(wide, keys)
+    is_copied = copies.size > 0
+    size = width if is_copied else head_dim
+    key_rows = copies[0].reshape(-1) if is_copied else keys.reshape(-1)
+    value_rows = copies[1].reshape(-1) if is_copied else values.reshape(-1)
+    key_pairs = as_pairs(key_rows)
+    per_number = key_pairs.itemsize // keys.itemsize
     blocks_per_tile = max(1, TILE_KEYS // block_size)
     maxima[:], sums[:], flat_total[:] = NO_SCORE, ZERO, ZERO
     last_block = (end - 1) // block_size
     for tile_block in range(first // block_size, last_block + 1, blocks_per_tile):
         num_blocks = min(blocks_per_tile, last_block + 1 - tile_block)
         first_key = tile_block * block_size
-        for b in range(num_blocks):
-            block = np.int64(table[tile_block + b])
-            if fits:
-                ahead = _block_at(tile_block + b + AHEAD, last_block, table, head, *soon, kv_heads)
-                row = (block * kv_heads + head) * block_size * head_dim // per_number
-                _score(
-                    queries, key_rows, row, head_dim // per_number, block_size, scores, b * block_size, group,
-                    capacity, flat_keys, ahead * block_size * head_dim, head_dim,
-                )  # fmt: skip
-            else:
-                _copy_rows(keys[block, head], copies[0], b * block_size)
-                _copy_rows(values[block, head], copies[1], b * block_size)
-        if not fits:
-            _score(flat_wide, flat_copies, 0, width, capacity, scores, 0, group, capacity, flat_copies, 0, 0)
         begin, stop = max(0, first - first_key), min(num_blocks * block_size, end - first_key)
-        filled = (stop + LANES - 1) // LANES * LANES
+        if is_copied:
+            for b in range(num_blocks):
+                _copy_rows(keys[table[tile_block + b], head], copies[0], b * block_size)
+                _copy_rows(values[table[tile_block + b], head], copies[1], b * block_size)
+        for b in range(1 if is_copied else num_blocks):
+            row, ahead, count = np.int64(0), np.int64(0), capacity
+            if not is_copied:
+                row = (np.int64(table[tile_block + b]) * kv_heads + head) * block_size
+                ahead = (
+                    _block_at(tile_block + b + AHEAD, last_block, table, head, *soon, kv_heads) * block_size
+                )
+                count = block_size
+            _score(
+                queries, key_pairs, row * size // per_number, size // per_number, count, scores,
+                b * block_size, group, capacity, key_rows, ahead * size, size,
+            )  # fmt: skip
         for g in range(group):
-            own = scores[g * capacity : g * capacity + filled]
+            own = scores[g * capacity : g * capacity + (stop + LANES - 1) // LANES * LANES]
             maximum, added = _soften(own, begin, stop, maxima[g], scale)
             if maximum > maxima[g]:
                 rescale = exp_fast(maxima[g] - maximum)
@@ -232,22 +280,21 @@ def _attend(query, keys, values, table, first, end, head, scale, maxima, sums, t
                 for c in range(width):
                     total[g, c] *= rescale
             sums[g] += added
-        # Only rows that are seen: the weight of others is 0, but 0 · NaN is not.
-        if not fits:
-            size = copies[0].size
+        for b in range(1 if is_copied else num_blocks):
+            # Only rows that are seen: the weight of others is 0, but 0 · NaN is not.
+            place, row, ahead, count = begin, begin, begin, stop - begin
+            if not is_copied:
+                place = max(begin, b * block_size)
+                row = (
+                    (np.int64(table[tile_block + b]) * kv_heads + head) * block_size + place - b * block_size
+                )
+                ahead = (
+                    _block_at(tile_block + b + AHEAD, last_block, table, head, *soon, kv_heads) * block_size
+                )
+                count = min(stop, (b + 1) * block_size) - place
             _add(
-                scores, begin, capacity, flat_copies, size + begin * width, stop - begin, flat_total, group,
-                width, 0,
-            )  # fmt: skip
-        for b in range(num_blocks if fits else 0):
-            block = np.int64(table[tile_block + b])
-            ahead = _block_at(tile_block + b + AHEAD, last_block, table, head, *soon, kv_heads)
-            place = max(begin, b * block_size)
-            row = (block * kv_heads + head) * block_size + place - b * block_size
-            count = min(stop, (b + 1) * block_size) - place
-            _add(
-                scores, place, capacity, flat_values, row * head_dim, count, flat_total, group, width,
-                ahead * block_size * head_dim,
+                scores, place, capacity, value_rows, row * size, count, flat_total, group, width, size,
+                ahead * size,
             )  # fmt: skip
 
 
@@ -256,12 +303,11 @@ def _make_room(keys, group, width):  # type: ignore[no-untyped-def]
     """For one thread: scores [group · capacity], queries, and copies of keys and values, if they must be."""
     block_size, head_dim = keys.shape[2], keys.shape[3]
     capacity = (max(1, TILE_KEYS // block_size) * block_size + LANES - 1) // LANES * LANES
-    numbers = LANES * as_pairs(keys.reshape(-1)).itemsize // keys.itemsize
-    fits = head_dim % numbers == 0 and block_size % ROWS == 0
+    fits = head_dim == width and block_size % ROWS == 0
     return (
         np.empty(group * capacity, np.float32),
         np.zeros((group, width), np.float32),
-        np.zeros((2, 0 if fits else capacity, width), np.float32),
+        np.zeros((2, 0 if fits else capacity, width), keys.dtype),
     )
 
 
@@ -298,18 +344,16 @@ def paged_decode(query, keys, values, rows, tables, items, item_starts, shares, 
         scale: of the scores.
     """
     kv_heads = keys.shape[1]
-    group, width = query.shape[1] // kv_heads, (query.shape[2] + LANES - 1) // LANES * LANES
+    vector = LANES * as_pairs(keys.reshape(-1)).itemsize // keys.itemsize
+    group, width = query.shape[1] // kv_heads, (query.shape[2] + vector - 1) // vector * vector
     num_work = len(items) * kv_heads
     maxima, sums = np.empty((num_work, group), np.float32), np.empty((num_work, group), np.float32)
     totals = np.empty((num_work, group, width), np.float32)
-    if len(shares) == 2:
-        _attend_items(query, keys, values, rows, tables, items, 0, num_work, scale, maxima, sums, totals)
-    else:
-        for thread in prange(len(shares) - 1):
-            _attend_items(
-                query, keys, values, rows, tables, items, shares[thread], shares[thread + 1], scale,
-                maxima, sums, totals,
-            )  # fmt: skip
+    for thread in prange(len(shares) - 1):
+        _attend_items(
+            query, keys, values, rows, tables, items, shares[thread], shares[thread + 1], scale,
+            maxima, sums, totals,
+        )  # fmt: skip
     for sequence in range(len(item_starts) - 1):
         for head in range(kv_heads):
             for g in range(group):

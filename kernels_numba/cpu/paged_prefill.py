@@ -261,11 +261,8 @@ def paged_prefill(query, keys, values, tables, items, shares, out, scale):  # ty
         shares: [threads + 1]: where the items of each thread begin.
         scale: of the scores.
     """
-    if len(shares) == 2:
-        _attend_items(query, keys, values, tables, items, 0, shares[1], out, scale)
-    else:
-        for thread in prange(len(shares) - 1):
-            _attend_items(query, keys, values, tables, items, shares[thread], shares[thread + 1], out, scale)
+    for thread in prange(len(shares) - 1):
+        _attend_items(query, keys, values, tables, items, shares[thread], shares[thread + 1], out, scale)
 
 
 NO_WINDOW = 2**30

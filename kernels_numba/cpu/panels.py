@@ -101,26 +101,28 @@ def _multiply(x, first, row, panels, source, out, target, out_row, rows, steps, 
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _multiply_part(x, panels, out, fresh, row_begin, row_end, panel_begin, panel_end):  # type: ignore[no-untyped-def]
-    """Some rows and some panels of `multiply`, on one thread."""
+def _multiply_part(x, panels, out, fresh, column, columns, band, bands):  # type: ignore[no-untyped-def]
+    """One of so many parts of the panels, and of the rows, of `multiply`, on one thread."""
+    panel_begin, panel_end = column * len(panels) // columns, (column + 1) * len(panels) // columns
+    row_begin, row_end = band * len(x) // bands, (band + 1) * len(x) // bands
     all_steps = panels.shape[1]
     x_row, out_row, size = x.shape[1], out.shape[1], all_steps * WIDTH
     flat_x, flat_panels, flat_out = x.reshape(-1), panels.reshape(-1), out.reshape(-1)
-    for band in range(row_begin, row_end, MOST_ROWS):
-        band_end = min(band + MOST_ROWS, row_end)
+    for first in range(row_begin, row_end, MOST_ROWS):
+        end_row = min(first + MOST_ROWS, row_end)
         for step in range(0, all_steps, MOST_STEPS):
             steps = min(MOST_STEPS, all_steps - step)
             for panel in range(panel_begin, panel_end):
                 source = panel * size + step * WIDTH
                 end, soon = source + steps * WIDTH, source + size
-                row = band
-                while row < band_end:
-                    rest = band_end - row
+                row = first
+                while row < end_row:
+                    rest = end_row - row
                     rows = (
                         ROWS if rest == ROWS or rest >= 2 * ROWS else (rest + 1) // 2 if rest > ROWS else rest
                     )
                     ask = source  # nothing: it is there already
-                    if band_end - band > ROWS and panel + 1 < panel_end and soon < end + size:
+                    if end_row - first > ROWS and panel + 1 < panel_end and soon < end + size:
                         ask = soon
                         soon += steps * FETCHED * LANES
                     target = row * out_row + panel * WIDTH
@@ -133,13 +135,8 @@ def _multiply_part(x, panels, out, fresh, row_begin, row_end, panel_begin, panel
 
 @njit(nogil=True, cache=True, parallel=True, error_model="numpy")
 def _multiply_parallel(x, panels, out, fresh, columns, bands):  # type: ignore[no-untyped-def]
-    num_rows, num_panels = len(x), len(panels)
     for part in prange(columns * bands):
-        column, band = part % columns, part // columns
-        _multiply_part(
-            x, panels, out, fresh, band * num_rows // bands, (band + 1) * num_rows // bands,
-            column * num_panels // columns, (column + 1) * num_panels // columns,
-        )  # fmt: skip
+        _multiply_part(x, panels, out, fresh, part % columns, columns, part // columns, bands)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -152,14 +149,14 @@ def multiply(x, panels, out, fresh, num_threads):  # type: ignore[no-untyped-def
         out: [T, padded(n)], float32; columns behind n get 0, or keep what they are.
         num_threads: among how many to divide it, by columns, and by rows if there are too few columns.
     """
-    pairs = as_left(x, panels)
-    num_panels = len(panels)
-    if num_threads == 1 or len(x) * num_panels * panels.shape[1] < PARALLEL_STEPS:
-        _multiply_part(pairs, panels, out, fresh, 0, len(x), 0, num_panels)
-    else:
-        columns = min(num_threads, num_panels)
+    pairs, columns, bands = as_left(x, panels), 1, 1
+    if num_threads > 1 and len(x) * len(panels) * panels.shape[1] >= PARALLEL_STEPS:
+        columns = min(num_threads, len(panels))
         bands = max(1, min(num_threads // columns, len(x) // ROWS))
+    if columns * bands > 1:
         _multiply_parallel(pairs, panels, out, fresh, columns, bands)
+    else:
+        _multiply_part(pairs, panels, out, fresh, columns - 1, columns, bands - 1, bands)
 
 
 def as_left(x, panels):  # type: ignore[no-untyped-def]

@@ -136,26 +136,30 @@ def make_scratch(
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _add_bias(bias, out, fresh):  # type: ignore[no-untyped-def]
-    """Is `out` still fresh, so that a product need not be added to it?"""
+    """`out`, if it is `fresh`, becomes `bias`, otherwise grows by it. Is it still fresh then?
+
+    (One type for the answer, so that `multiply` is compiled for one.)
+    """
     if len(bias):
         for row in range(len(out)):
             for c in range(len(bias)):
                 out[row, c] = widen(bias[c]) + (np.float32(0) if fresh else out[row, c])
             if fresh:
                 out[row, len(bias) :] = np.float32(0)
-        return False
-    return fresh
+        return len(bias) < 0
+    return bool(fresh)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _keep_rows(array, wanted):  # type: ignore[no-untyped-def]
     """Row i becomes row `wanted[i]`, which is never one before it."""
     for i in range(len(wanted)):
-        if wanted[i] != i:
-            array[i] = array[wanted[i]]
+        source, target = array[wanted[i]], array[i]
+        for c in range(len(target)):
+            target[c] = source[c]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(nogil=True, cache=True, error_model="numpy", inline="always")
 def attend(queries, keys, values, work, out, scale):  # type: ignore[no-untyped-def]
     """Rows of `out` [T, heads, d] for `queries` [T, heads, d], in one layer."""
     if len(work.items):
@@ -209,8 +213,8 @@ def whole_step(batch, cells, w, room, eps, scale, num_threads, logits, clock):  
             _keep_rows(attended, batch.wanted)
             x, normed, attended = x[:num_tokens], normed[:num_tokens], attended[:num_tokens]
             gate_up, gated = gate_up[:num_tokens], gated[:num_tokens]
-        _add_bias(w.output_bias[layer], x, False)
-        multiply(attended, w.output[layer], x, False, num_threads)
+        fresh = _add_bias(w.output_bias[layer], x, False)
+        multiply(attended, w.output[layer], x, fresh, num_threads)
         began = _lap(clock, PRODUCTS, began)
         norm(x, w.mlp_norm[layer], eps, normed, num_threads)
         began = _lap(clock, BETWEEN, began)
@@ -219,12 +223,13 @@ def whole_step(batch, cells, w, room, eps, scale, num_threads, logits, clock):  
         began = _lap(clock, PRODUCTS, began)
         gate(gate_up, gated, num_threads)
         began = _lap(clock, BETWEEN, began)
-        _add_bias(w.down_bias[layer], x, False)
-        multiply(gated, w.down[layer], x, False, num_threads)
+        fresh = _add_bias(w.down_bias[layer], x, False)
+        multiply(gated, w.down[layer], x, fresh, num_threads)
         began = _lap(clock, PRODUCTS, began)
     norm(x, w.norm, eps, normed, num_threads)
     began = _lap(clock, BETWEEN, began)
-    multiply(normed, w.head, logits, True, num_threads)
+    fresh = _add_bias(w.norm[:0], logits, True)  # it has none
+    multiply(normed, w.head, logits, fresh, num_threads)
     _lap(clock, PRODUCTS, began)
 
 

@@ -1,4 +1,7 @@
-"""The hot path of a CPU: the same decoder in fewer passes over memory. The plain twin is `Decoder.forward`.
+"""The decoder in fewer passes over memory, with oneDNN's products. The plain twin is `Decoder.forward`.
+
+It computes what `compiled_steps.py` leaves to it: large steps in bfloat16 where a processor has units for
+matrices (AMX), and models that there is no compiled step for (another activation, windows in some layers).
 
     x ─ norm ─ [q k v] ─ turn + write KV ─ attention ─ o (+x) ─ norm ─ [gate up] ─ gate ─ down (+x) ─►
         numba   oneDNN        numba          numba     oneDNN   numba    oneDNN    numba   oneDNN

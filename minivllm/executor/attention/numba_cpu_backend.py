@@ -58,7 +58,6 @@ class NumbaCpuAttention(TorchAttention):
         self._whole_steps: CompiledSteps | None = None
         # Where the processor multiplies matrices of bfloat16 by itself, torch's products are hard to beat.
         self._torch_prompts = prefers_onednn(self._dtype)
-        self._compile()
 
     def whole_steps(self, decoder: Decoder) -> CompiledSteps | None:
         if CompiledSteps.fits(decoder):
@@ -69,6 +68,7 @@ class NumbaCpuAttention(TorchAttention):
         """For steps that are not compiled as a whole: some models, and some processors."""
         if self._whole_steps is not None and self._whole_steps.covers_all:
             return decoder
+        self._compile()
         return FusedDecoder(decoder)
 
     def begin_step(self, metadata: AttentionMetadata) -> None:
