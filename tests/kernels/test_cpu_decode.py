@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from numba import njit
 
 from kernels_numba.cpu.arithmetic import exp_fast, widen
-from kernels_numba.cpu.paged_decode import paged_decode, plan_items
+from kernels_numba.cpu.decode_items import plan_items
+from kernels_numba.cpu.paged_decode import paged_decode
 from tests.kernels.oracle import attention
 
 SEQUENCES = st.lists(

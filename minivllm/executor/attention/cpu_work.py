@@ -4,14 +4,14 @@ Sequences with one new token (decoding, or the last one of a prompt) read their 
 many compute. The kernels differ, so they are told apart here once a step, and the work of each is cut into
 pieces, so that all threads have about the same to do.
 
-Read next: `kernels_numba/cpu/paged_decode.py` and `paged_prefill.py`.
+Read next: `kernels_numba/cpu/decode_items.py` and `paged_prefill.py`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from kernels_numba.cpu.paged_decode import plan_items
+from kernels_numba.cpu.decode_items import plan_items
 from kernels_numba.cpu.paged_prefill import plan_tiles
 from kernels_numba.cpu.whole_step import AttentionWork
 from minivllm.executor.attention.metadata import AttentionMetadata
