@@ -21,6 +21,8 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
+from kernels_numba.cpu.vectors import fetcher
+
 LOG2_E = np.float32(1.4426950408889634)
 LEAST_EXPONENT = np.float32(-87.0)
 """Of e, before a float32 is 0."""
@@ -112,12 +114,7 @@ def _narrow(x, array):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def prefetch(typing_context: Any, array: Any, index: Any) -> Any:
-    """Ask for the cache line that holds element `index` of a one-dimensional array.
-
-    A core can wait for a few dozen lines at once. Those of wide numbers come so fast that the innermost
-    cache is better left to what is in use: they stop in the next one (measured: a third faster). Narrow
-    ones, half as many, do not.
-    """
+    """Ask for the cache line that holds element `index` of a one-dimensional array."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array_type = signature.args[0]
@@ -125,13 +122,7 @@ def prefetch(typing_context: Any, array: Any, index: Any) -> Any:
         pointer = cgutils.get_item_pointer(
             context, builder, array_type, made, [arguments[1]], wraparound=False
         )
-        byte_pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        name = "llvm.prefetch.p0" if getattr(pointer.type, "is_opaque", False) else "llvm.prefetch.p0i8"
-        kind = ir.FunctionType(ir.VoidType(), [byte_pointer, number, number, number])
-        function = cgutils.get_or_insert_function(builder.module, kind, name)
-        level = 2 if array_type.dtype.bitwidth >= 32 else 3  # all caches but the innermost, or all
-        to_read, data = number(0), number(1)
-        builder.call(function, [builder.bitcast(pointer, byte_pointer), to_read, number(level), data])
+        fetcher(builder, array_type.dtype)(pointer)
         return context.get_dummy_value()
 
     return types.void(array, types.intp), generate

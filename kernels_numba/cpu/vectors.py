@@ -16,13 +16,22 @@ from __future__ import annotations
 from typing import Any
 
 import llvmlite.binding as llvm
+import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import overload
 
-FEATURES = llvm.get_host_cpu_features()
+
+def features_compiled_for() -> dict[str, bool]:
+    """What Numba assumes of the processor: what this one has, or what `NUMBA_CPU_FEATURES` says instead."""
+    if given := numba.config.CPU_FEATURES:
+        return {name[1:]: name.startswith("+") for name in given.split(",")}
+    return dict(llvm.get_host_cpu_features())
+
+
+FEATURES = features_compiled_for()
 LANES = 16 if FEATURES.get("avx512f") else 8 if FEATURES.get("avx2") else 4
 LINE_BYTES = 64
 """Of a cache line: what one fetch brings."""
@@ -80,7 +89,7 @@ def multiplier(builder: Any, is_pairs: bool) -> Any:
     """What adds the product of two vectors to a third."""
     if not is_pairs:
         kind = ir.FunctionType(VECTOR, [VECTOR, VECTOR, VECTOR])
-        multiply_add = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32")
+        multiply_add = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32")
         return lambda a, b, total: builder.call(multiply_add, [a, b, total])
     pairs = ir.VectorType(_BFloat(), 2 * LANES)
     kind = ir.FunctionType(VECTOR, [VECTOR, pairs, pairs])
