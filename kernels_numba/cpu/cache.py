@@ -7,6 +7,9 @@ has a name made from all of them together: change any, and everything is compile
     NUMBA_CACHE_DIR, or the user's folder for caches  /  minivllm  /  kernels-<hash of the sources>
 
 If none of it can be written, a temporary folder is used, and a warning says so.
+
+Numba looks up which file is free, and then writes it: two processes that compile at once could take the same,
+and one of them would later run the other's code (seen: a crash). So here they save one after the other.
 """
 
 from __future__ import annotations
@@ -19,10 +22,33 @@ from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryFile, mkdtemp
+from typing import Any
 
 import numba
+from numba.core.caching import IndexDataCacheFile
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
+
+
+_save = IndexDataCacheFile.save
+
+
+def _save_alone(self: Any, key: Any, data: Any) -> None:
+    """As Numba saves compiled code, while no other process does."""
+    if fcntl is None:
+        _save(self, key, data)
+        return
+    with open(Path(self._cache_path) / "saving.lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _save(self, key, data)
+
+
+IndexDataCacheFile.save = _save_alone
 
 
 def cache_folder() -> Path:
