@@ -34,7 +34,7 @@ from kernels_numba.microscope import (
 )
 from kernels_numba.microscope.memory import READ
 from lessons.story import Story
-from minivllm.microscope.record import kernel_trace
+from minivllm.lab.microscope.record import kernel_trace
 from minivllm.trace.kernel_events import KernelTrace, write_kernel_traces
 
 MOST_ACCESSES = 300_000

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from minivllm.hazards import set_environment
+from minivllm.executor.cpu_hazards import set_environment
 
 set_environment()  # before anything loads torch
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from minivllm.engine import Engine
-    from minivllm.engine_args import EngineArgs
+    from minivllm.engine.engine import Engine
+    from minivllm.engine.engine_args import EngineArgs
     from minivllm.llm import LLM
     from minivllm.outputs import (
         BeamSearchOutput,

@@ -1,7 +1,8 @@
 """The limits that the control plane works within, checked once and never changed afterwards.
 
 `SchedulerConfig` is what the scheduler obeys; its numbers are final. How a user's wishes ("use 90 % of the
-memory", "whatever the model allows") become these numbers is the business of `minivllm/engine_args.py`.
+memory", "whatever the model allows") become these numbers is the business of
+`minivllm/engine/engine_args.py`.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from tqdm.auto import tqdm
 
-from minivllm.engine_args import EngineArgs, create_engine
+from minivllm.engine.engine_args import EngineArgs, create_engine
 from minivllm.model.tokenizer import Tokenizer
 from minivllm.outputs import BeamSearchOutput, BeamSearchSequence, RequestOutput
 from minivllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minivllm import LLM, SamplingParams
-from minivllm.engine_args import EngineArgs
+from minivllm.engine.engine_args import EngineArgs
 from minivllm.model.tiny import MODEL_PATH
 
 nonsense = st.sampled_from([None, True, -1, 0, 0.5, 1.5, float("nan"), "", "16", [], {}, 10**12])

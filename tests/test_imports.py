@@ -18,13 +18,13 @@ CONTROL_PLANE = {
         "minivllm.scheduling",
         "minivllm.memory",
         "minivllm.trace",
-        "minivllm.request",
+        "minivllm.scheduling.request",
         "minivllm.config",
         "minivllm.validation",
     },
     "minivllm/trace": {"minivllm.trace", "minivllm.validation"},
     "minivllm/decoding/beam_search.py": set(),
-    "minivllm/request.py": set(),
+    "minivllm/scheduling/request.py": set(),
     "minivllm/config.py": {"minivllm.validation"},
     "minivllm/validation.py": set(),
 }
@@ -65,7 +65,9 @@ def test_the_control_plane_is_plain_python(place):
         )
 
 
-@pytest.mark.parametrize("place", ["minivllm/memory", "minivllm/scheduling", "minivllm/request.py"])
+@pytest.mark.parametrize(
+    "place", ["minivllm/memory", "minivllm/scheduling", "minivllm/scheduling/request.py"]
+)
 def test_whoever_decides_has_no_clock(place):
     for path in python_files(place):
         assert not imports_of(path) & CLOCKS, f"{path.relative_to(ROOT)} looks at a clock"
@@ -84,7 +86,7 @@ def test_the_engine_never_imports_the_dashboard_or_the_lessons():
     for path in python_files("minivllm"):
         top_level = {name.split(".")[0] for name in imports_of(path)}
         forbidden = {"viz", "lessons", "streamlit", "matplotlib"}
-        if any(path.is_relative_to(ROOT / room) for room in ("minivllm/compare", "minivllm/figures")):
+        if any(path.is_relative_to(ROOT / room) for room in ("minivllm/lab/compare", "minivllm/lab/figures")):
             forbidden.remove("matplotlib")  # what is compared at once has no step cursor
         assert not top_level & forbidden, path.relative_to(ROOT)
 

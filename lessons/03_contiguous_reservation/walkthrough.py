@@ -14,11 +14,11 @@
 from typing import NamedTuple
 
 from lessons.walkthroughs import trace_path
-from minivllm.compare.memory import MemorySettings
-from minivllm.compare.memory import play as play_at_scale
-from minivllm.compare.papers import EFFECTIVE, EXTERNAL, INTERNAL, NUM_SLOTS, RESERVED
-from minivllm.engine import Engine
-from minivllm.engine_args import EngineArgs, create_engine
+from minivllm.engine.engine import Engine
+from minivllm.engine.engine_args import EngineArgs, create_engine
+from minivllm.lab.compare.memory import MemorySettings
+from minivllm.lab.compare.memory import play as play_at_scale
+from minivllm.lab.papers import EFFECTIVE, EXTERNAL, INTERNAL, NUM_SLOTS, RESERVED
 from minivllm.memory.block_table import blocks_needed
 from minivllm.memory.waste import MemoryShares, Progress, memory_shares
 from minivllm.model.tiny import MODEL_PATH

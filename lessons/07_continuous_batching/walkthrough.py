@@ -15,7 +15,7 @@ from lessons.walkthroughs import trace_path
 from minivllm import LLM, SamplingParams
 from minivllm.config import SchedulerConfig
 from minivllm.decoding.sampler import Sampler
-from minivllm.engine import Engine
+from minivllm.engine.engine import Engine
 from minivllm.executor.simulated_executor import VirtualClock
 from minivllm.model.tiny import MODEL_PATH
 from minivllm.scheduling.plan import StepPlan

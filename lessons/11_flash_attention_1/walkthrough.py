@@ -12,7 +12,7 @@ from kernels_numba.cuda.flash_attention_1 import flash_attention_1
 from kernels_numba.cuda.naive_attention import naive_attention
 from kernels_numba.cuda.tiles import Tiles
 from lessons.walkthroughs import trace_path
-from minivllm.microscope.record import kernel_trace
+from minivllm.lab.microscope.record import kernel_trace
 from minivllm.trace.kernel_events import SoftmaxUpdated, write_kernel_traces
 
 TRACES = ("11_flash.jsonl", "11_naive.jsonl")

@@ -13,8 +13,8 @@ from numba import cuda, float32
 from kernels_numba.microscope import observe
 from kernels_numba.microscope.analysis import SECTOR_BYTES
 from lessons.walkthroughs import trace_path
-from minivllm.microscope.record import kernel_trace
-from minivllm.microscope.subjects import make_subject
+from minivllm.lab.microscope.record import kernel_trace
+from minivllm.lab.microscope.subjects import make_subject
 from minivllm.trace.kernel_events import WarpAccess, write_kernel_traces
 
 TRACES = ("13_block_4.jsonl", "13_block_1.jsonl", "13_block_32.jsonl", "13_by_token.jsonl", "13_race.jsonl")

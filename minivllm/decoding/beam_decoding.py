@@ -29,7 +29,7 @@ from minivllm.trace.events import BeamsAdvanced
 
 if TYPE_CHECKING:
     from minivllm.model.tokenizer import Tokenizer
-    from minivllm.request import Sequence as TokenSequence
+    from minivllm.scheduling.request import Sequence as TokenSequence
 
 REJECTED_SHOWN = 8
 """The trace shows so many of the best candidates that were not kept."""

@@ -26,7 +26,7 @@ from minivllm.sampling_params import RequestOutputKind, SamplingParams
 
 if TYPE_CHECKING:
     from minivllm.decoding.sampler import SampledToken
-    from minivllm.request import Sequence as TokenSequence
+    from minivllm.scheduling.request import Sequence as TokenSequence
 
 MakeGeneration = Callable[[SamplingParams, int], Generation]
 """Parameters of one output, and its number → its generation."""

@@ -32,9 +32,9 @@ from kernels_numba.cpu.vectors import FEATURES
 from kernels_numba.cpu.whole_step import ATTENTION, STAGES, Batch, Scratch, Weights, make_scratch, whole_step
 from minivllm.executor.attention.cpu_work import plan_attention
 from minivllm.executor.attention.metadata import AttentionMetadata
+from minivllm.executor.cpu_hazards import compiling, set_numba_threads
 from minivllm.executor.fused_decoder import AngleTable
 from minivllm.executor.kv_storage import KVStorage
-from minivllm.hazards import compiling, set_numba_threads
 from minivllm.model.decoder import Decoder, DecoderLayer
 from minivllm.model.layers import RMSNorm, StackedLinear
 from minivllm.model.packed import as_array, as_tensor

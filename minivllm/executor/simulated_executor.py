@@ -6,7 +6,7 @@ The scheduler, the memory and the policies cannot tell it from a real one. So wh
 simulation about *decisions* is true of the engine as it stands; what is learned about *time* is as good as
 the cost model.
 
-Source of the idea: Agrawal et al., "Vidur" (MLSys 2024). Read next: `minivllm/simulation/replica.py`.
+Source of the idea: Agrawal et al., "Vidur" (MLSys 2024). Read next: `minivllm/lab/simulation/replica.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SAMPLED_TOKEN = 3
 
 
 class StepCost(Protocol):
-    """Whoever knows how long a step takes: `minivllm/simulation/cost_model.py`, or a constant in a test."""
+    """Knows how long a step takes: `minivllm/lab/simulation/cost_model.py`, or a constant in a test."""
 
     def step_seconds(
         self, shape: BatchShape, *, num_copied_blocks: int = 0, num_swapped_blocks: int = 0
@@ -49,7 +49,7 @@ class VirtualClock:
 
 
 class SimulatedExecutor:
-    """Carries out plans in virtual time, for `minivllm.engine.Engine` or for a `Replica`."""
+    """Carries out plans in virtual time, for `minivllm.engine.engine.Engine` or for a `Replica`."""
 
     def __init__(self, cost_model: StepCost, clock: VirtualClock) -> None:
         self.cost_model = cost_model

@@ -27,10 +27,10 @@ from minivllm.executor.attention.choose import BackendFactory, automatic
 from minivllm.executor.attention.metadata import build_metadata
 from minivllm.executor.attention.torch_backend import TorchAttention
 from minivllm.executor.block_mover import BlockMover
+from minivllm.executor.cpu_hazards import note_parallel_run, one_at_a_time, warn_of_threads
 from minivllm.executor.kv_storage import KVStorage, decide_num_blocks, decide_num_host_blocks
 from minivllm.executor.padding import AttentionWithoutPadding, pad_rows
 from minivllm.executor.virtual_storage import VirtualKVStorage
-from minivllm.hazards import note_parallel_run, one_at_a_time, warn_of_threads
 from minivllm.model.config import ModelConfig
 from minivllm.model.decoder import Decoder
 from minivllm.model.hub import resolve_model

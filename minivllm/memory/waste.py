@@ -13,7 +13,7 @@ Their shares add up to 1. Telling "reserved" from "internal" needs the future, s
 long each sequence will become; an engine does not, a replayed workload does.
 
 Source: Kwon et al. (SOSP 2023), section 3.1 and figure 2. The figure has no "free": it was measured with
-requests waiting. Read next: `minivllm/compare/memory.py`, which measures it for every allocator.
+requests waiting. Read next: `minivllm/lab/compare/memory.py`, which measures it for every allocator.
 """
 
 from __future__ import annotations

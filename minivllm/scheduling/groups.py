@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 from minivllm.memory.block_table import blocks_needed
 from minivllm.memory.cache_manager import CacheManager, Span
-from minivllm.request import Request, Sequence
+from minivllm.scheduling.request import Request, Sequence
 
 
 def advance_group(

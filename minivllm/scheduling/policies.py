@@ -15,7 +15,6 @@ from collections.abc import Iterable
 from heapq import merge
 from itertools import chain
 
-from minivllm.request import Request
 from minivllm.scheduling.policy import (
     Pause,
     SchedulerView,
@@ -23,6 +22,7 @@ from minivllm.scheduling.policy import (
     is_decoding,
     num_tokens_left,
 )
+from minivllm.scheduling.request import Request
 from minivllm.validation import check_integer, check_number
 
 

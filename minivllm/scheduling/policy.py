@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
-from minivllm.request import Request
+from minivllm.scheduling.request import Request
 
 
 class PolicyError(ValueError):

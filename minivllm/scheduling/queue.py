@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 from itertools import count
 
-from minivllm.request import Request
+from minivllm.scheduling.request import Request
 
 Key = tuple[bool, float, int]
 """What requests are ordered by; smaller goes first."""

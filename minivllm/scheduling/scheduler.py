@@ -14,7 +14,7 @@ behind it. A request with several sequences comes, grows and goes as a whole (`g
 
 Sources: Yu et al., "Orca" (OSDI 2022), section 3.1 (iteration-level scheduling); Kwon et al. (SOSP 2023),
 section 4.5 (preemption); Agrawal et al., "Sarathi-Serve" (OSDI 2024) (chunked prefill).
-Read next: `step.py`, then `minivllm/engine.py`.
+Read next: `step.py`, then `minivllm/engine/engine.py`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from math import inf, isnan
 
 from minivllm.config import SchedulerConfig
 from minivllm.memory.cache_manager import CacheManager
-from minivllm.request import Request, RequestStatus
-from minivllm.request import Sequence as TokenSequence
 from minivllm.scheduling.choose_policy import make_policy
 from minivllm.scheduling.plan import StepPlan
 from minivllm.scheduling.policy import Pause, PolicyError, SchedulingPolicy
 from minivllm.scheduling.queue import Key, RequestQueue, WaitingQueue
+from minivllm.scheduling.request import Request, RequestStatus
+from minivllm.scheduling.request import Sequence as TokenSequence
 from minivllm.scheduling.step import MOST_PREEMPTIONS, Step
 from minivllm.scheduling.view import View, WaitingLine
 from minivllm.trace.events import BatchPlanned, Event, RequestPreempted, SequenceForked

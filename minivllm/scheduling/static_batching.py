@@ -20,8 +20,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import islice
 
-from minivllm.request import Request
 from minivllm.scheduling.policy import Pause, SchedulerView, SchedulingPolicy
+from minivllm.scheduling.request import Request
 from minivllm.validation import check_integer, check_number
 
 

@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING
 
 from minivllm.memory.block_table import blocks_needed
 from minivllm.memory.cache_manager import Span
-from minivllm.request import Request
 from minivllm.scheduling.groups import advance_group, blocks_for_siblings
 from minivllm.scheduling.plan import ScheduledSequence
+from minivllm.scheduling.request import Request
 from minivllm.trace.events import RequestScheduled
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from minivllm.request import Request
+from minivllm.scheduling.request import Request
 
 if TYPE_CHECKING:
     from minivllm.scheduling.scheduler import Scheduler

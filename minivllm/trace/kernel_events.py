@@ -12,8 +12,8 @@ The first line is a `KernelHeader`, every other line one event:
 Requests of one warp come in the order in which the program has them; warps come one after another, and only
 between two barriers does that order mean nothing. Addresses count elements from the beginning of an array.
 
-Read next: `kernels_numba/microscope/observation.py`, which sees all this; `minivllm/microscope/record.py`,
-which writes it down.
+Read next: `kernels_numba/microscope/observation.py`, which sees all this;
+`minivllm/lab/microscope/record.py`, which writes it down.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ What a device can do at a given intensity (FLOPs for each byte) is its *roofline
 never more than its peak. The two meet at the ridge.
 
 Source: Williams, Waterman, Patterson, "Roofline" (CACM 2009); the counts are those of Kaplan et al. (2020),
-appendix, with attention written out. Read next: `minivllm/simulation/cost_model.py`, where work takes time.
+appendix, with attention written out. Read next:
+`minivllm/lab/simulation/cost_model.py`, where work takes time.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import torch
 from minivllm.config import SCHEDULING_POLICIES, SchedulerConfig
 from minivllm.decoding.beam_candidates import best_continuations
 from minivllm.decoding.sampler import SampledToken
-from minivllm.engine import Engine
+from minivllm.engine.engine import Engine
 
 VOCAB_SIZE = 97
 POLICIES = tuple("static(timeout_seconds=0)" if name == "static" else name for name in SCHEDULING_POLICIES)

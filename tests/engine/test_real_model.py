@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from minivllm.config import SchedulerConfig
 from minivllm.decoding.sampler import Sampler
-from minivllm.engine import Engine
+from minivllm.engine.engine import Engine
 from minivllm.executor.torch_executor import TorchExecutor
 from minivllm.memory import blocks_needed
 from minivllm.model.tiny import MODEL_PATH

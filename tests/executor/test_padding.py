@@ -51,7 +51,7 @@ def make_plans():
     """A prefill of two prompts, and three decodes of both."""
     from minivllm.config import SchedulerConfig
     from minivllm.memory import KVCacheManager
-    from minivllm.request import Request, Sequence
+    from minivllm.scheduling.request import Request, Sequence
     from minivllm.scheduling.scheduler import Scheduler
 
     scheduler = Scheduler(SchedulerConfig(num_blocks=16), KVCacheManager(16, 16))

@@ -13,10 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minivllm.cache_managers import Pages
 from minivllm.config import SchedulerConfig
 from minivllm.decoding.sampler import Sampler
-from minivllm.engine import Engine
+from minivllm.engine.engine import Engine
 from minivllm.executor.attention.metadata import build_metadata
 from minivllm.executor.attention.torch_backend import TorchAttention
 from minivllm.executor.kv_storage import KVStorage
@@ -24,6 +23,7 @@ from minivllm.executor.torch_executor import TorchExecutor
 from minivllm.executor.virtual_storage import VirtualKVStorage, blocks_per_commit
 from minivllm.memory.block_table import blocks_needed
 from minivllm.memory.cache_manager import Span
+from minivllm.memory.make_cache_manager import Pages
 from minivllm.memory.virtual_memory import VirtualMemoryManager, round_up
 from minivllm.model.config import ModelConfig
 from minivllm.model.tiny import MODEL_PATH

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minivllm.config import SCHEDULING_POLICIES, SchedulerConfig
-from minivllm.request import Request, Sequence
 from minivllm.scheduling.choose_policy import make_policy
 from minivllm.scheduling.policy import Pause, PolicyError, SchedulingPolicy
+from minivllm.scheduling.request import Request, Sequence
 from tests.scheduling.toy import Run, runs
 
 ROOMY = SchedulerConfig(num_blocks=300, block_size=4, max_num_seqs=4, max_num_batched_tokens=256)

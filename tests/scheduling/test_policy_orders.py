@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minivllm.config import SchedulerConfig
-from minivllm.request import Request, Sequence
 from minivllm.scheduling.choose_policy import make_policy
 from minivllm.scheduling.policy import Pause, SchedulingPolicy, num_tokens_left
 from minivllm.scheduling.queue import WaitingQueue
+from minivllm.scheduling.request import Request, Sequence
 from minivllm.scheduling.step import MOST_PREEMPTIONS
 from minivllm.trace.events import RequestPreempted
 from tests.scheduling.toy import Run, runs

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from minivllm.config import SchedulerConfig
 from minivllm.memory import KVCacheManager, blocks_needed
-from minivllm.request import Request, RequestStatus, Sequence
 from minivllm.scheduling.policy import SchedulingPolicy
+from minivllm.scheduling.request import Request, RequestStatus, Sequence
 from minivllm.scheduling.scheduler import Scheduler
 
 

@@ -4,10 +4,10 @@ import sys
 
 import pytest
 
-from minivllm import cli
+from minivllm.console import cli
 from minivllm.trace.kernel_events import KernelEnded, KernelTrace, WarpAccess, write_kernel_traces
 from minivllm.trace.kernel_summary import kernel_summary_lines
-from tests.test_cli import here
+from tests.console.test_cli import here
 from tests.viz.kernel_factory import NAMES, traces
 
 __all__ = ["here"]

@@ -149,7 +149,7 @@ def test_without_a_recorder_no_event_is_even_built(monkeypatch):
     def explode(*args, **kwargs):
         raise AssertionError("an event was built")
 
-    import minivllm.engine as engine_module
+    import minivllm.engine.engine as engine_module
     import minivllm.memory.kv_cache_manager as manager_module
     import minivllm.scheduling.scheduler as scheduler_module
 

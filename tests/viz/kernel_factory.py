@@ -14,8 +14,8 @@ from kernels_numba.cuda.flash_attention_2 import flash_attention_2
 from kernels_numba.cuda.flash_attention_tensor_core import flash_attention_tensor_core
 from kernels_numba.cuda.tiles import Tiles
 from kernels_numba.microscope import observe
-from minivllm.microscope.record import kernel_trace
-from minivllm.microscope.subjects import make_subject
+from minivllm.lab.microscope.record import kernel_trace
+from minivllm.lab.microscope.subjects import make_subject
 from minivllm.trace.kernel_events import KernelTrace, WarpAccess
 
 SMALL = {

@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from minivllm import cli
+from minivllm.console import cli
 from minivllm.trace.kernel_events import write_kernel_traces
 from minivllm.trace.reader import TraceError
 from minivllm.trace.story_events import write_story

@@ -16,8 +16,8 @@ from collections.abc import Callable
 
 from minivllm.executor.attention.backend import AttentionBackend
 from minivllm.executor.attention.torch_backend import TorchAttention
+from minivllm.executor.cpu_hazards import warn_of_dtype
 from minivllm.executor.kv_storage import KVStorage
-from minivllm.hazards import warn_of_dtype
 from minivllm.model.config import ModelConfig
 from minivllm.model.packed import DTYPES
 

@@ -24,9 +24,9 @@ from minivllm.executor.attention.cpu_work import NO_ITEMS, NO_TILES, plan_attent
 from minivllm.executor.attention.metadata import AttentionMetadata, IntArray
 from minivllm.executor.attention.torch_backend import GatheredWork, TorchAttention
 from minivllm.executor.compiled_steps import CompiledSteps, prefers_onednn
+from minivllm.executor.cpu_hazards import compiling, set_numba_threads
 from minivllm.executor.fused_decoder import FusedDecoder, Turn
 from minivllm.executor.kv_storage import KVStorage
-from minivllm.hazards import compiling, set_numba_threads
 from minivllm.model.config import ModelConfig
 from minivllm.model.decoder import Decoder
 from minivllm.model.packed import DTYPES, as_array

@@ -1,0 +1,381 @@
+"""`minivllm doctor`: what this machine can do, and what to install so that it can do more.
+
+A list of checks, each a small function that looks at one thing and never fails: what is missing becomes a
+line with advice, and not an exception. Only what the demo cannot do without makes it a failure.
+
+    ✔ fine        – missing, but only some extra is lost        ✘ the demo cannot run until this is fixed
+
+Nothing is imported before it is looked for, and the module itself needs nothing but Python, so that
+`python -m minivllm.console.doctor` still speaks where everything else is broken.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+from minivllm.executor.cpu_hazards import usable_cores
+
+OK, EXTRA, FAIL = "✔", "–", "✘"
+PORT = 8501
+SMALLEST_PYTHON = (3, 11)
+NEEDED_PACKAGES = (
+    "numpy",
+    "safetensors",
+    "tokenizers",
+    "msgspec",
+    "jinja2",
+    "typer",
+    "rich",
+    "tqdm",
+    "psutil",
+)
+CPU_INFO = Path("/proc/cpuinfo")
+MEMORY_MAPS = Path("/proc/self/maps")
+CPU_FEATURES = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX-512 BF16", "amx_tile": "AMX"}
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at. `status` is `OK`, `EXTRA` or `FAIL`; `advice` is empty if all is well."""
+
+    name: str
+    status: str
+    fact: str
+    advice: str = ""
+
+
+def run_checks() -> list[Check]:
+    """Look at everything, in the order in which it is printed."""
+    looks: tuple[Callable[[], Check], ...] = (
+        check_python,
+        check_packages,
+        check_torch,
+        check_gpu,
+        check_numba,
+        check_numba_cuda,
+        check_cpu,
+        check_memory,
+        check_threads,
+        check_openmp,
+        check_compiled_code,
+        check_shipped_model,
+        check_streamlit,
+        check_port,
+        check_folder,
+        check_transformers,
+        check_chromium,
+    )
+    return [_look(look) for look in looks]
+
+
+def can_run_demo(checks: list[Check]) -> bool:
+    return all(check.status != FAIL for check in checks)
+
+
+def render(checks: list[Check]) -> str:
+    """One line a check, advice below it, and a last line that says what it all means."""
+    width = max(len(check.name) for check in checks)
+    lines = []
+    for check in checks:
+        lines.append(f"{check.status} {check.name.ljust(width)}  {check.fact}")
+        if check.advice:
+            lines.append(f"{' ' * (width + 4)}→ {check.advice}")
+    failed = [check.name for check in checks if check.status == FAIL]
+    if failed:
+        lines.append(f"\nThe demo cannot run yet. To be fixed: {', '.join(failed)}.")
+    else:
+        lines.append("\nThe demo can run: minivllm demo")
+    return "\n".join(lines)
+
+
+def report(console: Any = None) -> int:
+    """Print all checks, on a rich console if one is given. Returns 0 if the demo can run, otherwise 1."""
+    checks = run_checks()
+    if console is not None:
+        console.print(render(checks), markup=False, highlight=False, soft_wrap=True)
+    else:
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="replace")  # a terminal without ✔ should not end in an exception
+        print(render(checks))
+    return 0 if can_run_demo(checks) else 1
+
+
+# ---- Python and its packages ---------------------------------------------------------------------------
+
+
+def check_python() -> Check:
+    fact = f"{platform.python_implementation()} {platform.python_version()} on {platform.platform()}"
+    if sys.version_info[:2] < SMALLEST_PYTHON:
+        wanted = ".".join(map(str, SMALLEST_PYTHON))
+        return Check("Python", FAIL, fact, f"install Python {wanted} or newer")
+    return Check("Python", OK, fact)
+
+
+def check_packages() -> Check:
+    """The small libraries that the engine is built on."""
+    missing = [name for name in NEEDED_PACKAGES if installed_version(name) is None]
+    if missing:
+        return Check("packages", FAIL, f"missing: {', '.join(missing)}", f"pip install {' '.join(missing)}")
+    return Check("packages", OK, f"all {len(NEEDED_PACKAGES)} small ones are installed")
+
+
+def check_torch() -> Check:
+    torch = _import("torch")
+    if torch is None:
+        return Check(
+            "torch", FAIL, "not installed", "pip install torch (see pytorch.org for a build with CUDA)"
+        )
+    build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for CPU only"
+    return Check("torch", OK, f"{torch.__version__}, {build}, {torch.get_num_threads()} threads")
+
+
+def check_gpu() -> Check:
+    torch = _import("torch")
+    if torch is None:
+        return Check("GPU", EXTRA, "unknown without torch", "everything runs on a CPU too")
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        more = f" (and {torch.cuda.device_count() - 1} more)" if torch.cuda.device_count() > 1 else ""
+        capability = f"compute capability {properties.major}.{properties.minor}"
+        memory = f"{properties.total_memory / 2**30:.0f} GiB"
+        return Check("GPU", OK, f"{properties.name}, {capability}, {memory}{more}")
+    if shutil.which("nvidia-smi"):
+        advice = "install a torch built for CUDA (pytorch.org), or check the driver with nvidia-smi"
+        return Check("GPU", EXTRA, "nvidia-smi is here, but torch sees no GPU", advice)
+    return Check("GPU", EXTRA, "none that torch can use", "nothing to do: everything runs on a CPU too")
+
+
+def check_numba() -> Check:
+    """What the kernels are written for, and the microscope reads; the engine itself runs on torch."""
+    version = installed_version("numba")
+    if version is None:
+        return Check("numba", EXTRA, "not installed", "pip install numba, for the kernels and the microscope")
+    if _import("numba") is None:
+        advice = "install versions of numba and numpy that go together: pip install -U numba numpy"
+        return Check("numba", EXTRA, f"{version}, but importing it fails", advice)
+    return Check("numba", OK, version)
+
+
+def check_numba_cuda() -> Check:
+    version = installed_version("numba-cuda")
+    if version is not None:
+        return Check("numba-cuda", OK, version)
+    advice = "only for our kernels on an NVIDIA GPU: pip install 'minivllm[cuda]'; elsewhere nothing to do"
+    return Check("numba-cuda", EXTRA, "not installed", advice)
+
+
+def check_transformers() -> Check:
+    version = installed_version("transformers")
+    if version is not None:
+        return Check("transformers", OK, f"{version} (only for tests and `minivllm bench peers`)")
+    advice = "pip install 'transformers>=5,<6', to run the parity tests and `minivllm bench peers`"
+    return Check("transformers", EXTRA, "not installed; the engine does not need it", advice)
+
+
+# ---- the machine ---------------------------------------------------------------------------------------
+
+
+def check_cpu() -> Check:
+    text = CPU_INFO.read_text(errors="replace") if CPU_INFO.is_file() else ""
+    name = _field(text, "model name") or platform.processor() or platform.machine()
+    usable = usable_cores()
+    flags = set(_field(text, "flags").split())
+    features = ", ".join(words for flag, words in CPU_FEATURES.items() if flag in flags)
+    return Check(
+        "CPU", OK, f"{name}, {usable} of {os.cpu_count()} cores usable; {features or 'features unknown'}"
+    )
+
+
+def check_memory() -> Check:
+    psutil = _import("psutil")
+    if psutil is None:
+        return Check("RAM", EXTRA, "unknown without psutil", "pip install psutil")
+    memory = psutil.virtual_memory()
+    fact = f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB available"
+    if memory.available < 2**30:
+        return Check("RAM", EXTRA, fact, "close other programs: the demo wants about 1 GiB")
+    return Check("RAM", OK, fact)
+
+
+def check_threads() -> Check:
+    """More threads than cores stall each other; threads that spin while they wait stall everybody."""
+    names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    fact = ", ".join(f"{name}={os.environ.get(name) or '(not set)'}" for name in names)
+    threads, cores = os.environ.get("OMP_NUM_THREADS"), usable_cores()
+    if threads and threads.isdigit() and int(threads) > cores:
+        return Check("threads", EXTRA, fact, f"set OMP_NUM_THREADS to at most {cores}, the number of cores")
+    return Check("threads", OK, fact)
+
+
+def check_openmp() -> Check:
+    """torch and numba may each bring an OpenMP runtime: two thread pools that compete for the same cores."""
+    if not MEMORY_MAPS.is_file():
+        return Check("OpenMP", EXTRA, "cannot be told on this system")
+    _import("torch")
+    _import("numba.np.ufunc.omppool")  # what numba loads with its first parallel kernel
+    runtimes = sorted(set(loaded_openmp(MEMORY_MAPS.read_text(errors="replace"))))
+    if len(runtimes) < 2:
+        return Check("OpenMP", OK, f"runtimes loaded: {runtimes[0] if runtimes else 'none'}")
+    waits_passively = os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE"
+    if waits_passively or os.environ.get("GOMP_SPINCOUNT"):
+        return Check(
+            "OpenMP", OK, f"{len(runtimes)} runtimes whose idle threads soon sleep: {', '.join(runtimes)}"
+        )
+    advice = "import minivllm before torch, or set GOMP_SPINCOUNT=1000: idle threads then sleep soon"
+    return Check(
+        "OpenMP", EXTRA, f"torch and numba load {len(runtimes)} runtimes: {', '.join(runtimes)}", advice
+    )
+
+
+def check_compiled_code() -> Check:
+    """On which threads Numba's code runs, and whether it is kept."""
+    if installed_version("numba") is None:
+        return Check("compiled code", EXTRA, "none without numba", "pip install numba")
+    try:
+        kernel = import_module("kernels_numba.cpu.rows").norm_rows
+        folder = Path(kernel.stats.cache_path)
+    except Exception as error:
+        return Check(
+            "compiled code", EXTRA, f"numba cannot prepare it: {error}", "plain torch is used instead"
+        )
+    layers = [name for name in ("tbb", "omp") if _import(f"numba.np.ufunc.{name}pool") is not None]
+    fact = f"kept in {folder}; threads: {layers[0] if layers else 'workqueue'}"
+    if layers:
+        return Check("compiled code", OK, fact)
+    return Check("compiled code", EXTRA, fact, "engines in several threads take turns: pip install tbb")
+
+
+def loaded_openmp(maps: str) -> Iterator[str]:
+    """Paths of the OpenMP runtimes in a `/proc/…/maps`."""
+    for line in maps.splitlines():
+        path = line[line.find("/") :]
+        if re.match(r"lib(gomp|iomp5|omp)[-.]", path.rsplit("/", 1)[-1]):
+            yield path
+
+
+# ---- what the demo needs -------------------------------------------------------------------------------
+
+
+def check_shipped_model() -> Check:
+    """There, and loadable: it is small enough simply to be loaded."""
+    name = "shipped model"
+    try:
+        path = Path(import_module("minivllm.model.tiny").MODEL_PATH)
+    except (ImportError, AttributeError) as error:
+        return Check(
+            name, FAIL, f"not found ({error})", "reinstall minivllm: pip install --force-reinstall minivllm"
+        )
+    try:
+        executor = import_module("minivllm.executor.torch_executor").TorchExecutor
+        shape = executor.from_folder(path, device="cpu", num_blocks=1).model_shape
+        import_module("minivllm.model.tokenizer").Tokenizer.from_folder(path)
+    except ImportError as error:
+        return Check(name, FAIL, f"cannot be tried: {error}", "install the missing package, then look again")
+    except Exception as error:  # whatever is wrong with the files, it is a line here
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return Check(name, FAIL, f"does not load: {reason}", "reinstall minivllm, its files are damaged")
+    return Check(
+        name, OK, f"loads: {shape.num_parameters:,} parameters, {shape.num_layers} layers, {shape.dtype}"
+    )
+
+
+def check_streamlit() -> Check:
+    version = installed_version("streamlit")
+    if version is None:
+        return Check(
+            "streamlit", FAIL, "not installed", "pip install streamlit (the dashboard is written in it)"
+        )
+    return Check("streamlit", OK, version)
+
+
+def check_port(port: int = PORT) -> Check:
+    name = f"port {port}"
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as attempt:
+        if os.name == "posix":  # as servers do: a connection closed a moment ago is no obstacle
+            attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            attempt.bind(("127.0.0.1", port))
+        except OSError as error:
+            advice = f"choose another: minivllm demo --port {port + 1}"
+            return Check(name, EXTRA, f"not free ({error.strerror})", advice)
+    return Check(name, OK, "free, the dashboard can use it")
+
+
+def check_folder() -> Check:
+    """The demo writes its trace below the current folder."""
+    folder = Path.cwd()
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        advice = "change to a folder of your own, or give one: minivllm demo --out FOLDER"
+        return Check("current folder", FAIL, f"{folder} cannot be written to ({error.strerror})", advice)
+    return Check("current folder", OK, f"{folder} can be written to")
+
+
+def check_chromium() -> Check:
+    """Only the dashboard's own tests drive a browser."""
+    found = next(find_chromium(), None)
+    if found is not None:
+        return Check("Chromium", OK, f"{found} (only for the dashboard's tests)")
+    advice = "playwright install chromium, to run the dashboard's tests; any browser can show it"
+    return Check("Chromium", EXTRA, "not found", advice)
+
+
+def find_chromium() -> Iterator[str]:
+    """Chromium as the system or playwright installed it."""
+    yield from (path for path in map(shutil.which, CHROMIUM_NAMES) if path)
+    own = os.environ.get("PLAYWRIGHT_BROWSERS_PATH")
+    caches = (".cache/ms-playwright", "Library/Caches/ms-playwright", "AppData/Local/ms-playwright")
+    for folder in [Path(own)] if own else [Path.home() / cache for cache in caches]:
+        yield from (str(path) for path in sorted(folder.glob("chromium*")))
+
+
+# ---- helpers -------------------------------------------------------------------------------------------
+
+
+def installed_version(package: str) -> str | None:
+    """The version of an installed distribution, without importing it; None if there is none."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _look(look: Callable[[], Check]) -> Check:
+    """The check, or the accident that happened to it, as a line."""
+    try:
+        return look()
+    except Exception as error:
+        name = look.__name__.removeprefix("check_").replace("_", " ")
+        return Check(name, EXTRA, f"could not be looked at: {type(error).__name__}: {error}")
+
+
+def _import(name: str) -> Any:
+    """The module, or None: not installed, or broken in one of the many ways in which binaries break."""
+    try:
+        return import_module(name)
+    except Exception:
+        return None
+
+
+def _field(text: str, key: str) -> str:
+    """The value of the first `key : value` line."""
+    match = re.search(rf"^{re.escape(key)}\s*:\s*(.*)$", text, re.MULTILINE)
+    return match.group(1).strip() if match else ""
+
+
+if __name__ == "__main__":
+    sys.exit(report())

@@ -1,0 +1,61 @@
+"""Benchmarks: what this engine costs, and where the time goes, measured rather than claimed.
+
+Each module is one question, asked of a run of the same 64 requests (`workload.py`) over a model that is
+either a real folder or a random one of a known shape (`shapes.py`):
+
+    throughput      how many tokens a second, how long each user waits, which part of a step takes the time
+    peers           the same requests through Hugging Face `generate`, in static batches
+    field           the same requests through every peer that can be installed, each in its own process
+    profile         the parts of a step, each beside the time that this machine cannot do it in less than
+    trace-overhead  the same run with and without a trace file
+    control-plane   what a block, a scheduling decision and an abort cost, however large the pool or the queue
+    beams           beam search with shared blocks, and with a full copy at each fork
+    prefix-cache    looking up, holding and replacing prefixes, however many are known
+    scaling         how cost grows with batch, context, pool, queue and requests, drawn
+    kernels         our kernels on a GPU, beside what the device can do
+
+Three habits keep the numbers honest. Sides that are compared take turns (A B, B A, A B …), so that a slow
+minute hits both; medians are reported, and ratios rather than seconds; and each table says on which
+machine, with how many threads, and how many cores *other* programs used meanwhile (`timing.py`).
+
+    from minivllm.lab.bench import Settings, run
+    result = run("throughput", Settings(model="nano", repeat=3))
+
+On the command line: `minivllm bench`, see `commands.py`. Read next: `throughput.py`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from minivllm.lab.bench.report import Result
+from minivllm.lab.subjects.settings import Settings
+from minivllm.validation import check_choice
+
+MEASUREMENTS = {
+    "throughput": "throughput",
+    "peers": "peers",
+    "field": "field",
+    "profile": "step_profile",
+    "trace": "trace_overhead",
+    "control-plane": "control_plane",
+    "beams": "beams",
+    "prefix-cache": "prefix_lookup",
+    "scaling": "scaling",
+    "kernels": "kernels",
+}
+"""Name on the command line → module, which has a function `run(settings)`."""
+
+__all__ = ["MEASUREMENTS", "Result", "Settings", "run"]
+
+
+def run(kind: str, settings: Settings | None = None) -> Result:
+    """Carry out one measurement.
+
+    Raises:
+        ValueError: an unknown measurement, or a setting that cannot work, named, with what is allowed.
+    """
+    check_choice("kind", kind, tuple(MEASUREMENTS))
+    module = import_module(f"minivllm.lab.bench.{MEASUREMENTS[kind]}")
+    result: Result = module.run(settings or Settings())
+    return result

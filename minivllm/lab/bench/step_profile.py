@@ -1,0 +1,264 @@
+"""Where the time of a step goes, each part beside its floor: `minivllm bench --profile`.
+
+A stopwatch is wound around the functions that make up a step. Parts are exclusive: while attention runs, the
+clock of the decoder that called it stands still. What is left when all parts are added up is "the rest".
+
+    part                 floor
+    ──────────────────   ────────────────────────────────────────────────────────────────────────
+    linear layers        weights / bandwidth, or FLOPs / rate, whichever is longer, step by step
+    attention            the same of keys, values and scores
+    sampling             logits / bandwidth
+    all others           none: in principle they could be hidden behind the rest
+
+The gap between a part and its floor says what could be won there at most, and so where to work next.
+Read next: `limits.py`, `minivllm/trace/work.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+from minivllm.executor.simulated_executor import shape_of
+from minivllm.lab.bench.report import Header, Section, make_header, percent
+from minivllm.lab.bench.timing import timed
+from minivllm.lab.subjects.settings import Settings
+from minivllm.lab.subjects.subject import Subject, open_subject
+from minivllm.lab.subjects.workload import play, warm_up
+from minivllm.scheduling.plan import StepPlan
+from minivllm.trace.recorder import Recorder
+from minivllm.trace.work import work_of
+
+LINEAR, ATTENTION, SAMPLING, REST = "linear layers", "attention", "sampling", "the rest"
+PREPARE, BETWEEN = "prepare", "between the products"
+STAGE_PARTS = {"products": LINEAR, "attention": ATTENTION, "between": BETWEEN}
+"""What the stages of a compiled step are called here."""
+PARTS = (
+    "schedule",
+    PREPARE,
+    LINEAR,
+    ATTENTION,
+    BETWEEN,
+    "steps in one call",
+    SAMPLING,
+    "detokenise",
+    "update",
+    "trace",
+    REST,
+)
+
+
+@dataclass(frozen=True)
+class StepProfile:
+    """The result: medians over the repetitions, in seconds of a whole run."""
+
+    header: Header
+    num_steps: int
+    seconds: float
+    """Of all steps."""
+    parts: dict[str, float]
+    floors: dict[str, float]
+    """Of the parts that have one."""
+    bytes_per_second: float
+    flops_per_second: float
+
+    def sections(self) -> list[Section]:
+        names = [name for name in PARTS if self.parts[name]]
+        rows = [self._row(name, self.parts[name], self.floors.get(name)) for name in names]
+        rows.append(self._row("whole step", self.seconds, sum(self.floors.values())))
+        note = (
+            f"floors: {self.bytes_per_second / 1e9:,.1f} GB/s, {self.flops_per_second / 1e9:,.0f} GFLOP/s, "
+            "measured in this run; the last layer is counted in full, though it computes only wanted rows"
+        )
+        columns = ("part", "share", "ms per step", "floor", "times the floor")
+        return [Section("Where the time of a step goes", columns, rows, note)]
+
+    def _row(self, name: str, seconds: float, floor: float | None) -> list[str]:
+        per_step = 1e3 / self.num_steps
+        beside = ["–", "–"]
+        if floor:
+            beside = [f"{floor * per_step:.3f}", f"{seconds / floor:.2f}"]
+        return [name, percent(seconds / self.seconds), f"{seconds * per_step:.3f}", *beside]
+
+
+class Stopwatch:
+    """Adds up the time of parts; a part that calls another one waits meanwhile."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self._open: list[str] = []
+        self._since = 0.0
+
+    def wrap(self, part: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """`call`, timed as `part`."""
+
+        def timed_call(*given: Any, **named: Any) -> Any:
+            self._turn(part)
+            try:
+                return call(*given, **named)
+            finally:
+                self._turn(None)
+
+        return timed_call
+
+    def move(self, source: str, target: str, seconds: float) -> None:
+        """That time was another part's: it says so itself."""
+        self.seconds[source] -= seconds
+        self.seconds[target] += seconds
+
+    def _turn(self, part: str | None) -> None:
+        """Enter `part`, or leave the latest one."""
+        now = perf_counter()
+        if self._open:
+            self.seconds[self._open[-1]] += now - self._since
+        self._since = now
+        if part is None:
+            self._open.pop()
+        else:
+            self._open.append(part)
+
+    @contextmanager
+    def around(self, *places: tuple[Any, str, str]) -> Iterator[None]:
+        """Within it, the attribute `name` of each `(owner, name, part)` is timed."""
+        own = [(owner, name, name in vars(owner), getattr(owner, name)) for owner, name, _ in places]
+        for (owner, name, part), (_, _, _, call) in zip(places, own, strict=True):
+            setattr(owner, name, self.wrap(part, call))
+        try:
+            yield
+        finally:
+            for owner, name, was_own, call in own:
+                if was_own:
+                    setattr(owner, name, call)
+                else:
+                    delattr(owner, name)
+
+
+def run(settings: Settings) -> StepProfile:
+    """Load the model, measure the machine, and look into the steps of a run."""
+    with open_subject(settings) as subject, TemporaryDirectory(prefix="minivllm-bench-") as scratch:
+        return measure(subject, settings, Path(scratch))
+
+
+def measure(subject: Subject, settings: Settings, scratch: Path) -> StepProfile:
+    """The runs; each writes its trace below `scratch`."""
+    from minivllm.lab.bench.limits import measure_limits
+
+    workload = subject.workload(settings)
+    play(subject.engine(), warm_up(workload))
+    executor = subject.executor
+    limits = measure_limits(executor.decoder.num_bytes, executor.decoder.dtype)
+    floors = _Floors(subject, limits.bytes_per_second, limits.flops_per_second)
+    watches, samples, steps = [], [], 0
+    for _ in range(settings.repeat):
+        watch, floors.seconds = Stopwatch(), dict.fromkeys(floors.seconds, 0.0)
+        with (
+            Recorder(scratch / "run.jsonl") as recorder,
+            watch.around(*_places(subject)),
+            floors.counting(),
+            _looking_inside(executor.whole_steps, watch),
+        ):
+            sample = timed(lambda recorder=recorder: play(subject.engine(recorder), workload))  # type: ignore[misc]
+        steps, whole = sample.result.num_steps, sample.result.step_seconds
+        watch.seconds[REST] = whole - sum(watch.seconds.values())
+        watches.append(watch.seconds)
+        samples.append(sample)
+    return StepProfile(
+        make_header("profile", settings, subject.facts(), [sample.other_cores for sample in samples]),
+        steps,
+        median(sample.result.step_seconds for sample in samples),
+        {name: median(seconds[name] for seconds in watches) for name in PARTS},
+        dict(floors.seconds),
+        limits.bytes_per_second,
+        limits.flops_per_second,
+    )
+
+
+@contextmanager
+def _looking_inside(steps: Any, watch: Stopwatch) -> Iterator[None]:
+    """A compiled step says itself where its time went; what is left of the call was for preparing it."""
+    if not hasattr(steps, "seconds"):
+        yield
+        return
+    run = steps.run
+
+    def told(*given: Any) -> Any:
+        logits = run(*given)
+        for stage, seconds in steps.seconds.items():
+            watch.move(PREPARE, STAGE_PARTS[stage], seconds)
+        return logits
+
+    steps.run = told
+    try:
+        yield
+    finally:
+        steps.run = run
+
+
+class _Floors:
+    """Adds up, plan by plan, what a run could not do without."""
+
+    def __init__(self, subject: Subject, bytes_per_second: float, flops_per_second: float) -> None:
+        self._executor = subject.executor
+        self._shape = subject.executor.model_shape
+        self._bandwidth, self._rate = bytes_per_second, flops_per_second
+        self.seconds = dict.fromkeys((LINEAR, ATTENTION, SAMPLING), 0.0)
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        execute = self._executor.execute
+
+        def counted(plan: StepPlan) -> Any:
+            self._add(plan)
+            return execute(plan)
+
+        self._executor.execute = counted  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del self._executor.execute
+
+    def _add(self, plan: StepPlan) -> None:
+        shape = shape_of(plan)
+        work = work_of(self._shape, shape)
+        self.seconds[LINEAR] += max(work.weight_bytes / self._bandwidth, work.linear_flops / self._rate)
+        self.seconds[ATTENTION] += max(work.kv_bytes / self._bandwidth, work.attention_flops / self._rate)
+        self.seconds[SAMPLING] += 4 * shape.num_logit_rows * self._shape.vocab_size / self._bandwidth
+
+
+def _places(subject: Subject) -> list[tuple[Any, str, str]]:
+    """Which functions are which part of a step."""
+    from minivllm import engine
+    from minivllm.decoding.detokenizer import IncrementalDetokenizer
+    from minivllm.executor import torch_executor
+    from minivllm.executor.compiled_steps import CompiledSteps
+    from minivllm.model.decoder import Decoder
+    from minivllm.model.layers import StackedLinear
+    from minivllm.scheduling.scheduler import Scheduler
+
+    executor = subject.executor
+    places: list[tuple[Any, str, str]] = [
+        (Scheduler, "consult", "schedule"),
+        (Scheduler, "schedule", "schedule"),
+        (torch_executor, "build_metadata", PREPARE),
+        (executor.attention, "prepare", PREPARE),
+        (StackedLinear, "__call__", LINEAR),
+        (Decoder, "compute_logits", LINEAR),
+        (type(executor.attention), "__call__", ATTENTION),
+        (executor.tuned, "forward", BETWEEN),
+        (engine, "choose", SAMPLING),
+        (engine.Engine, "_update", "update"),
+        (IncrementalDetokenizer, "append", "detokenise"),
+        (Recorder, "emit", "trace"),
+    ]
+    if hasattr(executor.attention, "projected"):
+        places.append((type(executor.attention), "projected", ATTENTION))
+    if executor.whole_steps is not None:
+        part = PREPARE if isinstance(executor.whole_steps, CompiledSteps) else "steps in one call"
+        places.append((executor.whole_steps, "run", part))
+    return places

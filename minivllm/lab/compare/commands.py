@@ -1,0 +1,210 @@
+"""`minivllm compare …`: comparisons from the command line, printed as tables."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from minivllm.validation import check_output_file
+
+app = typer.Typer(no_args_is_help=True, help="The same requests with and without one idea, side by side.")
+
+
+@app.callback()
+def compare() -> None:
+    """The same requests with and without one idea, side by side."""
+
+
+@app.command("cache")
+def cache(
+    model: Annotated[
+        str | None, typer.Option(help="Folder or hub id; the shipped model if left out.")
+    ] = None,
+    prompt_tokens: Annotated[int, typer.Option(help="Length of the (random) prompt.")] = 64,
+    output_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 192,
+    threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Generate with a KV cache and without: the same tokens, and what each costs."""
+    from minivllm.lab.compare.kv_cache import compare_cache
+    from minivllm.model.tiny import MODEL_PATH
+
+    result = compare_cache(
+        model or MODEL_PATH,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        threads=threads,
+        seed=seed,
+    )
+    console = Console()
+    table = Table(title="One decode step (median), by tokens in the sequence", title_justify="left")
+    for column in ("tokens", "with KV cache", "without", "ratio"):
+        table.add_column(column, justify="right")
+    for row in result.stretches:
+        table.add_row(
+            f"{row.first_context} – {row.last_context}",
+            f"{row.cached_seconds * 1e3:.2f} ms",
+            f"{row.recomputed_seconds * 1e3:.2f} ms",
+            f"{row.recomputed_seconds / row.cached_seconds:.1f}×",
+        )
+    console.print(table)
+    for line in (
+        f"Prefill, {result.prompt_tokens} prompt tokens in one step: {result.prefill_seconds * 1e3:.2f} ms "
+        "in both.",
+        f"Through the model went {result.computed_with_cache:,} tokens with the cache, "
+        f"{result.computed_without:,} without.",
+        f"All {result.output_tokens - 1} decode steps: {result.cached_seconds:.2f} s with, "
+        f"{result.recomputed_seconds:.2f} s without: {result.speedup:.1f} times as fast.",
+        "Both runs generated the same tokens."
+        if result.same_tokens
+        else "The tokens differ: near ties, decided differently by rounding.",
+    ):
+        console.print(line, highlight=False)
+
+
+@app.command("memory")
+def memory(
+    requests: Annotated[
+        int, typer.Option(help="Long requests in each run; of short ones, four times as many.")
+    ] = 200,
+    block_size: Annotated[int, typer.Option(help="Tokens per KV-cache block.")] = 16,
+    slots: Annotated[
+        int | None, typer.Option(help="Tokens that the KV cache holds; as in the vLLM paper if left out.")
+    ] = None,
+    model: Annotated[bool, typer.Option(help="Also play beams of the shipped model.")] = True,
+    seed: Annotated[int, typer.Option(help="Seed of lengths and beams.")] = 0,
+    json: Annotated[Path | None, typer.Option("--json", help="Also write everything to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw it in this file (.png, .svg, .pdf).")] = None,
+) -> None:
+    """Hand out the KV cache in six ways: what is wasted, what fits at once, what sharing saves."""
+    from minivllm.lab.compare.memory import compare_memory
+    from minivllm.lab.compare.memory_picture import check_picture, save_picture
+    from minivllm.lab.compare.memory_report import as_data, print_comparison
+    from minivllm.lab.papers import NUM_SLOTS
+
+    if plot is not None:
+        check_picture(plot)  # before the work, not after it
+    check_output_file("json", json)
+    console = Console()
+    with console.status("") as status:
+        result = compare_memory(
+            requests=requests,
+            seed=seed,
+            block_size=block_size,
+            num_slots=NUM_SLOTS if slots is None else slots,
+            with_model=model,
+            progress=lambda what, done: status.update(f"{done:4.0%}  {what}"),
+        )
+    print_comparison(result, console)
+    if json is not None:
+        json.write_text(json_module.dumps(as_data(result), indent=1), encoding="utf-8")
+        console.print(f"Everything is in {json}.", highlight=False)
+    if plot is not None:
+        save_picture(result, plot)
+        console.print(f"The picture is in {plot}.", highlight=False)
+
+
+@app.command("schedule")
+def schedule(
+    policies: Annotated[
+        str, typer.Option(help="Policies, separated by commas; all of them if left out.")
+    ] = "",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="nano, small, medium (random) or a folder; the shipped model if left out. With "
+            "--hardware: a model's card."
+        ),
+    ] = None,
+    hardware: Annotated[
+        str | None, typer.Option(help="Simulate this hardware (see `minivllm simulate`) instead of running.")
+    ] = None,
+    workload: Annotated[str | None, typer.Option(help="As for `minivllm simulate`.")] = None,
+    requests: Annotated[int | None, typer.Option(help="So many requests.")] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Requests a second; a fifth more than fcfs can serve if left out.")
+    ] = None,
+    max_num_seqs: Annotated[int, typer.Option(help="Most sequences in one step.")] = 16,
+    max_num_batched_tokens: Annotated[int, typer.Option(help="Most tokens in one step.")] = 2048,
+    blocks: Annotated[int | None, typer.Option(help="KV-cache blocks; few of them show preemption.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of torch; all usable cores if left out.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the workload.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the traces.")] = Path("minivllm-out/schedule"),
+    json: Annotated[Path | None, typer.Option("--json", help="Also write everything to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw it in this file (.png, .svg, .pdf).")] = None,
+) -> None:
+    """Serve the same requests under each scheduling policy: what each gives, and what it costs."""
+    from minivllm.lab.compare.memory_picture import check_picture
+    from minivllm.lab.compare.schedule import DEFAULT_POLICIES, check_policies
+    from minivllm.lab.compare.schedule_command import Wishes, run
+    from minivllm.lab.compare.schedule_picture import save_picture
+    from minivllm.lab.compare.schedule_report import as_data, differences, print_runs
+
+    chosen = check_policies(policies) if policies else list(DEFAULT_POLICIES)
+    if plot is not None:
+        check_picture(plot)  # before the work, not after it
+    check_output_file("json", json)
+    wishes = Wishes(
+        model=model,
+        hardware=hardware,
+        workload=workload,
+        requests=requests,
+        rate=rate,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        num_blocks=blocks,
+        threads=threads,
+        seed=seed,
+    )
+    console = Console()
+    with console.status("") as status:
+        title, runs = run(wishes, chosen, out, lambda what: status.update(what))
+    console.print(title, highlight=False)
+    print_runs(runs, console)
+    for sentence in differences(runs):
+        console.print(f"· {sentence}", highlight=False)
+    if json is not None:
+        json.write_text(json_module.dumps(as_data(runs), indent=1), encoding="utf-8")
+        console.print(f"Everything is in {json}.", highlight=False)
+    if plot is not None:
+        save_picture(runs, title, plot)
+        console.print(f"The picture is in {plot}.", highlight=False)
+    console.print(
+        f"Two of them side by side: [bold]minivllm dashboard {runs[0].trace}[/bold], page Compare.",
+        highlight=False,
+    )
+
+
+@app.command("attention")
+def attention(
+    tokens: Annotated[
+        int, typer.Option(help="Of the longest sequence, a multiple of 64; the time grows with its square.")
+    ] = 128,
+    json: Annotated[Path | None, typer.Option("--json", help="Also write everything to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw it in this file (.png, .svg, .pdf).")] = None,
+) -> None:
+    """Count bytes and FLOPs of naive attention and FlashAttention under the microscope; fit exponents."""
+    from minivllm.lab.compare.attention import compare_attention
+    from minivllm.lab.compare.attention_picture import as_data, print_counts, save_picture
+    from minivllm.lab.compare.memory_picture import check_picture
+
+    if plot is not None:
+        check_picture(plot)  # before the work, not after it
+    check_output_file("json", json)
+    console = Console()
+    with console.status("") as status:
+        results = compare_attention(tokens, progress=status.update)
+    print_counts(results, console)
+    if json is not None:
+        json.write_text(json_module.dumps(as_data(results), indent=1), encoding="utf-8")
+        console.print(f"Everything is in {json}.", highlight=False)
+    if plot is not None:
+        save_picture(results, plot)
+        console.print(f"The picture is in {plot}.", highlight=False)

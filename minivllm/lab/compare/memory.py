@@ -1,0 +1,236 @@
+"""What paging saves: the same requests on every way to hand out the KV cache, and what sharing adds.
+
+Three questions, all answered with the real scheduler and no model (`memory_play.py`), in a memory of the size
+that the vLLM paper had for OPT-13B on an A100:
+
+    1. one sequence per request    how much of the memory is effective, reserved, wasted; how many fit at once
+    2. several per request         who must copy, and how much, when sequences fork
+    3. several, paged              how many blocks sharing saves: parallel samples, and beams
+
+Beside every answer stands the paper's. `differences.py` says why they differ, from what was measured.
+
+Read next: `differences.py`, `memory_report.py` (tables), `memory_picture.py`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import gcd
+from typing import TYPE_CHECKING
+
+from minivllm.config import SchedulerConfig
+from minivllm.lab.compare.memory_play import MemoryPlay, Played
+from minivllm.lab.papers import KV_BYTES_PER_TOKEN, MAX_MODEL_LEN, NUM_SLOTS
+from minivllm.lab.workloads.lengths import DATA_SETS, draw_lengths
+from minivllm.memory import KVCacheManager
+from minivllm.memory.allocators import BASELINES, make_baseline
+from minivllm.memory.cache_manager import CacheManager
+from minivllm.memory.contiguous import FirstFit
+from minivllm.memory.reservation import ReservationManager
+from minivllm.validation import check_choice, check_integer
+
+if TYPE_CHECKING:
+    from minivllm.lab.compare.resident import Residency
+
+ALLOCATORS = ("contiguous", "buddy", "oracle", "virtual_memory", "paged", "token")
+"""In the order of the tables. "token" is paged memory with a block size of 1: TokenAttention."""
+PLACED_OTHERWISE = ("oracle_buddy", "doubled, first fit")
+"""The same reservations as "oracle" and "buddy", each with the placement of the other."""
+
+WIDTHS = (2, 4, 6)
+COPIES_WIDTH = 4
+MAX_NUM_SEQS = 1024
+"""So many that only the memory is ever short."""
+REQUESTS_FACTOR = {"sharegpt": 1, "alpaca": 4}
+"""Short requests: more of them fit at once, so more are needed to fill the memory. (Half as many do for
+question 2: with several sequences each, and copies, few fit.)"""
+PAGE_BYTES = 64 << 10
+"""The smallest pages that vAttention uses on a GPU (its own extension of the driver)."""
+PAGE_REGIONS = 2 * 40
+"""Regions of the address space that each have pages of their own: keys and values of each layer."""
+
+
+@dataclass(frozen=True)
+class MemorySettings:
+    """What was asked for."""
+
+    requests: int
+    seed: int
+    block_size: int
+    num_slots: int
+    max_model_len: int = MAX_MODEL_LEN
+
+
+@dataclass(frozen=True)
+class Run:
+    """One play: which memory, which requests, and what came of it."""
+
+    data_set: str
+    allocator: str
+    kind: str
+    """"single", "parallel" or "beam"."""
+    width: int
+    played: Played
+
+
+@dataclass(frozen=True)
+class MemoryComparison:
+    """The result."""
+
+    settings: MemorySettings
+    single: tuple[Run, ...]
+    """Question 1: every allocator on every data set."""
+    placed_otherwise: tuple[Run, ...]
+    """For the differences: reservations with another placement."""
+    copies: tuple[Run, ...]
+    """Question 2: every allocator, forks, on the short requests."""
+    sharing: tuple[Run, ...]
+    """Question 3: paged, several widths, on every data set."""
+    model: tuple[Run, ...]
+    """Question 3 again: beams of the shipped model, on short requests; empty if not asked for."""
+    residency: Residency | None = None
+    """Virtual memory as the machine sees it; None if there is no model, or this is not Linux."""
+
+    def find(self, runs: str, **wanted: object) -> Run:
+        """The one run of a group that has these attributes."""
+        group: tuple[Run, ...] = getattr(self, runs)
+        (found,) = (
+            run for run in group if all(getattr(run, name) == value for name, value in wanted.items())
+        )
+        return found
+
+
+Progress = Callable[[str, float], None]
+"""Told what is being played, and which share of everything is done."""
+
+
+def compare_memory(
+    *,
+    requests: int = 200,
+    seed: int = 0,
+    block_size: int = 16,
+    num_slots: int = NUM_SLOTS,
+    with_model: bool = True,
+    progress: Progress | None = None,
+) -> MemoryComparison:
+    """Play everything.
+
+    Args:
+        requests: long requests per play; of the short ones four times as many.
+        seed: of lengths and beams.
+        block_size: tokens per block.
+        num_slots: tokens that fit into the memory; rounded down to whole blocks.
+        with_model: play the shipped model too: its beams, and virtual memory. Takes some fifteen seconds.
+        progress: told what comes next, and which share of the plays is done.
+
+    Raises:
+        ValueError: a number is out of range, the memory cannot hold one request, or there are too few
+            requests to fill it.
+    """
+    check_integer("requests", requests, at_least=10)
+    check_integer("seed", seed)
+    check_integer("block_size", block_size, at_least=1, at_most=MAX_MODEL_LEN)
+    least = max(WIDTHS) * MAX_MODEL_LEN
+    if check_integer("num_slots", num_slots) < least:
+        raise ValueError(
+            f"num_slots (--slots) must be at least {least:,}: whoever reserves the longest needs so many for "
+            f"one request of {max(WIDTHS)} sequences of {MAX_MODEL_LEN:,} tokens; got {num_slots:,}"
+        )
+    settings = MemorySettings(requests, seed, block_size, num_slots)
+    plan = _plan()
+    runs: dict[str, list[Run]] = {"single": [], "placed_otherwise": [], "copies": [], "sharing": []}
+    for number, (group, data_set, allocator, kind, width) in enumerate(plan):
+        if progress:
+            words = "" if kind == "single" else f", {kind} {width}"
+            progress(f"{DATA_SETS[data_set].name}, {allocator}{words}", number / len(plan))
+        runs[group].append(play(settings, group, data_set, allocator, kind, width))
+    model: list[Run] = []
+    residency = None
+    if with_model:
+        from minivllm.lab.compare.beam_model import play_shipped_model  # torch only if there is a model
+        from minivllm.lab.compare.resident import measure_residency
+
+        if progress:
+            progress("the shipped model", 1.0)
+        for width, played in zip(WIDTHS, play_shipped_model(WIDTHS, block_size, seed), strict=True):
+            model.append(Run("alpaca", "paged", "beam", width, played))
+        if sys.platform == "linux":
+            residency = measure_residency(seed, block_size)
+    return MemoryComparison(
+        settings,
+        single=tuple(runs["single"]),
+        placed_otherwise=tuple(runs["placed_otherwise"]),
+        copies=tuple(runs["copies"]),
+        sharing=tuple(runs["sharing"]),
+        model=tuple(model),
+        residency=residency,
+    )
+
+
+def _plan() -> list[tuple[str, str, str, str, int]]:
+    """(group, data set, allocator, kind, width) of all plays."""
+    single = [("single", data, name, "single", 1) for data in DATA_SETS for name in ALLOCATORS]
+    otherwise = [
+        ("placed_otherwise", data, name, "single", 1) for data in DATA_SETS for name in PLACED_OTHERWISE
+    ]
+    forks = [
+        ("copies", "alpaca", name, kind, COPIES_WIDTH)
+        for kind in ("parallel", "beam")
+        for name in ALLOCATORS
+        if name != "token"
+    ]
+    sharing = [
+        ("sharing", data, "paged", kind, width)
+        for kind in ("parallel", "beam")
+        for data in DATA_SETS
+        for width in WIDTHS
+    ]
+    return single + otherwise + forks + sharing
+
+
+def play(settings: MemorySettings, group: str, data_set: str, allocator: str, kind: str, width: int) -> Run:
+    """One play."""
+    count = settings.requests * REQUESTS_FACTOR[data_set]
+    if group == "copies":
+        count //= 2
+    lengths = draw_lengths(data_set, count, settings.seed)
+    block_size = 1 if allocator == "token" else settings.block_size
+    config = SchedulerConfig(
+        settings.num_slots // block_size,
+        block_size,
+        max_num_seqs=MAX_NUM_SEQS,
+        max_model_len=settings.max_model_len,
+    )
+    memory = make_memory(allocator, config)
+    game = MemoryPlay(memory, config, lengths, width=width, beams=kind == "beam", seed=settings.seed)
+    return Run(data_set, allocator, kind, width, game.run())
+
+
+def make_memory(allocator: str, config: SchedulerConfig) -> CacheManager:
+    """An empty memory by the name it has in the tables."""
+    check_choice("allocator", allocator, (*ALLOCATORS, *PLACED_OTHERWISE))
+    num_blocks, size = config.num_blocks, config.block_size
+    if allocator in ("paged", "token"):
+        return KVCacheManager(num_blocks, size)
+    if allocator in BASELINES:
+        return make_baseline(
+            allocator,
+            num_blocks=num_blocks,
+            block_size=size,
+            max_model_len=config.max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            blocks_per_commit=blocks_per_page(size),
+        )
+    assert allocator == "doubled, first fit"
+    placement = FirstFit(num_blocks)
+    return ReservationManager(
+        placement, num_blocks, size, max_model_len=config.max_model_len, guess="doubled"
+    )
+
+
+def blocks_per_page(block_size: int) -> int:
+    """Blocks that come and go together in virtual memory: the fewest that fill whole pages of each region."""
+    region_bytes = KV_BYTES_PER_TOKEN // PAGE_REGIONS * block_size
+    return PAGE_BYTES // gcd(PAGE_BYTES, region_bytes)

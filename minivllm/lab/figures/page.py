@@ -1,0 +1,59 @@
+"""All figures on one page: `figures.md` beside its pictures, and everything as data.
+
+Every page says when it was made, from which seed, by which command: a figure that cannot be made again is a
+picture. Read next: `commands.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from minivllm.lab.figures.result import FigureResult
+from minivllm.trace.recorder import timestamp
+
+INTRODUCTION = (
+    "The papers' figures, redrawn by minivllm's simulator: the real scheduler and memory, and a roofline "
+    "instead of a GPU. Orange is what the papers measured; everything else is ours. No number here was "
+    "fitted to theirs: what is assumed is listed under each figure, with the reason."
+)
+
+
+def write_page(folder: Path, results: Sequence[FigureResult], *, seed: int, command: str) -> Path:
+    """Write pictures, page and data into a folder that exists; returns the page.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+    made = timestamp()
+    try:
+        for result in results:
+            result.picture.savefig(folder / f"{result.name}.png", dpi=110)
+        page = folder / "figures.md"
+        page.write_text(_page(results, made, seed, command), encoding="utf-8")
+        data = {"made": made, "seed": seed, "figures": [result.as_data() for result in results]}
+        (folder / "figures.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"out: cannot write to {folder}: {error.strerror}") from error
+    return page
+
+
+def _page(results: Sequence[FigureResult], made: str, seed: int, command: str) -> str:
+    parts = ["# The papers' figures", INTRODUCTION, f"Made {made} by `{command}`, seed {seed}."]
+    for result in results:
+        parts += [f"## {result.title}", f"Source: {result.source}.", f"![{result.title}]({result.name}.png)"]
+        parts.append(_table(("", "here", "paper", "here / paper"), [row.in_words() for row in result.rows]))
+        if result.differences:
+            parts.append("**Where it differs by more than a quarter**")
+            parts.append("\n".join(f"- {sentence}" for sentence in result.differences))
+        parts.append("<details><summary>Assumptions</summary>")
+        parts.append(_table(("name", "value", "reason"), result.assumptions))
+        parts.append("</details>")
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join(lines)

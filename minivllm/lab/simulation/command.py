@@ -1,0 +1,213 @@
+"""`minivllm simulate`: the engine's scheduler and memory, on a data centre that is not here."""
+
+from __future__ import annotations
+
+import json as json_module
+from dataclasses import asdict
+from os.path import isdir
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from minivllm.lab.simulation.metrics import LatencyHistogram, Metrics
+from minivllm.lab.simulation.setting import Setting
+from minivllm.lab.workloads.parse import parse_workload
+from minivllm.trace.recorder import Recorder
+from minivllm.trace.summary import format_seconds
+from minivllm.validation import check_integer
+
+SHARES = (0.5, 0.9, 0.99)
+
+
+def simulate(
+    hardware: Annotated[
+        str, typer.Option(help="a100-40gb, a100-80gb, h100, h200, l4, cpu, or a card (.json).")
+    ] = "a100-40gb",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="opt-13b|66b|175b, llama-2-7b|13b|70b, llama-3-8b|70b, tiny, a folder, or a card (.json)."
+        ),
+    ] = "opt-13b",
+    workload: Annotated[
+        str,
+        typer.Option(
+            help="sharegpt, alpaca, fixed:IN,OUT, uniform:A-B,C-D, shared:PREFIX, chat, FILE.jsonl."
+        ),
+    ] = "sharegpt",
+    requests: Annotated[
+        int | None, typer.Option(help="So many; 1,000, or a whole file, if left out.")
+    ] = None,
+    rate: Annotated[float | None, typer.Option(help="Requests a second; all at once if left out.")] = None,
+    burstiness: Annotated[float, typer.Option(help="1 is Poisson, more comes in bursts.")] = 1.0,
+    users: Annotated[
+        int | None, typer.Option(help="A closed loop: so many users who wait for their answers.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the workload.")] = 0,
+    replicas: Annotated[int, typer.Option(help="Engines behind one router.")] = 1,
+    router: Annotated[str, typer.Option(help="round-robin, least-loaded or prefix-aware.")] = "round-robin",
+    tensor_parallel_size: Annotated[int, typer.Option()] = 1,
+    pipeline_parallel_size: Annotated[int, typer.Option()] = 1,
+    scheduling_policy: Annotated[
+        str, typer.Option(help="fcfs, static, chunked, … or module:Class.")
+    ] = "fcfs",
+    max_num_seqs: Annotated[int, typer.Option()] = 256,
+    max_num_batched_tokens: Annotated[int, typer.Option()] = 2048,
+    max_model_len: Annotated[int | None, typer.Option()] = None,
+    enable_chunked_prefill: Annotated[bool, typer.Option()] = True,
+    block_size: Annotated[int, typer.Option(help="Tokens per KV-cache block.")] = 16,
+    gpu_memory_utilization: Annotated[float, typer.Option()] = 0.9,
+    num_gpu_blocks_override: Annotated[int | None, typer.Option(help="KV-cache blocks.")] = None,
+    allocator: Annotated[str, typer.Option(help="paged, contiguous, buddy, oracle, oracle_buddy.")] = "paged",
+    prefix_cache: Annotated[str | None, typer.Option(help="hash or radix.")] = None,
+    swap_space: Annotated[float, typer.Option(help="GiB of host memory for each replica.")] = 0.0,
+    preemption_mode: Annotated[str | None, typer.Option(help="recompute or swap.")] = None,
+    decode_weight_dtype: Annotated[
+        str | None, typer.Option(help="int8 or int4: weights kept a second time, for steps that only decode.")
+    ] = None,
+    trace: Annotated[Path | None, typer.Option(help="Record the first replica in this file.")] = None,
+    trace_steps: Annotated[int, typer.Option(help="Record so many steps of it.")] = 5000,
+    json: Annotated[Path | None, typer.Option("--json", help="Also write everything to this file.")] = None,
+) -> None:
+    """Serve a workload in virtual time: the real scheduler and memory, a cost model instead of a model."""
+    check_integer("trace_steps", trace_steps, at_least=1)
+    if json is not None and (isdir(json) or not isdir(json.absolute().parent)):
+        raise ValueError(f"json must be a file in a folder that exists, got {str(json)!r}")
+    setting = Setting(
+        hardware=hardware,
+        model=model,
+        replicas=replicas,
+        router=router,
+        tensor_parallel_size=tensor_parallel_size,
+        pipeline_parallel_size=pipeline_parallel_size,
+        scheduling_policy=scheduling_policy,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_model_len=max_model_len,
+        enable_chunked_prefill=enable_chunked_prefill,
+        block_size=block_size,
+        gpu_memory_utilization=gpu_memory_utilization,
+        num_gpu_blocks_override=num_gpu_blocks_override,
+        allocator=allocator,
+        prefix_cache=prefix_cache,
+        swap_space=swap_space,
+        preemption_mode=preemption_mode,
+        decode_weight_dtype=decode_weight_dtype,
+    )
+    config = setting.scheduler_config()
+    load = parse_workload(
+        workload,
+        vocab_size=setting.cost_model().model.vocab_size,
+        num_requests=requests,
+        rate=rate,
+        burstiness=burstiness,
+        num_users=users,
+        seed=seed,
+        max_model_len=config.max_model_len,
+    )
+    recorder = Recorder(trace, most_steps=trace_steps) if trace else None
+    console = Console()
+    cluster, metrics = setting.make_cluster(recorder)
+    began = perf_counter()
+    with console.status("") as status:
+        cluster.run(load, progress=lambda count: status.update(f"{count:,} requests have arrived"))
+    real_seconds = perf_counter() - began
+    if not metrics.num_finished:
+        raise ValueError(
+            f"no request of the workload {workload!r} can ever be served: {metrics.first_refusal}"
+        )
+    if recorder:
+        recorder.close()
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in (
+        *setting.facts(),
+        ("KV cache", _pool(config.num_blocks, block_size)),
+        *facts(metrics),
+    ):
+        table.add_row(name.replace("_", " "), value)
+    console.print(table, highlight=False)
+    speed = metrics.computed_tokens / real_seconds if real_seconds else 0.0
+    console.print(
+        f"Simulated {format_seconds(metrics.duration_seconds)} in {format_seconds(real_seconds)}: "
+        f"{speed:,.0f} scheduled tokens for each real second.",
+        highlight=False,
+    )
+    if json is not None:
+        text = json_module.dumps(as_data(setting, metrics, real_seconds), indent=1)
+        try:
+            json.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ValueError(f"json: cannot write to {json}: {error.strerror}") from error
+        console.print(f"Everything is in {json}.", highlight=False)
+    if trace:
+        console.print(f"To look at it: [bold]minivllm dashboard {trace}[/bold]", highlight=False)
+
+
+def _pool(num_blocks: int, block_size: int) -> str:
+    return f"{num_blocks:,} blocks of {block_size} for each replica ({num_blocks * block_size:,} tokens)"
+
+
+def facts(metrics: Metrics) -> list[tuple[str, str]]:
+    """What came of it, in words."""
+    refused = f", {metrics.num_refused:,} refused: they could never fit" if metrics.num_refused else ""
+    rows = [
+        ("requests", f"{metrics.num_finished:,} of {metrics.num_arrived:,} served{refused}"),
+        (
+            "throughput",
+            f"{metrics.requests_per_second:,.2f} requests/s, {metrics.output_tokens_per_second:,.0f} "
+            "output tokens/s",
+        ),
+        ("time to first token", _percentiles(metrics.ttft)),
+        ("between tokens", _percentiles(metrics.inter_token)),
+        ("end to end", _percentiles(metrics.end_to_end)),
+        ("normalized latency", f"mean {format_seconds(metrics.normalized.mean)} for each output token"),
+        (
+            "batch",
+            f"{metrics.mean_batch_size:.1f} requests on average, {metrics.mean_scheduled:.1f} are computed",
+        ),
+        ("KV cache in use", f"{metrics.mean_kv_usage:.0%} on average"),
+        ("preemptions", f"{metrics.num_preemptions:,}"),
+    ]
+    if metrics.cached_tokens:
+        share = metrics.cached_tokens / metrics.prompt_tokens
+        rows.append(("found in the prefix cache", f"{share:.0%} of all prompt tokens"))
+    if metrics.padding_tokens:
+        rows.append(("padding", f"{metrics.padding_share:.0%} of all tokens that were computed"))
+    return rows
+
+
+def _percentiles(latency: LatencyHistogram) -> str:
+    if not latency.count:
+        return "–"
+    names = (f"p{share * 100:.0f} {format_seconds(latency.percentile(share))}" for share in SHARES)
+    return ", ".join(names)
+
+
+def as_data(setting: Setting, metrics: Metrics, real_seconds: float) -> dict[str, Any]:
+    """Everything, for a file."""
+    counts = {name: value for name, value in vars(metrics).items() if not isinstance(value, LatencyHistogram)}
+    latencies = {
+        name: {
+            "count": value.count,
+            "mean": value.mean,
+            "largest": value.largest,
+            **{f"p{share * 100:.0f}": value.percentile(share) for share in SHARES},
+        }
+        for name, value in vars(metrics).items()
+        if isinstance(value, LatencyHistogram)
+    }
+    derived = {
+        name: getattr(metrics, name)
+        for name in ("requests_per_second", "output_tokens_per_second", "mean_batch_size", "mean_scheduled")
+    }
+    return {
+        "setting": asdict(setting),
+        "counts": counts,
+        "derived": derived,
+        "latencies_seconds": latencies,
+        "real_seconds": real_seconds,
+    }

@@ -1,0 +1,208 @@
+"""Each measurement, on a small setting: its numbers are consistent. Nothing is said about time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from minivllm.lab.bench import MEASUREMENTS, Settings, run
+from minivllm.lab.bench.beams import measure as measure_beams
+from minivllm.lab.bench.control_plane import measure, measure_pool, measure_queue
+from minivllm.lab.bench.peers import padding_factor
+from minivllm.lab.bench.report import as_json, print_result, write_json
+from minivllm.lab.bench.trace_overhead import typical_seconds
+from minivllm.lab.subjects.subject import find_model, open_subject
+from minivllm.lab.subjects.workload import BenchRequest, Played, make_workload, play, play_side_by_side
+from minivllm.sampling_params import SamplingParams
+
+SEED = 7189  # three short requests: prompts of 67, 40 and 82 tokens, outputs of 37, 28 and 33
+SMALL = Settings("nano", threads=1, repeat=2, requests=3, seed=SEED)
+
+
+@pytest.fixture(autouse=True)
+def threads_are_given_back() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    assert torch.get_num_threads() == before
+
+
+def wanted_tokens(settings: Settings) -> tuple[int, int]:
+    workload = make_workload(2048, num_requests=settings.requests, seed=settings.seed)
+    prompts = sum(len(request.prompt_token_ids) for request in workload)
+    return prompts, sum(request.num_output_tokens for request in workload)
+
+
+def test_throughput_counts_every_token_and_its_shares_add_up(tmp_path: Path) -> None:
+    result: Any = run("throughput", SMALL)
+    assert (result.num_prompt_tokens, result.num_output_tokens) == wanted_tokens(SMALL)
+    assert result.output_tokens_per_second == pytest.approx(result.num_output_tokens / result.seconds)
+    assert sum(result.step_shares.values()) == pytest.approx(1)
+    assert list(result.step_shares)[:3] == ["schedule", "model without attention", "attention"]
+    assert all(share >= 0 for share in result.step_shares.values())
+    assert 0 < result.trace_share < 1
+    assert 0 < result.waste < 1
+    assert 1 <= result.mean_batch <= 3
+    # Each token is computed once, except the last of each request, which nobody needs.
+    computed = result.num_prompt_tokens + result.num_output_tokens - SMALL.requests
+    assert result.mean_step_tokens * result.num_steps == pytest.approx(computed)
+    assert result.num_preemptions == 0
+    assert len(result.all_seconds) == SMALL.repeat
+    for spread in vars(result.latencies).values():
+        assert 0 < spread.p50 <= spread.p90 <= spread.p99
+    assert result.header.machine.threads == 1
+
+    write_json(result, tmp_path / "result.json")
+    assert json.loads((tmp_path / "result.json").read_text()) == json.loads(json.dumps(as_json(result)))
+    print_result(result)
+
+
+def test_peak_blocks_stay_within_a_pool_that_is_too_small_for_all() -> None:
+    blocks = -(-(82 + 33) // 16)  # just enough for the longest
+    result: Any = run("throughput", replace(SMALL, repeat=1, num_blocks=blocks))
+    assert result.peak_blocks <= blocks
+    assert result.num_output_tokens == wanted_tokens(SMALL)[1]
+
+
+def test_the_trace_measurement_describes_the_file_it_wrote() -> None:
+    result: Any = run("trace", SMALL)
+    assert result.num_output_tokens == wanted_tokens(SMALL)[1]
+    assert 0 < result.recorder_share < 1
+    assert len(result.all_overheads) == SMALL.repeat
+    assert result.num_events > 4 * result.num_steps, "a step starts, is planned, samples and finishes"
+    assert result.file_bytes > 40 * result.num_events
+    print_result(result)
+
+
+def test_a_disturbed_step_does_not_count() -> None:
+    runs = [(1.0, 2.0, 3.0), (1.0, 2.0, 30.0), (9.0, 2.0, 3.0)]
+    assert typical_seconds([Played(sum(steps), steps, ()) for steps in runs]) == 6.0
+
+
+def test_engines_side_by_side_give_what_each_gives_alone() -> None:
+    with open_subject(SMALL) as subject:
+        workload = subject.workload(SMALL)
+        alone = play(subject.engine(), workload)
+        together = play_side_by_side([subject.engine(), subject.twin().engine()], workload)
+    for played in together:
+        assert played.num_steps == alone.num_steps
+        assert [o.outputs[0].token_ids for o in played.outputs] == [
+            o.outputs[0].token_ids for o in alone.outputs
+        ]
+
+
+def test_a_peer_gives_the_same_tokens_in_float64_and_the_ratio_is_of_the_rounds() -> None:
+    pytest.importorskip("transformers")
+    settings = replace(SMALL, repeat=1, dtype="float64")
+    result: Any = run("peers", settings)
+    assert result.same_outputs == 3
+    assert result.peer is not None and result.skipped == ""
+    assert result.ratio == pytest.approx(result.peer.all_seconds[0] / result.ours.all_seconds[0])
+    assert result.num_output_tokens == wanted_tokens(settings)[1]
+    assert result.padding > 1
+    print_result(result)
+
+
+def test_without_transformers_the_peer_is_skipped_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_transformers(name: str) -> Any:
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr("minivllm.lab.bench.peers.import_module", no_transformers)
+    result: Any = run("peers", replace(SMALL, repeat=1))
+    assert result.peer is None and result.ratio is None
+    assert "not installed" in result.skipped
+    assert "skipped" in result.sections()[0].note
+
+
+def test_padding_counts_what_static_batches_compute_in_vain() -> None:
+    workload = [BenchRequest("a", (5,) * 10, 2), BenchRequest("b", (5,) * 4, 8), BenchRequest("c", (5,), 1)]
+    assert padding_factor(workload, 2) == pytest.approx((2 * (10 + 8) + 2) / 26)
+    assert padding_factor(workload, 1) == 1
+
+
+def test_the_control_plane_is_measured_at_every_size() -> None:
+    with open_subject(SMALL) as subject:
+        result = measure(
+            subject, SMALL, pool_sizes=(1_000, 2_000), queue_sizes=(20, 200), num_running=4, rounds=3
+        )
+    assert [series.operation for series in result.pool] == ["allocate", "append", "free", "only look up"]
+    assert [series.operation for series in result.queue] == ["schedule", "abort"]
+    for series in (*result.pool, *result.queue):
+        assert len(series.seconds) == len(series.sizes) == 2
+        assert all(seconds > 0 for seconds in series.seconds)
+        assert series.flatness == max(series.seconds) / min(series.seconds)
+    assert result.step.num_sequences == 3
+    assert 0 < result.step.schedule_share < result.step.control_plane_share < 1
+    print_result(result)
+
+
+def test_the_rigs_keep_the_books_of_a_real_control_plane() -> None:
+    from minivllm.lab.bench.churn import PoolRig, QueueRig
+
+    pool = PoolRig(1_000, seed=1)
+    for _ in range(20):
+        pool.round()
+        pool.cache.check_invariants()
+    queue = QueueRig(num_running=5, num_waiting=30, seed=1)
+    for _ in range(20):
+        queue.schedule_round()
+        queue.abort_round()
+        queue.scheduler.check_invariants()
+        assert (len(queue.scheduler.running), len(queue.scheduler.waiting)) == (5, 30)
+    assert measure_pool((1_000,), 2, 0)[0].flatness == 1
+    assert measure_queue((3,), 2, 2, 0)[0].flatness == 1
+
+
+def test_a_run_with_a_wrong_number_of_tokens_is_not_reported() -> None:
+    with open_subject(SMALL) as subject:
+        engine = subject.engine()
+        add = engine.add_request
+
+        def add_a_shorter_one(request_id: str, prompt: tuple[int, ...], params: SamplingParams) -> None:
+            add(request_id, prompt, replace(params, max_tokens=1))
+
+        engine.add_request = add_a_shorter_one  # type: ignore[method-assign, assignment]
+        with pytest.raises(RuntimeError, match=r"has 1 tokens, .* were asked for"):
+            play(engine, subject.workload(SMALL))
+
+
+def test_without_a_shipped_model_nano_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minivllm.lab.subjects.subject.shipped_model", lambda: None)
+    assert find_model(None, tmp_path) == ("nano", tmp_path / "nano")
+
+
+def test_what_cannot_work_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="kind must be one of 'throughput', 'peers'"):
+        run("speed")
+    with pytest.raises(ValueError, match="model must be nano, small, medium, or a folder"):
+        run("throughput", Settings(model=str(tmp_path / "nowhere")))
+    with pytest.raises(ValueError, match="threads must be an integer of at least 1, got 0"):
+        Settings(threads=0)
+    with pytest.raises(ValueError, match="dtype must be one of auto, float32"):
+        Settings(dtype="int8")
+    assert {"throughput", "peers", "trace", "control-plane", "beams"} <= set(MEASUREMENTS)
+
+
+def test_beams_find_the_same_with_shared_blocks_and_with_copies() -> None:
+    with open_subject(replace(SMALL, num_blocks=64)) as subject:
+        pools = {"room for all": 64, "tight": 16}
+        result = measure_beams(subject, SMALL, pools, prompt_tokens=40, output_tokens=12)
+    assert [pool.num_blocks for pool in result.pools] == [64, 16]
+    for pool in result.pools:
+        assert pool.same_sequences and pool.ratio > 0
+        assert pool.shared_copies < pool.copied_copies
+    assert result.pools[1].shared_steps <= result.pools[1].copied_steps
+    assert len(result.sections()[0].rows) == 2
+
+
+def test_more_threads_than_cores_is_a_warning() -> None:
+    (warning,) = Settings(threads=10_000).warnings()
+    assert warning.startswith("threads is 10000, but this process may use")
+    assert Settings(threads=1).warnings() == []
