@@ -254,27 +254,29 @@ class LLM:
         if len(priorities) != len(tokenized):
             raise ValueError(f"priority has {len(priorities)} entries for {len(tokenized)} prompts")
         ids = [str(self._next_request + index) for index in range(len(tokenized))]
+        requests = []
         for index, prompt in enumerate(tokenized):  # all are checked before any is queued
             check_integer(f"priority[{index}]", priorities[index])
+            wanted = params[index]
+            if isinstance(wanted, SamplingParams):
+                wanted = replace(wanted, output_kind=RequestOutputKind.FINAL_ONLY)
             try:
-                self.engine.validate(
-                    ids[index], prompt.token_ids, params[index], cache_salt=prompt.cache_salt
+                requests.append(
+                    self.engine.make_request(
+                        ids[index],
+                        prompt.token_ids,
+                        wanted,
+                        prompt=prompt.text,
+                        priority=priorities[index],
+                        cache_salt=prompt.cache_salt,
+                    )
                 )
             except ValueError as error:
                 raise ValueError(f"prompts[{index}]: {error}") from None
         self._next_request += len(ids)
         try:
-            for request_id, prompt, wanted, urgency in zip(ids, tokenized, params, priorities, strict=True):
-                if isinstance(wanted, SamplingParams):
-                    wanted = replace(wanted, output_kind=RequestOutputKind.FINAL_ONLY)
-                self.engine.add_request(
-                    request_id,
-                    prompt.token_ids,
-                    wanted,
-                    prompt=prompt.text,
-                    priority=urgency,
-                    cache_salt=prompt.cache_salt,
-                )
+            for request in requests:
+                self.engine.enqueue(request)
             return self._drain(ids, use_tqdm)
         finally:
             for request_id in ids:  # whatever interrupted us, no request and no block stays behind

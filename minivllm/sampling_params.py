@@ -332,3 +332,8 @@ class BeamSearchParams:
             length_penalty=self.length_penalty,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
+
+
+def in_sampling_params(params: SamplingParams | BeamSearchParams | None) -> SamplingParams:
+    """The same as `SamplingParams`, whichever of vLLM's two ways to ask for a search was used."""
+    return params.to_sampling_params() if isinstance(params, BeamSearchParams) else params or SamplingParams()

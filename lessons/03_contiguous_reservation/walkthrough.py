@@ -81,20 +81,20 @@ class Look(NamedTuple):
 
 def look(engine: Engine, final: dict[str, int]) -> Look:
     """Sort the memory of this moment. `final`: tokens that each request will have kept in the end."""
-    cache, scheduler = engine.cache, engine.scheduler
+    cache, state = engine.cache, engine.core.state
     is_paged = engine.config.allocator == "paged"
     gaps = [cache.num_free_blocks] if is_paged else [gap.num_blocks for gap in cache.placement.gaps()]
     head, wanted = "", 0
-    for request in scheduler.waiting.in_order_of_arrival()[:1]:
+    for request in state.waiting.in_order_of_arrival()[:1]:
         head, prompt = request.request_id, request.sequences[0].num_prompt_tokens
-        wanted = cache.most_blocks(prompt, final[head], 1)
+        wanted = cache.max_blocks(prompt, final[head], 1)
         if is_paged:
             wanted = blocks_needed(prompt, BLOCK_SIZE)  # nothing is reserved for the answer
     progress = {}
     for number in cache.tables:
-        sequence = scheduler.sequences[number]
+        sequence = state.sequences[number]
         progress[number] = Progress(sequence.num_computed_tokens, final[sequence.request_id])
-    now = Look(MemoryShares(0, 0, 0, 0, 0), len(scheduler.running), gaps, head, wanted)
+    now = Look(MemoryShares(0, 0, 0, 0, 0), len(state.running), gaps, head, wanted)
     shares = memory_shares(
         NUM_BLOCKS * BLOCK_SIZE,
         cache.num_free_blocks * BLOCK_SIZE,

@@ -1,17 +1,17 @@
 """Beam search in the engine: the search decides, block tables follow.
 
-`BeamSearch` knows scores and tokens, the scheduler knows sequences and blocks. Between them each step is
+`BeamSearch` knows scores, the engine core knows sequences and blocks. Between them each step is
 
     logits of all beams ──► candidates ──► BeamSearch.advance ──► kept: (parent beam, token), best first
-                                                                     │
+                                                                     │ BeamStep
             a parent with one child goes on in place                 │
-            a parent with several children is forked   ◄── grow ─────┘
+            a parent with several children is forked   ◄── core ─────┘
             a parent without children is dropped, and its own blocks are free
 
 so beams that have most of their past in common have most of their blocks in common too, and nothing is
 ever copied but a block that two of them are about to write to.
 
-A finished hypothesis is only remembered as tokens. It holds no blocks.
+A running beam's tokens belong to its sequence. A finished hypothesis is tokens only: it holds no blocks.
 
 Source: Kwon et al. (SOSP 2023), section 4.4 and figure 9. Read next: `beam_search.py` for the decisions.
 """
@@ -21,15 +21,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from minivllm.decoding.beam_search import BeamSearch, Candidate, Hypothesis, Step
+from minivllm.decoding.beam_search import BeamSearch, Candidate, Hypothesis
 from minivllm.decoding.detokenizer import IncrementalDetokenizer
 from minivllm.outputs import CompletionOutput
 from minivllm.sampling_params import SamplingParams
-from minivllm.trace.events import BeamsAdvanced
+from minivllm.scheduling.plan import BeamStep
+from minivllm.scheduling.request import Finish
+from minivllm.scheduling.request import Sequence as TokenSequence
 
 if TYPE_CHECKING:
     from minivllm.model.tokenizer import Tokenizer
-    from minivllm.scheduling.request import Sequence as TokenSequence
 
 REJECTED_SHOWN = 8
 """The trace shows so many of the best candidates that were not kept."""
@@ -40,7 +41,7 @@ class BeamDecoding:
 
     Args:
         params: what was asked for, `use_beam_search` among it.
-        prompt_token_ids: what the beams continue.
+        beams: the request's own list of its sequences: the prompt's at first, then the beams, best first.
         max_tokens: final limit of output tokens.
         tokenizer: None leaves all texts empty.
         eos_token_ids: tokens that end a beam, unless `params.ignore_eos`.
@@ -50,7 +51,7 @@ class BeamDecoding:
     def __init__(
         self,
         params: SamplingParams,
-        prompt_token_ids: list[int],
+        beams: Sequence[TokenSequence],
         *,
         max_tokens: int,
         tokenizer: Tokenizer | None,
@@ -58,82 +59,71 @@ class BeamDecoding:
         temperature: float = 0.0,
     ) -> None:
         self.params = params
-        self.prompt_token_ids = prompt_token_ids
+        self.beams = beams
+        self._prompt = beams[0].token_ids[: beams[0].num_prompt_tokens].tolist()
+        self.max_tokens = max_tokens
         self.temperature = temperature
         self._tokenizer = tokenizer if params.detokenize else None
-        stop_token_ids = params.stop_token_ids or ()
         self._eos_token_ids = frozenset() if params.ignore_eos else frozenset(eos_token_ids)
-        self.search = BeamSearch(
+        self.search = self._new_search()
+        self.was_aborted = False
+
+    def _new_search(self) -> BeamSearch:
+        params = self.params
+        return BeamSearch(
             params.width,
-            max_tokens=max_tokens,
-            eos_token_ids=self._eos_token_ids | frozenset(stop_token_ids),
+            max_tokens=self.max_tokens,
+            eos_token_ids=self._eos_token_ids | frozenset(params.stop_token_ids or ()),
             length_penalty=params.length_penalty,
             early_stopping=params.early_stopping,  # type: ignore[arg-type]  # checked by the parameters
         )
-        self._was_aborted = False
 
     @property
     def is_finished(self) -> bool:
-        return self._was_aborted or self.search.is_done
+        return self.was_aborted or self.search.is_done
 
     @property
-    def finish_reason(self) -> str | None:
+    def finish(self) -> Finish | None:
         """Why the best output ended; None while the search goes on."""
-        if self._was_aborted:
-            return "abort"
-        return self.search.best(1)[0].finish_reason if self.search.is_done else None
+        if self.was_aborted:
+            return Finish("abort")
+        return Finish(self.search.best(1)[0].finish_reason) if self.search.is_done else None
 
     def advance(
-        self, beams: Sequence[TokenSequence], candidates: Sequence[Candidate]
-    ) -> tuple[Step, list[tuple[TokenSequence, int]]]:
-        """Take one step of the search; returns it, and `(parent, token)` of each beam that goes on."""
-        step = self.search.advance(candidates)
-        return step, [(beams[candidate.beam], candidate.token_id) for candidate in step.kept]
+        self, request_id: str, beams: Sequence[TokenSequence], candidates: Sequence[Candidate]
+    ) -> BeamStep:
+        """Take one step of the search with these beams, in the order of their scores."""
 
-    def describe(
-        self, request_id: str, parents: Sequence[int], step: Step, grown: Sequence[TokenSequence]
-    ) -> BeamsAdvanced:
-        """The step as an event; `parents` are the sequence ids of the beams before it."""
-        kept = [
-            (
-                parents[item.beam],
-                sequence.seq_id,
-                item.token_id,
-                round(item.score, 6),
-                self.text_of(item.token_id),
-            )
-            for item, sequence in zip(step.kept, grown, strict=True)
-        ]
-        finished = [
-            (parents[item.beam], item.token_id, round(score, 6), self.text_of(item.token_id))
-            for item, score in step.finished
-        ]
-        rejected = [
-            (parents[item.beam], item.token_id, round(item.score, 6), self.text_of(item.token_id))
-            for item in step.rejected[:REJECTED_SHOWN]
-        ]
-        return BeamsAdvanced(request_id, tuple(kept), tuple(finished), tuple(rejected))
+        def told(item: Candidate, score: float) -> tuple[int, int, float, str]:
+            return beams[item.beam].seq_id, item.token_id, round(score, 6), self._text_of(item.token_id)
 
-    def ending_of(self, seq_id: int) -> tuple[str, int | str | None] | None:
-        """Reason of the request's end, which is that of all its beams."""
-        reason = self.finish_reason
-        return None if reason is None else (reason, None)
+        selection = self.search.advance(candidates, lambda beam: beams[beam].output_token_ids())
+        return BeamStep(
+            request_id,
+            [told(item, item.score) for item in selection.kept],
+            [told(item, score) for item, score in selection.finished],
+            [told(item, item.score) for item in selection.rejected[:REJECTED_SHOWN]],
+            self.finish,
+        )
+
+    def rewind(self) -> None:
+        """After an interrupt, the search begins again from the prompt (`EngineCore`)."""
+        self.search = self._new_search()
 
     def abort(self) -> None:
         """End the search here; what has been found so far is the result."""
-        self._was_aborted = not self.search.is_done
+        self.was_aborted = not self.search.is_done
 
     def completions(self) -> list[CompletionOutput]:
         """The `n` best outputs; after an abort, unfinished beams fill up what is missing."""
         hypotheses = self.search.best(self.params.n)
         completions = [self._completion(index, item) for index, item in enumerate(hypotheses)]
-        if self._was_aborted:
-            running = zip(self.search.beams, self.search.scores, strict=True)
-            for tokens, score in list(running)[: self.params.n - len(completions)]:
+        if self.was_aborted:
+            running = list(zip(self.beams, self.search.scores, strict=True))
+            for beam, score in running[: self.params.n - len(completions)]:
+                tokens = beam.output_token_ids()
                 text = self._detokenize(tokens)
-                completions.append(
-                    CompletionOutput(len(completions), text, list(tokens), score, None, "abort")
-                )
+                completions.append(CompletionOutput(len(completions), text, tokens, score, None, "abort"))
         return completions
 
     def _completion(self, index: int, hypothesis: Hypothesis) -> CompletionOutput:
@@ -155,10 +145,10 @@ class BeamDecoding:
         if self._tokenizer is None:
             return ""
         detokenizer = IncrementalDetokenizer(
-            self._tokenizer, self.prompt_token_ids, skip_special_tokens=self.params.skip_special_tokens
+            self._tokenizer, self._prompt, skip_special_tokens=self.params.skip_special_tokens
         )
         return "".join(map(detokenizer.append, token_ids)) + detokenizer.flush()
 
-    def text_of(self, token_id: int) -> str:
+    def _text_of(self, token_id: int) -> str:
         """One token by itself, for the trace: a beam's text may still change as a whole."""
         return self._tokenizer.token_text(token_id) if self._tokenizer else ""

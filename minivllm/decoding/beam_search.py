@@ -34,7 +34,8 @@ are fewer beams then. With `num_beams=1` it runs its greedy search: the same, bu
 `length_penalty` above 0 may go on here behind an EOS token. And of equal scores, whose order it leaves open,
 those that came first stay first.
 
-Nobody here knows a model, or a tensor: candidates come in, decisions come out.
+There is no model here, no tensor and no list of running beams' tokens, which belong to their sequences:
+candidates come in, decisions come out.
 
 Sources: Graves, "Sequence Transduction with Recurrent Neural Networks" (2012) and Sutskever et al., "Sequence
 to Sequence Learning with Neural Networks" (2014) for the search; Wu et al., "Google's Neural Machine
@@ -45,7 +46,7 @@ Read next: `beam_candidates.py`, which finds the candidates.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -74,7 +75,7 @@ class Hypothesis(NamedTuple):
     """The EOS token that ended it; None if `max_tokens` did."""
 
 
-class Step(NamedTuple):
+class Selection(NamedTuple):
     """What became of the candidates of one step: each of them is in one of the three lists."""
 
     kept: list[Candidate]
@@ -85,20 +86,14 @@ class Step(NamedTuple):
     """All others, best first."""
 
 
-class _Ending(NamedTuple):
-    """A hypothesis as it is remembered: where in the history it ended, not what it said."""
-
-    candidate: Candidate
-    length: int
-    score: float
-
-
 class BeamSearch:
     """The decisions of one beam search.
 
-        search = BeamSearch(4, max_tokens=20, eos_token_ids=[2])
+        search, beams = BeamSearch(4, max_tokens=20, eos_token_ids=[2]), [[]]
         while not search.is_done:
-            search.advance(best_continuations(logits, search.scores, search.num_candidates))
+            candidates = best_continuations(logits_after(beams), search.scores, search.num_candidates)
+            kept, _, _ = search.advance(candidates, beams.__getitem__)
+            beams = [[*beams[beam], token] for beam, token, _ in kept]
         print(search.best())
 
     Args:
@@ -126,10 +121,8 @@ class BeamSearch:
         self.early_stopping = early_stopping
         self._eos = frozenset(eos_token_ids)
         self._scores = [0.0]
-        # One entry for each step: the beams it kept. A beam is a path through it, followed from its end, so
-        # that a step costs the same however long the beams are.
-        self._history: list[list[Candidate]] = []
-        self._endings: list[_Ending] = []  # best first, at most beam_width
+        self._num_steps = 0
+        self._finished: list[Hypothesis] = []  # best first, at most beam_width
         self._is_done = False
 
     @property
@@ -146,80 +139,79 @@ class BeamSearch:
         return list(self._scores)
 
     @property
-    def beams(self) -> list[tuple[int, ...]]:
-        """Generated tokens of each running beam, in the order of `scores`. Takes time for each token."""
-        if not self._history:
-            return [()] * len(self._scores)
-        return [self._tokens(candidate, len(self._history)) for candidate in self._history[-1]]
-
-    @property
     def is_done(self) -> bool:
         """Nothing is left to do; `best` holds the result."""
         return self._is_done
 
-    def advance(self, candidates: Sequence[Candidate]) -> Step:
+    def advance(
+        self, candidates: Sequence[Candidate], tokens_of: Callable[[int], Sequence[int]]
+    ) -> Selection:
         """Take one step.
 
         Args:
             candidates: the `num_candidates` best continuations of the running beams, best first, no two the
                 same. Fewer only if there are no more.
+            tokens_of: index of a running beam → the tokens that it has generated. Asked for beams that end.
         """
         assert not self._is_done, "the search is done"
         assert 1 <= len(candidates) <= self.num_candidates, len(candidates)
         assert all(better.score >= worse.score for better, worse in pairwise(candidates)), "not best first"
-        length = len(self._history) + 1
+        self._num_steps += 1
+        length = self._num_steps
         is_last = length == self.max_tokens
         kept: list[Candidate] = []
-        ended: list[_Ending] = []
+        ended: list[tuple[Candidate, Hypothesis]] = []
         for rank, candidate in enumerate(candidates):
             if is_last or candidate.token_id in self._eos:
                 if rank < self.beam_width:
-                    ended.append(_Ending(candidate, length, self._normalised(candidate.score, length)))
+                    ended.append((candidate, self._hypothesis(candidate, tokens_of(candidate.beam))))
             elif len(kept) < self.beam_width:
                 kept.append(candidate)
         # The sort is stable, so an older one stays ahead of its equals.
-        self._endings = sorted([*self._endings, *ended], key=lambda ending: -ending.score)[: self.beam_width]
+        finished = [*self._finished, *(hypothesis for _, hypothesis in ended)]
+        self._finished = sorted(finished, key=lambda hypothesis: -hypothesis.score)[: self.beam_width]
         self._is_done = is_last or not kept or self._may_stop(kept[0].score, length)
         if self._is_done:
             kept = []
-        self._history.append(kept)
         self._scores = [candidate.score for candidate in kept]
-        finished = [(ending.candidate, ending.score) for ending in self._endings if ending.length == length]
+        return self._selection(candidates, kept, ended)
+
+    def _selection(
+        self,
+        candidates: Sequence[Candidate],
+        kept: list[Candidate],
+        ended: Sequence[tuple[Candidate, Hypothesis]],
+    ) -> Selection:
+        remembered = {id(hypothesis) for hypothesis in self._finished}
+        finished = [(item, hypothesis.score) for item, hypothesis in ended if id(hypothesis) in remembered]
+        finished.sort(key=lambda pair: -pair[1])
         chosen = {*kept, *(candidate for candidate, _ in finished)}
-        return Step(kept, finished, [candidate for candidate in candidates if candidate not in chosen])
+        return Selection(kept, finished, [candidate for candidate in candidates if candidate not in chosen])
 
     def best(self, count: int | None = None) -> list[Hypothesis]:
         """The `count` best finished hypotheses so far, best first (None: all, at most `beam_width`)."""
-        return [self._hypothesis(ending) for ending in self._endings[:count]]
+        return self._finished[:count]
 
     def _may_stop(self, best_running: float, length: int) -> bool:
         """Are there enough finished hypotheses, and none to be expected that would replace one?"""
-        if len(self._endings) < self.beam_width:
+        if len(self._finished) < self.beam_width:
             return False
         if self.early_stopping is True:
             return True
         if self.early_stopping == "never" and self.length_penalty > 0:
             length = self.max_tokens
-        return self._normalised(best_running, length) <= self._endings[-1].score
+        return self._normalised(best_running, length) <= self._finished[-1].score
 
     def _normalised(self, score: float, length: int) -> float:
         return score / math.pow(length, self.length_penalty)
 
-    def _hypothesis(self, ending: _Ending) -> Hypothesis:
-        candidate = ending.candidate
+    def _hypothesis(self, candidate: Candidate, tokens: Sequence[int]) -> Hypothesis:
+        """The beam with these tokens, ended by the candidate's."""
         stopped = candidate.token_id in self._eos
         return Hypothesis(
-            self._tokens(candidate, ending.length),
+            (*tokens, candidate.token_id),
             candidate.score,
-            ending.score,
+            self._normalised(candidate.score, len(tokens) + 1),
             "stop" if stopped else "length",
             candidate.token_id if stopped else None,
         )
-
-    def _tokens(self, candidate: Candidate, length: int) -> tuple[int, ...]:
-        """The path that ends with `candidate`, the `length`-th token of it."""
-        tokens = [candidate.token_id]
-        for step in reversed(self._history[: length - 1]):
-            candidate = step[candidate.beam]
-            tokens.append(candidate.token_id)
-        return tuple(reversed(tokens))

@@ -1,8 +1,8 @@
 """What is done to the logits before a token is drawn.
 
-    allowed tokens → banned tokens → bias → penalties     `steer`: change which token is likeliest
-    temperature → min-p                                   `weigh`: from logits to weights
-    top-k → top-p                                         `first_look`, `keep_top`: cut the improbable
+    allowed tokens → banned tokens → bias → penalties     `apply_logits_processors`: which token is likeliest
+    temperature → min-p                                   `apply_temperature`: from logits to weights
+    top-k → top-p                                         `top_tokens`, `apply_top_k_top_p`: cut the improbable
 
 A weight is a probability that is not divided by the sum yet: the likeliest token weighs 1. Then min-p is a
 plain comparison, and to cut a token is to let it weigh nothing.
@@ -29,34 +29,34 @@ from torch import Tensor
 
 from minivllm.decoding.sampling_state import SamplingState
 
-FIRST_LOOK = 256
-"""Likeliest tokens that `first_look` looks at. More cost time; fewer send more rows to be sorted."""
+NUM_TOP_TOKENS = 256
+"""Likeliest tokens that `top_tokens` looks at. More cost time; fewer send more rows to be sorted."""
 
 
-def steer(logits: Tensor, states: Sequence[SamplingState]) -> None:
+def apply_logits_processors(logits: Tensor, states: Sequence[SamplingState]) -> None:
     """Everything that changes which token is likeliest, in place; `logits` [n, vocab_size]."""
     for row, state in enumerate(states):
         if state.params.allowed_token_ids:
-            _allow_only(logits[row], state.params.allowed_token_ids)
+            _apply_allowed_token_ids(logits[row], state.params.allowed_token_ids)
     banned = [dict.fromkeys(state.banned_token_ids(), -torch.inf) for state in states]
     if any(banned):
-        _ban(logits, banned)
+        _apply_bans(logits, banned)
     biases = [state.params.logit_bias or {} for state in states]
     if any(biases):
         rows, tokens, bias = _cells(biases, logits)
         logits[rows, tokens] += bias
     if any(state.has_penalties for state in states):
-        _penalize(logits, states)
+        _apply_penalties(logits, states)
 
 
-def _allow_only(row: Tensor, token_ids: Sequence[int]) -> None:
+def _apply_allowed_token_ids(row: Tensor, token_ids: Sequence[int]) -> None:
     allowed = torch.tensor(token_ids, device=row.device)
     kept = row[allowed]
     row.fill_(-torch.inf)
     row[allowed] = kept
 
 
-def _ban(logits: Tensor, banned: Sequence[Mapping[int, float]]) -> None:
+def _apply_bans(logits: Tensor, banned: Sequence[Mapping[int, float]]) -> None:
     """Make tokens impossible, unless nothing would be left to choose from."""
     rows, tokens, never = _cells(banned, logits)
     kept = logits[rows, tokens]
@@ -65,7 +65,7 @@ def _ban(logits: Tensor, banned: Sequence[Mapping[int, float]]) -> None:
     logits[rows[emptied], tokens[emptied]] = kept[emptied]
 
 
-def _penalize(logits: Tensor, states: Sequence[SamplingState]) -> None:
+def _apply_penalties(logits: Tensor, states: Sequence[SamplingState]) -> None:
     """Repetition penalty over prompt and output, then presence and frequency penalty over the output."""
     factors: list[dict[int, float]] = []
     amounts: list[dict[int, float]] = []
@@ -95,7 +95,7 @@ def _cells(numbers: Sequence[Mapping[int, float]], logits: Tensor) -> tuple[Tens
     return rows_and_tokens[0], rows_and_tokens[1], torch.from_numpy(values[known]).to(logits)
 
 
-def weigh(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
+def apply_temperature(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
     """Temperature and min-p: weights [n, vocab_size] from logits; what weighs 0 cannot be drawn."""
     temperatures = [[state.params.temperature] for state in states]
     weights = logits - logits.amax(dim=-1, keepdim=True)
@@ -107,9 +107,9 @@ def weigh(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
     return weights
 
 
-def keep_top(weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+def apply_top_k_top_p(weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     """Let each row [vocab_size] of `weights` keep its `top_k` heaviest tokens, and of those the fewest that
-    have the share `top_p` of their sum together. This is the plain way; `first_look` is the fast one.
+    have the share `top_p` of their sum together. This is the plain way; `top_tokens` is the fast one.
 
     Args:
         weights: [n, vocab_size].
@@ -125,31 +125,31 @@ def keep_top(weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     return weights * _heaviest(weights, count, ordered.gather(1, count - 1))
 
 
-class FirstLook(NamedTuple):
+class TopTokens(NamedTuple):
     """The survivors of top-k and top-p, as far as the heaviest tokens tell."""
 
     token_ids: Tensor  # [n, width], ascending in each row
     weights: Tensor  # [n, width], 0 for those that were cut
-    decided: Tensor  # [n], False where a survivor, or a rival equal to the last one, may be out of sight
+    decided: Tensor  # [n], False where a survivor, or a rival equal to the last one, may not be among them
 
 
-def first_look(weights: Tensor, top_k: Tensor, top_p: Tensor) -> FirstLook:
+def top_tokens(weights: Tensor, top_k: Tensor, top_p: Tensor) -> TopTokens:
     """Top-k and top-p without a sort: nearly always the survivors are among the 256 heaviest.
 
-    Arguments are those of `keep_top`, which must have the last word on rows that are not decided.
+    Arguments are those of `apply_top_k_top_p`, which decides the rows that this cannot.
     """
     vocab_size = weights.shape[1]
-    width = min(FIRST_LOOK, vocab_size)
+    width = min(NUM_TOP_TOKENS, vocab_size)
     ordered, ids = weights.topk(width, dim=-1)
     total = weights.sum(dim=-1, dtype=torch.float64)
     count = _count_survivors(ordered, total, top_k, top_p)
     last = ordered.gather(1, count - 1)
     lightest = ordered[:, -1:]
-    everything_seen = (lightest < last) | (lightest == 0) | (width == vocab_size)
-    decided = everything_seen.squeeze(1) & ((top_k <= width) | (top_k >= vocab_size))
+    all_are_seen = (lightest < last) | (lightest == 0) | (width == vocab_size)
+    decided = all_are_seen.squeeze(1) & ((top_k <= width) | (top_k >= vocab_size))
     ids, order = ids.sort(dim=-1)  # `topk` returns equal tokens in any order
     seen = ordered.gather(1, order)
-    return FirstLook(ids, seen * _heaviest(seen, count, last), decided)
+    return TopTokens(ids, seen * _heaviest(seen, count, last), decided)
 
 
 def _count_survivors(ordered: Tensor, total: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:

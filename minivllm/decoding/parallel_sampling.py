@@ -10,34 +10,31 @@ first to write into the last, partly filled one gets a copy of it.
 
 Each output has its own random stream, so it is what a request of its own with that seed would give.
 
-Source: Kwon et al. (SOSP 2023), section 4.4 and figure 8. Read next: `generation.py`, one output;
-`minivllm/scheduling/scheduler.py`, `grow`, which forks.
+Source: Kwon et al. (SOSP 2023), section 4.4 and figure 8. Read next: `output_state.py`, one output;
+`minivllm/engine/core.py`, which forks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from minivllm.decoding.generation import Generation
+from minivllm.decoding.output_state import OutputState
 from minivllm.outputs import CompletionOutput
 from minivllm.sampling_params import RequestOutputKind, SamplingParams
+from minivllm.scheduling.request import Sequence as TokenSequence
 
-if TYPE_CHECKING:
-    from minivllm.decoding.sampler import SampledToken
-    from minivllm.scheduling.request import Sequence as TokenSequence
-
-MakeGeneration = Callable[[SamplingParams, int], Generation]
-"""Parameters of one output, and its number → its generation."""
+MakeOutput = Callable[[SamplingParams], OutputState]
+"""Parameters of one output → the output, not begun."""
 
 
-class Draw(NamedTuple):
-    """One token to be drawn: after which sequence, for which output."""
+class SampleSlot(NamedTuple):
+    """A place for one sampled token: after which sequence, for which output."""
 
     parent: TokenSequence
-    generation: Generation
-    forks: bool
+    output: OutputState
+    is_fork: bool
     """The token goes to a new fork of `parent`, and not to `parent` itself."""
 
 
@@ -46,73 +43,75 @@ class ParallelSampling:
 
     Args:
         params: what was asked for.
-        make_generation: makes the output of one number.
+        make_output: makes one output.
+
+    Attributes:
+        by_sequence: the output of each sequence, once it has its first token.
     """
 
-    def __init__(self, params: SamplingParams, make_generation: MakeGeneration) -> None:
+    def __init__(self, params: SamplingParams, make_output: MakeOutput) -> None:
         self.params = params
-        self.generations = [
-            make_generation(params if params.width == 1 else _params_of(params, index), index)
+        self.outputs = [
+            make_output(params if params.width == 1 else _params_of(params, index))
             for index in range(params.width)
         ]
-        self._by_sequence: dict[int, Generation] = {}
-        self._num_unfinished = params.width
+        self.by_sequence: dict[int, OutputState] = {}
 
     @property
     def is_finished(self) -> bool:
-        return self._num_unfinished == 0
+        return all(output.finish for output in self.outputs)
 
     @property
-    def finish_reason(self) -> str | None:
-        """Why the last output ended; None while one goes on."""
-        return self.generations[-1].finish_reason if self.is_finished else None
+    def was_aborted(self) -> bool:
+        return any(output.was_aborted for output in self.outputs)
 
-    def draws(self, sequence: TokenSequence) -> list[Draw]:
-        """What is to be drawn now that this sequence is computed: one token, or all first ones.
+    def set_fallback_seed(self, seed: int) -> None:
+        """The seed of the random streams, if the request has none: each output gets one of its own."""
+        for index, output in enumerate(self.outputs):
+            output.sampling.fallback_seed = seed + (index << 128)
 
-        The sequence's own draw comes last, so that everybody has forked from it before it grows.
+    def first_slots(self, sequence: TokenSequence) -> list[SampleSlot]:
+        """What is to be sampled when the prompt is computed: the first token of each output.
+
+        The sequence's own token comes last, so that all others have forked from it before it grows.
         """
-        if self._by_sequence:
-            return [Draw(sequence, self._by_sequence[sequence.seq_id], False)]
-        first, *others = self.generations
-        return [*(Draw(sequence, other, True) for other in others), Draw(sequence, first, False)]
+        first, *others = self.outputs
+        return [*(SampleSlot(sequence, other, True) for other in others), SampleSlot(sequence, first, False)]
 
-    def append(self, generation: Generation, sequence: TokenSequence, token: SampledToken) -> str:
-        """Take a drawn token; `sequence` is the one that has it now. Returns the text that it added."""
-        self._by_sequence[sequence.seq_id] = generation
-        text = generation.append(token)
-        self._num_unfinished -= generation.finish_reason is not None
-        return text
+    def attach(self, output: OutputState, sequence: TokenSequence) -> None:
+        """The output's first token went to `sequence`."""
+        output.attach(sequence)
+        self.by_sequence[sequence.seq_id] = output
 
-    def ending_of(self, seq_id: int) -> tuple[str, int | str | None] | None:
-        """Reason and stop of the output that this sequence has, if it has ended."""
-        generation = self._by_sequence.get(seq_id, self.generations[0])
-        return (
-            None if generation.finish_reason is None else (generation.finish_reason, generation.stop_reason)
-        )
+    def rewind(self, first: TokenSequence) -> None:
+        """After an interrupt: understand the tokens of the sequences again; `first` is the request's first.
 
-    def output_of(self, seq_id: int) -> list[int]:
-        """The tokens that this sequence has generated."""
-        generation = self._by_sequence.get(seq_id)
-        return generation.output_token_ids if generation else []
+        Where there are several outputs, they all begin again (`EngineCore`).
+        """
+        if len(self.outputs) > 1:
+            self.by_sequence.clear()
+            for output in self.outputs:
+                output.attach(first)
+        for output in self.outputs:
+            output.rewind()
 
     def abort(self) -> None:
         """End all outputs that still go on."""
-        for generation in self.generations:
-            if generation.finish_reason is None:
-                generation.abort()
-        self._num_unfinished = 0
+        for output in self.outputs:
+            if output.finish is None:
+                output.abort()
 
     def completions(self) -> list[CompletionOutput]:
         """All outputs so far; of `best_of`, the `n` likeliest, the likeliest first."""
         if self.params.width == self.params.n:
-            wanted = self.generations
+            wanted = self.outputs
         else:
-            by_likelihood = sorted(self.generations, key=lambda item: -item.cumulative_logprob)
+            by_likelihood = sorted(self.outputs, key=lambda item: -item.cumulative_logprob)
             wanted = by_likelihood[: self.params.n]
-        completions = [generation.completion(index) for index, generation in enumerate(wanted)]
-        if self.params.output_kind is RequestOutputKind.DELTA and len(completions) > 1:
-            completions = [item for item in completions if item.token_ids or item.finish_reason]
+        numbered = list(enumerate(wanted))
+        if self.params.output_kind is RequestOutputKind.DELTA and len(wanted) > 1:
+            numbered = [(index, output) for index, output in numbered if output.has_news]
+        completions = [output.completion(index) for index, output in numbered]
         if self.params.logprobs is None and self.params.width > self.params.n:
             for completion in completions:
                 completion.logprobs = None  # computed in order to choose, not because they were asked for

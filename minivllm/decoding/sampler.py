@@ -1,7 +1,7 @@
 """The sampler: one row of logits goes in, one token comes out, for a whole batch at once.
 
-A batch in which everybody is greedy is one argmax. Otherwise the logits are steered, weighed and cut
-(`logits_processors.py`), and each row draws by the inverse of its cumulative distribution with the next
+A batch in which all are greedy is one argmax. Otherwise the logits are processed (`logits_processors.py`), and
+each row draws by the inverse of its cumulative distribution with the next
 number of its own random stream:
 
     weights       0.2  1.0  0.6  0.2
@@ -23,7 +23,12 @@ from torch import Tensor
 
 from minivllm.decoding.beam_candidates import best_continuations
 from minivllm.decoding.beam_search import Candidate
-from minivllm.decoding.logits_processors import first_look, keep_top, steer, weigh
+from minivllm.decoding.logits_processors import (
+    apply_logits_processors,
+    apply_temperature,
+    apply_top_k_top_p,
+    top_tokens,
+)
 from minivllm.decoding.sampling_state import SamplingState
 from minivllm.outputs import Logprob
 
@@ -52,8 +57,9 @@ class Sampler:
             return [SampledToken(token, None) for token in _likeliest(logits)]
         raw = logits
         logits = logits.to(_precise(logits), copy=True)
-        steer(logits, states)
-        drawing = [row for row, state in enumerate(states) if not state.params.is_greedy]
+        if any(state.changes_logits for state in states):
+            apply_logits_processors(logits, states)
+        drawing = [row for row, state in enumerate(states) if not state.is_greedy]
         if len(drawing) == len(states):
             token_ids = self._draw(logits, states)
         else:
@@ -82,8 +88,8 @@ class Sampler:
         return best_continuations(logits, scores, count, temperature)
 
     def _draw(self, logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
-        """One token id for each row of steered `logits` [n, vocab_size], none of them greedy."""
-        weights = weigh(logits, states)
+        """One token id for each row of processed `logits` [n, vocab_size], none of them greedy."""
+        weights = apply_temperature(logits, states)
         if not torch.isfinite(weights.sum(dim=-1)).all():
             raise FloatingPointError("the model's logits hold NaN or infinity: there is nothing to draw from")
         uniform = torch.tensor(
@@ -96,11 +102,11 @@ class Sampler:
         choosy = (top_k < vocab_size) | (top_p < 1)
         if not choosy.any():
             return _invert(weights, uniform)
-        look = first_look(weights, top_k, top_p)
+        look = top_tokens(weights, top_k, top_p)
         token_ids = look.token_ids.gather(1, _invert(look.weights, uniform).unsqueeze(1)).squeeze(1)
         if not look.decided.all():
             flat = choosy & ~look.decided
-            weights[flat] = keep_top(weights[flat], top_k[flat], top_p[flat])
+            weights[flat] = apply_top_k_top_p(weights[flat], top_k[flat], top_p[flat])
             rest = ~look.decided
             token_ids[rest] = _invert(weights[rest], uniform[rest])
         return token_ids

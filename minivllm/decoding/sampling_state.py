@@ -1,8 +1,8 @@
 """What one sequence remembers for the sake of its next token: plain Python, no tensors.
 
-Every sequence has a random stream of its own and takes exactly one number from it for each token it
-samples. So its tokens depend on its seed and its own past, and never on who else is in the batch, on how
-its prompt was cut into chunks, or on whether it was preempted in between.
+Every output has a random stream of its own, and the token at position i is drawn with its i-th number. So its
+tokens depend on its seed and its own past, and never on the other requests of the batch, on how its prompt was
+cut into chunks, or on whether it was preempted, or its step interrupted, in between.
 
 Read next: `sampler.py`.
 """
@@ -18,6 +18,7 @@ from minivllm.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from minivllm.model.tokenizer import Tokenizer
+    from minivllm.scheduling.request import Sequence as TokenSequence
 
 
 class SamplingState:
@@ -25,8 +26,7 @@ class SamplingState:
 
     Args:
         params: what the request asked for.
-        prompt_token_ids: the prompt.
-        output_token_ids: the *live* list of output tokens, which its owner appends to.
+        sequence: owner of the tokens; before a fork, the sequence that will be forked.
         fallback_seed: seed of the random stream if `params.seed` is None.
         eos_token_ids: end-of-sequence tokens, suppressed until `min_tokens` are out.
         tokenizer: needed only for `params.bad_words`.
@@ -35,40 +35,56 @@ class SamplingState:
     def __init__(
         self,
         params: SamplingParams,
-        prompt_token_ids: Sequence[int],
-        output_token_ids: list[int],
+        sequence: TokenSequence,
         *,
         fallback_seed: int = 0,
         eos_token_ids: Sequence[int] = (),
         tokenizer: Tokenizer | None = None,
     ) -> None:
         self.params = params
-        self.prompt_token_ids = prompt_token_ids
-        self.output_token_ids = output_token_ids
-        self._random = Random(fallback_seed if params.seed is None else params.seed)
+        self.sequence = sequence
+        self.fallback_seed = fallback_seed
+        self._random = Random()
+        self._num_drawn = 0  # numbers taken from the stream
+        self._uniform = 0.0  # the last of them
         # vLLM holds the end-of-sequence tokens back even where `ignore_eos` would let them pass.
         self._ending = sorted({*(params.stop_token_ids or ()), *eos_token_ids})
         self._bad_words = _bad_word_tokens(params.bad_words or (), tokenizer)
+        self.is_greedy = params.is_greedy
+        self.has_penalties = bool(
+            params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1
+        )
         self.changes_logits = bool(
-            params.allowed_token_ids or params.logit_bias or self._bad_words or self.has_penalties
+            params.allowed_token_ids
+            or params.logit_bias
+            or params.min_tokens
+            or self._bad_words
+            or self.has_penalties
         )
-        self.is_plain_greedy = (
-            params.is_greedy and not self.changes_logits and not params.min_tokens and params.logprobs is None
-        )
+        """Can anything but the temperature and the cuts behind it change which token is chosen?"""
+        self.is_plain_greedy = self.is_greedy and not self.changes_logits and params.logprobs is None
 
     @cached_property
     def prompt_tokens(self) -> frozenset[int]:
         """Which tokens the prompt has, for the repetition penalty."""
-        return frozenset(self.prompt_token_ids)
+        return frozenset(self.sequence.token_ids[: self.sequence.num_prompt_tokens])
 
     @property
-    def has_penalties(self) -> bool:
-        params = self.params
-        return bool(params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1)
+    def output_token_ids(self) -> Sequence[int]:
+        """A copy of the output so far."""
+        return self.sequence.output_token_ids()
 
     def next_uniform(self) -> float:
-        """The next number of this sequence's own stream, in [0, 1)."""
-        return self._random.random()
+        """The number in [0, 1) for the next position: the same again if its token was never appended."""
+        position = len(self.sequence.token_ids) - self.sequence.num_prompt_tokens
+        if position < self._num_drawn - 1:  # the output begins again
+            self._num_drawn = 0
+        if self._num_drawn == 0:
+            self._random = Random(self.fallback_seed if self.params.seed is None else self.params.seed)
+        while self._num_drawn <= position:
+            self._uniform = self._random.random()
+            self._num_drawn += 1
+        return self._uniform
 
     def banned_token_ids(self) -> list[int]:
         """Tokens that must not come next: endings before `min_tokens`, and the last token of a bad word."""

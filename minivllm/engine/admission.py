@@ -1,4 +1,4 @@
-"""At the door: could this request ever be served? If not, it is refused at once, with the numbers.
+"""Before a request is queued: could it ever be served? If not, it is refused at once, with the numbers.
 
 A request that outgrows the cache half-way, or that waits for blocks which do not exist, would hang its
 client for ever. Both can be known before anything is computed, so they are.
@@ -13,6 +13,33 @@ from collections.abc import Sequence
 
 from minivllm.config import SchedulerConfig
 from minivllm.memory.cache_manager import CacheManager
+from minivllm.sampling_params import BeamSearchParams, SamplingParams, in_sampling_params
+
+
+def check_request(
+    request_id: str,
+    prompt_token_ids: Sequence[int],
+    params: SamplingParams | BeamSearchParams,
+    cache_salt: str | None,
+    *,
+    config: SchedulerConfig,
+    memory: CacheManager,
+    vocab_size: int,
+    has_tokenizer: bool,
+) -> int:
+    """Could this request be served by an empty engine? Returns its final limit of output tokens.
+
+    Raises:
+        ValueError: it never could, and why.
+    """
+    params = in_sampling_params(params)
+    if not isinstance(request_id, str) or not request_id:
+        raise ValueError(f"request_id must be a non-empty string, got {request_id!r}")
+    check_prompt(prompt_token_ids, vocab_size, config.max_model_len)
+    check_salt(cache_salt)
+    params.verify(vocab_size, has_tokenizer=has_tokenizer)
+    check_width(params.width, is_beam_search=params.use_beam_search, config=config)
+    return limit_output(len(prompt_token_ids), params.max_tokens, config, memory, params.width)
 
 
 def check_prompt(token_ids: Sequence[int], vocab_size: int, max_model_len: int) -> None:
@@ -38,15 +65,15 @@ def check_salt(salt: object) -> None:
         raise ValueError(f"cache_salt must be a string that is not empty, or None, got {salt!r}")
 
 
-def check_width(width: int, *, in_lockstep: bool, config: SchedulerConfig) -> None:
-    """Raise `ValueError` unless a step has places for all sequences of the request."""
-    name = "beam_width (best_of)" if in_lockstep else "n (best_of)"
+def check_width(width: int, *, is_beam_search: bool, config: SchedulerConfig) -> None:
+    """Raise `ValueError` unless a step has slots for all sequences of the request."""
+    name = "beam_width (best_of)" if is_beam_search else "n (best_of)"
     if width > config.max_num_seqs:
         raise ValueError(
             f"{name} must be at most max_num_seqs ({config.max_num_seqs}), because all its sequences run "
             f"at once; got {width}"
         )
-    if in_lockstep and width > config.max_num_batched_tokens:
+    if is_beam_search and width > config.max_num_batched_tokens:
         raise ValueError(
             f"{name} must be at most max_num_batched_tokens ({config.max_num_batched_tokens}), because all "
             f"beams advance in the same step; got {width}"
@@ -61,17 +88,17 @@ def limit_output(
     Raises:
         ValueError: the memory could not hold that many even if it were empty.
     """
-    longest = config.max_model_len - prompt_length
+    limit = config.max_model_len - prompt_length
 
     def blocks(num_tokens: int) -> int:
         # The last token is returned but never computed, so it needs no room in the cache.
-        return memory.most_blocks(prompt_length, prompt_length + num_tokens - 1, width)
+        return memory.max_blocks(prompt_length, prompt_length + num_tokens - 1, width)
 
     if max_tokens is None:
-        fitting = bisect_right(range(1, longest + 1), config.num_blocks, key=blocks)
+        fitting = bisect_right(range(1, limit + 1), config.num_blocks, key=blocks)
         if fitting:
             return fitting
-    wanted = longest if max_tokens is None else min(max_tokens, longest)
+    wanted = limit if max_tokens is None else min(max_tokens, limit)
     if blocks(wanted) > config.num_blocks:
         several = f" for {width} sequences" if width > 1 else ""
         raise ValueError(

@@ -1,17 +1,17 @@
 """The engine: requests go in, tokens come out, one step at a time.
 
-    step():   schedule ──► StepPlan ──► execute ──► logits ──► sample ──► update
-                 │                                                          │
-              events                                          outputs, events, freed blocks
+    step():   plan_step ──► StepPlan ──► execute ──► logits ──► sample_step ──► finish_step
+                 │                                                                  │
+              events                                            outputs, events, freed blocks
 
-Each part is somebody else's work: the scheduler decides, the executor computes, the sampler chooses, the
-decoding of each request (`live_request.py`) turns tokens into text and knows when to stop. The engine only
-carries data from one to the next and keeps the books, so the same loop drives any model, real or not.
+The core decides and keeps the books (`core.py`), the executor computes, the sampler chooses, and the outputs
+of each request turn tokens into text and know when to stop (`request_state.py`). The engine carries data from
+one to the next; the model, the tokenizer, the clock and the callers are its business, and no other's.
 
-A step that fails (out of memory, say) loses no token and no request: whoever was in it computes its cache
-anew, and every request can still be aborted.
+A step that fails (out of memory, say) or is interrupted loses no token and no request: those that were in it
+compute their caches anew, and every request can still be aborted.
 
-Source: the `LLMEngine` of vLLM, `step` and `add_request`. Read next: `minivllm/scheduling/scheduler.py`.
+Source: the `LLMEngine` of vLLM, `step` and `add_request`. Read next: `core.py`.
 """
 
 from __future__ import annotations
@@ -23,27 +23,18 @@ from typing import TYPE_CHECKING, Any
 
 from minivllm.config import SchedulerConfig
 from minivllm.decoding.detokenizer import token_texts
-from minivllm.engine.admission import check_prompt, check_salt, check_width, limit_output
-from minivllm.engine.request_state import LiveRequest, make_decoding
-from minivllm.engine.sample_step import Choices, Search, TokenChooser, choose
+from minivllm.engine.admission import check_request
+from minivllm.engine.core import EngineCore
+from minivllm.engine.request_state import RequestState, make_request_state
+from minivllm.engine.sample_step import StepSample, TokenSampler, advance_search, sample_step
 from minivllm.engine.snapshot import make_header, take_snapshot
+from minivllm.memory.cache_manager import CacheManager
 from minivllm.memory.make_cache_manager import Pages, make_cache_manager
-from minivllm.outputs import RequestMetrics, RequestOutput
+from minivllm.outputs import RequestOutput
 from minivllm.sampling_params import BeamSearchParams, SamplingParams
-from minivllm.scheduling.plan import StepPlan
-from minivllm.scheduling.policy import SchedulingPolicy
-from minivllm.scheduling.request import Request, RequestStatus, Sequence
-from minivllm.scheduling.scheduler import Scheduler
-from minivllm.trace.events import (
-    ModelShape,
-    RequestQueued,
-    RequestRefused,
-    SequenceFinished,
-    StepAbandoned,
-    StepFinished,
-    StepStarted,
-    TokensSampled,
-)
+from minivllm.scheduling.plan import NextToken, Sampled, StepPlan
+from minivllm.scheduling.policy import PolicyError, SchedulingPolicy
+from minivllm.trace.events import ModelShape, RequestRefused, StepFinished
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.replay import EngineSnapshot
 
@@ -51,7 +42,7 @@ if TYPE_CHECKING:
     from minivllm.executor.executor import Executor
     from minivllm.model.tokenizer import Tokenizer
 
-LONGEST_NAP_SECONDS = 0.01  # whoever drives the engine can add requests while a policy waits for them
+MAX_SLEEP_SECONDS = 0.01  # a driver can add requests while a policy waits for them
 
 
 class Engine:
@@ -69,16 +60,19 @@ class Engine:
         model_shape: the model's numbers, for the trace's header.
         settings: any other settings worth showing in the trace's header.
         clock: seconds; another clock makes a simulation of it.
-        sleep: lets so many seconds pass on that clock, when a policy would rather wait for company.
-        policy: who goes first; the one that `config` names, if None.
+        sleep: lets so many seconds pass on that clock, when a policy would rather wait for more requests.
+        policy: in which order requests are scheduled; the one that `config` names, if None.
         pages: how the executor's storage gives memory back, for the allocator "virtual_memory".
+
+    Attributes:
+        requests: the state of each unfinished request, by its id.
     """
 
     def __init__(
         self,
         config: SchedulerConfig,
         executor: Executor,
-        sampler: TokenChooser,
+        sampler: TokenSampler,
         *,
         vocab_size: int,
         tokenizer: Tokenizer | None = None,
@@ -100,19 +94,22 @@ class Engine:
         self.eos_token_ids = tuple(eos_token_ids)
         self.seed = seed
         self.recorder = recorder
-        self.num_steps = 0
-        self.live: dict[str, LiveRequest] = {}
-        """Unfinished requests by their ids."""
+        self.requests: dict[str, RequestState] = {}
         self._clock = clock
         self._sleep = sleep
-        self._emit = recorder.emit if recorder else None
-        self.cache = make_cache_manager(config, self._emit, pages)
-        self.scheduler = Scheduler(config, self.cache, self._emit, policy)
+        self._emit = emit = recorder.emit if recorder else None
+        self._is_busy = False  # left True by an interrupt: something may be half-done
+        self._num_rebuilds = 0
+        self._undelivered: list[RequestOutput] = []
+        self.core = EngineCore(
+            config, emit, policy=policy, make_cache=lambda: make_cache_manager(config, emit, pages)
+        )
         if recorder:
             kind = "wall" if clock is perf_counter else "virtual"
             # Addresses may be more than there is memory: the trace counts what has a number.
             num_blocks = len(self.cache.pool.ref_counts)
             recorder.start(make_header(config, num_blocks, model_shape, settings or {}, clock=kind))
+            self.core.epoch = clock()
 
     # ── requests come and go ──────────────────────────────────────────────────────────────────────────
 
@@ -127,7 +124,7 @@ class Engine:
         priority: int = 0,
         cache_salt: str | None = None,
     ) -> None:
-        """Queue a request. It is computed by later calls of `step`.
+        """Queue a request. It is computed by later calls of `step`. All or nothing, interrupts included.
 
         Args:
             request_id: the caller's name for it, unique among the requests that are not finished.
@@ -141,115 +138,125 @@ class Engine:
         Raises:
             ValueError: the request could never be served; it says why, in numbers. Nothing has changed.
         """
-        beam_temperature = params.temperature if isinstance(params, BeamSearchParams) else 0.0
-        wanted = _in_sampling_params(params)
-        max_tokens = self.validate(request_id, prompt_token_ids, wanted, cache_salt=cache_salt)
-        arrival_time = self._clock() if arrival_time is None else arrival_time
-        sequence = Sequence(
-            self.scheduler.new_seq_id(),
-            prompt_token_ids,
-            request_id=request_id,
-            wants_prompt_logits=wanted.prompt_logprobs is not None,
-        )
-        request = Request(
-            request_id,
-            [sequence],
-            max_tokens=max_tokens,
-            arrival_time=arrival_time,
-            priority=priority,
-            width=wanted.width,
-            in_lockstep=wanted.use_beam_search,
-            salt=cache_salt,
-        )
-        tokens = sequence.token_ids.tolist()
-        decoding = make_decoding(
-            wanted,
-            prompt,
-            tokens,
-            max_tokens=max_tokens,
-            tokenizer=self.tokenizer,
-            eos_token_ids=self.eos_token_ids,
-            # A seed of its own, so that no outcome depends on who else is in the batch.
-            fallback_seed=(self.seed << 32) ^ sequence.seq_id,
-            beam_temperature=beam_temperature,
-        )
-        metrics = RequestMetrics(arrival_time=arrival_time)
-        self.scheduler.add(request)
-        self.live[request_id] = LiveRequest(request, prompt, tokens, wanted, decoding, metrics)
-        if self.recorder and self._emit:
-            self._emit(
-                RequestQueued(
-                    request_id,
-                    sequence.seq_id,
-                    self.recorder.at(arrival_time),
-                    tuple(tokens),
-                    max_tokens,
-                    prompt,
-                    token_texts(self.tokenizer, tokens) if self.tokenizer else (),
-                    priority,
-                    num_outputs=wanted.width,
-                    is_beam_search=wanted.use_beam_search,
-                    salt=cache_salt,
-                )
+        self.enqueue(
+            self.make_request(
+                request_id,
+                prompt_token_ids,
+                params,
+                prompt=prompt,
+                arrival_time=arrival_time,
+                priority=priority,
+                cache_salt=cache_salt,
             )
+        )
 
-    def validate(
+    def make_request(
         self,
         request_id: str,
         prompt_token_ids: SequenceOf[int],
-        params: SamplingParams | BeamSearchParams,
+        params: SamplingParams | BeamSearchParams | None = None,
         *,
+        prompt: str | None = None,
+        arrival_time: float | None = None,
+        priority: int = 0,
         cache_salt: str | None = None,
-    ) -> int:
-        """Could this request be served by an empty engine? Returns its final limit of output tokens.
+    ) -> RequestState:
+        """Check a request, and make it; nothing changes until `enqueue`. Arguments as for `add_request`.
 
         Raises:
-            ValueError: it never could, and why. The refusal is recorded in the trace.
+            ValueError: it could never be served, and why. The refusal is recorded in the trace.
         """
-        params = _in_sampling_params(params)
+        params = params or SamplingParams()
         try:
-            if not isinstance(request_id, str) or not request_id:
-                raise ValueError(f"request_id must be a non-empty string, got {request_id!r}")
-            if request_id in self.live:
+            if request_id in self.requests:
                 raise ValueError(f"request_id {request_id!r} is in use by a request that is not finished")
-            check_prompt(prompt_token_ids, self.vocab_size, self.config.max_model_len)
-            check_salt(cache_salt)
-            params.verify(self.vocab_size, has_tokenizer=self.tokenizer is not None)
-            check_width(params.width, in_lockstep=params.use_beam_search, config=self.config)
-            return limit_output(
-                len(prompt_token_ids), params.max_tokens, self.config, self.cache, params.width
+            max_tokens = check_request(
+                request_id,
+                prompt_token_ids,
+                params,
+                cache_salt,
+                config=self.config,
+                memory=self.cache,
+                vocab_size=self.vocab_size,
+                has_tokenizer=self.tokenizer is not None,
+            )
+            return make_request_state(
+                request_id,
+                prompt,
+                prompt_token_ids,
+                params,
+                max_tokens=max_tokens,
+                arrival_time=self._clock() if arrival_time is None else arrival_time,
+                priority=priority,
+                cache_salt=cache_salt,
+                tokenizer=self.tokenizer,
+                eos_token_ids=self.eos_token_ids,
             )
         except ValueError as error:
-            if self._emit:
-                self._emit(RequestRefused(str(request_id), self._now(), str(error)))
+            if self._emit and self.recorder:
+                self._emit(RequestRefused(str(request_id), self.recorder.now(), str(error)))
             raise
 
+    def enqueue(self, state: RequestState) -> None:
+        """Let a request wait that `make_request` has made.
+
+        Raises:
+            ValueError: a request of its id is unfinished; nothing has changed.
+            PolicyError: the policy failed to rank it; nothing has changed.
+        """
+        self._settle()
+        tracing = self._emit is not None and self.tokenizer is not None
+        pieces = token_texts(self.tokenizer, state.prompt_token_ids) if tracing and self.tokenizer else ()
+        self.core.add(state.request, self._clock(), prompt=state.prompt, pieces=pieces)
+        self._is_busy = True
+        if state.sampling:
+            # A seed of its own, so that no outcome depends on the other requests of the batch.
+            state.sampling.set_fallback_seed((self.seed << 32) ^ state.request.sequences[0].seq_id)
+        self.requests[state.request.request_id] = state
+        self._is_busy = False
+
     def abort(self, request_id: str) -> RequestOutput | None:
-        """Forget a request at any moment; all its blocks come back.
+        """Remove a request at any moment; all its blocks come back. All or nothing, interrupts included.
 
         Returns:
-            Its output so far, with reason "abort" (or its own, if its batch held it); None if it is not here.
+            Its output so far, with reason "abort" (or its own, if it is parked); None if it is not here.
         """
-        live = self.live.get(request_id)
-        if live is None:
+        self._settle()
+        state = self.requests.get(request_id)
+        if state is None:
             return None
-        live.decoding.abort()
-        self._let_go(live, may_hold=False)
-        return live.output()
+        self._is_busy = True
+        state.outputs.abort()
+        state.metrics.finished_time = now = self._clock()
+        output = state.output()
+        self.core.abort(request_id, now)
+        del self.requests[request_id]
+        self._is_busy = False
+        return output
 
     def reset_prefix_cache(self) -> bool:
-        """Forget all cached prefixes that nobody uses. Returns whether nothing is left in the cache."""
-        self.cache.reset_prefix_cache()
-        return not self.live
+        """Forget all cached prefixes that no request uses. Returns whether nothing is left in the cache."""
+        self.core.reset_prefix_cache()
+        return not self.requests
 
     def has_unfinished_requests(self) -> bool:
-        return bool(self.live)
+        return bool(self.requests or self._undelivered)
 
     @property
     def num_unfinished_requests(self) -> int:
-        return len(self.live)
+        return len(self.requests)
 
-    # ── the loop body ─────────────────────────────────────────────────────────────────────────────────
+    @property
+    def num_steps(self) -> int:
+        """Steps that were finished."""
+        return self.core.num_steps
+
+    @property
+    def cache(self) -> CacheManager:
+        """The memory's books."""
+        return self.core.cache
+
+    # ── the loop ──────────────────────────────────────────────────────────────────────────────────────
 
     def step(self) -> list[RequestOutput]:
         """Compute one step of everything that is scheduled.
@@ -258,143 +265,142 @@ class Engine:
             One output for each request that got a token (or, with `output_kind=FINAL_ONLY` and for beam
             searches, that finished); empty if there is nothing to do.
         """
-        if not self.live:
-            return []
+        if self._is_busy:
+            self._settle()
+        self._is_busy = True
         began = self._clock()
-        if pause := self.scheduler.consult(began):
-            self._sleep(min(pause.until - began, LONGEST_NAP_SECONDS))
-            return []
-        if self._emit:
-            self._emit(StepStarted(self.num_steps, self._now()))
-        plan = None
         try:
-            plan = self.scheduler.schedule(self.num_steps, began)
-            scheduled = self._clock()
+            plan = self.core.plan_step(began)
+        except PolicyError:
+            self._is_busy = False
+            raise
+        if not isinstance(plan, StepPlan):
+            self._is_busy = False
+            if plan is not None:
+                self._sleep(min(plan.until - began, MAX_SLEEP_SECONDS))
+            return self._take_undelivered()
+        planned = self._clock()
+        try:
             logits = self.executor.execute(plan)
             executed = self._clock()
-            choices = choose(plan, logits, self.sampler, self.scheduler.sequences, self.live)
+            sample = sample_step(plan, logits, self.sampler, self.core.state.sequences, self.requests)
         except BaseException as error:
-            if plan is not None:
-                self.scheduler.abandon(plan)
-            if self._emit:
-                self._emit(StepAbandoned(self.num_steps, self._now(), f"{type(error).__name__}: {error}"))
+            self.core.abandon(plan, error, self._clock())
+            self._is_busy = False
             raise
-        chosen = self._clock()
-        outputs = self._update(plan, choices)
-        updated = self._clock()
+        sampled = self._clock()
+        outputs = self._update(plan, sample, sampled)
+        self._is_busy = False
         if self._emit:
+            updated = self._clock()
             seconds = {
-                "schedule": scheduled - began,
-                "model": executed - scheduled,
+                "schedule": planned - began,
+                "model": executed - planned,
                 "attention": self.executor.last_attention_seconds,
-                "sample": chosen - executed,
-                "update": updated - chosen,
+                "sample": sampled - executed,
+                "update": updated - sampled,
             }
             rounded = {name: round(value, 7) for name, value in seconds.items()}
-            self._emit(StepFinished(self.num_steps, self._now(), rounded))
-        self.num_steps += 1
+            self._emit(StepFinished(plan.step, self.core.time_of(updated), rounded))
         return outputs
 
-    def _update(self, plan: StepPlan, choices: Choices) -> list[RequestOutput]:
-        """Append the new tokens, fork and prune, let the finished leave, tell the callers."""
-        self.scheduler.complete(plan)
-        now = self._clock()
+    def _update(self, plan: StepPlan, sample: StepSample, now: float) -> list[RequestOutput]:
+        """Let outputs understand their tokens, let the core append them, and answer the callers."""
+        sequences, requests = self.core.state.sequences, self.requests
         for item in plan.scheduled:
-            metrics = self.live[self.scheduler.sequences[item.seq_id].request_id].metrics
+            metrics = requests[sequences[item.seq_id].request_id].metrics
             if metrics.first_scheduled_time is None:
                 metrics.first_scheduled_time = now
-        pieces: list[tuple[int, int, str]] = []
-        grown: dict[str, LiveRequest] = {}
-        for draw, token in zip(choices.draws, choices.tokens, strict=True):
-            live = grown[draw.parent.request_id] = self.live[draw.parent.request_id]
-            sequence = self.scheduler.fork(live.request, draw.parent) if draw.forks else draw.parent
-            sequence.append_token(token.token_id)
-            text = live.sampling.append(draw.generation, sequence, token)
-            pieces.append((sequence.seq_id, token.token_id, text))
-        for search in choices.searches:
-            grown[search.live.request.request_id] = search.live
-            pieces += self._advance_beams(search)
-        if self._emit and pieces:
-            self._emit(TokensSampled(tuple(pieces)))
-        outputs = []
-        for live in grown.values():
-            live.metrics.last_token_time = now
-            if live.metrics.first_token_time is None:
-                live.metrics.first_token_time = now
-            self._let_go(live)
-            if live.request.status.is_finished and live.request.request_id in self.live:
-                continue  # it is held until its batch is done, and so is its output
-            if live.decoding.is_finished or not live.is_silent:
-                outputs.append(live.output())
-        for request in self.scheduler.released():
-            live = self.live[request.request_id]
-            self._leave(live)
-            outputs.append(live.output())
+        tokens: list[NextToken] = []
+        for (parent, output, is_fork), token in zip(sample.slots, sample.tokens, strict=True):
+            text = output.append(token)
+            tokens.append(NextToken(parent.seq_id, token.token_id, text, is_fork, output.finish))
+        beams = [advance_search(search) for search in sample.searches]
+        changes = self.core.finish_step(plan, Sampled(tokens, beams), now)
+        grown: dict[str, RequestState] = {}
+        for (_, output, _), sequence in zip(sample.slots, changes.grown, strict=True):
+            state = grown[sequence.request_id] = requests[sequence.request_id]
+            if output.num_tokens == 1 and state.sampling:
+                state.sampling.attach(output, sequence)
+        for search in sample.searches:
+            grown[search.state.request.request_id] = search.state
+        outputs = self._take_undelivered()
+        released = {request.request_id: request for request in changes.released}
+        for request_id, state in grown.items():
+            state.metrics.last_token_time = now
+            if state.metrics.first_token_time is None:
+                state.metrics.first_token_time = now
+            if released.pop(request_id, None):
+                outputs.append(self._take_finished(request_id, now))
+            elif state.request.finish is None and not state.is_silent:
+                outputs.append(state.output())
+        outputs += [self._take_finished(request_id, now) for request_id in released]  # they were parked
         return outputs
 
-    def _advance_beams(self, search: Search) -> list[tuple[int, int, str]]:
-        """One step of a beam search: fork the good beams, drop the bad ones."""
-        live, beams, candidates = search
-        step, children = live.beams.advance(beams, candidates)
-        # At the end nobody goes on. The last beams stay until the request leaves, with its reason.
-        parents = [sequence.seq_id for sequence in beams]
-        grown, pruned = self.scheduler.grow(live.request, children) if children else ([], [])
-        for sequence in pruned:
-            self._tell_end(sequence, "pruned")
-        if self._emit:
-            self._emit(live.beams.describe(live.request.request_id, parents, step, grown))
-        return [
-            (sequence.seq_id, token, live.beams.text_of(token))
-            for sequence, (_, token) in zip(grown, children, strict=True)
-        ]
+    def _take_finished(self, request_id: str, now: float) -> RequestOutput:
+        state = self.requests[request_id]
+        state.metrics.finished_time = now
+        output = state.output()
+        del self.requests[request_id]
+        return output
 
-    # ── bookkeeping ───────────────────────────────────────────────────────────────────────────────────
+    def _take_undelivered(self) -> list[RequestOutput]:
+        outputs, self._undelivered = self._undelivered, []
+        return outputs
 
-    def _let_go(self, live: LiveRequest, *, may_hold: bool = True) -> None:
-        """Sequences that have ended leave, and their request with the last of them."""
-        request = live.request
-        for sequence in tuple(request.sequences):
-            ending = live.decoding.ending_of(sequence.seq_id)
-            if ending is None:
-                continue
-            if len(request.sequences) > 1:
-                self.scheduler.drop(request, sequence)
-                self._tell_end(sequence, *ending)
-            elif not (may_hold and self.scheduler.hold(request, RequestStatus(live.decoding.finish_reason))):
-                self._leave(live)
+    # ── after an interrupt ────────────────────────────────────────────────────────────────────────────
 
-    def _leave(self, live: LiveRequest) -> None:
-        """A request goes, with its last sequence."""
-        request = live.request
-        (sequence,) = request.sequences
-        live.metrics.finished_time = self._clock()
-        live.metrics.num_preemptions = request.num_preemptions
-        self.scheduler.remove(request, RequestStatus(live.decoding.finish_reason))
-        del self.live[request.request_id]
-        self._tell_end(sequence, *(live.decoding.ending_of(sequence.seq_id) or ("abort",)))
+    def _settle(self) -> None:
+        """Put things in order that an interrupt has left half-done: the core's books, then the outputs.
 
-    def _tell_end(self, sequence: Sequence, reason: str, stop: int | str | None = None) -> None:
-        if self._emit:
-            self._emit(SequenceFinished(sequence.seq_id, reason, self._now(), stop))
+        A request that the core no longer has was finished or aborted; one that only the core has was about
+        to be added. The outputs of all others are made again from their tokens.
+        """
+        now, core = self._clock(), self.core
+        core.settle(now, is_suspect=self._is_busy)
+        if core.num_rebuilds == self._num_rebuilds:
+            return
+        self._is_busy = True
+        for request_id, state in tuple(self.requests.items()):
+            if request_id in core.requests:
+                state.rewind()
+                if not state.outputs.is_finished:
+                    continue
+                core.abort(request_id, now)
+            self._leave_late(request_id, state, now)
+        for request_id in tuple(core.requests):
+            if request_id not in self.requests:
+                core.abort(request_id, now)
+        self._num_rebuilds = core.num_rebuilds
+        self._is_busy = False
 
-    def _now(self) -> float:
-        """Seconds since the trace began, for events."""
-        return self.recorder.now() if self.recorder else 0.0
+    def _leave_late(self, request_id: str, state: RequestState, now: float) -> None:
+        """A request had finished when the interrupt came: the next step tells its caller, if it has one."""
+        if state.outputs.is_finished and not state.outputs.was_aborted:
+            state.metrics.finished_time = now
+            self._undelivered = [*self._undelivered, state.output()]
+        del self.requests[request_id]
 
     def snapshot(self) -> EngineSnapshot:
         """The control plane's state, in the form in which a replay of the trace gives it."""
-        return take_snapshot(self)
+        self._settle()
+        return take_snapshot(self.core, self._beam_scores())
+
+    def _beam_scores(self) -> dict[int, float]:
+        """Score of each running beam, once its search has begun."""
+        scores: dict[int, float] = {}
+        for state in self.requests.values():
+            request = state.request
+            if state.search and request.finish is None and request.sequences[0].num_output_tokens:
+                rounded = [round(score, 6) for score in state.search.search.scores]
+                scores |= zip((beam.seq_id for beam in request.sequences), rounded, strict=True)
+        return scores
 
     def check_invariants(self) -> None:
         """Raise `AssertionError` unless every request is in exactly one queue and the memory adds up."""
-        self.scheduler.check_invariants()
-        waiting = self.scheduler.waiting.in_order_of_arrival()
-        queued = {request.request_id for request in (*waiting, *self.scheduler.running)}
-        assert queued == set(self.live), "the books and the queues name different requests"
-        for live in self.live.values():
-            if not live.request.status.is_finished:
-                live.check_invariants()
-
-
-def _in_sampling_params(params: SamplingParams | BeamSearchParams | None) -> SamplingParams:
-    return params.to_sampling_params() if isinstance(params, BeamSearchParams) else params or SamplingParams()
+        self._settle()
+        self.core.check_invariants()
+        assert set(self.core.requests) == set(self.requests), "engine and core name different requests"
+        for state in self.requests.values():
+            if state.request.finish is None:
+                state.check_invariants()

@@ -1,7 +1,7 @@
 """A request on its way through the engine: what is scheduled, what it has said, when things happened.
 
-The scheduler knows a `Request` as sequences of tokens, the decoding side knows it as outputs with texts
-and reasons to end. This is where the two meet, and where both are made from what the caller asked for.
+The core knows a `Request` as sequences of tokens, the decoding side knows it as outputs with texts and
+reasons to finish. This is where the two meet, and where both are made from what the caller asked for.
 
 Read next: `engine.py`; `minivllm/decoding/parallel_sampling.py` and `beam_decoding.py`.
 """
@@ -13,101 +13,144 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from minivllm.decoding.beam_decoding import BeamDecoding
-from minivllm.decoding.generation import Generation
+from minivllm.decoding.output_state import OutputState
 from minivllm.decoding.parallel_sampling import ParallelSampling
 from minivllm.outputs import RequestMetrics, RequestOutput
-from minivllm.sampling_params import RequestOutputKind, SamplingParams
+from minivllm.sampling_params import (
+    BeamSearchParams,
+    RequestOutputKind,
+    SamplingParams,
+    in_sampling_params,
+)
 from minivllm.scheduling.request import Request
+from minivllm.scheduling.request import Sequence as TokenSequence
 
 if TYPE_CHECKING:
     from minivllm.model.tokenizer import Tokenizer
 
 
 @dataclass
-class LiveRequest:
-    """Everything the engine knows about one unfinished request."""
+class RequestState:
+    """Everything the engine knows about one request.
+
+    Attributes:
+        request: what the core schedules.
+        prompt, prompt_token_ids: what it continues, as text (if there was one) and as tokens.
+        sampling: its outputs if it samples, else None.
+        search: its outputs if it is a beam search, else None.
+        is_silent: there is an output only at the end.
+    """
 
     request: Request
     prompt: str | None
     prompt_token_ids: list[int]
     params: SamplingParams
-    decoding: ParallelSampling | BeamDecoding
     metrics: RequestMetrics
+    sampling: ParallelSampling | None
+    search: BeamDecoding | None
+    is_silent: bool
 
     @property
-    def sampling(self) -> ParallelSampling:
-        """Its outputs, if it samples."""
-        assert isinstance(self.decoding, ParallelSampling)
-        return self.decoding
-
-    @property
-    def beams(self) -> BeamDecoding:
-        """Its outputs, if it searches."""
-        assert isinstance(self.decoding, BeamDecoding)
-        return self.decoding
-
-    @property
-    def is_silent(self) -> bool:
-        """Are there outputs only at the end? A beam may be replaced as a whole until then."""
-        return self.params.use_beam_search or self.params.output_kind is RequestOutputKind.FINAL_ONLY
+    def outputs(self) -> ParallelSampling | BeamDecoding:
+        outputs = self.sampling or self.search
+        assert outputs is not None
+        return outputs
 
     def output(self) -> RequestOutput:
         """What it has produced so far."""
-        searches = self.params.use_beam_search
-        prompt_logprobs = None if searches else self.sampling.generations[0].prompt_logprobs
+        prompt_logprobs = self.sampling.outputs[0].prompt_logprobs if self.sampling else None
+        self.metrics.num_preemptions = self.request.num_preemptions
         return RequestOutput(
             request_id=self.request.request_id,
             prompt=self.prompt,
             prompt_token_ids=self.prompt_token_ids,
             prompt_logprobs=prompt_logprobs,
-            outputs=self.decoding.completions(),
-            finished=self.decoding.is_finished,
+            outputs=self.outputs.completions(),
+            finished=self.outputs.is_finished,
             metrics=self.metrics,
             num_cached_tokens=self.request.num_cached_tokens,
         )
 
+    def rewind(self) -> None:
+        """After an interrupt: make the outputs again from the tokens that the sequences have."""
+        if self.sampling:
+            self.sampling.rewind(self.request.sequences[0])
+        elif self.search:
+            self.search.rewind()
+
     def check_invariants(self) -> None:
-        """Raise `AssertionError` unless the sequences hold exactly what the outputs say."""
-        sequences = self.request.sequences
-        if self.params.use_beam_search:
-            outputs = [list(beam) for beam in self.beams.search.beams]
-        else:
-            outputs = [self.sampling.output_of(sequence.seq_id) for sequence in sequences]
-        for sequence, output in zip(sequences, outputs, strict=True):
-            assert sequence.token_ids.tolist() == self.prompt_token_ids + output
+        """Raise `AssertionError` unless the outputs have understood exactly the tokens of the sequences."""
+        if self.sampling is None:
+            return
+        for sequence in self.request.sequences:
+            output = self.sampling.by_sequence.get(sequence.seq_id)
+            num_tokens = output.num_tokens if output else 0
+            assert num_tokens == sequence.num_output_tokens, f"sequence {sequence.seq_id}"
+            assert output is None or output.sequence is sequence, f"sequence {sequence.seq_id}"
 
 
-def make_decoding(
-    params: SamplingParams,
+def make_request_state(
+    request_id: str,
     prompt: str | None,
-    prompt_token_ids: list[int],
+    prompt_token_ids: Sequence[int],
+    params: SamplingParams | BeamSearchParams,
     *,
     max_tokens: int,
+    arrival_time: float,
+    priority: int,
+    cache_salt: str | None,
     tokenizer: Tokenizer | None,
     eos_token_ids: Sequence[int],
-    fallback_seed: int,
-    beam_temperature: float = 0.0,
-) -> ParallelSampling | BeamDecoding:
-    """The outputs that `params` asks for, none of them begun."""
-    if params.use_beam_search:
-        return BeamDecoding(
-            params,
-            prompt_token_ids,
+) -> RequestState:
+    """A request with its one sequence, not numbered yet, and the outputs that `params` asks for, not begun.
+
+    Raises:
+        ValueError: a bad word that has no tokens.
+    """
+    beam_temperature = params.temperature if isinstance(params, BeamSearchParams) else 0.0
+    wanted = in_sampling_params(params)
+    sequence = TokenSequence(
+        -1,
+        prompt_token_ids,
+        request_id=request_id,
+        wants_prompt_logits=wanted.prompt_logprobs is not None,
+    )
+    request = Request(
+        request_id,
+        [sequence],
+        max_tokens=max_tokens,
+        arrival_time=arrival_time,
+        priority=priority,
+        max_num_sequences=wanted.width,
+        is_beam_search=wanted.use_beam_search,
+        salt=cache_salt,
+    )
+    sampling = search = None
+    if wanted.use_beam_search:
+        search = BeamDecoding(
+            wanted,
+            request.sequences,
             max_tokens=max_tokens,
             tokenizer=tokenizer,
             eos_token_ids=eos_token_ids,
             temperature=beam_temperature,
         )
+    else:
 
-    def make_generation(own_params: SamplingParams, index: int) -> Generation:
-        return Generation(
-            own_params,
-            prompt,
-            prompt_token_ids,
-            max_tokens=max_tokens,
-            tokenizer=tokenizer,
-            eos_token_ids=eos_token_ids,
-            fallback_seed=fallback_seed + (index << 128),
-        )
+        def make_output(own: SamplingParams) -> OutputState:
+            return OutputState(
+                own, sequence, max_tokens=max_tokens, tokenizer=tokenizer, eos_token_ids=eos_token_ids
+            )
 
-    return ParallelSampling(params, make_generation)
+        sampling = ParallelSampling(wanted, make_output)
+    final_only = wanted.output_kind is RequestOutputKind.FINAL_ONLY
+    return RequestState(
+        request,
+        prompt,
+        sequence.token_ids.tolist(),
+        wanted,
+        RequestMetrics(arrival_time=arrival_time),
+        sampling,
+        search,
+        is_silent=wanted.use_beam_search or final_only,  # a beam may be replaced as a whole until the end
+    )

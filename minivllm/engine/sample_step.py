@@ -1,14 +1,14 @@
-"""Choosing: from the logits of a step to the next tokens of every request in it.
+"""Sampling a step: from its logits to the next tokens of every request in it.
 
-Only sequences that were computed up to their last token have something to choose. All that sample are
-served by one call of the sampler, however many requests and outputs they belong to; each beam search looks
-at the best continuations of its own beams.
+Only sequences that were computed up to their last token have something to sample. All that sample are served
+by one call of the sampler, however many requests and outputs they belong to; each beam search looks at the
+best continuations of its own beams.
 
     plan order   A (chunk)   B       C, C, C (beams)      D (first token, n = 3)
     logits       –           row 0   rows 1 2 3           row 4
-    chosen                   1 token    candidates           3 tokens from the same row
+    sampled                  1 token    candidates           3 tokens from the same row
 
-Read next: `decoding/sampler.py`, `decoding/beam_candidates.py`; `engine.py` for what becomes of them.
+Read next: `minivllm/decoding/sampler.py`, `beam_candidates.py`; `core.py` for what becomes of the tokens.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from collections.abc import Sequence as SequenceOf
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from minivllm.decoding.beam_search import Candidate
-from minivllm.decoding.parallel_sampling import Draw
-from minivllm.engine.request_state import LiveRequest
-from minivllm.scheduling.plan import StepPlan
+from minivllm.decoding.parallel_sampling import SampleSlot
+from minivllm.engine.request_state import RequestState
+from minivllm.scheduling.plan import BeamStep, StepPlan
 from minivllm.scheduling.request import Sequence
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from minivllm.outputs import Logprob
 
 
-class TokenChooser(Protocol):
+class TokenSampler(Protocol):
     """What the engine needs of a sampler."""
 
     def sample(self, logits: Any, states: SequenceOf[SamplingState]) -> list[SampledToken]:
@@ -49,84 +49,95 @@ class TokenChooser(Protocol):
         ...
 
 
-class Search(NamedTuple):
+class SearchSlot(NamedTuple):
     """A beam search whose beams have all been computed to their ends, and how they may go on."""
 
-    live: LiveRequest
+    state: RequestState
     beams: list[Sequence]
     candidates: list[Candidate]
 
 
-class Choices(NamedTuple):
-    """What a step has chosen."""
+class StepSample(NamedTuple):
+    """What was sampled in a step. Nothing has been told to any request yet."""
 
-    draws: list[Draw]
+    slots: list[SampleSlot]
     tokens: list[SampledToken]
-    """The token of each draw."""
-    searches: list[Search]
+    """The token of each slot."""
+    searches: list[SearchSlot]
 
 
-def choose(
+def sample_step(
     plan: StepPlan,
     logits: Any,
-    sampler: TokenChooser,
+    sampler: TokenSampler,
     sequences: Mapping[int, Sequence],
-    live: Mapping[str, LiveRequest],
-) -> Choices:
-    """Choose for every request that has something to choose, in plan order.
+    requests: Mapping[str, RequestState],
+) -> StepSample:
+    """Sample for every sequence that was computed to its end, in plan order.
 
     Args:
         logits: [sum of num_logits, vocab_size], as the executor returned them for `plan`.
-        sequences, live: the engine's books, by sequence id and by request id.
+        sequences, requests: the core's and the engine's, by sequence id and by request id.
     """
-    draws: list[Draw] = []
-    rows: list[int] = []  # that each draw is drawn from
-    beams: dict[str, list[tuple[Sequence, int]]] = {}
+    slots: list[SampleSlot] = []
+    rows: list[int] = []  # that the token of each slot is drawn from
+    members: dict[str, list[tuple[Sequence, int]]] = {}
     end = 0
     for item in plan.scheduled:
         sequence = sequences[item.seq_id]
-        request = live[sequence.request_id]
+        state = requests[sequence.request_id]
         start, end = end, end + item.num_logits
         if sequence.wants_prompt_logits and item.start < sequence.num_prompt_tokens:
-            _note_prompt_logprobs(request, sequence, item.start, logits[start:end], sampler)
-        if item.end < sequence.num_tokens:
+            _note_prompt_logprobs(state, sequence, item.start, logits[start:end], sampler)
+        if item.start + len(item.token_ids) < len(sequence.token_ids):
             continue
-        if request.params.use_beam_search:
-            beams.setdefault(sequence.request_id, []).append((sequence, end - 1))
+        if state.sampling is None:
+            members.setdefault(sequence.request_id, []).append((sequence, end - 1))
+        elif output := state.sampling.by_sequence.get(item.seq_id):
+            slots.append(SampleSlot(sequence, output, False))
+            rows.append(end - 1)
         else:
-            own = request.sampling.draws(sequence)
-            draws += own
-            rows += [end - 1] * len(own)
-    searches = [_search(live[name], members, logits, sampler) for name, members in beams.items()]
-    if not draws:
-        return Choices([], [], searches)
+            first = state.sampling.first_slots(sequence)
+            slots += first
+            rows += [end - 1] * len(first)
+    searches = [_continue_search(requests[name], own, logits, sampler) for name, own in members.items()]
+    if not slots:
+        return StepSample([], [], searches)
     if rows != list(range(len(logits))):
         logits = logits[rows]
-    return Choices(draws, sampler.sample(logits, [draw.generation.sampling for draw in draws]), searches)
+    return StepSample(slots, sampler.sample(logits, [slot.output.sampling for slot in slots]), searches)
 
 
-def _search(
-    live: LiveRequest, members: SequenceOf[tuple[Sequence, int]], logits: Any, sampler: TokenChooser
-) -> Search:
+def _continue_search(
+    state: RequestState, members: SequenceOf[tuple[Sequence, int]], logits: Any, sampler: TokenSampler
+) -> SearchSlot:
     """The best continuations of one search; `members` are its beams and their rows of logits."""
-    search = live.beams.search
+    decoding = state.search
+    assert decoding is not None
     first, last = members[0][1], members[-1][1]
     assert last - first + 1 == len(members), "beams are planned one after another, each with one row"
-    rows = logits[first : last + 1]
-    candidates = sampler.continuations(rows, search.scores, search.num_candidates, live.beams.temperature)
-    return Search(live, [sequence for sequence, _ in members], candidates)
+    search, rows = decoding.search, logits[first : last + 1]
+    candidates = sampler.continuations(rows, search.scores, search.num_candidates, decoding.temperature)
+    return SearchSlot(state, [sequence for sequence, _ in members], candidates)
+
+
+def advance_search(slot: SearchSlot) -> BeamStep:
+    """Let a beam search choose among its candidates."""
+    assert slot.state.search is not None
+    return slot.state.search.advance(slot.state.request.request_id, slot.beams, slot.candidates)
 
 
 def _note_prompt_logprobs(
-    live: LiveRequest, sequence: Sequence, start: int, logits: Any, sampler: TokenChooser
+    state: RequestState, sequence: Sequence, start: int, logits: Any, sampler: TokenSampler
 ) -> None:
     """Row i was computed after token `start + i`, so it tells how likely token `start + i + 1` was."""
-    generation = live.sampling.generations[0]
-    known = generation.num_prompt_logprobs  # positions noted before a preemption are not noted twice
+    assert state.sampling is not None
+    output = state.sampling.outputs[0]
+    known = output.num_prompt_logprobs  # positions noted before a preemption are not noted twice
     end = min(start + len(logits) + 1, sequence.num_prompt_tokens)
     first = max(start + 1, known)
-    num_logprobs = generation.params.prompt_logprobs
+    num_logprobs = output.params.prompt_logprobs
     if first < end and num_logprobs is not None:
         rows = logits[first - start - 1 : end - start - 1]
         entries = sampler.prompt_logprobs(rows, sequence.token_ids[first:end].tolist(), num_logprobs)
-        generation.append_prompt_logprobs(entries)
+        output.append_prompt_logprobs(entries)

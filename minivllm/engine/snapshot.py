@@ -16,7 +16,7 @@ from minivllm.trace.recorder import timestamp
 from minivllm.trace.replay import EngineSnapshot
 
 if TYPE_CHECKING:
-    from minivllm.engine.engine import Engine
+    from minivllm.engine.core import EngineCore
 
 LIMITS = ("num_blocks", "block_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len")
 SHOWN = ("num_host_blocks", "prefix_cache")
@@ -45,29 +45,20 @@ def make_header(
     )
 
 
-def take_snapshot(engine: Engine) -> EngineSnapshot:
+def take_snapshot(core: EngineCore, beam_scores: dict[int, float]) -> EngineSnapshot:
     """The control plane's state, in the form in which a replay of the trace gives it."""
-    scheduler, cache = engine.scheduler, engine.cache
-    sequences = scheduler.sequences
+    state, cache = core.state, core.cache
     swap_space = cache.swap_space if isinstance(cache, KVCacheManager) else None
     prefixes = cache.prefixes if isinstance(cache, KVCacheManager) else None
-    beam_scores: dict[int, float] = {}
-    for live in engine.live.values():
-        if live.request.status.is_finished:
-            continue  # held until its batch is done: the search is over
-        if live.params.use_beam_search and live.request.sequences[0].num_output_tokens:
-            ids = [sequence.seq_id for sequence in live.request.sequences]
-            scores = [round(score, 6) for score in live.beams.search.scores]
-            beam_scores |= dict(zip(ids, scores, strict=True))
     return EngineSnapshot(
-        num_steps=engine.num_steps,
+        num_steps=core.num_steps,
         free_list=cache.pool.free_list(),
         ref_counts=tuple(cache.pool.ref_counts),
         tables={seq: tuple(table.blocks) for seq, table in cache.tables.items() if table.blocks},
-        waiting=tuple(request.request_id for request in scheduler.waiting.in_order_of_arrival()),
-        running=tuple(request.request_id for request in scheduler.running),
-        token_ids={seq: tuple(sequence.token_ids) for seq, sequence in sequences.items()},
-        num_computed_tokens={seq: item.num_computed_tokens for seq, item in sequences.items()},
+        waiting=tuple(request.request_id for request in state.waiting.in_order_of_arrival()),
+        running=tuple(state.running),
+        token_ids={seq: tuple(sequence.token_ids) for seq, sequence in state.sequences.items()},
+        num_computed_tokens={seq: item.num_computed_tokens for seq, item in state.sequences.items()},
         host_free_list=swap_space.pool.free_list() if swap_space else (),
         host_ref_counts=tuple(swap_space.pool.ref_counts) if swap_space else (),
         host_tables={seq: tuple(t.blocks) for seq, t in swap_space.tables.items()} if swap_space else {},

@@ -30,6 +30,19 @@ class Span(NamedTuple):
     end: int
 
 
+class Admission(NamedTuple):
+    """A sequence that holds nothing, about to get its table."""
+
+    seq_id: int
+    token_ids: Sequence[int]
+    max_total_tokens: int
+    max_num_sequences: int = 1
+    extra_blocks: int = 0
+    reserved_blocks: int = 0
+    salt: str | None = None
+    use_cache: bool = True
+
+
 class PoolView(Protocol):
     """Who uses which block, for readers."""
 
@@ -66,7 +79,7 @@ class CacheManager(Protocol):
         """Share of the blocks that sequences hold, 0 … 1."""
         ...
 
-    def most_blocks(self, prompt_length: int, longest: int, width: int) -> int:
+    def max_blocks(self, prompt_length: int, longest: int, width: int) -> int:
         """Blocks that a request comes to hold at most when it is alone.
 
         Args:
@@ -105,12 +118,16 @@ class CacheManager(Protocol):
         """
         ...
 
-    def allocate(self, spans: Sequence[Span]) -> bool:
+    def get_computed_blocks(self, admission: Admission) -> Sequence[int]: ...
+
+    def allocate_slots(
+        self, spans: Sequence[Span], admission: Admission | None = None, computed: Sequence[int] = ()
+    ) -> bool:
         """Make every span's cells belong to its sequence alone: new blocks at the end, copies where others
         read the same block. All or nothing: False if there is no room, and then nothing has changed."""
         ...
 
-    def remember(self, seq_id: int, token_ids: Sequence[int], end: int) -> None:
+    def cache_full_blocks(self, seq_id: int, token_ids: Sequence[int], end: int) -> None:
         """The first `end` tokens are computed once this step is done: full blocks may be found by others."""
         ...
 

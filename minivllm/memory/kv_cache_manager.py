@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from minivllm.memory.block_move import BlockMove
 from minivllm.memory.block_pool import BlockPool
 from minivllm.memory.block_table import BlockTable, blocks_needed
-from minivllm.memory.cache_manager import Span
+from minivllm.memory.cache_manager import Admission, Span
 from minivllm.memory.prefix_cache import PrefixCache
 from minivllm.memory.prefixes import Prefixes
 from minivllm.memory.swap_space import SwapSpace, check_references, distinct_blocks
@@ -85,7 +85,7 @@ class KVCacheManager:
         """Share of the blocks that sequences hold, 0 … 1 (vLLM's `kv_cache_usage_perc`)."""
         return self.pool.num_used_blocks / self.pool.num_blocks
 
-    def most_blocks(self, prompt_length: int, longest: int, width: int) -> int:
+    def max_blocks(self, prompt_length: int, longest: int, width: int) -> int:
         """Blocks that a request holds at most when it is alone: whole blocks of the prompt are shared."""
         shared = 0 if self.copy_on_fork else prompt_length // self.block_size
         return shared + width * (blocks_needed(longest, self.block_size) - shared)
@@ -131,6 +131,30 @@ class KVCacheManager:
                 self._emit(BlocksShared(seq_id, tuple(hits), "cache"))
         return len(hits) * self.block_size
 
+    def get_computed_blocks(self, admission: Admission) -> Sequence[int]:
+        prefixes = getattr(self, "prefixes", None)
+        if not prefixes or not admission.use_cache:
+            return []
+        return prefixes.find(admission.token_ids, BlockTable(self.block_size, salt=admission.salt))
+
+    def allocate_slots(
+        self, spans: Sequence[Span], admission: Admission | None = None, computed: Sequence[int] = ()
+    ) -> bool:
+        if admission is not None:
+            found = self.begin(
+                admission.seq_id,
+                admission.token_ids,
+                longest=admission.max_total_tokens,
+                width=admission.max_num_sequences,
+                extra_blocks=admission.extra_blocks,
+                spare_blocks=admission.reserved_blocks,
+                salt=admission.salt,
+                use_cache=admission.use_cache,
+            )
+            if found is None:
+                return False
+        return self.allocate(spans)
+
     def allocate(self, spans: Sequence[Span]) -> bool:
         """Make the cells of all spans writable, each by its own sequence alone, or change nothing."""
         needed = self._missing_blocks(spans, self.tables, self.pool)
@@ -149,7 +173,7 @@ class KVCacheManager:
                     self._emit(BlocksAllocated(span.seq_id, tuple(blocks)))
         return True
 
-    def remember(self, seq_id: int, token_ids: Sequence[int], end: int) -> None:
+    def cache_full_blocks(self, seq_id: int, token_ids: Sequence[int], end: int) -> None:
         """The first `end` tokens are computed once this step is done: full blocks may be found by others."""
         if self.prefixes:
             self.prefixes.remember(seq_id, self.tables[seq_id], token_ids, end)

@@ -88,7 +88,7 @@ class ReservationManager(StripManager):
         """Share of the blocks that are reserved, 0 … 1."""
         return 1 - self.placement.num_free_blocks / self.pool.num_blocks
 
-    def most_blocks(self, prompt_length: int, longest: int, width: int) -> int:
+    def max_blocks(self, prompt_length: int, longest: int, width: int) -> int:
         """Blocks that a request reserves at most. "doubled" reserves more when it starts again half-way:
         what it has by then may just exceed a power of two, so the worst moment counts."""
         tokens = self._tokens(prompt_length, longest)

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from minivllm.memory.block_move import BlockMove
 from minivllm.memory.block_table import BlockTable, blocks_needed
-from minivllm.memory.cache_manager import Span
+from minivllm.memory.cache_manager import Admission, Span
 from minivllm.memory.strips import NamedPool, Strip
 from minivllm.trace.events import BlockCopied, BlocksAllocated, BlocksFreed, BlocksShared, Event
 from minivllm.validation import check_integer
@@ -84,7 +84,7 @@ class StripManager(ABC):
     def usage(self) -> float: ...
 
     @abstractmethod
-    def most_blocks(self, prompt_length: int, longest: int, width: int) -> int: ...
+    def max_blocks(self, prompt_length: int, longest: int, width: int) -> int: ...
 
     @abstractmethod
     def begin(
@@ -111,6 +111,30 @@ class StripManager(ABC):
         self.tables[seq_id] = BlockTable(self.block_size)
         self._strips[seq_id] = strip
         self._filled[seq_id] = 0
+
+    def get_computed_blocks(self, admission: Admission) -> Sequence[int]:
+        prefixes = getattr(self, "prefixes", None)
+        if not prefixes or not admission.use_cache:
+            return []
+        return prefixes.find(admission.token_ids, BlockTable(self.block_size, salt=admission.salt))
+
+    def allocate_slots(
+        self, spans: Sequence[Span], admission: Admission | None = None, computed: Sequence[int] = ()
+    ) -> bool:
+        if admission is not None:
+            found = self.begin(
+                admission.seq_id,
+                admission.token_ids,
+                longest=admission.max_total_tokens,
+                width=admission.max_num_sequences,
+                extra_blocks=admission.extra_blocks,
+                spare_blocks=admission.reserved_blocks,
+                salt=admission.salt,
+                use_cache=admission.use_cache,
+            )
+            if found is None:
+                return False
+        return self.allocate(spans)
 
     def allocate(self, spans: Sequence[Span]) -> bool:
         """Make the cells of all spans writable, each by its own sequence alone, or change nothing."""
@@ -160,7 +184,7 @@ class StripManager(ABC):
 
     # ── what strips cannot do, or need not ────────────────────────────────────────────────────────────
 
-    def remember(self, seq_id: int, token_ids: Sequence[int], end: int) -> None:  # noqa: B027
+    def cache_full_blocks(self, seq_id: int, token_ids: Sequence[int], end: int) -> None:  # noqa: B027
         """Nothing: no other request finds what is in a strip."""
 
     def is_swapped(self, seq_id: int) -> bool:

@@ -86,7 +86,7 @@ class VirtualMemoryManager(StripManager):
         """Share of the memory that is behind an address, 0 … 1."""
         return sum(self._committed.values()) / self.num_blocks
 
-    def most_blocks(self, prompt_length: int, longest: int, width: int) -> int:
+    def max_blocks(self, prompt_length: int, longest: int, width: int) -> int:
         """Blocks of memory that a request comes to hold: nothing is shared, and pages are whole."""
         return width * self._blocks_for(longest)
 

@@ -1,16 +1,16 @@
-"""Requests with several sequences: how they advance together, and how they find together again.
+"""Requests with several sequences: how they advance together, and how they are recomputed.
 
 While its prompt is computed, a request has one sequence, whatever it asked for. Its forks share all its
-blocks, so a group costs little more than what its members do not have in common. Two rules keep it whole:
+blocks, so a group costs little more than what its sequences do not have in common. Two rules:
 
-    in lockstep   beams are compared with each other, so all compute their next token in the same step
-    after a preemption by recompute, the first sequence catches up alone; then each sibling maps the
-                  blocks of their common beginning, and computes only what is its own
+    beams are compared with each other, so all of a request compute their next token in the same step
+    after a preemption by recompute, the first sequence catches up alone; then each sibling maps the blocks
+    of their common prefix, and computes only what is its own
 
         first    p p p p p p p p a b c d          computed anew
         sibling  p p p p p p p p a e f g          shares  p p p p  p p p p  (whole blocks), computes the rest
 
-Until all have caught up, nobody samples: so a group resumes as it was.
+Until all have caught up, none samples: so a group resumes as it was.
 
 Source: the sequence groups of Kwon et al. (SOSP 2023), section 4.5. Read next: `scheduler.py`.
 """
@@ -33,7 +33,7 @@ def advance_group(
     """
     if any(sequence.num_uncomputed_tokens > 1 for sequence in request.sequences):
         return _catch_up(request, cache, budget, chunk)
-    if request.in_lockstep and len(request.sequences) > budget:
+    if request.is_beam_search and len(request.sequences) > budget:
         return []
     return [
         Span(sequence.seq_id, sequence.num_computed_tokens, sequence.num_tokens)
@@ -69,12 +69,12 @@ def common_blocks(computed: Sequence, other: Sequence, block_size: int) -> int:
 
     The other's last token is left out, because it must be computed.
     """
-    most = min(computed.num_computed_tokens, other.num_tokens - 1) // block_size
-    for index in range(most):
+    limit = min(computed.num_computed_tokens, other.num_tokens - 1) // block_size
+    for index in range(limit):
         part = slice(index * block_size, (index + 1) * block_size)
         if computed.token_ids[part] != other.token_ids[part]:
             return index
-    return most
+    return limit
 
 
 def blocks_for_siblings(request: Request, block_size: int, *, shared: bool = True) -> int:

@@ -1,16 +1,16 @@
-"""The one thing that crosses from the control plane to the data plane: a `StepPlan`.
+"""What crosses between control plane and data plane: a `StepPlan` one way, what was `Sampled` the other.
 
 The scheduler *decides* (plain Python, no tensors); the executor *obeys*. A plan is only data, and says
 all there is to say about one step: which blocks are moved first, which tokens of which sequences are
-computed, where each sequence's keys and values live, and after which tokens somebody wants logits.
+computed, where each sequence's keys and values live, and after which tokens logits are wanted.
 
     scheduler ──► StepPlan ──► executor ──► logits, one row for each wanted position, in plan order
 
 There are no phases in it. A prefill is a sequence with many new tokens, a decode one with a single new
 token, a chunk one whose last token is not yet the sequence's last: all are `(start, token_ids)`.
 
-Moves come before everything else and in their order: a block may be copied and its original given to
-somebody else in the same step, so a copy that came late would copy the newcomer's data.
+Moves come before everything else and in their order: a block may be copied and its original allocated to
+another sequence in the same step, so a copy that came late would copy that sequence's data.
 
 Numbers that the data plane reads in bulk are `array('i')`: plain Python that numpy and torch can look
 at without a loop. See `minivllm/executor/attention/metadata.py` for what becomes of them.
@@ -19,10 +19,13 @@ at without a loop. See `minivllm/executor/attention/metadata.py` for what become
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from minivllm.memory.block_move import BlockMove
+from minivllm.scheduling.request import Finish
 
 
 class ScheduledSequence(msgspec.Struct, frozen=True, gc=False):
@@ -58,8 +61,48 @@ class StepPlan(msgspec.Struct, frozen=True, gc=False):
     """Copies and swaps, to be carried out one after another before any token is written."""
     num_padding_tokens: int = 0
     """Tokens to compute and throw away, because a static batch is a rectangle. Nothing of them is stored."""
+    request_ids: tuple[str, ...] = ()
+    """The requests that it computes or moves: those that begin again if it fails."""
 
     @property
     def total_num_scheduled_tokens(self) -> int:
         """Tokens computed in this step, never more than `max_num_batched_tokens`."""
         return sum(len(item.token_ids) for item in self.scheduled)
+
+
+class NextToken(NamedTuple):
+    """The next token of one output."""
+
+    seq_id: int
+    """The sequence that was computed up to its end."""
+    token_id: int
+    text: str = ""
+    """What it adds to the output, for the trace."""
+    is_fork: bool = False
+    """It goes to a new fork of the sequence, and not to the sequence itself, whose own token comes last."""
+    finish: Finish | None = None
+    """Why the output ends with this token; None if it goes on."""
+
+
+class BeamStep(NamedTuple):
+    """One step of a beam search: which beams go on, and with which token.
+
+    Scores are sums of log-probabilities; of `finished`, divided by length ** length_penalty.
+    """
+
+    request_id: str
+    kept: Sequence[tuple[int, int, float, str]]
+    """`(parent seq_id, token_id, score, text)` of each new beam, best first; none when the search is over."""
+    finished: Sequence[tuple[int, int, float, str]] = ()
+    """The same of each hypothesis that ended in this step and is among the best: for the trace."""
+    rejected: Sequence[tuple[int, int, float, str]] = ()
+    """The same of the best candidates that were not kept: for the trace."""
+    finish: Finish | None = None
+    """Why the search is over; None if it goes on."""
+
+
+class Sampled(NamedTuple):
+    """What came out of a step."""
+
+    tokens: Sequence[NextToken] = ()
+    beams: Sequence[BeamStep] = ()

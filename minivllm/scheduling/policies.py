@@ -1,7 +1,7 @@
 """The policies that come with the project, each a few lines.
 
-Those that differ only in who is more important say a `rank`; those that differ in what a step is made of say
-the `turns`. `minivllm compare schedule` runs the same requests under all of them.
+Those that differ only in which request is more important override `rank`; those that differ in what a step is
+made of override `schedule_order`. `minivllm compare schedule` runs the same requests under all of them.
 
 Sources: Orca (OSDI 2022): `fcfs`. Sarathi-Serve (OSDI 2024), section 3, names the two extremes, computing
 prompts first (vLLM's first engine: `prefill-first`) and answers first (FasterTransformer: `decode-first`),
@@ -27,24 +27,24 @@ from minivllm.validation import check_integer, check_number
 
 
 class FirstComeFirstServed(SchedulingPolicy):
-    """Those who run, oldest first; then those who wait. Prompts and answers share every step."""
+    """The running requests, oldest first; then the waiting ones. Prompts and answers share every step."""
 
 
 class Chunked(SchedulingPolicy):
-    """Answers first, one token each; prompts fill what they leave of the budget, chunk by chunk.
+    """Decodes first, one token each; prompts fill what is left of the budget, chunk by chunk.
 
-    So no prompt, however long, ever holds up an answer that has begun (Sarathi-Serve's stall-free batches).
+    So no prompt, however long, ever delays a request that decodes (Sarathi-Serve's stall-free batches).
     """
 
-    def turns(self, view: SchedulerView) -> Iterable[Request | Pause]:
+    def schedule_order(self, view: SchedulerView) -> Iterable[Request | Pause]:
         running = sorted(view.running, key=is_decoding, reverse=True)  # stable: among equals the oldest first
         return chain(running, view.waiting)
 
 
 class PrefillFirst(SchedulingPolicy):
-    """While there are prompts to compute, nothing else is: newcomers start at once, answers stall."""
+    """While there are prompts to compute, nothing else is: new requests start at once, decodes stall."""
 
-    def turns(self, view: SchedulerView) -> Iterable[Request | Pause]:
+    def schedule_order(self, view: SchedulerView) -> Iterable[Request | Pause]:
         yield from (request for request in view.running if not is_decoding(request))
         yield from view.waiting
         if not view.num_scheduled:
@@ -52,19 +52,20 @@ class PrefillFirst(SchedulingPolicy):
 
 
 class DecodeFirst(SchedulingPolicy):
-    """Nobody joins while anybody decodes: answers never stall, newcomers wait for a whole batch to end."""
+    """No request is admitted while another decodes: decodes never stall, new requests wait for a whole batch
+    to end."""
 
-    def turns(self, view: SchedulerView) -> Iterable[Request | Pause]:
+    def schedule_order(self, view: SchedulerView) -> Iterable[Request | Pause]:
         yield from view.running
         if not any(is_decoding(request) for request in view.running):
             yield from view.waiting
 
 
 class Priority(SchedulingPolicy):
-    """By `priority`, smaller first (vLLM's rule); whoever is more important makes others step aside.
+    """By `priority`, smaller first (vLLM's rule); a more important request preempts others.
 
     Args:
-        ageing_seconds: so long a wait is worth one step of priority, so that nobody waits for ever; 0 means
+        ageing_seconds: so long a wait is worth one step of priority, so that none waits for ever; 0 means
             that no wait is worth anything. With priority p and arrival a, the order of p - waited / ageing
             is that of p · ageing + a at any time, so the rank of a request never changes.
     """
@@ -77,15 +78,15 @@ class Priority(SchedulingPolicy):
             return float(request.priority)
         return request.priority * self.ageing_seconds + request.arrival_time
 
-    def turns(self, view: SchedulerView) -> Iterable[Request | Pause]:
+    def schedule_order(self, view: SchedulerView) -> Iterable[Request | Pause]:
         return merge(sorted(view.running, key=self.rank), view.waiting, key=self.rank)
 
 
 class ShortestRemaining(SchedulingPolicy):
     """The least work left goes first: the best mean latency there is, paid by those with long answers.
 
-    How long an answer will be nobody knows, so a guess must do: `mean_output_tokens`, or the sender's limit
-    if that is less. One that has outlived the guess is thought to be nearly done.
+    The length of an answer is not known beforehand, so a guess must do: `mean_output_tokens`, or the sender's
+    limit if that is less. One that is longer than the guess is taken to be nearly done.
     """
 
     def __init__(self, mean_output_tokens: float = 128) -> None:
@@ -96,7 +97,7 @@ class ShortestRemaining(SchedulingPolicy):
         guess = min(self.mean_output_tokens - first.num_output_tokens, num_tokens_left(request))
         return first.num_prompt_tokens * PROMPT_TOKEN + max(1.0, guess)
 
-    def turns(self, view: SchedulerView) -> Iterable[Request | Pause]:
+    def schedule_order(self, view: SchedulerView) -> Iterable[Request | Pause]:
         return merge(sorted(view.running, key=self.rank), view.waiting, key=self.rank)
 
 
@@ -119,7 +120,7 @@ a step; about fifty of the former take as long as one of the latter on data-cent
 
 
 class Tail(SchedulingPolicy):
-    """Sequences with fewer than `tokens_left` to go sit out the steps in which newcomers join.
+    """Sequences with fewer than `tokens_left` to go sit out the steps in which new requests are admitted.
 
     A claim from the literature of blogs: they "would finish soon anyway". Whether it helps is measured.
     """
@@ -127,20 +128,20 @@ class Tail(SchedulingPolicy):
     def __init__(self, tokens_left: int = 5) -> None:
         self.tokens_left = check_integer("tokens_left", tokens_left, at_least=1)
 
-    def turns(self, view: SchedulerView) -> Iterable[Request | Pause]:
+    def schedule_order(self, view: SchedulerView) -> Iterable[Request | Pause]:
         tails = [request for request in view.running if num_tokens_left(request) < self.tokens_left]
-        names = {request.request_id for request in tails}
-        yield from (request for request in view.running if request.request_id not in names)
+        tail_ids = {request.request_id for request in tails}
+        yield from (request for request in view.running if request.request_id not in tail_ids)
         yield from view.waiting
-        if not view.num_joined:
+        if not view.num_admitted:
             yield from tails
 
 
 class WaitingServedRatio(SchedulingPolicy):
-    """Answers are held, and prompts admitted, once there are `ratio` times as many waiting as running.
+    """Decodes are held back, and prompts admitted, once `ratio` times as many requests wait as run.
 
-    Or once newcomers have waited for `max_waiting_steps` steps. In between nobody joins, so that prompts are
-    computed several at a time.
+    Or once requests have waited for `max_waiting_steps` steps. In between none is admitted, so that prompts
+    are computed several at a time.
     """
 
     def __init__(self, ratio: float = 1.2, max_waiting_steps: int = 20) -> None:
@@ -148,14 +149,14 @@ class WaitingServedRatio(SchedulingPolicy):
         self.max_waiting_steps = check_integer("max_waiting_steps", max_waiting_steps, at_least=1)
         self._steps_without = 0
 
-    def turns(self, view: SchedulerView) -> Iterable[Request | Pause]:
+    def schedule_order(self, view: SchedulerView) -> Iterable[Request | Pause]:
         prefilling = [request for request in view.running if not is_decoding(request)]
         enough = len(view.waiting) >= self.ratio * len(view.running)
         self._steps_without += 1
         if prefilling or enough or self._steps_without >= self.max_waiting_steps:
             yield from prefilling
             yield from view.waiting
-            if view.num_joined:
+            if view.num_admitted:
                 self._steps_without = 0
             if view.num_scheduled:
                 return

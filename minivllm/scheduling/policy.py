@@ -1,20 +1,20 @@
-"""What a scheduling policy is: it says who goes first, and nothing else.
+"""What a scheduling policy is: it orders the requests of each step, and decides nothing else.
 
-Before every step the scheduler asks the policy whose turn it is, and offers the step's token budget to one
-request after another in the order that it hears:
+Before every step the scheduler asks the policy for an order, and lets one request after another have what it
+can use of the step's token budget:
 
-    policy.turns(view)  ──►  B, A, D, …        scheduler:   B runs      give it its tokens
-                                                            A runs      no block left: somebody steps aside
-                                                            D waits     a place, blocks, budget? it joins
+    policy.schedule_order(view)  ──►  B, A, D, …     scheduler:   B runs     it gets its tokens
+                                                                  A runs     no free block: one is preempted
+                                                                  D waits    slot, blocks, budget? admitted
 
-Limits (places, token budget, blocks, the length of the model) are the scheduler's business and never the
-policy's: a wrong policy can be slow, and cannot be unsafe. If it names nobody although there is work, the
-scheduler falls back to the order of arrival for that step.
+Limits (slots of the batch, token budget, blocks, the length of the model) are kept by the scheduler and never
+by the policy: a wrong policy can be slow, and cannot be unsafe. If it names no request although there is work,
+the scheduler falls back to the order of arrival for that step.
 
 A policy of one's own is a class with one method, in a file of one's own:
 
     class Shortest(SchedulingPolicy):
-        def rank(self, request):                      # smaller goes first
+        def rank(self, request):                      # the smaller goes first
             return request.sequences[0].num_prompt_tokens
 
     LLM(model, scheduling_policy="my_file:Shortest")
@@ -31,20 +31,26 @@ from minivllm.scheduling.request import Request
 
 
 class PolicyError(ValueError):
-    """A scheduling policy failed. Nothing was lost: whoever was in the step computes its cache anew."""
+    """A scheduling policy failed. Nothing was lost: the requests of the step compute their caches anew."""
+
+    @classmethod
+    def in_method(cls, policy: SchedulingPolicy, method: str, error: Exception) -> PolicyError:
+        """The policy's own error, under the policy's name."""
+        name = type(policy).__name__
+        return cls(f"the scheduling policy {name} failed in `{method}`: {type(error).__name__}: {error}")
 
 
 class Pause(NamedTuple):
-    """Let nobody compute before `until` (seconds on the engine's clock): somebody else may still come.
+    """Compute nothing before `until` (seconds on the engine's clock): more requests may come.
 
-    Obeyed only as the first word of `turns`, and while nothing could be lost by it: when nobody runs.
+    Obeyed only as the first word of `schedule_order`, and only while no request runs: so nothing is lost by it.
     """
 
     until: float
 
 
 class SchedulerView(Protocol):
-    """What a policy may look at. All of it is the state *now*: it changes while `turns` is being read."""
+    """What a policy may look at. It is the state *now*: it changes while `schedule_order` is being read."""
 
     @property
     def time(self) -> float:
@@ -53,22 +59,22 @@ class SchedulerView(Protocol):
 
     @property
     def running(self) -> tuple[Request, ...]:
-        """The batch as it was when the step began, in the order in which they joined it."""
+        """The batch as it was when the step began, in the order of admission."""
         ...
 
     @property
     def waiting(self) -> WaitingView:
-        """Those who wait, by rank."""
+        """The waiting requests, by rank."""
         ...
 
     @property
-    def num_joined(self) -> int:
-        """Requests that have joined the batch in this step, so far."""
+    def num_admitted(self) -> int:
+        """Requests that were admitted in this step, so far."""
         ...
 
     @property
     def num_scheduled(self) -> int:
-        """Requests that compute something in this step, so far."""
+        """Sequences that compute something in this step, so far."""
         ...
 
     @property
@@ -78,14 +84,14 @@ class SchedulerView(Protocol):
 
     @property
     def num_free_blocks(self) -> int:
-        """Blocks that could be handed out now."""
+        """Blocks that could be allocated now."""
         ...
 
 
 class WaitingView(Protocol):
     """The waiting queue: iterate over it in order of rank, as far as needed. Each look costs O(log n).
 
-    Once nobody can join in this step any more, it is empty.
+    Once no request can be admitted in this step any more, it is empty.
     """
 
     def __len__(self) -> int: ...
@@ -94,25 +100,25 @@ class WaitingView(Protocol):
 
 
 class SchedulingPolicy:
-    """First come, first served; a policy overrides `rank`, or `turns`, or both.
+    """First come, first served; a policy overrides `rank`, or `schedule_order`, or both.
 
     Attributes:
         pads: every step is computed as a rectangle, all rows as long as the longest (static batching).
-        releases_together: a finished request keeps its place and its blocks until its whole batch is done.
+        releases_together: a finished request keeps its slot and its blocks until its whole batch is done.
     """
 
     pads = False
     releases_together = False
 
     def rank(self, request: Request) -> float:
-        """Smaller waits further ahead, and steps aside later; of equals, those who came first.
+        """The smaller is admitted earlier and preempted later; of equals, the one that arrived first.
 
-        Asked when a request begins to wait, and again of all who run when somebody must step aside.
+        Asked when a request begins to wait, and again of all running ones when one must be preempted.
         """
         return 0.0
 
-    def turns(self, view: SchedulerView) -> Iterable[Request | Pause]:
-        """Who may advance in this step, one after another; whoever is not named has to sit it out."""
+    def schedule_order(self, view: SchedulerView) -> Iterable[Request | Pause]:
+        """The requests that may advance in this step, one after another; one that is not named does not."""
         yield from view.running
         yield from view.waiting
 

@@ -1,17 +1,18 @@
-"""Two queues of requests: one for those who run, one for those who wait.
+"""The waiting queue: requests by rank, of which any may leave at any time.
 
-Both must let anybody leave from the middle at once, because clients hang up, and neither may scan its
-members: 100,000 may be waiting, and a step is about the few that are scheduled.
+Clients hang up, so a request must be able to leave from the middle at once; and 100,000 may be waiting while
+a step is about the few at the front. So it is a heap, and a request that leaves is only crossed out: its entry
+is swept up when it comes to the top.
 
-    RequestQueue   in the order in which they joined: an ordered dictionary
-    WaitingQueue   by rank: a heap. Whoever leaves is only crossed out, and swept up when it comes to the top
+    append   O(1)          the entry takes its place at the next `settle`
+    remove   O(1)          the entry stays in the heap, and is no longer valid
+    iterate  O(k log k)    for the first k
 
-Read next: `policy.py` for what a rank is, then `scheduler.py`.
+Read next: `ranking.py` for the order, then `batch_state.py`.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 from itertools import count
@@ -19,80 +20,56 @@ from itertools import count
 from minivllm.scheduling.request import Request
 
 Key = tuple[bool, float, int]
-"""What requests are ordered by; smaller goes first."""
-
-
-class RequestQueue:
-    """Requests in the order in which they joined; every operation is O(1)."""
-
-    def __init__(self) -> None:
-        self._requests: OrderedDict[str, Request] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._requests)
-
-    def __iter__(self) -> Iterator[Request]:
-        return iter(self._requests.values())
-
-    def __contains__(self, request: Request) -> bool:
-        return request.request_id in self._requests
-
-    def append(self, request: Request) -> None:
-        """Join at the end."""
-        self._requests[request.request_id] = request
-
-    def remove(self, request: Request) -> None:
-        """Leave, from wherever the request stands; `KeyError` if it is not in the queue."""
-        del self._requests[request.request_id]
+"""What requests are ordered by; the smaller goes first (`ranking.py`)."""
 
 
 class WaitingQueue:
-    """Requests by key; joining and leaving cost O(log n), looking at the first k O(k log k).
+    """Requests in the order of their keys.
 
-    Whoever joins is seen from the next `settle` on. So the heap stands still while somebody looks through
-    it, and a request that has just stepped aside is not offered its place again in the same step.
+    A request that is appended becomes visible at the next `settle`. So the heap stands still while a policy
+    iterates over it, and a request that is preempted in a step is not admitted again in the same step.
     """
 
     def __init__(self) -> None:
         self._heap: list[tuple[Key, int, Request]] = []
-        self._entries: dict[str, tuple[Key, int, Request]] = {}
+        self.entries: dict[str, tuple[Key, int, Request]] = {}
         """The valid entry of each request; others in the heap are crossed out."""
         self._incoming: list[tuple[Key, int, Request]] = []
         self._numbers = count()  # so that no two entries compare equal, and requests are never compared
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)
 
     def __contains__(self, request: Request) -> bool:
-        return request.request_id in self._entries
+        return request.request_id in self.entries
 
     def append(self, request: Request, key: Key) -> None:
-        """Join, in the place that the key says."""
+        """Put a request in the place that its key says."""
         entry = (key, next(self._numbers), request)
-        self._entries[request.request_id] = entry
+        self.entries[request.request_id] = entry
         self._incoming.append(entry)
 
     def remove(self, request: Request) -> None:
-        """Leave, from wherever the request stands; `KeyError` if it is not in the queue."""
-        del self._entries[request.request_id]
+        """Take a request out, wherever it stands; `KeyError` if it is not in the queue."""
+        del self.entries[request.request_id]
 
     def settle(self) -> None:
-        """Let those who have joined take their places, and sweep up those who have left."""
+        """Give appended requests their places, and sweep up the entries of those that have left."""
         for entry in self._incoming:
             if self._is_valid(entry):
                 heappush(self._heap, entry)
         self._incoming.clear()
         while self._heap and not self._is_valid(self._heap[0]):
             heappop(self._heap)
-        if len(self._heap) > 2 * len(self._entries) + 64:
+        if len(self._heap) > 2 * len(self.entries) + 64:
             self._heap = [entry for entry in self._heap if self._is_valid(entry)]
             heapify(self._heap)
 
     def __iter__(self) -> Iterator[Request]:
-        """By key, without taking anybody out; requests may leave meanwhile.
+        """By key, without taking any out; requests may leave meanwhile.
 
-        In a heap the next one in order is always a child of those who have been seen: so it is enough to
-        keep the children in a heap of their own.
+        In a heap the next one in order is always a child of those seen so far: so it is enough to keep the
+        children in a heap of their own.
         """
         heap = self._heap
         seen = [(heap[0][:2], 0)] if heap else []
@@ -106,12 +83,13 @@ class WaitingQueue:
 
     def in_order_of_arrival(self) -> list[Request]:
         """All of them. O(n log n): for readers."""
-        return sorted((entry[2] for entry in self._entries.values()), key=lambda request: request.number)
+        waiting = (entry[2] for entry in self.entries.values())
+        return sorted(waiting, key=lambda request: request.arrival_index)
 
     def _is_valid(self, entry: tuple[Key, int, Request]) -> bool:
-        return self._entries.get(entry[2].request_id) is entry
+        return self.entries.get(entry[2].request_id) is entry
 
     def check_invariants(self) -> None:
         """Raise `AssertionError` unless every member has exactly one valid entry."""
         entries = [entry for entry in (*self._heap, *self._incoming) if self._is_valid(entry)]
-        assert len(entries) == len(self._entries), "somebody who waits has no place in the queue, or two"
+        assert len(entries) == len(self.entries), "a waiting request has no entry in the heap, or two"

@@ -1,18 +1,16 @@
-"""Requests and sequences, as the scheduler sees them.
+"""Requests and their sequences: the state that the scheduler moves forward.
 
-A `Request` is what somebody asked for. A `Sequence` is one string of tokens that grows on its behalf: it
-starts with one, and parallel sampling and beam search fork that into several. Neither knows anything of
-text, sampling or tensors.
-
-There are no phases. A sequence has tokens, and the first `num_computed_tokens` of them have their keys
-and values in the cache; each step lets the second number catch up with the first. A prompt that has just
-arrived is far behind, a decoding sequence is one behind, a preempted one starts again from zero: the same
-rule with other numbers (house rule 2).
+A sequence is a list of tokens and one number. The tokens are prompt and output so far; the number,
+`num_computed_tokens`, says how many of them have their keys and values in the KV cache. Each step lets the
+number catch up with the tokens. A prompt that has just arrived is far behind, a decoding sequence is one
+behind, a preempted one starts again from zero: the same rule with other numbers (house rule 3).
 
     token_ids              p p p p p p p p o o o        p = prompt, o = output
     num_computed_tokens    ─────────────────► 10        one behind: this is a decode step
 
-Read next: `minivllm/scheduling/scheduler.py`.
+The sequence owns its tokens: what is sampled is appended here, and all other parts of the engine read it here.
+
+Read next: `batch_state.py`, the queues; then `scheduler.py`.
 """
 
 from __future__ import annotations
@@ -21,6 +19,7 @@ import enum
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class RequestStatus(enum.Enum):
@@ -38,8 +37,17 @@ class RequestStatus(enum.Enum):
         return self in (self.FINISHED_STOPPED, self.FINISHED_LENGTH_CAPPED, self.FINISHED_ABORTED)
 
 
+class Finish(NamedTuple):
+    """Why a sequence ended."""
+
+    reason: str
+    """"stop", "length" or "abort"."""
+    stop: int | str | None = None
+    """The stop token id or stop string that ended it, if one did."""
+
+
 class Sequence:
-    """One growing string of tokens and how far its cache has caught up with it."""
+    """One growing list of tokens, and how far the cache has caught up with it."""
 
     __slots__ = (
         "num_computed_tokens",
@@ -78,6 +86,10 @@ class Sequence:
         """Tokens whose keys and values are not in the cache yet: what a step may work on."""
         return len(self.token_ids) - self.num_computed_tokens
 
+    def output_token_ids(self, start: int = 0) -> list[int]:
+        """A copy of the output from its `start`-th token on."""
+        return self.token_ids[self.num_prompt_tokens + start :].tolist()
+
     def fork(self, child_id: int) -> Sequence:
         """Another sequence with the same tokens, as far computed as this one."""
         child = Sequence(
@@ -101,18 +113,19 @@ class Sequence:
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """What somebody asked for: a place in the queue, and the sequences that serve it.
+    """A prompt to be continued: its limits, its place in the queues, and the sequences that serve it.
 
     Attributes:
-        sequences: those that are alive; one at first. Of a beam search, the best beam comes first.
+        sequences: its unfinished sequences; one at first. Of a beam search, the best beam comes first.
         max_tokens: most output tokens of each sequence.
-        width: most sequences that it may come to.
-        in_lockstep: its sequences compute their next token all in the same step, or none does. A beam
-            search needs that, because it chooses among all of them.
+        max_num_sequences: most sequences that it may come to, by forks: slots that it takes in the batch.
+        is_beam_search: all its sequences compute their next token in the same step, or none does, because
+            the search chooses among all of them.
         salt: only requests with the same salt share cached prefixes with it.
         num_cached_tokens: prompt tokens that the prefix cache knew when it was first scheduled; None before.
-        number: its place in the order of arrival, given by the scheduler.
-        rank: what the scheduling policy last thought of it; smaller goes first.
+        arrival_index: its place in the order of arrival, given by the engine core.
+        rank: what the scheduling policy last said of it; the smaller goes first.
+        finish: why its last sequence ended; None while it goes on.
     """
 
     request_id: str
@@ -120,16 +133,17 @@ class Request:
     max_tokens: int
     arrival_time: float
     priority: int = 0
-    width: int = 1
-    in_lockstep: bool = False
+    max_num_sequences: int = 1
+    is_beam_search: bool = False
     salt: str | None = None
     num_cached_tokens: int | None = None
     num_preemptions: int = 0
-    number: int = -1
+    arrival_index: int = -1
     rank: float = 0.0
     status: RequestStatus = RequestStatus.WAITING
+    finish: Finish | None = None
 
     @property
-    def longest(self) -> int:
+    def max_total_tokens(self) -> int:
         """Most tokens that one of its sequences may come to, prompt included."""
         return self.sequences[0].num_prompt_tokens + self.max_tokens

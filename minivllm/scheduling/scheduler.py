@@ -1,356 +1,319 @@
-"""The scheduler: before every step it decides who advances, and by how many tokens.
+"""The scheduler: before every step it decides which requests advance, and by how many tokens.
 
-There is no prefill phase and no decode phase. Each request has tokens, and the cache is behind them by
-some number; a step is a token budget handed out to let the caches catch up. Whoever finished has left,
-whoever waits may join, at every single step: that is continuous batching.
+There is no prefill phase and no decode phase. Each sequence has tokens, and its cache is behind them by some
+number; a step is a token budget that lets caches catch up. Finished requests have left and waiting ones may
+be admitted at every single step: that is continuous batching.
 
-    policy      whose turn is it? (`policy.py`; first come, first served unless told otherwise)
-    step        how much can it get? Budget, places, blocks: limits are enforced in `step.py`
-    scheduler   the queues and the books: who waits, who runs, which sequences there are
+    policy       in which order?                       `policy.py`: first come, first served, unless configured
+    scheduler    how much for each? slots, budget, blocks: the limits are kept here and nowhere else
+    plan         what the executor has to do           `plan.py`
 
-A prompt longer than what is left of the budget is cut: the first chunk now, the rest in later steps,
-beside the decodes of others (chunked prefill). A prompt whose beginning the prefix cache knows starts
-behind it. A request with several sequences comes, grows and goes as a whole (`groups.py`).
+    a running request   gets its next tokens. No free block? The request that ranks last is preempted
+    a waiting request   is admitted if there is a slot, room for all its tokens, and budget; perhaps by
+                        preempting requests that rank behind it. If it cannot be, no other is in this step:
+                        requests do not overtake
+
+A prompt longer than what is left of the budget is cut: a chunk now, the rest in later steps, beside the
+decodes of others. A prompt whose beginning the prefix cache knows starts behind it.
 
 Sources: Yu et al., "Orca" (OSDI 2022), section 3.1 (iteration-level scheduling); Kwon et al. (SOSP 2023),
 section 4.5 (preemption); Agrawal et al., "Sarathi-Serve" (OSDI 2024) (chunked prefill).
-Read next: `step.py`, then `minivllm/engine/engine.py`.
+Read next: `preemption.py`, then `groups.py` for requests with several sequences.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from math import inf, isnan
+from math import inf
 
 from minivllm.config import SchedulerConfig
-from minivllm.memory.cache_manager import CacheManager
-from minivllm.scheduling.choose_policy import make_policy
-from minivllm.scheduling.plan import StepPlan
+from minivllm.memory.cache_manager import Admission, CacheManager, Span
+from minivllm.scheduling.batch_state import BatchState
+from minivllm.scheduling.groups import advance_group, blocks_for_siblings
+from minivllm.scheduling.plan import ScheduledSequence, StepPlan
 from minivllm.scheduling.policy import Pause, PolicyError, SchedulingPolicy
-from minivllm.scheduling.queue import Key, RequestQueue, WaitingQueue
-from minivllm.scheduling.request import Request, RequestStatus
-from minivllm.scheduling.request import Sequence as TokenSequence
-from minivllm.scheduling.step import MOST_PREEMPTIONS, Step
-from minivllm.scheduling.view import View, WaitingLine
-from minivllm.trace.events import BatchPlanned, Event, RequestPreempted, SequenceForked
-
-logger = logging.getLogger(__name__)
+from minivllm.scheduling.preemption import Preemption
+from minivllm.scheduling.ranking import Ranking
+from minivllm.scheduling.request import Request
+from minivllm.scheduling.static_batching import padding_tokens, rectangle_fits
+from minivllm.scheduling.step_builder import OpenQueue, StepBuilder
+from minivllm.trace.events import Event, RequestScheduled
 
 
 class Scheduler:
-    """Owner of the waiting queue, the running batch, and all sequences that are not finished.
+    """Plans steps.
 
     Args:
         config: the limits.
+        state: which requests wait and run.
         cache: the memory, which says whether a sequence may grow.
+        policy: in which order requests are scheduled.
         emit: receives every decision as an event, or None.
-        policy: who goes first; the one that `config` names, if None.
     """
 
     def __init__(
         self,
         config: SchedulerConfig,
+        state: BatchState,
         cache: CacheManager,
+        policy: SchedulingPolicy,
         emit: Callable[[Event], None] | None = None,
-        policy: SchedulingPolicy | None = None,
     ) -> None:
         self.config = config
+        self.state = state
         self.cache = cache
-        self.emit = emit
-        self.policy = make_policy(config.scheduling_policy) if policy is None else policy
-        self.waiting = WaitingQueue()
-        self.running = RequestQueue()
-        self.sequences: dict[int, TokenSequence] = {}
-        self.num_running_seqs = 0
-        """Places in the batch that the running requests may come to fill."""
-        self.num_held = 0
-        """Running requests that are finished, and wait for their batch (static batching)."""
-        self.forks_share = config.allocator == "paged" and not config.copy_on_fork
-        self.watermark_blocks = int(config.watermark * config.num_blocks)
-        self.step = Step(self)
-        """The step that is being made, or the last one."""
-        self._turns: Iterator[Request | Pause] | None = None
+        self.policy = policy
+        self.ranking = Ranking(policy)
+        self.preemption = Preemption(config, state, cache, self.ranking, emit)
+        self._emit = emit
+        self._watermark_blocks = int(config.watermark * config.num_blocks)
+        self._forks_share = config.allocator == "paged" and not config.copy_on_fork
         self._pause: Pause | None = None
-        self._next_seq_id = 0
-        self._num_requests = 0
 
-    def new_seq_id(self) -> int:
-        """The number of the next sequence."""
-        self._next_seq_id += 1
-        return self._next_seq_id - 1
+    # ── the main path ─────────────────────────────────────────────────────────────────────────────────
 
-    def add(self, request: Request) -> None:
-        """Put a new request into the waiting queue.
-
-        Raises:
-            PolicyError: the policy failed to rank it; nothing has changed.
-        """
-        request.number = self._num_requests
-        self.waiting.append(request, self.key(request))
-        self._num_requests += 1
-        for sequence in request.sequences:
-            self.sequences[sequence.seq_id] = sequence
-
-    def key(self, request: Request) -> Key:
-        """What requests are ordered by: the policy's rank, of equals the older first."""
-        try:
-            rank = float(self.policy.rank(request))
-            if isnan(rank):
-                raise ValueError("a rank must be a number, got nan")
-        except Exception as error:
-            raise self._policy_error("rank", error) from error
-        request.rank = rank
-        return self._key_of_rank(request)
-
-    def _key_of_rank(self, request: Request) -> Key:
-        if request.num_preemptions >= MOST_PREEMPTIONS:
-            return False, 0.0, request.number
-        return True, request.rank, request.number
-
-    # ── the plan of a step, and what became of it ─────────────────────────────────────────────────────
-
-    def consult(self, time: float = 0.0) -> Pause | None:
-        """Ask the policy whose turn it is; some would rather wait until more requests have come.
+    def begin(self, number: int, now: float) -> StepBuilder | Pause:
+        """Begin step `number`: ask the policy for the order, or learn that it would rather pause.
 
         Raises:
             PolicyError: the policy failed; nothing has changed.
         """
-        self.waiting.settle()
-        self.step = Step(self)
+        state, running = self.state, tuple(self.state.running.values())
+        step = StepBuilder(self.config, state, self.cache, number, now, running)
+        if state.waiting.entries:
+            state.waiting.settle()
+            step.waiting = OpenQueue(step)
         try:
-            turns = iter(self.policy.turns(View(self, time)))
+            step.order = iter(self.policy.schedule_order(step))
         except Exception as error:
-            raise self._policy_error("turns", error) from error
-        first = self._next(turns)
+            raise PolicyError.in_method(self.policy, "schedule_order", error) from error
+        first = self._next(step.order)
         if isinstance(first, Pause):
-            # One pause before a step, not one after another.
-            self._pause = self._pause or first
-            if time < self._pause.until < inf and self.waiting and not self.running:
+            self._pause = self._pause or first  # one pause before a step, not one after another
+            if now < self._pause.until < inf and state.waiting.entries and not running:
                 return self._pause
-        self._turns = chain((first,), turns) if isinstance(first, Request) else turns
-        return None
+        elif first is not None:
+            step.order = chain((first,), step.order)
+        return step
 
-    def schedule(self, step: int, time: float = 0.0) -> StepPlan:
-        """Hand out one step's token budget. Costs O(sequences scheduled), however many wait.
+    def fill(self, step: StepBuilder) -> StepPlan:
+        """Let one request after another have what it can use of the step's budget.
 
-        Args:
-            step: its number.
-            time: seconds on the clock of `Request.arrival_time`; not needed after `consult`.
+        Costs O(sequences scheduled), however many requests wait.
 
         Raises:
-            PolicyError: the policy failed. The step has been abandoned: nobody and nothing is lost.
+            PolicyError: the policy failed half-way; `plan` says what has been planned until then.
         """
-        if self._turns is None and self.consult(time) is not None:
-            return StepPlan(step, (), ())
-        turns, self._turns, self._pause = self._turns, None, None
-        assert turns is not None
-        making = self.step
-        try:
-            self._hand_out(turns)
-            if not making.planned:
-                self._make_progress()
-        except PolicyError:
-            self.abandon(StepPlan(step, tuple(making.planned), self.cache.take_moves()))
-            raise
-        padding = making.num_padding_tokens()
-        if self.emit:
-            items = tuple((item.seq_id, item.start, len(item.token_ids)) for item in making.planned)
-            self.emit(BatchPlanned(items, padding))
-        return StepPlan(step, tuple(making.planned), self.cache.take_moves(), padding)
+        self._pause = None
+        self._schedule_in(step.order, step)
+        if not step.planned:
+            self._make_progress(step)
+        return self.plan(step)
 
-    def _make_progress(self) -> None:
-        """Nobody advances: the policy named nobody, or those who are held have all the memory."""
-        if self.num_held:
-            for request in tuple(self.running):
-                if not request.status.is_finished:  # it goes on in the next batch, and this one is done
-                    self.preempt(request)
-        else:
-            self.step.is_closed = False
-            self._hand_out(chain(tuple(self.running), WaitingLine(self)))
-
-    def _hand_out(self, turns: Iterator[Request | Pause]) -> None:
-        """Offer the budget to one after another."""
-        making = self.step
-        # A policy may name somebody twice, but not for ever.
-        patience = 2 * (len(self.running) + len(self.waiting)) + 2
-        while making.budget > 0 and patience > 0:
-            turn = self._next(turns)
-            if turn is None:
-                break
-            if isinstance(turn, Request):
-                making.offer(turn)
+    def _schedule_in(self, order: Iterator[Request | Pause], step: StepBuilder) -> None:
+        patience = 2 * len(self.state.sequences) + 2  # a policy may name a request twice, but not for ever
+        while step.budget > 0 and patience > 0:
+            request = self._next(order)
+            if request is None:
+                return
+            if isinstance(request, Request):
+                self._try_schedule(request, step)
             patience -= 1
 
-    def _next(self, turns: Iterator[Request | Pause]) -> Request | Pause | None:
-        """The policy's next word, None at the end; with every mistake of its own under its own name."""
+    def _try_schedule(self, request: Request, step: StepBuilder) -> None:
+        """Let a running request advance, or admit a waiting one, as far as the limits allow."""
+        request_id = request.request_id
+        if request_id in step.touched:
+            return
+        if request_id in self.state.running:
+            if not (self.state.num_parked and request.status.is_finished):
+                self._schedule_running(request, step)
+        elif request_id in self.state.waiting.entries and request_id not in step.preempted:
+            if not step.is_closed:
+                self._schedule_waiting(request, step)
+
+    def _schedule_running(self, request: Request, step: StepBuilder) -> None:
+        spans = self._next_spans(request, step.budget)
+        while not self.cache.allocate_slots(spans):
+            step.is_closed = True  # blocks are short: no request is admitted in this step
+            candidates = self.preemption.candidates(request, step.touched)
+            if not candidates:
+                return  # it has to sit this step out
+            self._preempt(candidates[-1], request, "blocks", step)
+        self._add_to_plan(request, spans, step)
+
+    def _schedule_waiting(self, request: Request, step: StepBuilder) -> None:
+        spans = None
+        if self._fits_budget(request, step):
+            spans = self._allocate(request, step) if self._has_slots(request) else None
+            if spans is None:
+                spans = self._allocate_by_preempting(request, step)
+        if spans is None:
+            step.is_closed = True  # requests do not overtake
+            return
+        self.state.admit(request)
+        step.num_admitted += 1
+        if self._emit:
+            self._emit(RequestScheduled(request.request_id))
+        self._add_to_plan(request, spans, step)
+
+    def _add_to_plan(self, request: Request, spans: Sequence[Span], step: StepBuilder) -> None:
+        """Plan what has been allocated."""
+        step.touched[request.request_id] = None
+        sequences, caches_prefixes = self.state.sequences, self.config.prefix_cache is not None
+        for seq_id, start, end in spans:
+            if start == end:
+                continue
+            sequence = sequences[seq_id]
+            num_logits = 1 if end == len(sequence.token_ids) else 0
+            if sequence.wants_prompt_logits and start < sequence.num_prompt_tokens:
+                num_logits = end - start
+            # A copy of the table, because the plan must not change under its reader.
+            blocks = self.cache.tables[seq_id].blocks[:]
+            tokens = sequence.token_ids[start:end]
+            step.planned.append(ScheduledSequence(seq_id, start, tokens, blocks, num_logits))
+            if caches_prefixes:
+                self.cache.cache_full_blocks(seq_id, sequence.token_ids, end)
+            step.budget -= end - start
+
+    def plan(self, step: StepBuilder) -> StepPlan:
+        """What has been planned, as the data that the executor obeys."""
+        padding = padding_tokens(step) if self.policy.pads else 0
+        moves, touched = self.cache.take_moves(), tuple(step.touched)
+        return StepPlan(step.number, tuple(step.planned), moves, padding, touched)
+
+    # ── how many tokens, and the blocks for them ──────────────────────────────────────────────────────
+
+    def _next_spans(self, request: Request, budget: int) -> list[Span]:
+        """What a request computes next: at most `budget` tokens, perhaps none."""
+        if len(request.sequences) > 1:
+            return advance_group(request, self.cache, budget, self._chunk)
+        sequence = request.sequences[0]
+        start = sequence.num_computed_tokens
+        count = len(sequence.token_ids) - start
+        if count != 1:
+            count = self._chunk(count, budget)
+        return [Span(sequence.seq_id, start, start + count)]
+
+    def _chunk(self, count: int, budget: int) -> int:
+        """How many of `count` tokens to compute now; 0 if they must go in one step and do not fit."""
+        if count > budget:
+            count = budget if self.config.enable_chunked_prefill else 0
+        if self.config.enable_chunked_prefill and self.config.long_prefill_token_threshold:
+            count = min(count, self.config.long_prefill_token_threshold)
+        return count
+
+    def _fits_budget(self, request: Request, step: StepBuilder) -> bool:
+        """Could a waiting request be computed in this step, if there were slots and blocks for it?"""
+        if not self.config.enable_chunked_prefill:  # all that is left of its prompt goes in one step
+            first = request.sequences[0]
+            uncomputed = first.num_uncomputed_tokens
+            if not self.cache.is_swapped(first.seq_id):
+                computed = self.cache.get_computed_blocks(self._admission(request))
+                uncomputed = first.num_tokens - len(computed) * self.cache.block_size
+            if uncomputed > step.budget:
+                return False
+        return not self.policy.pads or rectangle_fits(step, request)
+
+    def _has_slots(self, request: Request) -> bool:
+        return self.state.num_running_seqs + request.max_num_sequences <= self.config.max_num_seqs
+
+    def _admission(self, request: Request) -> Admission:
+        first = request.sequences[0]
+        return Admission(
+            first.seq_id,
+            first.token_ids,
+            request.max_total_tokens,
+            request.max_num_sequences,
+            blocks_for_siblings(request, self.cache.block_size, shared=self._forks_share),
+            self._reserved_blocks(request) if self.state.running else 0,
+            request.salt,
+            use_cache=not first.wants_prompt_logits,  # a token that is not computed has no logits
+        )
+
+    def _allocate(self, request: Request, step: StepBuilder) -> list[Span] | None:
+        """Allocate blocks for a waiting request; None if there is no room, and then nothing has changed.
+
+        There must be room for all tokens known so far, and not only for the first chunk: a request that
+        cannot be completed would only be computed in order to be preempted.
+        """
+        first = request.sequences[0]
+        if self.cache.is_swapped(first.seq_id):
+            return self._swap_in(request, step)
+        admission = self._admission(request)
+        computed = self.cache.get_computed_blocks(admission)
+        start = len(computed) * self.cache.block_size
+        if not self.cache.allocate_slots([Span(first.seq_id, start, start)], admission, computed):
+            return None
+        first.num_computed_tokens = start
+        if request.num_cached_tokens is None:
+            request.num_cached_tokens = min(start, first.num_prompt_tokens)
+        spans = self._next_spans(request, step.budget)
+        granted = self.cache.allocate_slots(spans)
+        assert granted, "there was room for the whole request, so there is room for its first chunk"
+        return spans
+
+    def _reserved_blocks(self, request: Request) -> int:
+        """Blocks that must stay free when it is admitted beside others: room for those that run to grow
+        into (the watermark), and for the forks that it will have itself."""
+        return self._watermark_blocks + request.max_num_sequences - len(request.sequences)
+
+    # ── edges ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def _swap_in(self, request: Request, step: StepBuilder) -> list[Span] | None:
+        """Bring the blocks of a request back from the swap space, if there is room for all that is left."""
+        spans = [
+            Span(sequence.seq_id, sequence.num_computed_tokens, sequence.num_tokens)
+            for sequence in request.sequences
+            if self.cache.is_swapped(sequence.seq_id)
+        ]
+        if not self.cache.swap_in(spans, self._reserved_blocks(request) if self.state.running else 0):
+            return None
+        for sequence in request.sequences:
+            if sequence.seq_id in self.cache.tables:
+                self.cache.cache_full_blocks(
+                    sequence.seq_id, sequence.token_ids, sequence.num_computed_tokens
+                )
+        spans = self._next_spans(request, step.budget)
+        return spans if self.cache.allocate_slots(spans) else []
+
+    def _allocate_by_preempting(self, request: Request, step: StepBuilder) -> list[Span] | None:
+        """Preempt requests that rank behind this one until it can be admitted; none if that is not enough."""
+        candidates = self.preemption.candidates(request, step.touched)
+        reserved = self._reserved_blocks(request)
+        if not candidates or not self.preemption.could_make_room(request, candidates, reserved):
+            return None
+        while candidates:
+            shortage = "blocks" if self._has_slots(request) else "place"
+            self._preempt(candidates.pop(), request, shortage, step)
+            if self._has_slots(request) and (spans := self._allocate(request, step)) is not None:
+                return spans
+        return None
+
+    def _preempt(self, victim: Request, request: Request, shortage: str, step: StepBuilder) -> None:
+        self.preemption.preempt(victim, request, shortage)
+        step.preempted.add(victim.request_id)
+
+    def _make_progress(self, step: StepBuilder) -> None:
+        """No request advances: the policy named none, or parked requests hold all the memory."""
+        if self.state.num_parked:
+            for request in step.running:
+                if not request.status.is_finished:  # it goes on in the next batch, and this one is done
+                    self.preemption.preempt(request)
+                    step.preempted.add(request.request_id)
+        else:
+            step.is_closed = False
+            self._schedule_in(chain(tuple(self.state.running.values()), step.waiting), step)
+
+    def _next(self, order: Iterator[Request | Pause]) -> Request | Pause | None:
+        """The policy's next word, None at the end; a mistake of the policy is raised under its own name."""
         try:
-            turn = next(turns)
-            if not isinstance(turn, Request | Pause):
-                raise TypeError(f"turns must be requests, got {turn!r}")
+            word = next(order)
+            if not isinstance(word, Request | Pause):
+                raise TypeError(f"schedule_order must give requests, got {word!r}")
         except StopIteration:
             return None
         except Exception as error:
-            raise self._policy_error("turns", error) from error
-        return turn
-
-    def _policy_error(self, method: str, error: Exception) -> PolicyError:
-        name = type(self.policy).__name__
-        return PolicyError(
-            f"the scheduling policy {name} failed in `{method}`: {type(error).__name__}: {error}"
-        )
-
-    def complete(self, plan: StepPlan) -> None:
-        """The plan was carried out: the caches of its sequences have caught up that far."""
-        self.cache.commit()
-        for item in plan.scheduled:
-            self.sequences[item.seq_id].num_computed_tokens = item.end
-
-    def abandon(self, plan: StepPlan) -> None:
-        """The plan failed, and nobody knows how much of it was done.
-
-        So everybody who was in it, or was moved by it, starts again from zero. They keep their tokens
-        and their turn; what they say in the end is the same.
-        """
-        for request in reversed(tuple(self.running)):
-            if request.request_id in self.step.touched:
-                self._step_aside(request, "recompute", "the step failed")
-        if any(move.kind == "swap_out" for move in plan.moves):
-            for request in self.waiting.in_order_of_arrival():
-                self._start_again(request)
-        self.cache.abandon()
-
-    def grow(
-        self, request: Request, children: Sequence[tuple[TokenSequence, int]]
-    ) -> tuple[list[TokenSequence], list[TokenSequence]]:
-        """Give beams their next tokens: one, several (a fork for each but the first), or none.
-
-        Args:
-            children: `(parent, token)` of each beam that goes on, best first.
-
-        Returns:
-            The sequence that each child became; and the beams without a child, which are gone.
-        """
-        beams = tuple(request.sequences)
-        grown: list[TokenSequence] = []
-        parents: set[int] = set()
-        for parent, _ in children:
-            grown.append(self.fork(request, parent) if parent.seq_id in parents else parent)
-            parents.add(parent.seq_id)
-        # Only now, when all have forked, may anybody grow: a fork is its parent as it was.
-        for sequence, (_, token) in zip(grown, children, strict=True):
-            sequence.append_token(token)
-        pruned = [beam for beam in beams if beam.seq_id not in parents]
-        for beam in pruned:
-            self.drop(request, beam)
-        request.sequences[:] = grown
-        return grown, pruned
-
-    def fork(self, request: Request, parent: TokenSequence) -> TokenSequence:
-        """One more sequence for the request, which shares everything with `parent`."""
-        child = parent.fork(self.new_seq_id())
-        self.sequences[child.seq_id] = child
-        request.sequences.append(child)
-        self.cache.fork(parent.seq_id, child.seq_id)
-        if self.emit:
-            self.emit(SequenceForked(request.request_id, parent.seq_id, child.seq_id))
-        return child
-
-    def drop(self, request: Request, sequence: TokenSequence) -> None:
-        """A sequence ends, others of its request may go on; its blocks come back."""
-        request.sequences.remove(sequence)
-        del self.sequences[sequence.seq_id]
-        self.cache.free(sequence.seq_id)
-
-    def remove(self, request: Request, status: RequestStatus) -> None:
-        """Let a request leave, finished or aborted, from whichever queue it is in."""
-        if request in self.running:
-            self.running.remove(request)
-            self.num_running_seqs -= request.width
-            self.num_held -= request.status.is_finished
-        else:
-            self.waiting.remove(request)
-        request.status = status
-        for sequence in tuple(request.sequences):
-            self.drop(request, sequence)
-
-    # ── in and out of the batch ───────────────────────────────────────────────────────────────────────
-
-    def join(self, request: Request) -> None:
-        """From the waiting queue into the batch."""
-        self.waiting.remove(request)
-        self.running.append(request)
-        self.num_running_seqs += request.width
-        request.status = RequestStatus.RUNNING
-
-    def hold(self, request: Request, status: RequestStatus) -> bool:
-        """Does a running request that has finished have to stay until its batch is done? Then it does."""
-        if not self.policy.releases_together or request not in self.running:
-            return False
-        request.status = status
-        self.num_held += 1
-        return True
-
-    def released(self) -> list[Request]:
-        """Those who were held, once all of their batch are done; they are still to be removed."""
-        return list(self.running) if self.num_held and self.num_held == len(self.running) else []
-
-    def preempt(self, request: Request, in_favour_of: Request | None = None, lack: str = "blocks") -> None:
-        """Let a running request step aside. It keeps its tokens and its turn."""
-        self.key(request)  # a policy that fails must fail before anything has changed
-        name = in_favour_of.request_id if in_favour_of else ""
-        self._step_aside(request, self.config.preemption_mode, in_favour_of=name, lack=lack)
-
-    def _step_aside(
-        self, request: Request, mode: str, reason: str = "", in_favour_of: str = "", lack: str = "blocks"
-    ) -> None:
-        self.running.remove(request)
-        self.num_running_seqs -= request.width
-        self.step.stepped_aside.add(request.request_id)
-        if mode == "swap":
-            reason = self.cache.swap_out([sequence.seq_id for sequence in request.sequences])
-            if reason:
-                mode = "recompute"
-                logger.warning("request %s is recomputed instead of swapped: %s", request.request_id, reason)
-        lost = self._start_again(request) if mode == "recompute" else 0
-        request.status = RequestStatus.PREEMPTED
-        request.num_preemptions += 1
-        self.waiting.append(request, self._key_of_rank(request))
-        if self.emit:
-            self.emit(RequestPreempted(request.request_id, mode, lost, reason, in_favour_of, lack))
-
-    def _start_again(self, request: Request) -> int:
-        """Take all memory away from a request; returns the number of tokens to be computed again."""
-        lost = sum(sequence.num_computed_tokens for sequence in request.sequences)
-        for sequence in request.sequences:
-            self.cache.free(sequence.seq_id)
-            sequence.num_computed_tokens = 0
-        return lost
-
-    def check_invariants(self) -> None:
-        """Raise `AssertionError` unless queues, block tables and limits agree with each other."""
-        assert self.num_running_seqs == sum(request.width for request in self.running)
-        assert self.num_running_seqs <= self.config.max_num_seqs, (
-            "more sequences run than max_num_seqs allows"
-        )
-        waiting = self.waiting.in_order_of_arrival()
-        known = {s.seq_id for requests in (waiting, self.running) for r in requests for s in r.sequences}
-        assert known == set(self.sequences), "the books and the queues name different sequences"
-        for request in waiting:
-            assert request not in self.running, f"{request.request_id} both waits and runs"
-            assert request.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED)
-            for sequence in request.sequences:
-                assert sequence.seq_id not in self.cache.tables, "a waiting sequence holds no blocks"
-                assert sequence.num_computed_tokens == 0 or self.cache.is_swapped(sequence.seq_id), (
-                    "a waiting sequence has nothing in the cache, unless it is in the swap space"
-                )
-        assert self.num_held == sum(request.status.is_finished for request in self.running)
-        for request in self.running:
-            assert 1 <= len(request.sequences) <= request.width, f"{request.request_id} has outgrown itself"
-            assert request.sequences[0].seq_id in self.cache.tables, "a running request holds blocks"
-        for sequence in self.sequences.values():
-            sequence.check_invariants()
-        assert set(self.cache.tables) <= known, "a sequence that is gone holds a block table"
-        self.waiting.check_invariants()
-        self.cache.check_invariants()
+            raise PolicyError.in_method(self.policy, "schedule_order", error) from error
+        return word

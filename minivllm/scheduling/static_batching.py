@@ -1,14 +1,14 @@
-"""Static batching: what everybody did before iteration-level scheduling, as a policy like the others.
+"""Static batching: how engines batched before iteration-level scheduling, as a policy like the others.
 
     fill     wait until there are enough requests for a batch, or until the oldest has waited long enough
     pad      compute every prompt as if it were as long as the longest, and every row until the last is done
-    release  whoever has finished keeps its place and its blocks until the slowest has finished too
+    release  a finished request is parked: it keeps its slot and its blocks until the slowest has finished
 
-        A  p p p d d d d d d d d d │ all leave
-        B  p · · d d ─ ─ ─ ─ ─ ─ ─ │             · padding   ─ held: finished, and waiting for A
-        C  p p · d d d d d d ─ ─ ─ │ D joins
+        A  p p p d d d d d d d d d │ all are released
+        B  p · · d d ─ ─ ─ ─ ─ ─ ─ │             · padding   ─ parked: finished, while A runs
+        C  p p · d d d d d d ─ ─ ─ │ D is admitted
 
-The padding of prompts and the rows of those who have finished are computed and thrown away
+The padding of prompts and the rows of parked requests are computed and thrown away
 (`StepPlan.num_padding_tokens`). What is not charged is attention over padding: a real padded batch is a
 little slower still.
 
@@ -22,6 +22,7 @@ from itertools import islice
 
 from minivllm.scheduling.policy import Pause, SchedulerView, SchedulingPolicy
 from minivllm.scheduling.request import Request
+from minivllm.scheduling.step_builder import StepBuilder
 from minivllm.validation import check_integer, check_number
 
 
@@ -42,9 +43,9 @@ class StaticBatching(SchedulingPolicy):
         self.batch_size = batch_size
         self.timeout_seconds = check_number("timeout_seconds", timeout_seconds, at_least=0)
 
-    def turns(self, view: SchedulerView) -> Iterable[Request | Pause]:
+    def schedule_order(self, view: SchedulerView) -> Iterable[Request | Pause]:
         if view.running:
-            return view.running  # a batch that has begun takes nobody in
+            return view.running  # a batch that has begun admits no request
         size = min(self.batch_size or view.max_num_seqs, view.max_num_seqs)
         batch = list(islice(view.waiting, size))
         if batch and len(batch) < size:
@@ -52,3 +53,21 @@ class StaticBatching(SchedulingPolicy):
             if view.time < deadline:
                 return [Pause(deadline)]
         return batch
+
+
+def padding_tokens(step: StepBuilder) -> int:
+    """Tokens that fill the step's rows up to a rectangle: all as long as the longest, parked ones included."""
+    if not step.planned:
+        return 0
+    lengths = [len(item.token_ids) for item in step.planned]
+    num_rows = len(lengths) + step.state.num_parked
+    return min(max(lengths) * num_rows - sum(lengths), step.budget)
+
+
+def rectangle_fits(step: StepBuilder, request: Request) -> bool:
+    """Would the padded batch still be within the budget with this request? Alone it always is."""
+    if not step.planned:
+        return True
+    lengths = [len(item.token_ids) for item in step.planned]
+    lengths.append(request.sequences[0].num_uncomputed_tokens)
+    return max(lengths) * len(lengths) <= step.config.max_num_batched_tokens

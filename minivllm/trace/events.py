@@ -342,6 +342,13 @@ class StepAbandoned(Event, frozen=True):
     error: str
 
 
+class StateRebuilt(Event, frozen=True):
+    """Temporary: the trace branch has the real one."""
+
+    time: float
+    requests: tuple[tuple[str, tuple[tuple[int, tuple[int, ...]], ...]], ...]
+
+
 class TraceEnded(Event, frozen=True):
     """The recorder was closed properly; a trace without this line was cut off or is still being written."""
 

@@ -2,6 +2,22 @@
 
 import math
 
+from minivllm.decoding.sampling_state import SamplingState
+from minivllm.scheduling.request import Sequence
+
+
+def make_sequence(prompt=(1,), output=()):
+    """A sequence with these tokens."""
+    sequence = Sequence(0, prompt)
+    for token in output:
+        sequence.append_token(token)
+    return sequence
+
+
+def make_state(params, prompt=(1,), output=(), **more):
+    """What is remembered of a sequence with these tokens."""
+    return SamplingState(params, make_sequence(prompt, output), **more)
+
 
 def process(logits, params, prompt, output, banned=()):
     """The logits of one row after everything that steers them, as a list of floats."""

@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers import logging as transformers_logging
 
 from minivllm.decoding.beam_candidates import best_continuations
-from minivllm.decoding.beam_search import BeamSearch, Candidate, Hypothesis
+from minivllm.decoding.beam_search import Candidate, Hypothesis
 from minivllm.model.tiny import MODEL_PATH
+from tests.decoding.beams import BeamSearch
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()

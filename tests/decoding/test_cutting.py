@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minivllm.decoding import logits_processors
-from minivllm.decoding.logits_processors import first_look, keep_top
+from minivllm.decoding.logits_processors import apply_top_k_top_p, top_tokens
 from minivllm.decoding.sampler import Sampler
-from minivllm.decoding.sampling_state import SamplingState
 from minivllm.sampling_params import SamplingParams
+from tests.decoding.rows import make_state
 
 VOCAB = 12
 # Powers of two add up without rounding, so "exactly the share" is a case that happens.
@@ -24,11 +24,11 @@ rows = st.tuples(
 @contextmanager
 def looking_at(count):
     """Let the fast way look at `count` of the heaviest tokens."""
-    before, logits_processors.FIRST_LOOK = logits_processors.FIRST_LOOK, count
+    before, logits_processors.NUM_TOP_TOKENS = logits_processors.NUM_TOP_TOKENS, count
     try:
         yield
     finally:
-        logits_processors.FIRST_LOOK = before
+        logits_processors.NUM_TOP_TOKENS = before
 
 
 looks = st.sampled_from([1, 3, 5, VOCAB, 256])
@@ -54,14 +54,14 @@ def columns(batch):
 
 @given(batch=st.lists(rows, min_size=1, max_size=5))
 def test_the_plain_way_keeps_the_heaviest_and_of_equals_the_lowest_ids(batch):
-    assert keep_top(*columns(batch)).tolist() == [expected_weights(*row) for row in batch]
+    assert apply_top_k_top_p(*columns(batch)).tolist() == [expected_weights(*row) for row in batch]
 
 
 @settings(max_examples=200)
 @given(batch=st.lists(rows, min_size=1, max_size=5), count=looks)
 def test_where_the_fast_way_decides_it_decides_the_same(batch, count):
     with looking_at(count):
-        look = first_look(*columns(batch))
+        look = top_tokens(*columns(batch))
     for row, ids, kept, decided in zip(batch, *(part.tolist() for part in look), strict=True):
         assert ids == sorted(set(ids))
         if decided:
@@ -76,7 +76,7 @@ def test_the_fast_way_decides_when_a_lighter_token_is_in_sight(count):
     steep = torch.tensor([[2.0**-n for n in range(VOCAB)]])
     top_k, top_p = torch.tensor([2]), torch.tensor([1.0], dtype=torch.float64)
     with looking_at(count):
-        assert bool(first_look(steep, top_k, top_p).decided) == (count > 2)
+        assert bool(top_tokens(steep, top_k, top_p).decided) == (count > 2)
 
 
 @given(
@@ -101,7 +101,7 @@ def test_tokens_do_not_depend_on_how_far_the_fast_way_looks(logits, count, data)
     ]
 
     def tokens(rows):
-        states = [SamplingState(chosen[row], [1], []) for row in rows]
+        states = [make_state(chosen[row]) for row in rows]
         batch = torch.tensor([logits[row] for row in rows])
         return [token for token, _ in Sampler(VOCAB).sample(batch, states)]
 
@@ -117,7 +117,7 @@ def test_large_vocabularies_draw_from_the_right_tokens():
     logits = torch.randn(40, vocab, generator=torch.Generator().manual_seed(3))
     logits[::2] *= 8  # steep rows are decided by the first look, flat ones are not
     params = [SamplingParams(seed=row, top_p=0.7, top_k=900 * (row % 3)) for row in range(40)]
-    sampled = Sampler(vocab).sample(logits, [SamplingState(p, [1], []) for p in params])
+    sampled = Sampler(vocab).sample(logits, [make_state(p) for p in params])
     for row, (token, _) in enumerate(sampled):
         probabilities = logits[row].double().softmax(-1)
         kept = probabilities.sort(descending=True).values[: params[row].top_k or vocab]

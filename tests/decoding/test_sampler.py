@@ -1,6 +1,7 @@
 """The vectorised sampler against plain Python, row by row, whatever is mixed in a batch."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,9 +9,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from minivllm.decoding.sampler import Sampler
-from minivllm.decoding.sampling_state import SamplingState
 from minivllm.sampling_params import SamplingParams
-from tests.decoding.rows import distribution, process, softmax
+from tests.decoding.rows import distribution, make_state, process, softmax
 
 VOCAB = 12
 token_ids = st.integers(0, VOCAB - 1)
@@ -44,8 +44,7 @@ def rows(draw):
     return draw(logit_rows), draw(parameters()), draw(past.filter(bool)), draw(past)
 
 
-def state_of(params, prompt, output):
-    return SamplingState(params, prompt, list(output))
+state_of = make_state
 
 
 def sample(batch):
@@ -125,9 +124,9 @@ def test_prompt_logprobs_name_the_token_that_followed(logits, data):
 def test_drawn_tokens_follow_the_distribution():
     params = SamplingParams(temperature=0.8, top_k=6, seed=5)
     row = [0.0, 1.0, 2.0, 0.5, -1.0, 1.5, 0.25, -3.0, 0.1, 1.1, -0.5, 0.9]
-    state = state_of(params, [1], [])
     draws = 20_000
-    tokens = [token for token, _ in Sampler(VOCAB).sample(torch.tensor([row] * draws), [state] * draws)]
+    states = [state_of(replace(params, seed=seed), [1], []) for seed in range(draws)]
+    tokens = [token for token, _ in Sampler(VOCAB).sample(torch.tensor([row] * draws), states)]
     expected = distribution(row, params)
     for token in range(VOCAB):
         spread = math.sqrt(expected[token] * (1 - expected[token]) / draws)
@@ -142,7 +141,9 @@ def test_a_stream_depends_on_its_seed_and_on_nothing_else():
         mine = state_of(params, [1], [])
         others = [state_of(SamplingParams(seed=seed), [1], []) for seed in range(company)]
         batch = logits.repeat(company + 1, 1)
-        return [Sampler(VOCAB).sample(batch, [*others, mine])[-1].token_id for _ in range(30)]
+        for _ in range(30):
+            mine.sequence.append_token(Sampler(VOCAB).sample(batch, [*others, mine])[-1].token_id)
+        return mine.output_token_ids
 
     assert story(0) == story(3)
     assert len(set(story(0))) > 4
@@ -182,5 +183,5 @@ def test_a_bad_word_is_never_completed():
     for output, expected in [([0, 1], 3), ([1], 2), ([], 2)]:
         logits[0] = 0
         logits[0, 2], logits[0, 3], logits[0, 5] = 2.0, 1.0, 9.0
-        state = SamplingState(params, [1], output, tokenizer=Letters())
+        state = make_state(params, [1], output, tokenizer=Letters())
         assert Sampler(VOCAB).sample(logits, [state])[0].token_id == expected

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minivllm.decoding.sampler import Sampler
-from minivllm.decoding.sampling_state import SamplingState
 from minivllm.model.tokenizer import Tokenizer
 from minivllm.sampling_params import SamplingParams
+from tests.decoding.rows import make_state
 from tests.decoding.tokenizers_for_tests import byte_fallback, byte_level
 
 VOCAB = 9
@@ -18,8 +18,8 @@ VOCAB = 9
 
 def state_of(output=(), eos=(), tokenizer=None, fallback_seed=0, **params):
     params = SamplingParams(**params)
-    return SamplingState(
-        params, [1], list(output), eos_token_ids=eos, tokenizer=tokenizer, fallback_seed=fallback_seed
+    return make_state(
+        params, [1], output, eos_token_ids=eos, tokenizer=tokenizer, fallback_seed=fallback_seed
     )
 
 
@@ -27,13 +27,12 @@ def state_of(output=(), eos=(), tokenizer=None, fallback_seed=0, **params):
 def test_no_end_is_chosen_before_min_tokens_are_out(ignore_eos):
     """As in vLLM, even where the end-of-sequence token would be ignored."""
     likely_end = torch.tensor([[0.0, 9.0, 8.0, 7.0] + [0.0] * (VOCAB - 4)])
-    output: list[int] = []
     params = SamplingParams(temperature=0, min_tokens=2, stop_token_ids=[2], ignore_eos=ignore_eos)
-    state = SamplingState(params, [1], output, eos_token_ids=[1])
+    state = make_state(params, eos_token_ids=[1])
     for expected in [3, 3, 1, 1]:
         (sampled,) = Sampler(VOCAB).sample(likely_end, [state])
         assert sampled.token_id == expected
-        output.append(sampled.token_id)  # the state sees it, because the list is shared
+        state.sequence.append_token(sampled.token_id)
 
 
 def test_where_nothing_else_is_left_a_banned_token_is_chosen_after_all():
@@ -49,13 +48,28 @@ def test_tokens_that_the_model_has_no_logit_for_are_passed_over():
 @given(greedy=st.lists(st.booleans(), max_size=20), seed=st.integers(0, 5))
 def test_each_sampled_token_takes_one_number_from_the_stream_and_a_greedy_one_none(greedy, seed):
     state, twin = state_of(seed=seed), Random(seed)
-    other = SamplingState(SamplingParams(temperature=0, seed=seed), [1], [])
+    other = make_state(SamplingParams(temperature=0, seed=seed))
     for alone in greedy:
         Sampler(VOCAB).sample(torch.zeros(1 if alone else 2, VOCAB), [other] if alone else [state, other])
+        if not alone:
+            state.sequence.append_token(0)
     for _ in range(greedy.count(False)):
         twin.random()
     assert state.next_uniform() == twin.random()
     assert other.next_uniform() == state_of(seed=seed).next_uniform()
+
+
+@given(positions=st.lists(st.integers(0, 6), min_size=1, max_size=12), seed=st.integers(0, 5))
+def test_the_number_of_a_position_is_the_same_however_often_and_in_whatever_order_it_is_asked_for(
+    positions, seed
+):
+    """A step that failed or was interrupted is sampled again; a request may even begin again."""
+    state, twin = state_of(seed=seed), Random(seed)
+    numbers = [twin.random() for _ in range(7)]
+    for position in positions:
+        del state.sequence.token_ids[1:]
+        state.sequence.token_ids.extend([0] * position)
+        assert state.next_uniform() == numbers[position]
 
 
 def test_a_request_without_a_seed_has_the_stream_of_its_fallback():

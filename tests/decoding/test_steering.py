@@ -7,11 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minivllm.decoding.logits_processors import keep_top, steer, weigh
+from minivllm.decoding.logits_processors import apply_logits_processors, apply_temperature, apply_top_k_top_p
 from minivllm.decoding.sampler import Sampler
-from minivllm.decoding.sampling_state import SamplingState
 from minivllm.sampling_params import SamplingParams
-from tests.decoding.rows import distribution, process
+from tests.decoding.rows import distribution, make_state, process
 
 VOCAB = 12
 token_ids = st.integers(0, VOCAB - 1)
@@ -34,14 +33,13 @@ def steered_rows(draw):
     return draw(logit_rows), params, draw(past.filter(bool)), draw(past)
 
 
-def state_of(params, prompt=(1,), output=()):
-    return SamplingState(params, prompt, list(output))
+state_of = make_state
 
 
 @given(batch=st.lists(steered_rows(), min_size=1, max_size=5))
 def test_every_row_is_steered_by_its_own_parameters(batch):
     logits = torch.tensor([row[0] for row in batch], dtype=torch.float64)
-    steer(logits, [state_of(*row[1:]) for row in batch])
+    apply_logits_processors(logits, [state_of(*row[1:]) for row in batch])
     for row, steered in zip(batch, logits.tolist(), strict=True):
         assert steered == pytest.approx(process(*row))
 
@@ -55,8 +53,8 @@ def test_every_row_is_steered_by_its_own_parameters(batch):
 )
 def test_weights_have_the_proportions_of_the_distribution(logits, temperature, min_p, top_k, top_p):
     params = SamplingParams(temperature=temperature, min_p=min_p, top_k=top_k, top_p=top_p)
-    weights = weigh(torch.tensor(logits, dtype=torch.float64), [state_of(params)] * len(logits))
-    kept = keep_top(
+    weights = apply_temperature(torch.tensor(logits, dtype=torch.float64), [state_of(params)] * len(logits))
+    kept = apply_top_k_top_p(
         weights,
         torch.full((len(logits),), top_k or VOCAB),
         torch.full((len(logits),), top_p, dtype=torch.float64),

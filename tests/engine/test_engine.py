@@ -69,10 +69,10 @@ def test_an_abort_at_any_moment_gives_every_block_back(work, data):
     for victim in victims:
         for _ in range(data.draw(st.integers(0, 6))):
             engine.step()
-        live = engine.live.get(victim)
-        held = live is not None and live.request.status.is_finished
+        state = engine.requests.get(victim)
+        parked = state is not None and state.request.status.is_finished
         aborted = engine.abort(victim)
-        assert aborted is None or aborted.outputs[0].finish_reason == ("length" if held else "abort")
+        assert aborted is None or aborted.outputs[0].finish_reason == ("length" if parked else "abort")
         engine.check_invariants()
     assert not engine.has_unfinished_requests()
     assert engine.cache.num_free_blocks == engine.config.num_blocks

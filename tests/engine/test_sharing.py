@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minivllm.decoding.beam_candidates import best_continuations
-from minivllm.decoding.beam_search import BeamSearch
 from minivllm.sampling_params import SamplingParams
 from minivllm.trace.events import BlockCopied, BlocksShared, RequestPreempted
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.replay import ReplayState
+from tests.decoding.beams import BeamSearch
 from tests.engine.fakes import POLICIES, expected_output, logits_after, make_engine
 
 EOS = (3, 17, 42, 60, 88)
@@ -264,7 +264,7 @@ def test_shared_blocks_that_come_back_are_known_for_all_who_share_them(cache):
     engine.add_request("a", [2] * 8, SamplingParams(n=4, temperature=0, max_tokens=9))
     for _ in range(4):
         engine.step()
-    engine.scheduler.preempt(engine.live["a"].request)
+    engine.core.scheduler.preemption.preempt(engine.requests["a"].request)
     engine.reset_prefix_cache()
     while engine.has_unfinished_requests():
         (*_, output) = engine.step()
@@ -304,7 +304,7 @@ def test_idle_blocks_that_are_about_to_be_shared_are_not_counted_as_room(cache):
     assert (engine.cache.pool.num_idle_blocks, engine.cache.num_free_blocks) == (4, 5)
     engine.add_request("c", [*prompt, 1, 2, 3, 4, 5], SamplingParams(temperature=0, max_tokens=1))
     engine.step()
-    assert [request.request_id for request in engine.scheduler.waiting] == ["c"], "it needs 2 more, 1 is free"
+    assert list(engine.core.state.waiting.entries) == ["c"], "it needs 2 more, 1 is free"
     while engine.has_unfinished_requests():
         outputs = engine.step()
         engine.check_invariants()

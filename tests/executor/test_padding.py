@@ -50,21 +50,19 @@ def test_padding_rows_go_through_the_model_and_leave_no_mark(num_padding, dtype)
 def make_plans():
     """A prefill of two prompts, and three decodes of both."""
     from minivllm.config import SchedulerConfig
-    from minivllm.memory import KVCacheManager
+    from minivllm.engine.core import EngineCore
+    from minivllm.scheduling.plan import NextToken, Sampled
     from minivllm.scheduling.request import Request, Sequence
-    from minivllm.scheduling.scheduler import Scheduler
 
-    scheduler = Scheduler(SchedulerConfig(num_blocks=16), KVCacheManager(16, 16))
+    core = EngineCore(SchedulerConfig(num_blocks=16))
     for number, prompt in enumerate(([5, 6, 7, 8], [9] * 20)):
         sequence = Sequence(number, prompt)
-        scheduler.add(Request(str(number), [sequence], 8, 0.0))
+        core.add(Request(str(number), [sequence], 8, 0.0))
     plans = []
     for step in range(4):
-        plan = scheduler.schedule(step)
-        scheduler.complete(plan)
+        plan = core.plan_step()
         plans.append(plan)
-        for item in plan.scheduled:
-            scheduler.sequences[item.seq_id].append_token(3 + step)
+        core.finish_step(plan, Sampled([NextToken(item.seq_id, 3 + step) for item in plan.scheduled]))
     return plans
 
 

@@ -243,7 +243,7 @@ def test_the_shipped_model_says_the_same_and_leaves_no_page_behind() -> None:
             for output in engine.step():
                 said[output.request_id] = [item.token_ids for item in output.outputs]
             peak = max(peak, storage.resident_bytes())
-            preemptions = max(preemptions, *(r.num_preemptions for r in engine.scheduler.waiting), 0)
+            preemptions = max(preemptions, *(r.num_preemptions for r in engine.core.state.waiting), 0)
         assert peak <= num_blocks * storage.num_bytes // storage.num_blocks
         return [said[str(number)] for number in range(len(work))], preemptions
 

@@ -28,12 +28,12 @@ class Erratic(SchedulingPolicy):
     def rank(self, request):
         return self.random.choice([0, 1, -3, self.random.random(), float("inf")])
 
-    def turns(self, view):
-        everybody = [*view.running, *view.waiting]
-        self.random.shuffle(everybody)
+    def schedule_order(self, view):
+        requests = [*view.running, *view.waiting]
+        self.random.shuffle(requests)
         if self.random.random() < 0.2:
             yield Pause(view.time + self.random.choice([-1, 2, 5, float("inf"), float("nan")]))
-        for request in everybody:
+        for request in requests:
             yield from [request] * self.random.choice([0, 1, 1, 2])
             if self.random.random() < 0.1:
                 yield Pause(view.time + 1)
@@ -44,15 +44,15 @@ class Erratic(SchedulingPolicy):
 class Stubborn(SchedulingPolicy):
     """Would name the same request for ever, and never another."""
 
-    def turns(self, view):
+    def schedule_order(self, view):
         while view.running or len(view.waiting):
             yield view.running[0] if view.running else next(iter(view.waiting))
 
 
 class Idle(SchedulingPolicy):
-    """Names nobody."""
+    """Names no request."""
 
-    def turns(self, view):
+    def schedule_order(self, view):
         return ()
 
 
@@ -69,9 +69,9 @@ def check_limits(run):
 def play(run, policy):
     """A fresh run of the same requests under another policy, to its end, with its limits checked."""
     fresh = Run(run.config, run.arrivals, policy, may_idle=True)
-    fresh.to_the_end(most_steps=50_000)
+    fresh.to_the_end(max_steps=50_000)
     assert sorted(fresh.finished) == list(range(len(run.arrivals)))
-    assert fresh.scheduler.cache.num_free_blocks == run.config.num_blocks
+    assert fresh.core.cache.num_free_blocks == run.config.num_blocks
     check_limits(fresh)
     return fresh
 
@@ -82,7 +82,7 @@ def test_a_wrong_policy_is_slow_and_never_unsafe(run, seed):
 
 
 @given(run=runs(), policy=st.sampled_from([Stubborn, Idle]))
-def test_who_is_never_named_is_served_all_the_same(run, policy):
+def test_a_request_that_is_never_named_is_served_all_the_same(run, policy):
     play(run, policy())
 
 
@@ -94,7 +94,7 @@ def test_every_request_finishes_within_the_limits_under_each_policy(name, run):
 
 @pytest.mark.parametrize("name", [name for name in SCHEDULING_POLICIES if name != "static"])
 @given(run=runs())
-def test_nobody_is_idle_while_there_is_work(name, run):
+def test_no_step_is_empty_while_there_is_work(name, run):
     Run(run.config, run.arrivals, make_policy(name)).to_the_end()
 
 
@@ -114,7 +114,7 @@ class Faulty(SchedulingPolicy):
         self._count()
         return self.random.random()
 
-    def turns(self, view):
+    def schedule_order(self, view):
         for request in [*view.running, *view.waiting]:
             self._count()
             yield request
@@ -129,7 +129,7 @@ def test_a_policy_that_raises_is_named_and_nothing_is_lost(num_blocks, countdown
             run.arrive(number, prompt=5 + number, output=4)
         except PolicyError:
             failures += 1
-            assert f"r{number}" not in {r.request_id for r in run.scheduler.waiting.in_order_of_arrival()}
+            assert f"r{number}" not in run.core.requests
             run.arrive(number, prompt=5 + number, output=4)
     for step in range(400):
         try:
@@ -137,21 +137,23 @@ def test_a_policy_that_raises_is_named_and_nothing_is_lost(num_blocks, countdown
         except PolicyError as error:
             failures += 1
             assert "the scheduling policy Faulty failed in `" in str(error)
-            run.scheduler.check_invariants()
+            run.core.check_invariants()
         if len(run.finished) == 6:
             break
     assert sorted(run.finished) == list(range(6)) and failures <= 1
-    assert run.scheduler.cache.num_free_blocks == num_blocks
+    assert run.core.cache.num_free_blocks == num_blocks
 
 
 @pytest.mark.parametrize("turn", [None, 7, "r0"])
 def test_a_turn_that_is_no_request_is_an_error_that_says_so(turn):
     class Wrong(SchedulingPolicy):
-        def turns(self, view):
+        def schedule_order(self, view):
             yield turn
 
     run = Run(ROOMY, [(0, 3, 3)], Wrong())
-    with pytest.raises(PolicyError, match="failed in `turns`: TypeError: turns must be requests, got"):
+    with pytest.raises(
+        PolicyError, match="failed in `schedule_order`: TypeError: schedule_order must give requests, got"
+    ):
         run.step(0)
 
 
@@ -232,17 +234,17 @@ def order_of_finishing(name, requests, **limits):
     return run.finished
 
 
-def test_priority_goes_first_and_makes_others_step_aside():
+def test_priority_goes_first_and_preempts_others():
     run = Run(replace(ROOMY, max_num_seqs=1), [], make_policy("priority"))
     run.arrive(0, 8, 20, priority=5)
     run.step(0)
     run.arrive(1, 8, 2, priority=1)
     run.step(1)
-    assert [request.request_id for request in run.scheduler.running] == ["r1"]
+    assert list(run.core.state.running) == ["r1"]
     assert run.requests[0].num_preemptions == 1
 
 
-def test_with_ageing_nobody_waits_for_ever():
+def test_with_ageing_no_request_waits_for_ever():
     """Important requests arrive at every step; without ageing the humble one would wait for the last."""
     for name, limit in (("priority", 40), ("priority(ageing_seconds=1)", 15)):
         run = Run(replace(ROOMY, max_num_seqs=1), [], make_policy(name))

@@ -10,8 +10,8 @@ from minivllm.config import SchedulerConfig
 from minivllm.scheduling.choose_policy import make_policy
 from minivllm.scheduling.policy import Pause, SchedulingPolicy, num_tokens_left
 from minivllm.scheduling.queue import WaitingQueue
+from minivllm.scheduling.ranking import MAX_PREEMPTIONS
 from minivllm.scheduling.request import Request, Sequence
-from minivllm.scheduling.step import MOST_PREEMPTIONS
 from minivllm.trace.events import RequestPreempted
 from tests.scheduling.toy import Run, runs
 
@@ -24,7 +24,7 @@ class Seen:
 
     running: tuple
     waiting: list
-    num_joined: int = 0
+    num_admitted: int = 0
     num_scheduled: int = 0
     time: float = 0.0
     max_num_seqs: int = 8
@@ -63,7 +63,7 @@ def requests(letter, **fixed):
 
 @given(running=requests("r"), waiting=requests("w"))
 def test_chunked_names_all_answers_then_prompts_then_newcomers_each_in_order(running, waiting):
-    turns = make_policy("chunked").turns(Seen(tuple(running), waiting))
+    turns = make_policy("chunked").schedule_order(Seen(tuple(running), waiting))
     answers = [request for request in running if decodes(request)]
     prompts = [request for request in running if not decodes(request)]
     assert names(turns) == names([*answers, *prompts, *waiting])
@@ -73,14 +73,16 @@ def test_chunked_names_all_answers_then_prompts_then_newcomers_each_in_order(run
 def test_prefill_first_names_begun_prompts_then_newcomers_and_answers_only_instead(
     running, waiting, num_scheduled
 ):
-    turns = make_policy("prefill-first").turns(Seen(tuple(running), waiting, num_scheduled=num_scheduled))
+    turns = make_policy("prefill-first").schedule_order(
+        Seen(tuple(running), waiting, num_scheduled=num_scheduled)
+    )
     prompts = [request for request in running if not decodes(request)]
     assert names(turns) == names([*prompts, *waiting, *([] if num_scheduled else running)])
 
 
 @given(running=requests("r"), waiting=requests("w"))
 def test_decode_first_names_newcomers_only_while_no_answer_is_under_way(running, waiting):
-    turns = make_policy("decode-first").turns(Seen(tuple(running), waiting))
+    turns = make_policy("decode-first").schedule_order(Seen(tuple(running), waiting))
     assert names(turns) == names([*running, *([] if any(map(decodes, running)) else waiting)])
 
 
@@ -98,7 +100,7 @@ def test_priority_is_the_order_of_priorities_less_what_the_wait_is_worth_at_any_
         return request.priority - (waited / ageing if ageing else 0)  # exact, with powers of two
 
     waiting.sort(key=importance)
-    turns = make_policy(f"priority(ageing_seconds={ageing})").turns(Seen(tuple(running), waiting))
+    turns = make_policy(f"priority(ageing_seconds={ageing})").schedule_order(Seen(tuple(running), waiting))
     assert names(turns) == names(sorted([*running, *waiting], key=importance))
 
 
@@ -107,7 +109,7 @@ def test_priority_is_the_order_of_priorities_less_what_the_wait_is_worth_at_any_
 def test_the_shortest_are_named_by_what_is_left_of_them_whether_they_run_or_wait(name, running, waiting):
     policy = make_policy(name)
     waiting.sort(key=policy.rank)
-    turns = policy.turns(Seen(tuple(running), waiting))
+    turns = policy.schedule_order(Seen(tuple(running), waiting))
     assert names(turns) == names(sorted([*running, *waiting], key=policy.rank))
 
 
@@ -136,18 +138,18 @@ def test_fifty_tokens_of_a_prompt_are_as_much_work_as_one_of_an_answer(prompt, s
 @given(
     running=requests("r"),
     waiting=requests("w"),
-    num_joined=st.integers(0, 2),
+    num_admitted=st.integers(0, 2),
     num_scheduled=st.integers(0, 2),
     tokens_left=st.integers(1, 9),
 )
-def test_tail_lets_those_with_fewer_tokens_left_sit_out_if_somebody_joins(
-    running, waiting, num_joined, num_scheduled, tokens_left
+def test_tail_lets_requests_with_few_tokens_left_sit_out_if_another_is_admitted(
+    running, waiting, num_admitted, num_scheduled, tokens_left
 ):
     policy = make_policy(f"tail(tokens_left={tokens_left})")
-    turns = policy.turns(Seen(tuple(running), waiting, num_joined, num_scheduled))
+    turns = policy.schedule_order(Seen(tuple(running), waiting, num_admitted, num_scheduled))
     tails = [r for r in running if r.max_tokens - r.sequences[0].num_output_tokens < tokens_left]
     others = [request for request in running if request not in tails]
-    assert names(turns) == names([*others, *waiting, *([] if num_joined else tails)])
+    assert names(turns) == names([*others, *waiting, *([] if num_admitted else tails)])
 
 
 @given(
@@ -158,7 +160,7 @@ def test_tail_lets_those_with_fewer_tokens_left_sit_out_if_somebody_joins(
 )
 def test_enough_who_wait_hold_the_answers_and_fewer_are_not_named(running, waiting, num_scheduled, ratio):
     policy = make_policy(f"waiting-served-ratio(ratio={ratio})")
-    turns = policy.turns(Seen(tuple(running), waiting, num_scheduled=num_scheduled))
+    turns = policy.schedule_order(Seen(tuple(running), waiting, num_scheduled=num_scheduled))
     prompts = [request for request in running if not decodes(request)]
     if prompts or len(waiting) >= ratio * len(running):
         assert names(turns) == names([*prompts, *waiting, *([] if num_scheduled else running)])
@@ -188,9 +190,10 @@ def test_what_is_left_of_a_request_is_what_is_left_of_its_shortest_sequence():
 
 def play(run, name, **limits):
     """A fresh run of the same requests under another policy and other limits, with its events."""
-    fresh = Run(replace(run.config, **limits), run.arrivals, make_policy(name), may_idle=True)
-    fresh.preempted, fresh.batch = [], set()
-    fresh.scheduler.emit = fresh.preempted.append
+    events = []
+    config = replace(run.config, **limits)
+    fresh = Run(config, run.arrivals, make_policy(name), may_idle=True, emit=events.append)
+    fresh.events, fresh.batch = events, set()
     return fresh
 
 
@@ -213,10 +216,10 @@ def test_prompts_that_must_be_computed_whole_share_a_step_to_its_last_token():
         run = Run(config, [(0, 100, 3), (0, second, 3)], make_policy("fcfs"))
         plan = run.step(0)
         assert [item.seq_id for item in plan.scheduled] == together and plan.scheduled[0].num_tokens == 100
-        assert len(run.scheduler.running) == len(together)
+        assert len(run.running) == len(together)
 
 
-def test_a_newcomer_leaves_those_who_run_the_blocks_of_the_watermark():
+def test_admission_leaves_running_requests_the_blocks_of_the_watermark():
     config = replace(ROOMY, num_blocks=10, watermark=0.3)
     for prompt, joins in ((12, True), (13, False)):
         run = Run(config, [(0, 13, 3), (1, prompt, 3)], make_policy("fcfs"))
@@ -225,24 +228,24 @@ def test_a_newcomer_leaves_those_who_run_the_blocks_of_the_watermark():
 
 
 @given(run=runs(), name=st.sampled_from(["priority", "shortest-remaining", "priority(ageing_seconds=2)"]))
-def test_whoever_steps_aside_is_of_less_rank_and_a_newcomer_then_comes(run, name):
+def test_a_preempted_request_ranks_behind_and_the_other_is_then_admitted(run, name):
     fresh = play(run, name, watermark=0.0)
     for step in range(200):
-        running = {request.request_id for request in fresh.scheduler.running}
-        fresh.preempted.clear()
+        running = set(fresh.core.state.running)
+        fresh.events.clear()
         plan = fresh.step(step)
-        events = [event for event in fresh.preempted if isinstance(event, RequestPreempted)]
+        events = [event for event in fresh.events if isinstance(event, RequestPreempted)]
         scheduled = {item.seq_id for item in plan.scheduled}
         for event in events:
             gone, favoured = int(event.request[1:]), int(event.in_favour_of[1:])
             assert event.request in running
             if event.in_favour_of not in running:
-                assert favoured in scheduled, "somebody stepped aside for a newcomer who never came"
+                assert favoured in scheduled, "a request was preempted for one that was not admitted"
             more, less = fresh.requests[favoured], fresh.requests[gone]
-            assert (more.rank, more.number) < (less.rank, less.number)
+            assert (more.rank, more.arrival_index) < (less.rank, less.arrival_index)
 
 
-def test_for_a_place_and_for_blocks_the_least_important_steps_aside_and_says_for_what():
+def test_for_a_slot_and_for_blocks_the_least_important_is_preempted_and_says_for_what():
     for limits, lack in ((dict(max_num_seqs=3), "place"), (dict(num_blocks=7, watermark=0.0), "blocks")):
         run = play(Run(replace(ROOMY, **limits), []), "priority")
         for number, priority in enumerate((2, 3, 1)):
@@ -250,7 +253,7 @@ def test_for_a_place_and_for_blocks_the_least_important_steps_aside_and_says_for
         run.step(0)
         run.arrive(3, 8, 2, step=1, priority=0)
         run.step(1)
-        (event,) = (event for event in run.preempted if isinstance(event, RequestPreempted))
+        (event,) = (event for event in run.events if isinstance(event, RequestPreempted))
         assert (event.request, event.in_favour_of, event.lack) == ("r1", "r3", lack)
 
 
@@ -258,22 +261,22 @@ def test_one_of_several_sequences_makes_as_many_places_as_it_may_come_to_fill():
     run = Run(replace(ROOMY, max_num_seqs=4), [], make_policy("priority"))
     for number, priority in enumerate((1, 0)):
         run.arrive(number, 5, 3, priority=priority)
-        run.requests[number].width = 3
+        run.requests[number].max_num_sequences = 3
         run.step(number)
-        assert [request.request_id for request in run.scheduler.running] == [f"r{number}"]
+        assert list(run.core.state.running) == [f"r{number}"]
 
 
 @given(ranks=st.lists(st.floats(allow_nan=False), min_size=2, max_size=8), data=st.data())
-def test_whoever_has_stepped_aside_too_often_goes_before_all_and_the_oldest_of_them_first(ranks, data):
-    preemptions = st.sampled_from([0, MOST_PREEMPTIONS - 1, MOST_PREEMPTIONS, MOST_PREEMPTIONS + 9])
+def test_a_request_preempted_too_often_goes_before_all_and_the_oldest_of_them_first(ranks, data):
+    preemptions = st.sampled_from([0, MAX_PREEMPTIONS - 1, MAX_PREEMPTIONS, MAX_PREEMPTIONS + 9])
     run = Run(ROOMY, [])
-    run.scheduler.policy.rank = lambda request: ranks[int(request.request_id[1:])]
+    run.core.policy.rank = lambda request: ranks[int(request.request_id[1:])]
     for number in range(len(ranks)):
         run.arrive(number, 3, 3)
         run.requests[number].num_preemptions = data.draw(preemptions)
-    protected = [n for n in range(len(ranks)) if run.requests[n].num_preemptions >= MOST_PREEMPTIONS]
+    protected = [n for n in range(len(ranks)) if run.requests[n].num_preemptions >= MAX_PREEMPTIONS]
     others = [n for n in range(len(ranks)) if n not in protected]
-    in_order = sorted(run.requests, key=lambda number: run.scheduler.key(run.requests[number]))
+    in_order = sorted(run.requests, key=lambda number: run.scheduler.ranking.key(run.requests[number]))
     assert in_order == protected + sorted(others, key=ranks.__getitem__)
 
 
@@ -289,8 +292,8 @@ def test_every_row_of_a_static_batch_is_as_long_as_the_longest_until_the_last_is
         lengths = [item.num_tokens for item in plan.scheduled]
         rows = len(fresh.batch) if fresh.batch else len(lengths)
         assert plan.num_padding_tokens == (max(lengths) * rows - sum(lengths) if lengths else 0)
-        batch = set(fresh.scheduler.running)
-        assert not batch or not fresh.batch or batch == fresh.batch, "nobody comes or goes in between"
+        batch = set(fresh.running)
+        assert not batch or not fresh.batch or batch == fresh.batch, "no request comes or goes in between"
         fresh.batch = batch
         if step > 12 and len(fresh.finished) == len(fresh.arrivals):
             return
@@ -323,9 +326,9 @@ def test_a_static_batch_begins_when_it_is_full_or_when_the_oldest_has_waited_lon
 class Hesitant(SchedulingPolicy):
     """Would always rather wait for nine seconds more."""
 
-    def turns(self, view):
+    def schedule_order(self, view):
         yield Pause(view.time + 9)
-        yield from super().turns(view)
+        yield from super().schedule_order(view)
 
 
 def test_a_pause_is_taken_once_before_a_step_and_never_from_those_who_run():
@@ -344,18 +347,18 @@ def test_a_static_batch_counts_the_wait_of_those_who_came_while_the_last_was_com
 class Forgetful(SchedulingPolicy):
     """Of those who run it names the first only."""
 
-    def turns(self, view):
+    def schedule_order(self, view):
         yield from view.running[:1]
         yield from view.waiting
 
 
-def test_while_those_who_run_lack_blocks_nobody_joins():
+def test_while_running_requests_lack_blocks_none_is_admitted():
     arrivals = [(0, 8, 8), (0, 16, 4), (1, 4, 1)]
     run = Run(replace(ROOMY, num_blocks=6, max_num_seqs=2), arrivals, Forgetful())
     assert [item.seq_id for item in run.step(0).scheduled] == [0, 1]
-    assert [item.seq_id for item in run.step(1).scheduled] == [0], "the last comes after who stepped aside"
+    assert [item.seq_id for item in run.step(1).scheduled] == [0], "the last comes after the preempted one"
     run.step(2)
-    assert [request.request_id for request in run.scheduler.running] == ["r0"]
+    assert list(run.core.state.running) == ["r0"]
 
 
 # ── the queue, when many have left ────────────────────────────────────────────────────────────────────────
@@ -375,4 +378,4 @@ def test_when_most_have_left_the_others_stand_in_order_and_the_places_are_swept(
         queue.remove(request)
     queue.settle()
     assert names(queue) == names(request for _, request in sorted(members[:30], key=lambda pair: pair[0]))
-    assert len(queue._heap) <= 2 * len(queue) + 64, "who has left takes no memory"
+    assert len(queue._heap) <= 2 * len(queue) + 64, "a request that has left takes no memory"

@@ -22,7 +22,7 @@ def test_the_waiting_queue_is_a_sorted_list(operations):
     for operation, value in operations:
         if operation == "join":
             request = Request(f"r{joined}", [Sequence(joined, [1])], 1, 0.0)
-            request.number = joined
+            request.arrival_index = joined
             key = (bool(value % 2), float(value // 4), joined)
             queue.append(request, key)
             members[request.request_id] = (key, request)
@@ -59,10 +59,10 @@ def test_a_step_looks_at_no_more_of_the_queue_than_it_can_take(name, places, num
     """So a step costs the same whether a hundred wait or a hundred thousand."""
     config = replace(ROOMY, max_num_seqs=places, scheduling_policy=name)
     run = Run(config, [], may_idle=True)
-    run.scheduler.waiting = CountingQueue()
+    run.core.state.waiting = CountingQueue()
     for number in range(num_waiting):
         run.arrive(number, prompt=6, output=4)
     for step in range(12):
-        before = run.scheduler.waiting.num_shown
+        before = run.core.state.waiting.num_shown
         run.step(step)
-        assert run.scheduler.waiting.num_shown - before <= places + 2
+        assert run.core.state.waiting.num_shown - before <= places + 2

@@ -12,7 +12,7 @@ from tests.scheduling.toy import Run, runs
 def test_every_request_finishes_and_every_block_comes_back(run):
     run.to_the_end()
     assert sorted(run.finished) == list(range(len(run.arrivals)))
-    assert run.scheduler.cache.num_free_blocks == run.config.num_blocks
+    assert run.core.cache.num_free_blocks == run.config.num_blocks
 
 
 @given(run=runs())
@@ -42,7 +42,7 @@ def test_every_token_is_computed_once_in_order_unless_its_request_was_preempted(
 
 
 @given(run=runs())
-def test_a_plans_block_tables_cover_its_tokens_and_overlap_nobody_elses(run):
+def test_a_plans_block_tables_cover_its_tokens_and_overlap_no_others(run):
     run.to_the_end()
     for plan in run.plans:
         owned = [block for item in plan.scheduled for block in item.block_table]
@@ -70,19 +70,19 @@ def test_requests_are_first_scheduled_in_order_of_arrival(run):
             first.setdefault(item.seq_id, step)
     by_arrival = sorted(first, key=lambda number: (run.arrivals[number][0], number))
     starts = [first[number] for number in by_arrival]
-    assert starts == sorted(starts), "nobody overtakes in the waiting queue"
+    assert starts == sorted(starts), "requests do not overtake in the waiting queue"
 
 
 @given(run=runs())
 def test_an_older_request_is_never_preempted_for_a_younger_one(run):
     """So the oldest request in the engine advances at every step, and the engine always makes progress."""
     for step in range(60):
-        running = list(run.scheduler.running)
+        running = run.running
         before = {request.request_id: request.num_preemptions for request in running}
         oldest = running[0].sequences[0].seq_id if running else None
         plan = run.step(step)
         lost = [r for r in running if r.num_preemptions > before[r.request_id]]
-        assert lost == running[len(running) - len(lost) :], "the youngest step aside, and only they"
+        assert lost == running[len(running) - len(lost) :], "the youngest are preempted, and only they"
         if running:
             assert oldest in {item.seq_id for item in plan.scheduled}
 
@@ -104,8 +104,8 @@ def test_a_request_that_needs_the_whole_pool_is_served_whatever_the_watermark():
 def test_a_plan_that_failed_is_made_again():
     run = Run(SchedulerConfig(num_blocks=8, block_size=4), [])
     run.arrive(0, prompt=6, output=3)
-    first = run.scheduler.schedule(0)
-    again = run.scheduler.schedule(1)
+    first = run.core.plan_step()
+    again = run.core.plan_step()
     assert first.scheduled == again.scheduled
 
 
@@ -134,7 +134,7 @@ def test_a_limit_out_of_range_is_refused_by_name(change, message):
         SchedulerConfig(**{"num_blocks": 8, **change})
 
 
-def test_whoever_steps_aside_is_not_back_in_the_same_step():
+def test_a_preempted_request_is_not_admitted_again_in_the_same_step():
     """The important one needs five blocks and takes three: the others are not there to be taken back."""
     config = SchedulerConfig(
         num_blocks=5, block_size=1, max_num_seqs=2, max_num_batched_tokens=4, watermark=0.0,
@@ -145,12 +145,12 @@ def test_whoever_steps_aside_is_not_back_in_the_same_step():
     run.step(0)
     run.arrive(0, prompt=5, output=1, priority=0)
     run.step(1)
-    assert [request.request_id for request in run.scheduler.running] == ["r0"]
+    assert list(run.core.state.running) == ["r0"]
     run.step(2)
     assert run.requests[1].num_preemptions == 1
 
 
-def test_nobody_steps_aside_in_vain_for_room_that_must_stay_free():
+def test_no_request_is_preempted_in_vain_for_room_that_must_stay_free():
     """Ten blocks, three of them kept free: five for a newcomer are not to be had beside another's four."""
     config = SchedulerConfig(
         num_blocks=10, block_size=4, max_num_seqs=4, max_num_batched_tokens=64, watermark=0.3,

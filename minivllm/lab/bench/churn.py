@@ -17,10 +17,11 @@ from time import perf_counter
 from typing import TypeVar
 
 from minivllm.config import SchedulerConfig
+from minivllm.engine.core import EngineCore
 from minivllm.memory import KVCacheManager
-from minivllm.memory.cache_manager import Span
-from minivllm.scheduling.request import Request, RequestStatus, Sequence
-from minivllm.scheduling.scheduler import Scheduler
+from minivllm.memory.cache_manager import Admission, Span
+from minivllm.scheduling.plan import NextToken, Sampled, StepPlan
+from minivllm.scheduling.request import Request, Sequence
 from minivllm.validation import check_integer
 
 T = TypeVar("T")
@@ -83,13 +84,12 @@ class PoolRig:
 
     def _take(self, seq_id: int, length: int) -> bool:
         """A newcomer gets blocks for all its tokens, if there is room."""
-        if self.cache.begin(seq_id, range(length), longest=length) is None:
-            return False
-        return self.cache.allocate((Span(seq_id, 0, length),))
+        admission = Admission(seq_id, range(length), max_total_tokens=length)
+        return self.cache.allocate_slots((Span(seq_id, 0, length),), admission)
 
     def _grow(self, seq_id: int, length: int) -> bool:
         """A sequence gets one more token."""
-        return self.cache.allocate((Span(seq_id, length - 1, length),))
+        return self.cache.allocate_slots((Span(seq_id, length - 1, length),))
 
     def _free(self, seq_id: int) -> None:
         self.cache.free(seq_id)
@@ -97,7 +97,7 @@ class PoolRig:
 
 
 class QueueRig:
-    """A scheduler with `num_running` decoding requests and `num_waiting` behind them, all places taken.
+    """An engine core with `num_running` decoding requests and `num_waiting` behind them, all slots taken.
 
     The pool has `num_blocks`, by default 256 for each running request.
     """
@@ -105,69 +105,57 @@ class QueueRig:
     def __init__(self, num_running: int, num_waiting: int, seed: int, num_blocks: int | None = None) -> None:
         self._rng = random.Random(seed)
         self._next_id = 0
-        self._step = 0
         if num_blocks is None:
             num_blocks = num_running * 256
         config = SchedulerConfig(num_blocks=num_blocks, block_size=BLOCK_SIZE, max_num_seqs=num_running)
-        self.scheduler = Scheduler(config, _used_cache(num_blocks, self._rng))
+        cache = _used_cache(num_blocks, self._rng)
+        self.core = EngineCore(config, make_cache=lambda: cache)
         for _ in range(num_running):
-            self.scheduler.add(self._new_request(self._rng.randint(16, 448)))
-        while any(sequence.num_uncomputed_tokens for sequence in self.scheduler.sequences.values()):
-            self._compute()
-        self._let_all_decode()
+            self.core.add(self._new_request(self._rng.randint(16, 448)))
+        while not all(sequence.num_output_tokens for sequence in self.core.state.sequences.values()):
+            self.schedule_round()
         self._waiting = [self._new_request(16) for _ in range(num_waiting)]
         for request in self._waiting:
-            self.scheduler.add(request)
+            self.core.add(request)
 
     def schedule_round(self) -> float:
-        """Seconds of one `schedule` in which every running request decodes one token."""
-        seconds = self._compute()
-        self._let_all_decode()
+        """Seconds of one `plan_step` in which every running request decodes one token."""
+        began = perf_counter()
+        plan = self.core.plan_step()
+        seconds = perf_counter() - began
+        assert isinstance(plan, StepPlan), "there is always work"
+        tokens = [NextToken(item.seq_id, 0) for item in plan.scheduled if item.num_logits]
+        self.core.finish_step(plan, Sampled(tokens))
         return seconds
 
     def turnover_round(self, num_tokens: int = 16) -> float:
         """Seconds of a step with an arrival and a departure.
 
-        Somebody joins the queue, the eldest of the batch leaves, and in `schedule` the first who waits takes
-        the place: what a step costs the queue and the pool beside decoding.
+        A request arrives, the eldest of the batch leaves, and in `plan_step` the first that waits takes its
+        slot: what a step costs the queue and the pool beside decoding.
         """
         newcomer = self._new_request(num_tokens)
-        eldest = next(iter(self.scheduler.running))
+        eldest = next(iter(self.core.state.running))
         began = perf_counter()
-        self.scheduler.add(newcomer)
-        self.scheduler.remove(eldest, RequestStatus.FINISHED_LENGTH_CAPPED)
+        self.core.add(newcomer)
+        self.core.abort(eldest)
         seconds = perf_counter() - began
         return seconds + self.schedule_round()
 
     def abort_round(self) -> float:
-        """Seconds of aborting one waiting request, wherever it stands; others take the places."""
+        """Seconds of aborting one waiting request, wherever it stands; others take their places."""
         places = self._rng.sample(range(len(self._waiting)), min(BATCH, len(self._waiting)))
-        leaving = [self._waiting[place] for place in places]
-        seconds = _time(lambda: _for_each(self._abort, leaving))
+        leaving = [self._waiting[place].request_id for place in places]
+        seconds = _time(lambda: _for_each(self.core.abort, leaving))
         for place in places:
             self._waiting[place] = self._new_request(16)
-            self.scheduler.add(self._waiting[place])
+            self.core.add(self._waiting[place])
         return seconds / len(leaving)
-
-    def _compute(self) -> float:
-        began = perf_counter()
-        plan = self.scheduler.schedule(self._step)
-        seconds = perf_counter() - began
-        self._step += 1
-        self.scheduler.complete(plan)
-        return seconds
-
-    def _let_all_decode(self) -> None:
-        for request in self.scheduler.running:
-            request.sequences[0].append_token(0)
-
-    def _abort(self, request: Request) -> None:
-        self.scheduler.remove(request, RequestStatus.FINISHED_ABORTED)
 
     def _new_request(self, num_tokens: int) -> Request:
         name = f"bench-{self._next_id}"
-        sequence = Sequence(self._next_id, [0] * num_tokens, request_id=name)
         self._next_id += 1
+        sequence = Sequence(-1, [0] * num_tokens, request_id=name)
         return Request(name, [sequence], max_tokens=1000, arrival_time=0.0)
 
 
@@ -177,14 +165,14 @@ def _used_cache(num_blocks: int, rng: random.Random) -> KVCacheManager:
     seq_ids = list(range(num_blocks // MOST_BLOCKS))
     length = MOST_BLOCKS * BLOCK_SIZE
     for seq_id in seq_ids:
-        cache.begin(seq_id, range(length), longest=length)
-        cache.allocate((Span(seq_id, 0, length),))
+        admission = Admission(seq_id, range(length), max_total_tokens=length)
+        cache.allocate_slots((Span(seq_id, 0, length),), admission)
     rng.shuffle(seq_ids)
     _for_each(cache.free, seq_ids)
     return cache
 
 
-def _for_each(operation: Callable[[T], None], items: list[T]) -> None:
+def _for_each(operation: Callable[[T], object], items: list[T]) -> None:
     for item in items:
         operation(item)
 

@@ -1,12 +1,12 @@
-"""One workload, one memory, the real scheduler, and no model: what fits, and what is wasted.
+"""One workload, one memory, the real engine core, and no model: what fits, and what is wasted.
 
-    requests ──► Scheduler ──► plan ──► nothing is computed ──► every sequence gets a token ──► measure
+    requests ──► EngineCore ──► plan ──► nothing is computed ──► every sequence gets a token ──► measure
                     │  asks
                  the memory under test
 
-All requests are there from the start, so that there is always somebody who wants to join: what is measured
-is a full memory. Measured are the steps in which the head of the queue has to wait for memory, without the
-beginning (until a tenth of the requests is done, everybody would be equally young). Steps count alike.
+All requests are there from the start, so that there is always one to be admitted: what is measured is a full
+memory. Measured are the steps in which the head of the queue has to wait for memory, without the beginning
+(until a tenth of the requests is done, all would be equally young). Steps count alike.
 
 Read next: `memory.py`, which plays the same requests on every memory.
 """
@@ -20,15 +20,15 @@ from statistics import fmean
 from typing import NamedTuple
 
 from minivllm.config import SchedulerConfig
+from minivllm.engine.core import EngineCore
 from minivllm.lab.compare.beam_dice import BeamDice
 from minivllm.lab.workloads.lengths import Lengths
 from minivllm.memory.cache_manager import CacheManager
 from minivllm.memory.strip_manager import StripManager
 from minivllm.memory.waste import MemoryShares, Progress, memory_shares
-from minivllm.scheduling.plan import StepPlan
-from minivllm.scheduling.request import Request, RequestStatus
+from minivllm.scheduling.plan import BeamStep, NextToken, Sampled, StepPlan
+from minivllm.scheduling.request import Finish, Request
 from minivllm.scheduling.request import Sequence as TokenSequence
-from minivllm.scheduling.scheduler import Scheduler
 
 LOOK_EVERY = 2
 """Where blocks are shared, each must be looked at: only every second step."""
@@ -100,7 +100,7 @@ class MemoryPlay:
         beams: are they beams, or parallel samples?
         seed: of the beams' dice.
         prompts: the prompts' tokens, if it matters what they are.
-        wait_for_full_memory: measure only while somebody waits for memory, and not at the beginning.
+        wait_for_full_memory: measure only while a request waits for memory, and not at the beginning.
 
     Raises:
         ValueError: a request would never fit.
@@ -122,7 +122,7 @@ class MemoryPlay:
         self.memory = memory
         self.config = config
         self.width = width
-        self.scheduler = Scheduler(config, memory)
+        self.core = EngineCore(config, make_cache=lambda: memory)
         self._beams: dict[str, _Beams] = {}
         self._final: dict[str, int] = {}
         self._forked: set[str] = set()
@@ -137,15 +137,15 @@ class MemoryPlay:
             self._add(str(index), tokens, output, BeamDice(width, seed * 10_007 + index) if beams else None)
 
     def _add(self, name: str, tokens: Sequence[int], output: int, dice: BeamDice | None) -> None:
-        sequence = TokenSequence(self.scheduler.new_seq_id(), tokens, request_id=name)
-        self.scheduler.add(
+        sequence = TokenSequence(-1, tokens, request_id=name)
+        self.core.add(
             Request(
                 name,
                 [sequence],
                 max_tokens=output,
                 arrival_time=0.0,
-                width=self.width,
-                in_lockstep=dice is not None,
+                max_num_sequences=self.width,
+                is_beam_search=dice is not None,
             )
         )
         if dice is not None:
@@ -154,12 +154,10 @@ class MemoryPlay:
 
     def run(self) -> Played:
         """Play to the end."""
-        scheduler, step = self.scheduler, 0
-        while scheduler.waiting or scheduler.running:
-            plan = scheduler.schedule(step)
+        step = 0
+        while isinstance(plan := self.core.plan_step(), StepPlan):
             self._num_copies += len(plan.moves)
             self._execute(plan)
-            scheduler.complete(plan)
             self._look(plan, step)
             self._advance(plan)
             step += 1
@@ -173,53 +171,57 @@ class MemoryPlay:
         dice = self._beams[request.request_id].dice
         return [(beam, next(self.tokens), score) for beam, score in dice.survivors(scores)]
 
-    # ── everybody who is ready gets a token ───────────────────────────────────────────────────────────
+    # ── every sequence that was computed to its end gets a token ──────────────────────────────────────
 
     def _advance(self, plan: StepPlan) -> None:
         """What the engine does after a step, without a sampler: any token will do, but no two the same."""
         ready_of: dict[str, list[TokenSequence]] = {}
         for item in plan.scheduled:
-            sequence = self.scheduler.sequences[item.seq_id]
+            sequence = self.core.state.sequences[item.seq_id]
             if item.end == sequence.num_tokens:
                 ready_of.setdefault(sequence.request_id, []).append(sequence)
-        for request in tuple(self.scheduler.running):
+        tokens: list[NextToken] = []
+        beams: list[BeamStep] = []
+        for request in self.core.state.running.values():
             ready = ready_of.get(request.request_id)
-            if not ready:
-                continue
-            self._num_tokens += len(self._grow(request, ready))
-            if all(sequence.num_tokens > self._final[request.request_id] for sequence in request.sequences):
-                self._num_preemptions += request.num_preemptions
-                self._num_finished += 1
-                self.scheduler.remove(request, RequestStatus.FINISHED_LENGTH_CAPPED)
+            if ready and request.is_beam_search:
+                beams.append(self._advance_beams(request))
+            elif ready:
+                tokens += self._next_tokens(request, ready)
+        self._num_tokens += len(tokens) + sum(len(step.kept) for step in beams)
+        changes = self.core.finish_step(plan, Sampled(tokens, beams))
+        self._num_finished += len(changes.released)
+        self._num_preemptions += sum(request.num_preemptions for request in changes.released)
 
-    def _grow(self, request: Request, ready: list[TokenSequence]) -> list[TokenSequence]:
-        beams = self._beams.get(request.request_id)
-        if beams is not None:
-            before = tuple(request.sequences)  # in lockstep, and in the order of their scores
-            children = self._survivors(request, beams.scores)
-            grown, _ = self.scheduler.grow(
-                request, [(before[parent], token) for parent, token, _ in children]
-            )
-            beams.scores = [score for _, _, score in children]
-            beams.parents.append([parent for parent, _, _ in children])
-            return grown
-        if request.request_id not in self._forked:  # the prompt is computed
-            self._forked.add(request.request_id)
-            ready = [*ready, *(self.scheduler.fork(request, ready[0]) for _ in range(1, self.width))]
-        grown = []
-        for sequence in ready:
-            if sequence.num_tokens > self._final[request.request_id]:
-                self.scheduler.drop(request, sequence)
-            else:
-                sequence.append_token(next(self.tokens))
-                grown.append(sequence)
-        return grown
+    def _advance_beams(self, request: Request) -> BeamStep:
+        """All beams of a request were computed, in the order of their scores: the survivors go on."""
+        name, before = request.request_id, request.sequences
+        beams = self._beams[name]
+        children = self._survivors(request, beams.scores)
+        beams.scores = [score for _, _, score in children]
+        beams.parents.append([parent for parent, _, _ in children])
+        kept = [(before[parent].seq_id, token, score, "") for parent, token, score in children]
+        return BeamStep(name, kept, finish=self._finish(request, before[0]))
+
+    def _next_tokens(self, request: Request, ready: list[TokenSequence]) -> list[NextToken]:
+        is_fork = request.request_id not in self._forked  # the prompt has just been computed
+        self._forked.add(request.request_id)
+        num_forks = self.width - 1 if is_fork else 0
+        targets = [*((ready[0], True) for _ in range(num_forks)), *((sequence, False) for sequence in ready)]
+        return [
+            NextToken(sequence.seq_id, next(self.tokens), "", is_fork, self._finish(request, sequence))
+            for sequence, is_fork in targets
+        ]
+
+    def _finish(self, request: Request, sequence: TokenSequence) -> Finish | None:
+        """Is the next token of this sequence its last?"""
+        return Finish("length") if sequence.num_tokens == self._final[request.request_id] else None
 
     # ── measuring ─────────────────────────────────────────────────────────────────────────────────────
 
     def _look(self, plan: StepPlan, step: int) -> None:
-        """Note how the memory is used after a step, before anybody leaves."""
-        scheduler, memory = self.scheduler, self.memory
+        """Note how the memory is used by a step, before any request leaves."""
+        state, memory = self.core.state, self.memory
         may_share = self.width > 1
         waits = self._head_waits_for_memory(plan)
         warming_up = self._num_finished < UNMEASURED * self._num_requests
@@ -228,11 +230,12 @@ class MemoryPlay:
         if (may_share and step % LOOK_EVERY) or not memory.tables:
             return
         size = self.config.block_size
+        computed = {item.seq_id: item.end for item in plan.scheduled}  # once the step is done
         progress = {}
         for seq_id in memory.tables:
-            sequence = scheduler.sequences[seq_id]
+            sequence = state.sequences[seq_id]
             final = self._final[sequence.request_id]
-            progress[seq_id] = Progress(min(sequence.num_computed_tokens, final), final)
+            progress[seq_id] = Progress(min(computed.get(seq_id, sequence.num_computed_tokens), final), final)
         shares = memory_shares(
             self.config.num_blocks * size,
             memory.num_free_blocks * size,
@@ -246,25 +249,25 @@ class MemoryPlay:
         used, prompts = alone, 0
         if may_share:
             used = len({block for table in memory.tables.values() for block in table.blocks})
-            prompts = sum(scheduler.sequences[seq_id].num_prompt_tokens // size for seq_id in memory.tables)
+            prompts = sum(state.sequences[seq_id].num_prompt_tokens // size for seq_id in memory.tables)
             self._apart += [
                 self._beams[request.request_id].tokens_apart()
-                for request in scheduler.running
+                for request in state.running.values()
                 if request.request_id in self._beams and len(request.sequences) > 1
             ]
-        self._looks.append(_Look(shares, len(scheduler.running), alone, used, prompts))
+        self._looks.append(_Look(shares, len(state.running), alone, used, prompts))
 
     def _head_waits_for_memory(self, plan: StepPlan) -> bool:
-        """Does somebody wait, and neither for a place in the batch nor for the next step's tokens?"""
-        places_left = self.config.max_num_seqs - self.scheduler.num_running_seqs
+        """Does a request wait, and neither for a slot in the batch nor for the next step's tokens?"""
+        slots_left = self.config.max_num_seqs - self.core.state.num_running_seqs
         tokens_left = self.config.max_num_batched_tokens - plan.total_num_scheduled_tokens
-        return bool(self.scheduler.waiting) and places_left >= self.width and tokens_left > 0
+        return bool(self.core.state.waiting) and slots_left >= self.width and tokens_left > 0
 
     def _result(self, num_steps: int) -> Played:
         looks = self._looks
         if not looks:
             raise ValueError(
-                f"{self._num_requests} requests are too few: nobody ever had to wait for memory, so there "
+                f"{self._num_requests} requests are too few: none ever had to wait for memory, so there "
                 "is nothing to compare; raise requests (--requests), or lower slots (--slots)"
             )
         alone = sum(look.blocks_alone for look in looks)
@@ -289,9 +292,9 @@ def check_it_fits(
     memory: CacheManager, config: SchedulerConfig, prompt: int, output: int, width: int
 ) -> None:
     """Raise `ValueError` if a request would wait for ever."""
-    needed = memory.most_blocks(prompt, prompt + output - 1, width)
+    needed = memory.max_blocks(prompt, prompt + output - 1, width)
     if needed > config.num_blocks or width > config.max_num_seqs:
         raise ValueError(
             f"a request of {prompt} + {output} tokens and {width} sequences can never fit: it needs {needed} "
-            f"of {config.num_blocks} blocks, and {width} of {config.max_num_seqs} places"
+            f"of {config.num_blocks} blocks, and {width} of {config.max_num_seqs} slots"
         )

@@ -1,10 +1,10 @@
-"""One replica: the real scheduler and the real memory in front of hardware that only a cost model knows.
+"""One replica: the real engine core in front of hardware that only a cost model knows.
 
-    add(request) ─► scheduler ─► plan ─► cost model: so many seconds ─► … ─► every sequence gets a token
+    add(request) ─► core ─► plan ─► cost model: so many seconds ─► … ─► every sequence gets a token
 
-It is the engine's loop without a model, without text, and without outputs. What is left is what the cost of
-serving depends on: who is scheduled when, and in which blocks. That it decides as the engine does, step by
-step, is a property (`tests/simulation/test_same_decisions.py`).
+It drives the engine's core without a model, without text, and without outputs. What is left is what the cost
+of serving depends on: which request is scheduled when, and in which blocks. That it decides as the engine
+does, step by step, is a property (`tests/lab/simulation/test_same_decisions.py`).
 
 A step has a beginning and an end, between which other replicas have theirs and requests arrive: so it comes
 in two halves, `begin` (plan, and say when it will be over) and `finish` (it is over).
@@ -16,26 +16,18 @@ from __future__ import annotations
 
 from minivllm.config import SchedulerConfig
 from minivllm.engine.admission import limit_output
+from minivllm.engine.core import EngineCore
 from minivllm.engine.snapshot import make_header
 from minivllm.executor.simulated_executor import SAMPLED_TOKEN, SimulatedExecutor, StepCost, VirtualClock
 from minivllm.lab.simulation.metrics import Metrics
 from minivllm.lab.workloads.workload import WorkloadRequest
-from minivllm.memory.make_cache_manager import make_cache_manager
-from minivllm.scheduling.plan import StepPlan
-from minivllm.scheduling.policy import SchedulingPolicy
-from minivllm.scheduling.request import Request, RequestStatus, Sequence
-from minivllm.scheduling.scheduler import Scheduler
-from minivllm.trace.events import (
-    HardwareShape,
-    ModelShape,
-    RequestQueued,
-    RequestRefused,
-    SequenceFinished,
-    StepFinished,
-    StepStarted,
-    TokensSampled,
-)
+from minivllm.scheduling.plan import NextToken, Sampled, StepPlan
+from minivllm.scheduling.policy import Pause, SchedulingPolicy
+from minivllm.scheduling.request import Finish, Request, Sequence
+from minivllm.trace.events import HardwareShape, ModelShape, RequestRefused, StepFinished
 from minivllm.trace.recorder import Recorder
+
+LENGTH = Finish("length")
 
 
 class Served:
@@ -62,7 +54,7 @@ class Replica:
         cost_model: how long a step takes.
         metrics: where it counts; replicas may share it.
         recorder: where events go; None records nothing.
-        policy: who goes first; the one that `config` names, if None.
+        policy: in which order requests are scheduled; the one that `config` names, if None.
         model_shape, hardware: for the trace's header.
     """
 
@@ -84,21 +76,20 @@ class Replica:
         self.executor = SimulatedExecutor(cost_model, self.clock)
         self._recorder = recorder
         self._emit = recorder.emit if recorder else None
-        self.cache = make_cache_manager(config, self._emit)
-        self.scheduler = Scheduler(config, self.cache, self._emit, policy)
+        self.core = EngineCore(config, self._emit, policy=policy)
         self.served: dict[int, Served] = {}
         """Unfinished requests by their sequences."""
         self.outstanding_tokens = 0
         """Tokens that its requests may still come to compute, for routers that look at the load."""
         self.plan: StepPlan | None = None
         """The step that is being computed."""
-        self.num_steps = 0
         self._began = self._last_end = 0.0
         if recorder:
             header = make_header(
                 config, config.num_blocks, model_shape, {}, clock="virtual", hardware=hardware
             )
             recorder.start(header)
+            self.core.epoch = self.clock.now
 
     @property
     def num_unfinished(self) -> int:
@@ -113,14 +104,15 @@ class Replica:
         try:
             if len(prompt) >= self.config.max_model_len:
                 raise ValueError(f"{len(prompt)} prompt tokens, max_model_len is {self.config.max_model_len}")
-            limit = limit_output(len(prompt), queued.max_tokens, self.config, self.cache)
+            limit = limit_output(len(prompt), queued.max_tokens, self.config, self.core.cache)
         except ValueError as error:
             metrics.num_refused += 1
             metrics.first_refusal = metrics.first_refusal or str(error)
             if self._emit:
-                self._emit(RequestRefused(queued.request_id, self._time(), str(error)))
+                now = self.core.time_of(self.clock.now)
+                self._emit(RequestRefused(queued.request_id, now, str(error)))
             return False
-        sequence = Sequence(self.scheduler.new_seq_id(), prompt, request_id=queued.request_id)
+        sequence = Sequence(-1, prompt, request_id=queued.request_id)
         request = Request(
             queued.request_id,
             [sequence],
@@ -128,21 +120,10 @@ class Replica:
             arrival_time=queued.arrival_seconds,
             priority=queued.priority,
         )
-        self.scheduler.add(request)
+        self.core.add(request, self.clock.now)
         wanted = len(prompt) + min(queued.num_output_tokens, limit)
         self.served[sequence.seq_id] = Served(queued, request, sequence, wanted)
         self.outstanding_tokens += wanted
-        if self._recorder and self._emit:
-            self._emit(
-                RequestQueued(
-                    queued.request_id,
-                    sequence.seq_id,
-                    self._recorder.at(queued.arrival_seconds),
-                    tuple(prompt),
-                    limit,
-                    priority=queued.priority,
-                )
-            )
         return True
 
     # ── a step ────────────────────────────────────────────────────────────────────────────────────────
@@ -153,13 +134,12 @@ class Replica:
         if not self.served:
             return None
         now = self.clock.now
-        if pause := self.scheduler.consult(now):
-            return pause.until
-        if self._emit:
-            self._emit(StepStarted(self.num_steps, self._time()))
-        self._began = now
-        self.plan = self.scheduler.schedule(self.num_steps, now)
-        return now + self.executor.seconds(self.plan)
+        plan = self.core.plan_step(now)
+        if isinstance(plan, Pause):
+            return plan.until
+        assert plan is not None, "there are unfinished requests"
+        self._began, self.plan = now, plan
+        return now + self.executor.seconds(plan)
 
     def finish(self) -> list[WorkloadRequest]:
         """The step that was begun is over at the clock's time. Returns the requests that are served."""
@@ -168,22 +148,20 @@ class Replica:
             return []  # it was only a pause
         now = self.clock.now
         self._count(plan, now - self._began)
-        self.scheduler.complete(plan)
-        finished = self._append_tokens(plan, now)
+        changes = self.core.finish_step(plan, Sampled(self._sample(plan, now)), now)
         self._last_end = now
-        done = [served for served in finished if not self._is_held(served)]
-        done += [self.served[request.sequences[0].seq_id] for request in self.scheduler.released()]
+        done = [self.served[request.sequences[0].seq_id] for request in changes.released]
         for served in done:
             self._leave(served, now)
         if self._emit:
-            self._emit(StepFinished(self.num_steps, self._time(), {"model": round(now - self._began, 7)}))
-        self.num_steps += 1
+            seconds = {"model": round(now - self._began, 7)}
+            self._emit(StepFinished(plan.step, self.core.time_of(now), seconds))
         return [served.queued for served in done]
 
-    def _append_tokens(self, plan: StepPlan, now: float) -> list[Served]:
-        """A token for everybody who has been computed to the end; returns those for whom it is the last."""
-        finished = []
-        in_a_row = 0  # those who got a token in the step before, too: the same latency for all of them
+    def _sample(self, plan: StepPlan, now: float) -> list[NextToken]:
+        """A token for each sequence that has been computed to its end."""
+        tokens = []
+        in_a_row = 0  # those that got a token in the step before, too: the same latency for all of them
         before, gap = self._last_end, now - self._last_end
         for item in plan.scheduled:
             served = self.served[item.seq_id]
@@ -192,8 +170,8 @@ class Replica:
                 self.metrics.queue_time.add(self._began - served.queued.arrival_seconds)
             if not item.num_logits:
                 continue
-            token_ids = served.sequence.token_ids
-            token_ids.append(SAMPLED_TOKEN)
+            is_last = len(served.sequence.token_ids) + 1 == served.wanted
+            tokens.append(NextToken(item.seq_id, SAMPLED_TOKEN, finish=LENGTH if is_last else None))
             if served.last_token == before:
                 in_a_row += 1
             elif served.last_token < 0:
@@ -202,22 +180,12 @@ class Replica:
             else:
                 self.metrics.inter_token.add(now - served.last_token)
             served.last_token = now
-            if len(token_ids) == served.wanted:
-                finished.append(served)
         if in_a_row:
             self.metrics.inter_token.add(gap, in_a_row)
-        if self._emit:
-            sampled = [(item.seq_id, SAMPLED_TOKEN, "") for item in plan.scheduled if item.num_logits]
-            if sampled:
-                self._emit(TokensSampled(tuple(sampled)))
-        return finished
-
-    def _is_held(self, served: Served) -> bool:
-        return self.scheduler.hold(served.request, RequestStatus.FINISHED_LENGTH_CAPPED)
+        return tokens
 
     def _leave(self, served: Served, now: float) -> None:
         metrics, request = self.metrics, served.request
-        self.scheduler.remove(request, RequestStatus.FINISHED_LENGTH_CAPPED)
         del self.served[served.sequence.seq_id]
         self.outstanding_tokens -= served.wanted
         num_output = served.sequence.num_output_tokens
@@ -230,8 +198,6 @@ class Replica:
         metrics.end_to_end.add(latency)
         metrics.normalized.add(latency / num_output)
         metrics.last_finish = max(metrics.last_finish, now)
-        if self._emit:
-            self._emit(SequenceFinished(served.sequence.seq_id, "length", self._time()))
 
     def _count(self, plan: StepPlan, seconds: float) -> None:
         metrics = self.metrics
@@ -242,17 +208,13 @@ class Replica:
             metrics.num_copied_blocks += move.kind == "copy"
             metrics.num_swapped_blocks += move.kind != "copy"
         metrics.busy_seconds += seconds
-        metrics.running_seconds += seconds * len(self.scheduler.running)
+        metrics.running_seconds += seconds * len(self.core.state.running)
         metrics.scheduled_seconds += seconds * len(plan.scheduled)
-        metrics.waiting_seconds += seconds * len(self.scheduler.waiting)
-        metrics.kv_seconds += seconds * self.cache.usage
-
-    def _time(self) -> float:
-        """Seconds since the trace began, for events."""
-        return self._recorder.now() if self._recorder else 0.0
+        metrics.waiting_seconds += seconds * len(self.core.state.waiting)
+        metrics.kv_seconds += seconds * self.core.cache.usage
 
     def check_invariants(self) -> None:
         """Raise `AssertionError` unless the books agree."""
-        self.scheduler.check_invariants()
-        assert set(self.served) == set(self.scheduler.sequences)
+        self.core.check_invariants()
+        assert set(self.served) == set(self.core.state.sequences)
         assert self.outstanding_tokens == sum(served.wanted for served in self.served.values())

@@ -152,8 +152,8 @@ def test_the_rigs_keep_the_books_of_a_real_control_plane() -> None:
     for _ in range(20):
         queue.schedule_round()
         queue.abort_round()
-        queue.scheduler.check_invariants()
-        assert (len(queue.scheduler.running), len(queue.scheduler.waiting)) == (5, 30)
+        queue.core.check_invariants()
+        assert (len(queue.core.state.running), len(queue.core.state.waiting)) == (5, 30)
     assert measure_pool((1_000,), 2, 0)[0].flatness == 1
     assert measure_queue((3,), 2, 2, 0)[0].flatness == 1
 

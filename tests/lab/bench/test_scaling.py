@@ -197,14 +197,14 @@ def test_a_measured_step_decodes_one_token_of_everybody_beyond_the_models_own_li
 @pytest.mark.parametrize(("num_waiting", "num_blocks"), [(0, 1_000), (5, None)])
 def test_a_turnover_lets_one_in_and_one_out(num_waiting: int, num_blocks: int | None) -> None:
     rig = QueueRig(16, num_waiting, 1, num_blocks)
-    scheduler = rig.scheduler
+    state = rig.core.state
     for _ in range(20):
-        before = [request.request_id for request in scheduler.running]
+        before = list(state.running)
         rig.turnover_round()
-        after = [request.request_id for request in scheduler.running]
+        after = list(state.running)
         assert after[:-1] == before[1:] and after[-1] not in before
-        assert len(scheduler.waiting) == num_waiting
-    scheduler.check_invariants()
+        assert len(state.waiting) == num_waiting
+    rig.core.check_invariants()
 
 
 # ── the command ───────────────────────────────────────────────────────────────────────────────────────────

@@ -57,8 +57,8 @@ class Witness:
     def finish(self):
         replica, now = self.replica, self.replica.clock.now
         if replica.plan is not None:
-            scheduler = replica.scheduler
-            numbers = len(scheduler.running), len(scheduler.waiting), replica.cache.usage
+            state = replica.core.state
+            numbers = len(state.running), len(state.waiting), replica.core.cache.usage
             self.steps.append(Step(self.began, now, replica.plan, *numbers))
         for seq_id, served in replica.served.items():
             self.requests[seq_id] = served.queued

@@ -52,7 +52,7 @@ def test_every_request_is_served_and_nothing_is_left(workload, data, count, rout
     for replica in cluster.replicas:
         replica.check_invariants()
         assert not replica.served and replica.outstanding_tokens == 0
-        assert replica.cache.num_free_blocks == config.num_blocks
+        assert replica.core.cache.num_free_blocks == config.num_blocks
 
 
 def held(config, metrics):

@@ -1,0 +1,154 @@
+"""Ctrl-C between any two lines: the engine serves on, and has lost nothing but caches.
+
+Each case plays a random workload, counts the lines that one call executes, plays it again, and raises
+`KeyboardInterrupt` at one of them; a second one may follow during the recovery.
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import minivllm
+from minivllm.sampling_params import RequestOutputKind, SamplingParams
+from minivllm.trace.recorder import Recorder
+from minivllm.trace.replay import ReplayState
+from tests.engine.fakes import make_engine
+from tests.engine.test_sharing import EOS, expected, limits, requests
+
+ROOT = str(Path(minivllm.__file__).parent)
+
+
+class Interrupt:
+    """Raises `KeyboardInterrupt` at the `at`-th line that minivllm executes inside the block."""
+
+    def __init__(self, at):
+        self.left = at
+        self.num_lines = 0
+
+    def _trace(self, frame, event, argument):
+        if not frame.f_code.co_filename.startswith(ROOT):
+            return None
+        if event == "line":
+            self.num_lines += 1
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+        return self._trace
+
+    def __enter__(self):
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, kind, error, trace):
+        sys.settrace(None)
+        return kind is KeyboardInterrupt
+
+
+def follow(recorder, state, position):
+    for event in recorder.events[position:]:
+        state.apply(event)
+    return len(recorder.events)
+
+
+class Play:
+    """One workload on one engine; `call` is the number of the call that is interrupted at line `at`."""
+
+    def __init__(self, work, settings, actions):
+        self.work, self.actions = work, actions
+        self.recorder = Recorder()
+        self.engine = make_engine(recorder=self.recorder, eos_token_ids=EOS, **settings)
+        self.added, self.outputs, self.aborted = set(), {}, set()
+
+    def add(self, number):
+        prompt, params = self.work[number]
+        self.engine.add_request(str(number), prompt, params)
+        self.added.add(number)
+
+    def step(self):
+        for output in self.engine.step():
+            if output.finished:
+                assert output.request_id not in self.outputs, "an output is told once"
+                self.outputs[output.request_id] = [list(item.token_ids) for item in output.outputs]
+
+    def do(self, action):
+        kind, number = action
+        if kind == "add" and number not in self.added:
+            self.add(number)
+        elif kind == "abort" and number in self.added:
+            self.engine.abort(str(number))
+            self.aborted.add(str(number))
+        elif kind == "step":
+            self.step()
+
+    def finish(self):
+        """Everything that was not asked for yet, to the end."""
+        for number in range(len(self.work)):
+            if number not in self.added and str(number) not in self.engine.requests:
+                self.add(number)
+        for _ in range(5_000):
+            if not self.engine.has_unfinished_requests():
+                break
+            self.step()
+            self.engine.check_invariants()
+        else:
+            pytest.fail("the engine did not finish")
+
+
+@given(data=st.data(), work=requests)
+@settings(max_examples=150)
+def test_an_interrupt_between_any_two_lines_loses_nothing(data, work):
+    limited = data.draw(limits(work))
+    numbers = st.integers(0, len(work) - 1)
+    kinds = st.sampled_from(["add", "add", "step", "step", "step", "abort"])
+    actions = data.draw(st.lists(st.tuples(kinds, numbers), min_size=1, max_size=12))
+    rehearsal = Play(work, limited, actions)
+    for action in actions[:-1]:
+        rehearsal.do(action)
+    with Interrupt(at=0) as counter:
+        rehearsal.do(actions[-1])
+    play = Play(work, limited, actions)
+    for action in actions[:-1]:
+        play.do(action)
+    with Interrupt(at=data.draw(st.integers(1, max(1, counter.num_lines)))):
+        play.do(actions[-1])
+    if data.draw(st.booleans()):  # a second one, while it recovers
+        with Interrupt(at=data.draw(st.integers(1, 400))):
+            play.do(("step", 0))
+    play.engine.check_invariants()
+    state = ReplayState(play.recorder.events[0])
+    follow(play.recorder, state, 1)
+    assert state.snapshot() == play.engine.snapshot(), "the trace is the truth, interrupts included"
+    kind, last = actions[-1]
+    if kind == "add" and str(last) in play.engine.requests:
+        play.added.add(last)
+    play.finish()
+    for number, request in enumerate(work):
+        name = str(number)
+        if name not in play.aborted and not (kind == "abort" and number == last):
+            assert play.outputs[name] == expected(*request), f"request {name} says something else"
+    assert play.engine.cache.num_free_blocks == play.engine.config.num_blocks, "every block comes back"
+
+
+def test_a_streamed_output_that_was_interrupted_is_told_once_and_whole():
+    params = SamplingParams(n=2, seed=3, max_tokens=9, output_kind=RequestOutputKind.DELTA)
+    for at in range(1, 700, 7):
+        engine = make_engine()
+        engine.add_request("it", [1, 2, 3], params)
+        told = {0: [], 1: []}
+
+        def note(outputs, told=told):
+            for output in outputs:
+                for item in output.outputs:
+                    told[item.index] += item.token_ids
+
+        for _ in range(4):
+            note(engine.step())
+        with Interrupt(at):
+            note(engine.step())
+        while engine.has_unfinished_requests():
+            note(engine.step())
+        alone = [list(tokens) for tokens in told.values()]
+        assert [len(tokens) for tokens in alone] == [9, 9] or at > 0
