@@ -87,7 +87,7 @@ def look(engine: Engine, final: dict[str, int]) -> Look:
     head, wanted = "", 0
     for request in scheduler.waiting.in_order_of_arrival()[:1]:
         head, prompt = request.request_id, request.sequences[0].num_prompt_tokens
-        wanted = cache.most_blocks(prompt, final[head], 1)
+        wanted = cache.max_blocks(prompt, final[head], 1)
         if is_paged:
             wanted = blocks_needed(prompt, BLOCK_SIZE)  # nothing is reserved for the answer
     progress = {}

@@ -65,7 +65,7 @@ def limit_output(
 
     def blocks(num_tokens: int) -> int:
         # The last token is returned but never computed, so it needs no room in the cache.
-        return memory.most_blocks(prompt_length, prompt_length + num_tokens - 1, width)
+        return memory.max_blocks(prompt_length, prompt_length + num_tokens - 1, width)
 
     if max_tokens is None:
         fitting = bisect_right(range(1, longest + 1), config.num_blocks, key=blocks)

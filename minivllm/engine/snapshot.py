@@ -50,7 +50,7 @@ def take_snapshot(engine: Engine) -> EngineSnapshot:
     scheduler, cache = engine.scheduler, engine.cache
     sequences = scheduler.sequences
     swap_space = cache.swap_space if isinstance(cache, KVCacheManager) else None
-    prefixes = cache.prefixes if isinstance(cache, KVCacheManager) else None
+    prefixes = cache.prefix_caching if isinstance(cache, KVCacheManager) else None
     beam_scores: dict[int, float] = {}
     for live in engine.live.values():
         if live.request.status.is_finished:
@@ -71,6 +71,6 @@ def take_snapshot(engine: Engine) -> EngineSnapshot:
         host_free_list=swap_space.pool.free_list() if swap_space else (),
         host_ref_counts=tuple(swap_space.pool.ref_counts) if swap_space else (),
         host_tables={seq: tuple(t.blocks) for seq, t in swap_space.tables.items()} if swap_space else {},
-        cached={block: prefixes.cache.parent_of(block) for block in prefixes.blocks()} if prefixes else {},
+        cached={block: prefixes.cache.parent_of(block) for block in prefixes.cached_blocks()} if prefixes else {},
         beam_scores=beam_scores,
     )

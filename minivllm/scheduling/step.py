@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from minivllm.memory.block_table import blocks_needed
-from minivllm.memory.cache_manager import Span
+from minivllm.memory.cache_manager import Admission, Span
 from minivllm.scheduling.groups import advance_group, blocks_for_siblings
 from minivllm.scheduling.plan import ScheduledSequence
 from minivllm.scheduling.request import Request
@@ -72,7 +72,7 @@ class Step:
 
     def _advance(self, request: Request) -> None:
         spans = self._next_spans(request)
-        while not self.cache.allocate(spans):
+        while not self.cache.allocate_slots(spans):
             self.is_closed = True  # memory is short: no newcomers
             victim = self._victim(request)
             if victim is None:
@@ -179,28 +179,32 @@ class Step:
                 return None
             for sequence in request.sequences:
                 if sequence.seq_id in self.cache.tables:
-                    self.cache.remember(sequence.seq_id, sequence.token_ids, sequence.num_computed_tokens)
+                    self.cache.cache_full_blocks(
+                        sequence.seq_id, sequence.token_ids, sequence.num_computed_tokens
+                    )
             spans = self._next_spans(request)
-            return spans if self.cache.allocate(spans) else []
-        found = self.cache.begin(
+            return spans if self.cache.allocate_slots(spans) else []
+        admission = Admission(
             first.seq_id,
             first.token_ids,
-            longest=request.longest,
-            width=request.width,
+            max_total_tokens=request.longest,
+            max_num_sequences=request.width,
             extra_blocks=blocks_for_siblings(
                 request, self.cache.block_size, shared=self.scheduler.forks_share
             ),
-            spare_blocks=spare,
+            reserved_blocks=spare,
             salt=request.salt,
             use_cache=not first.wants_prompt_logits,  # a token that is not computed has no logits
         )
-        if found is None:
+        computed = self.cache.get_computed_blocks(admission)
+        found = len(computed) * self.cache.block_size
+        if not self.cache.allocate_slots([Span(first.seq_id, found, found)], admission, computed):
             return None
         first.num_computed_tokens = found
         if request.num_cached_tokens is None:
             request.num_cached_tokens = min(found, first.num_prompt_tokens)
         spans = self._next_spans(request)
-        granted = self.cache.allocate(spans)
+        granted = self.cache.allocate_slots(spans)
         assert granted, "there was room for the whole request, so there is room for its first chunk"
         return spans
 
@@ -234,7 +238,7 @@ class Step:
             self.planned.append(
                 ScheduledSequence(seq_id, start, sequence.token_ids[start:end], blocks, num_logits)
             )
-            self.cache.remember(seq_id, sequence.token_ids, end)
+            self.cache.cache_full_blocks(seq_id, sequence.token_ids, end)
             self.budget -= end - start
 
     # ── padding ───────────────────────────────────────────────────────────────────────────────────────

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from minivllm.config import SchedulerConfig
 from minivllm.memory import KVCacheManager
-from minivllm.memory.cache_manager import Span
+from minivllm.memory.cache_manager import Admission, Span
 from minivllm.scheduling.request import Request, RequestStatus, Sequence
 from minivllm.scheduling.scheduler import Scheduler
 from minivllm.validation import check_integer
@@ -83,13 +83,11 @@ class PoolRig:
 
     def _take(self, seq_id: int, length: int) -> bool:
         """A newcomer gets blocks for all its tokens, if there is room."""
-        if self.cache.begin(seq_id, range(length), longest=length) is None:
-            return False
-        return self.cache.allocate((Span(seq_id, 0, length),))
+        return self.cache.allocate_slots((Span(seq_id, 0, length),), Admission(seq_id, range(length), length))
 
     def _grow(self, seq_id: int, length: int) -> bool:
         """A sequence gets one more token."""
-        return self.cache.allocate((Span(seq_id, length - 1, length),))
+        return self.cache.allocate_slots((Span(seq_id, length - 1, length),))
 
     def _free(self, seq_id: int) -> None:
         self.cache.free(seq_id)
@@ -177,8 +175,7 @@ def _used_cache(num_blocks: int, rng: random.Random) -> KVCacheManager:
     seq_ids = list(range(num_blocks // MOST_BLOCKS))
     length = MOST_BLOCKS * BLOCK_SIZE
     for seq_id in seq_ids:
-        cache.begin(seq_id, range(length), longest=length)
-        cache.allocate((Span(seq_id, 0, length),))
+        cache.allocate_slots((Span(seq_id, 0, length),), Admission(seq_id, range(length), length))
     rng.shuffle(seq_ids)
     _for_each(cache.free, seq_ids)
     return cache

@@ -289,7 +289,7 @@ def check_it_fits(
     memory: CacheManager, config: SchedulerConfig, prompt: int, output: int, width: int
 ) -> None:
     """Raise `ValueError` if a request would wait for ever."""
-    needed = memory.most_blocks(prompt, prompt + output - 1, width)
+    needed = memory.max_blocks(prompt, prompt + output - 1, width)
     if needed > config.num_blocks or width > config.max_num_seqs:
         raise ValueError(
             f"a request of {prompt} + {output} tokens and {width} sequences can never fit: it needs {needed} "
