@@ -8,7 +8,7 @@
 # %%
 from lessons.walkthroughs import trace_path
 from minivllm import LLM, SamplingParams
-from minivllm.memory.cache_manager import Span
+from minivllm.memory.cache_manager import Admission, Span
 from minivllm.memory.kv_cache_manager import KVCacheManager
 from minivllm.model.tiny import MODEL_PATH
 from minivllm.trace.events import BlockCopied, SequenceForked
@@ -45,14 +45,13 @@ def look(what: str) -> None:
     print(f"{what:<22} {tables:<28} references {references}   copies {copies}")
 
 
-memory.begin(0, range(6), longest=7)
-memory.allocate([Span(0, 0, 6)])
+memory.allocate_slots([Span(0, 0, 6)], Admission(0, range(6), max_total_tokens=7))
 look("s0 has 6 tokens")
 memory.fork(0, 1)
 look("s0 forks to s1")
-memory.allocate([Span(1, 6, 7)])
+memory.allocate_slots([Span(1, 6, 7)])
 look("s1 writes token 6")
-memory.allocate([Span(0, 6, 7)])
+memory.allocate_slots([Span(0, 6, 7)])
 look("s0 writes token 6")
 memory.free(0)
 look("s0 ends")

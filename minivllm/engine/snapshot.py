@@ -49,7 +49,7 @@ def take_snapshot(core: EngineCore, beam_scores: dict[int, float]) -> EngineSnap
     """The control plane's state, in the form in which a replay of the trace gives it."""
     state, cache = core.state, core.cache
     swap_space = cache.swap_space if isinstance(cache, KVCacheManager) else None
-    prefixes = cache.prefixes if isinstance(cache, KVCacheManager) else None
+    prefixes = cache.prefix_caching if isinstance(cache, KVCacheManager) else None
     return EngineSnapshot(
         num_steps=core.num_steps,
         free_list=cache.pool.free_list(),
@@ -62,6 +62,8 @@ def take_snapshot(core: EngineCore, beam_scores: dict[int, float]) -> EngineSnap
         host_free_list=swap_space.pool.free_list() if swap_space else (),
         host_ref_counts=tuple(swap_space.pool.ref_counts) if swap_space else (),
         host_tables={seq: tuple(t.blocks) for seq, t in swap_space.tables.items()} if swap_space else {},
-        cached={block: prefixes.cache.parent_of(block) for block in prefixes.blocks()} if prefixes else {},
+        cached={block: prefixes.cache.parent_of(block) for block in prefixes.cached_blocks()}
+        if prefixes
+        else {},
         beam_scores=beam_scores,
     )

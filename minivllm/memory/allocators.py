@@ -50,7 +50,7 @@ def make_baseline(
     blocks_per_commit: int = 1,
     decommit: Callable[[int, int], None] | None = None,
 ) -> StripManager:
-    """A memory without sharing, behind the face of `CacheManager`.
+    """A memory without sharing, which implements `CacheManager`.
 
     Args:
         allocator: one of `BASELINES`.

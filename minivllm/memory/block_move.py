@@ -1,10 +1,10 @@
 """A block move: the control plane's only instruction about data, executed before anything of its step.
 
-Everything else that the memory does is a change of ownership. Only three things need bytes to travel:
+Everything else that the memory does is a change of ownership. Only three operations move bytes:
 
     copy       device block ──► device block      copy-on-write: a writer gets a block of its own
-    swap_out   device block ──► host block        a preempted request makes room
-    swap_in    host block   ──► device block      and comes back
+    swap_out   device block ──► host block        a request is preempted
+    swap_in    host block   ──► device block      and resumed
 
 Read next: `kv_cache_manager.py`, which gives these orders; `minivllm/executor/block_mover.py` obeys.
 """

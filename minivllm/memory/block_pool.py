@@ -1,16 +1,16 @@
-"""The block pool: every physical block of the KV cache, and who needs it.
+"""The block pool: every physical block of the KV cache, and how many block tables map it.
 
-Reserving one long contiguous strip per request wastes most of the memory, because nobody knows how long
-an answer will be. PagedAttention cuts the cache into small blocks of equal size instead, as an operating
-system cuts memory into page frames. Any free block is as good as any other, so handing one out is a pop,
-taking it back is an append, and nothing can ever fragment.
+Reserving one long contiguous strip per request wastes most of the memory, because the length of an answer
+is not known beforehand. PagedAttention cuts the cache into small blocks of equal size instead, as an
+operating system cuts memory into page frames. Any free block is as good as any other, so allocating one is
+a pop, freeing it is an append, and nothing can ever fragment.
 
-    ref_counts   [ 1 | 0 | 3 | 1 | 0 | 0 ]        0, 2 and 3 in use; three tables read block 2
-    kept         [   | × | × |   |   |   ]        the prefix cache remembers 1 and 2
-    free list      5 ─ 4                          taken at the head, given back at the tail
+    ref_counts   [ 1 | 0 | 3 | 1 | 0 | 0 ]        0, 2 and 3 are in use; three tables map block 2
+    cached       [   | × | × |   |   |   ]        the prefix cache knows what 1 and 2 hold
+    free list      5 ─ 4                          taken at the head, appended at the tail
 
-A block that no table maps any more is free, unless the prefix cache keeps it: then it is idle, and
-`unkeep` sets it free. Reference counts are numbers of tables and nothing else.
+A block that no table maps is free, unless it is cached: then it is *evictable*, and `uncache` frees it.
+Reference counts are numbers of tables and nothing else.
 
 Blocks are only numbers here. Their keys and values live in `minivllm/executor/kv_storage.py`.
 
@@ -21,7 +21,7 @@ Source: Kwon et al., "Efficient Memory Management for Large Language Model Servi
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from minivllm.validation import check_integer
 
@@ -40,9 +40,9 @@ class BlockPool:
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = check_integer("num_blocks", num_blocks, at_least=1)
         self.ref_counts: array[int] = array("i", bytes(4 * num_blocks))
-        self.kept = bytearray(num_blocks)
-        self.num_idle_blocks = 0
-        """Kept, and mapped by no table."""
+        self.cached = bytearray(num_blocks)
+        self.num_evictable_blocks = 0
+        """Cached, and mapped by no table."""
         # First in, first out: a block rests as long as possible before it is reused. The free list is a
         # ring in an array: in a deque, a million blocks would be a million number objects all over memory,
         # and freeing a block was measured to cost 1.6 times as much as in a pool of a thousand, here 1.05.
@@ -58,14 +58,14 @@ class BlockPool:
     @property
     def num_used_blocks(self) -> int:
         """Blocks that a table maps."""
-        return self.num_blocks - self._num_free - self.num_idle_blocks
+        return self.num_blocks - self._num_free - self.num_evictable_blocks
 
     def free_list(self) -> tuple[int, ...]:
-        """The free blocks in the order in which they will be handed out. O(free blocks): for readers."""
+        """The free blocks in the order in which they will be allocated. O(free blocks): for readers."""
         return tuple(self._first_free(self._num_free))
 
     def get_new_blocks(self, count: int) -> list[int]:
-        """Take `count` free blocks, each with one reference.
+        """Allocate `count` free blocks, each with one reference.
 
         Raises:
             OutOfBlocksError: fewer than `count` are free; the pool is unchanged.
@@ -85,14 +85,14 @@ class BlockPool:
         """One more table maps each of these blocks.
 
         Raises:
-            ValueError: a block is free, so what it holds is nobody's any more.
+            ValueError: a block is free, so what it holds may be overwritten at any time.
         """
         for block in blocks:
             count = self.ref_counts[block]
             if count == 0:
-                if not self.kept[block]:
+                if not self.cached[block]:
                     raise ValueError(f"block {block} is free: it cannot be shared, only newly taken")
-                self.num_idle_blocks -= 1
+                self.num_evictable_blocks -= 1
             self.ref_counts[block] = count + 1
 
     def free_blocks(self, blocks: Iterable[int]) -> None:
@@ -107,34 +107,36 @@ class BlockPool:
                 raise ValueError(f"block {block} was freed twice: it has no reference left to drop")
             self.ref_counts[block] = count - 1
             if count == 1:
-                if self.kept[block]:
-                    self.num_idle_blocks += 1
+                if self.cached[block]:
+                    self.num_evictable_blocks += 1
                 else:
                     self._append_to_ring(block)
 
-    def keep(self, blocks: Iterable[int]) -> None:
-        """From now on these blocks stay off the free list, even when no table maps them.
+    def cache(self, blocks: Sequence[int]) -> None:
+        """The prefix cache knows these blocks now: they stay off the free list, even if no table maps them.
 
         Raises:
-            ValueError: a block is free, or kept already.
+            ValueError: a block is free, or cached already; nothing has changed.
         """
         for block in blocks:
-            if self.ref_counts[block] == 0 or self.kept[block]:
-                raise ValueError(f"block {block} cannot be kept: it is free, or kept already")
-            self.kept[block] = 1
+            if self.ref_counts[block] == 0 or self.cached[block]:
+                raise ValueError(f"block {block} cannot be cached: it is free, or cached already")
+        for block in blocks:
+            self.cached[block] = 1
 
-    def unkeep(self, blocks: Iterable[int]) -> None:
-        """Keep these blocks no longer; idle ones become free, in this order.
+    def uncache(self, blocks: Sequence[int]) -> None:
+        """The prefix cache has forgotten these blocks; those that no table maps become free, in this order.
 
         Raises:
-            ValueError: a block is not kept.
+            ValueError: a block is not cached; nothing has changed.
         """
         for block in blocks:
-            if not self.kept[block]:
-                raise ValueError(f"block {block} is not kept")
-            self.kept[block] = 0
+            if not self.cached[block]:
+                raise ValueError(f"block {block} is not cached")
+        for block in blocks:
+            self.cached[block] = 0
             if self.ref_counts[block] == 0:
-                self.num_idle_blocks -= 1
+                self.num_evictable_blocks -= 1
                 self._append_to_ring(block)
 
     def _append_to_ring(self, block: int) -> None:
@@ -150,16 +152,16 @@ class BlockPool:
         return blocks
 
     def check_invariants(self) -> None:
-        """Raise `AssertionError` unless every block is exactly one of free, idle and referenced."""
+        """Raise `AssertionError` unless every block is exactly one of free, evictable and referenced."""
         free = set(self.free_list())
         assert len(free) == self._num_free, "a block is on the free list twice"
         assert free <= set(range(self.num_blocks)), "the free list names a block that does not exist"
-        num_idle = 0
+        num_evictable = 0
         for block, count in enumerate(self.ref_counts):
             assert count >= 0, f"block {block} has {count} references"
-            idle = count == 0 and self.kept[block] == 1
-            num_idle += idle
-            assert (count == 0 and not idle) == (block in free), (
-                f"block {block}: {count} references, kept: {self.kept[block]}, free: {block in free}"
+            evictable = count == 0 and self.cached[block] == 1
+            num_evictable += evictable
+            assert (count == 0 and not evictable) == (block in free), (
+                f"block {block}: {count} references, cached: {self.cached[block]}, free: {block in free}"
             )
-        assert num_idle == self.num_idle_blocks, "the number of idle blocks is wrong"
+        assert num_evictable == self.num_evictable_blocks, "the number of evictable blocks is wrong"

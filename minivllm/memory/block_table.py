@@ -12,7 +12,7 @@ never holds more than one partly filled block.
 Because a table only *maps*, two sequences can share memory by mapping the same blocks: a fork is a copy
 of the table, whatever the length of what it maps.
 
-    parent  7 ─ 2 ─ 5            child  7 ─ 2 ─ 5            each of 7, 2, 5 has two readers
+    parent  7 ─ 2 ─ 5            child  7 ─ 2 ─ 5            two tables map each of 7, 2, 5
 
 Source: Kwon et al. (SOSP 2023), sections 4.2 and 4.4. Read next: `kv_cache_manager.py`.
 """
@@ -34,8 +34,8 @@ class BlockTable:
     Attributes:
         blocks: physical block of each logical one. An `array('i')` and not a list, because the data plane
             reads it in bulk, without a Python loop.
-        num_cached_blocks: so many blocks at its beginning are known to the prefix cache.
-        salt: whose cached blocks they are.
+        num_cached_blocks: so many blocks at its beginning are in the prefix cache.
+        salt: it shares cached blocks only with tables of the same salt.
     """
 
     __slots__ = ("block_size", "blocks", "num_cached_blocks", "salt")
@@ -65,15 +65,15 @@ class BlockTable:
         return self.blocks[position // self.block_size] * self.block_size + position % self.block_size
 
     def missing_blocks(self, num_tokens: int) -> int:
-        """Blocks still to be taken before the table covers `num_tokens` tokens."""
+        """Blocks still to be allocated before the table covers `num_tokens` tokens."""
         return max(0, blocks_needed(num_tokens, self.block_size) - len(self.blocks))
 
     def append(self, blocks: Iterable[int]) -> None:
-        """Let the strip continue in `blocks`."""
+        """The sequence continues in `blocks`."""
         self.blocks.extend(blocks)
 
     def fork(self) -> BlockTable:
-        """Another table of the same blocks. Whoever calls this counts the references."""
+        """Another table of the same blocks. The caller counts the references."""
         twin = BlockTable(self.block_size, self.blocks, self.salt)
         twin.num_cached_blocks = self.num_cached_blocks
         return twin

@@ -1,14 +1,14 @@
 """The buddy allocator: strips of 1, 2, 4, 8, … blocks, each at a multiple of its own length.
 
-A strip that is too long is cut into two halves, the buddies; when both are free again, they are joined. A
-strip of length n at address a has its buddy at `a XOR n`, so joining needs no search:
+A strip that is too long is cut into two halves, the buddies; when both are free again, they are merged. A
+strip of length n at address a has its buddy at `a XOR n`, so merging needs no search:
 
     [               16              ]        take 3: rounded up to 4
     [       8       ][       8      ]
-    [   4   ][   4  ][       8      ]        the first 4 is handed out, its buddy and the 8 are free
+    [   4   ][   4  ][       8      ]        the first 4 is taken, its buddy and the 8 are free
 
-Finding and joining cost O(log n), and neighbours of equal length leave few odd gaps. The price is rounding:
-up to half of what is handed out was never asked for.
+Finding and merging cost O(log n), and neighbours of equal length leave few odd gaps. The price is rounding:
+up to half of what is taken was never asked for.
 
 A memory whose size is no power of two is seen as several that are: 13 blocks are 8 + 4 + 1.
 
@@ -71,7 +71,7 @@ class Buddy:
         return Strip(first, wanted)
 
     def give_back(self, strip: Strip) -> None:
-        """The strip is free again, and joined with its buddy as long as that one is free too.
+        """The strip is free again, and merged with its buddy as long as that one is free too.
 
         Raises:
             ValueError: it was not taken.
@@ -88,7 +88,7 @@ class Buddy:
         self._free[length].add(first)
 
     def check_invariants(self) -> None:
-        """Raise `AssertionError` unless every block is free or taken once, and free buddies are joined."""
+        """Raise `AssertionError` unless every block is free or taken once, and free buddies are merged."""
         seen: set[int] = set()
         taken = [Strip(first, length) for first, length in self._taken.items()]
         for strip in (*self.gaps(), *taken):

@@ -1,12 +1,14 @@
-"""What the scheduler needs of a memory: the questions it asks, whoever answers them.
+"""What the scheduler needs of a memory: the questions it asks, whichever memory answers them.
 
-Paging is one answer. Reserving a strip per request, as everybody did before, is another, and so is an
-address range whose pages are committed on demand. All stand behind this face, so that the same scheduler
+Paging is one answer. Reserving a strip per request, as serving systems did before, is another, and so is an
+address range whose pages are committed on demand. All implement this protocol, so that the same scheduler
 runs the same requests on each of them and a comparison compares nothing else.
 
-    begin ─► allocate ─► allocate ─► … ─► free          the life of a sequence in memory
-               │  fork, share: one block, many readers
-               └─ swap_out ─► swap_in                    or out of it for a while
+    get_computed_blocks     what of this prompt is in the prefix cache? A query: it changes nothing
+          │
+    allocate_slots ─► allocate_slots ─► … ─► free         the life of a sequence in memory
+      (admission)        │  fork, share: one block, many tables
+                         └─ swap_out ─► swap_in            or out of it for a while
 
 Only numbers here: a block is an integer, its data is moved by the `BlockMove`s that a step's plan carries.
 
@@ -15,7 +17,7 @@ Read next: `kv_cache_manager.py`, the paged one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from minivllm.memory.block_move import BlockMove
@@ -31,20 +33,39 @@ class Span(NamedTuple):
 
 
 class Admission(NamedTuple):
-    """A sequence that holds nothing, about to get its table."""
+    """A sequence that holds nothing, and what its request will need if it is admitted."""
 
     seq_id: int
     token_ids: Sequence[int]
+    """All tokens that it has so far; there must be room for all of them."""
     max_total_tokens: int
+    """The most tokens that one sequence of the request may come to, prompt included."""
     max_num_sequences: int = 1
+    """The most sequences that the request may come to, by forks."""
     extra_blocks: int = 0
+    """Further blocks that the request needs, for its other sequences."""
     reserved_blocks: int = 0
+    """Blocks that must stay free for other requests."""
     salt: str | None = None
+    """Only sequences of the same salt share cached blocks."""
     use_cache: bool = True
+    """May it use cached blocks at all?"""
+
+    def check(
+        self, spans: Sequence[Span], tables: Mapping[int, BlockTable], num_computed_tokens: int
+    ) -> None:
+        """Raise `AssertionError` unless `spans` is the first span of a sequence that holds nothing."""
+        assert self.seq_id not in tables, f"sequence {self.seq_id} is admitted twice"
+        assert len(spans) == 1 and spans[0].seq_id == self.seq_id, "an admission is about one sequence"
+        _, start, end = spans[0]
+        assert num_computed_tokens == start <= end <= len(self.token_ids), (
+            f"the first span of sequence {self.seq_id} cannot be {start} … {end}: it has "
+            f"{len(self.token_ids)} tokens, {num_computed_tokens} of them computed"
+        )
 
 
 class PoolView(Protocol):
-    """Who uses which block, for readers."""
+    """How often each block is mapped: for tests, snapshots and views."""
 
     @property
     def ref_counts(self) -> Sequence[int]:
@@ -63,7 +84,7 @@ class CacheManager(Protocol):
 
     @property
     def pool(self) -> PoolView:
-        """The blocks, for readers."""
+        """The blocks, to be read only."""
         ...
 
     tables: dict[int, BlockTable]
@@ -71,7 +92,7 @@ class CacheManager(Protocol):
 
     @property
     def num_free_blocks(self) -> int:
-        """Blocks that could be handed out now, idle cached ones included."""
+        """Blocks that could be allocated now, evictable ones included."""
         ...
 
     @property
@@ -79,56 +100,45 @@ class CacheManager(Protocol):
         """Share of the blocks that sequences hold, 0 … 1."""
         ...
 
-    def max_blocks(self, prompt_length: int, longest: int, width: int) -> int:
-        """Blocks that a request comes to hold at most when it is alone.
+    def max_blocks(self, prompt_length: int, max_kv_tokens: int, max_num_sequences: int) -> int:
+        """The most blocks that a request comes to hold when it is alone.
 
         Args:
             prompt_length: tokens that all its sequences have in common.
-            longest: most tokens of one sequence whose keys and values must be kept.
-            width: number of sequences.
+            max_kv_tokens: the most tokens of one sequence whose keys and values must be kept: one less than
+                its `max_total_tokens`, because the last token is returned and never computed.
+            max_num_sequences: the most sequences of the request.
         """
         ...
 
-    def begin(
-        self,
-        seq_id: int,
-        token_ids: Sequence[int],
-        *,
-        longest: int,
-        width: int = 1,
-        extra_blocks: int = 0,
-        spare_blocks: int = 0,
-        salt: str | None = None,
-        use_cache: bool = True,
-    ) -> int | None:
-        """May a sequence that holds nothing join the batch? It gets a table, with what is known already.
+    def get_computed_blocks(self, admission: Admission) -> Sequence[int]:
+        """The physical blocks that hold the longest prefix of its tokens that is cached.
 
-        Args:
-            token_ids: all tokens that it has so far; there must be room for all of them.
-            longest: most tokens it may ever come to.
-            width: sequences that its request may come to, by forks.
-            extra_blocks: further blocks that its request needs for its other sequences.
-            spare_blocks: blocks that must stay free for others.
-            salt, use_cache: whose cached blocks it may use, and whether it may use any.
-
-        Returns:
-            How many of its tokens have their keys and values in the table (whole blocks; always fewer
-            than all, since the last token must be computed to know what comes next); None if there is no
-            room, and then nothing has changed.
+        A pure query: nothing changes, not even what was used least recently. The answer is whole blocks, and
+        always fewer tokens than there are, since the last token must be computed to know what comes next. It
+        is valid until blocks are allocated or the prefix cache is reset.
         """
         ...
-
-    def get_computed_blocks(self, admission: Admission) -> Sequence[int]: ...
 
     def allocate_slots(
         self, spans: Sequence[Span], admission: Admission | None = None, computed: Sequence[int] = ()
     ) -> bool:
-        """Make every span's cells belong to its sequence alone: new blocks at the end, copies where others
-        read the same block. All or nothing: False if there is no room, and then nothing has changed."""
+        """Make every span's slots writable by its sequence alone: new blocks, and copies of shared ones.
+
+        Args:
+            spans: what the next step writes.
+            admission: the one sequence of `spans` holds nothing yet. It gets a table that begins with the
+                blocks `computed`, and its span starts behind them. There must be room for *all* tokens of the
+                admission, for its extra blocks and the reserved ones, whatever the span needs by itself.
+            computed: what `get_computed_blocks` answered; these blocks count as used just now.
+
+        Returns:
+            All or nothing: False if there is no room, and then nothing has changed, recency included.
+        """
         ...
 
     def cache_full_blocks(self, seq_id: int, token_ids: Sequence[int], end: int) -> None:
-        """The first `end` tokens are computed once this step is done: full blocks may be found by others."""
+        """The first `end` tokens are computed once this step is done: other requests may find full blocks."""
         ...
 
     def fork(self, parent: int, child: int) -> None:
@@ -140,7 +150,7 @@ class CacheManager(Protocol):
         ...
 
     def free(self, seq_id: int) -> None:
-        """Give back everything that a sequence holds, here or in the swap space. Nothing held is no error."""
+        """Free everything that a sequence holds, here or in the swap space. Nothing held is no error."""
         ...
 
     def swap_out(self, seq_ids: Sequence[int]) -> str:
@@ -151,11 +161,11 @@ class CacheManager(Protocol):
         """
         ...
 
-    def swap_in(self, spans: Sequence[Span], spare_blocks: int) -> bool:
+    def swap_in(self, spans: Sequence[Span], reserved_blocks: int) -> bool:
         """Bring a request's sequences back, if there is room for them and for what `spans` will need.
 
-        There is one span for each sequence. All or nothing. The caller then calls `remember` for each:
-        the prefix cache no longer knows what they hold.
+        There is one span for each sequence, and `reserved_blocks` must stay free. All or nothing. The caller
+        then calls `cache_full_blocks` for each: the prefix cache does not know the blocks they are in now.
         """
         ...
 
@@ -172,11 +182,11 @@ class CacheManager(Protocol):
         ...
 
     def abandon(self) -> None:
-        """The step failed: forget what it would have filled. Those who were in it have been freed."""
+        """The step failed: forget what it would have filled. The caller has freed its sequences."""
         ...
 
     def reset_prefix_cache(self) -> None:
-        """Forget everything that is cached and in nobody's table."""
+        """Forget every cached block that no table maps."""
         ...
 
     def check_invariants(self) -> None:

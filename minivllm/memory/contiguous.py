@@ -1,12 +1,12 @@
 """First fit: strips of any length, each in the first gap that is long enough.
 
-This is how memory was handed out before paging. It works until strips of different lengths come and go:
+This is how memory was allocated before paging. It works until strips of different lengths come and go:
 then the gaps between them add up to a lot, and none is long enough. That is *external fragmentation*.
 
     A A A · · B B B B · · · C C · ·        seven blocks are free, in gaps of 2, 3 and 2
                                            a strip of four must wait
 
-Source: Knuth, "The Art of Computer Programming", volume 1, section 2.5 (first fit, and joining gaps again).
+Source: Knuth, "The Art of Computer Programming", volume 1, section 2.5 (first fit, and merging gaps again).
 Read next: `buddy.py`, the other classic; then `reservation.py`, which uses both.
 """
 

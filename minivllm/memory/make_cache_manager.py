@@ -1,6 +1,6 @@
-"""Which memory an engine gets: the paged one, or one of those it is compared with.
+"""Which memory an engine gets, by the names in its configuration: paging, or a memory to compare it with.
 
-Read next: `memory/cache_manager.py` for what they have in common, `memory/kv_cache_manager.py`.
+Read next: `cache_manager.py` for what they have in common, `kv_cache_manager.py` for the paged one.
 """
 
 from __future__ import annotations
@@ -9,15 +9,20 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from minivllm.config import SchedulerConfig
-from minivllm.memory import KVCacheManager
 from minivllm.memory.allocators import make_baseline
 from minivllm.memory.cache_manager import CacheManager
-from minivllm.memory.prefix_cache import make_prefix_cache
+from minivllm.memory.hash_prefix_cache import HashPrefixCache
+from minivllm.memory.kv_cache_manager import KVCacheManager
+from minivllm.memory.prefix_cache import PrefixCache
+from minivllm.memory.radix_tree import RadixTree
 from minivllm.trace.events import Event
+
+PREFIX_CACHES: dict[str, Callable[[int], PrefixCache]] = {"hash": HashPrefixCache, "radix": RadixTree}
+"""Name → what makes one, of a block size."""
 
 
 class Pages(NamedTuple):
-    """What virtual memory needs to know of the storage whose accounts it keeps."""
+    """What the accounts of virtual memory need to know of its storage."""
 
     blocks_per_commit: int
     """So many blocks come and go together."""
@@ -48,3 +53,8 @@ def make_cache_manager(
         num_host_blocks=config.num_host_blocks,
         copy_on_fork=config.copy_on_fork,
     )
+
+
+def make_prefix_cache(name: str | None, block_size: int) -> PrefixCache | None:
+    """The prefix cache of that name, "hash" or "radix"; None for None."""
+    return None if name is None else PREFIX_CACHES[name](block_size)

@@ -1,20 +1,20 @@
 """Prefix caching by a radix tree, as in SGLang's RadixAttention.
 
-Every known prefix is a path from the root. An edge carries as many blocks as there are until paths part, so a
-long prompt that nobody shares is one node, and the tree is as large as what differs:
+Every cached prefix is a path from the root. An edge carries as many blocks as there are until paths part, so
+a long prompt that is not shared is one node, and the tree is as large as what differs:
 
-    root ──[ 4 blocks: "You are a helpful …" ]──┬──[ 2 blocks: "What is a …" ]      lock 1: one table is here
+    root ──[ 4 blocks: "You are a helpful …" ]──┬──[ 2 blocks: "What is a …" ]      lock 1: one table maps it
                  lock 3                          └──[ 1 block: "Why does …" ]       lock 2
 
-A node's lock is the number of tables that hold it. Its blocks are always held together: where a table's path
-ends inside an edge, the node is split there. A look-up alone splits nothing.
+A node's lock is the number of tables that map its blocks, always all of them: where a table's path ends
+inside an edge, the node is split there. A look-up alone changes nothing.
 
 What is not locked can be evicted, leaf by leaf, the least recently used first, and within a leaf from its
 end. Leaves wait in a heap, ordered by when they were last used; entries that have become wrong are noticed
-when they come up, so nothing is ever searched for.
+when they reach the top, so nothing is ever searched for.
 
 Source: Zheng et al., "SGLang: Efficient Execution of Structured Language Model Programs" (NeurIPS 2024),
-section 3. Read next: `prefixes.py`.
+section 3. Read next: `prefix_caching.py`.
 """
 
 from __future__ import annotations
@@ -23,23 +23,6 @@ from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 
 from minivllm.memory.prefix_cache import cut_into_blocks
-
-
-class Node:
-    """A run of blocks that are always held together, and what may follow them."""
-
-    __slots__ = ("blocks", "children", "in_heap", "last_used", "lock", "parent", "tokens")
-
-    def __init__(self, parent: Node | None, tokens: list[bytes], blocks: list[int]) -> None:
-        self.parent = parent
-        self.tokens = tokens
-        """Of each block: its tokens."""
-        self.blocks = blocks
-        self.children: dict[bytes, Node] = {}
-        """By the tokens of their first block."""
-        self.lock = 0
-        self.last_used = 0
-        self.in_heap = False
 
 
 class RadixTree:
@@ -51,14 +34,14 @@ class RadixTree:
         self.block_size = block_size
         self._roots: dict[str | None, Node] = {}
         self._node_of: dict[int, Node] = {}
-        self._num_idle = 0
-        self._clock = 0  # counts look-ups: plain logical time
+        self._num_evictable = 0
+        self._clock = 0  # counts uses: plain logical time
         self._leaves: list[tuple[int, int, Node]] = []  # (last used, a number of its own, node)
         self._num_pushed = 0
 
     @property
-    def num_idle_blocks(self) -> int:
-        return self._num_idle
+    def num_evictable_blocks(self) -> int:
+        return self._num_evictable
 
     def __len__(self) -> int:
         return len(self._node_of)
@@ -95,7 +78,6 @@ class RadixTree:
                 break
             found.append(node.blocks[place])
             place += 1
-        self._use(node)
         return found
 
     def insert(
@@ -111,7 +93,7 @@ class RadixTree:
         if tokens[0] in node.children:
             return 0
         if node.blocks and node.lock == 1 and not node.children:
-            # Only the inserting table is here, and nobody comes after: the edge grows.
+            # Only the inserting table maps this node, and nothing follows it: the edge grows.
             node.tokens += tokens
             node.blocks += blocks
         else:
@@ -120,7 +102,7 @@ class RadixTree:
             node.children[tokens[0]] = child
             node = child
         for block in blocks:
-            assert block not in self._node_of, f"block {block} is known for other tokens"
+            assert block not in self._node_of, f"block {block} is cached for other tokens"
             self._node_of[block] = node
         self._use(node)
         return len(blocks)
@@ -133,9 +115,9 @@ class RadixTree:
         if node.blocks[-1] != blocks[-1]:
             node = self._split(node, node.blocks.index(blocks[-1]) + 1)
         while left:
-            assert left >= len(node.blocks), "what a table holds already ends at a node's end"
+            assert left >= len(node.blocks), "what the table maps already ends at a node's end"
             if node.lock == 0:
-                self._num_idle -= len(node.blocks)
+                self._num_evictable -= len(node.blocks)
             node.lock += 1
             left -= len(node.blocks)
             assert node.parent is not None, "the blocks are a path"
@@ -143,40 +125,44 @@ class RadixTree:
 
     def release(self, blocks: Sequence[int]) -> None:
         node = self._node_of[blocks[-1]]
-        assert node.blocks[-1] == blocks[-1], "a path that is held ends at a node's end"
+        assert node.blocks[-1] == blocks[-1], "the path of a table ends at a node's end"
         self._use(node)
         while node.parent is not None:
             node.lock -= 1
             if node.lock == 0:
-                self._num_idle += len(node.blocks)
-                self._offer(node)
+                self._num_evictable += len(node.blocks)
+                self._push(node)
             node = node.parent
 
     def evict(self, count: int) -> list[int]:
-        if count > self._num_idle:
-            raise ValueError(f"{count} blocks are to be evicted, but only {self._num_idle} are idle")
+        if count > self._num_evictable:
+            raise ValueError(
+                f"{count} blocks are to be evicted, but only {self._num_evictable} are evictable"
+            )
         evicted: list[int] = []
         while len(evicted) < count:
             last_used, _, node = heappop(self._leaves)
             node.in_heap = False
             if last_used != node.last_used:
-                self._offer(node)  # it has been used since it was put here
+                self._push(node)  # it has been used since it was put here
                 continue
             if node.lock or node.children or not node.blocks:
-                continue  # it is no idle leaf any more, and will be offered again when it is
+                continue  # it is no evictable leaf any more, and is pushed again when it is one
             for _ in range(min(count - len(evicted), len(node.blocks))):
                 evicted.append(self._drop_last(node))
-            self._offer(node)
+            self._push(node)
         return evicted
 
-    def forget(self, blocks: Sequence[int]) -> None:
+    def remove(self, blocks: Sequence[int]) -> None:
         for block in reversed(blocks):
             node = self._node_of[block]
-            assert node.lock == 0 and not node.children and node.blocks[-1] == block, "an idle end of a path"
+            assert node.lock == 0 and not node.children and node.blocks[-1] == block, (
+                "an evictable end of a path"
+            )
             self._drop_last(node)
 
     def reset(self) -> list[int]:
-        return self.evict(self._num_idle)
+        return self.evict(self._num_evictable)
 
     def parent_of(self, block: int) -> int | None:
         node = self._node_of[block]
@@ -194,24 +180,24 @@ class RadixTree:
             at.last_used = self._clock
             at = at.parent
 
-    def _offer(self, node: Node) -> None:
-        """Put an idle leaf where eviction will find it. Others are left alone."""
+    def _push(self, node: Node) -> None:
+        """Put an evictable leaf where eviction finds it. Other nodes are left alone."""
         if node.lock == 0 and not node.children and node.blocks and not node.in_heap:
             node.in_heap = True
             self._num_pushed += 1
             heappush(self._leaves, (node.last_used, self._num_pushed, node))
 
     def _drop_last(self, node: Node) -> int:
-        """Forget the last block of an idle leaf; the leaf goes with its last one."""
+        """Forget the last block of an evictable leaf; the leaf is removed with its last block."""
         block = node.blocks.pop()
         tokens = node.tokens.pop()
         del self._node_of[block]
-        self._num_idle -= 1
+        self._num_evictable -= 1
         if not node.blocks:
             parent = node.parent
             assert parent is not None
             del parent.children[tokens]
-            self._offer(parent)
+            self._push(parent)
         return block
 
     def _split(self, node: Node, place: int) -> Node:
@@ -228,18 +214,35 @@ class RadixTree:
 
     def check_invariants(self, ref_counts: Sequence[int]) -> None:
         """Raise `AssertionError` unless the tree is sound, and locked as often as tables map its blocks."""
-        seen = idle = 0
+        seen = num_evictable = 0
         for node in self.nodes():
             assert len(node.blocks) == len(node.tokens) > 0
             assert node.parent is not None and node.parent.children[node.tokens[0]] is node
-            assert node.parent.last_used >= node.last_used, "whoever uses a path uses its beginning"
+            assert node.parent.last_used >= node.last_used, "a path was used and its beginning was not"
             if node.parent.blocks:
-                assert node.parent.lock >= node.lock, "whoever holds a path holds its beginning"
+                assert node.parent.lock >= node.lock, "a table maps a path and not its beginning"
             for block in node.blocks:
                 assert self._node_of[block] is node, f"block {block} is in another node"
                 assert ref_counts[block] == node.lock, f"block {block} is locked {node.lock} times"
             if node.lock == 0:
-                idle += len(node.blocks)
-                assert node.children or node.in_heap, "an idle leaf that eviction would never find"
+                num_evictable += len(node.blocks)
+                assert node.children or node.in_heap, "an evictable leaf that eviction would never find"
             seen += len(node.blocks)
-        assert seen == len(self._node_of) and idle == self._num_idle
+        assert seen == len(self._node_of) and num_evictable == self._num_evictable
+
+
+class Node:
+    """A run of blocks that the same tables map, and what may follow them."""
+
+    __slots__ = ("blocks", "children", "in_heap", "last_used", "lock", "parent", "tokens")
+
+    def __init__(self, parent: Node | None, tokens: list[bytes], blocks: list[int]) -> None:
+        self.parent = parent
+        self.tokens = tokens
+        """Of each block: its tokens."""
+        self.blocks = blocks
+        self.children: dict[bytes, Node] = {}
+        """By the tokens of their first block."""
+        self.lock = 0
+        self.last_used = 0
+        self.in_heap = False

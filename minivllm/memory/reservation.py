@@ -1,7 +1,7 @@
 """What came before paging: room for the whole answer is reserved before its first token is computed.
 
-A tensor wants consecutive memory, and nobody can move one that is in use; so a request gets, when it is
-admitted, all that it may ever need. How much that is, nobody knows either. Three guesses, all of them tokens:
+A tensor wants consecutive memory, and cannot be moved while it is in use; so a request gets, when it is
+admitted, all that it may ever need. How much that is cannot be known. Three guesses, all of them tokens:
 
     "longest"   max_model_len        what FasterTransformer did, and Orca: whatever the model allows
     "doubled"   those it has + the next power of two of those still to come    over-reserved by 2 at most
@@ -11,7 +11,7 @@ admitted, all that it may ever need. How much that is, nobody knows either. Thre
                                                        effective  reserved    never used (internal)
 
 A request of several sequences reserves a strip for each of them at once. A fork costs a copy of everything
-(`strip_manager.py`). In exchange, nothing ever fails half-way: `allocate` only moves a mark.
+(`strip_manager.py`). In exchange, nothing ever fails half-way: `allocate_slots` only moves a mark.
 
 The last token of an answer is returned and never read back, so it needs no cell.
 
@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 
 from minivllm.memory.block_table import blocks_needed
 from minivllm.memory.buddy import next_power_of_two
-from minivllm.memory.cache_manager import Span
+from minivllm.memory.cache_manager import Admission, Span
 from minivllm.memory.strip_manager import Promise, StripManager
 from minivllm.memory.strips import Placement, Strip
 from minivllm.trace.events import Event
@@ -37,7 +37,7 @@ GUESSES = ("longest", "doubled", "exact")
 
 @dataclass(slots=True)
 class Reservation:
-    """What one request has: strips that none of its sequences uses yet, and its sequences."""
+    """What one request holds: strips that none of its sequences uses yet, and its sequences."""
 
     spare: list[Strip] = field(default_factory=list)
     members: set[int] = field(default_factory=set)
@@ -80,7 +80,7 @@ class ReservationManager(StripManager):
 
     @property
     def num_free_blocks(self) -> int:
-        """Blocks that nobody has reserved; they need not lie side by side."""
+        """Blocks that are not reserved; they need not lie side by side."""
         return self.placement.num_free_blocks
 
     @property
@@ -88,78 +88,67 @@ class ReservationManager(StripManager):
         """Share of the blocks that are reserved, 0 … 1."""
         return 1 - self.placement.num_free_blocks / self.pool.num_blocks
 
-    def max_blocks(self, prompt_length: int, longest: int, width: int) -> int:
+    def max_blocks(self, prompt_length: int, max_kv_tokens: int, max_num_sequences: int) -> int:
         """Blocks that a request reserves at most. "doubled" reserves more when it starts again half-way:
         what it has by then may just exceed a power of two, so the worst moment counts."""
-        tokens = self._tokens(prompt_length, longest)
-        if self.guess == "doubled" and longest - prompt_length > 1:
-            tokens = min(self.max_model_len, longest + next_power_of_two(longest - prompt_length) // 2 - 1)
-            tokens = max(tokens, self._tokens(prompt_length, longest))
-        return width * self.placement.rounded(blocks_needed(tokens, self.block_size))
-
-    def begin(
-        self,
-        seq_id: int,
-        token_ids: Sequence[int],
-        *,
-        longest: int,
-        width: int = 1,
-        extra_blocks: int = 0,
-        spare_blocks: int = 0,
-        salt: str | None = None,
-        use_cache: bool = True,
-    ) -> int | None:
-        """Reserve `width` strips and let the sequence have the first; see `CacheManager.begin`.
-
-        `extra_blocks` are part of what is reserved, and `spare_blocks` are not needed: those who run have
-        reserved all that they will grow into.
-        """
-        assert seq_id not in self.tables, f"sequence {seq_id} holds a strip already"
-        num_tokens = self._tokens(len(token_ids), max(longest - 1, len(token_ids)))
-        reservation = Reservation(members={seq_id})
-        for _ in range(width):
-            strip = self.placement.take(blocks_needed(num_tokens, self.block_size))
-            if strip is None:
-                self._release(reservation)
-                return None
-            reservation.spare.append(strip)
-        self._reservations[seq_id] = reservation
-        self._settle(seq_id, reservation.spare.pop(0))
-        self._extend(seq_id, 0)
-        return 0
+        tokens = self._tokens(prompt_length, max_kv_tokens)
+        to_come = max_kv_tokens - prompt_length
+        if self.guess == "doubled" and to_come > 1:
+            worst = min(self.max_model_len, max_kv_tokens + next_power_of_two(to_come) // 2 - 1)
+            tokens = max(tokens, worst)
+        return max_num_sequences * self.placement.rounded(blocks_needed(tokens, self.block_size))
 
     def fork(self, parent: int, child: int) -> None:
         """See `StripManager.fork`."""
         super().fork(parent, child)
-        self._join(parent, child)
+        self._add_member(parent, child)
 
     def share(self, donor: int, seq_id: int, num_blocks: int) -> None:
         """See `StripManager.share`."""
         super().share(donor, seq_id, num_blocks)
-        self._join(donor, seq_id)
+        self._add_member(donor, seq_id)
 
     def promises(self) -> list[Promise]:
-        """Strips that forks may still come to use, and the rest of one that a guest has inherited."""
+        """Strips that forks may still come to use, and the rest of one that a guest has taken over."""
         groups = {id(group): (seq_id, group) for seq_id, group in self._reservations.items()}
         spare = [
             Promise(seq_id, 0, strip.num_blocks) for seq_id, group in groups.values() for strip in group.spare
         ]
-        inherited = [
+        taken_over = [
             Promise(seq_id, self.tables[seq_id].capacity_tokens, strip.num_blocks - len(self.tables[seq_id]))
             for seq_id, strip in self._strips.items()
             if len(self.tables[seq_id]) < strip.num_blocks
         ]
-        return spare + inherited
+        return spare + taken_over
 
     # ── how it is done ────────────────────────────────────────────────────────────────────────────────
 
-    def _tokens(self, num_known: int, longest: int) -> int:
-        """Tokens to reserve for a sequence that has `num_known` and will have `longest`."""
+    def _admit(self, admission: Admission) -> bool:
+        """Reserve a strip for each of its sequences and let the first sequence have the first strip.
+
+        `extra_blocks` are part of what is reserved, and `reserved_blocks` are not needed: running requests
+        have reserved all that they will grow into.
+        """
+        num_tokens = len(admission.token_ids)
+        num_tokens = self._tokens(num_tokens, max(admission.max_total_tokens - 1, num_tokens))
+        reservation = Reservation(members={admission.seq_id})
+        for _ in range(admission.max_num_sequences):
+            strip = self.placement.take(blocks_needed(num_tokens, self.block_size))
+            if strip is None:
+                self._cancel(reservation)
+                return False
+            reservation.spare.append(strip)
+        self._reservations[admission.seq_id] = reservation
+        self._place(admission.seq_id, reservation.spare.pop(0))
+        return True
+
+    def _tokens(self, num_tokens: int, max_kv_tokens: int) -> int:
+        """Tokens to reserve for a sequence that has `num_tokens` and will have `max_kv_tokens`."""
         if self.guess == "exact":
-            return longest
-        if self.guess == "doubled" and longest > num_known:
-            return min(self.max_model_len, num_known + next_power_of_two(longest - num_known))
-        return self.max_model_len if self.guess == "longest" else longest
+            return max_kv_tokens
+        if self.guess == "doubled" and max_kv_tokens > num_tokens:
+            return min(self.max_model_len, num_tokens + next_power_of_two(max_kv_tokens - num_tokens))
+        return self.max_model_len if self.guess == "longest" else max_kv_tokens
 
     def _has_room(self, spans: Sequence[Span]) -> bool:
         """Always: it has been reserved."""
@@ -177,20 +166,20 @@ class ReservationManager(StripManager):
     def _extent(self, strip: Strip, num_tokens: int) -> int:
         return strip.num_blocks
 
-    def _join(self, relative: int, seq_id: int) -> None:
+    def _add_member(self, relative: int, seq_id: int) -> None:
         reservation = self._reservations[seq_id] = self._reservations[relative]
         reservation.members.add(seq_id)
 
-    def _leave(self, seq_id: int, strip: Strip | None) -> None:
-        """The strip stays with the request, for its next fork, until its last sequence has left."""
+    def _free_strip(self, seq_id: int, strip: Strip | None) -> None:
+        """The strip stays with the request, for its next fork, until its last sequence is freed."""
         reservation = self._reservations.pop(seq_id)
         reservation.members.remove(seq_id)
         if strip is not None:
             reservation.spare.append(strip)
         if not reservation.members:
-            self._release(reservation)
+            self._cancel(reservation)
 
-    def _release(self, reservation: Reservation) -> None:
+    def _cancel(self, reservation: Reservation) -> None:
         for strip in reservation.spare:
             self.placement.give_back(strip)
 

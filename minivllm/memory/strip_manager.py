@@ -1,16 +1,16 @@
 """What all memories without sharing have in common: every sequence writes to a strip of its own.
 
-Behind the same face as paging (`CacheManager`), so the same scheduler drives both, and block tables are
-still block tables: only that they count 4, 5, 6, … Attention never notices.
+They implement the same protocol as paging (`CacheManager`), so the same scheduler drives both, and block
+tables are still block tables: only that they count 4, 5, 6, … No attention kernel can tell the difference.
 
-A fork must have everything its parent has, and there is only one way to give it that: copy. It is put off
-until the child is about to write, for two reasons. Beams that go on nowhere have left by then, so that their
-strips can be used again; and a child whose parent has left meanwhile simply keeps the parent's strip.
+A fork must have everything its parent has, and there is only one way to give it that: copy. The copy is made
+when the child is about to write, for two reasons. Pruned beams have been freed by then, so that their strips
+can be used again; and a child whose parent has been freed meanwhile takes over the parent's strip.
 
-    fork        parent 4 5 6     child 4 5 6      a guest in the parent's strip
-    allocate    parent 4 5 6     child 8 9 10     moves: copy 4 → 8, 5 → 9, as far as anything is written
+    fork              parent 4 5 6     child 4 5 6      the child is a guest: it reads the parent's strip
+    allocate_slots    parent 4 5 6     child 8 9 10     copy 4 → 8, 5 → 9, as far as anything is written
 
-Until then the parent may go on to write in its strip: it only appends, behind everything the guest knows.
+Until then the parent may go on to write in its strip: it only appends, behind all that the guest reads.
 
 Read next: `reservation.py` (a strip of fixed length) and `virtual_memory.py` (one that grows).
 """
@@ -30,10 +30,10 @@ from minivllm.validation import check_integer
 
 
 class Promise(NamedTuple):
-    """Blocks that no table maps yet, and that nobody else can have: for positions from `start` on."""
+    """Blocks that are taken and that no table maps yet: for positions from `start` on."""
 
     seq_id: int
-    """The sequence, or one of the request that they are promised to."""
+    """The sequence that will use them, or one of the request that will."""
     start: int
     num_blocks: int
 
@@ -51,13 +51,17 @@ class StripManager(ABC):
         self.block_size = check_integer("block_size", block_size, at_least=1)
         self.pool = NamedPool(num_blocks)
         self.tables: dict[int, BlockTable] = {}
-        self._strips: dict[int, Strip] = {}  # of each sequence that is at home somewhere
-        self._guests: dict[int, Strip] = {}  # whose strip each other sequence reads
+        self._strips: dict[int, Strip] = {}  # of each sequence that has a strip of its own
+        self._guests: dict[int, Strip] = {}  # of each other sequence: the strip that it reads
         self._filled: dict[int, int] = {}  # positions of each sequence that are written, or planned to be
         self._moves: list[BlockMove] = []
         self._emit = emit
 
     # ── where subclasses differ ───────────────────────────────────────────────────────────────────────
+
+    @abstractmethod
+    def _admit(self, admission: Admission) -> bool:
+        """Give a sequence a strip with room for all tokens it has, or change nothing."""
 
     @abstractmethod
     def _has_room(self, spans: Sequence[Span]) -> bool:
@@ -72,8 +76,8 @@ class StripManager(ABC):
         """Blocks of the strip that a table maps whose sequence writes `num_tokens` tokens."""
 
     @abstractmethod
-    def _leave(self, seq_id: int, strip: Strip | None) -> None:
-        """A sequence is gone; `strip` is what nobody uses any more."""
+    def _free_strip(self, seq_id: int, strip: Strip | None) -> None:
+        """A sequence was freed; `strip` is what no sequence uses any more."""
 
     @property
     @abstractmethod
@@ -84,65 +88,31 @@ class StripManager(ABC):
     def usage(self) -> float: ...
 
     @abstractmethod
-    def max_blocks(self, prompt_length: int, longest: int, width: int) -> int: ...
-
-    @abstractmethod
-    def begin(
-        self,
-        seq_id: int,
-        token_ids: Sequence[int],
-        *,
-        longest: int,
-        width: int = 1,
-        extra_blocks: int = 0,
-        spare_blocks: int = 0,
-        salt: str | None = None,
-        use_cache: bool = True,
-    ) -> int | None: ...
+    def max_blocks(self, prompt_length: int, max_kv_tokens: int, max_num_sequences: int) -> int: ...
 
     @abstractmethod
     def promises(self) -> list[Promise]:
-        """Everything that is taken without being in a table, for those who count waste."""
+        """Everything that is taken without being in a table: what `waste.py` has to know."""
 
     # ── the life of a sequence ────────────────────────────────────────────────────────────────────────
 
-    def _settle(self, seq_id: int, strip: Strip) -> None:
-        """A sequence that holds nothing moves into a strip of its own."""
-        self.tables[seq_id] = BlockTable(self.block_size)
-        self._strips[seq_id] = strip
-        self._filled[seq_id] = 0
-
     def get_computed_blocks(self, admission: Admission) -> Sequence[int]:
-        prefixes = getattr(self, "prefixes", None)
-        if not prefixes or not admission.use_cache:
-            return []
-        return prefixes.find(admission.token_ids, BlockTable(self.block_size, salt=admission.salt))
+        """None: no request finds what is in another's strip."""
+        return ()
 
     def allocate_slots(
         self, spans: Sequence[Span], admission: Admission | None = None, computed: Sequence[int] = ()
     ) -> bool:
+        """Make the slots of all spans writable, each by its own sequence alone, or change nothing."""
         if admission is not None:
-            found = self.begin(
-                admission.seq_id,
-                admission.token_ids,
-                longest=admission.max_total_tokens,
-                width=admission.max_num_sequences,
-                extra_blocks=admission.extra_blocks,
-                spare_blocks=admission.reserved_blocks,
-                salt=admission.salt,
-                use_cache=admission.use_cache,
-            )
-            if found is None:
+            admission.check(spans, self.tables, len(computed) * self.block_size)
+            if not self._admit(admission):
                 return False
-        return self.allocate(spans)
-
-    def allocate(self, spans: Sequence[Span]) -> bool:
-        """Make the cells of all spans writable, each by its own sequence alone, or change nothing."""
         if not self._has_room(spans):
             return False
         for seq_id, _, end in spans:
             if seq_id in self._guests:
-                self._move_out(seq_id)
+                self._copy_to_own_strip(seq_id)
             self._extend(seq_id, end)
             self._filled[seq_id] = max(self._filled[seq_id], end)
         return True
@@ -162,25 +132,25 @@ class StripManager(ABC):
             self._emit(BlocksShared(seq_id, tuple(table.blocks), "sibling"))
 
     def free(self, seq_id: int) -> None:
-        """Give back everything that a sequence holds. Nothing held is no error."""
+        """Free everything that a sequence holds. Nothing held is no error."""
         table = self.tables.pop(seq_id, None)
         if table is None:
             return
         del self._filled[seq_id]
         strip = self._strips.pop(seq_id, None)
         self._guests.pop(seq_id, None)
-        heir = next((guest for guest, host in self._guests.items() if host == strip), None)
-        if strip is not None and heir is not None:  # the first guest keeps the strip, and needs no copy
-            self._strips[heir] = self._guests.pop(heir)
+        guest = next((guest for guest, host in self._guests.items() if host == strip), None)
+        if strip is not None and guest is not None:  # the first guest takes the strip over, and needs no copy
+            self._strips[guest] = self._guests.pop(guest)
             strip = None
         blocks = tuple(table.blocks)
         self.pool.release(blocks)
-        if self._moves:  # nobody wants what would have been copied here
+        if self._moves:  # what would have been copied here is not needed any more
             gone = {block for block in blocks if self.pool.ref_counts[block] == 0}
             self._moves = [move for move in self._moves if move.target not in gone]
         if self._emit and blocks:
             self._emit(BlocksFreed(seq_id, blocks))
-        self._leave(seq_id, strip)
+        self._free_strip(seq_id, strip)
 
     # ── what strips cannot do, or need not ────────────────────────────────────────────────────────────
 
@@ -195,7 +165,7 @@ class StripManager(ABC):
         """Always declined."""
         return "there is no swap space: only paged memory has one"
 
-    def swap_in(self, spans: Sequence[Span], spare_blocks: int) -> bool:
+    def swap_in(self, spans: Sequence[Span], reserved_blocks: int) -> bool:
         raise AssertionError("nothing can be swapped in where nothing is ever swapped out")
 
     def take_moves(self) -> tuple[BlockMove, ...]:
@@ -207,13 +177,19 @@ class StripManager(ABC):
         """Nothing is left to do."""
 
     def abandon(self) -> None:
-        """The step failed; those who were in it have been freed."""
+        """The step failed; the caller has freed its sequences."""
         self._moves.clear()
 
     def reset_prefix_cache(self) -> None:  # noqa: B027
         """Nothing is cached."""
 
     # ── how it is done ────────────────────────────────────────────────────────────────────────────────
+
+    def _place(self, seq_id: int, strip: Strip) -> None:
+        """A sequence that holds nothing gets a strip of its own, and an empty table."""
+        self.tables[seq_id] = BlockTable(self.block_size)
+        self._strips[seq_id] = strip
+        self._filled[seq_id] = 0
 
     def _become_guest(self, host: int, seq_id: int, table: BlockTable, filled: int) -> None:
         self.tables[seq_id] = table
@@ -230,11 +206,11 @@ class StripManager(ABC):
             if self._emit:
                 self._emit(BlocksAllocated(seq_id, tuple(blocks)))
 
-    def _move_out(self, seq_id: int) -> None:
+    def _copy_to_own_strip(self, seq_id: int) -> None:
         """A guest gets a strip of its own, and a copy of what it has computed.
 
-        A forked table also maps cells of the host that nobody has written yet. They are not worth a copy: in
-        the trace the table is dropped after the copies, and allocated again as what it is now.
+        A forked table also maps slots of the parent's strip that are not written yet. They are not worth a
+        copy: in the trace the table is freed after the copies, and allocated again as what it is now.
         """
         strip, table = self._new_strip(seq_id), self.tables[seq_id]
         del self._guests[seq_id]
@@ -266,9 +242,9 @@ class StripManager(ABC):
         )
         assert set(self.tables) == set(self._filled) == set(self._strips) | set(self._guests)
         assert not set(self._strips) & set(self._guests), "a guest has a strip of its own"
-        homes = list(self._strips.values())
-        assert len(homes) == len(set(homes)), "two sequences are at home in one strip"
-        assert set(self._guests.values()) <= set(homes), "a guest's host is gone"
+        strips = list(self._strips.values())
+        assert len(strips) == len(set(strips)), "two sequences have the same strip"
+        assert set(self._guests.values()) <= set(strips), "the strip that a guest reads is gone"
         for seq_id, table in self.tables.items():
             strip = self._strips.get(seq_id) or self._guests[seq_id]
             assert table.blocks.tolist() == list(strip.blocks[: len(table)]), (

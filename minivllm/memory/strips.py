@@ -1,7 +1,7 @@
 """Strips: blocks that lie side by side, and a pool whose blocks are taken by name.
 
-A paged sequence takes whichever block is free. Whoever wants consecutive cells must take *these* blocks and
-no others, so here a block leaves the free list from wherever it stands in it:
+A paged sequence takes whichever block is free. A sequence that needs consecutive slots must take *these*
+blocks and no others, so here a block leaves the free list from wherever it stands in it:
 
     free list    3 ─ 4 ─ 5 ─ 6 ─ 0         strip(first=4, num_blocks=2)
     after        3 ─ 6 ─ 0                 its table is [4, 5]: no attention kernel can tell the difference
@@ -68,7 +68,7 @@ class NamedPool:
 
     @property
     def num_free_blocks(self) -> int:
-        """Blocks that no table maps. They may be promised to somebody all the same."""
+        """Blocks that no table maps. They may be promised to a sequence all the same."""
         return len(self._free)
 
     def free_list(self) -> tuple[int, ...]:

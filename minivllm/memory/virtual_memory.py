@@ -1,9 +1,9 @@
 """Virtual memory: addresses are reserved for the longest sequence, memory only for what is there.
 
 Paging gives up consecutive memory, and every attention kernel must learn to follow a block table. But the
-machine has had block tables all along, in hardware: page tables. An address costs nothing. So each place in
-the batch gets a range of addresses that is long enough for any sequence, and pages of memory are put behind
-it as the sequence grows:
+machine has had block tables all along, in hardware: page tables. An address costs nothing. So each sequence
+of the batch gets a range of addresses that is long enough for any sequence, and pages of memory are put
+behind it as the sequence grows:
 
     addresses   [ slot 0: ▓▓▓▓············ ][ slot 1: ▓············· ][ slot 2: ▓▓▓▓▓▓▓······· ]
     memory      4 + 1 + 7 of a budget of 16 pages
@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from minivllm.memory.block_table import blocks_needed
-from minivllm.memory.cache_manager import Span
+from minivllm.memory.cache_manager import Admission, Span
 from minivllm.memory.strip_manager import Promise, StripManager
 from minivllm.memory.strips import Strip
 from minivllm.trace.events import Event
@@ -45,7 +45,7 @@ class VirtualMemoryManager(StripManager):
         max_num_seqs: most sequences at once = slots.
         blocks_per_commit: so many blocks come and go together, because they share a page of memory (see
             `VirtualKVStorage.blocks_per_commit`).
-        decommit: told that nobody needs `num_blocks` blocks from `first_block` on any more; or None.
+        decommit: told which blocks are not needed any more, as `(first_block, num_blocks)`; or None.
 
     Raises:
         ValueError: a number is out of range.
@@ -72,7 +72,7 @@ class VirtualMemoryManager(StripManager):
         super().__init__(self.num_virtual_blocks, block_size, emit)
         self._decommit = decommit
         self._slots = [Strip(slot * self.slot_blocks, self.slot_blocks) for slot in range(self.num_slots)]
-        self._slots.reverse()  # the lowest is handed out first
+        self._slots.reverse()  # the lowest is taken first
         self._committed: dict[Strip, int] = {}
         self._num_free = num_blocks
 
@@ -86,32 +86,12 @@ class VirtualMemoryManager(StripManager):
         """Share of the memory that is behind an address, 0 … 1."""
         return sum(self._committed.values()) / self.num_blocks
 
-    def max_blocks(self, prompt_length: int, longest: int, width: int) -> int:
+    def max_blocks(self, prompt_length: int, max_kv_tokens: int, max_num_sequences: int) -> int:
         """Blocks of memory that a request comes to hold: nothing is shared, and pages are whole."""
-        return width * self._blocks_for(longest)
-
-    def begin(
-        self,
-        seq_id: int,
-        token_ids: Sequence[int],
-        *,
-        longest: int,
-        width: int = 1,
-        extra_blocks: int = 0,
-        spare_blocks: int = 0,
-        salt: str | None = None,
-        use_cache: bool = True,
-    ) -> int | None:
-        """Give a sequence a slot, if there is memory for all tokens it has; see `CacheManager.begin`."""
-        assert seq_id not in self.tables, f"sequence {seq_id} holds a slot already"
-        needed = self._blocks_for(len(token_ids)) + extra_blocks
-        if not self._slots or needed + spare_blocks > self._num_free:
-            return None
-        self._settle(seq_id, self._take_slot())
-        return 0
+        return max_num_sequences * self._blocks_for(max_kv_tokens)
 
     def promises(self) -> list[Promise]:
-        """Memory behind addresses that an heir has taken over and not grown into."""
+        """Memory behind addresses that a guest has taken over and not grown into."""
         return [
             Promise(seq_id, self.tables[seq_id].capacity_tokens, rest)
             for seq_id, strip in self._strips.items()
@@ -119,6 +99,14 @@ class VirtualMemoryManager(StripManager):
         ]
 
     # ── how it is done ────────────────────────────────────────────────────────────────────────────────
+
+    def _admit(self, admission: Admission) -> bool:
+        """Give a sequence a slot, if there is memory for all tokens it has."""
+        needed = self._blocks_for(len(admission.token_ids)) + admission.extra_blocks
+        if not self._slots or needed + admission.reserved_blocks > self._num_free:
+            return False
+        self._place(admission.seq_id, self._take_slot())
+        return True
 
     def _blocks_for(self, num_tokens: int) -> int:
         """Blocks of memory behind a slot that holds `num_tokens` tokens: whole pages."""
@@ -154,7 +142,7 @@ class VirtualMemoryManager(StripManager):
         self._num_free -= missing
         self._committed[slot] += missing
 
-    def _leave(self, seq_id: int, strip: Strip | None) -> None:
+    def _free_strip(self, seq_id: int, strip: Strip | None) -> None:
         if strip is not None:
             num_blocks = self._committed.pop(strip)
             self._num_free += num_blocks
@@ -165,14 +153,16 @@ class VirtualMemoryManager(StripManager):
     def check_invariants(self) -> None:
         """Raise `AssertionError` unless slots and memory add up, and tables map only what is committed."""
         super().check_invariants()
-        assert set(self._committed) == set(self._strips.values()), "memory behind a slot that nobody has"
+        assert set(self._committed) == set(self._strips.values()), "memory behind a slot that no sequence has"
         assert len(self._slots) + len(self._committed) == self.num_slots, "a slot is lost"
         assert self._num_free >= 0
         assert self._num_free + sum(self._committed.values()) == self.num_blocks
         for seq_id, strip in self._strips.items():
             committed = self._committed[strip]
             assert committed % self.blocks_per_commit == 0, "a page is half committed"
-            assert len(self.tables[seq_id]) <= committed, f"sequence {seq_id} maps what is not there"
+            assert len(self.tables[seq_id]) <= committed, (
+                f"sequence {seq_id} maps blocks that are not in memory"
+            )
 
 
 def blocks_per_slot(max_model_len: int, block_size: int, blocks_per_commit: int = 1) -> int:

@@ -1,15 +1,15 @@
 """Where the memory goes: every slot of the KV cache is one of five things.
 
-    effective   holds the keys and values of a token that somebody still needs; shared ones count once
+    effective   holds the keys and values of a token that a sequence still needs; shared ones count once
     reserved    held, and the sequence that holds it will fill it later
     internal    held, and never used: over-reserved, rounded up, or the rest of a last block
     external    free, and of no use to the request at the head of the queue, which must wait
-    free        free, and nobody waits for it
+    free        free, and no request waits for it
 
     ████████████▓▓▓▓▓▓▓▓░░░░░░░░░░░░░░░░░░████████▓▓░░░░░░░░        ········
     effective   reserved  internal          …                          external
 
-Their shares add up to 1. Telling "reserved" from "internal" needs the future, so whoever asks must know how
+Their shares add up to 1. Telling "reserved" from "internal" needs the future, so the caller must know how
 long each sequence will become; an engine does not, a replayed workload does.
 
 Source: Kwon et al. (SOSP 2023), section 3.1 and figure 2. The figure has no "free": it was measured with
@@ -57,10 +57,10 @@ def memory_shares(
 
     Args:
         num_slots: blocks of memory · block_size.
-        num_free_slots: those that nobody holds.
+        num_free_slots: those that no sequence holds.
         tables: the block tables of all sequences.
         lengths: of each sequence in `tables` or `promises`.
-        head_waits: is there a request that wants to join and is not let in for lack of memory?
+        head_waits: is there a request that waits to be admitted for lack of memory?
         promises: blocks held outside of tables.
         are_shared: False promises that no block is in two tables, which saves looking at each block.
 
@@ -75,7 +75,7 @@ def memory_shares(
         for seq_id, table in tables.items():
             filled, final = lengths[seq_id]
             for index, block in enumerate(table.blocks):
-                # Of a shared block counts what its furthest reader has in it.
+                # Of a shared block counts what the furthest of its sequences has in it.
                 filled_of[block] = max(filled_of.get(block, 0), min(size, filled - index * size))
                 final_of[block] = max(final_of.get(block, 0), min(size, final - index * size))
         effective, planned = sum(filled_of.values()), sum(final_of.values())
@@ -94,11 +94,11 @@ def memory_shares(
         raise ValueError(
             f"{held} slots are held and {num_free_slots} are free: together that is not {num_slots}"
         )
-    idle = num_free_slots / num_slots
+    free = num_free_slots / num_slots
     return MemoryShares(
         effective=effective / num_slots,
         reserved=(planned - effective) / num_slots,
         internal=(held - planned) / num_slots,
-        external=idle if head_waits else 0.0,
-        free=0.0 if head_waits else idle,
+        external=free if head_waits else 0.0,
+        free=0.0 if head_waits else free,
     )

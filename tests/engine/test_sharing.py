@@ -301,7 +301,7 @@ def test_idle_blocks_that_are_about_to_be_shared_are_not_counted_as_room(cache):
     engine.step()
     engine.add_request("b", [1], SamplingParams(temperature=0, max_tokens=4))
     engine.step()
-    assert (engine.cache.pool.num_idle_blocks, engine.cache.num_free_blocks) == (4, 5)
+    assert (engine.cache.pool.num_evictable_blocks, engine.cache.num_free_blocks) == (4, 5)
     engine.add_request("c", [*prompt, 1, 2, 3, 4, 5], SamplingParams(temperature=0, max_tokens=1))
     engine.step()
     assert list(engine.core.state.waiting.entries) == ["c"], "it needs 2 more, 1 is free"

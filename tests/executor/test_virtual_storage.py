@@ -22,7 +22,7 @@ from minivllm.executor.kv_storage import KVStorage
 from minivllm.executor.torch_executor import TorchExecutor
 from minivllm.executor.virtual_storage import VirtualKVStorage, blocks_per_commit
 from minivllm.memory.block_table import blocks_needed
-from minivllm.memory.cache_manager import Span
+from minivllm.memory.cache_manager import Admission, Span
 from minivllm.memory.make_cache_manager import Pages
 from minivllm.memory.virtual_memory import VirtualMemoryManager, round_up
 from minivllm.model.config import ModelConfig
@@ -122,13 +122,13 @@ def test_pages_are_resident_where_tokens_are_and_nowhere_else(shape: dict[str, A
             if first is not None:
                 assert storage.resident_bytes(first, manager.slot_blocks) == 0, "its pages are gone"
         elif len(lengths) < 4 and rng.random() < 0.4:
-            manager.begin(step, [1] * rng.randint(1, 40), longest=90)
+            manager.allocate_slots([Span(step, 0, 0)], Admission(step, [1] * rng.randint(1, 40), 90))
             if step in manager.tables:
                 lengths[step], pages[step] = 0, set()
         if lengths:
             seq = rng.choice(sorted(lengths))
             end = min(90, lengths[seq] + rng.randint(1, 30))
-            if lengths[seq] < end and manager.allocate([Span(seq, lengths[seq], end)]):
+            if lengths[seq] < end and manager.allocate_slots([Span(seq, lengths[seq], end)]):
                 pages[seq] |= memory.write(seq, lengths[seq], end)
                 lengths[seq] = end
         touched = [page for each in pages.values() for page in each]
@@ -193,8 +193,7 @@ def test_attention_over_it_is_attention_over_the_ordinary_storage(
     items: list[list[ScheduledSequence]] = [[], []]
     for seq, (start, new) in enumerate(lengths):
         end = start + new
-        assert memory.manager.begin(seq, [1] * end, longest=90) == 0
-        assert memory.manager.allocate([Span(seq, 0, end)])
+        assert memory.manager.allocate_slots([Span(seq, 0, end)], Admission(seq, [1] * end, 90))
         slots = memory.manager.tables[seq].blocks
         scattered = array("i", [places.pop() for _ in range(-(-end // size))])
         for block, place in zip(slots, scattered, strict=False):  # what was computed before

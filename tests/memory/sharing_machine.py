@@ -1,9 +1,9 @@
 """The KV-cache manager against the plainest memory there is: every sequence owns a copy of all it ever wrote.
 
-The machine does what a scheduler does, in its order. While a step is open, sequences begin, grow, step aside
-and come back; then the step is executed: blocks are moved, all tokens are written, and only then it is over.
-Cells are lists of tokens, poisoned where nobody wrote. So if a block is copied too late, lost, shared by
-mistake, or found under a stale name, somebody reads what is not his own.
+The machine does what a scheduler does, in its order. While a step is open, sequences are admitted, grow, are
+swapped out and in; then the step is executed: blocks are moved, all tokens are written, and only then it is
+over. Cells are lists of tokens, poisoned where nothing was written. So if a block is copied too late, lost,
+shared by mistake, or found under a stale name, a sequence reads what is not its own.
 """
 
 from types import SimpleNamespace
@@ -51,7 +51,7 @@ class SharingMachine(RuleBasedStateMachine):
         self.device = [[POISON] * block_size for _ in range(num_blocks)]
         self.host = [[POISON] * block_size for _ in range(num_host_blocks)]
         self.sequences = {}
-        self.history = []  # tokens of everybody who was ever here
+        self.history = []  # tokens of every sequence that was ever admitted
         self.planned = {}  # seq → (start, end, copy of its table) of the open step
         self.open = False
         self.touched = set()  # requests that the open step computes or moves
@@ -76,12 +76,13 @@ class SharingMachine(RuleBasedStateMachine):
         """Everything that a refusal must leave as it was."""
         manager = self.manager
         tables = {seq: list(table.blocks) for seq, table in manager.tables.items()}
-        return manager.pool.free_list(), list(manager.pool.ref_counts), tables, len(manager._moves)
+        used = recency(manager.prefix_caching.cache) if manager.prefix_caching else None
+        return manager.pool.free_list(), list(manager.pool.ref_counts), tables, len(manager._moves), used
 
     # ── while a step is open ──────────────────────────────────────────────────────────────────────────
 
     @rule(data=st.data())
-    def begin(self, data):
+    def admit(self, data):
         old = data.draw(st.sampled_from([*self.history[-6:], None]))
         salt = data.draw(st.sampled_from(SALTS))
         tokens = data.draw(st.lists(st.integers(0, 1), min_size=1, max_size=3 * self.size))
@@ -90,20 +91,25 @@ class SharingMachine(RuleBasedStateMachine):
         seq, self.next_id = self.next_id, self.next_id + 1
         self.sequences[seq] = Sequence(seq, tokens, salt)
         self.history.append(self.sequences[seq].tokens)
+        reserved = data.draw(st.integers(0, 2))
+        admission = self.memory.Admission(seq, tokens, len(tokens), reserved_blocks=reserved, salt=salt)
         before = self.state()
-        found = self.manager.begin(seq, tokens, longest=len(tokens), salt=salt)
-        if found is None:
-            assert self.state() == before, "a refusal changes nothing"
-            del self.sequences[seq]
-            return
+        computed = self.manager.get_computed_blocks(admission)
+        assert self.state() == before, "a question changes nothing"
+        found = len(computed) * self.size
         limit = (len(tokens) - 1) // self.size * self.size
         assert found == self.longest_known(tokens[:limit], salt), (
             "the longest known prefix, less the last token"
         )
         self.sequences[seq].computed = found
         end = data.draw(st.integers(found + 1, len(tokens)))
-        granted = self.write([(seq, end)])
-        assert granted, "there was room for all of its tokens"
+        taken = {block for table in self.manager.tables.values() for block in table.blocks} | set(computed)
+        needed = -(-len(tokens) // self.size) - len(computed) + reserved
+        granted = self.write([(seq, end)], admission, computed)
+        assert granted == (needed <= self.num_blocks - len(taken)), "admitted if there is room for all tokens"
+        if not granted:
+            assert self.state() == before, "a refusal changes nothing"
+            del self.sequences[seq]
 
     @precondition(lambda self: self.sequences)
     @rule(data=st.data())
@@ -155,12 +161,12 @@ class SharingMachine(RuleBasedStateMachine):
             self.memory.Span(seq, self.sequences[seq].computed, len(self.sequences[seq].tokens))
             for seq in members
         ]
-        if not self.manager.swap_in(spans, spare_blocks=data.draw(st.integers(0, 2))):
+        if not self.manager.swap_in(spans, reserved_blocks=data.draw(st.integers(0, 2))):
             assert self.state() == before, "a refusal changes nothing"
             return
         self.touched.add(group)
         for seq in members:
-            self.manager.remember(seq, self.sequences[seq].tokens, self.sequences[seq].computed)
+            self.manager.cache_full_blocks(seq, self.sequences[seq].tokens, self.sequences[seq].computed)
 
     @precondition(lambda self: self.open)
     @rule()
@@ -182,7 +188,7 @@ class SharingMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.open)
     @rule(wrote=st.booleans())
     def fail(self, wrote):
-        """The step breaks down; nobody knows what was written. All who were in it start again."""
+        """The step breaks down; what was written is unknown. All sequences that were in it start again."""
         moves = self.manager.take_moves()
         if wrote:
             for move in moves:
@@ -221,7 +227,7 @@ class SharingMachine(RuleBasedStateMachine):
     @rule()
     def reset(self):
         self.manager.reset_prefix_cache()
-        assert self.manager.pool.num_idle_blocks == 0
+        assert self.manager.pool.num_evictable_blocks == 0
 
     @rule()
     def a_double_free_is_refused(self):
@@ -247,7 +253,7 @@ class SharingMachine(RuleBasedStateMachine):
         assert counted == list(manager.pool.ref_counts), "references are the tables that map a block"
         manager.check_invariants()
         pool = manager.pool
-        assert pool.num_free_blocks + pool.num_idle_blocks + pool.num_used_blocks == self.num_blocks
+        assert pool.num_free_blocks + pool.num_evictable_blocks + pool.num_used_blocks == self.num_blocks
         tables = {seq: list(table.blocks) for seq, table in manager.tables.items() if len(table)}
         assert {seq: t for seq, t in self.books.tables.items() if t} == tables, "the events tell the tables"
         assert list(self.books.device.free) == list(pool.free_list()), "the events tell the free list"
@@ -258,7 +264,7 @@ class SharingMachine(RuleBasedStateMachine):
             assert list(self.books.host.free) == list(manager.swap_space.pool.free_list())
 
     @invariant()
-    def everybody_reads_what_he_wrote(self):
+    def every_sequence_reads_what_it_wrote(self):
         if not hasattr(self, "manager") or self.open:
             return
         for seq, sequence in self.sequences.items():
@@ -270,7 +276,7 @@ class SharingMachine(RuleBasedStateMachine):
             assert read == sequence.tokens[: sequence.computed], f"sequence {seq} reads what is not its own"
 
     def teardown(self):
-        """When all have left and the cache is emptied, both pools are as they were."""
+        """When all sequences are freed and the cache is emptied, both pools are as they were."""
         if not hasattr(self, "manager"):
             return
         if self.open:
@@ -287,10 +293,10 @@ class SharingMachine(RuleBasedStateMachine):
     def on_device(self, group):
         return [s for s, item in self.sequences.items() if item.group == group and s in self.manager.tables]
 
-    def write(self, spans):
+    def write(self, spans, admission=None, computed=()):
         """Allocate and plan, as the scheduler does; whether it was granted."""
         wanted = [self.memory.Span(seq, self.sequences[seq].computed, end) for seq, end in spans]
-        if not self.manager.allocate(wanted):
+        if not self.manager.allocate_slots(wanted, admission, computed):
             return False
         self.open = True
         for seq, start, end in wanted:
@@ -298,7 +304,7 @@ class SharingMachine(RuleBasedStateMachine):
             assert len(blocks) == -(-end // self.size), "as many blocks as the tokens need"
             self.planned[seq] = (start, end, blocks)
             self.touched.add(self.sequences[seq].group)
-            self.manager.remember(seq, self.sequences[seq].tokens, end)
+            self.manager.cache_full_blocks(seq, self.sequences[seq].tokens, end)
         return True
 
     def copies_due(self, spans):
@@ -328,3 +334,10 @@ class SharingMachine(RuleBasedStateMachine):
         self.planned.clear()
         self.touched.clear()
         self.open = False
+
+
+def recency(cache):
+    """All that decides which cached block is evicted next."""
+    if cache.name == "hash":
+        return list(cache._evictable)
+    return sorted((list(node.blocks), node.lock, node.last_used, node.in_heap) for node in cache.nodes())

@@ -7,7 +7,7 @@ its computed tokens must be found through its block table. The events are replay
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from minivllm.memory.cache_manager import Span
+from minivllm.memory.cache_manager import Admission, Span
 from minivllm.memory.waste import Progress, memory_shares
 from minivllm.trace.blocks import BlockBooks
 from minivllm.trace.events import BlockCopied, SequenceForked
@@ -19,8 +19,9 @@ MAX_NUM_SEQS = 6
 class Played:
     """One request: its sequences' tokens, and how far each of them is."""
 
-    def __init__(self, prompt, longest, width):
-        self.prompt, self.longest, self.width = prompt, longest, width
+    def __init__(self, prompt, max_total_tokens, max_num_sequences):
+        self.prompt = prompt
+        self.max_total_tokens, self.max_num_sequences = max_total_tokens, max_num_sequences
         self.tokens: dict[int, list[int]] = {}
         self.computed: dict[int, int] = {}
 
@@ -59,32 +60,41 @@ class StripMachine(RuleBasedStateMachine):
         self.next_token += 1
         return self.next_token
 
-    def begin(self, request, seq):
+    def admit(self, request, seq):
         free = self.manager.num_free_blocks
-        found = self.manager.begin(
-            seq, request.tokens[seq], longest=request.longest, width=request.width, spare_blocks=0
+        admission = Admission(
+            seq,
+            request.tokens[seq],
+            max_total_tokens=request.max_total_tokens,
+            max_num_sequences=request.max_num_sequences,
         )
-        if found is None:
+        assert not self.manager.get_computed_blocks(admission), "nothing is shared"
+        admitted = self.manager.allocate_slots([Span(seq, 0, 0)], admission)
+        if not admitted:
             assert self.manager.num_free_blocks == free, "a refusal changes nothing"
             assert not self.pending and seq not in self.manager.tables
-            most = self.manager.most_blocks(len(request.prompt), request.longest - 1, request.width)
-            assert self.requests or most > self.total, "what fits alone is let in when it is alone"
-        return found == 0
+            most = self.manager.max_blocks(
+                len(request.prompt), request.max_total_tokens - 1, request.max_num_sequences
+            )
+            assert self.requests or most > self.total, "what fits alone is admitted when it is alone"
+        return admitted
 
-    @precondition(lambda self: sum(r.width for r in self.requests) < MAX_NUM_SEQS)
-    @rule(prompt=st.integers(1, 12), output=st.integers(1, 12), width=st.integers(1, 3))
-    def arrive(self, prompt, output, width):
-        places = MAX_NUM_SEQS - sum(request.width for request in self.requests)
-        request = Played([self.token() for _ in range(prompt)], prompt + output, min(width, places))
+    @precondition(lambda self: sum(r.max_num_sequences for r in self.requests) < MAX_NUM_SEQS)
+    @rule(prompt=st.integers(1, 12), output=st.integers(1, 12), max_num_sequences=st.integers(1, 3))
+    def arrive(self, prompt, output, max_num_sequences):
+        places = MAX_NUM_SEQS - sum(request.max_num_sequences for request in self.requests)
+        request = Played(
+            [self.token() for _ in range(prompt)], prompt + output, min(max_num_sequences, places)
+        )
         seq = self.new_seq()
         request.tokens[seq], request.computed[seq] = list(request.prompt), 0
-        if self.begin(request, seq):
+        if self.admit(request, seq):
             self.requests.append(request)
         self.catch_up()
 
     def write(self, request, spans):
         """One step: moves first, then every span is written; False if there was no room."""
-        if not self.manager.allocate(spans):
+        if not self.manager.allocate_slots(spans):
             assert not self.pending, "a refusal changes nothing"
             assert not self.manager.take_moves()
             return False
@@ -105,12 +115,12 @@ class StripMachine(RuleBasedStateMachine):
         return True
 
     @precondition(lambda self: self.requests)
-    @rule(which=st.integers(0, 9), chunk=st.integers(1, 9), only=st.integers(0, 9), everybody=st.booleans())
-    def compute(self, which, chunk, only, everybody):
+    @rule(which=st.integers(0, 9), chunk=st.integers(1, 9), only=st.integers(0, 9), together=st.booleans())
+    def compute(self, which, chunk, only, together):
         """Some or all sequences of a request compute up to `chunk` of what they have."""
         request = self.requests[which % len(self.requests)]
         behind = [seq for seq in request.tokens if request.computed[seq] < len(request.tokens[seq])]
-        if behind and not everybody:
+        if behind and not together:
             behind = [behind[only % len(behind)]]
         spans = []
         for seq in behind:
@@ -127,10 +137,10 @@ class StripMachine(RuleBasedStateMachine):
         ready = list(request.tokens)
         if any(request.computed[seq] < len(request.tokens[seq]) for seq in ready):
             return
-        if any(len(request.tokens[seq]) >= request.longest - 1 for seq in ready):
+        if any(len(request.tokens[seq]) >= request.max_total_tokens - 1 for seq in ready):
             return
         grown, parents = [], set()
-        for choice in choices[: request.width]:
+        for choice in choices[: request.max_num_sequences]:
             parent = ready[choice % len(ready)]
             if parent in parents:
                 child = self.new_seq()
@@ -154,11 +164,11 @@ class StripMachine(RuleBasedStateMachine):
         del request.tokens[seq], request.computed[seq]
 
     @precondition(lambda self: self.requests)
-    @rule(which=st.integers(0, 9), who=st.integers(0, 9))
-    def finish(self, which, who):
+    @rule(which=st.integers(0, 9), index=st.integers(0, 9))
+    def finish(self, which, index):
         """One sequence has ended, perhaps the last."""
         request = self.requests[which % len(self.requests)]
-        self.drop(request, list(request.tokens)[who % len(request.tokens)])
+        self.drop(request, list(request.tokens)[index % len(request.tokens)])
         if not request.tokens:
             self.requests.remove(request)
         self.catch_up()
@@ -177,7 +187,7 @@ class StripMachine(RuleBasedStateMachine):
         self.leave(request)
         request.computed = dict.fromkeys(request.tokens, 0)
         first, *siblings = request.tokens
-        if not self.begin(request, first):
+        if not self.admit(request, first):
             self.catch_up()
             return
         self.requests.append(request)
@@ -199,7 +209,7 @@ class StripMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.requests)
     @rule()
-    def everybody_leaves_at_once(self):
+    def all_requests_leave_at_once(self):
         for request in tuple(self.requests):
             self.leave(request)
         assert self.manager.num_free_blocks == self.total, "everything has come back"
@@ -238,7 +248,7 @@ class StripMachine(RuleBasedStateMachine):
             return
         size = self.manager.block_size
         lengths = {
-            seq: Progress(request.computed[seq], request.longest - 1)
+            seq: Progress(request.computed[seq], request.max_total_tokens - 1)
             for request in self.requests
             for seq in request.tokens
         }

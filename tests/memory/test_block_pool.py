@@ -25,7 +25,7 @@ class BlockPoolMachine(RuleBasedStateMachine):
                 self.pool.get_new_blocks(count)
             return
         blocks = self.pool.get_new_blocks(count)
-        assert blocks == self.free[:count], "blocks are handed out in the order in which they came free"
+        assert blocks == self.free[:count], "blocks are allocated in the order in which they were freed"
         del self.free[:count]
         self.held.append(blocks)
 
@@ -55,17 +55,17 @@ TestBlockPool = BlockPoolMachine.TestCase
 
 
 class SharedPoolMachine(RuleBasedStateMachine):
-    """References and keeping: a block is free when nobody maps it and nobody keeps it."""
+    """References and caching: a block is free when no table maps it and it is not cached."""
 
     def __init__(self):
         super().__init__()
         self.pool = BlockPool(6)
         self.references = [0] * 6
-        self.kept = [False] * 6
+        self.cached = [False] * 6
 
     @rule(block=st.integers(0, 5))
     def touch(self, block):
-        if self.references[block] or self.kept[block]:
+        if self.references[block] or self.cached[block]:
             self.pool.touch([block])
             self.references[block] += 1
         else:
@@ -76,7 +76,7 @@ class SharedPoolMachine(RuleBasedStateMachine):
     @rule()
     def take(self):
         (block,) = self.pool.get_new_blocks(1)
-        assert not self.references[block] and not self.kept[block]
+        assert not self.references[block] and not self.cached[block]
         self.references[block] = 1
 
     @rule(block=st.integers(0, 5))
@@ -89,35 +89,47 @@ class SharedPoolMachine(RuleBasedStateMachine):
                 self.pool.free_blocks([block])
 
     @rule(block=st.integers(0, 5))
-    def keep(self, block):
-        if self.references[block] and not self.kept[block]:
-            self.pool.keep([block])
-            self.kept[block] = True
+    def cache(self, block):
+        if self.references[block] and not self.cached[block]:
+            self.pool.cache([block])
+            self.cached[block] = True
         else:
-            with pytest.raises(ValueError, match=f"block {block} cannot be kept"):
-                self.pool.keep([block])
+            with pytest.raises(ValueError, match=f"block {block} cannot be cached"):
+                self.pool.cache([block])
 
     @rule(block=st.integers(0, 5))
-    def unkeep(self, block):
-        if self.kept[block]:
-            self.pool.unkeep([block])
-            self.kept[block] = False
+    def uncache(self, block):
+        if self.cached[block]:
+            self.pool.uncache([block])
+            self.cached[block] = False
         else:
-            with pytest.raises(ValueError, match=f"block {block} is not kept"):
-                self.pool.unkeep([block])
+            with pytest.raises(ValueError, match=f"block {block} is not cached"):
+                self.pool.uncache([block])
 
     @invariant()
     def agrees_with_the_model(self):
         self.pool.check_invariants()
         assert list(self.pool.ref_counts) == self.references
-        pairs = list(zip(self.references, self.kept, strict=True))
-        free = {block for block, (count, kept) in enumerate(pairs) if not count and not kept}
+        pairs = list(zip(self.references, self.cached, strict=True))
+        free = {block for block, (count, cached) in enumerate(pairs) if not count and not cached}
         assert set(self.pool.free_list()) == free
-        assert self.pool.num_idle_blocks == sum(kept and not count for count, kept in pairs)
+        assert self.pool.num_evictable_blocks == sum(cached and not count for count, cached in pairs)
         assert self.pool.num_used_blocks == sum(count > 0 for count, _ in pairs)
 
 
 TestSharedPool = SharedPoolMachine.TestCase
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_list_with_one_wrong_block_is_refused_as_a_whole(cached):
+    pool = BlockPool(4)
+    right, _ = pool.get_new_blocks(2)
+    if cached:
+        pool.cache([right])
+    with pytest.raises(ValueError, match="block 3"):
+        (pool.uncache if cached else pool.cache)([right, 3])
+    assert pool.cached == bytes([cached, 0, 0, 0])
+    pool.check_invariants()
 
 
 @pytest.mark.parametrize("num_blocks", [0, -1, True, 2.0, "8", None])

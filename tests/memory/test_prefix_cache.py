@@ -6,14 +6,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from minivllm.memory.hash_prefix_cache import HashPrefixCache
-from minivllm.memory.prefix_cache import make_prefix_cache
+from minivllm.memory.make_cache_manager import make_prefix_cache
 from minivllm.memory.radix_tree import RadixTree
+from tests.memory.sharing_machine import recency
 
 SALTS = (None, "x", "y")
 
 
 class CacheMachine(RuleBasedStateMachine):
-    """Tables come with their tokens and go; `known` has each remembered block by its salt and whole past."""
+    """Tables come with their tokens and go; `known` has each cached block by its salt and whole past."""
 
     def make(self, block_size):
         raise NotImplementedError
@@ -22,7 +23,7 @@ class CacheMachine(RuleBasedStateMachine):
     def start(self, block_size):
         self.size, self.cache = block_size, self.make(block_size)
         self.known = {}
-        self.tables = []  # (salt, tokens, blocks): those that hold a path
+        self.tables = []  # (salt, tokens, blocks): those that map a path
         self.next_block = 0
         self.past = [[]]
 
@@ -36,7 +37,7 @@ class CacheMachine(RuleBasedStateMachine):
             blocks.append(block)
         return blocks
 
-    def holders(self):
+    def num_tables(self):
         counts = [0] * max(self.next_block, 1)
         for _, _, blocks in self.tables:
             for block in blocks:
@@ -44,7 +45,7 @@ class CacheMachine(RuleBasedStateMachine):
         return counts
 
     def forget(self, blocks):
-        counts = self.holders()
+        counts = self.num_tables()
         for block in blocks:
             assert counts[block] == 0, "what is in use is never forgotten"
             (key,) = [key for key, known in self.known.items() if known == block]
@@ -54,7 +55,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), salt=st.sampled_from(SALTS), tail=st.lists(st.integers(0, 1), max_size=9))
     def come(self, data, salt, tail):
-        """A table finds what is known, holds it, and makes the rest known in one piece or two."""
+        """A table finds what is cached, maps it, and caches the rest in one piece or two."""
         start = data.draw(st.sampled_from(self.past[-8:]))
         tokens = [*start[: data.draw(st.integers(0, len(start)))], *tail]
         tokens = tokens[: len(tokens) // self.size * self.size]
@@ -102,11 +103,11 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def evict(self, data):
-        idle = self.cache.num_idle_blocks
-        count = data.draw(st.integers(0, idle + 1))
-        if count > idle:
+        evictable = self.cache.num_evictable_blocks
+        count = data.draw(st.integers(0, evictable + 1))
+        if count > evictable:
             with pytest.raises(
-                ValueError, match=f"{count} blocks are to be evicted, but only {idle} are idle"
+                ValueError, match=f"{count} blocks are to be evicted, but only {evictable} are evictable"
             ):
                 self.cache.evict(count)
         else:
@@ -117,20 +118,20 @@ class CacheMachine(RuleBasedStateMachine):
     @rule()
     def reset(self):
         self.forget(self.cache.reset())
-        assert self.cache.num_idle_blocks == 0
+        assert self.cache.num_evictable_blocks == 0
 
     @rule(data=st.data(), salt=st.sampled_from(SALTS))
     def look(self, data, salt):
-        """A look-up finds what brute force finds, and changes nothing that can be seen."""
+        """A look-up finds what brute force finds, and changes nothing, recency included."""
         tokens = data.draw(st.sampled_from(self.past[-8:]))
         tokens = [*tokens[: data.draw(st.integers(0, len(tokens)))], *data.draw(st.lists(st.integers(0, 1)))]
-        before = self.structure()
+        before = self.structure(), recency(self.cache)
         found = self.cache.match(None, tokens, salt)
         assert found == self.blocks_of(salt, tokens)
         for index in range(1, len(found)):  # going on behind a block is the same as coming from the beginning
             rest = tokens[index * self.size :]
             assert self.cache.match(found[index - 1], rest, salt) == found[index:]
-        assert self.structure() == before
+        assert (self.structure(), recency(self.cache)) == before
 
     def structure(self):
         if isinstance(self.cache, RadixTree):
@@ -141,10 +142,10 @@ class CacheMachine(RuleBasedStateMachine):
     def agrees_with_the_model(self):
         if not hasattr(self, "cache"):
             return
-        counts = self.holders()
+        counts = self.num_tables()
         self.cache.check_invariants(counts)
         assert len(self.cache) == len(self.known)
-        assert self.cache.num_idle_blocks == sum(counts[block] == 0 for block in self.known.values())
+        assert self.cache.num_evictable_blocks == sum(counts[block] == 0 for block in self.known.values())
         for (salt, tokens), block in self.known.items():
             assert block in self.cache
             assert self.cache.parent_of(block) == self.known.get((salt, tokens[: -self.size]))
@@ -183,10 +184,29 @@ def test_the_least_recently_used_goes_first_and_from_its_end(form, order, length
         cache.insert(None, [number] * 2 * length, blocks)
         cache.release(blocks)
         paths.append(blocks)
-    for number in order:  # looking is using
+    for number in order:  # to map a path is to use it
+        found = cache.match(None, [number] * 2 * lengths[number])
+        assert found == paths[number]
+        cache.acquire(found)
+        cache.release(found)
+    for number in range(6):  # to look it up is not
         cache.match(None, [number] * 2 * lengths[number])
     expected = [block for number in order for block in reversed(paths[number])]
     assert cache.evict(len(expected)) == expected
+
+
+@pytest.mark.parametrize("form", ["hash", "radix"])
+def test_the_rest_of_a_path_that_was_mapped_in_part_was_not_used(form):
+    """Blocks 0 … 3 are one path, 4 is another, used later; then a table maps 0 and 1 only."""
+    cache = make_prefix_cache(form, 1)
+    cache.insert(None, [1, 2, 3, 4], [0, 1, 2, 3])
+    cache.release([0, 1, 2, 3])
+    cache.insert(None, [9], [4])
+    cache.release([4])
+    found = cache.match(None, [1, 2, 8])
+    cache.acquire(found)
+    cache.release(found)
+    assert cache.evict(5) == [3, 2, 4, 1, 0]
 
 
 @pytest.mark.parametrize("form", ["hash", "radix"])
@@ -205,7 +225,7 @@ def test_a_sequence_that_grows_alone_is_one_node():
     for token in range(50):
         tree.insert(token - 1 if token else None, [token], [token])
     assert len(list(tree.nodes())) == 1
-    tree.acquire(list(range(20)))  # somebody else comes as far as the twentieth block
+    tree.acquire(list(range(20)))  # another table maps the first twenty blocks
     assert [len(node.blocks) for node in tree.nodes()] == [20, 30]
     assert [node.lock for node in tree.nodes()] == [2, 1]
 

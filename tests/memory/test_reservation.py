@@ -1,11 +1,11 @@
-"""Whatever is reserved is there when it is needed, copies are complete, and everything comes back."""
+"""What is reserved is there when it is needed, copies are complete, and everything is freed."""
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from minivllm.memory.allocators import BASELINES, make_baseline
-from minivllm.memory.cache_manager import Span
+from minivllm.memory.cache_manager import Admission, Span
 from minivllm.memory.waste import Progress, memory_shares
 from minivllm.trace.events import BlocksAllocated
 from tests.memory.strip_machine import MAX_MODEL_LEN, MAX_NUM_SEQS, StripMachine
@@ -20,6 +20,11 @@ def make(allocator, num_blocks, block_size, emit=None, max_model_len=MAX_MODEL_L
         max_num_seqs=MAX_NUM_SEQS,
         emit=emit,
     )
+
+
+def admit(manager, admission):
+    """Admit a sequence, and compute none of its tokens yet."""
+    return manager.allocate_slots([Span(admission.seq_id, 0, 0)], admission)
 
 
 class ReservationMachine(StripMachine):
@@ -57,72 +62,71 @@ TestBuddy = BuddyMachine.TestCase
 def test_how_much_is_reserved(allocator, strip):
     events = []
     manager = make(allocator, 40, 2, events.append)
-    assert manager.begin(0, [1] * 5, longest=17) == 0
+    assert admit(manager, Admission(0, [1] * 5, 17))
     assert events == [BlocksAllocated(0, tuple(strip))]
     assert manager.tables[0].blocks.tolist() == list(strip)
     assert manager.num_free_blocks == 40 - len(strip) == round(40 * (1 - manager.usage))
-    assert manager.most_blocks(5, 16, 1) >= len(strip)
-    assert manager.allocate([Span(0, 0, 5)]) and len(events) == 1, "only a mark moves"
+    assert manager.max_blocks(5, 16, 1) >= len(strip)
+    assert manager.allocate_slots([Span(0, 0, 5)]) and len(events) == 1, "only a mark moves"
 
 
-@example(allocator="buddy", prompt=8, output=9, done=1, width=1)  # 8 + 8, and later 9 + 8: 17 blocks
+@example(
+    allocator="buddy", prompt=8, output=9, done=1, max_num_sequences=1
+)  # 8 + 8, and later 9 + 8: 17 blocks
 @given(
     allocator=st.sampled_from(["contiguous", "oracle", "buddy"]),
     prompt=st.integers(1, 20),
     output=st.integers(1, 20),
     done=st.integers(0, 20),
-    width=st.integers(1, 3),
+    max_num_sequences=st.integers(1, 3),
 )
-def test_a_request_never_reserves_more_than_it_was_let_in_for(allocator, prompt, output, done, width):
-    """Whenever it has to start again: `most_blocks` is what decides whether it would wait for ever."""
+def test_a_request_never_reserves_more_than_max_blocks(allocator, prompt, output, done, max_num_sequences):
+    """Whenever it has to start again: `max_blocks` is what decides whether it would wait for ever."""
     output, done = min(output, MAX_MODEL_LEN - prompt + 1), min(done, output - 1, MAX_MODEL_LEN - prompt)
     manager = make(allocator, 128, 1)
-    assert manager.begin(0, [1] * (prompt + done), longest=prompt + output, width=width) == 0
+    assert admit(manager, Admission(0, [1] * (prompt + done), prompt + output, max_num_sequences))
     reserved = 128 - manager.num_free_blocks
-    assert reserved <= manager.most_blocks(prompt, prompt + output - 1, width)
+    assert reserved <= manager.max_blocks(prompt, prompt + output - 1, max_num_sequences)
 
 
 def test_strips_for_all_forks_are_reserved_at_once_or_not_at_all():
     manager = make("oracle", 20, 1)
-    assert manager.begin(0, [1] * 3, longest=8, width=3) is None
+    assert not admit(manager, Admission(0, [1] * 3, 8, 3))
     assert manager.num_free_blocks == 20 and not manager.tables
-    assert manager.begin(0, [1] * 3, longest=7, width=3) == 0
+    assert admit(manager, Admission(0, [1] * 3, 7, 3))
     assert manager.num_free_blocks == 2 and len(manager.tables[0]) == 6
     assert sum(promise.num_blocks for promise in manager.promises()) == 12
 
 
 def test_a_pruned_beams_strip_is_used_by_the_next_fork_and_only_what_is_written_is_copied():
     manager = make("oracle", 20, 2)
-    manager.begin(0, [1] * 3, longest=11, width=2)
-    manager.allocate([Span(0, 0, 3)])
+    manager.allocate_slots([Span(0, 0, 3)], Admission(0, [1] * 3, 11, 2))
     for child in range(1, 4):
         manager.fork(child - 1, child)
-        assert not manager.take_moves(), "nothing is copied before somebody writes"
-        assert manager.allocate([Span(child - 1, 3, 4), Span(child, 3, 4)])
+        assert not manager.take_moves(), "nothing is copied before a sequence writes"
+        assert manager.allocate_slots([Span(child - 1, 3, 4), Span(child, 3, 4)])
         moves = manager.take_moves()
         assert len(moves) == 2 and {move.kind for move in moves} == {"copy"}
         manager.free(child - 1)
     assert manager.num_free_blocks == 10
 
 
-def test_a_child_whose_parent_has_left_needs_no_copy():
+def test_a_child_whose_parent_was_freed_needs_no_copy():
     manager = make("contiguous", 40, 4)
-    manager.begin(0, [1] * 3, longest=9, width=2)
-    manager.allocate([Span(0, 0, 3)])
+    manager.allocate_slots([Span(0, 0, 3)], Admission(0, [1] * 3, 9, 2))
     manager.fork(0, 1)
     manager.free(0)
-    assert manager.allocate([Span(1, 3, 4)]) and manager.take_moves() == ()
+    assert manager.allocate_slots([Span(1, 3, 4)]) and manager.take_moves() == ()
 
 
 def test_a_gap_that_is_too_small_is_external_waste():
-    """Two strips of 12 in 30 blocks: 6 are free and help nobody; 10 of each 24 tokens are there."""
+    """Two strips of 12 in 30 blocks: 6 are free and of no use; 10 of each 24 tokens are there."""
     manager = make("contiguous", 30, 2)
     lengths = {}
     for seq in (0, 1):
-        manager.begin(seq, [1] * 10, longest=17)
-        manager.allocate([Span(seq, 0, 10)])
+        manager.allocate_slots([Span(seq, 0, 10)], Admission(seq, [1] * 10, 17))
         lengths[seq] = Progress(10, 16)
-    assert manager.begin(2, [1], longest=2) is None
+    assert not admit(manager, Admission(2, [1], 2))
     shares = memory_shares(60, 12, manager.tables, lengths, head_waits=True)
     assert shares == pytest.approx((20 / 60, 12 / 60, 16 / 60, 12 / 60, 0))
 
@@ -133,7 +137,7 @@ def test_waste_is_counted_the_same_with_and_without_looking_at_each_block(tables
     lengths = {}
     for seq, (filled, more) in enumerate(tables):
         filled = min(filled, MAX_MODEL_LEN)
-        manager.begin(seq, [1], longest=24)
+        admit(manager, Admission(seq, [1], 24))
         lengths[seq] = Progress(filled, min(filled + more, MAX_MODEL_LEN))
     free = manager.num_free_blocks * 4
     one, other = (
@@ -146,7 +150,7 @@ def test_waste_is_counted_the_same_with_and_without_looking_at_each_block(tables
 
 def test_waste_refuses_books_that_do_not_add_up():
     manager = make("oracle", 20, 2)
-    manager.begin(0, [1], longest=5)
+    admit(manager, Admission(0, [1], 5))
     with pytest.raises(ValueError, match="4 slots are held and 40 are free: together that is not 40"):
         memory_shares(40, 40, manager.tables, {0: Progress(1, 4)}, head_waits=False)
 
@@ -175,6 +179,6 @@ def test_bad_numbers_are_refused_by_name(arguments, message):
 @pytest.mark.parametrize("allocator", BASELINES)
 def test_swapping_is_declined_with_a_reason(allocator):
     manager = make(allocator, 40, 4)
-    manager.begin(0, [1], longest=5)
+    admit(manager, Admission(0, [1], 5))
     assert "no swap space" in manager.swap_out([0])
     assert 0 in manager.tables and not manager.is_swapped(0)

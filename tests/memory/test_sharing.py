@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 import minivllm.memory
-from minivllm.memory.cache_manager import Span
+from minivllm.memory.cache_manager import Admission, Span
 from minivllm.memory.kv_cache_manager import KVCacheManager
-from minivllm.memory.prefix_cache import make_prefix_cache
+from minivllm.memory.make_cache_manager import make_prefix_cache
 from tests.memory.sharing_machine import SharingMachine
 
 STEPS = 40
@@ -18,7 +18,9 @@ STEPS = 40
 
 
 class TheRealMemory(SharingMachine):
-    memory = SimpleNamespace(KVCacheManager=KVCacheManager, Span=Span, make_prefix_cache=make_prefix_cache)
+    memory = SimpleNamespace(
+        Admission=Admission, KVCacheManager=KVCacheManager, Span=Span, make_prefix_cache=make_prefix_cache
+    )
 
 
 TestSharing = TheRealMemory.TestCase
@@ -35,16 +37,25 @@ MODULES = (
     "prefix_cache",
     "hash_prefix_cache",
     "radix_tree",
-    "prefixes",
+    "prefix_caching",
+    "copy_on_write",
     "swap_space",
     "kv_cache_manager",
+    "strips",
+    "buddy",
+    "contiguous",
+    "strip_manager",
+    "reservation",
+    "virtual_memory",
+    "allocators",
+    "make_cache_manager",
 )
 
 MUTANTS = {
     "a missed copy": (
-        "kv_cache_manager",
-        "            if self.pool.ref_counts[source] > 1:\n",
-        "            if self.pool.ref_counts[source] > 2:\n",
+        "copy_on_write",
+        "if pool.ref_counts[blocks[index]] > 1]\n",
+        "if pool.ref_counts[blocks[index]] > 2]\n",
     ),
     "a late copy": (
         "kv_cache_manager",
@@ -58,7 +69,7 @@ MUTANTS = {
     ),
     "an evicted block in use": (
         "hash_prefix_cache",
-        "            if known.num_holders == 0:\n                del self._idle[block]\n",
+        "            if cached.num_tables == 0:\n                del self._evictable[block]\n",
         "",
     ),
     "an evicted block in use, in the tree": (
@@ -68,28 +79,38 @@ MUTANTS = {
     ),
     "a stale hash": (
         "hash_prefix_cache",
-        "        for block in evicted:\n            self._remove(self._by_block.pop(block))\n",
+        "        for block in evicted:\n            self._unlink(self._by_block.pop(block))\n",
         "        for block in evicted:\n            del self._by_block[block]\n",
     ),
     "an off-by-one at a block edge": (
-        "prefixes",
-        "longest = (len(token_ids) - 1) // table.block_size * table.block_size",
-        "longest = len(token_ids) // table.block_size * table.block_size",
+        "prefix_caching",
+        "most = (len(token_ids) - 1) // block_size * block_size",
+        "most = len(token_ids) // block_size * block_size",
     ),
     "a swap that forgets a shared block": (
         "swap_space",
-        "            self.pool.touch(twins[block] for block in table.blocks if block in seen)\n",
+        "        pool.touch(block for block in blocks if block in mapped)\n",
         "",
     ),
     "a copy that the last reader makes too": (
-        "kv_cache_manager",
-        "            if self.pool.ref_counts[source] > 1:\n",
-        "            if self.pool.ref_counts[source] > 0:\n",
+        "copy_on_write",
+        "if pool.ref_counts[blocks[index]] > 1]\n",
+        "if pool.ref_counts[blocks[index]] > 0]\n",
     ),
     "blocks of a failed step that stay known": (
-        "prefixes",
-        '        self.cache.forget(fresh)\n        self._forget(fresh, "abandoned")\n',
+        "prefix_caching",
+        '        self.cache.remove(fresh)\n        self._uncache(fresh, "abandoned")\n',
         "",
+    ),
+    "a question that counts as a use": (
+        "radix_tree",
+        "        return found\n",
+        "        self._use(node)\n        return found\n",
+    ),
+    "computed blocks that count as free": (
+        "kv_cache_manager",
+        "if wanted > self.num_free_blocks - len(evictable):",
+        "if wanted > self.num_free_blocks:",
     ),
 }
 
@@ -111,7 +132,8 @@ def load(module="", old="", new=""):
     return SimpleNamespace(
         KVCacheManager=sys.modules[f"{package}.kv_cache_manager"].KVCacheManager,
         Span=sys.modules[f"{package}.cache_manager"].Span,
-        make_prefix_cache=sys.modules[f"{package}.prefix_cache"].make_prefix_cache,
+        Admission=sys.modules[f"{package}.cache_manager"].Admission,
+        make_prefix_cache=sys.modules[f"{package}.make_cache_manager"].make_prefix_cache,
     )
 
 

@@ -3,7 +3,7 @@
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant
 
-from minivllm.memory.cache_manager import Span
+from minivllm.memory.cache_manager import Admission, Span
 from minivllm.memory.virtual_memory import VirtualMemoryManager, blocks_per_slot
 from tests.memory.strip_machine import MAX_MODEL_LEN, MAX_NUM_SEQS, StripMachine
 
@@ -39,7 +39,7 @@ class VirtualMemoryMachine(StripMachine):
         assert first % self.unit == 0 and count % self.unit == 0, "half a page was given back"
         gone = set(range(first, first + count))
         held = {block for table in self.manager.tables.values() for block in table.blocks}
-        assert not gone & held, "somebody's memory was given back"
+        assert not gone & held, "memory that a table maps was given back"
         self.resident -= gone
 
     @invariant()
@@ -59,39 +59,42 @@ TestVirtualMemory = VirtualMemoryMachine.TestCase
 def test_a_slot_grows_page_by_page_and_all_or_nothing():
     events = []
     manager = make(6, 4, events.append, blocks_per_commit=2)
-    assert manager.begin(0, [1] * 3, longest=20) == 0 and manager.num_free_blocks == 6
-    assert manager.allocate([Span(0, 0, 3)]) and manager.num_free_blocks == 4
-    assert manager.allocate([Span(0, 3, 9)]) and manager.tables[0].blocks.tolist() == [0, 1, 2, 3]
-    assert manager.begin(1, [1] * 9, longest=20) is None, "nine tokens are four blocks, two are free"
-    assert manager.begin(1, [1] * 8, longest=20, spare_blocks=1) is None
-    assert manager.begin(1, [1] * 8, longest=20) == 0
+    first = Admission(0, [1] * 3, 20)
+    assert manager.allocate_slots([Span(0, 0, 0)], first) and manager.num_free_blocks == 6
+    assert manager.allocate_slots([Span(0, 0, 3)]) and manager.num_free_blocks == 4
+    assert manager.allocate_slots([Span(0, 3, 9)]) and manager.tables[0].blocks.tolist() == [0, 1, 2, 3]
+    nine_tokens = Admission(1, [1] * 9, 20)
+    assert not manager.allocate_slots([Span(1, 0, 1)], nine_tokens), (
+        "nine tokens are four blocks, two are free"
+    )
+    eight = Admission(1, [1] * 8, 20)
+    assert not manager.allocate_slots([Span(1, 0, 1)], eight._replace(reserved_blocks=1))
+    assert manager.allocate_slots([Span(1, 0, 0)], eight)
     events.clear()
-    assert not manager.allocate([Span(1, 0, 8), Span(0, 9, 17)])
+    assert not manager.allocate_slots([Span(1, 0, 8), Span(0, 9, 17)])
     assert not events and manager.num_free_blocks == 2
-    assert manager.allocate([Span(1, 0, 8)]) and manager.tables[1].blocks.tolist() == [6, 7]
+    assert manager.allocate_slots([Span(1, 0, 8)]) and manager.tables[1].blocks.tolist() == [6, 7]
     manager.check_invariants()
 
 
 def test_a_fork_needs_memory_for_all_it_copies():
     manager = make(5, 4)
-    manager.begin(0, [1] * 10, longest=20, width=2)
-    manager.allocate([Span(0, 0, 10)])
+    manager.allocate_slots([Span(0, 0, 10)], Admission(0, [1] * 10, 20, 2))
     manager.fork(0, 1)
-    assert not manager.allocate([Span(0, 10, 11), Span(1, 10, 11)])
+    assert not manager.allocate_slots([Span(0, 10, 11), Span(1, 10, 11)])
     assert not manager.take_moves() and manager.num_free_blocks == 2
-    assert manager.most_blocks(10, 11, 2) == 6
+    assert manager.max_blocks(10, 11, 2) == 6
 
 
-def test_who_inherits_a_slot_has_all_the_memory_behind_it():
-    """A sibling that shares two blocks of five keeps the slot; what it grows into is paid for already."""
+def test_a_sequence_that_takes_a_slot_over_has_all_the_memory_behind_it():
+    """A sibling that shares two blocks of five takes the slot over; its memory is paid for already."""
     given_back = []
     manager = make(8, 4, decommit=lambda *blocks: given_back.append(blocks))
-    manager.begin(0, [1] * 20, longest=22, width=2)
-    manager.allocate([Span(0, 0, 20)])
+    manager.allocate_slots([Span(0, 0, 20)], Admission(0, [1] * 20, 22, 2))
     manager.share(0, 1, 2)
     manager.free(0)
     assert manager.num_free_blocks == 3 and sum(p.num_blocks for p in manager.promises()) == 3
-    assert manager.allocate([Span(1, 8, 13)]) and manager.num_free_blocks == 3
+    assert manager.allocate_slots([Span(1, 8, 13)]) and manager.num_free_blocks == 3
     manager.check_invariants()
     manager.free(1)
     assert given_back == [(0, 5)] and manager.num_free_blocks == 8

@@ -25,7 +25,8 @@ from time import perf_counter
 from minivllm.lab.bench.report import Header, Section, make_header
 from minivllm.lab.bench.timing import timed
 from minivllm.lab.subjects.settings import Settings
-from minivllm.memory.prefix_cache import PrefixCache, make_prefix_cache
+from minivllm.memory.make_cache_manager import make_prefix_cache
+from minivllm.memory.prefix_cache import PrefixCache
 
 BLOCK_SIZE = 16
 BLOCKS_PER_PREFIX = 8

@@ -13,7 +13,7 @@ def test_a_rig_always_knows_as_many_prefixes_as_it_should(form: str) -> None:
     rig = CacheRig(form, num_prefixes=50, seed=1)
     for _ in range(5):
         assert set(rig.round()) == {"look up", "hold", "replace"}
-        assert len(rig.cache) == rig.cache.num_idle_blocks == 50 * BLOCKS_PER_PREFIX
+        assert len(rig.cache) == rig.cache.num_evictable_blocks == 50 * BLOCKS_PER_PREFIX
 
 
 def test_every_form_and_operation_has_a_row() -> None:
