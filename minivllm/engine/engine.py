@@ -16,7 +16,7 @@ Source: the `LLMEngine` of vLLM, `step` and `add_request`. Read next: `minivllm/
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
 from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,7 @@ from minivllm.trace.events import (
 )
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.replay import EngineSnapshot
+from minivllm.trace.tee import Sink, make_emit
 
 if TYPE_CHECKING:
     from minivllm.executor.executor import Executor
@@ -66,6 +67,7 @@ class Engine:
         eos_token_ids: tokens that end a sequence, unless its request ignores them.
         seed: requests without a seed of their own get one derived from this and their order of arrival.
         recorder: where events go; None records nothing.
+        sinks: what else takes every event, beside the recorder.
         model_shape: the model's numbers, for the trace's header.
         settings: any other settings worth showing in the trace's header.
         clock: seconds; another clock makes a simulation of it.
@@ -85,6 +87,7 @@ class Engine:
         eos_token_ids: SequenceOf[int] = (),
         seed: int = 0,
         recorder: Recorder | None = None,
+        sinks: Iterable[Sink] = (),
         model_shape: ModelShape | None = None,
         settings: Mapping[str, Any] | None = None,
         clock: Callable[[], float] = perf_counter,
@@ -105,14 +108,14 @@ class Engine:
         """Unfinished requests by their ids."""
         self._clock = clock
         self._sleep = sleep
-        self._emit = recorder.emit if recorder else None
+        self._emit = make_emit([*([recorder] if recorder else []), *sinks])
         self.cache = make_cache_manager(config, self._emit, pages)
         self.scheduler = Scheduler(config, self.cache, self._emit, policy)
-        if recorder:
+        if self._emit:
             kind = "wall" if clock is perf_counter else "virtual"
             # Addresses may be more than there is memory: the trace counts what has a number.
             num_blocks = len(self.cache.pool.ref_counts)
-            recorder.start(make_header(config, num_blocks, model_shape, settings or {}, clock=kind))
+            self._emit(make_header(config, num_blocks, model_shape, settings or {}, clock=kind))
 
     # ── requests come and go ──────────────────────────────────────────────────────────────────────────
 

@@ -83,7 +83,7 @@ class Prefixes:
 
     def evict(self, count: int) -> None:
         """Forget `count` idle blocks; they are free now."""
-        self._forget(self.cache.evict(count), "room")
+        self._forget(self.cache.evict(count), "capacity")
 
     def reset(self) -> None:
         """Forget all idle blocks."""

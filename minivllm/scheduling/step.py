@@ -159,7 +159,7 @@ class Step:
         if places < request.width or blocks < blocks_needed(tokens, self.cache.block_size):
             return None
         while victims:
-            lack = "blocks" if self._has_place(request) else "place"
+            lack = "blocks" if self._has_place(request) else "batch_slots"
             self.scheduler.preempt(victims.pop(), request, lack)
             if self._has_place(request) and (spans := self._begin(request)) is not None:
                 return spans

@@ -149,9 +149,9 @@ def _step(record: StepRecord, trace: Trace) -> list[Record]:
             start += seconds
     used, slots = record.num_used_blocks, record.num_used_blocks * header.block_size
     wasted = slots - record.num_filled_slots
-    blocks = {"used": used, "free": header.num_blocks - used - record.num_idle_blocks}
+    blocks = {"used": used, "free": header.num_blocks - used - record.num_evictable_blocks}
     if header.prefix_cache:
-        blocks["cached"] = record.num_idle_blocks
+        blocks["cached"] = record.num_evictable_blocks
     if header.num_host_blocks:
         in_use = record.num_host_blocks
         swap_space = {"used": in_use, "free": header.num_host_blocks - in_use}

@@ -45,7 +45,7 @@ def test_records_agree_with_the_replayed_state_after_every_step(trace):
         assert state.snapshot() == replayed.snapshot()
         assert record.num_used_blocks == sum(count > 0 for count in replayed.ref_counts)
         idle = [block for block in replayed.blocks.cached if not replayed.ref_counts[block]]
-        assert record.num_idle_blocks == len(idle)
+        assert record.num_evictable_blocks == len(idle)
         assert record.num_host_blocks == sum(count > 0 for count in replayed.blocks.host.ref_counts)
         assert record.num_saved_blocks == sum(count - 1 for count in replayed.ref_counts if count)
         assert (record.num_waiting, record.num_running) == (len(replayed.waiting), len(replayed.running))
@@ -68,11 +68,11 @@ def test_spans_tell_the_phase_of_every_request_at_every_step(trace):
                 if here[0] is Phase.SWAPPED:
                     assert any(seq in state.blocks.host_tables for seq in state.members[request])
             elif request in state.running:
-                assert here == [Phase.HELD]
+                assert here == [Phase.PARKED]
             else:
                 # Who was held, and is let go when the step is over, was held in it.
                 is_let_go = request in record.ended and request not in record.ended_before
-                assert here == ([Phase.HELD] if is_let_go else [])
+                assert here == ([Phase.PARKED] if is_let_go else [])
 
 
 @given(traces)
