@@ -118,7 +118,7 @@ class Recorder:
             self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
-        """The trace ends here; the run goes on."""
+        """The trace ends here; the run continues."""
         warnings.warn(f"the trace {self.path} ends here, it cannot be written: {error}", stacklevel=3)
         file, self._file = self._file, None
         if file is not None:

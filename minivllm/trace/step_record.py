@@ -108,7 +108,7 @@ class StepRecord:
     taken: dict[int, int] = field(default_factory=dict)
     """Physical block → the sequence that took it from the free list."""
     returned: dict[int, int] = field(default_factory=dict)
-    """Physical block that became free → the last sequence whose table mapped it."""
+    """Physical block that became free → the last sequence whose table mapped it, or that had filled it."""
     shared: list[BlocksShared] = field(default_factory=list)
     copied: list[BlockCopied] = field(default_factory=list)
     cached: list[BlocksCached] = field(default_factory=list)
@@ -232,6 +232,7 @@ class StepRecord:
         named = {item.seq for request in event.requests for item in request.sequences}
         self._note_finished([seq for seq in state.sequences if seq not in named], state)
         self.ended_before.update(set(self.ended) & set(state.waiting))
+        self.returned.update({block: entry.seq for block, entry in state.blocks.cached.items()})
         for seq, table in state.tables.items():
             self.returned.update(dict.fromkeys(table, seq))
         self.touched_seqs.update(state.tables, state.blocks.host_tables)

@@ -142,6 +142,18 @@ def _preempted(record: StepRecord, names: Mapping[str, Name]) -> str:
     return " ".join(sentences)
 
 
+def _rebuilt(record: StepRecord, names: Mapping[str, Name]) -> str:
+    """An interrupt came before the step was over, and the engine started again from its requests."""
+    if not record.rebuilt:
+        return ""
+    told = "The run was interrupted, and the engine rebuilt its state: all blocks are free"
+    requests = [request.request for request in record.rebuilt[-1].requests]
+    if not requests:
+        return f"{told}."
+    verb = "waits" if len(requests) == 1 else "wait"
+    return f"{told}, and {_tags(requests, names)} {verb} with nothing computed."
+
+
 def _finished(record: StepRecord, names: Mapping[str, Name]) -> str:
     """Outputs that ended. A beam is none: what a search found is told with its steps."""
     searching = {event.request for event in record.beams}
@@ -164,6 +176,7 @@ def _refused(record: StepRecord, names: Mapping[str, Name]) -> str:
 # In the order in which they are told. Each returns "" if it has nothing to say.
 SENTENCES: tuple[Callable[[StepRecord, Mapping[str, Name]], str], ...] = (
     _preempted,
+    _rebuilt,
     _finished,
     _arrivals,
     _admitted,
