@@ -85,9 +85,9 @@ def batch_use(timeline: Timeline) -> BatchUse:
     """Sums and means over all steps."""
     records = timeline.records
     spans = [span for spans in timeline.spans.values() for span in spans]
-    in_batch = (Phase.PREFILL, Phase.DECODE, Phase.HELD)
+    in_batch = (Phase.PREFILL, Phase.DECODE, Phase.PARKED)
     places = sum(span.last - span.first + 1 for span in spans if span.phase in in_batch)
-    held = sum(span.last - span.first + 1 for span in spans if span.phase is Phase.HELD)
+    held = sum(span.last - span.first + 1 for span in spans if span.phase is Phase.PARKED)
     return BatchUse(
         prefill_tokens=sum(record.num_tokens(Phase.PREFILL) for record in records),
         decode_tokens=sum(record.num_tokens(Phase.DECODE) for record in records),
@@ -102,7 +102,7 @@ def held_by_step(timeline: Timeline) -> list[int]:
     changes = [0] * (timeline.num_steps + 1)
     for spans in timeline.spans.values():
         for span in spans:
-            if span.phase is Phase.HELD:
+            if span.phase is Phase.PARKED:
                 changes[span.first] += 1
                 changes[span.last + 1] -= 1
     held, now = [], 0

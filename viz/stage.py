@@ -118,7 +118,9 @@ def jumps(timeline: Timeline) -> list[Jump]:
         Jump("first prefix hit", first(lambda step: any(e.source == "cache" for e in records[step].shared))),
         Jump("first fork", first(lambda step: records[step].forked)),
         Jump("first copy-on-write", first(lambda step: records[step].copied)),
-        Jump("first eviction", first(lambda step: any(e.reason == "room" for e in records[step].evicted))),
+        Jump(
+            "first eviction", first(lambda step: any(e.reason == "capacity" for e in records[step].evicted))
+        ),
         Jump("first swap", first(lambda step: records[step].swapped_out)),
     ]
     return [

@@ -45,8 +45,8 @@ def run_demo(out: Path, console: Console, story: str = "paging") -> Path:
     path = out / chosen.file_name
     view = LiveView()
     console.print("Loading the shipped model …", highlight=False)
-    with Recorder(path, listener=view.apply) as recorder:
-        engine = create_engine(EngineArgs(MODEL_PATH, trace=recorder, **chosen.limits))
+    with Recorder(path) as recorder:
+        engine = create_engine(EngineArgs(MODEL_PATH, trace=recorder, **chosen.limits), sinks=(view,))
         with Live(view, console=console, refresh_per_second=12, transient=True):
             outputs = play(engine, chosen)
     for number, arrival in enumerate(chosen.arrivals):
@@ -96,7 +96,8 @@ class LiveView:
         self.state: ReplayState | None = None
         self._began = perf_counter()
 
-    def apply(self, event: Event) -> None:
+    def emit(self, event: Event) -> None:
+        """Take one event, as a sink does."""
         if isinstance(event, TraceHeader):
             self.state = ReplayState(event)
         elif self.state is not None:

@@ -106,6 +106,9 @@ class BeamDecoding:
             self.finish,
         )
 
+    def mark_sent(self) -> None:
+        """Nothing to note: a search is told only once, at its end."""
+
     def rewind(self) -> None:
         """After an interrupt, the search begins again from the prompt (`EngineCore`)."""
         self.search = self._new_search()

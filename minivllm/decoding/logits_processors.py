@@ -1,8 +1,8 @@
 """What is done to the logits before a token is drawn.
 
-    allowed tokens → banned tokens → bias → penalties     `apply_logits_processors`: which token is likeliest
-    temperature → min-p                                   `apply_temperature`: from logits to weights
-    top-k → top-p                                         `top_tokens`, `apply_top_k_top_p`: cut the improbable
+    allowed tokens → banned tokens → bias → penalties   `apply_logits_processors`: which token is likeliest
+    temperature → min-p                                 `apply_temperature`: from logits to weights
+    top-k → top-p                                       `top_tokens`, `apply_top_k_top_p`: cut the improbable
 
 A weight is a probability that is not divided by the sum yet: the likeliest token weighs 1. Then min-p is a
 plain comparison, and to cut a token is to let it weigh nothing.

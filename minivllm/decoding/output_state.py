@@ -1,7 +1,7 @@
 """One output: what a sequence has said so far as text, and whether it is done.
 
-The sequence owns the tokens; an `OutputState` understands them. For each new token it makes the text, notes its
-log-probability and asks the stop criteria, in that order, because a stop string can only be found in text.
+The sequence owns the tokens; an `OutputState` understands them. For each new token it makes the text, notes
+its log-probability and asks the stop criteria, in that order: a stop string can only be found in text.
 
     SampledToken ──► text ──► stop? ──► the token is appended to the sequence ──► completion()
 
@@ -150,16 +150,12 @@ class OutputState:
         return self.num_tokens > self._sent_tokens or (self.finish is not None and not self._sent_finish)
 
     def completion(self, index: int = 0) -> CompletionOutput:
-        """The output so far, as number `index` of its request; with `output_kind=DELTA` only what is new
-        since the last call."""
+        """The output so far, as number `index` of its request; with `output_kind=DELTA` only what was not
+        sent yet (`mark_sent`)."""
         delta = self.params.output_kind is RequestOutputKind.DELTA
         text = self._releasable_text()
         first_token = self._sent_tokens if delta else 0
         first_character = self._sent_characters if delta else 0
-        # Never less than before: after an interrupt, an output may have to catch up with what was sent.
-        self._sent_tokens = max(self._sent_tokens, self.num_tokens)
-        self._sent_characters = max(self._sent_characters, len(text))
-        self._sent_finish = self.finish is not None
         finish = self.finish or Finish("")
         return CompletionOutput(
             index=index,
@@ -170,6 +166,15 @@ class OutputState:
             finish_reason=finish.reason or None,
             stop_reason=finish.stop,
         )
+
+    def mark_sent(self) -> None:
+        """The caller has been given what `completion` says now.
+
+        Never less than before: after an interrupt, an output may have to catch up with what was sent.
+        """
+        self._sent_tokens = max(self._sent_tokens, self.num_tokens)
+        self._sent_characters = max(self._sent_characters, len(self._releasable_text()))
+        self._sent_finish = self._sent_finish or self.finish is not None
 
     def _end(self, stop: Stop) -> None:
         self.finish = Finish(stop.finish_reason, stop.stop_reason)

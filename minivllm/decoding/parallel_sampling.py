@@ -83,6 +83,11 @@ class ParallelSampling:
         output.attach(sequence)
         self.by_sequence[sequence.seq_id] = output
 
+    def mark_sent(self) -> None:
+        """The caller has been given what `completions` says now."""
+        for output in self.outputs:
+            output.mark_sent()
+
     def rewind(self, first: TokenSequence) -> None:
         """After an interrupt: understand the tokens of the sequences again; `first` is the request's first.
 

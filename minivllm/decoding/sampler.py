@@ -1,8 +1,8 @@
 """The sampler: one row of logits goes in, one token comes out, for a whole batch at once.
 
-A batch in which all are greedy is one argmax. Otherwise the logits are processed (`logits_processors.py`), and
-each row draws by the inverse of its cumulative distribution with the next
-number of its own random stream:
+A batch in which all are greedy is one argmax. Otherwise the logits are processed (`logits_processors.py`),
+and each row draws by the inverse of its cumulative distribution with the next number of its own random
+stream:
 
     weights       0.2  1.0  0.6  0.2
     cumulative    0.2  1.2  1.8  2.0          u = 0.72 of the total is 1.44: the third token

@@ -1,8 +1,8 @@
 """What one sequence remembers for the sake of its next token: plain Python, no tensors.
 
-Every output has a random stream of its own, and the token at position i is drawn with its i-th number. So its
-tokens depend on its seed and its own past, and never on the other requests of the batch, on how its prompt was
-cut into chunks, or on whether it was preempted, or its step interrupted, in between.
+Every output has a random stream of its own, and the token at position i is drawn with its i-th number. So
+its tokens depend on its seed and its own past, and never on the other requests of the batch, on how its prompt
+was cut into chunks, or on whether it was preempted, or its step interrupted, in between.
 
 Read next: `sampler.py`.
 """

@@ -10,8 +10,8 @@ when an output ends, and what time it is.
 
 **Interrupts.** `requests` is the truth, and everything else can be made again from it: queues, block tables,
 the free list, the prefix cache. A request is added by one assignment to that dictionary and removed by one
-deletion. So an exception or a Ctrl-C between any two lines of this module, or of anything that it calls, costs
-no more than caches: the next call finds the books half-written and rebuilds them (`settle`).
+deletion. So an exception or a Ctrl-C between any two lines of this module, or of anything that it calls,
+costs no more than caches: the next call finds the books half-written and rebuilds them (`settle`).
 
 Sources: Yu et al., "Orca" (OSDI 2022), section 3; the `EngineCore` of vLLM; Candea and Fox, "Crash-Only
 Software" (HotOS 2003), for recovery that is the same path as starting.
@@ -37,6 +37,8 @@ from minivllm.trace.events import (
     BatchPlanned,
     BeamsAdvanced,
     Event,
+    RebuiltRequest,
+    RebuiltSequence,
     RequestQueued,
     SequenceFinished,
     SequenceForked,
@@ -127,6 +129,7 @@ class EngineCore:
         self._is_changing = True
         if sequence.seq_id < 0:
             sequence.seq_id = self._new_seq_id()
+        request.first_seq_id = sequence.seq_id
         self._num_arrivals += 1
         self.requests[request.request_id] = request
         self.state.enqueue(request, key)
@@ -265,7 +268,7 @@ class EngineCore:
         return child
 
     def _advance_beams(self, step: BeamStep, changes: StepChanges, now: float) -> list[tuple[int, int, str]]:
-        """Give beams their next tokens: one, several (a fork for each but the first), or none (it is pruned)."""
+        """Give beams their next tokens: one, several (a fork for each but the first), or none (pruned)."""
         request = self.requests[step.request_id]
         grown: list[TokenSequence] = []
         parents: set[int] = set()
@@ -355,8 +358,7 @@ class EngineCore:
             first.num_computed_tokens = 0
             request.status = RequestStatus.WAITING
             self.state.enqueue(request, self.scheduler.ranking.last_key(request))
-        if self._emit:
-            self._emit(self._describe_rebuilt(now))
+        self._emit_rebuilt(now)
         self.num_rebuilds += 1
         self._in_flight = None
         self._is_changing = False
@@ -366,6 +368,9 @@ class EngineCore:
     def time_of(self, moment: float) -> float:
         """A moment of the driver's clock in seconds since the trace began."""
         return max(0.0, round(moment - self.epoch, 6))
+
+    def _arrival_of(self, request: Request, now: float) -> float:
+        return min(self.time_of(now), self.time_of(request.arrival_time))
 
     def _emit_queued(
         self,
@@ -380,7 +385,7 @@ class EngineCore:
             RequestQueued(
                 request.request_id,
                 sequence.seq_id,
-                min(self.time_of(now), self.time_of(request.arrival_time)),
+                self._arrival_of(request, now),
                 tuple(sequence.token_ids),
                 request.max_tokens,
                 prompt,
@@ -396,14 +401,20 @@ class EngineCore:
         if self._emit:
             self._emit(SequenceFinished(sequence.seq_id, finish.reason, self.time_of(now), finish.stop))
 
-    def _describe_rebuilt(self, now: float) -> StateRebuilt:
-        return StateRebuilt(
-            self.time_of(now),
-            tuple(
-                (request.request_id, tuple((s.seq_id, tuple(s.token_ids)) for s in request.sequences))
+    def _emit_rebuilt(self, now: float) -> None:
+        if self._emit:
+            requests = tuple(
+                RebuiltRequest(
+                    request.request_id,
+                    self._arrival_of(request, now),
+                    request.first_seq_id,
+                    request.sequences[0].num_prompt_tokens,
+                    request.max_tokens,
+                    tuple(RebuiltSequence(own.seq_id, tuple(own.token_ids)) for own in request.sequences),
+                )
                 for request in self.requests.values()
-            ),
-        )
+            )
+            self._emit(StateRebuilt(self.time_of(now), self.num_steps, requests))
 
     def check_invariants(self) -> None:
         """Raise `AssertionError` unless requests, queues, block tables and limits agree with each other."""
@@ -412,7 +423,7 @@ class EngineCore:
         assert self.state.num_running_seqs <= self.config.max_num_seqs, "more sequences than slots"
         running, waiting = self.state.running, self.state.waiting.entries
         assert set(running) | set(waiting) == set(self.requests), (
-            "a request is in no queue, or a stranger in one"
+            "the queues and the core name different requests"
         )
         for request in running.values():
             assert request.sequences[0].seq_id in self.cache.tables, "a running request holds blocks"

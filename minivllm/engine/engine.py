@@ -16,10 +16,10 @@ Source: the `LLMEngine` of vLLM, `step` and `add_request`. Read next: `core.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
 from time import perf_counter, sleep
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minivllm.config import SchedulerConfig
 from minivllm.decoding.detokenizer import token_texts
@@ -37,12 +37,21 @@ from minivllm.scheduling.policy import PolicyError, SchedulingPolicy
 from minivllm.trace.events import ModelShape, RequestRefused, StepFinished
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.replay import EngineSnapshot
+from minivllm.trace.tee import Sink, make_emit
 
 if TYPE_CHECKING:
     from minivllm.executor.executor import Executor
     from minivllm.model.tokenizer import Tokenizer
 
 MAX_SLEEP_SECONDS = 0.01  # a driver can add requests while a policy waits for them
+
+
+class Outbox(NamedTuple):
+    """What a step tells the callers."""
+
+    outputs: list[RequestOutput]
+    states: list[RequestState]
+    """Those of its requests that go on: what was told of them must be noted (`mark_sent`)."""
 
 
 class Engine:
@@ -57,6 +66,7 @@ class Engine:
         eos_token_ids: tokens that end a sequence, unless its request ignores them.
         seed: requests without a seed of their own get one derived from this and their order of arrival.
         recorder: where events go; None records nothing.
+        sinks: what else takes every event, beside the recorder.
         model_shape: the model's numbers, for the trace's header.
         settings: any other settings worth showing in the trace's header.
         clock: seconds; another clock makes a simulation of it.
@@ -79,6 +89,7 @@ class Engine:
         eos_token_ids: SequenceOf[int] = (),
         seed: int = 0,
         recorder: Recorder | None = None,
+        sinks: Iterable[Sink] = (),
         model_shape: ModelShape | None = None,
         settings: Mapping[str, Any] | None = None,
         clock: Callable[[], float] = perf_counter,
@@ -97,18 +108,19 @@ class Engine:
         self.requests: dict[str, RequestState] = {}
         self._clock = clock
         self._sleep = sleep
-        self._emit = emit = recorder.emit if recorder else None
+        self._emit = emit = make_emit([*([recorder] if recorder else []), *sinks])
         self._is_busy = False  # left True by an interrupt: something may be half-done
         self._num_rebuilds = 0
-        self._undelivered: list[RequestOutput] = []
+        self._outbox = Outbox([], [])
+        self._late: list[RequestOutput] = []
         self.core = EngineCore(
             config, emit, policy=policy, make_cache=lambda: make_cache_manager(config, emit, pages)
         )
-        if recorder:
+        if emit:
             kind = "wall" if clock is perf_counter else "virtual"
             # Addresses may be more than there is memory: the trace counts what has a number.
             num_blocks = len(self.cache.pool.ref_counts)
-            recorder.start(make_header(config, num_blocks, model_shape, settings or {}, clock=kind))
+            emit(make_header(config, num_blocks, model_shape, settings or {}, clock=kind))
             self.core.epoch = clock()
 
     # ── requests come and go ──────────────────────────────────────────────────────────────────────────
@@ -193,8 +205,9 @@ class Engine:
                 eos_token_ids=self.eos_token_ids,
             )
         except ValueError as error:
-            if self._emit and self.recorder:
-                self._emit(RequestRefused(str(request_id), self.recorder.now(), str(error)))
+            if self._emit:
+                now = self.core.time_of(self._clock())
+                self._emit(RequestRefused(str(request_id), now, str(error)))
             raise
 
     def enqueue(self, state: RequestState) -> None:
@@ -207,8 +220,12 @@ class Engine:
         self._settle()
         tracing = self._emit is not None and self.tokenizer is not None
         pieces = token_texts(self.tokenizer, state.prompt_token_ids) if tracing and self.tokenizer else ()
-        self.core.add(state.request, self._clock(), prompt=state.prompt, pieces=pieces)
         self._is_busy = True
+        try:
+            self.core.add(state.request, self._clock(), prompt=state.prompt, pieces=pieces)
+        except ValueError:
+            self._is_busy = False
+            raise
         if state.sampling:
             # A seed of its own, so that no outcome depends on the other requests of the batch.
             state.sampling.set_fallback_seed((self.seed << 32) ^ state.request.sequences[0].seq_id)
@@ -222,6 +239,7 @@ class Engine:
             Its output so far, with reason "abort" (or its own, if it is parked); None if it is not here.
         """
         self._settle()
+        self._late = [output for output in self._late if output.request_id != request_id]
         state = self.requests.get(request_id)
         if state is None:
             return None
@@ -240,7 +258,8 @@ class Engine:
         return not self.requests
 
     def has_unfinished_requests(self) -> bool:
-        return bool(self.requests or self._undelivered)
+        self._settle()
+        return bool(self.requests or self._late)
 
     @property
     def num_unfinished_requests(self) -> int:
@@ -267,6 +286,7 @@ class Engine:
         """
         if self._is_busy:
             self._settle()
+        self._outbox = Outbox([], [])  # the caller has got what was in it
         self._is_busy = True
         began = self._clock()
         try:
@@ -275,10 +295,9 @@ class Engine:
             self._is_busy = False
             raise
         if not isinstance(plan, StepPlan):
-            self._is_busy = False
             if plan is not None:
                 self._sleep(min(plan.until - began, MAX_SLEEP_SECONDS))
-            return self._take_undelivered()
+            return self._send(Outbox(self._late, []))
         planned = self._clock()
         try:
             logits = self.executor.execute(plan)
@@ -289,8 +308,7 @@ class Engine:
             self._is_busy = False
             raise
         sampled = self._clock()
-        outputs = self._update(plan, sample, sampled)
-        self._is_busy = False
+        outbox = self._update(plan, sample, sampled)
         if self._emit:
             updated = self._clock()
             seconds = {
@@ -302,9 +320,9 @@ class Engine:
             }
             rounded = {name: round(value, 7) for name, value in seconds.items()}
             self._emit(StepFinished(plan.step, self.core.time_of(updated), rounded))
-        return outputs
+        return self._send(outbox)
 
-    def _update(self, plan: StepPlan, sample: StepSample, now: float) -> list[RequestOutput]:
+    def _update(self, plan: StepPlan, sample: StepSample, now: float) -> Outbox:
         """Let outputs understand their tokens, let the core append them, and answer the callers."""
         sequences, requests = self.core.state.sequences, self.requests
         for item in plan.scheduled:
@@ -324,29 +342,34 @@ class Engine:
                 state.sampling.attach(output, sequence)
         for search in sample.searches:
             grown[search.state.request.request_id] = search.state
-        outputs = self._take_undelivered()
+        outbox = Outbox(list(self._late), [])
         released = {request.request_id: request for request in changes.released}
         for request_id, state in grown.items():
             state.metrics.last_token_time = now
             if state.metrics.first_token_time is None:
                 state.metrics.first_token_time = now
             if released.pop(request_id, None):
-                outputs.append(self._take_finished(request_id, now))
+                self._take_finished(request_id, outbox, now)
             elif state.request.finish is None and not state.is_silent:
-                outputs.append(state.output())
-        outputs += [self._take_finished(request_id, now) for request_id in released]  # they were parked
-        return outputs
+                outbox.outputs.append(state.output())
+                outbox.states.append(state)
+        for request_id in released:  # they were parked
+            self._take_finished(request_id, outbox, now)
+        return outbox
 
-    def _take_finished(self, request_id: str, now: float) -> RequestOutput:
+    def _take_finished(self, request_id: str, outbox: Outbox, now: float) -> None:
         state = self.requests[request_id]
         state.metrics.finished_time = now
-        output = state.output()
+        outbox.outputs.append(state.output())
         del self.requests[request_id]
-        return output
 
-    def _take_undelivered(self) -> list[RequestOutput]:
-        outputs, self._undelivered = self._undelivered, []
-        return outputs
+    def _send(self, outbox: Outbox) -> list[RequestOutput]:
+        """Give outputs to the caller; they are kept until it comes back, in case that it never gets them."""
+        self._outbox = outbox
+        self._late = []
+        for state in outbox.states:
+            state.outputs.mark_sent()
+        return vars(self).update(_is_busy=False) or outbox.outputs  # one line: nothing can come in between
 
     # ── after an interrupt ────────────────────────────────────────────────────────────────────────────
 
@@ -360,6 +383,9 @@ class Engine:
         core.settle(now, is_suspect=self._is_busy)
         if core.num_rebuilds == self._num_rebuilds:
             return
+        for state in self._outbox.states:
+            state.outputs.mark_sent()
+        self._late = self._outbox.outputs or self._late
         self._is_busy = True
         for request_id, state in tuple(self.requests.items()):
             if request_id in core.requests:
@@ -378,7 +404,7 @@ class Engine:
         """A request had finished when the interrupt came: the next step tells its caller, if it has one."""
         if state.outputs.is_finished and not state.outputs.was_aborted:
             state.metrics.finished_time = now
-            self._undelivered = [*self._undelivered, state.output()]
+            self._late = [*self._late, state.output()]
         del self.requests[request_id]
 
     def snapshot(self) -> EngineSnapshot:

@@ -12,6 +12,7 @@ Read next: `engine.py` for the loop, `config.py` for the limits it ends up with.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from minivllm.model.hub import resolve_model, resolve_tokenizer
 from minivllm.model.tokenizer import Tokenizer
 from minivllm.scheduling.choose_policy import make_policy
 from minivllm.trace.recorder import Recorder
+from minivllm.trace.tee import Sink
 from minivllm.validation import check_boolean, check_choice, check_integer, check_number
 
 DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
@@ -168,8 +170,8 @@ class EngineArgs:
                 )
 
 
-def create_engine(args: EngineArgs) -> Engine:
-    """Load the model and build an engine around it.
+def create_engine(args: EngineArgs, sinks: Iterable[Sink] = ()) -> Engine:
+    """Load the model and build an engine around it; `sinks` take every event, beside the trace.
 
     Raises:
         ValueError: a model, file or number that cannot work, named, with what is allowed.
@@ -210,6 +212,7 @@ def create_engine(args: EngineArgs) -> Engine:
         eos_token_ids=executor.config.eos_token_ids,
         seed=args.seed,
         recorder=recorder,
+        sinks=sinks,
         model_shape=shape,
         settings={
             "model": str(args.model),

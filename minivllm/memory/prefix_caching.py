@@ -84,7 +84,7 @@ class PrefixCaching:
 
     def evict(self, count: int) -> None:
         """Forget `count` evictable blocks; they are free now."""
-        self._uncache(self.cache.evict(count), "room")
+        self._uncache(self.cache.evict(count), "capacity")
 
     def reset(self) -> None:
         """Forget all evictable blocks."""

@@ -7,9 +7,9 @@ can use of the step's token budget:
                                                                   A runs     no free block: one is preempted
                                                                   D waits    slot, blocks, budget? admitted
 
-Limits (slots of the batch, token budget, blocks, the length of the model) are kept by the scheduler and never
-by the policy: a wrong policy can be slow, and cannot be unsafe. If it names no request although there is work,
-the scheduler falls back to the order of arrival for that step.
+Limits (slots of the batch, token budget, blocks, the length of the model) are kept by the scheduler and
+never by the policy: a wrong policy can be slow, and cannot be unsafe. If it names no request although there is
+work, the scheduler falls back to the order of arrival for that step.
 
 A policy of one's own is a class with one method, in a file of one's own:
 
@@ -43,7 +43,7 @@ class PolicyError(ValueError):
 class Pause(NamedTuple):
     """Compute nothing before `until` (seconds on the engine's clock): more requests may come.
 
-    Obeyed only as the first word of `schedule_order`, and only while no request runs: so nothing is lost by it.
+    Obeyed only as the first word of `schedule_order`, and only while no request runs: nothing is lost by it.
     """
 
     until: float

@@ -1,8 +1,8 @@
 """The waiting queue: requests by rank, of which any may leave at any time.
 
 Clients hang up, so a request must be able to leave from the middle at once; and 100,000 may be waiting while
-a step is about the few at the front. So it is a heap, and a request that leaves is only crossed out: its entry
-is swept up when it comes to the top.
+a step is about the few at the front. So it is a heap, and a request that leaves is only crossed out: its
+entry is swept up when it comes to the top.
 
     append   O(1)          the entry takes its place at the next `settle`
     remove   O(1)          the entry stays in the heap, and is no longer valid

@@ -8,7 +8,8 @@ behind, a preempted one starts again from zero: the same rule with other numbers
     token_ids              p p p p p p p p o o o        p = prompt, o = output
     num_computed_tokens    ─────────────────► 10        one behind: this is a decode step
 
-The sequence owns its tokens: what is sampled is appended here, and all other parts of the engine read it here.
+The sequence owns its tokens: what is sampled is appended here, and every other part of the engine reads it
+here.
 
 Read next: `batch_state.py`, the queues; then `scheduler.py`.
 """
@@ -124,6 +125,7 @@ class Request:
         salt: only requests with the same salt share cached prefixes with it.
         num_cached_tokens: prompt tokens that the prefix cache knew when it was first scheduled; None before.
         arrival_index: its place in the order of arrival, given by the engine core.
+        first_seq_id: of the sequence that it began with.
         rank: what the scheduling policy last said of it; the smaller goes first.
         finish: why its last sequence ended; None while it goes on.
     """
@@ -139,6 +141,7 @@ class Request:
     num_cached_tokens: int | None = None
     num_preemptions: int = 0
     arrival_index: int = -1
+    first_seq_id: int = -1
     rank: float = 0.0
     status: RequestStatus = RequestStatus.WAITING
     finish: Finish | None = None

@@ -4,9 +4,9 @@ There is no prefill phase and no decode phase. Each sequence has tokens, and its
 number; a step is a token budget that lets caches catch up. Finished requests have left and waiting ones may
 be admitted at every single step: that is continuous batching.
 
-    policy       in which order?                       `policy.py`: first come, first served, unless configured
-    scheduler    how much for each? slots, budget, blocks: the limits are kept here and nowhere else
-    plan         what the executor has to do           `plan.py`
+    policy       in which order?      first come, first served, unless configured (`policy.py`)
+    scheduler    how much for each?   slots, budget, blocks: the limits are kept here and nowhere else
+    plan         what the executor has to do (`plan.py`)
 
     a running request   gets its next tokens. No free block? The request that ranks last is preempted
     a waiting request   is admitted if there is a slot, room for all its tokens, and budget; perhaps by
@@ -129,9 +129,10 @@ class Scheduler:
         if request_id in self.state.running:
             if not (self.state.num_parked and request.status.is_finished):
                 self._schedule_running(request, step)
-        elif request_id in self.state.waiting.entries and request_id not in step.preempted:
-            if not step.is_closed:
-                self._schedule_waiting(request, step)
+        elif step.is_closed or request_id in step.preempted:
+            return
+        elif request_id in self.state.waiting.entries:
+            self._schedule_waiting(request, step)
 
     def _schedule_running(self, request: Request, step: StepBuilder) -> None:
         spans = self._next_spans(request, step.budget)
@@ -285,7 +286,7 @@ class Scheduler:
         if not candidates or not self.preemption.could_make_room(request, candidates, reserved):
             return None
         while candidates:
-            shortage = "blocks" if self._has_slots(request) else "place"
+            shortage = "blocks" if self._has_slots(request) else "batch_slots"
             self._preempt(candidates.pop(), request, shortage, step)
             if self._has_slots(request) and (spans := self._allocate(request, step)) is not None:
                 return spans

@@ -56,7 +56,7 @@ class StaticBatching(SchedulingPolicy):
 
 
 def padding_tokens(step: StepBuilder) -> int:
-    """Tokens that fill the step's rows up to a rectangle: all as long as the longest, parked ones included."""
+    """Tokens that fill the step up to a rectangle: all rows as long as the longest, parked ones included."""
     if not step.planned:
         return 0
     lengths = [len(item.token_ids) for item in step.planned]

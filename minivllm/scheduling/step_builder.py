@@ -41,7 +41,7 @@ class StepBuilder:
     time: float
     running: tuple[Request, ...]
     waiting: WaitingView = ()
-    order: Iterator[Request | Pause] = iter(())
+    order: Iterator[Request | Pause] = field(default_factory=lambda: iter(()))
     budget: int = field(init=False)
     planned: list[ScheduledSequence] = field(default_factory=list)
     touched: dict[str, None] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class StepBuilder:
 
 
 class OpenQueue:
-    """The waiting requests by rank, while one may still be admitted: 100,000 may stand behind a full batch."""
+    """The waiting requests by rank, while one may still be admitted: 100,000 may wait behind a full batch."""
 
     __slots__ = ("_step",)
 

@@ -1,10 +1,10 @@
 """The books of all blocks, rebuilt from events: both pools, the block tables, and the prefix cache.
 
-    event ──► device pool   free list, reference counts      who maps what: tables
+    event ──► device pool   free list, reference counts      tables        sequence → its blocks
               host pool     the same, for the swap space     host_tables
-              cached        block → what it follows, whose tokens it holds, since when
+              cached        block → the block before it, and the sequence whose tokens it holds
 
-Every block is free, in use (mapped by a table), or idle (cached and mapped by none).
+Every block is free, in use (mapped by a table), or evictable (cached and mapped by none).
 
 Read next: `replay.py`, which keeps everything else of the engine's state.
 """
@@ -12,12 +12,12 @@ Read next: `replay.py`, which keeps everything else of the engine's state.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
 from minivllm.trace.events import (
-    AnyEvent,
     BlockCopied,
+    BlockEvent,
     BlockMerged,
     BlocksAllocated,
     BlocksCached,
@@ -28,7 +28,9 @@ from minivllm.trace.events import (
     BlocksSwappedOut,
     HostBlocksFreed,
     SequenceForked,
+    StateRebuilt,
 )
+from minivllm.trace.reader import refuse_event
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +66,17 @@ class PoolBooks:
                 self.free.pop(block, None)
             self.ref_counts[block] += 1
 
-    def drop(self, blocks: Iterable[int], kept: Iterable[int] = ()) -> int:
-        """One reference less; a block without any is free, unless kept. Returns how many are idle now."""
-        num_idle = 0
+    def drop(self, blocks: Iterable[int], cached: Container[int] = ()) -> int:
+        """One reference less; a block without any is free, unless cached. Returns how many are evictable."""
+        num_evictable = 0
         for block in blocks:
             self.ref_counts[block] -= 1
             if self.ref_counts[block] == 0:
-                if block in kept:
-                    num_idle += 1
+                if block in cached:
+                    num_evictable += 1
                 else:
                     self.free[block] = None
-        return num_idle
+        return num_evictable
 
     def copy(self) -> PoolBooks:
         """A copy that shares nothing."""
@@ -83,14 +85,14 @@ class PoolBooks:
 
 @dataclass
 class BlockBooks:
-    """All there is to know about blocks after the events applied so far."""
+    """The state of all blocks after the events applied so far."""
 
     device: PoolBooks
     host: PoolBooks
     tables: dict[int, list[int]] = field(default_factory=dict)
     host_tables: dict[int, list[int]] = field(default_factory=dict)
     cached: dict[int, CachedBlock] = field(default_factory=dict)
-    num_idle: int = 0
+    num_evictable: int = 0
     """Device blocks that are cached and in no table."""
 
     @classmethod
@@ -98,8 +100,13 @@ class BlockBooks:
         """Two pools of free blocks."""
         return cls(PoolBooks.of_size(num_blocks), PoolBooks.of_size(num_host_blocks))
 
-    def apply(self, event: AnyEvent) -> None:
-        """Let one event happen; those that are not about blocks change nothing."""
+    def apply(self, event: BlockEvent) -> None:
+        """Let one event happen.
+
+        Raises:
+            TraceError: it is none of the events that change blocks.
+            AssertionError, KeyError, IndexError: it contradicts what came before.
+        """
         match event:
             case BlocksAllocated():
                 assert all(self.device.ref_counts[block] == 0 for block in event.blocks)
@@ -127,11 +134,11 @@ class BlockBooks:
                 for block in event.blocks:
                     del self.cached[block]
                     self.device.free[block] = None
-                self.num_idle -= len(event.blocks)
+                self.num_evictable -= len(event.blocks)
             case BlocksSwappedOut():
                 del self.tables[event.seq]
                 self._drop(event.blocks)
-                # Told in the order in which blocks are dropped, which is the table's from its end.
+                # In the event, blocks come in the order in which they are dropped: from the table's end.
                 self.host_tables[event.seq] = list(reversed(event.host_blocks))
                 self.host.take(event.host_blocks)
             case BlocksSwappedIn():
@@ -141,6 +148,10 @@ class BlockBooks:
             case HostBlocksFreed():
                 del self.host_tables[event.seq]
                 self.host.drop(event.host_blocks)
+            case StateRebuilt():
+                self._free_all()
+            case _:
+                refuse_event(event)
 
     def copy(self) -> BlockBooks:
         """A copy that shares nothing that may change."""
@@ -152,20 +163,26 @@ class BlockBooks:
         return twin
 
     def _map(self, seq: int, blocks: Iterable[int]) -> None:
-        """A table goes on in blocks that others may map too."""
+        """Append blocks to a table; other tables may map them too."""
         blocks = list(blocks)
-        self.num_idle -= sum(
+        self.num_evictable -= sum(
             self.device.ref_counts[block] == 0 and block in self.cached for block in set(blocks)
         )
         self.device.take(blocks)
         self.tables.setdefault(seq, []).extend(blocks)
 
     def _replace(self, seq: int, index: int, old: int, new: int) -> None:
-        """A table maps another block in one place."""
-        self.num_idle -= self.device.ref_counts[new] == 0 and new in self.cached
+        """Map another block at one place of a table."""
+        self.num_evictable -= self.device.ref_counts[new] == 0 and new in self.cached
         self._drop((old,))
         self.device.take((new,))
         self.tables[seq][index] = new
 
     def _drop(self, blocks: Iterable[int]) -> None:
-        self.num_idle += self.device.drop(blocks, self.cached)
+        self.num_evictable += self.device.drop(blocks, self.cached)
+
+    def _free_all(self) -> None:
+        """All blocks are free, in the order of their numbers; no table and no cached block is left."""
+        self.device = PoolBooks.of_size(len(self.device.ref_counts))
+        self.host = PoolBooks.of_size(len(self.host.ref_counts))
+        self.tables, self.host_tables, self.cached, self.num_evictable = {}, {}, {}, 0

@@ -1,4 +1,4 @@
-"""The event vocabulary: everything a reader may learn about a run, version 2.
+"""The event vocabulary: everything a reader may learn about a run, version 3.
 
 A trace file is JSON Lines. The first line is a `TraceHeader`, every other line one event; the field
 `event` names the type, the other fields are below. Replaying the events in order rebuilds block pools,
@@ -10,32 +10,35 @@ How a run reads, step by step. Indented lines may come any number of times, in a
     TraceHeader
         RequestQueued  RequestRefused  SequenceFinished("abort")  BlocksFreed      between steps
     StepStarted
-        BlocksFreed | BlocksSwappedOut, then RequestPreempted      no room: somebody steps aside
-        BlocksSwappedIn  RequestScheduled   a request leaves the waiting queue and joins the batch
-        BlocksShared                        a block table goes on in blocks that are there already
-        BlocksEvicted                       cached blocks make room
+        BlocksFreed | BlocksSwappedOut, then RequestPreempted      a request leaves the batch and waits
+        BlocksSwappedIn  RequestScheduled   a request is admitted: from the waiting queue into the batch
+        BlocksShared                        a block table continues in blocks that are filled already
+        BlocksEvicted                       the prefix cache forgets blocks, because others are needed
         BlocksAllocated                     a block table grows
         BlockCopied                         copy-on-write: the writer of a shared block gets its own
-        BlocksCached                        full blocks can be found by whoever has the same prefix
+        BlocksCached                        full blocks can be found by requests with the same prefix
     BatchPlanned                            what the step computes
         BlockMerged                         two full blocks turned out the same: one is enough
         SequenceForked                      one sequence becomes two that share every block
-        SequenceFinished("pruned")          a beam that does not go on
+        SequenceFinished("pruned")          a beam without a descendant
     TokensSampled  BeamsAdvanced            what came out
         SequenceFinished + BlocksFreed
     StepFinished
     TraceEnded                              absent if the run was cut off
 
-A step that failed ends with `StepAbandoned` in place of `BatchPlanned` and all that follows it.
+A step that failed ends with `StepAbandoned` in place of `BatchPlanned` and all that follows it. After an
+interrupt (Ctrl-C), `StateRebuilt` may come anywhere: all that was open is void, and the step begins again.
 
 Conventions: `request` is the caller's request id, `seq` the engine's own integer id of one sequence of
 tokens (a request owns one or more), `block` a physical block number, `host_block` one of the swap space.
-`time` is in seconds since the header, on the clock that the header names. Fields are only ever added; a
-new or changed *meaning* raises `VERSION`, and a reader refuses a version it does not know.
+`time` is in seconds since the header, on the clock that the header names. A new name or a changed *meaning*
+raises `VERSION`; `upgrade.py` turns events of older versions into these, and a reader refuses a version that
+it does not know.
 
 What a physical block is, at any moment: *free* (on the free list), *in use* (mapped by one table or
-more: its reference count), or *cached* and idle (mapped by none, but the prefix cache remembers what is
-in it).
+more: its reference count), or *evictable* (mapped by none, but the prefix cache remembers what is in it).
+
+Read next: `recorder.py`, which writes events to a file; `replay.py`, which applies them.
 """
 
 from __future__ import annotations
@@ -44,8 +47,9 @@ from typing import Any
 
 import msgspec
 
-VERSION = 2
-"""2 added sharing: forks, copies, prefix caches, swapping, beams. Version 1 is a subset of it."""
+VERSION = 3
+"""2 added sharing: forks, copies, prefix caches, swapping, beams. Version 1 is a subset of it.
+3 added `StateRebuilt` and renamed what `upgrade.py` lists."""
 
 
 class Event(msgspec.Struct, frozen=True, tag_field="event", tag=True, gc=False):
@@ -80,7 +84,7 @@ class HardwareShape(msgspec.Struct, frozen=True):
     memory_bandwidth: float
     """Bytes/s between the memory that holds weights and cache, and the processor."""
     num_devices: int = 1
-    """So many of them work on one model; the numbers above are for one."""
+    """Devices that work on one model; the numbers above are for one."""
 
 
 class TraceHeader(Event, frozen=True):
@@ -110,12 +114,12 @@ class TraceHeader(Event, frozen=True):
 
 
 class RequestQueued(Event, frozen=True):
-    """A request was accepted and joined the waiting queue."""
+    """A request was accepted and added to the waiting queue."""
 
     request: str
     seq: int
     time: float
-    """When it arrived: perhaps during a step, although the engine took notice of it only afterwards."""
+    """When it arrived: perhaps during a step, although the engine queued it only after that step."""
     prompt_token_ids: tuple[int, ...]
     max_tokens: int
     """Most output tokens it may still produce, after capping to the model's length."""
@@ -130,7 +134,7 @@ class RequestQueued(Event, frozen=True):
 
 
 class RequestRefused(Event, frozen=True):
-    """A request that could never be served, and why, in words for its sender."""
+    """A request that could never be served, with the reason in words for its sender."""
 
     request: str
     time: float
@@ -145,13 +149,13 @@ class StepStarted(Event, frozen=True):
 
 
 class RequestScheduled(Event, frozen=True):
-    """A request left the waiting queue and joined the running batch."""
+    """The scheduler admitted a request: it left the waiting queue for the running batch."""
 
     request: str
 
 
 class RequestPreempted(Event, frozen=True):
-    """A running request stepped aside, for lack of blocks or places, and waits again with its old turn."""
+    """The scheduler preempted a running request, which waits again at its place in the order of arrival."""
 
     request: str
     mode: str
@@ -161,10 +165,10 @@ class RequestPreempted(Event, frozen=True):
     """Tokens whose keys and values were given up; 0 if they were swapped out."""
     reason: str = ""
     """Why it was not the mode that was asked for, in words; or empty."""
-    in_favour_of: str = ""
+    preempted_for: str = ""
     """The request that needed what this one had; empty in traces that do not say, and after a failed step."""
-    lack: str = "blocks"
-    """What that one needed: "blocks", or a "place" in the batch."""
+    shortage: str = "blocks"
+    """What was short: "blocks", or "batch_slots" (of which there are `max_num_seqs`)."""
 
 
 class BlocksAllocated(Event, frozen=True):
@@ -177,13 +181,13 @@ class BlocksAllocated(Event, frozen=True):
 class BlocksShared(Event, frozen=True):
     """Blocks that already hold a sequence's next tokens were appended to its table: nothing to compute.
 
-    Each has one more reference now; one that was cached and idle is in use again.
+    Each has one more reference now; one that was evictable is in use again.
     """
 
     seq: int
     blocks: tuple[int, ...]
     source: str
-    """"cache": the prefix cache knew them. "sibling": another sequence of the same request has them."""
+    """"cache": the prefix cache had them. "sibling": another sequence of the same request has them."""
 
 
 class BlockCopied(Event, frozen=True):
@@ -222,19 +226,19 @@ class BlockMerged(Event, frozen=True):
 
 
 class BlocksEvicted(Event, frozen=True):
-    """The prefix cache forgot idle blocks; they join the tail of the free list in this order."""
+    """The prefix cache forgot evictable blocks, which went to the tail of the free list in this order."""
 
     blocks: tuple[int, ...]
-    reason: str = "room"
-    """"room": somebody needs the space. "abandoned": the step that was to fill them failed.
+    reason: str = "capacity"
+    """"capacity": a table needs free blocks. "abandoned": the step that was to fill them failed.
     "reset": the caller emptied the cache."""
 
 
 class BlocksFreed(Event, frozen=True):
     """A sequence's whole block table was dropped, in this order, one reference to each block.
 
-    A block that loses its last reference joins the tail of the free list, unless the prefix cache
-    remembers it: then it is cached and idle.
+    A block that loses its last reference goes to the tail of the free list, unless the prefix cache
+    remembers it: then it is evictable.
     """
 
     seq: int
@@ -242,7 +246,7 @@ class BlocksFreed(Event, frozen=True):
 
 
 class BlocksSwappedOut(Event, frozen=True):
-    """A sequence's table moved to the swap space: `blocks[i]` is kept in `host_blocks[i]` from now on.
+    """A sequence's table moved to the swap space: the data of `blocks[i]` is in `host_blocks[i]` from now on.
 
     Each block loses a reference, as in `BlocksFreed` and in the order of `blocks`. A block that several
     sequences share has one host block, with as many references.
@@ -254,7 +258,7 @@ class BlocksSwappedOut(Event, frozen=True):
 
 
 class BlocksSwappedIn(Event, frozen=True):
-    """A sequence's table came back: `host_blocks[i]` is in `blocks[i]` from now on.
+    """A sequence's table came back: the data of `host_blocks[i]` is in `blocks[i]` from now on.
 
     Blocks were taken from the head of the free list, except those that a sibling's swap-in had taken.
     """
@@ -300,11 +304,11 @@ class TokensSampled(Event, frozen=True):
 
 
 class BeamsAdvanced(Event, frozen=True):
-    """One step of a beam search. Scores are sums of log-probabilities, but for `finished`."""
+    """One step of a beam search. Scores are sums of log-probabilities, except those of `finished`."""
 
     request: str
     kept: tuple[tuple[int, int, int, float, str], ...]
-    """`(parent seq, seq, token_id, score, text)` of each beam that goes on, best first."""
+    """`(parent seq, seq, token_id, score, text)` of each beam that continues, best first."""
     finished: tuple[tuple[int, int, float, str], ...] = ()
     """`(parent seq, token_id, score, text)` of each hypothesis that ended here and is among the best so
     far; this score is divided by length ** length_penalty."""
@@ -317,7 +321,7 @@ class SequenceFinished(Event, frozen=True):
 
     seq: int
     reason: str
-    """"stop", "length" or "abort"; "pruned" for a beam that others have outdone."""
+    """"stop", "length" or "abort"; "pruned" for a beam whose candidates were all worse than others."""
     time: float
     stop: int | str | None = None
     """The stop token id or stop string that ended it, if one did."""
@@ -335,18 +339,52 @@ class StepFinished(Event, frozen=True):
 
 
 class StepAbandoned(Event, frozen=True):
-    """The executor failed. Whoever was in the step starts again from zero (see the events before)."""
+    """The executor failed. The requests of the step start again from zero (see the events before)."""
 
     step: int
     time: float
     error: str
 
 
+class RebuiltSequence(msgspec.Struct, frozen=True):
+    """One live sequence as the engine has it after an interrupt."""
+
+    seq: int
+    token_ids: tuple[int, ...]
+    """Prompt and output so far. None of their keys and values are in the cache."""
+    beam_score: float | None = None
+    """Sum of log-probabilities, if it is a beam with at least one output token."""
+
+
+class RebuiltRequest(msgspec.Struct, frozen=True):
+    """One unfinished request as the engine has it after an interrupt.
+
+    It repeats what `RequestQueued` told, because that event may be among those that the interrupt lost.
+    """
+
+    request: str
+    time: float
+    """When it arrived, as in `RequestQueued`."""
+    first_seq: int
+    """The sequence that it began with, though that one may have finished: it is the order of arrival."""
+    num_prompt_tokens: int
+    max_tokens: int
+    sequences: tuple[RebuiltSequence, ...]
+
+
 class StateRebuilt(Event, frozen=True):
-    """Temporary: the trace branch has the real one."""
+    """An interrupt came between two lines, so the engine rebuilt all its books from its requests.
+
+    Every named sequence has nothing computed, and every named request waits. All blocks are free, in the
+    order of their numbers; tables, prefix cache and swap space are empty. A sequence that is not named is
+    gone. Events just before this one may be missing: what they would have told is in these fields.
+    """
 
     time: float
-    requests: tuple[tuple[str, tuple[tuple[int, tuple[int, ...]], ...]], ...]
+    num_steps: int
+    """Finished steps, which is the number of the step that comes next."""
+    requests: tuple[RebuiltRequest, ...]
+    """All unfinished requests, in order of arrival."""
 
 
 class TraceEnded(Event, frozen=True):
@@ -355,13 +393,8 @@ class TraceEnded(Event, frozen=True):
     time: float
 
 
-AnyEvent = (
-    RequestQueued
-    | RequestRefused
-    | StepStarted
-    | RequestScheduled
-    | RequestPreempted
-    | BlocksAllocated
+BlockEvent = (
+    BlocksAllocated
     | BlocksShared
     | BlockCopied
     | BlocksCached
@@ -372,6 +405,17 @@ AnyEvent = (
     | BlocksSwappedIn
     | HostBlocksFreed
     | SequenceForked
+    | StateRebuilt
+)
+"""The events that change what a block is or which table maps it: `blocks.py` applies each of them."""
+
+AnyEvent = (
+    BlockEvent
+    | RequestQueued
+    | RequestRefused
+    | StepStarted
+    | RequestScheduled
+    | RequestPreempted
     | BatchPlanned
     | TokensSampled
     | BeamsAdvanced

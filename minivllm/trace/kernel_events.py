@@ -3,10 +3,10 @@
 The first line is a `KernelHeader`, every other line one event:
 
     KernelHeader
-        TileStarted                 a block turns to other queries and keys
+        TileStarted                 a block begins to work on other queries and keys
         WarpAccess                  one instruction of one warp: which lanes, where, at what price
         SoftmaxUpdated              the running maximum and sum of one query
-        FaultFound                  a race, a read of what nobody wrote
+        FaultFound                  a race, a read of uninitialised memory
     KernelEnded
 
 Requests of one warp come in the order in which the program has them; warps come one after another, and only
@@ -91,7 +91,7 @@ class WarpAccess(Event, frozen=True):
     """In the file; 0 if it is in another one."""
     column: int
     end_column: int
-    """Of that line; beyond it if the expression goes on in the next."""
+    """Of that line; beyond it if the expression continues on the next line."""
     loops: tuple[int, ...]
     """Iterations of the `for` loops that it is in, outermost first."""
     lanes: tuple[int, ...]

@@ -32,7 +32,7 @@ def kernel_summary_lines(trace: KernelTrace) -> list[str]:
             f"({ideal:,} would do)"
         )
     lines += [f"  {fault.kind} in {fault.array}: {fault.message}" for fault in faults]
-    return lines if faults else [*lines, "  No races, no reads of what nobody wrote."]
+    return lines if faults else [*lines, "  No races, no reads of uninitialised memory."]
 
 
 def _times(sizes: tuple[int, ...]) -> str:

@@ -1,6 +1,6 @@
 """Perfetto export: a trace goes in, a Chrome Trace Event file comes out (ui.perfetto.dev, chrome://tracing).
 
-Those tools are what performance engineers use to look at timelines; here a run of ours becomes one:
+These tools are what performance engineers use to look at timelines; here a run of ours becomes one:
 
     process 1  engine      one slice per step, its parts inside; batch tokens and queues as counters
     process 2  requests    one track per request: waiting, prefill, decode, preempted …; if it forks, one more
@@ -149,9 +149,9 @@ def _step(record: StepRecord, trace: Trace) -> list[Record]:
             start += seconds
     used, slots = record.num_used_blocks, record.num_used_blocks * header.block_size
     wasted = slots - record.num_filled_slots
-    blocks = {"used": used, "free": header.num_blocks - used - record.num_idle_blocks}
+    blocks = {"used": used, "free": header.num_blocks - used - record.num_evictable_blocks}
     if header.prefix_cache:
-        blocks["cached"] = record.num_idle_blocks
+        blocks["cached"] = record.num_evictable_blocks
     if header.num_host_blocks:
         in_use = record.num_host_blocks
         swap_space = {"used": in_use, "free": header.num_host_blocks - in_use}
@@ -200,6 +200,8 @@ def _instants(record: StepRecord, timeline: Timeline, tracks: dict[tuple[str, in
         happens(f"shares ({share.source})", request, seq=share.seq, blocks=len(share.blocks))
     for eviction in record.evicted:
         happens("evicted", None, blocks=len(eviction.blocks), reason=eviction.reason)
+    for rebuilt in record.rebuilt:
+        happens("state rebuilt", None, requests=len(rebuilt.requests))
     for attempt in record.abandoned:
         happens("failed", None, error=attempt.error)
     for request, reason in record.refused:

@@ -1,10 +1,12 @@
 """The recorder: events go in, JSON lines come out.
 
-Every module reports what it does by calling `emit(event)`. With no recorder there is no `emit` at all, so
-a run without a trace does not even build the events. With one, an event is encoded at once (one or two
-microseconds) and written at the end of each step, so that a crash loses at most one step.
+It is a sink (`tee.py`). An event is encoded at once (one or two microseconds) and written at the end of each
+step, so that a crash loses at most one step.
 
     scheduler, KV-cache manager, engine ── emit(event) ──► buffer ── end of step ──► run.jsonl
+
+An interrupt may come between any two lines. Then a line is in the file whole or not at all, and never twice:
+what is lost, `StateRebuilt` makes up for; what stood there twice, it could not.
 
 Read next: `reader.py`, which opens what this writes, even when it was cut off.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
@@ -21,36 +24,37 @@ from typing import BinaryIO
 
 import msgspec
 
+from minivllm.trace.clock import TraceClock
 from minivllm.trace.events import Event, StepFinished, TraceEnded, TraceHeader
 
 
 class Recorder:
     """Writes events to `path`, or keeps them in `events` if `path` is None.
 
-    A `listener` is told of every event as it happens, as a live view needs it.
-    After `most_steps` steps, if given, it closes itself: the beginning of a very long run.
+    After `max_steps` steps, if given, it closes itself: the beginning of a very long run.
     `seconds` is the time that recording itself has taken so far, for the benchmark's honesty.
-    A disk that fills up ends the recording with a warning; it never stops the engine.
+    A disk that fills up, or an event that JSON cannot express, ends the recording with a warning; neither
+    ever stops the engine.
 
     Raises:
         ValueError: the file cannot be created.
     """
+
+    is_safe = True
+    """`emit` raises nothing, so no tee needs to guard it."""
 
     def __init__(
         self,
         path: str | Path | None = None,
         *,
         clock: Callable[[], float] = perf_counter,
-        listener: Callable[[Event], None] | None = None,
-        most_steps: int | None = None,
+        max_steps: int | None = None,
     ) -> None:
         self.path = Path(path) if path is not None else None
         self.events: list[Event] = []
         self.seconds = 0.0
-        self._listener = listener
-        self._steps_left = most_steps
-        self._clock = clock
-        self._epoch = clock()
+        self._steps_left = max_steps
+        self._clock = TraceClock(clock)
         self._encoder = msgspec.json.Encoder()
         self._buffer = bytearray()
         self._file: BinaryIO | None = None
@@ -64,31 +68,31 @@ class Recorder:
 
     def use_clock(self, clock: Callable[[], float]) -> None:
         """Take the time from another clock from now on: a simulator's."""
-        self._clock = clock
-        self._epoch = clock()
+        self._clock = TraceClock(clock)
 
     def start(self, header: TraceHeader) -> None:
-        """Write the header and set the clock of all later events to zero."""
-        self._epoch = self._clock()
+        """Record the header."""
         self.emit(header)
-        self.flush()
 
     def now(self) -> float:
         """Seconds since the header, to the microsecond."""
-        return round(self._clock() - self._epoch, 6)
+        return self._clock.now()
 
     def at(self, time: float) -> float:
         """A moment of the clock in seconds since the header; never before it, and never in the future."""
-        return min(self.now(), max(0.0, round(time - self._epoch, 6)))
+        return self._clock.at(time)
 
     def emit(self, event: Event) -> None:
-        """Record one event."""
+        """Record one event. A header sets the clock of all later events to zero, and is written at once."""
         if self._closed and not isinstance(event, TraceEnded):
             return
         began = perf_counter()
         if self._file is not None:
-            self._buffer += self._encoder.encode(event)
-            self._buffer += b"\n"
+            try:
+                self._buffer += self._encoder.encode(event) + b"\n"  # at once: no half line, ever
+            except (TypeError, ValueError) as error:  # a lone surrogate, or a setting of no JSON type
+                self.flush()
+                self._give_up(error)
         elif self.path is None:
             self.events.append(event)
         if isinstance(event, StepFinished):
@@ -97,22 +101,29 @@ class Recorder:
                 self._steps_left -= 1
                 if not self._steps_left:
                     self.close()
+        elif isinstance(event, TraceHeader):
+            self._clock.restart()
+            self.flush()
         self.seconds += perf_counter() - began
-        if self._listener is not None:
-            self._listener(event)
 
     def flush(self) -> None:
         """Hand everything recorded so far to the operating system."""
         if self._file is None or not self._buffer:
             return
+        lines, self._buffer = self._buffer, bytearray()  # first: what is interrupted must not come again
         try:
-            self._file.write(self._buffer)
+            self._file.write(lines)
             self._file.flush()
         except OSError as error:
-            warnings.warn(f"the trace {self.path} ends here, it cannot be written: {error}", stacklevel=2)
-            self._file.close()
-            self._file = None
-        self._buffer.clear()
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        """The trace ends here; the run continues."""
+        warnings.warn(f"the trace {self.path} ends here, it cannot be written: {error}", stacklevel=3)
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(OSError):  # closing tries to write once more
+                file.close()
 
     def close(self) -> None:
         """Write the last line and close the file. Closing twice is harmless."""

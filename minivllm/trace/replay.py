@@ -1,13 +1,14 @@
 """Replay: events go in, the engine's state comes out.
 
-The trace is the truth (house rule 4). Whatever the engine knew after a step, its free list, block tables,
-queues, tokens, can be rebuilt from the events alone; a property test compares the two after every step of
-random workloads. Every picture in the dashboard is drawn from this state and from nothing else.
+The trace is the truth (a rule of the house). All that the engine knew after a step, its free list, block
+tables, queues, tokens, can be rebuilt from the events alone; a property test compares the two after every
+step of random workloads. Every picture in the dashboard is drawn from this state and from nothing else. So
+an event that replay does not know is refused, never ignored.
 
     ReplayState ── apply(event) ──► ReplayState          one event at a time, forward only
     Replay.state_at(step)                                any step, by the nearest keyframe before it
 
-Read next: `viz/figures/`, which draws it.
+Read next: `blocks.py`, the part of the state that is about blocks; `viz/figures/`, which draws it.
 """
 
 from __future__ import annotations
@@ -24,15 +25,19 @@ from minivllm.trace.events import (
     BeamsAdvanced,
     BlocksShared,
     HostBlocksFreed,
+    RebuiltRequest,
     RequestPreempted,
     RequestQueued,
     RequestRefused,
     RequestScheduled,
     SequenceFinished,
     SequenceForked,
+    StateRebuilt,
+    StepAbandoned,
     StepFinished,
     StepStarted,
     TokensSampled,
+    TraceEnded,
     TraceHeader,
 )
 from minivllm.trace.reader import Trace
@@ -60,7 +65,7 @@ class EngineSnapshot:
 
 @dataclass
 class SequenceState:
-    """One sequence as the trace tells it: what it is, how far it is, what it has written."""
+    """One sequence as the trace tells it: its request, its tokens, and how many of them are computed."""
 
     seq: int
     request: str
@@ -104,15 +109,15 @@ class ReplayState:
     blocks: BlockBooks = None  # type: ignore[assignment]  # made from the header
     """Both pools, all tables, and what is cached."""
     waiting: list[str] = field(default_factory=list)
-    """In order of arrival; who of them goes first is the scheduling policy's business."""
+    """In order of arrival; which of them is admitted first is the scheduling policy's business."""
     running: list[str] = field(default_factory=list)
     sequences: dict[int, SequenceState] = field(default_factory=dict)
-    """Live sequences; a finished one moves to `finished`."""
+    """Unfinished sequences; a finished one moves to `finished`."""
     finished: dict[int, SequenceState] = field(default_factory=dict)
     members: dict[str, list[int]] = field(default_factory=dict)
-    """Live sequences of each request."""
+    """Unfinished sequences of each request."""
     first_sequences: dict[str, int] = field(default_factory=dict)
-    """The sequence that each live request began with."""
+    """The sequence that each unfinished request began with."""
     num_refused: int = 0
     batch: tuple[tuple[int, int, int], ...] = ()
     """`(seq, start, num_tokens)` of the latest step."""
@@ -135,16 +140,21 @@ class ReplayState:
 
     @property
     def free(self) -> dict[int, None]:
-        """Free device blocks, in the order in which they will be taken."""
+        """Free device blocks, in the order in which they will be allocated."""
         return self.blocks.device.free
 
     @property
     def num_used_blocks(self) -> int:
         """Device blocks that a table maps."""
-        return self.header.num_blocks - len(self.free) - self.blocks.num_idle
+        return self.header.num_blocks - len(self.free) - self.blocks.num_evictable
 
     def apply(self, event: AnyEvent) -> None:
-        """Let one event happen."""
+        """Let one event happen.
+
+        Raises:
+            TraceError: it is not an event of `AnyEvent`.
+            AssertionError, KeyError, IndexError, ValueError: it contradicts what came before.
+        """
         match event:
             case StepStarted():
                 self.step, self.time, self.batch = event.step, event.time, ()
@@ -159,6 +169,7 @@ class ReplayState:
                 self._preempt(event)
             case SequenceForked():
                 self._fork(event)
+                self.blocks.apply(event)
             case BatchPlanned():
                 self.batch = event.items
             case TokensSampled():
@@ -173,9 +184,17 @@ class ReplayState:
                 sequence = self.sequences[event.seq]
                 sequence.num_computed_tokens += len(event.blocks) * self.header.block_size
                 sequence.num_cached_tokens += len(event.blocks) * self.header.block_size
+                self.blocks.apply(event)
             case HostBlocksFreed():
                 self.sequences[event.seq].num_computed_tokens = 0
-        self.blocks.apply(event)
+                self.blocks.apply(event)
+            case StateRebuilt():
+                self._rebuild(event)
+                self.blocks.apply(event)
+            case StepAbandoned() | TraceEnded():
+                pass  # events before them told what changed
+            case _:
+                self.blocks.apply(event)  # only blocks change; what it does not know either, it refuses
 
     def snapshot(self) -> EngineSnapshot:
         """The state in the form in which the engine gives its own."""
@@ -230,7 +249,7 @@ class ReplayState:
         child = copy.copy(parent)
         child.seq, child.parent = event.child, event.parent
         child.token_ids = list(parent.token_ids)
-        for seq, start, count in self.batch:  # it forks because it has just been computed to its end
+        for seq, start, count in self.batch:  # it forks because this step has computed it to its end
             if seq == event.parent:
                 child.num_computed_tokens = start + count
         self.sequences[event.child] = child
@@ -266,6 +285,44 @@ class ReplayState:
                 sequence.num_computed_tokens = start + count
                 if sequence.num_output_tokens and sequence.first_token_time is None:
                     sequence.first_token_time = event.time
+
+    def _rebuild(self, event: StateRebuilt) -> None:
+        """Start again from what the event names; what it does not name is gone."""
+        self.time, self.num_steps, self.batch = event.time, event.num_steps, ()
+        gone, self.sequences = self.sequences, {}
+        self.members, self.first_sequences = {}, {}
+        self.waiting, self.running = [request.request for request in event.requests], []
+        for request in event.requests:
+            self.members[request.request] = [item.seq for item in request.sequences]
+            self.first_sequences[request.request] = request.first_seq
+            first = gone.get(request.first_seq) or self.finished.get(request.first_seq)
+            for item in request.sequences:
+                known = gone.pop(item.seq, None) or self.finished.pop(item.seq, None)
+                sequence = copy.copy(known) if known else _lost_sequence(request, item.seq, first)
+                sequence.finish_reason = sequence.finished_time = None
+                sequence.token_ids, sequence.beam_score = list(item.token_ids), item.beam_score
+                sequence.num_computed_tokens = 0
+                self.sequences[item.seq] = sequence
+        for seq, sequence in gone.items():
+            sequence.finish_reason, sequence.finished_time = "abort", event.time
+            self.finished[seq] = sequence
+
+
+def _lost_sequence(request: RebuiltRequest, seq: int, first: SequenceState | None) -> SequenceState:
+    """A sequence of which no event told: the interrupt came before its `RequestQueued` or `SequenceForked`.
+
+    The text of its tokens is lost with that event. `first` is the sequence that its request began with.
+    """
+    return SequenceState(
+        seq=seq,
+        request=request.request,
+        prompt=first.prompt if first else None,
+        num_prompt_tokens=request.num_prompt_tokens,
+        max_tokens=request.max_tokens,
+        queued_time=first.queued_time if first else request.time,
+        token_ids=[],
+        prompt_pieces=first.prompt_pieces if first else (),
+    )
 
 
 class Replay:

@@ -1,6 +1,6 @@
 """The events of a failing story: a third kind of trace, made by the judge of a lesson.
 
-A property of a lesson failed; Hypothesis has made the story as short as it can be. Here it is, twice: what
+A property of a lesson failed, and Hypothesis has shrunk the counterexample. The story tells it twice: what
 the learner's code did, and what the reference did on the same operations, step by step.
 
     StoryHeader
@@ -34,7 +34,7 @@ class Cell(msgspec.Struct, frozen=True):
 
     text: str
     owner: int = -1
-    """Whose it is: cells of one owner have one colour; -1 for nobody's."""
+    """The number of its owner: cells of one owner have one colour; -1 for a cell without one."""
     mark: str = ""
     """"free", "waste" (held, and of no use), "new" (written in this step), "wrong", or nothing."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from minivllm.trace.story_events import StoryTrace
 
-MOST_STEPS = 12
+MAX_STEPS = 12
 
 
 def story_summary_lines(story: StoryTrace) -> list[str]:
@@ -19,11 +19,11 @@ def story_summary_lines(story: StoryTrace) -> list[str]:
         f"  {len(story.yours)} steps of yours, {len(story.reference)} of the reference",
     ]
     longer = max(story.yours, story.reference, key=len)
-    for number, step in enumerate(longer[:MOST_STEPS]):
+    for number, step in enumerate(longer[:MAX_STEPS]):
         mark = "✘" if number == header.parted else " "
         lines.append(f"  {mark} {number} {_line(step.text)}")
-    if len(longer) > MOST_STEPS:
-        lines.append(f"    … {len(longer) - MOST_STEPS} more steps; they part in step {header.parted}")
+    if len(longer) > MAX_STEPS:
+        lines.append(f"    … {len(longer) - MAX_STEPS} more steps; they part in step {header.parted}")
     lines += [f"  kernel  : {name}" for name in header.kernels]
     return lines if story.is_whole else [*lines, "  The story was cut off: the end is missing."]
 

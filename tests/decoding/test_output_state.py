@@ -77,9 +77,11 @@ def test_what_is_streamed_is_never_taken_back(text, stop):
             break
         append(it, token)
         told += it.completion().text
+        it.mark_sent()
     if not it.finish:
         it.abort()
         told += it.completion().text
+        it.mark_sent()
     assert told == (text[: text.find(stop)] if stop in text else text)
 
 

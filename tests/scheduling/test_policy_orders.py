@@ -237,16 +237,19 @@ def test_a_preempted_request_ranks_behind_and_the_other_is_then_admitted(run, na
         events = [event for event in fresh.events if isinstance(event, RequestPreempted)]
         scheduled = {item.seq_id for item in plan.scheduled}
         for event in events:
-            gone, favoured = int(event.request[1:]), int(event.in_favour_of[1:])
+            gone, favoured = int(event.request[1:]), int(event.preempted_for[1:])
             assert event.request in running
-            if event.in_favour_of not in running:
+            if event.preempted_for not in running:
                 assert favoured in scheduled, "a request was preempted for one that was not admitted"
             more, less = fresh.requests[favoured], fresh.requests[gone]
             assert (more.rank, more.arrival_index) < (less.rank, less.arrival_index)
 
 
 def test_for_a_slot_and_for_blocks_the_least_important_is_preempted_and_says_for_what():
-    for limits, lack in ((dict(max_num_seqs=3), "place"), (dict(num_blocks=7, watermark=0.0), "blocks")):
+    for limits, lack in (
+        (dict(max_num_seqs=3), "batch_slots"),
+        (dict(num_blocks=7, watermark=0.0), "blocks"),
+    ):
         run = play(Run(replace(ROOMY, **limits), []), "priority")
         for number, priority in enumerate((2, 3, 1)):
             run.arrive(number, 5, 3, priority=priority)
@@ -254,7 +257,7 @@ def test_for_a_slot_and_for_blocks_the_least_important_is_preempted_and_says_for
         run.arrive(3, 8, 2, step=1, priority=0)
         run.step(1)
         (event,) = (event for event in run.events if isinstance(event, RequestPreempted))
-        assert (event.request, event.in_favour_of, event.lack) == ("r1", "r3", lack)
+        assert (event.request, event.preempted_for, event.shortage) == ("r1", "r3", shortage)
 
 
 def test_one_of_several_sequences_makes_as_many_places_as_it_may_come_to_fill():

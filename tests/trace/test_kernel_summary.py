@@ -38,7 +38,7 @@ def test_the_summary_has_a_line_for_every_array_that_was_touched_with_its_bytes_
 
 def test_faults_are_told_instead_of_that_there_are_none():
     good, bad = (kernel_summary_lines(traces(name)[0]) for name in ("kv-write", "racy-transpose"))
-    assert good[-1] == "  No races, no reads of what nobody wrote."
+    assert good[-1] == "  No races, no reads of uninitialised memory."
     assert good[-1] not in bad
     assert any(line.startswith("  race in tile: race in block 2 on tile[") for line in bad)
 

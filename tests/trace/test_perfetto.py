@@ -4,10 +4,12 @@ import json
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from minivllm.trace.events import BlockCopied, RequestPreempted, SequenceForked, StepAbandoned
 from minivllm.trace.perfetto import ENGINE, KV_CACHE, REQUESTS, to_chrome_trace, write_perfetto
 from minivllm.trace.timeline import Phase, make_timeline
+from tests.trace.interrupted_factory import interrupted_traces
 from tests.viz import trace_factory
 from tests.viz.strategies import sharing_traces, traces
 from tests.viz.trace_factory import Workload
@@ -22,7 +24,7 @@ NEEDED = {
 }
 
 
-@given(traces)
+@given(st.one_of(traces, interrupted_traces))
 def test_every_record_has_what_its_kind_needs(trace):
     for record in to_chrome_trace(trace)["traceEvents"]:
         assert {"ph", "pid", "name"} <= record.keys()
@@ -39,7 +41,7 @@ def test_no_track_has_the_number_of_its_process(trace):
         assert record.get("tid") != record["pid"]
 
 
-@given(traces)
+@given(st.one_of(traces, interrupted_traces))
 def test_slices_of_a_track_never_cross_each_other(trace):
     tracks = {}
     for record in to_chrome_trace(trace)["traceEvents"]:

@@ -22,6 +22,7 @@ from minivllm.trace.events import (
 from minivllm.trace.reader import TraceError, make_trace
 from minivllm.trace.replay import Replay, ReplayState
 from minivllm.trace.timeline import Phase, make_timeline, walk
+from tests.trace.interrupted_factory import interrupted_traces
 from tests.viz import sharing_factory, trace_factory
 from tests.viz.sharing_factory import Sharing
 from tests.viz.strategies import cut_traces, sharing_traces, traces
@@ -38,21 +39,21 @@ def filled_slots(trace, state):
     return filled
 
 
-@given(st.one_of(traces, cut_traces))
+@given(st.one_of(traces, cut_traces, interrupted_traces))
 def test_records_agree_with_the_replayed_state_after_every_step(trace):
     for (record, state), (step, replayed) in zip(walk(trace), Replay(trace).walk(), strict=True):
         assert record.step == step
         assert state.snapshot() == replayed.snapshot()
         assert record.num_used_blocks == sum(count > 0 for count in replayed.ref_counts)
         idle = [block for block in replayed.blocks.cached if not replayed.ref_counts[block]]
-        assert record.num_idle_blocks == len(idle)
+        assert record.num_evictable_blocks == len(idle)
         assert record.num_host_blocks == sum(count > 0 for count in replayed.blocks.host.ref_counts)
         assert record.num_saved_blocks == sum(count - 1 for count in replayed.ref_counts if count)
         assert (record.num_waiting, record.num_running) == (len(replayed.waiting), len(replayed.running))
         assert record.num_filled_slots == sum(filled_slots(trace, replayed).values())
 
 
-@given(st.one_of(traces, cut_traces))
+@given(st.one_of(traces, cut_traces, interrupted_traces))
 def test_spans_tell_the_phase_of_every_request_at_every_step(trace):
     timeline = make_timeline(trace)
     for record, state in walk(trace):
@@ -68,11 +69,11 @@ def test_spans_tell_the_phase_of_every_request_at_every_step(trace):
                 if here[0] is Phase.SWAPPED:
                     assert any(seq in state.blocks.host_tables for seq in state.members[request])
             elif request in state.running:
-                assert here == [Phase.HELD]
+                assert here == [Phase.PARKED]
             else:
-                # Who was held, and is let go when the step is over, was held in it.
-                is_let_go = request in record.ended and request not in record.ended_before
-                assert here == ([Phase.HELD] if is_let_go else [])
+                # A parked request that finishes when the step is over was parked in it.
+                finishes = request in record.ended and request not in record.ended_before
+                assert here == ([Phase.PARKED] if finishes else [])
 
 
 @given(traces)
@@ -122,8 +123,8 @@ def test_what_happened_to_blocks_is_what_the_events_say(trace):
         assert len(record.abandoned) == sum(isinstance(event, StepAbandoned) for event in events)
 
 
-@given(sharing_traces)
-def test_returned_blocks_were_let_go_by_their_last_reader(trace):
+@given(st.one_of(sharing_traces, interrupted_traces))
+def test_returned_blocks_were_freed_by_their_last_reader(trace):
     state = ReplayState(trace.header)
     for record, _ in walk(trace):
         freed = set()
@@ -175,7 +176,7 @@ def test_a_swapped_request_waits_as_swapped_and_goes_on_where_it_was():
 @pytest.mark.parametrize(
     "events",
     [
-        (RequestScheduled("nobody"),),
+        (RequestScheduled("unknown"),),
         (BlocksAllocated(0, (0, 0)),),
         (BlocksAllocated(0, (10_000,)),),
         (BlocksAllocated(0, (0,)), BlocksAllocated(1, (0,))),

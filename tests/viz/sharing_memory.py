@@ -52,7 +52,7 @@ class ToyMemory:
     def new(self, count):
         short = count - len(self.free)
         if short > 0:
-            self.forget(list(self.idle)[:short], "room")
+            self.forget(list(self.idle)[:short], "capacity")
         blocks = [self.free.popleft() for _ in range(count)]
         for block in blocks:
             self.refs[block] = 1

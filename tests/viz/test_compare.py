@@ -252,7 +252,7 @@ def test_held_requests_are_those_that_run_and_compute_nothing(timeline):
     held = held_by_step(timeline)
     for record, count in zip(timeline.records, held, strict=True):
         expected = sum(
-            span.phase is Phase.HELD and span.first <= record.step <= span.last
+            span.phase is Phase.PARKED and span.first <= record.step <= span.last
             for spans in timeline.spans.values()
             for span in spans
         )

@@ -126,7 +126,7 @@ def test_the_strip_adds_up(trace, data):
     strip = {s["fill"]: s["width"] for s in shapes if s["fill"] in ("filled", "wasted", "cached")}
     unit = 640 / trace.header.num_blocks
     assert strip["filled"] + strip["wasted"] == pytest.approx(unit * state.num_used_blocks, abs=0.02)
-    assert strip.get("cached", 0.0) == pytest.approx(unit * state.blocks.num_idle, abs=0.02)
+    assert strip.get("cached", 0.0) == pytest.approx(unit * state.blocks.num_evictable, abs=0.02)
 
 
 @given(traces)

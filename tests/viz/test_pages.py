@@ -101,7 +101,7 @@ def test_jumps_of_sharing_lead_where_they_say(sharing_file):
         "first prefix hit": lambda r: any(event.source == "cache" for event in r.shared),
         "first fork": lambda r: r.forked,
         "first copy-on-write": lambda r: r.copied,
-        "first eviction": lambda r: any(event.reason == "room" for event in r.evicted),
+        "first eviction": lambda r: any(event.reason == "capacity" for event in r.evicted),
         "first swap": lambda r: r.swapped_out,
     }
     for label, does in happens.items():

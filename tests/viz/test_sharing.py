@@ -201,7 +201,7 @@ def test_captions_name_everything_that_happened(moment):
     assert (" forks " in caption) == bool(record.forked)
     assert ("'s search " in caption) == bool(record.beams)
     assert ("pruned" in caption) == any(s.finish_reason == "pruned" for s in record.finished)
-    assert ("evicted to make room" in caption) == any(e.reason == "room" for e in record.evicted)
+    assert ("evicted to make room" in caption) == any(e.reason == "capacity" for e in record.evicted)
     assert ("to the host's memory" in caption) == bool(record.swapped_out)
     assert ("comes back from the swap space" in caption) == bool(record.swapped_in)
     assert ("failed" in caption) == bool(record.abandoned)

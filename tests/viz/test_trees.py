@@ -251,7 +251,7 @@ def test_each_edge_says_how_much_of_it_is_cached_and_read(trace, data, width):
     history = prefix_history(timeline)
     if len(history.edges) <= MOST_EDGES:
         assert known == len(state.blocks.cached)
-        assert idle == state.blocks.num_idle
+        assert idle == state.blocks.num_evictable
 
 
 @given(sharing_traces, st.data())

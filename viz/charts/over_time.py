@@ -122,7 +122,7 @@ def pool(timeline: Timeline, theme: int) -> Chart:
     size = timeline.trace.header.num_blocks / 100
     times = [record.start / length for record in timeline.records] + [timeline.records[-1].end / length]
     used = [record.num_used_blocks / size for record in timeline.records]
-    both = [(record.num_used_blocks + record.num_idle_blocks) / size for record in timeline.records]
+    both = [(record.num_used_blocks + record.num_evictable_blocks) / size for record in timeline.records]
     chart.axes.fill_between(
         times, [*used, used[-1]], step="post", color=chart.ink("filled"), linewidth=0, label="in use"
     )

@@ -241,10 +241,10 @@ class _BlockPool:
         self.scene.set(self.strip["wasted"], x=rounded(filled * unit), width=rounded((held - filled) * unit))
         words = f"{record.num_used_blocks:,} blocks in use, "
         if "cached" in self.strip:
-            idle = record.num_idle_blocks
+            idle = record.num_evictable_blocks
             self.scene.set(self.strip["cached"], x=rounded(held * unit), width=rounded(idle * size * unit))
             words += f"{idle:,} cached and idle, "
-        words += f"{total - record.num_used_blocks - record.num_idle_blocks:,} free"
+        words += f"{total - record.num_used_blocks - record.num_evictable_blocks:,} free"
         if held:
             words += f" · {held - filled:,} of {held:,} slots empty ({1 - filled / held:.1%})"
         self.scene.set(self.strip_text, text=words)

@@ -77,7 +77,7 @@ def _held_by_step(timeline: Timeline) -> dict[int, list[str]]:
     held: dict[int, list[str]] = {}
     for request, spans in timeline.spans.items():
         for span in spans:
-            if span.phase is Phase.HELD:
+            if span.phase is Phase.PARKED:
                 for step in range(span.first, span.last + 1):
                     held.setdefault(step, []).append(request)
     return held
@@ -119,8 +119,8 @@ def _waiting(record: StepRecord, names: Mapping[str, Name]) -> str:
 
 def _lack(event: RequestPreempted, names: Mapping[str, Name]) -> str:
     """Why somebody had to step aside."""
-    if event.lack == "place" and event.in_favour_of in names:
-        return f"The batch is full, and {names[event.in_favour_of].tag} goes first"
+    if event.shortage == "batch_slots" and event.preempted_for in names:
+        return f"The batch is full, and {names[event.preempted_for].tag} goes first"
     return "The pool is full"
 
 
@@ -140,6 +140,18 @@ def _preempted(record: StepRecord, names: Mapping[str, Name]) -> str:
                 f"{plural(event.num_computed_tokens, 'token')} again{because}."
             )
     return " ".join(sentences)
+
+
+def _rebuilt(record: StepRecord, names: Mapping[str, Name]) -> str:
+    """An interrupt came before the step was over, and the engine started again from its requests."""
+    if not record.rebuilt:
+        return ""
+    told = "The run was interrupted, and the engine rebuilt its state: all blocks are free"
+    requests = [request.request for request in record.rebuilt[-1].requests]
+    if not requests:
+        return f"{told}."
+    verb = "waits" if len(requests) == 1 else "wait"
+    return f"{told}, and {_tags(requests, names)} {verb} with nothing computed."
 
 
 def _finished(record: StepRecord, names: Mapping[str, Name]) -> str:
@@ -164,6 +176,7 @@ def _refused(record: StepRecord, names: Mapping[str, Name]) -> str:
 # In the order in which they are told. Each returns "" if it has nothing to say.
 SENTENCES: tuple[Callable[[StepRecord, Mapping[str, Name]], str], ...] = (
     _preempted,
+    _rebuilt,
     _finished,
     _arrivals,
     _admitted,
@@ -179,7 +192,7 @@ def _blocks(record: StepRecord, num_blocks: int) -> str:
     if record.returned:
         changes.append(f"{len(record.returned):,} given back")
     prefix = f"{', '.join(changes)}; " if changes else ""
-    idle = f", {record.num_idle_blocks:,} cached and idle" if record.num_idle_blocks else ""
+    idle = f", {record.num_evictable_blocks:,} cached and idle" if record.num_evictable_blocks else ""
     saved = f"; sharing saves {record.num_saved_blocks:,}" if record.num_saved_blocks else ""
     return f"{prefix}{record.num_used_blocks:,} of {num_blocks:,} blocks in use{idle}{saved}."
 

@@ -109,12 +109,12 @@ def _cached(record: StepRecord, names: Mapping[str, Name], requests: Requests, b
 
 
 def _evicted(record: StepRecord, names: Mapping[str, Name], requests: Requests, block_size: int) -> str:
-    counts = {"room": 0, "reset": 0}
+    counts = {"capacity": 0, "reset": 0}
     for event in record.evicted:
         if event.reason in counts:  # what a failed step had begun is told with it
             counts[event.reason] += len(event.blocks)
     words = []
-    if count := counts["room"]:
+    if count := counts["capacity"]:
         words.append(f"{plural(count, 'idle cached block')} {_is(count)} evicted to make room.")
     if count := counts["reset"]:
         words.append(f"The cache is emptied: {plural(count, 'idle block')} {_is(count)} forgotten.")

@@ -190,7 +190,7 @@ class _Picture:
             for number, span in enumerate(spans):
                 following = spans[number + 1] if number + 1 < len(spans) else None
                 box = draw_span(scene, span, name, y, row, self._reach(request, span, following))
-                if span.phase is Phase.HELD:
+                if span.phase is Phase.PARKED:
                     held.append(box)
                 if sign := SIGNS.get(span.phase):
                     signs.append((box[0], y + row / 2, sign))

@@ -39,7 +39,7 @@ def memory_over_time(timeline: Timeline) -> Scene:
         high = rounded(record.num_used_blocks * header.block_size / slots * HEIGHT)
         filled.append((x, bottom - low, width, low))
         empty.append((x, bottom - high, width, high - low))
-        rest = rounded(record.num_idle_blocks * header.block_size / slots * HEIGHT)
+        rest = rounded(record.num_evictable_blocks * header.block_size / slots * HEIGHT)
         idle.append((x, rounded(bottom - high - rest), width, rest))
     scene.path(bars_path(filled), fill="filled")
     scene.path(bars_path(empty), fill="wasted")

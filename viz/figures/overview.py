@@ -30,7 +30,7 @@ DOING = {
     Phase.WAITING: "waits",
     Phase.PREFILL: "prefill",
     Phase.DECODE: "decode",
-    Phase.HELD: "held",
+    Phase.PARKED: "held",
     Phase.PREEMPTED: "preempted, waits",
     Phase.SWAPPED: "swapped out, waits",
 }
@@ -110,7 +110,7 @@ class _Column:
         if request in phases:
             return phases[request]
         if any(seq in state.tables for seq in state.members[request]):
-            return Phase.HELD
+            return Phase.PARKED
         return self.preempted.get(request, Phase.WAITING)
 
     def _show(self, row: dict[str, int], sequence: SequenceState, count: int, phase: Phase) -> None:

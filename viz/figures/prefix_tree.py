@@ -363,7 +363,7 @@ class _PrefixTree:
         self.scene.set(self.shapes[number].link, d=self._link(number, is_present), **look)
 
     def _draw_title(self, state: ReplayState) -> None:
-        known, idle = len(state.blocks.cached), state.blocks.num_idle
+        known, idle = len(state.blocks.cached), state.blocks.num_evictable
         words = f"Prefix cache ({self.kind}): {plural(known, 'block')} known"
         if known:
             words += f", {known - idle:,} in use, {idle:,} idle"

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from minivllm.trace.events import BlocksCached, BlocksEvicted, BlocksShared
+from minivllm.trace.events import BlocksCached, BlocksEvicted, BlocksShared, StateRebuilt
 from minivllm.trace.replay import ReplayState
 from minivllm.trace.timeline import StepRecord, Timeline
 from viz.figures.texts import TokenTexts
@@ -100,6 +100,9 @@ class _Builder:
             match event:
                 case BlocksEvicted():
                     changes.moves += [(self.at.pop(block), block, False) for block in event.blocks]
+                case StateRebuilt():
+                    changes.moves += [(content, block, False) for block, content in self.at.items()]
+                    self.at.clear()
                 case BlocksCached():
                     self._cache(event, changes)
                 case BlocksShared() if event.source == "cache":

@@ -28,7 +28,7 @@ LOOKS: dict[Phase, tuple[str, float, str]] = {
     Phase.WAITING: ("waiting", 0.25, "waits"),
     Phase.PREFILL: ("prefill", 1.0, "prefill"),
     Phase.DECODE: ("decode", 0.6, "decode"),
-    Phase.HELD: (WASTE, 0.6, "held: keeps its place and its blocks, computes nothing"),
+    Phase.PARKED: (WASTE, 0.6, "held: keeps its place and its blocks, computes nothing"),
     Phase.PREEMPTED: ("preempted", 0.25, "× preempted, waits again"),
     Phase.SWAPPED: ("swapped", 0.4, "↑ swapped out, waits again"),
 }
@@ -60,7 +60,7 @@ def scheduler_gantt(timeline: Timeline, width: float = WIDE, screen: str = "") -
             scene.path(f"M{LEFT:g},{y:g}L{width:g},{y:g}", stroke="rule", stroke_width=0.6)
         for span in timeline.spans[request]:
             box = _draw_span(scene, span, names[request], y, row, step_width)
-            if span.phase is Phase.HELD:
+            if span.phase is Phase.PARKED:
                 held.append(box)
             if sign := SIGNS.get(span.phase):
                 signs.append((LEFT + span.first * step_width, y + row / 2, sign))

@@ -58,7 +58,7 @@ def both(run: Run, other: Run) -> None:
     if first.trace.header.clock != second.trace.header.clock:
         st.warning(CLOCKS)
     held = any(
-        span.phase is Phase.HELD
+        span.phase is Phase.PARKED
         for side in (first, second)
         for spans in side.spans.values()
         for span in spans
@@ -119,7 +119,7 @@ def _jumps(run: Run, other: Run, moments: list[Moment]) -> list[Jump]:
         return next(index for index, moment in enumerate(moments) if moment.steps[side] >= step)
 
     def first_held(side: int) -> int | None:
-        held = [s.first for spans in sides[side].spans.values() for s in spans if s.phase is Phase.HELD]
+        held = [s.first for spans in sides[side].spans.values() for s in spans if s.phase is Phase.PARKED]
         return first(side, min(held, default=None))
 
     def first_padded(side: int) -> int | None:

@@ -109,7 +109,7 @@ def simulate(
         seed=seed,
         max_model_len=config.max_model_len,
     )
-    recorder = Recorder(trace, most_steps=trace_steps) if trace else None
+    recorder = Recorder(trace, max_steps=trace_steps) if trace else None
     console = Console()
     cluster, metrics = setting.make_cluster(recorder)
     began = perf_counter()

@@ -218,7 +218,7 @@ def test_a_histogram_knows_every_percentile_within_two_percent(values, share):
 
 def test_a_recorder_of_the_beginning_stops_by_itself(tmp_path):
     path = tmp_path / "beginning.jsonl"
-    recorder = Recorder(path, most_steps=7)
+    recorder = Recorder(path, max_steps=7)
     cluster, metrics = cluster_of(ROOMY, 1, recorder=recorder)
     cluster.run(Listed([make_request(n, 5, 9, n * TICK) for n in range(9)]))
     trace = read_trace(path)
