@@ -1,8 +1,8 @@
 """What one sequence remembers for the sake of its next token: plain Python, no tensors.
 
 Every output has a random stream of its own, and the token at position i is drawn with its i-th number. So
-its tokens depend on its seed and its own past, and never on the other requests of the batch, on how its prompt
-was cut into chunks, or on whether it was preempted, or its step interrupted, in between.
+its tokens depend on its seed and its own past, and never on the other requests of the batch, on how its
+prompt was cut into chunks, or on whether it was preempted, or its step interrupted, in between.
 
 Read next: `sampler.py`.
 """
@@ -44,9 +44,8 @@ class SamplingState:
         self.params = params
         self.sequence = sequence
         self.fallback_seed = fallback_seed
-        self._random = Random()
-        self._num_drawn = 0  # numbers taken from the stream
-        self._uniform = 0.0  # the last of them
+        self._random: Random | None = None
+        self._numbers: list[float] = []  # taken from the stream so far
         # vLLM holds the end-of-sequence tokens back even where `ignore_eos` would let them pass.
         self._ending = sorted({*(params.stop_token_ids or ()), *eos_token_ids})
         self._bad_words = _bad_word_tokens(params.bad_words or (), tokenizer)
@@ -77,14 +76,11 @@ class SamplingState:
     def next_uniform(self) -> float:
         """The number in [0, 1) for the next position: the same again if its token was never appended."""
         position = len(self.sequence.token_ids) - self.sequence.num_prompt_tokens
-        if position < self._num_drawn - 1:  # the output begins again
-            self._num_drawn = 0
-        if self._num_drawn == 0:
+        if self._random is None:
             self._random = Random(self.fallback_seed if self.params.seed is None else self.params.seed)
-        while self._num_drawn <= position:
-            self._uniform = self._random.random()
-            self._num_drawn += 1
-        return self._uniform
+        while len(self._numbers) <= position:
+            self._numbers.append(self._random.random())
+        return self._numbers[position]
 
     def banned_token_ids(self) -> list[int]:
         """Tokens that must not come next: endings before `min_tokens`, and the last token of a bad word."""

@@ -110,7 +110,6 @@ class Engine:
         self._sleep = sleep
         self._emit = emit = make_emit([*([recorder] if recorder else []), *sinks])
         self._is_busy = False  # left True by an interrupt: something may be half-done
-        self._num_rebuilds = 0
         self._outbox = Outbox([], [])
         self._late: list[RequestOutput] = []
         self.core = EngineCore(
@@ -254,7 +253,10 @@ class Engine:
 
     def reset_prefix_cache(self) -> bool:
         """Forget all cached prefixes that no request uses. Returns whether nothing is left in the cache."""
+        self._settle()
+        self._is_busy = True
         self.core.reset_prefix_cache()
+        self._is_busy = False
         return not self.requests
 
     def has_unfinished_requests(self) -> bool:
@@ -284,9 +286,7 @@ class Engine:
             One output for each request that got a token (or, with `output_kind=FINAL_ONLY` and for beam
             searches, that finished); empty if there is nothing to do.
         """
-        if self._is_busy:
-            self._settle()
-        self._outbox = Outbox([], [])  # the caller has got what was in it
+        self._settle()
         self._is_busy = True
         began = self._clock()
         try:
@@ -379,14 +379,14 @@ class Engine:
         A request that the core no longer has was finished or aborted; one that only the core has was about
         to be added. The outputs of all others are made again from their tokens.
         """
-        now, core = self._clock(), self.core
-        core.settle(now, is_suspect=self._is_busy)
-        if core.num_rebuilds == self._num_rebuilds:
+        if not self._is_busy:
+            self._outbox = Outbox([], [])  # the caller has come back, so it has got what was in it
             return
+        now, core = self._clock(), self.core
+        core.settle(now, is_suspect=True)
         for state in self._outbox.states:
             state.outputs.mark_sent()
         self._late = self._outbox.outputs or self._late
-        self._is_busy = True
         for request_id, state in tuple(self.requests.items()):
             if request_id in core.requests:
                 state.rewind()
@@ -397,7 +397,6 @@ class Engine:
         for request_id in tuple(core.requests):
             if request_id not in self.requests:
                 core.abort(request_id, now)
-        self._num_rebuilds = core.num_rebuilds
         self._is_busy = False
 
     def _leave_late(self, request_id: str, state: RequestState, now: float) -> None:

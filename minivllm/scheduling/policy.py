@@ -8,8 +8,8 @@ can use of the step's token budget:
                                                                   D waits    slot, blocks, budget? admitted
 
 Limits (slots of the batch, token budget, blocks, the length of the model) are kept by the scheduler and
-never by the policy: a wrong policy can be slow, and cannot be unsafe. If it names no request although there is
-work, the scheduler falls back to the order of arrival for that step.
+never by the policy: a wrong policy can be slow, and cannot be unsafe. If it names no request although there
+is work, the scheduler falls back to the order of arrival for that step.
 
 A policy of one's own is a class with one method, in a file of one's own:
 

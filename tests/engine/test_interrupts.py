@@ -132,23 +132,32 @@ def test_an_interrupt_between_any_two_lines_loses_nothing(data, work):
     assert play.engine.cache.num_free_blocks == play.engine.config.num_blocks, "every block comes back"
 
 
-def test_a_streamed_output_that_was_interrupted_is_told_once_and_whole():
+def stream(interrupt_at):
+    """The tokens that a caller is given who streams two outputs, and the number of lines of the fourth step."""
     params = SamplingParams(n=2, seed=3, max_tokens=9, output_kind=RequestOutputKind.DELTA)
-    for at in range(1, 700, 7):
-        engine = make_engine()
-        engine.add_request("it", [1, 2, 3], params)
-        told = {0: [], 1: []}
+    engine = make_engine()
+    engine.add_request("it", [1, 2, 3], params)
+    told = {0: [], 1: []}
+    endings = []
+    with Interrupt(0) as counter:
+        pass
+    for number in range(100):
+        outputs = []
+        if number == 3:
+            with Interrupt(interrupt_at) as counter:
+                outputs = engine.step()
+        elif engine.has_unfinished_requests():
+            outputs = engine.step()
+        for output in outputs:
+            for item in output.outputs:
+                told[item.index] += item.token_ids
+                endings += [item.index] * item.finished()
+    assert sorted(endings) == [0, 1], "each end is told once"
+    return told, counter.num_lines
 
-        def note(outputs, told=told):
-            for output in outputs:
-                for item in output.outputs:
-                    told[item.index] += item.token_ids
 
-        for _ in range(4):
-            note(engine.step())
-        with Interrupt(at):
-            note(engine.step())
-        while engine.has_unfinished_requests():
-            note(engine.step())
-        alone = [list(tokens) for tokens in told.values()]
-        assert [len(tokens) for tokens in alone] == [9, 9] or at > 0
+def test_a_streamed_output_whose_step_was_interrupted_is_told_once_and_whole():
+    whole, num_lines = stream(0)
+    assert [len(tokens) for tokens in whole.values()] == [9, 9] and num_lines > 100
+    for line in range(1, num_lines + 1):
+        assert stream(line)[0] == whole, f"interrupted at line {line}"

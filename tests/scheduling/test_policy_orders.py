@@ -246,10 +246,8 @@ def test_a_preempted_request_ranks_behind_and_the_other_is_then_admitted(run, na
 
 
 def test_for_a_slot_and_for_blocks_the_least_important_is_preempted_and_says_for_what():
-    for limits, lack in (
-        (dict(max_num_seqs=3), "batch_slots"),
-        (dict(num_blocks=7, watermark=0.0), "blocks"),
-    ):
+    cases = ((dict(max_num_seqs=3), "batch_slots"), (dict(num_blocks=7, watermark=0.0), "blocks"))
+    for limits, shortage in cases:
         run = play(Run(replace(ROOMY, **limits), []), "priority")
         for number, priority in enumerate((2, 3, 1)):
             run.arrive(number, 5, 3, priority=priority)
