@@ -15,51 +15,35 @@ costs no more than caches: the next call finds the books half-written and rebuil
 
 Sources: Yu et al., "Orca" (OSDI 2022), section 3; the `EngineCore` of vLLM; Candea and Fox, "Crash-Only
 Software" (HotOS 2003), for recovery that is the same path as starting.
-Read next: `minivllm/scheduling/scheduler.py`.
+Read next: `minivllm/scheduling/scheduler.py`, then `lifecycle.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from minivllm.config import SchedulerConfig
+from minivllm.engine.lifecycle import Lifecycle, StepChanges
 from minivllm.memory.cache_manager import CacheManager
 from minivllm.memory.make_cache_manager import make_cache_manager
 from minivllm.scheduling.batch_state import BatchState
 from minivllm.scheduling.choose_policy import make_policy
-from minivllm.scheduling.plan import BeamStep, Sampled, StepPlan
+from minivllm.scheduling.plan import Sampled, StepPlan
 from minivllm.scheduling.policy import Pause, PolicyError, SchedulingPolicy
 from minivllm.scheduling.request import Finish, Request, RequestStatus
 from minivllm.scheduling.request import Sequence as TokenSequence
 from minivllm.scheduling.scheduler import Scheduler
 from minivllm.trace.events import (
     BatchPlanned,
-    BeamsAdvanced,
     Event,
     RebuiltRequest,
     RebuiltSequence,
     RequestQueued,
-    SequenceFinished,
-    SequenceForked,
     StateRebuilt,
     StepAbandoned,
     StepStarted,
     TokensSampled,
 )
-
-
-class StepChanges(NamedTuple):
-    """What a finished step has changed."""
-
-    grown: list[TokenSequence]
-    """The sequence that each sampled token went to, in the order of `Sampled.tokens`."""
-    forked: list[tuple[TokenSequence, TokenSequence]]
-    """Parent and child of each fork."""
-    finished: list[Request]
-    """Requests whose last sequence has ended in this step."""
-    released: list[Request]
-    """Requests that have left: the finished ones, unless they are parked until their batch is done."""
 
 
 class EngineCore:
@@ -105,6 +89,9 @@ class EngineCore:
         self.cache = self._make_cache()
         self.state = BatchState()
         self.scheduler = Scheduler(self.config, self.state, self.cache, self.policy, self._emit)
+        self.lifecycle = Lifecycle(
+            self.requests, self.state, self.cache, self.policy, self._new_seq_id, self._emit
+        )
 
     # ── requests come and go ──────────────────────────────────────────────────────────────────────────
 
@@ -146,8 +133,8 @@ class EngineCore:
         self._is_changing = True
         del self.requests[request_id]
         for sequence in request.sequences[1:]:
-            self._drop(request, sequence, Finish("abort"), now)
-        self._remove(request, request.finish or Finish("abort"), now)
+            self.lifecycle.drop(request, sequence, Finish("abort"), self.time_of(now))
+        self.lifecycle.remove(request, request.finish or Finish("abort"), self.time_of(now))
         self._is_changing = False
         return True
 
@@ -199,6 +186,7 @@ class EngineCore:
         Sequences that end leave, their request with the last of them, and their blocks come back.
         """
         self._is_changing = True
+        time, lifecycle = self.time_of(now), self.lifecycle
         self.cache.commit()
         sequences = self.state.sequences
         for item in plan.scheduled:
@@ -209,21 +197,21 @@ class EngineCore:
         for parent_id, token_id, text, is_fork, finish in sampled.tokens:
             sequence = sequences[parent_id]
             if is_fork:
-                sequence = self._fork(sequence, changes)
+                sequence = lifecycle.fork(sequence, changes)
             sequence.token_ids.append(token_id)
             changes.grown.append(sequence)
             pieces.append((sequence.seq_id, token_id, text))
             if finish is not None:
                 ended[sequence.seq_id] = finish
         for beam_step in sampled.beams:
-            pieces += self._advance_beams(beam_step, changes, now)
+            pieces += lifecycle.advance_beams(beam_step, changes, time)
             if beam_step.finish is not None:
                 beams = self.requests[beam_step.request_id].sequences
                 ended.update((beam.seq_id, beam_step.finish) for beam in beams)
         if self._emit and pieces:
             self._emit(TokensSampled(tuple(pieces)))
         if ended or self.state.num_parked:
-            self._end(ended, changes, now)
+            lifecycle.end(ended, changes, time)
         self.num_steps += 1
         self._in_flight = None
         self._is_changing = False
@@ -249,90 +237,9 @@ class EngineCore:
         self._in_flight = None
         self._is_changing = False
 
-    # ── sequences fork and end ────────────────────────────────────────────────────────────────────────
-
     def _new_seq_id(self) -> int:
         self._next_seq_id += 1
         return self._next_seq_id - 1
-
-    def _fork(self, parent: TokenSequence, changes: StepChanges) -> TokenSequence:
-        """One more sequence for the request of `parent`, which shares everything with it."""
-        request = self.requests[parent.request_id]
-        child = parent.fork(self._new_seq_id())
-        self.state.sequences[child.seq_id] = child
-        request.sequences.append(child)
-        self.cache.fork(parent.seq_id, child.seq_id)
-        changes.forked.append((parent, child))
-        if self._emit:
-            self._emit(SequenceForked(request.request_id, parent.seq_id, child.seq_id))
-        return child
-
-    def _advance_beams(self, step: BeamStep, changes: StepChanges, now: float) -> list[tuple[int, int, str]]:
-        """Give beams their next tokens: one, several (a fork for each but the first), or none (pruned)."""
-        request = self.requests[step.request_id]
-        grown: list[TokenSequence] = []
-        parents: set[int] = set()
-        for parent_id, *_ in step.kept:
-            parent = self.state.sequences[parent_id]
-            grown.append(self._fork(parent, changes) if parent_id in parents else parent)
-            parents.add(parent_id)
-        # Only now, when all have forked, may a sequence grow: a fork is its parent as it was.
-        for sequence, (_, token_id, _, _) in zip(grown, step.kept, strict=True):
-            sequence.token_ids.append(token_id)
-        if grown:  # when the search is over, the last beams stay until their request leaves
-            for beam in [beam for beam in request.sequences if beam not in grown]:
-                self._drop(request, beam, Finish("pruned"), now)
-            request.sequences[:] = grown
-        if self._emit:
-            kept = tuple(
-                (parent_id, sequence.seq_id, token_id, score, text)
-                for sequence, (parent_id, token_id, score, text) in zip(grown, step.kept, strict=True)
-            )
-            self._emit(BeamsAdvanced(step.request_id, kept, tuple(step.finished), tuple(step.rejected)))
-        return [
-            (sequence.seq_id, token_id, text)
-            for sequence, (_, token_id, _, text) in zip(grown, step.kept, strict=True)
-        ]
-
-    def _end(self, ended: dict[int, Finish], changes: StepChanges, now: float) -> None:
-        """Sequences end, and requests with the last of theirs; a static batch leaves only as a whole."""
-        for request_id in dict.fromkeys(self.state.sequences[seq_id].request_id for seq_id in ended):
-            request = self.requests[request_id]
-            for sequence in tuple(request.sequences):
-                finish = ended.get(sequence.seq_id)
-                if finish is None:
-                    continue
-                if len(request.sequences) > 1:
-                    self._drop(request, sequence, finish, now)
-                    continue
-                request.finish = finish
-                changes.finished.append(request)
-                if self.policy.releases_together:
-                    self.state.park(request, RequestStatus(finish.reason))
-                else:
-                    self._release(request, changes, now)
-        for request in self.state.take_completed_batch():
-            self._release(request, changes, now)
-
-    def _release(self, request: Request, changes: StepChanges, now: float) -> None:
-        assert request.finish is not None
-        del self.requests[request.request_id]
-        self._remove(request, request.finish, now)
-        changes.released.append(request)
-
-    def _remove(self, request: Request, finish: Finish, now: float) -> None:
-        """A request leaves, with its last sequence."""
-        sequence = request.sequences[0]
-        self.state.remove(request, RequestStatus(finish.reason))
-        self.cache.free(sequence.seq_id)
-        self._emit_finished(sequence, finish, now)
-
-    def _drop(self, request: Request, sequence: TokenSequence, finish: Finish, now: float) -> None:
-        """A sequence ends, others of its request may go on."""
-        request.sequences.remove(sequence)
-        del self.state.sequences[sequence.seq_id]
-        self.cache.free(sequence.seq_id)
-        self._emit_finished(sequence, finish, now)
 
     # ── after an interrupt ────────────────────────────────────────────────────────────────────────────
 
@@ -396,10 +303,6 @@ class EngineCore:
                 salt=request.salt,
             )
         )
-
-    def _emit_finished(self, sequence: TokenSequence, finish: Finish, now: float) -> None:
-        if self._emit:
-            self._emit(SequenceFinished(sequence.seq_id, finish.reason, self.time_of(now), finish.stop))
 
     def _emit_rebuilt(self, now: float) -> None:
         if self._emit:
