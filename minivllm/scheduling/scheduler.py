@@ -80,21 +80,22 @@ class Scheduler:
             PolicyError: the policy failed; nothing has changed.
         """
         state, running = self.state, tuple(self.state.running.values())
-        step = StepBuilder(self.config, state, self.cache, number, now, running)
+        budget = self.config.max_num_batched_tokens
+        step = StepBuilder(self.config, state, self.cache, number, now, budget, running)
         if state.waiting.entries:
             state.waiting.settle()
             step.waiting = OpenQueue(step)
         try:
-            step.order = iter(self.policy.schedule_order(step))
+            step.order = order = iter(self.policy.schedule_order(step))
         except Exception as error:
             raise PolicyError.in_method(self.policy, "schedule_order", error) from error
-        first = self._next(step.order)
+        first = self._next(order)
         if isinstance(first, Pause):
             self._pause = self._pause or first  # one pause before a step, not one after another
             if now < self._pause.until < inf and state.waiting.entries and not running:
                 return self._pause
         elif first is not None:
-            step.order = chain((first,), step.order)
+            step.order = chain((first,), order)
         return step
 
     def fill(self, step: StepBuilder) -> StepPlan:
@@ -106,6 +107,7 @@ class Scheduler:
             PolicyError: the policy failed half-way; `plan` says what has been planned until then.
         """
         self._pause = None
+        assert step.order is not None, "the step has begun"
         self._schedule_in(step.order, step)
         if not step.planned:
             self._make_progress(step)

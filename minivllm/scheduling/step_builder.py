@@ -24,10 +24,10 @@ class StepBuilder:
     Attributes:
         number: of the step.
         time: of its beginning, on the clock of `Request.arrival_time`.
+        budget: tokens that may still be planned.
         running: the batch as it was when the step began.
         waiting: the waiting requests, by rank, while one may still be admitted.
         order: the policy's order, as far as it has not been read.
-        budget: tokens that may still be planned.
         planned: what the plan computes so far.
         touched: ids of the requests that the plan computes or moves.
         preempted: ids of the requests that were preempted in this step; they are not admitted again in it.
@@ -39,18 +39,15 @@ class StepBuilder:
     cache: CacheManager
     number: int
     time: float
+    budget: int
     running: tuple[Request, ...]
     waiting: WaitingView = ()
-    order: Iterator[Request | Pause] = field(default_factory=lambda: iter(()))
-    budget: int = field(init=False)
+    order: Iterator[Request | Pause] | None = None
     planned: list[ScheduledSequence] = field(default_factory=list)
     touched: dict[str, None] = field(default_factory=dict)
     preempted: set[str] = field(default_factory=set)
     num_admitted: int = 0
     is_closed: bool = False
-
-    def __post_init__(self) -> None:
-        self.budget = self.config.max_num_batched_tokens
 
     @property
     def num_scheduled(self) -> int:
