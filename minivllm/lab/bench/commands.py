@@ -4,7 +4,7 @@
     minivllm bench --model nano                         throughput of another one
     minivllm bench --profile --model small              where the time of a step goes, beside its floors
     minivllm bench throughput --model small --threads 2
-    minivllm bench peers --model nano --repeat 5 --json peers.json
+    minivllm bench field --model nano --peer transformers --repeat 5 --json field.json
     minivllm bench field --model small --python vllm=/envs/vllm/bin/python
     minivllm bench scaling --model nano --out scaling.svg
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Measure this engine: throughput and latencies, peers, the cost of tracing, the control plane.",
+    help="Measure this engine: throughput, latencies, other engines, the cost of tracing, the control plane.",
 )
 
 Model = Annotated[
@@ -106,9 +106,6 @@ def _add_usual(kind: str, sentence: str, repeat: int = 3) -> None:
 
 
 _add_usual("throughput", "Tokens a second, each user's waiting, and where the time of a step goes.")
-_add_usual(
-    "peers", "The same requests through Hugging Face `generate` in static batches, in turns with ours."
-)
 
 
 @app.command()
@@ -127,7 +124,7 @@ def field(
     cache: Cache = None,
     timeout: Timeout = 900,
 ) -> None:
-    """Every peer that can be installed here, each in an environment of its own, in turns with ours."""
+    """The same requests through every peer that can be installed here, each in its own process, in turns."""
     from minivllm.lab.bench.field.settings import FieldSettings, parse_pythons
 
     chosen: dict[str, Any] = {}
@@ -146,9 +143,7 @@ def field(
 
 
 _add_usual("trace", "What recording a trace costs.", repeat=5)
-_add_usual(
-    "profile", "The parts of a step, each beside the time that this machine cannot do it in less than."
-)
+_add_usual("profile", "The parts of a step, each beside its floor: the least time that this machine needs.")
 _add_usual("control-plane", "What blocks, scheduling and aborts cost, however large the pool and the queue.")
 
 

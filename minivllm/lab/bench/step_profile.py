@@ -233,8 +233,8 @@ class _Floors:
 
 def _places(subject: Subject) -> list[tuple[Any, str, str]]:
     """Which functions are which part of a step."""
-    from minivllm import engine
     from minivllm.decoding.detokenizer import IncrementalDetokenizer
+    from minivllm.engine import engine
     from minivllm.executor import torch_executor
     from minivllm.executor.compiled_steps import CompiledSteps
     from minivllm.model.decoder import Decoder

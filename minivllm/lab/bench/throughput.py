@@ -10,10 +10,11 @@ file, and says what that takes.
         │                          │◄────────── TPOT · (tokens - 1) ──────────►│
         │◄────────────────────────────── end to end ──────────────────────────►│
 
-All 64 requests are there at the start, so TTFT includes the wait for a place in the batch: it says how the
-scheduler shares out the first second, not how fast one lonely prompt would be.
+All 64 requests are there at the start, so TTFT includes the wait for a slot in the batch: it says how the
+scheduler shares out the first second, not how fast a single prompt would be.
 
-Names as in vLLM's `benchmark_throughput` and `benchmark_serving`. Read next: `watch.py`, then `peers.py`.
+Names as in vLLM's `benchmark_throughput` and `benchmark_serving`.
+Read next: `watch.py`, then `field/compare.py`.
 """
 
 from __future__ import annotations

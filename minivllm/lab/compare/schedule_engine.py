@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from minivllm.config import SchedulerConfig
 from minivllm.lab.compare.schedule import World
+from minivllm.lab.subjects.real_time import play
 from minivllm.lab.subjects.settings import Settings
 from minivllm.lab.subjects.subject import Subject
-from minivllm.lab.workloads.play import play
 from minivllm.lab.workloads.workload import Workload
 from minivllm.trace.recorder import Recorder
 

@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from minivllm.config import SchedulerConfig
-from minivllm.lab.bench.shapes import SHAPES, write_checkpoint
 from minivllm.lab.subjects.settings import Settings
+from minivllm.lab.subjects.shapes import SHAPES, write_checkpoint
 from minivllm.lab.subjects.workload import BenchRequest, make_workload
 
 if TYPE_CHECKING:
