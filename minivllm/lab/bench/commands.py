@@ -9,6 +9,7 @@
     minivllm bench scaling --model nano --out scaling.svg
 
 Only parsing and printing; what is measured lives in the module of each measurement's name.
+Read next: `throughput.py`.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def _add_usual(kind: str, sentence: str, repeat: int = 3) -> None:
     app.command(kind, help=sentence)(command)
 
 
-_add_usual("throughput", "Tokens a second, each user's waiting, and where the time of a step goes.")
+_add_usual("throughput", "Tokens a second, the latency of each request, and where the time of a step goes.")
 
 
 @app.command()
@@ -163,7 +164,7 @@ def beams(
 
 @app.command("prefix-cache")
 def prefix_cache(repeat: Repeat = 3, json: Json = None, seed: Seed = DEFAULT_SEED) -> None:
-    """What looking up, holding and replacing a prefix costs, however many are known."""
+    """What looking up, acquiring and replacing a prefix costs, however many are known."""
     _measure("prefix-cache", json, _settings(None, None, repeat, 1, "auto", None, seed))
 
 

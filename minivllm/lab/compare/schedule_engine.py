@@ -1,4 +1,7 @@
-"""The real world of `schedule.py`: a model on this machine, and a fresh engine around it for every run."""
+"""The real world of `schedule.py`: a model on this machine, and a fresh engine around it for every run.
+
+Read next: `minivllm/lab/subjects/real_time.py`.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 Weights are loaded once. An executor remembers nothing between steps but cells of the cache, so one can
 serve many engines one after the other, and repetitions need not wait for a disk.
+
+Read next: `workload.py`.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def test_throughput_counts_every_token_and_its_shares_add_up(tmp_path: Path) -> 
     assert 0 < result.trace_share < 1
     assert 0 < result.waste < 1
     assert 1 <= result.mean_batch <= 3
-    # Each token is computed once, except the last of each request, which nobody needs.
+    # Each token is computed once, except the last of each request, which is not needed.
     computed = result.num_prompt_tokens + result.num_output_tokens - SMALL.requests
     assert result.mean_step_tokens * result.num_steps == pytest.approx(computed)
     assert result.num_preemptions == 0

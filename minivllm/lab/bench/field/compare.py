@@ -52,7 +52,7 @@ class Rounds:
 
 
 def run(settings: Settings, roster: Mapping[str, Peer] = PEERS) -> FieldResult:
-    """Load the model, start the peers, and let all of them compute in turns.
+    """Load the model, start the peers, and measure all of them in turns.
 
     Raises:
         ValueError: an unknown peer, a Python that is not there, or a model that cannot be loaded.

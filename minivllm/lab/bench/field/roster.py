@@ -29,7 +29,7 @@ class Peer:
     devices: tuple[str, ...] = ("cpu",)
     """Where its script can compute, in torch's words."""
     preload: str = ""
-    """A library below its environment that it wants loaded first, if it is there."""
+    """A library below its environment that is loaded first, if it is there."""
 
 
 PEERS: Mapping[str, Peer] = {
@@ -96,8 +96,8 @@ def environment(python: Path, peer: Peer, threads: int, device: str = "cpu") -> 
 
     A GPU is hidden where the comparison is made on the CPU.
 
-    How long idle threads spin is left to each library: told to sleep at once they would lose in every step
-    what is theirs by default. They all stop within the pause between two turns (`compare.py`).
+    How long idle threads spin is left to each library: made to sleep at once, they would lose in every step
+    what they have by default. They all stop within the pause between two turns (`compare.py`).
     """
     variables = {
         name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")

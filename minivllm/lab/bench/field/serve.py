@@ -16,7 +16,7 @@ A peer's script has two functions:
                           and with "is_padded" each batch is padded to its longest prompt and answer
     convert(job, folder)  only where the peer reads a format of its own: writes the model into `folder`
 
-Conversion happens once, in another process: it loads torch, whose threads have no business in this one.
+Conversion happens once, in another process: it loads torch, whose threads would disturb this one.
 What a library prints goes to standard error: between lines of JSON it would break the conversation.
 
 Read next: `transformers_peer.py`, the shortest script.
