@@ -179,8 +179,8 @@ def check_numba_cuda() -> Check:
 def check_transformers() -> Check:
     version = installed_version("transformers")
     if version is not None:
-        return Check("transformers", OK, f"{version} (only for tests and `minivllm bench peers`)")
-    advice = "pip install 'transformers>=5,<6', to run the parity tests and `minivllm bench peers`"
+        return Check("transformers", OK, f"{version} (only for tests and `minivllm bench field`)")
+    advice = "pip install 'transformers>=5,<6', to run the parity tests and `minivllm bench field`"
     return Check("transformers", EXTRA, "not installed; the engine does not need it", advice)
 
 

@@ -1,7 +1,12 @@
-"""How the pictures of this room look: thin lines, few colours, the paper's numbers in orange."""
+"""How the lab's pictures look: thin lines, few colours, the paper's numbers in orange.
+
+Read next: `figures/request_rate.py`, which draws with it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -9,12 +14,38 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 INK, MUTED, GRID, PAPER = "#1F2328", "#57606A", "#D8DCE1", "#E69F00"
 OURS = "#0072B2"
+ENDINGS = (".png", ".svg", ".pdf")
+
+
+def check_ending(path: Path, option: str = "plot", endings: Sequence[str] = ENDINGS) -> None:
+    """Raise `ValueError` unless the file's ending is that of a format for pictures."""
+    if path.suffix.lower() not in endings:
+        raise ValueError(f"{option} must be a file that ends in {', '.join(endings)}, got {str(path)!r}")
+
+
+def check_picture(path: Path) -> None:
+    """Raise `ValueError` unless a picture can be written there: before the work, and not after it."""
+    check_ending(path)
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"plot must be in a folder that exists, got {str(path)!r}")
+
+
+def write_picture(figure: Figure, path: Path) -> None:
+    """Write the picture; the file's ending says the format.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise ValueError(f"the picture cannot be written: {error}") from error
 
 
 def panels(
     count: int, *, width: float = 5.2, height: float = 3.6, columns: int | None = None
 ) -> tuple[Figure, list[Any]]:
-    """A figure with so many panels side by side, or in rows of `columns`."""
+    """A figure with `count` panels side by side, or in rows of `columns`."""
     columns = min(count, columns or count)
     num_rows = -(-count // columns)
     figure = Figure(figsize=(width * columns, height * num_rows), layout="constrained", facecolor="white")

@@ -2,6 +2,8 @@
 
 "vLLM paper" is Kwon et al., "Efficient Memory Management for Large Language Model Serving with
 PagedAttention" (SOSP 2023). Its Orca baselines are the authors' own, with a buddy allocator.
+
+Read next: `compare/differences.py`.
 """
 
 from __future__ import annotations

@@ -1,20 +1,19 @@
 """Benchmarks: what this engine costs, and where the time goes, measured rather than claimed.
 
-Each module is one question, asked of a run of the same 64 requests (`workload.py`) over a model that is
-either a real folder or a random one of a known shape (`shapes.py`):
+Each module is one question, asked of a run of the same 64 requests (`minivllm/lab/subjects/workload.py`)
+over a model that is either a real folder or a random one of a known shape (`shapes.py` beside it):
 
     throughput      how many tokens a second, how long each user waits, which part of a step takes the time
-    peers           the same requests through Hugging Face `generate`, in static batches
-    field           the same requests through every peer that can be installed, each in its own process
-    profile         the parts of a step, each beside the time that this machine cannot do it in less than
-    trace-overhead  the same run with and without a trace file
+    field           the same requests through every other engine that can be installed, in turns with ours
+    profile         the parts of a step, each beside its floor: the least time that this machine needs for it
+    trace           the same run with and without a trace file
     control-plane   what a block, a scheduling decision and an abort cost, however large the pool or the queue
     beams           beam search with shared blocks, and with a full copy at each fork
-    prefix-cache    looking up, holding and replacing prefixes, however many are known
+    prefix-cache    looking up, acquiring and replacing prefixes, however many are known
     scaling         how cost grows with batch, context, pool, queue and requests, drawn
     kernels         our kernels on a GPU, beside what the device can do
 
-Three habits keep the numbers honest. Sides that are compared take turns (A B, B A, A B …), so that a slow
+Three habits keep the numbers honest. Sides that are compared alternate (A B, B A, A B …), so that a slow
 minute hits both; medians are reported, and ratios rather than seconds; and each table says on which
 machine, with how many threads, and how many cores *other* programs used meanwhile (`timing.py`).
 
@@ -34,7 +33,6 @@ from minivllm.validation import check_choice
 
 MEASUREMENTS = {
     "throughput": "throughput",
-    "peers": "peers",
     "field": "field",
     "profile": "step_profile",
     "trace": "trace_overhead",

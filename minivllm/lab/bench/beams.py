@@ -2,7 +2,8 @@
 
 Without sharing, a fork copies the whole cache of its parent, so it costs time in proportion to the length
 and memory in proportion to the number of beams. The second weighs more: a cache of the same size holds
-fewer requests at once. So there are two pools, one with room for everybody and one in which memory decides.
+fewer requests at once. So there are two pools: in one there is room for all requests, in the other
+memory decides.
 
     shared    prompt ─┬─ beam 0        one copy of the prompt's blocks, and of all that beams have in common
                       └─ beam 1
@@ -27,6 +28,7 @@ from minivllm.lab.bench.report import Header, Section, make_header
 from minivllm.lab.bench.timing import interleaved
 from minivllm.lab.subjects.settings import Settings
 from minivllm.lab.subjects.subject import Subject, open_subject
+from minivllm.lab.subjects.workload import FIRST_ORDINARY_TOKEN
 from minivllm.memory.block_table import blocks_needed
 from minivllm.sampling_params import SamplingParams
 from minivllm.scheduling.plan import StepPlan
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
 
 BEAM_WIDTH = 4
 PROMPT_TOKENS, OUTPUT_TOKENS = 1024, 128
-FIRST_ORDINARY_TOKEN = 3
 TIGHT_REQUESTS = 2
 """The tight pool has room for this many requests if nothing is shared."""
 

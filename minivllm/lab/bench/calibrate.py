@@ -21,10 +21,10 @@ from typing import NamedTuple
 
 from minivllm.lab.simulation.cards import HardwareCard, ModelCard, model_card
 from minivllm.lab.simulation.fit import Sample, fit_card, relative_errors, samples_of
+from minivllm.lab.subjects.real_time import play
 from minivllm.lab.subjects.settings import Settings
 from minivllm.lab.subjects.subject import Subject, open_subject
 from minivllm.lab.workloads.parse import parse_workload
-from minivllm.lab.workloads.play import play
 from minivllm.trace.reader import make_trace
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.summary import percentiles

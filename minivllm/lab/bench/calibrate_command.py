@@ -1,4 +1,7 @@
-"""`minivllm calibrate`: make a hardware card of this machine."""
+"""`minivllm calibrate`: make a hardware card of this machine.
+
+Read next: `calibrate.py`.
+"""
 
 from __future__ import annotations
 

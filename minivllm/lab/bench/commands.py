@@ -4,11 +4,12 @@
     minivllm bench --model nano                         throughput of another one
     minivllm bench --profile --model small              where the time of a step goes, beside its floors
     minivllm bench throughput --model small --threads 2
-    minivllm bench peers --model nano --repeat 5 --json peers.json
+    minivllm bench field --model nano --peer transformers --repeat 5 --json field.json
     minivllm bench field --model small --python vllm=/envs/vllm/bin/python
     minivllm bench scaling --model nano --out scaling.svg
 
 Only parsing and printing; what is measured lives in the module of each measurement's name.
+Read next: `throughput.py`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Measure this engine: throughput and latencies, peers, the cost of tracing, the control plane.",
+    help="Measure this engine: throughput, latencies, other engines, the cost of tracing, the control plane.",
 )
 
 Model = Annotated[
@@ -105,10 +106,7 @@ def _add_usual(kind: str, sentence: str, repeat: int = 3) -> None:
     app.command(kind, help=sentence)(command)
 
 
-_add_usual("throughput", "Tokens a second, each user's waiting, and where the time of a step goes.")
-_add_usual(
-    "peers", "The same requests through Hugging Face `generate` in static batches, in turns with ours."
-)
+_add_usual("throughput", "Tokens a second, the latency of each request, and where the time of a step goes.")
 
 
 @app.command()
@@ -127,7 +125,7 @@ def field(
     cache: Cache = None,
     timeout: Timeout = 900,
 ) -> None:
-    """Every peer that can be installed here, each in an environment of its own, in turns with ours."""
+    """The same requests through every peer that can be installed here, each in its own process, in turns."""
     from minivllm.lab.bench.field.settings import FieldSettings, parse_pythons
 
     chosen: dict[str, Any] = {}
@@ -146,9 +144,7 @@ def field(
 
 
 _add_usual("trace", "What recording a trace costs.", repeat=5)
-_add_usual(
-    "profile", "The parts of a step, each beside the time that this machine cannot do it in less than."
-)
+_add_usual("profile", "The parts of a step, each beside its floor: the least time that this machine needs.")
 _add_usual("control-plane", "What blocks, scheduling and aborts cost, however large the pool and the queue.")
 
 
@@ -168,7 +164,7 @@ def beams(
 
 @app.command("prefix-cache")
 def prefix_cache(repeat: Repeat = 3, json: Json = None, seed: Seed = DEFAULT_SEED) -> None:
-    """What looking up, holding and replacing a prefix costs, however many are known."""
+    """What looking up, acquiring and replacing a prefix costs, however many are known."""
     _measure("prefix-cache", json, _settings(None, None, repeat, 1, "auto", None, seed))
 
 

@@ -72,7 +72,7 @@ class ControlPlane:
     """Scheduling and aborting by the number of waiting requests."""
     num_running: int
     schedule_seconds: float
-    """One `schedule` with so many running, and nobody waiting."""
+    """One `schedule` with so many running, and none waiting."""
     step: StepShare
 
     def sections(self) -> list[Section]:
@@ -177,7 +177,7 @@ def _whole(parts: Mapping[str, float]) -> float:
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """As `timeit` does: a collection in the middle would be charged to whoever happens to be running."""
+    """As `timeit` does: a collection in the middle would be charged to the call that happens to run."""
     was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()

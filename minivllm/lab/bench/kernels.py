@@ -206,9 +206,8 @@ def measure_decode(case: DecodeCase, bandwidth: float, rounds: int) -> Timing:
         cache[tables[first].long()].transpose(2, 3).flatten(1, 2)[:, : case.context].transpose(1, 2)
         for cache in (keys, values)
     ]
-    expected = scaled_dot_product_attention(
-        query[first, :, None], *(g.float().repeat_interleave(group, 1) for g in gathered)
-    )[:, :, 0]
+    key, value = (cells.float().repeat_interleave(group, 1) for cells in gathered)
+    expected = scaled_dot_product_attention(query[first, :, None], key, value)[:, :, 0]
     error = (out[first] - expected).abs().max().item()
     return Timing(str(case), seconds, case.num_bytes / bandwidth, case.num_bytes / seconds, error)
 
@@ -272,10 +271,11 @@ def _seconds(work: Callable[[], Any], rounds: int) -> float:
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
     for _ in range(2):
         work()
-    times = []
+    times: list[float] = []
+    make_event: Any = torch.cuda.Event
     for _ in range(rounds):
         flush.zero_()
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin, end = (make_event(enable_timing=True) for _ in range(2))
         begin.record()
         work()
         end.record()

@@ -48,7 +48,7 @@ def measure_limits(num_bytes: int, dtype: torch.dtype) -> Limits:
 
 
 def _products(dtype: torch.dtype, threads: int) -> Iterator[Callable[[], object]]:
-    """The same product by whoever can: a limit is what the fastest of them does."""
+    """The same product by every library that can compute it: the fastest of them is the limit."""
     x, weight = torch.ones(ROWS, SIZE, dtype=dtype), torch.ones(SIZE, SIZE, dtype=dtype)
     yield lambda: functional.linear(x, weight)
     if can_pack(dtype):

@@ -5,10 +5,10 @@ does matter a little is memory: of a hundred thousand prefixes, the one that is 
 cache. Three operations are measured, each on random prefixes:
 
     look up    match all blocks of a known prompt
-    hold       match, acquire, release: what admitting a request and letting it go costs
+    hold       match, acquire, release: what admitting a request and finishing it costs
     replace    evict as many blocks as a prompt has, and insert another prompt
 
-Both forms, each at every size, take turns. Seconds are those of one operation.
+Both forms, each at every size, are measured in turns. Seconds are those of one operation.
 
 Read next: `minivllm/memory/prefix_cache.py`.
 """
@@ -39,7 +39,7 @@ VOCAB_SIZE = 32_000
 
 
 class CacheRig:
-    """A cache of `num_prefixes` random prompts, all of them idle. A prompt has a place and keeps it."""
+    """A cache of `num_prefixes` random prompts, all of them evictable. A prompt has a place and keeps it."""
 
     def __init__(self, form: str, num_prefixes: int, seed: int) -> None:
         cache = make_prefix_cache(form, BLOCK_SIZE)

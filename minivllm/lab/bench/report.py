@@ -1,4 +1,7 @@
-"""From a result to something that people read (tables) and something that programs read (JSON)."""
+"""From a result to something that people read (tables) and something that programs read (JSON).
+
+Read next: `timing.py`.
+"""
 
 from __future__ import annotations
 

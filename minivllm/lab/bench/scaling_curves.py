@@ -3,17 +3,17 @@
 Decoding is measured on a real model, with the engine around it, at contexts of up to 16,384 tokens. To
 compute such prompts would take longer than everything else here, and nothing of it is of interest:
 
-    step 0     whole prompts ──► nobody computes them: logits are zeros    blocks are taken as ever
+    step 0     whole prompts ──► not computed: logits are zeros            blocks are allocated as ever
     step 1 …   one token each ──► the real executor, over keys and values that are random numbers
 
 How long attention takes depends on how much it reads and not on what that says; only numbers too small to be
 normal would slow arithmetic down, and random ones are not. The model's own limit of positions does not
-matter either: angles are there for as many positions as are asked for, so the limit is the engine's alone,
+matter either: the rotary angles cover as many positions as are asked for, so the limit is the engine's alone,
 and is set to what is needed. No checkpoint has to be written for it.
 
-The control plane is measured without a model: a scheduler in a steady state in which every step somebody
-leaves and somebody is admitted (`churn.py`), and whole runs of an engine whose executor computes nothing.
-Python's garbage collector rests meanwhile. It looks through everything that is alive now and then, and would
+The control plane is measured without a model: a scheduler in a steady state in which one request
+finishes and one is admitted in every step (`churn.py`), and whole runs of an engine that computes nothing.
+Python's garbage collector is off meanwhile. It looks through everything that is alive now and then, and would
 be half of the price again for each of 100,000 requests at once: that is Python's growth and not the engine's.
 
 Read next: `scaling.py` for what is expected of them.
@@ -98,7 +98,7 @@ def measure_contexts(subject: Subject, sizes: Sizes, repeat: int, seed: int) -> 
 
 
 def measure_pools(sizes: Sizes, repeat: int, seed: int) -> dict[int, float]:
-    """A scheduler step, with an arrival and a departure, by the blocks in the pool."""
+    """A scheduler step, with one request that arrives and one that finishes, by the blocks in the pool."""
     rigs = {size: QueueRig(POOL_RUNNING, 0, seed, max(SMALLEST_POOL, size)) for size in sizes.pool}
     turns = {size: partial(rig.turnover_round, POOL_PROMPT_TOKENS) for size, rig in rigs.items()}
     return _in_turns(turns, sizes.rounds * repeat)
@@ -131,7 +131,7 @@ def run_requests(count: int, seed: int) -> float:
     engine = Engine(
         SchedulerConfig(num_blocks=4 * RUN_BATCH, max_num_seqs=RUN_BATCH),
         SimulatedExecutor(_ConstantCost(), clock),
-        SimulatedSampler(),  # type: ignore[arg-type]  # nobody asks for logprobs or beams
+        SimulatedSampler(),  # type: ignore[arg-type]  # no request wants logprobs or beams
         vocab_size=RUN_VOCABULARY,
         clock=clock,
         sleep=clock.advance,
@@ -144,7 +144,7 @@ def decode_steps(subject: Subject, batch: int, context: int, num_steps: int, see
     """Seconds of so many decode steps of `batch` sequences with `context` tokens each, and a few more."""
     from minivllm.sampling_params import RequestOutputKind, SamplingParams
 
-    # One step before those that are measured, and one token left over: nobody finishes in a measured step.
+    # One step before those that are measured, and one token left over: no measured step finishes a request.
     num_tokens = num_steps + 3
     limits = replace(
         subject.limits,
@@ -182,7 +182,7 @@ def _measure_decoding(
             f"the KV cache of {subject.limits.num_blocks:,} blocks is too small to see how decoding scales: "
             f"the two smallest sizes need {sorted(blocks.values())[1]:,}"
         )
-    # A fresh engine hands blocks out from the first one on.
+    # A fresh engine allocates blocks from the first one on.
     used = min(subject.limits.num_blocks, max(blocks[size] for size in fitting))
     subject.executor.storage.cells[:, :, :used].normal_()
     samples: dict[int, list[float]] = {size: [] for size in fitting}
@@ -210,7 +210,7 @@ def _random_prompt(rng: random.Random, num_tokens: int, vocab_size: int) -> tupl
 
 
 class _NoPrefill:
-    """An executor that takes prompts for computed: whatever is in the cache are their keys and values."""
+    """An executor that computes no prompts: what the cache happens to hold are their keys and values."""
 
     def __init__(self, subject: Subject) -> None:
         self._vocab_size = subject.executor.config.vocab_size

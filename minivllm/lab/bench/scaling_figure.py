@@ -20,7 +20,7 @@ from typing import Any
 from minivllm.lab.bench.report import check_writable
 from minivllm.lab.bench.scaling import Curve, Scaling
 from minivllm.lab.bench.scaling_laws import Fit, in_words, upper_half
-from minivllm.lab.drawing import MUTED, OURS, PAPER, label, panels
+from minivllm.lab.drawing import MUTED, OURS, PAPER, check_ending, label, panels
 from minivllm.trace.summary import format_seconds
 
 ENDINGS = (".svg", ".png", ".pdf")
@@ -33,8 +33,7 @@ CHARACTERS = 40
 
 def check_picture(path: Path) -> None:
     """Raise `ValueError` unless a picture can be written there."""
-    if path.suffix.lower() not in ENDINGS:
-        raise ValueError(f"out must be a file that ends in {', '.join(ENDINGS)}, got {str(path)!r}")
+    check_ending(path, "out", ENDINGS)
     check_writable(path, "out")
 
 

@@ -64,7 +64,7 @@ CURVES = {
         "running request",
         lambda _: POOL_RUNNING,
         0.0,
-        "blocks are taken at the head of the free list and given back at its tail, however long it is",
+        "blocks are allocated from the head of the free list and freed to its tail, however long it is",
     ),
     "waiting": Expected(
         "Scheduling, by queue",
@@ -73,8 +73,8 @@ CURVES = {
         "running request",
         lambda _: QUEUE_RUNNING,
         0.0,
-        "a step looks at those whom it admits; joining and leaving the queue's heap is logarithmic, which "
-        "is next to nothing",
+        "a step looks at the requests that it admits; entering and leaving the queue's heap is logarithmic, "
+        "which is next to nothing",
     ),
     "requests": Expected(
         "Whole runs, by requests",
@@ -83,7 +83,7 @@ CURVES = {
         "request",
         float,
         1.0,
-        "a request pays for its own tokens, and for nobody else who waits or has finished",
+        "a request pays for its own tokens, and for no other request that waits or has finished",
     ),
 }
 """Name of a curve → what is predicted of it."""

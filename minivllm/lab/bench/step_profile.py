@@ -10,8 +10,8 @@ clock of the decoder that called it stands still. What is left when all parts ar
     sampling             logits / bandwidth
     all others           none: in principle they could be hidden behind the rest
 
-The gap between a part and its floor says what could be won there at most, and so where to work next.
-Read next: `limits.py`, `minivllm/trace/work.py`.
+A floor is the least time that this machine needs for a part. The gap between the two is what could be won
+there at most, and so says where to work next. Read next: `limits.py`, `minivllm/trace/work.py`.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class StepProfile:
 
 
 class Stopwatch:
-    """Adds up the time of parts; a part that calls another one waits meanwhile."""
+    """Adds up the time of parts; while a part calls another one, only the other's clock runs."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PARTS, 0.0)
@@ -99,20 +99,20 @@ class Stopwatch:
         """`call`, timed as `part`."""
 
         def timed_call(*given: Any, **named: Any) -> Any:
-            self._turn(part)
+            self._switch(part)
             try:
                 return call(*given, **named)
             finally:
-                self._turn(None)
+                self._switch(None)
 
         return timed_call
 
     def move(self, source: str, target: str, seconds: float) -> None:
-        """That time was another part's: it says so itself."""
+        """Count that time for `target` instead: a part may know its own stages."""
         self.seconds[source] -= seconds
         self.seconds[target] += seconds
 
-    def _turn(self, part: str | None) -> None:
+    def _switch(self, part: str | None) -> None:
         """Enter `part`, or leave the latest one."""
         now = perf_counter()
         if self._open:
@@ -181,19 +181,19 @@ def measure(subject: Subject, settings: Settings, scratch: Path) -> StepProfile:
 
 @contextmanager
 def _looking_inside(steps: Any, watch: Stopwatch) -> Iterator[None]:
-    """A compiled step says itself where its time went; what is left of the call was for preparing it."""
+    """A compiled step measures its own stages; what is left of the call was for preparing it."""
     if not hasattr(steps, "seconds"):
         yield
         return
     run = steps.run
 
-    def told(*given: Any) -> Any:
+    def counted_run(*given: Any) -> Any:
         logits = run(*given)
         for stage, seconds in steps.seconds.items():
             watch.move(PREPARE, STAGE_PARTS[stage], seconds)
         return logits
 
-    steps.run = told
+    steps.run = counted_run
     try:
         yield
     finally:
@@ -201,7 +201,7 @@ def _looking_inside(steps: Any, watch: Stopwatch) -> Iterator[None]:
 
 
 class _Floors:
-    """Adds up, plan by plan, what a run could not do without."""
+    """Adds up, plan by plan, the least time of each part on this machine."""
 
     def __init__(self, subject: Subject, bytes_per_second: float, flops_per_second: float) -> None:
         self._executor = subject.executor
@@ -233,8 +233,8 @@ class _Floors:
 
 def _places(subject: Subject) -> list[tuple[Any, str, str]]:
     """Which functions are which part of a step."""
-    from minivllm import engine
     from minivllm.decoding.detokenizer import IncrementalDetokenizer
+    from minivllm.engine import engine
     from minivllm.executor import torch_executor
     from minivllm.executor.compiled_steps import CompiledSteps
     from minivllm.model.decoder import Decoder

@@ -10,10 +10,11 @@ file, and says what that takes.
         │                          │◄────────── TPOT · (tokens - 1) ──────────►│
         │◄────────────────────────────── end to end ──────────────────────────►│
 
-All 64 requests are there at the start, so TTFT includes the wait for a place in the batch: it says how the
-scheduler shares out the first second, not how fast one lonely prompt would be.
+All 64 requests are there at the start, so TTFT includes the wait for a slot in the batch: it says how the
+scheduler shares out the first second, not how fast a single prompt would be.
 
-Names as in vLLM's `benchmark_throughput` and `benchmark_serving`. Read next: `watch.py`, then `peers.py`.
+Names as in vLLM's `benchmark_throughput` and `benchmark_serving`.
+Read next: `watch.py`, then `field/compare.py`.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class Throughput:
     """Part of a run's time that a recorder takes when it writes to a file."""
     peak_blocks: int
     waste: float
-    """Part of the cells in the blocks held that had no token in them, over all steps."""
+    """Part of the slots in the blocks in use that had no token in them, over all steps."""
     num_preemptions: int
     mean_batch: float
     """Sequences per step."""
@@ -255,7 +256,7 @@ def _memory_section(result: Throughput) -> Section:
     total = result.header.subject.get("num_blocks", 0)
     rows = [
         ["peak blocks in use", f"{result.peak_blocks:,} of {total:,}"],
-        ["waste: cells held without a token", percent(result.waste)],
+        ["waste: allocated slots without a token", percent(result.waste)],
         ["preemptions", f"{result.num_preemptions:,}"],
         ["peak resident memory of the process", f"{result.peak_resident_bytes / 2**20:,.0f} MiB"],
     ]

@@ -1,12 +1,12 @@
 """Taking time on a machine that others use too.
 
 One busy neighbour can make a step of 0.1 ms take 100. Nothing can be done about that from here, but three
-things can be done about the figures: let the sides of a comparison take turns, so that it hits both; quote
-medians; and note with every sample how many cores the others were using, so that a reader can tell.
+things can be done about the figures: alternate the sides of a comparison, so that it hits both; quote
+medians; and note with every sample how many cores other programs were using, so that a reader can tell.
 
     round 0   A B          round 1   B A          round 2   A B        never  A A A  B B B
 
-Source: the practice of `timeit` and of the PEERS measurements. Read next: `throughput.py`.
+Source: the practice of `timeit`. Read next: `throughput.py`.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Sample(Generic[T]):
-    """One timed call: what it returned, how long it took, and who else was busy."""
+    """One timed call: what it returned, how long it took, and how busy the rest of the machine was."""
 
     result: T
     seconds: float
     other_cores: float
-    """Cores that everybody else on this machine used meanwhile: 0 is a quiet machine."""
+    """Cores that other programs on this machine used meanwhile: 0 is a quiet machine."""
 
 
 def timed(call: Callable[[], T]) -> Sample[T]:
-    """Call it, and look at the clock and at the neighbours."""
+    """Call it, and look at the clock and at other programs."""
     busy, own, began = _busy_seconds(), _own_seconds(), perf_counter()
     result = call()
     seconds = perf_counter() - began
@@ -43,7 +43,7 @@ def timed(call: Callable[[], T]) -> Sample[T]:
 
 
 def interleaved(repeat: int, sides: Mapping[str, Callable[[], T]]) -> dict[str, list[Sample[T]]]:
-    """`repeat` samples of each side, taken in turns; every other round goes backwards."""
+    """`repeat` samples of each side, one of each in every round; every other round goes backwards."""
     samples: dict[str, list[Sample[T]]] = {name: [] for name in sides}
     for round_number in range(repeat):
         order = list(sides)[:: 1 if round_number % 2 == 0 else -1]

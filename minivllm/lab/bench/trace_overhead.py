@@ -3,13 +3,13 @@
 Two figures, since they fail differently. The *overhead* compares runs with runs, so it includes everything,
 the building of events, the encoding, the disk; but it is a small difference of two large noisy numbers. The
 recorder's *own share* is the time that it counted itself, which is steady, but leaves out the building of
-the events by those who report them.
+the events, which the engine and the scheduler do.
 
 Against the noise, both runs go side by side, step by step, and each step is represented by its median over
 the repetitions (greedy runs of the same requests do the same work in the same step):
 
     without   step 0 │        step 1 │ step 2        │ …
-    with             │ step 0 step 1 │        step 2 │ …          turns change, so nobody always goes first
+    with             │ step 0 step 1 │        step 2 │ …          the order changes in every step
 
 Read next: `minivllm/trace/recorder.py`.
 """

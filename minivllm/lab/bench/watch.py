@@ -1,4 +1,4 @@
-"""What a run's events say about it: the parts of a step, the blocks held, the gaps between tokens.
+"""What a run's events say about it: the parts of a step, the blocks in use, the gaps between tokens.
 
 One walk over the trace, as any reader of a file could make it: the engine is not asked, and what an event
 means is known to `minivllm/trace/timeline.py` alone.

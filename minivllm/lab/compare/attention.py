@@ -8,8 +8,8 @@ What stays in shared memory is a tile of M bytes, and what passes by does so onc
 are N d / M of them, and N d numbers pass: N² d² / M. That is the paper's bound, and the exponents of a fit
 through what the kernels really did under the microscope.
 
-Of the naive kernels two numbers are counted: what their lanes ask for, N² d, and what must be moved if caches
-keep whatever one kernel has touched. FLOPs are the same for all, 4 N² d and a little: FlashAttention
+Of the naive kernels two numbers are counted: what their threads request, N² d, and what must be moved if
+caches keep all that one kernel has touched. FLOPs are the same for all, 4 N² d and a little: FlashAttention
 saves no arithmetic. That it is faster all the same is the point.
 
 Source: Dao et al. (NeurIPS 2022), theorem 2 and section 3.2. Read next: `attention_picture.py`.
@@ -43,11 +43,11 @@ class Case(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """What it did."""
+    """What the kernel did in one case."""
 
     case: Case
     asked_bytes: int
-    """Of global memory, by all lanes together."""
+    """Of global memory, requested by all threads together."""
     least_bytes: int
     """Each array once for every kernel that reads it, and once for each that writes it."""
     tile_bytes: int

@@ -1,4 +1,7 @@
-"""The comparison of attention kernels as a table and as a picture."""
+"""The comparison of attention kernels as a table and as a picture.
+
+Read next: `kernels_numba/cuda/flash_attention_2.py`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from minivllm.lab.compare.attention import KERNELS, Counted, fit, naive_formula
-from minivllm.lab.compare.memory_picture import INK, MUTED, check_picture
+from minivllm.lab.drawing import MUTED, check_picture, label, write_picture
 
 COLOURS = {"naive": "#7A7F87", "flash-attention-1": "#0072B2", "flash-attention-2": "#D55E00"}
 BOUND = "N² d² / M"
@@ -93,7 +96,7 @@ def save_picture(results: Sequence[Counted], path: Path) -> None:
     left.plot(ends, ends, color=MUTED, linewidth=0.8, linestyle=":", label=f"as many as 16 {BOUND}")
     for axis in ("x", "y"):
         getattr(left, f"set_{axis}scale")("log")
-    _label(left, "global memory, by the paper's bound", f"16 {BOUND}, bytes", "bytes that lanes ask for")
+    label(left, "global memory, by the paper's bound", f"16 {BOUND}, bytes", "bytes that threads request")
     by_length: dict[str, list[Counted]] = {kernel: [] for kernel in KERNELS}
     for result in results:
         if result.case.head_dim == 32:
@@ -103,19 +106,10 @@ def save_picture(results: Sequence[Counted], path: Path) -> None:
         right.plot([r.case.tokens for r in mine], flops, "o", color=COLOURS[kernel], label=kernel)
     right.axhline(4, color=MUTED, linewidth=0.8, linestyle=":")
     right.set_ylim(0, 6)
-    _label(right, "arithmetic", "tokens", "FLOPs / N² d")
+    label(right, "arithmetic", "tokens", "FLOPs / N² d")
     for axes in (left, right):
         axes.legend(fontsize=8, frameon=False)
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise ValueError(f"the picture cannot be written: {error}") from error
-
-
-def _label(axes: Any, title: str, x: str, y: str) -> None:
-    axes.set_title(title, fontsize=9.5, color=INK, loc="left")
-    axes.set_xlabel(x, fontsize=8.5, color=MUTED)
-    axes.set_ylabel(y, fontsize=8.5, color=MUTED)
-    axes.tick_params(labelsize=8, colors=MUTED)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+        axes.tick_params(labelsize=8, colors=MUTED)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    write_picture(figure, path)

@@ -32,7 +32,7 @@ LONGEST_OUTPUT = 256
 
 
 class ModelPlay(MemoryPlay):
-    """A play in which a model chooses. It needs a memory that holds all requests at once."""
+    """A play in which a model chooses the tokens. It needs a memory that holds all requests at once."""
 
     executor: TorchExecutor
 

@@ -1,4 +1,7 @@
-"""`minivllm compare …`: comparisons from the command line, printed as tables."""
+"""`minivllm compare …`: comparisons from the command line, printed as tables.
+
+Read next: `kv_cache.py`, the first of them.
+"""
 
 from __future__ import annotations
 
@@ -81,10 +84,11 @@ def memory(
     json: Annotated[Path | None, typer.Option("--json", help="Also write everything to this file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw it in this file (.png, .svg, .pdf).")] = None,
 ) -> None:
-    """Hand out the KV cache in six ways: what is wasted, what fits at once, what sharing saves."""
+    """Allocate the KV cache in six ways: what is wasted, what fits at once, what sharing saves."""
     from minivllm.lab.compare.memory import compare_memory
-    from minivllm.lab.compare.memory_picture import check_picture, save_picture
+    from minivllm.lab.compare.memory_picture import save_picture
     from minivllm.lab.compare.memory_report import as_data, print_comparison
+    from minivllm.lab.drawing import check_picture
     from minivllm.lab.papers import NUM_SLOTS
 
     if plot is not None:
@@ -141,17 +145,17 @@ def schedule(
     plot: Annotated[Path | None, typer.Option(help="Draw it in this file (.png, .svg, .pdf).")] = None,
 ) -> None:
     """Serve the same requests under each scheduling policy: what each gives, and what it costs."""
-    from minivllm.lab.compare.memory_picture import check_picture
     from minivllm.lab.compare.schedule import DEFAULT_POLICIES, check_policies
-    from minivllm.lab.compare.schedule_command import Wishes, run
+    from minivllm.lab.compare.schedule_command import ScheduleSettings, run
     from minivllm.lab.compare.schedule_picture import save_picture
     from minivllm.lab.compare.schedule_report import as_data, differences, print_runs
+    from minivllm.lab.drawing import check_picture
 
     chosen = check_policies(policies) if policies else list(DEFAULT_POLICIES)
     if plot is not None:
         check_picture(plot)  # before the work, not after it
     check_output_file("json", json)
-    wishes = Wishes(
+    settings = ScheduleSettings(
         model=model,
         hardware=hardware,
         workload=workload,
@@ -165,7 +169,7 @@ def schedule(
     )
     console = Console()
     with console.status("") as status:
-        title, runs = run(wishes, chosen, out, lambda what: status.update(what))
+        title, runs = run(settings, chosen, out, lambda what: status.update(what))
     console.print(title, highlight=False)
     print_runs(runs, console)
     for sentence in differences(runs):
@@ -193,7 +197,7 @@ def attention(
     """Count bytes and FLOPs of naive attention and FlashAttention under the microscope; fit exponents."""
     from minivllm.lab.compare.attention import compare_attention
     from minivllm.lab.compare.attention_picture import as_data, print_counts, save_picture
-    from minivllm.lab.compare.memory_picture import check_picture
+    from minivllm.lab.drawing import check_picture
 
     if plot is not None:
         check_picture(plot)  # before the work, not after it

@@ -60,7 +60,7 @@ def _effective(result: MemoryComparison, allocator: str) -> list[str]:
 
 
 def _rounding(result: MemoryComparison) -> list[str]:
-    """A buddy allocator's rounding is somebody's waste, and one may differ on whose."""
+    """What a buddy allocator rounds up is waste, internal or external: papers count it differently."""
     shares = result.find("single", data_set="sharegpt", allocator="buddy").played.shares
     theirs = papers.INTERNAL["buddy"]
     if abs(shares.internal - theirs) <= POINTS:
@@ -89,8 +89,8 @@ def _at_once(result: MemoryComparison, data_set: str, allocator: str) -> list[st
     elif ours > theirs:
         full = theirs * run.played.tokens_per_request / result.settings.num_slots
         line += (
-            f" Here somebody always waits; the paper's requests arrived at a fixed rate, and {theirs:.0f} of "
-            f"ours would hold tokens in {full:.0%} of the memory instead of "
+            " Here the queue is never empty; the paper's requests arrived at a fixed rate, and "
+            f"{theirs:.0f} of ours would hold tokens in {full:.0%} of the memory instead of "
             f"{run.played.shares.effective:.0%}."
         )
     else:

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import cast
 
 import torch
 
 from minivllm.config import SchedulerConfig
 from minivllm.decoding.sampler import Sampler
 from minivllm.engine.engine import Engine
+from minivllm.executor.executor import Executor
 from minivllm.executor.recompute_executor import RecomputeExecutor
 from minivllm.executor.torch_executor import TorchExecutor
 from minivllm.memory import blocks_needed
@@ -78,7 +80,8 @@ def compare_cache(
     recompute = RecomputeExecutor(without)
     vocab_size = with_cache.config.vocab_size
     prompt = torch.randint(3, vocab_size, (prompt_tokens,), generator=torch.Generator().manual_seed(seed))
-    engines = [_make_engine(executor, with_cache) for executor in (with_cache, recompute)]
+    both = (with_cache, cast(Executor, recompute))
+    engines = [_make_engine(executor, with_cache) for executor in both]
     params = SamplingParams(temperature=0, max_tokens=output_tokens, ignore_eos=True)
     for engine in engines:
         engine.add_request("it", prompt.tolist(), params)
@@ -111,7 +114,7 @@ def _make_executor(model: str | Path, num_tokens: int) -> TorchExecutor:
     return TorchExecutor.from_folder(model, num_blocks=num_blocks, block_size=BLOCK_SIZE, device="cpu")
 
 
-def _make_engine(executor: TorchExecutor | RecomputeExecutor, model: TorchExecutor) -> Engine:
+def _make_engine(executor: Executor, model: TorchExecutor) -> Engine:
     longest = model.config.max_position_embeddings
     config = SchedulerConfig(
         model.num_blocks, BLOCK_SIZE, max_num_batched_tokens=longest, max_model_len=longest

@@ -1,10 +1,10 @@
-"""What paging saves: the same requests on every way to hand out the KV cache, and what sharing adds.
+"""What paging saves: the same requests on every way to allocate the KV cache, and what sharing adds.
 
 Three questions, all answered with the real scheduler and no model (`memory_play.py`), in a memory of the size
 that the vLLM paper had for OPT-13B on an A100:
 
     1. one sequence per request    how much of the memory is effective, reserved, wasted; how many fit at once
-    2. several per request         who must copy, and how much, when sequences fork
+    2. several per request         which memory must copy, and how much, when sequences fork
     3. several, paged              how many blocks sharing saves: parallel samples, and beams
 
 Beside every answer stands the paper's. `differences.py` says why they differ, from what was measured.
@@ -65,7 +65,7 @@ class MemorySettings:
 
 @dataclass(frozen=True)
 class Run:
-    """One play: which memory, which requests, and what came of it."""
+    """One play: which memory, which requests, and the result."""
 
     data_set: str
     allocator: str
@@ -135,17 +135,11 @@ def compare_memory(
     least = max(WIDTHS) * MAX_MODEL_LEN
     if check_integer("num_slots", num_slots) < least:
         raise ValueError(
-            f"num_slots (--slots) must be at least {least:,}: whoever reserves the longest needs so many for "
-            f"one request of {max(WIDTHS)} sequences of {MAX_MODEL_LEN:,} tokens; got {num_slots:,}"
+            f"num_slots (--slots) must be at least {least:,}: a memory that reserves the longest needs so "
+            f"many for one request of {max(WIDTHS)} sequences of {MAX_MODEL_LEN:,} tokens; got {num_slots:,}"
         )
     settings = MemorySettings(requests, seed, block_size, num_slots)
-    plan = _plan()
-    runs: dict[str, list[Run]] = {"single": [], "placed_otherwise": [], "copies": [], "sharing": []}
-    for number, (group, data_set, allocator, kind, width) in enumerate(plan):
-        if progress:
-            words = "" if kind == "single" else f", {kind} {width}"
-            progress(f"{DATA_SETS[data_set].name}, {allocator}{words}", number / len(plan))
-        runs[group].append(play(settings, group, data_set, allocator, kind, width))
+    runs = _play_all(settings, progress)
     model: list[Run] = []
     residency = None
     if with_model:
@@ -167,6 +161,18 @@ def compare_memory(
         model=tuple(model),
         residency=residency,
     )
+
+
+def _play_all(settings: MemorySettings, progress: Progress | None) -> dict[str, list[Run]]:
+    """Group → its plays, of those that need no model."""
+    plan = _plan()
+    runs: dict[str, list[Run]] = {"single": [], "placed_otherwise": [], "copies": [], "sharing": []}
+    for number, (group, data_set, allocator, kind, width) in enumerate(plan):
+        if progress:
+            words = "" if kind == "single" else f", {kind} {width}"
+            progress(f"{DATA_SETS[data_set].name}, {allocator}{words}", number / len(plan))
+        runs[group].append(play(settings, group, data_set, allocator, kind, width))
+    return runs
 
 
 def _plan() -> list[tuple[str, str, str, str, int]]:
@@ -204,8 +210,8 @@ def play(settings: MemorySettings, group: str, data_set: str, allocator: str, ki
         max_model_len=settings.max_model_len,
     )
     memory = make_memory(allocator, config)
-    game = MemoryPlay(memory, config, lengths, width=width, beams=kind == "beam", seed=settings.seed)
-    return Run(data_set, allocator, kind, width, game.run())
+    one_play = MemoryPlay(memory, config, lengths, width=width, beams=kind == "beam", seed=settings.seed)
+    return Run(data_set, allocator, kind, width, one_play.run())
 
 
 def make_memory(allocator: str, config: SchedulerConfig) -> CacheManager:

@@ -2,6 +2,8 @@
 
 Above, one bar for each allocator, cut into the five kinds of slots; a diamond marks the paper's effective
 share. Below, the blocks that sharing saves; a bracket marks the paper's range from 2 to 6 sequences.
+
+Read next: `resident.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from matplotlib.figure import Figure
 from minivllm.lab import papers
 from minivllm.lab.compare.memory import ALLOCATORS, WIDTHS, MemoryComparison
 from minivllm.lab.compare.memory_report import WHAT_IS_RESERVED
+from minivllm.lab.drawing import INK, MUTED, check_picture, write_picture
 from minivllm.lab.workloads.lengths import DATA_SETS
 
 COLOURS = {
@@ -23,18 +26,8 @@ COLOURS = {
     "external": "#C9CDD3",
 }
 """Okabe and Ito's, which people with any kind of colour vision can tell apart, and a grey."""
-ENDINGS = (".png", ".svg", ".pdf")
-INK, MUTED = "#1F2328", "#57606A"
 SHADES = ("#9CC9E8", "#4C97C9", "#0072B2")
 """2, 4 and 6 sequences."""
-
-
-def check_picture(path: Path) -> None:
-    """Raise `ValueError` unless a picture can be written there."""
-    if path.suffix.lower() not in ENDINGS:
-        raise ValueError(f"plot must be a file that ends in {', '.join(ENDINGS)}, got {str(path)!r}")
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"plot must be in a folder that exists, got {str(path)!r}")
 
 
 def save_picture(result: MemoryComparison, path: Path) -> None:
@@ -50,10 +43,7 @@ def save_picture(result: MemoryComparison, path: Path) -> None:
         _draw_shares(figure.add_subplot(grid[0, column]), result, data_set, first=column == 0)
     for column, kind in enumerate(("parallel", "beam")):
         _draw_saved(figure.add_subplot(grid[1, column]), result, kind, first=column == 0)
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise ValueError(f"the picture cannot be written: {error}") from error
+    write_picture(figure, path)
 
 
 def _draw_shares(axes: Any, result: MemoryComparison, data_set: str, *, first: bool) -> None:

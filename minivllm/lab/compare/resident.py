@@ -87,6 +87,6 @@ def measure_residency(seed: int, block_size: int = 16) -> Residency:
     prompts = unseen_prompts([prompt for prompt, _ in lengths])
     play = ResidentPlay(memory, limits, lengths, prompts=prompts, wait_for_full_memory=False)
     play.executor, play.storage = TorchExecutor(executor.decoder, storage), storage
-    play.tokens = cycle(range(3, config.vocab_size))  # what is said does not matter here
+    play.tokens = cycle(range(3, config.vocab_size))  # which tokens they are does not matter here
     play.run()
     return Residency(storage.num_bytes, *play.fullest, storage.resident_bytes())

@@ -7,7 +7,7 @@ On this machine with a real model, in real time; or simulated, on hardware that 
 run leaves a trace, and two of them open side by side on the dashboard's Compare page.
 
 Policies are compared in a rush: requests arrive a fifth faster than first come, first served can serve them,
-which is measured first. Where nobody has to wait, all policies are the same.
+which is measured first. Where no request has to wait, all policies are the same.
 
 Read next: `schedule_report.py`; `minivllm/scheduling/policies.py`.
 """
@@ -40,14 +40,14 @@ PRIORITIES = 3
 
 @dataclass(frozen=True)
 class PolicyRun:
-    """What came of one policy; everything is read from its trace.
+    """The result of one policy; everything is read from its trace.
 
     Attributes:
-        mean_batch: requests in the batch, those that are held included, averaged over busy time.
+        mean_batch: requests in the batch, the parked ones included, averaged over busy time.
         mean_computed: sequences that compute something in a step, likewise.
         padding_share: of all tokens computed, those thrown away.
         fairness: Jain's index of the requests' latencies for each output token: 1 if all are treated alike.
-        same_tokens: requests that say what they say under the first policy; None in a simulation.
+        same_tokens: requests with the same tokens as under the first policy; None in a simulation.
     """
 
     policy: str
@@ -107,7 +107,7 @@ class SimulatedWorld(World):
 
 @dataclass(frozen=True)
 class Prioritised:
-    """A workload whose requests are of three priorities in turn, so that policies that look have a choice."""
+    """A workload whose requests have three priorities, one after another, so that they matter to a policy."""
 
     inner: Workload
 
@@ -135,10 +135,10 @@ def check_policies(text: str) -> list[str]:
 
 
 def sustainable_rate(world: World, workload: Workload) -> float:
-    """Requests a second that first come, first served gets done while somebody always waits.
+    """Requests a second that first come, first served gets done while its queue is never empty.
 
-    All requests are there from the start. What counts is the time until nobody waits any more; the batch
-    that runs empty afterwards would make the rate look lower than it is.
+    All requests are there from the start. What counts is the time until none waits any more; the batch that
+    runs empty afterwards would make the rate look lower than it is.
     """
     config = replace(world.config, scheduling_policy="fcfs")
     world.run(config, workload, Recorder())  # the first run of a model is slower than all others
@@ -218,11 +218,11 @@ def measure(policy: str, path: Path, same_tokens: int | None = None) -> PolicyRu
 
 
 def _batch_seconds(records: Sequence[StepRecord]) -> float:
-    """Requests in the batch, those that are held included, times seconds, over all steps that compute."""
+    """Requests in the batch, the parked ones included, times seconds, over all steps that compute."""
     total = 0.0
     running = 0
     for record in records:
-        # A record has what is left after the step; in the batch were those before it, and who joined.
+        # A record counts after the step; in the batch were those of the step before, and those admitted.
         in_batch = running + len(record.scheduled) - len(record.preempted)
         if record.batch:
             total += (record.end - record.start) * in_batch

@@ -1,4 +1,7 @@
-"""From what a user asks for to the worlds and workloads of `schedule.py`."""
+"""From the settings of a comparison to the worlds and workloads of `schedule.py`.
+
+Read next: `schedule_engine.py`.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ SIMULATED_WORKLOAD, SIMULATED_REQUESTS = "sharegpt", 400
 
 
 @dataclass(frozen=True)
-class Wishes:
+class ScheduleSettings:
     """What can be set about a comparison of policies."""
 
     model: str | None = None
@@ -67,38 +70,38 @@ class Wishes:
 
 
 def run(
-    wishes: Wishes, policies: Sequence[str], folder: Path, progress: Callable[[str], None]
+    asked: ScheduleSettings, policies: Sequence[str], folder: Path, progress: Callable[[str], None]
 ) -> tuple[str, list[PolicyRun]]:
     """Compare; returns what was compared, in words, and the runs in the order of the policies."""
-    if not (wishes.workload or "").endswith(".jsonl"):
-        wishes.make_workload(wishes.rate, 1000, 1_000_000)  # a mistake is told before a model is loaded
-    with _open_world(wishes) as (world, vocab_size):
-        rate = wishes.rate
-        if rate is None and not (wishes.workload or "").endswith(".jsonl"):
+    if not (asked.workload or "").endswith(".jsonl"):
+        asked.make_workload(asked.rate, 1000, 1_000_000)  # a mistake is told before a model is loaded
+    with _open_world(asked) as (world, vocab_size):
+        rate = asked.rate
+        if rate is None and not (asked.workload or "").endswith(".jsonl"):
             progress("how many requests a second can fcfs sustain?")
-            everything = wishes.make_workload(None, vocab_size, world.config.max_model_len)
+            everything = asked.make_workload(None, vocab_size, world.config.max_model_len)
             rate = LOAD * sustainable_rate(world, everything)
-        workload = wishes.make_workload(rate, vocab_size, world.config.max_model_len)
+        workload = asked.make_workload(rate, vocab_size, world.config.max_model_len)
         runs = compare_policies(world, policies, workload, folder, progress=progress)
     arrivals = f"{rate:,.2f} requests/s" if rate else "arrivals from the file"
     config = world.config
     title = (
         f"{world.title}: {runs[0].num_requests} requests, {arrivals}, batches of {config.max_num_seqs}, "
-        f"{config.num_blocks:,} blocks of {config.block_size}, seed {wishes.seed}"
+        f"{config.num_blocks:,} blocks of {config.block_size}, seed {asked.seed}"
     )
     return title, runs
 
 
 @contextmanager
-def _open_world(wishes: Wishes) -> Iterator[tuple[World, int]]:
+def _open_world(asked: ScheduleSettings) -> Iterator[tuple[World, int]]:
     """Where requests are served, and the size of its vocabulary."""
-    if wishes.hardware is not None:
+    if asked.hardware is not None:
         setting = Setting(
-            hardware=wishes.hardware,
-            model=wishes.model or "opt-13b",
-            max_num_seqs=wishes.max_num_seqs,
-            max_num_batched_tokens=wishes.max_num_batched_tokens,
-            num_gpu_blocks_override=wishes.num_blocks,
+            hardware=asked.hardware,
+            model=asked.model or "opt-13b",
+            max_num_seqs=asked.max_num_seqs,
+            max_num_batched_tokens=asked.max_num_batched_tokens,
+            num_gpu_blocks_override=asked.num_blocks,
         )
         cost = setting.cost_model()
         title = f"{cost.model.title} on {cost.hardware.title}, simulated"
@@ -115,14 +118,14 @@ def _open_world(wishes: Wishes) -> Iterator[tuple[World, int]]:
 
     from minivllm.lab.compare.schedule_engine import EngineWorld, limits
 
-    settings = Settings(model=wishes.model, threads=wishes.threads, num_blocks=wishes.num_blocks)
+    settings = Settings(model=asked.model, threads=asked.threads, num_blocks=asked.num_blocks)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(settings.num_threads)
         with open_subject(settings) as subject:
             config = replace(
-                limits(subject, max_num_seqs=wishes.max_num_seqs, num_blocks=wishes.num_blocks),
-                max_num_batched_tokens=wishes.max_num_batched_tokens,
+                limits(subject, max_num_seqs=asked.max_num_seqs, num_blocks=asked.num_blocks),
+                max_num_batched_tokens=asked.max_num_batched_tokens,
             )
             yield EngineWorld(subject, settings, config), subject.executor.config.vocab_size
     finally:

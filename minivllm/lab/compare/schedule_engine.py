@@ -1,4 +1,7 @@
-"""The real world of `schedule.py`: a model on this machine, and a fresh engine around it for every run."""
+"""The real world of `schedule.py`: a model on this machine, and a fresh engine around it for every run.
+
+Read next: `minivllm/lab/subjects/real_time.py`.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from minivllm.config import SchedulerConfig
 from minivllm.lab.compare.schedule import World
+from minivllm.lab.subjects.real_time import play
 from minivllm.lab.subjects.settings import Settings
 from minivllm.lab.subjects.subject import Subject
-from minivllm.lab.workloads.play import play
 from minivllm.lab.workloads.workload import Workload
 from minivllm.trace.recorder import Recorder
 

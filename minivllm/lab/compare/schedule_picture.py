@@ -1,4 +1,7 @@
-"""The comparison of policies as one picture: four small panels with the same policies on the same lines."""
+"""The comparison of policies as one picture: four small panels with the same policies on the same lines.
+
+Read next: `schedule_command.py`.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from minivllm.lab.compare.memory_picture import INK, MUTED, check_picture
 from minivllm.lab.compare.schedule import PolicyRun
+from minivllm.lab.drawing import INK, MUTED, check_picture, write_picture
 from minivllm.trace.summary import Percentiles, format_seconds
 
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#C9CDD3"
@@ -35,17 +38,14 @@ def save_picture(runs: Sequence[PolicyRun], title: str, path: Path) -> None:
     _label(axes[2], "time between tokens")
     computed = [run.mean_computed for run in runs]
     axes[3].barh(lines, computed, color=BLUE, height=0.6, label="computed")
-    held = [max(0.0, run.mean_batch - run.mean_computed) for run in runs]
+    parked = [max(0.0, run.mean_batch - run.mean_computed) for run in runs]
     axes[3].barh(
-        lines, held, left=computed, color=ORANGE, height=0.6, hatch="///", label="held", edgecolor="white"
+        lines, parked, left=computed, color=ORANGE, height=0.6, hatch="///", label="parked", edgecolor="white"
     )
     _label(axes[3], "requests in the batch, on average")
     _legend(axes[3])
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise ValueError(f"the picture cannot be written: {error}") from error
+    write_picture(figure, path)
 
 
 def _draw_latency(axes: Any, lines: Sequence[int], latencies: Sequence[Percentiles]) -> None:

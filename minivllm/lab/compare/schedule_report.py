@@ -17,9 +17,10 @@ from minivllm.lab.compare.schedule import PolicyRun
 from minivllm.trace.summary import format_seconds
 
 LEGEND = (
-    "tok/s: output tokens a second, until the last answer. in batch: requests, those included that are "
-    "finished and wait for their batch. computed: those of them that a step works on. padding: of all tokens "
-    "computed, those thrown away. fairness: Jain's index of the latencies per output token, 1 if all are "
+    "tok/s: output tokens a second, until the last answer. in batch: requests admitted, and those parked "
+    "until their whole batch is finished. computed: those of them that a step works on. padding: of all "
+    "tokens computed, those thrown away. preempted: how often a request was taken out of the batch for lack "
+    "of memory or for a better one. fairness: Jain's index of the latencies per output token, 1 if all are "
     "treated alike."
 )
 
@@ -32,7 +33,7 @@ def print_runs(runs: Sequence[PolicyRun], console: Console) -> None:
 
 
 def latency_table(runs: Sequence[PolicyRun]) -> Table:
-    """How fast, for all together and for each."""
+    """Throughput, and the latencies of single requests."""
     table = _table("Latencies: p50 · p90 · p99 (end to end: p50 · p99)")
     table.add_column("policy", overflow="fold", min_width=14)
     for column in ("tok/s", "first token", "between tokens", "end to end"):
@@ -74,7 +75,7 @@ def differences(runs: Sequence[PolicyRun]) -> list[str]:
         differ = [f"{run.num_requests - (run.same_tokens or 0)} under {run.policy}" for run in runs]
         differ = [text for text in differ if not text.startswith("0 ")]
         sentences.append(
-            f"All {runs[0].num_requests} requests say the same under every policy."
+            f"All {runs[0].num_requests} requests get the same tokens under every policy."
             if not differ
             else f"Requests that differ from {runs[0].policy} (near ties, decided by rounding): "
             + ", ".join(differ)
@@ -89,7 +90,7 @@ def differences(runs: Sequence[PolicyRun]) -> list[str]:
     if (tail := by_name.get("tail")) and (fcfs := by_name.get("fcfs")):
         change = (tail.end_to_end.p50 or 0.0) / (fcfs.end_to_end.p50 or 1.0) - 1
         sentences.append(
-            f"Letting sequences with few tokens left step aside (tail) changed the median end-to-end latency "
+            f"Preempting sequences with few tokens left (tail) changed the median end-to-end latency "
             f"by {change:+.0%}, and throughput by "
             f"{tail.output_tokens_per_second / fcfs.output_tokens_per_second - 1:+.0%}."
         )

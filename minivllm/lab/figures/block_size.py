@@ -6,8 +6,10 @@ Source: figure 18b of Kwon et al. (SOSP 2023). Read next: `preemption.py`.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
-from minivllm.lab.drawing import PAPER, label, panels
+from minivllm.lab.drawing import label, panels
+from minivllm.lab.figures.lines import BLOCK_SIZES, mark_block_sizes
 from minivllm.lab.figures.paper_numbers import BEST_BLOCK_SIZES
 from minivllm.lab.figures.request_rate import make_load
 from minivllm.lab.figures.result import Assumption, FigureResult, Row, card_assumptions
@@ -16,7 +18,6 @@ from minivllm.lab.figures.systems import one_a100
 from minivllm.lab.simulation.cards import HardwareCard, hardware_card
 from minivllm.lab.workloads.lengths import DATA_SETS
 
-BLOCK_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 RATES = {"sharegpt": 2.2, "alpaca": 45.0}
 """Requests a second: just below what is sustained with blocks of 16, so that waste shows."""
 GOOD = 1.1
@@ -70,46 +71,12 @@ def block_size(*, scale: float = 1.0, seed: int = 0) -> FigureResult:
         good = [size for size, latency in zip(BLOCK_SIZES, latencies, strict=True) if latency <= GOOD * best]
         low, high = BEST_BLOCK_SIZES[data_set]
         name = DATA_SETS[data_set].name
-        places = list(range(len(BLOCK_SIZES)))
-        one.plot(places, [1e3 * latency for latency in latencies], color="#D55E00", marker="o", linewidth=1.4)
-        one.axvspan(
-            BLOCK_SIZES.index(low) - 0.3,
-            BLOCK_SIZES.index(high) + 0.3,
-            color=PAPER,
-            alpha=0.18,
-            linewidth=0,
-            label="good in the paper",
-        )
-        one.set_xticks(places, [str(size) for size in BLOCK_SIZES])
-        one.set_ylim(0, 1.1e3 * max(latencies))
-        label(
-            one,
-            f"{name}, {RATES[data_set]:g} requests a second",
-            "tokens in a block",
-            "milliseconds for each token, on average",
-        )
-        one.legend(fontsize=8, frameon=False)
+        _draw(one, data_set, latencies)
         rows.append(Row(f"{name}: smallest good block", min(good), float(low), " tokens"))
         rows.append(Row(f"{name}: largest good block", max(good), float(high), " tokens"))
         rows.append(Row(f"{name}: blocks of 1 against the best", latencies[0] / best, None, "×"))
         rows.append(Row(f"{name}: blocks of 256 against the best", latencies[-1] / best, None, "×"))
-        if min(good) < low:
-            differences.append(
-                f"{name}: blocks of {min(good)} are good here, in the paper from {low} on. Here a small "
-                "block costs one more look-up and nothing else; the paper says that its kernel cannot use "
-                "all of the device's parallelism within a small block, which a roofline does not see."
-            )
-        if max(good) > high:
-            differences.append(
-                f"{name}: blocks up to {max(good)} are good here, in the paper up to {high}: at this rate "
-                "the slots that large blocks waste are not yet missed."
-            )
-        if max(good) < high:
-            differences.append(
-                f"{name}: blocks up to {max(good)} are good here, in the paper up to {high}: how much is "
-                "lost in the last block of a request counts only while requests wait for memory, so this "
-                "depends on the rate, which the paper does not give."
-            )
+        differences += _differences(name, good, low, high)
     return FigureResult(
         "block-size",
         "The size of a block, OPT-13B on one A100 40GB",
@@ -132,3 +99,41 @@ def block_size(*, scale: float = 1.0, seed: int = 0) -> FigureResult:
             *card_assumptions("a100-40gb"),
         ],
     )
+
+
+def _draw(axes: Any, data_set: str, latencies: list[float]) -> None:
+    """Latency by block size of one data set, and the sizes that are good in the paper."""
+    places = list(range(len(BLOCK_SIZES)))
+    axes.plot(places, [1e3 * latency for latency in latencies], color="#D55E00", marker="o", linewidth=1.4)
+    mark_block_sizes(axes, *BEST_BLOCK_SIZES[data_set], "good in the paper")
+    axes.set_ylim(0, 1.1e3 * max(latencies))
+    label(
+        axes,
+        f"{DATA_SETS[data_set].name}, {RATES[data_set]:g} requests a second",
+        "tokens in a block",
+        "milliseconds for each token, on average",
+    )
+    axes.legend(fontsize=8, frameon=False)
+
+
+def _differences(name: str, good: list[int], low: int, high: int) -> list[str]:
+    """Why block sizes are good here that are not so in the paper, and the other way round."""
+    differences = []
+    if min(good) < low:
+        differences.append(
+            f"{name}: blocks of {min(good)} are good here, in the paper from {low} on. Here a small "
+            "block costs one more look-up and nothing else; the paper says that its kernel cannot use "
+            "all of the device's parallelism within a small block, which a roofline does not see."
+        )
+    if max(good) > high:
+        differences.append(
+            f"{name}: blocks up to {max(good)} are good here, in the paper up to {high}: at this rate "
+            "the slots that large blocks waste are not yet missed."
+        )
+    if max(good) < high:
+        differences.append(
+            f"{name}: blocks up to {max(good)} are good here, in the paper up to {high}: how much is "
+            "lost in the last block of a request counts only while requests wait for memory, so this "
+            "depends on the rate, which the paper does not give."
+        )
+    return differences

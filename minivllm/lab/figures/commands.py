@@ -1,4 +1,7 @@
-"""`minivllm figures`: redraw the papers' figures."""
+"""`minivllm figures`: redraw the papers' figures.
+
+Read next: `serving.py`.
+"""
 
 from __future__ import annotations
 

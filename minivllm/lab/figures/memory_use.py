@@ -26,7 +26,7 @@ BLOCK_SIZE = 16
 COLOURS = KIND_COLOURS | {"internal": "#CC79A7"}
 """Orange is the paper's on these pages."""
 FEWEST = 100
-"""Requests; with fewer, nobody has to wait."""
+"""Requests; with fewer, none has to wait."""
 
 
 def _play(task: tuple[str, int, int]) -> Played:
@@ -75,7 +75,7 @@ def memory_use(*, scale: float = 1.0, seed: int = 0) -> FigureResult:
             if isinstance(row.paper, float) and row.differs
         ],
         [
-            Assumption("load", "somebody always waits", "what is measured is a full memory"),
+            Assumption("load", "the queue is never empty", "what is measured is a full memory"),
             Assumption("requests", f"{count}", "ShareGPT-like lengths, as in `minivllm compare memory`"),
         ],
     )

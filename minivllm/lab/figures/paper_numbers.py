@@ -6,7 +6,7 @@ Orca      Yu et al., "Orca: A Distributed Serving System for Transformer-Based G
 Anyscale  Daniel, Shen, Liang, Liaw, "How continuous batching enables 23x throughput in LLM inference while
           reducing p50 latency" (2023).
 
-The numbers for memory and batch sizes are in `minivllm/lab/papers.py`.
+The numbers for memory and batch sizes are in `minivllm/lab/papers.py`. Read next: `serving.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who steps aside for lack of memory: compute it again, or move it to the host and back?
+"""A request is preempted for lack of memory: compute its cache again, or move it to the host and back?
 
 Recomputing costs one prefill, whatever the size of a block. Swapping moves the same bytes either way, but a
 small block is a small transfer, and each transfer has a cost of its own.
@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from minivllm.lab.drawing import PAPER, label, panels
-from minivllm.lab.figures.block_size import BLOCK_SIZES
+from minivllm.lab.drawing import label, panels
+from minivllm.lab.figures.lines import BLOCK_SIZES, mark_block_sizes
 from minivllm.lab.figures.paper_numbers import COMPARABLE_PREEMPTION
 from minivllm.lab.figures.request_rate import make_load
 from minivllm.lab.figures.result import Assumption, FigureResult, Row, card_assumptions
@@ -29,6 +30,9 @@ RATE = 2.4
 SWAP_SPACE_GIB = 40.0
 COMPARABLE = 0.25
 """Two latencies are comparable if they differ by no more than a quarter."""
+
+BySize = dict[str, list[float]]
+""""swap" or "recompute" → seconds at each of `BLOCK_SIZES`."""
 
 
 def seconds_to_recompute(cost: CostModel) -> float:
@@ -61,67 +65,15 @@ def preemption(*, scale: float = 1.0, seed: int = 0) -> FigureResult:
     }
     tasks = [(size, mode, load) for mode in alone for size in BLOCK_SIZES]
     found = iter(in_parallel(_latency, tasks))
-    together = {mode: [next(found) for _ in BLOCK_SIZES] for mode in alone}
-    figure, axes = panels(2)
-    places = list(range(len(BLOCK_SIZES)))
-    for mode, colour, marker in (("swap", "#0072B2", "s"), ("recompute", "#D55E00", "o")):
-        axes[0].plot(places, [1e3 * value for value in alone[mode]], color=colour, marker=marker, label=mode)
-        latencies = [1e3 * latency for latency, _ in together[mode]]
-        axes[1].plot(places, latencies, color=colour, marker=marker, label=mode)
-    low, high = COMPARABLE_PREEMPTION
-    for one in axes:
-        one.axvspan(
-            BLOCK_SIZES.index(low) - 0.3,
-            BLOCK_SIZES.index(high) + 0.3,
-            color=PAPER,
-            alpha=0.18,
-            linewidth=0,
-            label="comparable in the paper",
-        )
-        one.set_xticks(places, [str(size) for size in BLOCK_SIZES])
-        one.legend(fontsize=8, frameon=False)
-    axes[0].set_yscale("log")
-    axes[0].set_yticks([20, 50, 100], ["20", "50", "100"])
-    axes[0].yaxis.set_minor_formatter(NullFormatter())
-    axes[1].set_ylim(0)
-    label(axes[0], f"one preemption of {SEQUENCE_TOKENS} tokens", "tokens in a block", "milliseconds")
-    label(
-        axes[1],
-        f"ShareGPT-like, {RATE:g} requests a second",
-        "tokens in a block",
-        "milliseconds for each token, on average",
-    )
-    rows = []
-    comparable = []
-    for index, size in enumerate(BLOCK_SIZES):
-        ratio = together["swap"][index][0] / together["recompute"][index][0]
-        if abs(ratio - 1) <= COMPARABLE:
-            comparable.append(size)
-        if size in (1, 16, 64, 256):
-            rows.append(
-                Row(
-                    f"blocks of {size}: one swap over one recomputation",
-                    alone["swap"][index] / alone["recompute"][index],
-                    None,
-                    "×",
-                )
-            )
-            rows.append(Row(f"blocks of {size}: end to end, swapping over recomputing", ratio, None, "×"))
-    if comparable:
-        rows.append(Row("smallest block with comparable latencies", min(comparable), float(low), " tokens"))
-    preemptions = [count for _, count in together["recompute"]]
-    differences = []
-    if comparable and min(comparable) < low:
-        differences.append(
-            f"The two are comparable from blocks of {min(comparable)} on, in the paper from {low}: how "
-            f"much a small transfer costs, {1e6 * cost.hardware.transfer_overhead_seconds:g} µs here, is "
-            "an assumption; one that costs more moves the point to larger blocks."
-        )
+    runs = {mode: [next(found) for _ in BLOCK_SIZES] for mode in alone}
+    together = {mode: [latency for latency, _ in those] for mode, those in runs.items()}
+    preemptions = [count for _, count in runs["recompute"]]
+    rows, differences = _compared(alone, together, cost)
     return FigureResult(
         "preemption",
         "Recomputing or swapping, OPT-13B on one A100 40GB",
         "Kwon et al. (SOSP 2023), figure 19",
-        figure,
+        _draw(alone, together),
         rows,
         differences,
         [
@@ -135,3 +87,59 @@ def preemption(*, scale: float = 1.0, seed: int = 0) -> FigureResult:
             *card_assumptions("a100-40gb"),
         ],
     )
+
+
+def _compared(alone: BySize, together: BySize, cost: CostModel) -> tuple[list[Row], list[str]]:
+    """Swapping over recomputing at some block sizes, and from which on the two are comparable."""
+    rows = []
+    comparable = []
+    for index, size in enumerate(BLOCK_SIZES):
+        ratio = together["swap"][index] / together["recompute"][index]
+        if abs(ratio - 1) <= COMPARABLE:
+            comparable.append(size)
+        if size in (1, 16, 64, 256):
+            rows.append(
+                Row(
+                    f"blocks of {size}: one swap over one recomputation",
+                    alone["swap"][index] / alone["recompute"][index],
+                    None,
+                    "×",
+                )
+            )
+            rows.append(Row(f"blocks of {size}: end to end, swapping over recomputing", ratio, None, "×"))
+    low, _ = COMPARABLE_PREEMPTION
+    if comparable:
+        rows.append(Row("smallest block with comparable latencies", min(comparable), float(low), " tokens"))
+    differences = []
+    if comparable and min(comparable) < low:
+        differences.append(
+            f"The two are comparable from blocks of {min(comparable)} on, in the paper from {low}: how "
+            f"much a small transfer costs, {1e6 * cost.hardware.transfer_overhead_seconds:g} µs here, is "
+            "an assumption; one that costs more moves the point to larger blocks."
+        )
+    return rows, differences
+
+
+def _draw(alone: BySize, together: BySize) -> Figure:
+    """One preemption by itself on the left, the latency of a service that preempts on the right."""
+    figure, axes = panels(2)
+    places = list(range(len(BLOCK_SIZES)))
+    for mode, colour, marker in (("swap", "#0072B2", "s"), ("recompute", "#D55E00", "o")):
+        axes[0].plot(places, [1e3 * value for value in alone[mode]], color=colour, marker=marker, label=mode)
+        latencies = [1e3 * latency for latency in together[mode]]
+        axes[1].plot(places, latencies, color=colour, marker=marker, label=mode)
+    for one in axes:
+        mark_block_sizes(one, *COMPARABLE_PREEMPTION, "comparable in the paper")
+        one.legend(fontsize=8, frameon=False)
+    axes[0].set_yscale("log")
+    axes[0].set_yticks([20, 50, 100], ["20", "50", "100"])
+    axes[0].yaxis.set_minor_formatter(NullFormatter())
+    axes[1].set_ylim(0)
+    label(axes[0], f"one preemption of {SEQUENCE_TOKENS} tokens", "tokens in a block", "milliseconds")
+    label(
+        axes[1],
+        f"ShareGPT-like, {RATE:g} requests a second",
+        "tokens in a block",
+        "milliseconds for each token, on average",
+    )
+    return figure

@@ -8,8 +8,9 @@ Source: figures 12 and 13 of Kwon et al. (SOSP 2023). Read next: `shared_prefix.
 
 from __future__ import annotations
 
-from minivllm.lab.drawing import bars, label, logarithmic, panels
+from minivllm.lab.drawing import bars, label, panels
 from minivllm.lab.figures import paper_numbers
+from minivllm.lab.figures.lines import draw_sweep, finish_sweeps
 from minivllm.lab.figures.result import Assumption, FigureResult, Row, card_assumptions
 from minivllm.lab.figures.serving import READING_PACE, Load, Point, in_parallel, measure, sustained, sweep
 from minivllm.lab.figures.systems import System, paper_systems
@@ -62,7 +63,7 @@ def measure_curves(seconds: dict[str, float], seed: int) -> Curves:
 
 
 def request_rate(*, scale: float = 1.0, seed: int = 0) -> FigureResult:
-    """Figure 12: who sustains which rate."""
+    """Figure 12: the rate that each system sustains."""
     seconds = {"sharegpt": 600.0 * scale, "alpaca": 200.0 * scale}
     curves = measure_curves(seconds, seed)
     figure, axes = panels(2)
@@ -71,24 +72,8 @@ def request_rate(*, scale: float = 1.0, seed: int = 0) -> FigureResult:
     for one, (data_set, systems) in zip(axes, curves.items(), strict=True):
         for name, points in systems.items():
             style = styles[name]
-            one.plot(
-                [point.rate for point in points],
-                [point.latency for point in points],
-                color=style.colour,
-                marker=style.marker,
-                markersize=4,
-                linewidth=1.4,
-                label=name,
-            )
-        one.axhline(READING_PACE, color="#57606A", linewidth=0.8, linestyle=":")
-        logarithmic(one)
-        one.set_ylim(0, 3 * READING_PACE)
-        label(
-            one,
-            f"OPT-13B, {DATA_SETS[data_set].name}",
-            "requests a second",
-            "seconds for each token, on average",
-        )
+            draw_sweep(one, points, name, style.colour, style.marker)
+        finish_sweeps(one, f"OPT-13B, {DATA_SETS[data_set].name}", READING_PACE, 3 * READING_PACE)
         rows += _rows(data_set, {name: sustained(points) for name, points in systems.items()})
     axes[0].legend(fontsize=8, frameon=False, loc="upper left")
     return FigureResult(
@@ -212,15 +197,15 @@ def batch_size(*, scale: float = 1.0, seed: int = 0) -> FigureResult:
 
 
 def _why(point: Point, their_batch: float) -> str:
-    """Below its sustained rate, a batch holds those who are there; above it, those who fit."""
+    """Below its sustained rate, a batch holds the requests that are there; above it, those that fit."""
     if point.latency < READING_PACE:
         return (
-            "nobody waits for memory at this rate, so by Little's law a request stays "
+            "no request waits for memory at this rate, so by Little's law a request stays "
             f"{point.batch / point.rate:.1f} s here and {their_batch / point.rate:.1f} s there. Our steps "
             "are a roofline's; an engine of 2023 took longer."
         )
     return (
-        "the memory is full at this rate. Whoever is first in line waits for a strip that is long enough, "
+        "the memory is full at this rate. The first request in the queue waits for a strip long enough, "
         "and how often that empties the batch depends on the longest answers, whose scatter is an "
         "assumption here."
     )

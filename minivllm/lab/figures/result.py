@@ -1,4 +1,7 @@
-"""What a figure is when it is done: a picture, a table of ours against theirs, and every assumption."""
+"""What a figure is when it is done: a picture, a table of ours against theirs, and every assumption.
+
+Read next: `page.py`.
+"""
 
 from __future__ import annotations
 

@@ -8,7 +8,10 @@ Source: figure 16 of Kwon et al. (SOSP 2023). Read next: `block_size.py`.
 
 from __future__ import annotations
 
-from minivllm.lab.drawing import PAPER, label, logarithmic, panels
+from typing import Any
+
+from minivllm.lab.drawing import PAPER, panels
+from minivllm.lab.figures.lines import draw_sweep, finish_sweeps
 from minivllm.lab.figures.paper_numbers import SHARED_PREFIX
 from minivllm.lab.figures.result import Assumption, FigureResult, Row, card_assumptions
 from minivllm.lab.figures.serving import READING_PACE, Load, Point, in_parallel, sustained, sweep
@@ -23,6 +26,7 @@ MODEL = "llama-2-13b"
 SENTENCE_TOKENS, SENTENCE_SIGMA, LONGEST_SENTENCE = 32, 0.6, 256
 VOCABULARY = 32000
 FIRST_RATE = 1.0
+COLOURS, MARKERS = ("#D55E00", "#E6A3A0", "#0072B2"), "o.s"
 
 
 def _load(num_prefix_tokens: int, seconds: float, seed: int) -> Load:
@@ -54,33 +58,9 @@ def shared_prefix(*, scale: float = 1.0, seed: int = 0) -> FigureResult:
     figure, axes = panels(2)
     rows = []
     for one, (tokens, claim) in zip(axes, SHARED_PREFIX.items(), strict=True):
-        rates = {}
-        for (name, _), colour, marker in zip(
-            lines.items(), ("#D55E00", "#E6A3A0", "#0072B2"), "o.s", strict=True
-        ):
-            points = next(found)
-            rates[name] = sustained(points)
-            one.plot(
-                [point.rate for point in points],
-                [point.latency for point in points],
-                color=colour,
-                marker=marker,
-                markersize=4,
-                linewidth=1.4,
-                label=name,
-            )
-        there = rates["Orca (oracle)"] * claim.low
-        one.axvline(there, color=PAPER, linewidth=1.5, label=f"{claim.low:g} × Orca (oracle), the paper")
-        one.axhline(READING_PACE, color="#57606A", linewidth=0.8, linestyle=":")
-        logarithmic(one)
-        one.set_ylim(0, 3 * READING_PACE)
-        label(
-            one,
-            f"a shared prefix of {tokens} tokens",
-            "requests a second",
-            "seconds for each token, on average",
-        )
-        one.legend(fontsize=7.5, frameon=False, loc="upper left")
+        sweeps = {name: next(found) for name in lines}
+        rates = {name: sustained(points) for name, points in sweeps.items()}
+        _draw(one, sweeps, tokens, rates["Orca (oracle)"], claim.low)
         ours = rates["vLLM, prefix shared"]
         rows.append(
             Row(f"{tokens} tokens: shared over Orca (oracle)", ours / rates["Orca (oracle)"], claim, "×")
@@ -111,3 +91,13 @@ def shared_prefix(*, scale: float = 1.0, seed: int = 0) -> FigureResult:
             *card_assumptions("a100-40gb"),
         ],
     )
+
+
+def _draw(axes: Any, sweeps: dict[str, list[Point]], tokens: int, oracle_rate: float, claimed: float) -> None:
+    """One length of the prefix: all lines, and where the paper's would reach the pace."""
+    for (name, points), colour, marker in zip(sweeps.items(), COLOURS, MARKERS, strict=True):
+        draw_sweep(axes, points, name, colour, marker)
+    there = oracle_rate * claimed
+    axes.axvline(there, color=PAPER, linewidth=1.5, label=f"{claimed:g} × Orca (oracle), the paper")
+    finish_sweeps(axes, f"a shared prefix of {tokens} tokens", READING_PACE, 3 * READING_PACE)
+    axes.legend(fontsize=7.5, frameon=False, loc="upper left")

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import exp, log1p
+from typing import Any
 
-from minivllm.lab.drawing import PAPER, label, logarithmic, panels
+from minivllm.lab.drawing import PAPER, label, panels
+from minivllm.lab.figures.lines import finish_sweeps
 from minivllm.lab.figures.paper_numbers import ANYSCALE, ANYSCALE_KERNELS, ORCA, ORCA_RATES
 from minivllm.lab.figures.result import Assumption, FigureResult, Row, card_assumptions
 from minivllm.lab.figures.serving import (
@@ -82,14 +84,7 @@ def anyscale(*, scale: float = 1.0, seed: int = 0) -> FigureResult:
     found = iter(in_parallel(_serve, tasks))
     runs = {name: [next(found) for _ in LONGEST_ANSWERS] for name in LINES}
     figure, (one, two) = panels(2)
-    places = list(range(len(LONGEST_ANSWERS)))
-    for name, metrics in runs.items():
-        speeds = [run.output_tokens_per_second for run in metrics]
-        one.plot(places, speeds, color=COLOURS[name], marker="o", label=name)
-    one.set_xticks(places, [str(longest) for longest in LONGEST_ANSWERS])
-    one.set_ylim(0)
-    label(one, "OPT-13B, prompts of 512 tokens", "longest answer, tokens", "output tokens a second")
-    one.legend(fontsize=8, frameon=False)
+    _draw_speeds(one, runs)
     rows, differences = [], []
     for place, name in enumerate(("continuous", "paged")):
         gap = max(
@@ -106,19 +101,7 @@ def anyscale(*, scale: float = 1.0, seed: int = 0) -> FigureResult:
                 f"{ANYSCALE_KERNELS:g}× as fast. All sides have the same kernels here, so the row above, "
                 "theirs divided by that, is the one to compare."
             )
-        two.bar([place], [gap], width=0.5, color=COLOURS[name])
-        for height, style, told in (
-            (claim.high, "-", "Anyscale, up to"),
-            (claim.high / ANYSCALE_KERNELS, ":", "the same, over static batches in FasterTransformer"),
-        ):
-            two.plot(
-                [place - 0.35, place + 0.35],
-                [height] * 2,
-                color=PAPER,
-                linewidth=2.5,
-                linestyle=style,
-                label=None if place else told,
-            )
+        _draw_gap(two, place, name, gap)
     rows.append(
         Row(
             "of the rows that static batches compute, thrown away (longest answers)",
@@ -133,10 +116,7 @@ def anyscale(*, scale: float = 1.0, seed: int = 0) -> FigureResult:
         for row in rows
         if isinstance(row.paper, float) and row.differs
     ]
-    two.set_xticks([0, 1], ["continuous", "paged (vLLM)"])
-    two.set_ylim(0, 30)
-    two.legend(fontsize=8, frameon=False, loc="upper left")
-    label(two, "times the throughput of static batching, most", "", "×")
+    _finish_gaps(two)
     return FigureResult(
         "anyscale",
         "Continuous against static batching: Anyscale's experiment",
@@ -157,6 +137,42 @@ def anyscale(*, scale: float = 1.0, seed: int = 0) -> FigureResult:
             *card_assumptions("a100-40gb"),
         ],
     )
+
+
+def _draw_speeds(axes: Any, runs: dict[str, list[Metrics]]) -> None:
+    """Throughput by the longest answer."""
+    places = list(range(len(LONGEST_ANSWERS)))
+    for name, metrics in runs.items():
+        speeds = [run.output_tokens_per_second for run in metrics]
+        axes.plot(places, speeds, color=COLOURS[name], marker="o", label=name)
+    axes.set_xticks(places, [str(longest) for longest in LONGEST_ANSWERS])
+    axes.set_ylim(0)
+    label(axes, "OPT-13B, prompts of 512 tokens", "longest answer, tokens", "output tokens a second")
+    axes.legend(fontsize=8, frameon=False)
+
+
+def _draw_gap(axes: Any, place: int, name: str, gap: float) -> None:
+    """A bar of ours, and Anyscale's two marks across it; the first bar's are named in the legend."""
+    axes.bar([place], [gap], width=0.5, color=COLOURS[name])
+    for height, style, told in (
+        (ANYSCALE[name].high, "-", "Anyscale, up to"),
+        (ANYSCALE[name].high / ANYSCALE_KERNELS, ":", "the same, over static batches in FasterTransformer"),
+    ):
+        axes.plot(
+            [place - 0.35, place + 0.35],
+            [height] * 2,
+            color=PAPER,
+            linewidth=2.5,
+            linestyle=style,
+            label=None if place else told,
+        )
+
+
+def _finish_gaps(axes: Any) -> None:
+    axes.set_xticks([0, 1], ["continuous", "paged (vLLM)"])
+    axes.set_ylim(0, 30)
+    axes.legend(fontsize=8, frameon=False, loc="upper left")
+    label(axes, "times the throughput of static batching, most", "", "×")
 
 
 def _orca_setting(name: str) -> Setting:
@@ -203,15 +219,7 @@ def orca(*, scale: float = 1.0, seed: int = 0) -> FigureResult:
             rows.append(Row(f"{name}: requests/s at 190 ms", rates[name], ORCA_RATES[name]))
     if len(rates) == 2:
         rows.append(Row("continuous over static", rates["continuous"] / rates["static"], ORCA, "×"))
-    one.axhline(ORCA_PACE, color="#57606A", linewidth=0.8, linestyle=":")
-    logarithmic(one)
-    one.set_ylim(0, 0.6)
-    label(
-        one,
-        "175 billion parameters on 16 A100s (8 × 2)",
-        "requests a second",
-        "seconds for each token, on average",
-    )
+    finish_sweeps(one, "175 billion parameters on 16 A100s (8 × 2)", ORCA_PACE, 0.6)
     one.legend(fontsize=8, frameon=False)
     return FigureResult(
         "orca",

@@ -1,12 +1,12 @@
 """A data centre in one loop: arrivals and ends of steps, in the order of their times.
 
-    t = 3.07 s   replica 5 finishes a step        its requests get their tokens, some leave
+    t = 3.07 s   replica 5 finishes a step        its requests get their tokens, some finish
                  a request arrives                the router sends it to replica 5
                  replica 5 begins its next step   it will be over at t = 3.11 s
 
 At each moment first the steps end, then requests arrive, then steps begin: so a request that arrives as a
-step ends joins the next one, as it would in the engine. Nothing is kept but what is under way, so a million
-requests need no more memory than a thousand.
+step ends can be in the next one, as it would be in the engine. Nothing is kept but what is under way, so a
+million requests need no more memory than a thousand.
 
 Source: a discrete-event simulation as in any textbook. Read next: `router.py`.
 """
@@ -30,7 +30,7 @@ class Cluster:
 
     Args:
         replicas: they may be different from each other.
-        router: who gets what.
+        router: chooses the replica of each request.
     """
 
     def __init__(self, replicas: Sequence[Replica], router: Router | None = None) -> None:
@@ -41,7 +41,7 @@ class Cluster:
         self._ends: list[tuple[float, int]] = []  # (when its step or its pause ends, replica)
         self._due: dict[int, float] = {}  # the valid one of each: a pause may end earlier than announced
         self._ready: dict[int, None] = {}  # replicas to begin a step at this moment
-        self._called: list[tuple[float, int, WorkloadRequest]] = []  # requests that others have called forth
+        self._follow_ups: list[tuple[float, int, WorkloadRequest]] = []  # what finished requests have led to
         self._order = count()
 
     def run(
@@ -56,12 +56,12 @@ class Cluster:
         `progress` is told of the number of requests that have arrived, now and then.
         """
         arrivals = workload.arrivals()
-        following = next(arrivals, None)
+        arriving = next(arrivals, None)
         num_arrived = 0
         while True:
             time = min(
-                following.arrival_seconds if following else inf,
-                self._called[0][0] if self._called else inf,
+                arriving.arrival_seconds if arriving else inf,
+                self._follow_ups[0][0] if self._follow_ups else inf,
                 self._ends[0][0] if self._ends else inf,
             )
             if time == inf or time > most_seconds:
@@ -70,14 +70,14 @@ class Cluster:
                 end, index = heappop(self._ends)
                 if self._due.get(index) == end:
                     self._finish(index, time, workload)
-            while following and following.arrival_seconds <= time:
-                self._arrive(following, time)
-                following = next(arrivals, None)
+            while arriving and arriving.arrival_seconds <= time:
+                self._arrive(arriving, time)
+                arriving = next(arrivals, None)
                 num_arrived += 1
                 if progress and num_arrived % 1000 == 0:
                     progress(num_arrived)
-            while self._called and self._called[0][0] <= time:
-                self._arrive(heappop(self._called)[2], time)
+            while self._follow_ups and self._follow_ups[0][0] <= time:
+                self._arrive(heappop(self._follow_ups)[2], time)
             self._begin(time)
 
     def _finish(self, index: int, time: float, workload: Workload) -> None:
@@ -87,12 +87,12 @@ class Cluster:
         del self._due[index]
         for request in replica.finish():
             answer = [SAMPLED_TOKEN] * request.num_output_tokens
-            called = workload.after(request, time, answer)
-            if called is not None:
-                arrival = max(called.arrival_seconds, time)
-                if arrival != called.arrival_seconds:
-                    called = replace(called, arrival_seconds=arrival)
-                heappush(self._called, (arrival, next(self._order), called))
+            follow_up = workload.after(request, time, answer)
+            if follow_up is not None:
+                arrival = max(follow_up.arrival_seconds, time)
+                if arrival != follow_up.arrival_seconds:
+                    follow_up = replace(follow_up, arrival_seconds=arrival)
+                heappush(self._follow_ups, (arrival, next(self._order), follow_up))
 
     def _arrive(self, request: WorkloadRequest, time: float) -> None:
         index = self.router.choose(request, self.replicas)

@@ -1,4 +1,7 @@
-"""`minivllm simulate`: the engine's scheduler and memory, on a data centre that is not here."""
+"""`minivllm simulate`: the engine's scheduler and memory, on a data centre that is not here.
+
+Read next: `minivllm/lab/figures/serving.py`.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,7 @@ def simulate(
     rate: Annotated[float | None, typer.Option(help="Requests a second; all at once if left out.")] = None,
     burstiness: Annotated[float, typer.Option(help="1 is Poisson, more comes in bursts.")] = 1.0,
     users: Annotated[
-        int | None, typer.Option(help="A closed loop: so many users who wait for their answers.")
+        int | None, typer.Option(help="A closed loop of so many users, each with one request at a time.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the workload.")] = 0,
     replicas: Annotated[int, typer.Option(help="Engines behind one router.")] = 1,
@@ -152,7 +155,7 @@ def _pool(num_blocks: int, block_size: int) -> str:
 
 
 def facts(metrics: Metrics) -> list[tuple[str, str]]:
-    """What came of it, in words."""
+    """The results, in words."""
     refused = f", {metrics.num_refused:,} refused: they could never fit" if metrics.num_refused else ""
     rows = [
         ("requests", f"{metrics.num_finished:,} of {metrics.num_arrived:,} served{refused}"),

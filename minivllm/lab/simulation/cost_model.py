@@ -50,8 +50,8 @@ class CostModel:
     Attributes:
         tensor_parallel_size, pipeline_parallel_size: devices = their product.
         block_size: tokens per block, for copies and swaps.
-        decode_weight_dtype: weights of steps in which everybody computes a single token, if they are kept a
-            second time in fewer bits (precision by phase); None reads the same ones as every other step.
+        decode_weight_dtype: weights of steps in which each sequence computes a single token, if they are kept
+            a second time in fewer bits (precision by phase); None reads the same ones as every other step.
     """
 
     hardware: HardwareCard

@@ -5,13 +5,13 @@ The cost of a step is a sum of a few terms, each an amount of work times an unkn
     seconds ≈ step + sequences · s + max( linear FLOPs / F, weights / B )
                                    + max( attention FLOPs / F, keys and values / A )
 
-Five prices. (A price of tokens would be a sixth, but nobody can tell it from that of their FLOPs.) Start with
+Five prices. (A price of tokens would be a sixth, but no fit can tell it from that of their FLOPs.) Start with
 a guess, make each a little larger or smaller, and keep what makes the error less; first in large strides,
 then in smaller ones. What is made small is the *relative* error, so that a decode of 2 ms matters as much as
 a prefill of 200 ms; and the tenth of the steps that fits worst is left out, because on a busy machine any
 step may be interrupted.
 
-What fits is the whole, and not each price: two of them can trade places on all steps that were measured.
+What fits is the whole, and not each price: one can be too high and another too low on all measured steps.
 
 Source: the exploratory moves of Hooke and Jeeves, "Direct Search" (1961), in logarithms, because prices
 differ by powers of ten.

@@ -1,4 +1,4 @@
-"""What came of a simulation, in bounded memory: a million requests leave counts behind, not lists.
+"""The result of a simulation, in bounded memory: a million requests leave counts behind, not lists.
 
 A latency goes into one of the bins of a histogram whose edges grow by 2 % from one to the next, so every
 percentile is right to within 1 %, whatever the scale, and however many there are.
@@ -76,7 +76,7 @@ class Metrics:
         normalized: end-to-end latency divided by the number of output tokens, for each request: what the
             papers plot against the request rate.
         queue_time: from arrival to the first step that computes something of it.
-        running_seconds: sum over steps of duration · requests in the batch, those that are held included.
+        running_seconds: sum over steps of duration · requests in the batch, the parked ones included.
         scheduled_seconds: the same of sequences that compute something.
         waiting_seconds: the same of requests that wait.
         kv_seconds: the same of the share of blocks in use.
@@ -123,7 +123,7 @@ class Metrics:
 
     @property
     def mean_batch_size(self) -> float:
-        """Requests in the batch, those that are held included, on average over the busy time of a replica."""
+        """Requests in the batch, the parked ones included, on average over the busy time of a replica."""
         return self.running_seconds / self.busy_seconds if self.busy_seconds else 0.0
 
     @property

@@ -1,11 +1,11 @@
 """In front of several replicas: which one gets the next request?
 
-    round-robin     in turns: fair in requests, blind to how long they are
+    round-robin     one after another: fair in requests, blind to how long they are
     least-loaded    the one with the fewest tokens still to compute
     prefix-aware    one that has the prompt's beginning in its cache, unless it is much busier than the others
 
-A replica that has computed a prefix can skip it; one that has not must compute it, and then both hold it. So
-with a prefix cache the load is not all that counts (SGLang's cache-aware router, NVIDIA Dynamo).
+A replica that has computed a prefix can skip it; one that has not must compute it, and then both have a copy.
+So with a prefix cache the load is not all that counts (SGLang's cache-aware router, NVIDIA Dynamo).
 
 Read next: `cluster.py`.
 """

@@ -34,7 +34,7 @@ class Setting:
         replicas: engines with a copy of the model each, behind one router.
         router: "round-robin", "least-loaded" or "prefix-aware".
         decode_weight_dtype: "int8", say, to keep the weights a second time, in fewer bits, for steps in which
-            everybody decodes (precision by phase); None for one copy.
+            all sequences decode (precision by phase); None for one copy.
         num_gpu_blocks_override: KV-cache blocks of a replica; as many as fit beside the weights, if None.
         swap_space: GiB of the host's memory for each replica.
         max_model_len: the model's own, if None.

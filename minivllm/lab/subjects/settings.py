@@ -1,4 +1,7 @@
-"""What can be set about a measurement, checked before anything is loaded."""
+"""What can be set about a measurement, checked before anything is loaded.
+
+Read next: `subject.py`.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 Weights are loaded once. An executor remembers nothing between steps but cells of the cache, so one can
 serve many engines one after the other, and repetitions need not wait for a disk.
+
+Read next: `workload.py`.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from minivllm.config import SchedulerConfig
-from minivllm.lab.bench.shapes import SHAPES, write_checkpoint
 from minivllm.lab.subjects.settings import Settings
+from minivllm.lab.subjects.shapes import SHAPES, write_checkpoint
 from minivllm.lab.subjects.workload import BenchRequest, make_workload
 
 if TYPE_CHECKING:

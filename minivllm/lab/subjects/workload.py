@@ -8,7 +8,7 @@ Mixed lengths are the point. An engine that computes in static batches waits for
 each batch and pads every prompt to the longest; continuous batching does neither. Exact lengths make the
 amount of work equal for all, and greedy choice makes the tokens comparable.
 
-Read next: `throughput.py`.
+Read next: `real_time.py` for requests that arrive over time, `minivllm/lab/bench/throughput.py`.
 """
 
 from __future__ import annotations
@@ -122,19 +122,19 @@ def play_side_by_side(engines: Sequence[Engine], workload: Sequence[BenchRequest
     A step takes milliseconds, so whatever disturbs the machine for longer hits all of them alike. They
     need executors of their own, because an executor's cache belongs to one engine at a time.
     """
-    turns = [_Turn(engine) for engine in engines]
-    for turn in turns:
-        turn.queue(workload)
-    while any(turn.engine.has_unfinished_requests() for turn in turns):
-        for turn in turns:
-            turn.step()
-        turns.reverse()  # nobody always goes first
-    by_engine = {id(turn.engine): turn for turn in turns}
+    runs = [_Run(engine) for engine in engines]
+    for run in runs:
+        run.queue(workload)
+    while any(run.engine.has_unfinished_requests() for run in runs):
+        for run in runs:
+            run.step()
+        runs.reverse()  # so that no engine always goes first
+    by_engine = {id(run.engine): run for run in runs}
     return [by_engine[id(engine)].played(workload) for engine in engines]
 
 
-class _Turn:
-    """One engine's part in a run, and the time that it took."""
+class _Run:
+    """One engine's run of the workload, and the time that it took."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine

@@ -20,6 +20,7 @@ import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -51,7 +52,8 @@ def main() -> None:
     print(f"{len(documents):,} documents, {sum(map(len, documents)):,} tokens", flush=True)
 
     # Plain attention: for such short rows the fused kernel of the CPU is slower.
-    model = LlamaForCausalLM._from_config(tiny_config(tokenizer), attn_implementation="eager")
+    make: Any = LlamaForCausalLM._from_config
+    model: LlamaForCausalLM = make(tiny_config(tokenizer), attn_implementation="eager")
     steps, tokens = train(model, documents, args, started)
     save_model(model, args.out)
     run = TrainingRun(
@@ -110,6 +112,7 @@ def tiny_config(tokenizer: Tokenizer) -> LlamaConfig:
 def encode_documents(tokenizer: Tokenizer, documents: list[Document]) -> list[list[int]]:
     """`<s>` tokens `</s>` for each document; the tokenizer itself adds the first."""
     end = tokenizer.token_to_id(EOS)
+    assert end is not None, "the tokenizer was trained with it"
     return [[*encoding.ids, end] for encoding in tokenizer.encode_batch([d.text for d in documents])]
 
 

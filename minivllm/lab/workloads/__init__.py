@@ -1,8 +1,8 @@
-"""Workloads: what requests arrive, when, and how long they are.
+"""Workloads: which requests arrive, when, and how long they are. No engine is known here.
 
 Read in this order: `workload` (what a request is), `arrivals`, `lengths`, `prompts` and `mix` (when, how
-long, which tokens), `open_workload`, `closed_loop`, `chats` (who sends the next), `jsonl` (a file of one's
-own), `parse`.
+long, which tokens), `open_workload`, `closed_loop`, `chats` (what makes the next request arrive), `jsonl` (a
+file of one's own), `parse`.
 """
 
 from minivllm.lab.workloads.arrivals import AllAtOnce, ArrivalProcess, Bursty, EvenlySpaced, Poisson

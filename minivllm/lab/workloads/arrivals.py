@@ -1,6 +1,6 @@
 """When requests arrive: a process gives times in seconds, in order and without end.
 
-    Poisson(rate)               |  ||    | |      ||  |     |       people who know nothing of each other
+    Poisson(rate)               |  ||    | |      ||  |     |       independent users
     Bursty(rate, 3)             ||||          |     |||| |          the same mean rate, in clumps
     EvenlySpaced(rate)          |   |   |   |   |   |   |   |       a machine
     AllAtOnce()                 ||||||||                            a batch job
@@ -86,7 +86,7 @@ class EvenlySpaced:
 
 @dataclass(frozen=True)
 class AllAtOnce:
-    """Everybody is there from the start."""
+    """All requests are there from the start."""
 
     def times(self, seed: int) -> Iterator[float]:
         return repeat(0.0)

@@ -1,4 +1,4 @@
-"""A closed loop: a fixed number of users, each of whom sends the next request when the last has come back.
+"""A closed loop: a fixed number of users, and each sends its next request when the last has come back.
 
     user-0   ├─ request ─┤ think ├─ request ─────┤ think ├─ …
     user-1     ├─ request ───┤ think ├─ …                          never more than num_users in flight
@@ -23,7 +23,7 @@ from minivllm.validation import check_integer, check_number
 
 @dataclass(frozen=True)
 class ClosedLoop:
-    """`num_users` users who send `num_requests` requests between them, as evenly as it goes.
+    """`num_users` users, and `num_requests` requests divided among them as evenly as possible.
 
     Attributes:
         think_seconds: the mean of an exponential distribution; a user thinks before each request, the

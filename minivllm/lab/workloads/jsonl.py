@@ -76,9 +76,8 @@ def read_jsonl(
         seed: of the tokens of prompts of which the file says only how long they are.
 
     Raises:
-        ValueError: the file cannot be read or holds no request; or a line is no JSON object, has a field that
-        is
-            missing, unknown or not allowed, or a request that can never fit the model.
+        ValueError: the file cannot be read or holds no request; or a line is no JSON object, has a field
+            that is missing, unknown or not allowed, or a request that can never fit the model.
     """
     check_vocabulary(vocab_size)
     check_integer("seed", seed)

@@ -119,7 +119,7 @@ def _solve_mu(mean: float, sigma: float, least: int, most: int) -> float:
     """The mean grows with mu: halve the interval. Takes milliseconds up to thousands of tokens, once."""
     # A length of whole tokens is `least`, one more if it is longer than that, one more if … up to `most`.
     steps = [math.log(length + 0.5) / (sigma * math.sqrt(2)) for length in range(least, most)]
-    low, high = steps[0] - 6, steps[-1] + 6  # in units of sigma · √2; beyond 6 of them nobody is
+    low, high = steps[0] - 6, steps[-1] + 6  # in units of sigma · √2; no length lies beyond 6 of them
     for _ in range(60):
         middle = (low + high) / 2
         if sum(math.erfc(step - middle) for step in steps) / 2 < mean - least:

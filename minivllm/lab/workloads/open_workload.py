@@ -1,4 +1,4 @@
-"""An open workload: requests come when they come, whether or not earlier ones have been served.
+"""An open workload: requests arrive at their own times, whether or not earlier ones have been served.
 
     request-0      request-1  request-2              request-3      …
 
@@ -37,4 +37,4 @@ class OpenWorkload:
     def after(
         self, request: WorkloadRequest, finished_seconds: float, output_token_ids: Sequence[int]
     ) -> None:
-        """Nobody waits for an answer before somebody asks."""
+        """None: no request waits for the answer to another."""

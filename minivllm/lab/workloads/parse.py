@@ -7,8 +7,8 @@
     chat                           conversations of two to eight turns, each turn as alpaca
     FILE.jsonl                     a file of one's own
 
-When they arrive is said beside it: `rate` requests a second, or by `num_users` who wait for their answers,
-or, with neither, all at once.
+When requests arrive is said beside it: at `rate` requests a second, or from `num_users` users, and each
+waits for the answer; with neither, all at once.
 
 Read next: `minivllm/lab/subjects/workload.py`, the fixed workload that engines are compared with.
 """
@@ -151,5 +151,5 @@ def _check_what_goes_together(
         raise ValueError(f"burstiness {burstiness} needs a rate")
     if think_seconds is not None and num_users is None and spec != "chat":
         raise ValueError(
-            f"think_seconds {think_seconds} needs num_users or chats: nobody else waits for an answer"
+            f"think_seconds {think_seconds} needs num_users or chats: in no other workload does a user wait"
         )

@@ -1,4 +1,4 @@
-"""What prompts are made of: tokens nobody has seen before, or a beginning that many share.
+"""What prompts are made of: new tokens, or a beginning that many requests share.
 
     RandomPrompts       [ own tokens ]                          a prefix cache finds nothing
     SharedPrefixes      [ prefix 2 of k ][ own tokens ]         a prefix cache finds the prefix

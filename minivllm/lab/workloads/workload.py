@@ -1,14 +1,14 @@
-"""What a workload is: requests that arrive by themselves, and requests that others call forth.
+"""What a workload is: requests that arrive by themselves, and requests that follow from others.
 
     arrivals()                  A ─── B ───── C ───────────── D ──►  time
                                 │     │
     after(A, 3.1 s, answer)     └─ A finishes ─ its sender thinks ─ A′ arrives
 
-Whoever plays a workload (an engine, a simulator, a comparison) merges the two: it takes the next arrival, and
-asks after each finished request what comes of it. An *open* workload has only the first kind: people come at
-their own rate, however slow the service is, so an overloaded service has an ever longer queue. In a *closed*
-one a user waits for the answer before asking again, so slow service slows its own load down. A comparison
-that mixes up the two measures something else than it says.
+A driver (of an engine, a simulator, a comparison) merges the two: it takes the next arrival, and asks after
+each finished request which one follows. An *open* workload has only the first kind: requests arrive at their
+own rate, however slow the service is, so an overloaded service has an ever longer queue. In a *closed* one a
+user waits for the answer before the next request, so slow service slows its own load down. A comparison that
+mixes up the two measures something else than it says.
 
 A workload is a function of its arguments and its seed: it holds no state, each call of `arrivals` begins
 anew, and no request's content depends on the order in which others finish.

@@ -16,15 +16,15 @@ from minivllm.lab.bench.commands import app
 from minivllm.lab.bench.field import FieldSettings, run
 from minivllm.lab.bench.field.child import Child, PeerError
 from minivllm.lab.bench.field.compare import compare
-from minivllm.lab.bench.field.contest import open_contest
 from minivllm.lab.bench.field.job import fingerprint, write_model
 from minivllm.lab.bench.field.measures import MEASURES, fit, make_measures
+from minivllm.lab.bench.field.participants import start_peers
 from minivllm.lab.bench.field.result import make_side
 from minivllm.lab.bench.field.roster import PEERS, Peer, environment, find_pythons
 from minivllm.lab.bench.field.serve import in_batches
 from minivllm.lab.bench.field.settings import parse_pythons
 from minivllm.lab.bench.report import as_json
-from minivllm.lab.bench.shapes import write_checkpoint
+from minivllm.lab.subjects.shapes import write_checkpoint
 from minivllm.lab.subjects.subject import Subject, open_subject
 from minivllm.lab.subjects.workload import play
 
@@ -32,7 +32,7 @@ NANO = FieldSettings(
     model="nano", threads=1, repeat=2, requests=3, seed=7189, measures=("batch", "decode"), timeout=60
 )
 
-# A peer that answers zeros, so that nobody gives the same tokens by chance; `{load}` and `{generate}` are
+# A peer that answers zeros, so that none gives the same tokens by chance; `{load}` and `{generate}` are
 # what a test wants it to do.
 FAKE = """
 import json, os, sys, time
@@ -103,19 +103,22 @@ def test_a_broken_peer_is_a_row_and_the_others_go_on(tmp_path: Path, subject: Su
     json.dumps(as_json(result))
 
 
-def test_a_peer_without_a_python_or_without_the_type_is_skipped(tmp_path: Path, subject: Subject):
+def test_a_peer_without_a_python_or_the_type_or_the_device_is_skipped(tmp_path: Path, subject: Subject):
     roster = {
         "nowhere": Peer("no_such_library", tmp_path / "x.py", "pip install nowhere"),
         "narrow": make_peer(tmp_path, "narrow", dtypes=("bfloat16",)),
+        "elsewhere": make_peer(tmp_path, "elsewhere", devices=("cuda",)),
     }
     pythons = find_pythons({"narrow": sys.executable}, tuple(roster), roster)
-    assert pythons == {"nowhere": None, "narrow": Path(sys.executable)}
+    python = Path(sys.executable)
+    assert pythons == {"nowhere": None, "narrow": python, "elsewhere": python}
     settings = FieldSettings(model="nano", threads=1, repeat=1, requests=1, measures=("decode",))
     result = compare(subject, settings, pythons, roster, pause_seconds=0)
-    nowhere, narrow = result.peers
+    nowhere, narrow, elsewhere = result.peers
     assert nowhere.skipped == "no_such_library is not installed here; give --python nowhere=… where it is"
     assert nowhere.install == "pip install nowhere"
     assert narrow.skipped == "it computes in bfloat16, not in float32"
+    assert elsewhere.skipped.startswith("it computes on cuda, and the model is on cpu")
     assert len(result.measures[0].sides) == 1
 
 
@@ -127,8 +130,8 @@ def test_what_is_kept_is_converted_once(tmp_path: Path, subject: Subject):
     measures = make_measures(("decode",), [], 2048, 1, 2048)
     for _ in range(2):
         pythons = {"own_format": Path(sys.executable)}
-        with open_contest(subject, settings, pythons, {"own_format": peer}, measures) as contest:
-            assert contest.running == ["own_format"], contest.peers
+        with start_peers(subject, settings, pythons, {"own_format": peer}, measures) as participants:
+            assert participants.running == ["own_format"], participants.peers
 
 
 def test_the_table_has_rates_and_ratios_of_rounds():
@@ -181,7 +184,7 @@ def test_a_peer_that_hangs_is_given_up_and_ended_with_its_children():
     with pytest.raises(PeerError, match=r"no answer to warm-up of batch within 0\.05 seconds"):
         child.warm_up("batch")
     child.close()
-    assert grandchild.wait(timeout=60) is None  # nobody's child any more, and gone
+    assert grandchild.wait(timeout=60) is None  # no process's child any more, and gone
 
 
 def test_a_program_that_cannot_be_started_or_is_no_peer_is_a_sentence(tmp_path: Path):
@@ -223,6 +226,8 @@ def test_a_peer_sees_its_own_environment_and_no_gpu(tmp_path: Path, monkeypatch:
     assert variables["PATH"].startswith(f"{python.parent}:")
     assert variables["OMP_NUM_THREADS"] == "3" and variables["CUDA_VISIBLE_DEVICES"] == ""
     assert "PYTHONPATH" not in variables
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert environment(python, peer, 3, "cuda")["CUDA_VISIBLE_DEVICES"] == "0"
 
 
 def test_every_peer_has_a_script_that_needs_nothing_of_ours():

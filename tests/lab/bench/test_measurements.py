@@ -14,7 +14,8 @@ import torch
 from minivllm.lab.bench import MEASUREMENTS, Settings, run
 from minivllm.lab.bench.beams import measure as measure_beams
 from minivllm.lab.bench.control_plane import measure, measure_pool, measure_queue
-from minivllm.lab.bench.peers import padding_factor
+from minivllm.lab.bench.field import FieldSettings
+from minivllm.lab.bench.field.measures import padding_factor
 from minivllm.lab.bench.report import as_json, print_result, write_json
 from minivllm.lab.bench.trace_overhead import typical_seconds
 from minivllm.lab.subjects.subject import find_model, open_subject
@@ -48,7 +49,7 @@ def test_throughput_counts_every_token_and_its_shares_add_up(tmp_path: Path) -> 
     assert 0 < result.trace_share < 1
     assert 0 < result.waste < 1
     assert 1 <= result.mean_batch <= 3
-    # Each token is computed once, except the last of each request, which nobody needs.
+    # Each token is computed once, except the last of each request, which is not needed.
     computed = result.num_prompt_tokens + result.num_output_tokens - SMALL.requests
     assert result.mean_step_tokens * result.num_steps == pytest.approx(computed)
     assert result.num_preemptions == 0
@@ -98,25 +99,32 @@ def test_engines_side_by_side_give_what_each_gives_alone() -> None:
 
 def test_a_peer_gives_the_same_tokens_in_float64_and_the_ratio_is_of_the_rounds() -> None:
     pytest.importorskip("transformers")
-    settings = replace(SMALL, repeat=1, dtype="float64")
-    result: Any = run("peers", settings)
-    assert result.same_outputs == 3
-    assert result.peer is not None and result.skipped == ""
-    assert result.ratio == pytest.approx(result.peer.all_seconds[0] / result.ours.all_seconds[0])
-    assert result.num_output_tokens == wanted_tokens(settings)[1]
-    assert result.padding > 1
+    settings = FieldSettings(
+        **vars(replace(SMALL, repeat=1, dtype="float64")), peers=("transformers",), measures=("batch",)
+    )
+    result: Any = run("field", settings)
+    (batch,) = result.measures
+    ours, peer = batch.sides
+    assert peer.same_outputs == 3
+    assert peer.name == "transformers" and result.peers[0].skipped == ""
+    assert peer.ratio == pytest.approx(peer.all_seconds[0] / ours.all_seconds[0])
+    assert batch.num_tokens == wanted_tokens(settings)[1]
+    assert peer.padding > 1
+    assert result.sections()[0].note == (
+        f"static batches (transformers) compute {peer.padding:.2f} tokens for each one asked for"
+    )
     print_result(result)
 
 
 def test_without_transformers_the_peer_is_skipped_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_transformers(name: str) -> Any:
-        raise ImportError(f"No module named {name!r}")
-
-    monkeypatch.setattr("minivllm.lab.bench.peers.import_module", no_transformers)
-    result: Any = run("peers", replace(SMALL, repeat=1))
-    assert result.peer is None and result.ratio is None
-    assert "not installed" in result.skipped
-    assert "skipped" in result.sections()[0].note
+    monkeypatch.setattr("minivllm.lab.bench.field.roster.find_spec", lambda name: None)
+    result: Any = run("field", replace(SMALL, repeat=1))
+    assert all([side.ratio for side in measure.sides] == [None] for measure in result.measures)
+    (peer,) = [peer for peer in result.peers if peer.name == "transformers"]
+    assert "not installed" in peer.skipped
+    assert peer.install == "pip install 'transformers>=5,<6' torch"
+    (row,) = [row for row in result.sections()[-1].rows if row[0] == "transformers"]
+    assert "skipped" in row[1]
 
 
 def test_padding_counts_what_static_batches_compute_in_vain() -> None:
@@ -179,7 +187,7 @@ def test_without_a_shipped_model_nano_takes_its_place(
 
 
 def test_what_cannot_work_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="kind must be one of 'throughput', 'peers'"):
+    with pytest.raises(ValueError, match="kind must be one of 'throughput', 'field'"):
         run("speed")
     with pytest.raises(ValueError, match="model must be nano, small, medium, or a folder"):
         run("throughput", Settings(model=str(tmp_path / "nowhere")))
@@ -187,7 +195,7 @@ def test_what_cannot_work_is_refused_by_name(tmp_path: Path) -> None:
         Settings(threads=0)
     with pytest.raises(ValueError, match="dtype must be one of auto, float32"):
         Settings(dtype="int8")
-    assert {"throughput", "peers", "trace", "control-plane", "beams"} <= set(MEASUREMENTS)
+    assert {"throughput", "field", "trace", "control-plane", "beams"} <= set(MEASUREMENTS)
 
 
 def test_beams_find_the_same_with_shared_blocks_and_with_copies() -> None:

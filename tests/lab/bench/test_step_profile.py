@@ -41,7 +41,7 @@ def test_every_part_counts_its_own_time_and_not_that_of_what_it_calls(calls):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(step_profile, "perf_counter", lambda: now)
         for call in calls:
-            now += 7  # nobody's
+            now += 7  # no part's
             watch.wrap(call[0], work)(*call)
     assert watch.seconds == expected
 

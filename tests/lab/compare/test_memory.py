@@ -275,7 +275,10 @@ def test_a_real_play_of_the_papers_workload_comes_near_the_papers_figures():
     [
         ({"requests": 3}, "requests must be an integer of at least 10"),
         ({"block_size": 0}, "block_size must be an integer of at least 1"),
-        ({"num_slots": 4000}, r"num_slots \(--slots\) must be at least 12,288: whoever .* got 4,000"),
+        (
+            {"num_slots": 4000},
+            r"num_slots \(--slots\) must be at least 12,288: a memory that reserves .* got 4,000",
+        ),
         ({"seed": "x"}, "seed must be an integer"),
     ],
 )

@@ -19,7 +19,7 @@ from minivllm.lab.compare.schedule import (
     measure,
     sustainable_rate,
 )
-from minivllm.lab.compare.schedule_command import Wishes, run
+from minivllm.lab.compare.schedule_command import ScheduleSettings, run
 from minivllm.lab.compare.schedule_picture import save_picture
 from minivllm.lab.simulation.metrics import Metrics
 from minivllm.lab.simulation.setting import Setting
@@ -131,7 +131,9 @@ def test_the_sustainable_rate_is_one_at_which_a_queue_neither_grows_nor_empties(
 
 
 def test_the_real_engine_says_the_same_under_every_policy(tmp_path):
-    title, runs = run(Wishes(requests=6, threads=1), ["fcfs", "static", "priority"], tmp_path, lambda _: None)
+    title, runs = run(
+        ScheduleSettings(requests=6, threads=1), ["fcfs", "static", "priority"], tmp_path, lambda _: None
+    )
     assert "this machine" in title and [r.same_tokens for r in runs] == [6, 6, 6]
 
 
@@ -158,9 +160,9 @@ def test_a_list_of_policies_that_cannot_be_is_refused(policies, message):
 
 
 def test_a_workload_that_can_never_fit_is_refused_with_the_numbers(tmp_path):
-    wishes = Wishes(hardware="h100", model="llama-3-8b", num_blocks=2, requests=3)
+    settings = ScheduleSettings(hardware="h100", model="llama-3-8b", num_blocks=2, requests=3)
     with pytest.raises(ValueError, match="the request can never fit"):
-        run(wishes, ["fcfs"], tmp_path, lambda _: None)
+        run(settings, ["fcfs"], tmp_path, lambda _: None)
 
 
 @given(name=st.sampled_from(SCHEDULING_POLICIES), num_requests=st.integers(1, 15), seed=st.integers(0, 99))

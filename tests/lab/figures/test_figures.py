@@ -87,7 +87,7 @@ def test_cut_exponential_answers_have_the_mean_they_say(longest):
 
 @pytest.mark.parametrize("data_set", ["sharegpt", "alpaca"])
 def test_who_reserves_less_serves_more(data_set):
-    """The same requests, more than anybody can serve: the order of the systems is that of their waste."""
+    """The same requests, more than any system can serve: the order of the systems is that of their waste."""
     load, rate = make_load(data_set, 0.0, seed=3), 60.0
     batches = {system.name: measure(system.setting, load, rate).batch for system in paper_systems()}
     in_order = ["vLLM", "Orca (oracle)", "Orca (pow2)", "Orca (max)"]

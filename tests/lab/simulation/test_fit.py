@@ -35,7 +35,7 @@ NOISE, OUTLIERS, DELAY = 0.05, 0.05, 3.0
 
 
 def machine(hardware, model, **changes):
-    """Tokens have no price of their own there: nobody could tell it from that of their FLOPs."""
+    """Tokens have no price of their own there: no fit could tell it from that of their FLOPs."""
     card = replace(hardware_card(hardware), token_overhead_seconds=0.0, **changes)
     return CostModel(card, model_card(model))
 

@@ -217,13 +217,13 @@ def test_the_same_value_many_times_counts_as_often_in_everything(values):
         histogram.add(value / 1000, times)
         for _ in range(times):
             one_by_one.add(value / 1000)
-    everybody = [Fraction(value) for value, times in values.items() for _ in range(times)]
-    jain = sum(everybody) ** 2 / (len(everybody) * sum(value**2 for value in everybody))
+    each_value = [Fraction(value) for value, times in values.items() for _ in range(times)]
+    jain = sum(each_value) ** 2 / (len(each_value) * sum(value**2 for value in each_value))
     assert histogram.fairness == pytest.approx(float(jain))
     assert one_by_one.fairness == pytest.approx(float(jain))
     assert histogram.counts() == one_by_one.counts()
     middles = [middle for middle, _ in histogram.counts()]
-    assert middles == sorted(middles) and sum(count for _, count in histogram.counts()) == len(everybody)
+    assert middles == sorted(middles) and sum(count for _, count in histogram.counts()) == len(each_value)
 
 
 # ── who gets what, and when ───────────────────────────────────────────────────────────────────────────────

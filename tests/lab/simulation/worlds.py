@@ -24,7 +24,7 @@ class TickCost:
 
 @dataclass
 class Listed:
-    """A workload of exactly these requests; `calls` says who calls forth whom."""
+    """A workload of exactly these requests; `calls` says which request follows which."""
 
     requests: list
     calls: dict | None = None

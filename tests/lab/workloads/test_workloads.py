@@ -1,4 +1,4 @@
-"""Workloads: functions of their arguments and their seed, whoever finishes first."""
+"""Workloads: functions of their arguments and their seed, in whatever order requests finish."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def test_no_user_of_a_closed_loop_ever_has_two_requests_in_flight(loop, service_
     st.lists(st.integers(0, 99), min_size=1, max_size=30),
 )
 def test_a_closed_loop_keeps_all_its_users_busy_and_never_more(loop, choices):
-    """Whoever finishes, in any order: exactly the users who still have something to send are in flight."""
+    """Requests finish in any order: exactly the users who still have something to send are in flight."""
     in_flight, num_sent, step = list(loop.arrivals()), 0, 0
     num_sent = len(in_flight)
     assert num_sent == min(loop.num_users, loop.num_requests)

@@ -1,10 +1,10 @@
-"""The line to one peer's process, and everything that can go wrong with it, in sentences.
+"""The connection to one peer's process, and everything that can go wrong with it, in sentences.
 
-A peer is somebody else's program. It may be missing, refuse the model, crash, hang, print what is no
+A peer is a program of another project. It may be missing, refuse the model, crash, hang, print what is no
 answer, or give other numbers of tokens than were asked for. Each of these becomes a `PeerError` that says
 so; the process is ended, and the comparison goes on without it.
 
-Read next: `serve.py`, the other end of the line.
+Read next: `serve.py`, the other end of the connection.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Answer:
 
     seconds: float
     cpu_seconds: float
-    """What its process has computed meanwhile, on all threads: not to be counted as somebody else's."""
+    """Of its process meanwhile, on all threads: not to be counted as those of other programs."""
     token_ids: list[list[int]]
 
 
@@ -42,7 +42,7 @@ class Child:
 
     def __init__(self, command: Sequence[str | Path], variables: Mapping[str, str], timeout: float) -> None:
         self._timeout = timeout
-        # A file, because a pipe that nobody reads would fill up and block the peer.
+        # A file, because a pipe that this process does not read would fill up and block the peer.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115, closed in `close`
         self._lines: SimpleQueue[str | None] = SimpleQueue()
         try:

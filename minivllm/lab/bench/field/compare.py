@@ -4,10 +4,14 @@
     decode    round 0   ours  vllm  openvino        …
 
 A process that waits uses no core: libraries let their threads spin for a few milliseconds after the work is
-done, some for 0.2 seconds, and the pause between two turns is longer. A peer that fails is out from
+done, some for 0.2 seconds, and the pause between two turns is longer. A peer that fails is skipped from
 there on; measures that were complete before keep its figures.
 
-Read next: `contest.py`, which starts and ends the peers.
+Both sides deliver exactly the same tokens from the same weights, in the same type, on the same number of
+threads. The ratio counts, not the seconds: it is taken within each round, and the median of the rounds is
+the result.
+
+Read next: `participants.py`, which starts and ends the peers.
 """
 
 from __future__ import annotations
@@ -17,8 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import sleep
 
-from minivllm.lab.bench.field.contest import Contest, open_contest
-from minivllm.lab.bench.field.measures import Measure, make_measures
+from minivllm.lab.bench.field.measures import Measure, make_measures, padding_factor
+from minivllm.lab.bench.field.participants import Participants, start_peers
 from minivllm.lab.bench.field.result import FieldResult, MeasureResult, Side, make_side
 from minivllm.lab.bench.field.roster import PEERS, Peer, find_pythons
 from minivllm.lab.bench.field.settings import FieldSettings
@@ -48,7 +52,7 @@ class Rounds:
 
 
 def run(settings: Settings, roster: Mapping[str, Peer] = PEERS) -> FieldResult:
-    """Load the model, start the peers, and let all of them take turns.
+    """Load the model, start the peers, and measure all of them in turns.
 
     Raises:
         ValueError: an unknown peer, a Python that is not there, or a model that cannot be loaded.
@@ -57,8 +61,6 @@ def run(settings: Settings, roster: Mapping[str, Peer] = PEERS) -> FieldResult:
         settings = FieldSettings(**vars(settings), peers=tuple(roster))
     pythons = find_pythons(settings.pythons, settings.peers, roster)
     with open_subject(settings) as subject:
-        if subject.executor.device.type != "cpu":
-            raise ValueError("field compares on the CPU: hide the GPU with CUDA_VISIBLE_DEVICES=")
         return compare(subject, settings, pythons, roster)
 
 
@@ -77,54 +79,67 @@ def compare(
         settings.seed,
         subject.limits.max_model_len,
     )
-    with open_contest(subject, settings, pythons, roster, measures) as contest:
-        results = [measure_all(subject, settings.repeat, each, contest, pause_seconds) for each in measures]
-        peers = tuple(contest.peers.values())
+    with start_peers(subject, settings, pythons, roster, measures) as participants:
+        results = [
+            measure_all(subject, settings.repeat, each, participants, pause_seconds) for each in measures
+        ]
+        peers = tuple(participants.peers.values())
     others = [side.other_cores for result in results for side in result.sides]
     header = make_header("field", settings, subject.facts(), others)
     return FieldResult(header, tuple(results), peers)
 
 
 def measure_all(
-    subject: Subject, repeat: int, measure: Measure, contest: Contest, pause_seconds: float
+    subject: Subject, repeat: int, measure: Measure, participants: Participants, pause_seconds: float
 ) -> MeasureResult:
-    """`repeat` rounds of one measure, everybody in turn; whoever fails is out."""
+    """`repeat` rounds of one measure, in which all sides compute in turns; a peer that fails is skipped."""
     play(subject.engine(), warm_up(measure.requests))
-    for name in contest.running:
-        with contest.out_if_it_fails(name):
-            contest.children[name].warm_up(measure.name)
-    rounds = {name: Rounds() for name in (OURS, *contest.running)}
+    for name in participants.running:
+        with participants.skip_if_it_fails(name):
+            participants.children[name].warm_up(measure.name)
+    rounds = {name: Rounds() for name in (OURS, *participants.running)}
     for round_number in range(repeat):
         for name in list(rounds)[:: 1 if round_number % 2 == 0 else -1]:
             sleep(pause_seconds)
             if name == OURS:
-                _our_turn(subject, measure, rounds[OURS])
-            elif name in contest.running:
-                with contest.out_if_it_fails(name):
-                    _their_turn(contest, name, measure, rounds[name])
+                _time_ours(subject, measure, rounds[OURS])
+            elif name in participants.running:
+                with participants.skip_if_it_fails(name):
+                    _time_peer(participants, name, measure, rounds[name])
     ours = rounds[OURS]
     mine = make_side(OURS, measure.num_tokens, ours.all_seconds, ours.other_cores)
-    sides = [_side(name, measure, rounds[name], ours) for name in contest.running]
+    sides = [_side(participants, name, measure, rounds[name], ours) for name in participants.running]
     sides.sort(key=lambda side: -side.tokens_per_second)
     return MeasureResult(
         measure.name, measure.title, len(measure.requests), measure.num_tokens, (mine, *sides)
     )
 
 
-def _our_turn(subject: Subject, measure: Measure, rounds: Rounds) -> None:
+def _time_ours(subject: Subject, measure: Measure, rounds: Rounds) -> None:
     sample = timed(lambda: play(subject.engine(), measure.requests))
     tokens = [list(output.outputs[0].token_ids) for output in sample.result.outputs]
     rounds.add(sample.result.seconds, sample.other_cores, tokens)
 
 
-def _their_turn(contest: Contest, name: str, measure: Measure, rounds: Rounds) -> None:
+def _time_peer(participants: Participants, name: str, measure: Measure, rounds: Rounds) -> None:
     lengths = [request.num_output_tokens for request in measure.requests]
-    sample = timed(lambda: contest.children[name].go(measure.name, lengths))
+    sample = timed(lambda: participants.children[name].go(measure.name, lengths))
     answer = sample.result
-    own_cores = answer.cpu_seconds / max(sample.seconds, 1e-9)  # to `timed`, the peer is somebody else
+    # `timed` knows this process alone, and counts the peer's among the other programs.
+    own_cores = answer.cpu_seconds / max(sample.seconds, 1e-9)
     rounds.add(answer.seconds, max(0.0, sample.other_cores - own_cores), answer.token_ids)
 
 
-def _side(name: str, measure: Measure, theirs: Rounds, ours: Rounds) -> Side:
+def _side(participants: Participants, name: str, measure: Measure, theirs: Rounds, ours: Rounds) -> Side:
     same = sum(a == b for a, b in zip(theirs.token_ids, ours.token_ids, strict=True))
-    return make_side(name, measure.num_tokens, theirs.all_seconds, theirs.other_cores, ours.all_seconds, same)
+    size = participants.peers[name].padded_batch_size
+    padding = None if size is None else padding_factor(measure.requests, size)
+    return make_side(
+        name,
+        measure.num_tokens,
+        theirs.all_seconds,
+        theirs.other_cores,
+        ours.all_seconds,
+        same,
+        padding,
+    )

@@ -1,4 +1,7 @@
-"""CTranslate2: static batches of 16 in order of arrival, float32 only on a CPU."""
+"""CTranslate2: static batches of 16 in order of arrival, float32 only on a CPU.
+
+Read next: `onnx_peer.py`.
+"""
 
 from __future__ import annotations
 

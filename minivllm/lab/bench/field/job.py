@@ -34,6 +34,7 @@ def make_job(
         "model": str(model),
         "cache": str(cache),
         "dtype": shape.dtype,
+        "device": subject.executor.device.type,
         "threads": threads,
         "max_model_len": max(map(max, lengths)),
         "max_num_seqs": subject.limits.max_num_seqs,

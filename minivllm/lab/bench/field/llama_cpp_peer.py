@@ -1,7 +1,9 @@
 """llama.cpp, by the low-level calls of llama-cpp-python: as many sequences in one batch as ours may run.
 
 First all prompts, in batches of 2,048 tokens, then one token for each sequence that is not done yet: what
-its own server does with 64 slots when everybody is there at the start, without the server around it.
+its own server does with 64 slots when all requests are there at the start, without the server around it.
+
+Read next: `result.py`.
 """
 
 from __future__ import annotations
@@ -145,9 +147,9 @@ def convert(job: dict[str, Any], folder: str) -> None:
     writer.add_rope_freq_base((config.get("rope_parameters") or config).get("rope_theta", 10_000.0))
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
-    turned = {"q_proj": heads, "k_proj": kv_heads}
+    heads_of = {"q_proj": heads, "k_proj": kv_heads}
     for name, bits in read_tensors(numpy, job["model"]):
-        num_heads = turned.get(name.split(".")[-2])
+        num_heads = heads_of.get(name.split(".")[-2])
         if num_heads:  # rotary halves lie interleaved here
             halves = bits.reshape(num_heads, 2, head_dim // 2, bits.shape[1])
             bits = numpy.ascontiguousarray(halves.swapaxes(1, 2)).reshape(bits.shape)

@@ -54,6 +54,21 @@ def make_measures(
     return measures
 
 
+def padding_factor(requests: Sequence[BenchRequest], batch_size: int) -> float:
+    """Tokens that padded static batches compute for each one that is needed, prompts and outputs.
+
+    A batch is as wide as its longest prompt, and goes on until its longest answer is done.
+    """
+    computed = needed = 0
+    for start in range(0, len(requests), batch_size):
+        batch = requests[start : start + batch_size]
+        width = max(len(request.prompt_token_ids) for request in batch)
+        steps = max(request.num_output_tokens for request in batch)
+        computed += len(batch) * (width + steps)
+        needed += sum(len(request.prompt_token_ids) + request.num_output_tokens for request in batch)
+    return computed / needed
+
+
 def fit(prompt: int, output: int, max_model_len: int) -> tuple[int, int]:
     """The same proportions within the model's length."""
     whole = prompt + output

@@ -2,6 +2,8 @@
 
 Its continuous batching needs an operator that is missing on its CPU. Padding on the left is not masked and
 gives wrong tokens; on the right it is.
+
+Read next: `openvino_peer.py`.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ def load(job: dict[str, Any]) -> tuple[dict[str, Any], Any]:
         return [list(generator.get_sequence(row)[width:]) for row in range(len(prompts))]
 
     how = f"static batches of {BATCH_SIZE}"
-    return {"version": genai.__version__, "how": how, "batch_size": BATCH_SIZE}, generate
+    facts = {"version": genai.__version__, "how": how, "batch_size": BATCH_SIZE, "is_padded": True}
+    return facts, generate
 
 
 def convert(job: dict[str, Any], folder: str) -> None:

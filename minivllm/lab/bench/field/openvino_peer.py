@@ -3,6 +3,8 @@
 It reads a format of its own, which optimum-intel writes. The precisions are forced: left alone, the CPU
 plugin may compute a float32 model in bfloat16 with a smaller cache, and would be compared with another
 amount of work.
+
+Read next: `vllm_peer.py`.
 """
 
 from __future__ import annotations

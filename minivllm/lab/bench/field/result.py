@@ -1,4 +1,7 @@
-"""Tables of a comparison with the field: one for each measure, and one of who took part, and who did not."""
+"""Tables of a comparison with the field: one for each measure, and one of the peers, those missing included.
+
+Read next: `job.py`.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +29,14 @@ class Side:
     """At the median of the rounds."""
     all_tokens_per_second: tuple[float, ...]
     other_cores: float
-    """Cores that programs of nobody here used meanwhile, median."""
+    """Cores that neither side used, but other programs meanwhile; median."""
     ratio: float | None = None
     """How many times as fast ours is: the median over the rounds; None for ours."""
     all_ratios: tuple[float, ...] = ()
     same_outputs: int | None = None
     """Requests with the same tokens as ours."""
+    padding: float | None = None
+    """Tokens that it computes for each one that is needed; None of an engine that does not pad."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,18 @@ class MeasureResult:
                     f"{side.other_cores:.2f}",
                 ]
             )
-        return Section(self.title, COLUMNS, rows)
+        return Section(self.title, COLUMNS, rows, self._padding())
+
+    def _padding(self) -> str:
+        """What static batches compute in vain, said once for all peers that pad alike."""
+        names: dict[str, list[str]] = {}
+        for side in self.sides:
+            if side.padding is not None and side.padding > 1:
+                names.setdefault(f"{side.padding:.2f}", []).append(side.name)
+        return "; ".join(
+            f"static batches ({', '.join(sides)}) compute {padding} tokens for each one asked for"
+            for padding, sides in names.items()
+        )
 
 
 @dataclass(frozen=True)
@@ -70,6 +86,8 @@ class Participant:
     version: str = ""
     how: str = ""
     """How it computes a batch."""
+    padded_batch_size: int | None = None
+    """Requests of a static batch whose prompts and answers are padded to the longest; None if it has none."""
     skipped: str = ""
     install: str = ""
     """How to get one that is skipped."""
@@ -101,6 +119,7 @@ def make_side(
     other_cores: Sequence[float],
     ours: Sequence[float] | None = None,
     same_outputs: int | None = None,
+    padding: float | None = None,
 ) -> Side:
     """A side from its rounds; with our seconds in the same rounds, its ratios."""
     ratios = tuple(theirs / own for theirs, own in zip(all_seconds, ours or all_seconds, strict=True))
@@ -113,4 +132,5 @@ def make_side(
         None if ours is None else median(ratios),
         () if ours is None else ratios,
         same_outputs,
+        padding,
     )

@@ -1,5 +1,6 @@
-"""The peers: who they are, what they can compute, and how to install them. A peer is a line of data here
-and a script beside this file. Read next: `serve.py`, which runs the scripts.
+"""The peers: their scripts, what they can compute, and how to install them.
+
+A peer is a line of data here and a script beside this file. Read next: `serve.py`, which runs the scripts.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ class Peer:
     install: str
     """One line for an empty environment."""
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    devices: tuple[str, ...] = ("cpu",)
+    """Where its script can compute, in torch's words."""
     preload: str = ""
-    """A library below its environment that it wants loaded first, if it is there."""
+    """A library below its environment that is loaded first, if it is there."""
 
 
 PEERS: Mapping[str, Peer] = {
@@ -61,6 +64,7 @@ PEERS: Mapping[str, Peer] = {
         HERE / "transformers_peer.py",
         "pip install 'transformers>=5,<6' torch",
         dtypes=("float32", "bfloat16", "float16", "float64"),
+        devices=("cpu", "cuda"),
     ),
 }
 
@@ -87,11 +91,13 @@ def find_pythons(
     return pythons
 
 
-def environment(python: Path, peer: Peer, threads: int) -> dict[str, str]:
-    """Variables for that process: as if its environment were activated, on so many threads, without a GPU.
+def environment(python: Path, peer: Peer, threads: int, device: str = "cpu") -> dict[str, str]:
+    """Variables for that process: as if its environment were activated, on so many threads.
 
-    How long idle threads spin is left to each library: told to sleep at once they would lose in every step
-    what is theirs by default. They all stop within the pause between two turns (`compare.py`).
+    A GPU is hidden where the comparison is made on the CPU.
+
+    How long idle threads spin is left to each library: made to sleep at once, they would lose in every step
+    what they have by default. They all stop within the pause between two turns (`compare.py`).
     """
     variables = {
         name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")
@@ -99,7 +105,9 @@ def environment(python: Path, peer: Peer, threads: int) -> dict[str, str]:
     variables["PATH"] = f"{python.parent}{os.pathsep}{variables.get('PATH', '')}"
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         variables[name] = str(threads)
-    variables |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    variables |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if device == "cpu":
+        variables["CUDA_VISIBLE_DEVICES"] = ""
     library = python.parent.parent / peer.preload
     if peer.preload and library.is_file():
         variables["LD_PRELOAD"] = str(library)

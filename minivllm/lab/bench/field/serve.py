@@ -1,4 +1,4 @@
-"""The child's side: one peer in a process and an environment of its own, told when to compute.
+"""The peer's side: one peer in a process and an environment of its own, told when to compute.
 
 Run by path under the Python of that environment (`python serve.py openvino_peer.py job.json`), where
 minivllm need not be installed: nothing here imports it, nor anything else outside the standard library. One
@@ -12,11 +12,14 @@ JSON line comes in, one goes out; `child.py` is at the other end.
 A peer's script has two functions:
 
     load(job)             facts about the peer, and a function from prompts and exact output lengths to
-                          token ids; with "batch_size" among the facts it is given that many at a time
+                          token ids; with "batch_size" among the facts it is given that many at a time,
+                          and with "is_padded" each batch is padded to its longest prompt and answer
     convert(job, folder)  only where the peer reads a format of its own: writes the model into `folder`
 
-Conversion happens once, in another process: it loads torch, whose threads have no business in this one.
+Conversion happens once, in another process: it loads torch, whose threads would disturb this one.
 What a library prints goes to standard error: between lines of JSON it would break the conversation.
+
+Read next: `transformers_peer.py`, the shortest script.
 """
 
 from __future__ import annotations

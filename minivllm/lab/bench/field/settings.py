@@ -1,4 +1,7 @@
-"""What can be set about a comparison with the field, checked before anything is loaded."""
+"""What can be set about a comparison with the field, checked before anything is loaded.
+
+Read next: `roster.py`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ class FieldSettings(Settings):
 
     Attributes:
         pythons: name of a peer → the Python of its environment.
-        peers: who takes part.
+        peers: names of the peers that take part, all of them by default.
         measures: what is measured.
         cache: a folder that keeps converted models and compiled code; None keeps nothing.
         timeout: seconds that a peer may take for one answer, loading and compiling included.

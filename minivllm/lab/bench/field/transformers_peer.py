@@ -1,6 +1,15 @@
 """Hugging Face transformers: `generate` in static batches of 16, in order of arrival, padded on the left.
 
-A batch goes on until its longest answer is done; what comes after a request's own length is thrown away.
+Prompts are padded to the longest of the batch, and all sequences go on until the longest answer is done; what
+comes after a request's own length is thrown away.
+
+    batch of 4, static            continuous
+    a ██████░░░░░░░░              a ██████ e ███████
+    b ██████████████              b ██████████████
+    c ███░░░░░░░░░░░              c ███ f ████████            ░ = computed, then thrown away
+    d █████████░░░░░              d █████████ g ████
+
+Read next: `ctranslate2_peer.py`.
 """
 
 from __future__ import annotations
@@ -20,17 +29,25 @@ def load(job: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     transformers.logging.set_verbosity_error()
     model = transformers.AutoModelForCausalLM.from_pretrained(
         job["model"], dtype=getattr(torch, job["dtype"]), attn_implementation="sdpa"
-    ).eval()
+    )
+    device = job["device"]
+    model = model.to(device).eval()
     # No end-of-sequence token: lengths are exact.
     model.generation_config = transformers.GenerationConfig(do_sample=False, pad_token_id=PADDING)
 
     def generate(prompts: list[list[int]], lengths: list[int]) -> list[list[int]]:
         width, steps = max(map(len, prompts)), max(lengths)
-        padded = torch.tensor([[PADDING] * (width - len(prompt)) + prompt for prompt in prompts])
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        out = model.generate(padded, attention_mask=mask, max_new_tokens=steps, min_new_tokens=steps)
+        padded = [[PADDING] * (width - len(prompt)) + prompt for prompt in prompts]
+        mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        out = model.generate(
+            torch.tensor(padded, device=device),
+            attention_mask=torch.tensor(mask, device=device),
+            max_new_tokens=steps,
+            min_new_tokens=steps,
+        )
         rows: list[list[int]] = out[:, width:].tolist()
         return rows
 
     how = f"generate, static batches of {BATCH_SIZE}"
-    return {"version": transformers.__version__, "how": how, "batch_size": BATCH_SIZE}, generate
+    version = transformers.__version__
+    return {"version": version, "how": how, "batch_size": BATCH_SIZE, "is_padded": True}, generate

@@ -1,6 +1,8 @@
-"""vLLM on a CPU: the engine in this very process, compiled (its own default), without its prefix cache.
+"""vLLM on a CPU: the engine in this process, compiled (its own default), without its prefix cache.
 
 The compiled code goes to the cache folder, so that only the first run waits for it.
+
+Read next: `llama_cpp_peer.py`.
 """
 
 from __future__ import annotations

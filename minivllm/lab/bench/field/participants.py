@@ -1,4 +1,4 @@
-"""Who takes part: starts the peers one after the other, and puts out those that fail, with the reason.
+"""The peers that take part: each process is started, and one that fails is skipped, with the reason.
 
 Read next: `child.py`.
 """
@@ -22,8 +22,8 @@ from minivllm.lab.subjects.subject import Subject
 
 
 @dataclass
-class Contest:
-    """The peers, and the processes of those that are in."""
+class Participants:
+    """All peers, and the processes of those that compute."""
 
     peers: dict[str, Participant]
     children: dict[str, Child] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class Contest:
             child.close()
 
     @contextmanager
-    def out_if_it_fails(self, name: str) -> Iterator[None]:
+    def skip_if_it_fails(self, name: str) -> Iterator[None]:
         try:
             yield
         except PeerError as error:
@@ -48,15 +48,16 @@ class Contest:
 
 
 @contextmanager
-def open_contest(
+def start_peers(
     subject: Subject,
     settings: FieldSettings,
     pythons: Mapping[str, Path | None],
     roster: Mapping[str, Peer],
     measures: Sequence[Measure],
-) -> Iterator[Contest]:
+) -> Iterator[Participants]:
     """The peers with the model loaded; afterwards their processes are gone, and so is what they wrote."""
-    contest = Contest({name: Participant(name) for name in pythons})
+    participants = Participants({name: Participant(name) for name in pythons})
+    device = subject.executor.device.type
     dtype = subject.executor.model_shape.dtype
     with TemporaryDirectory(prefix="minivllm-field-", ignore_cleanup_errors=True) as scratch:
         model = write_model(subject, Path(scratch) / "model")
@@ -70,24 +71,47 @@ def open_contest(
                 peer = roster[name]
                 if python is None:
                     reason = f"{peer.package} is not installed here; give --python {name}=… where it is"
-                    contest.skip(name, reason, peer.install)
+                    participants.skip(name, reason, peer.install)
                 elif dtype not in peer.dtypes:
-                    contest.skip(name, f"it computes in {' and '.join(peer.dtypes)}, not in {dtype}")
+                    participants.skip(name, f"it computes in {' and '.join(peer.dtypes)}, not in {dtype}")
+                elif device not in peer.devices:
+                    participants.skip(name, _other_device(peer, device))
                 else:
-                    _start(contest, name, peer, python, job, settings)
-            yield contest
+                    variables = environment(python, peer, settings.num_threads, device)
+                    command = [python, HERE / "serve.py", peer.script, job]
+                    _start(participants, name, peer, command, variables, settings.timeout)
+            yield participants
         finally:
-            for child in contest.children.values():
+            for child in participants.children.values():
                 child.close()
 
 
-def _start(contest: Contest, name: str, peer: Peer, python: Path, job: Path, settings: FieldSettings) -> None:
-    variables = environment(python, peer, settings.num_threads)
-    command = [python, HERE / "serve.py", peer.script, job]
+def _start(
+    participants: Participants,
+    name: str,
+    peer: Peer,
+    command: Sequence[str | Path],
+    variables: Mapping[str, str],
+    timeout: float,
+) -> None:
+    """Start one process, and wait until it says what it is."""
     try:
-        child = contest.children[name] = Child(command, variables, settings.timeout)
+        child = participants.children[name] = Child(command, variables, timeout)
         facts = child.start()
-        version, how = (str(facts.get(fact, "")) for fact in ("version", "how"))
-        contest.peers[name] = replace(contest.peers[name], version=version, how=how)
     except PeerError as error:
-        contest.skip(name, str(error), peer.install)
+        participants.skip(name, str(error), peer.install)
+        return
+    size = facts.get("batch_size") if facts.get("is_padded") else None
+    participants.peers[name] = replace(
+        participants.peers[name],
+        version=str(facts.get("version", "")),
+        how=str(facts.get("how", "")),
+        padded_batch_size=size if isinstance(size, int) else None,
+    )
+
+
+def _other_device(peer: Peer, device: str) -> str:
+    return (
+        f"it computes on {' and '.join(peer.devices)}, and the model is on {device}: "
+        "hide the GPU with CUDA_VISIBLE_DEVICES="
+    )

@@ -13,7 +13,7 @@ decoding of a random model falls into a fixed point after a few tokens, and ever
 succeeds for the wrong reason. A spread of 0.1 (nano) or 0.08 keeps it talking.
 
 A folder written here is what any Llama checkpoint is, `config.json` and `model.safetensors`, so our loader
-and everybody else's read it alike. Read next: `minivllm/model/weights.py`, which reads it back.
+and every other reads it alike. Read next: `minivllm/model/weights.py`, which reads it back.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A workload, played on a real engine in real time: requests are added when their time has come.
+"""A workload, played on a real engine in real time: each request is added at its arrival time.
 
 Read next: `minivllm/lab/compare/schedule.py`; `minivllm/lab/simulation/cluster.py` does the same in virtual
 time.
@@ -33,20 +33,22 @@ def play(engine: Engine, workload: Workload) -> dict[str, RequestOutput]:
     """
     began = perf_counter()
     arrivals = workload.arrivals()
-    following = next(arrivals, None)
-    called: list[tuple[float, int, WorkloadRequest]] = []
+    arriving = next(arrivals, None)
+    follow_ups: list[tuple[float, int, WorkloadRequest]] = []
     order = count()
     under_way: dict[str, WorkloadRequest] = {}
     finished: dict[str, RequestOutput] = {}
-    while following or called or under_way:
+    while arriving or follow_ups or under_way:
         now = perf_counter() - began
-        while following and following.arrival_seconds <= now:
-            _add(engine, following, began, under_way)
-            following = next(arrivals, None)
-        while called and called[0][0] <= now:
-            _add(engine, heappop(called)[2], began, under_way)
+        while arriving and arriving.arrival_seconds <= now:
+            _add(engine, arriving, began, under_way)
+            arriving = next(arrivals, None)
+        while follow_ups and follow_ups[0][0] <= now:
+            _add(engine, heappop(follow_ups)[2], began, under_way)
         if not under_way:
-            soonest = min(following.arrival_seconds if following else inf, called[0][0] if called else inf)
+            soonest = min(
+                arriving.arrival_seconds if arriving else inf, follow_ups[0][0] if follow_ups else inf
+            )
             sleep(min(max(soonest - now, 0.0), LONGEST_NAP_SECONDS))
             continue
         for output in engine.step():
@@ -54,9 +56,9 @@ def play(engine: Engine, workload: Workload) -> dict[str, RequestOutput]:
                 finished[output.request_id] = output
                 request = under_way.pop(output.request_id)
                 seconds = perf_counter() - began
-                called_forth = workload.after(request, seconds, output.outputs[0].token_ids)
-                if called_forth is not None:
-                    heappush(called, (called_forth.arrival_seconds, next(order), called_forth))
+                follow_up = workload.after(request, seconds, output.outputs[0].token_ids)
+                if follow_up is not None:
+                    heappush(follow_ups, (follow_up.arrival_seconds, next(order), follow_up))
     return finished
 
 

@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from minivllm.executor.torch_executor import TorchExecutor
-from minivllm.lab.bench.shapes import SHAPES, write_checkpoint
+from minivllm.lab.subjects.shapes import SHAPES, write_checkpoint
 from minivllm.model.config import ModelConfig
 
 PARAMETERS = {"nano": 1_115_264, "small": 27_271_680, "medium": 110_512_896}
