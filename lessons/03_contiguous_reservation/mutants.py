@@ -70,7 +70,7 @@ MUTANTS = (
         sly=True,
     ),
     Mutant(
-        "forgets_who_left",
+        "forgets_that_it_came_back",
         "apart = sorted([*self._gaps, Strip(first, self._held.pop(first))])",
         "apart = sorted([*self._gaps, Strip(first, self._held[first])])",
         caught_by="P5",
@@ -81,7 +81,7 @@ MUTANTS = (
         NOT_HELD,
         """        begins = [start for start, length in self._held.items() if start <= first < start + length]
         if not begins:
-            raise ValueError(f"nobody holds slot {first}")
+            raise ValueError(f"no request holds slot {first}")
         first = begins[0]
 """,
         caught_by="P5",
@@ -103,11 +103,11 @@ MUTANTS = (
         tells="a request that fits into no gap is said to fit, because enough slots are free.",
     ),
     Mutant(
-        "somebody_behind_could_have_it",
+        "one_behind_could_have_it",
         "head_waits = bool(waiting) and waiting[0] > longest",
         "head_waits = bool(waiting) and min(waiting) > longest",
         caught_by="P7",
-        tells="it looks at the whole queue, though nobody may overtake.",
+        tells="it looks at the whole queue, though no request may overtake another.",
         sly=True,
     ),
     Mutant(
@@ -236,7 +236,7 @@ TO_CATCH = "joins_in_one_direction"
 
 EQUIVALENT = {
     "for first, length in sorted([*strips, Strip(num_slots, 0)]):  →  "
-    "for first, length in sorted([*strips, Strip(num_slots, 1)]):": "nobody asks how long it is",
+    "for first, length in sorted([*strips, Strip(num_slots, 1)]):": "its length is never used",
 }
 
 
