@@ -210,11 +210,11 @@ def no_two_strips_overlap(case: Any, story: Story) -> None:
     MEMORIES,
     hints=(
         "A strip comes back between two gaps. How many gaps are there afterwards?",
-        "Put the strip among the gaps, by address; then join each gap that begins where the last one ends.",
+        "Put the strip among the gaps, by address; then merge each gap that begins where the last one ends.",
         "In order: `if last.first + last.num_slots == gap.first`, the two are one; add up lengths.",
     ),
 )
-def gaps_join_again(case: Any, story: Story) -> None:
+def gaps_are_merged(case: Any, story: Story) -> None:
     for moment in come_and_go(case, story):
         if moment.asked is not None and moment.answer is None:
             return  # what a refusal leaves behind is the next property's

@@ -96,14 +96,14 @@ class ContiguousAllocator:
         if first not in self._held:
             raise ValueError(f"no strip begins at slot {first}; held: {sorted(self._held)}")
         apart = sorted([*self._gaps, Strip(first, self._held.pop(first))])
-        joined = [apart[0]]
+        merged = [apart[0]]
         for gap in apart[1:]:
-            last = joined[-1]
+            last = merged[-1]
             if last.first + last.num_slots == gap.first:
-                joined[-1] = Strip(last.first, last.num_slots + gap.num_slots)
+                merged[-1] = Strip(last.first, last.num_slots + gap.num_slots)
             else:
-                joined.append(gap)
-        self._gaps = joined
+                merged.append(gap)
+        self._gaps = merged
 
 
 def waste(num_slots: int, strips: Mapping[Strip, Progress], waiting: Sequence[int]) -> Waste:

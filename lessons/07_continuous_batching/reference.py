@@ -120,7 +120,7 @@ class Scheduler:
         return caught_up
 
     def finish(self, request_id: str) -> None:
-        """A request leaves: its answer is complete, or its user does not want it any more.
+        """A request leaves: its answer is complete, or its user gave up.
 
         It may run or still wait. If it ran, its slot in the batch is free in the very next step.
 
