@@ -49,7 +49,7 @@ def template(lesson: Lesson) -> str:
     slyness = "It passes every example that its author thought of.\n" if wrong.sly else ""
     return f'''"""Lesson {lesson.heading()}: write the property that catches this one.
 
-Somebody's solution is wrong: {wrong.tells}
+One solution is wrong: {wrong.tells}
 {slyness}
 Write a test that every right solution passes and this one fails. `subject` is whatever solution is judged.
 Then: minivllm lesson check {lesson.number}

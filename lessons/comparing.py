@@ -43,7 +43,7 @@ def compare(result: Result, outcome: Outcome) -> tuple[StoryTrace, Story]:
     prop = next(p for p in properties_with_reference(result.lesson) if p.number == outcome.number)
     twin = Story(REFERENCE)
     prop.play(outcome.case, twin)
-    if not yours:  # the process that played it was lost: nobody knows how far it came
+    if not yours:  # the process that played it was lost, with all that it had seen
         yours = [StoryStep("yours", "somewhere in this story", error=outcome.got)]
     header = StoryHeader(
         version=STORY_VERSION,

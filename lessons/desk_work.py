@@ -1,4 +1,4 @@
-"""What is done at the desk, whoever asks for it: the command line, or the dashboard's page "Lessons".
+"""What is done at the desk, for the command line and for the dashboard's page "Lessons".
 
 Judging finds something; here it becomes progress, a story to look at, the next hint, the last task, the diff.
 Nothing is printed here, and Hypothesis is needed only by what judges.

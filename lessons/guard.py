@@ -1,4 +1,4 @@
-"""The guard: somebody else's code runs, and whatever it does, we come back and can say what happened.
+"""The guard: whatever the learner's code does, the judge gets control back and can say what happened.
 
     loops for ever     an exception is thrown into it after some seconds, again and again until it ends
     prints             kept, to be shown with the story in which it happened; too much is cut

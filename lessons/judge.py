@@ -1,7 +1,7 @@
 """The judge: plays stories with the learner's code until a property breaks, and tells what it sees.
 
 It is a process of its own, `python -m lessons.judge LESSON FILE`, and says what happens as lines of JSON,
-because nobody knows what the learner's code will do to the process that it runs in:
+because the learner's code may do anything to the process that it runs in:
 
     loaded ─► case of P1 … ─► judged: P1 passed ─► case of P2 … ─► judged: P2 failed, steps, expected …
 

@@ -45,8 +45,8 @@ RIGHT = {
     TooLong: "a kernel that ends",
     NotUnderstood: "a kernel that the microscope understands",
     "race": "a barrier between two threads that touch one cell, one of them to write",
-    "unwritten": "no read of shared memory that nobody has written",
-    "poison": "no read of what holds nothing",
+    "unwritten": "no read of shared memory before it is written",
+    "poison": "no read of a cell that holds nothing",
 }
 """What should have been, by what went wrong."""
 
@@ -89,7 +89,7 @@ def run_kernel(
 
 
 def expect_no_fault(story: Story, seen: Observation) -> None:
-    """Go on only if the microscope saw no race, and no read of what nobody has written or of poison.
+    """Go on only if the microscope saw no race, and no read of unwritten or poisoned cells.
 
     Raises:
         Broken: with the first fault.
@@ -115,7 +115,7 @@ def times_written(seen: Observation, array: int) -> NDArray[np.int64]:
     return np.cumsum(times)[:-1].reshape(shape)
 
 
-def who_where(seen: Observation, access: int, words: str) -> str:
+def describe_access(seen: Observation, access: int, words: str) -> str:
     """An access as a sentence: the thread, what it does (`words`), and the line."""
     place = seen.places[int(seen.columns["position"][access])]
     block, thread = (int(seen.columns[name][access]) for name in ("block", "thread"))

@@ -24,12 +24,12 @@ SUBJECT = "subject"
 
 
 def load_module(path: Path, name: str, source: str | None = None) -> ModuleType:
-    """Run a file as a module that nobody can find by accident; with another text in its place if given."""
+    """Run a file as the module `name`, wherever it lies; with another text in its place if given."""
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     text = path.read_text(encoding="utf-8") if source is None else source
-    # Who looks for the source of a function (inspect, the microscope) must find this text.
+    # What looks for the source of a function (inspect, the microscope) must find this text.
     linecache.cache[str(path)] = (len(text), None, text.splitlines(keepends=True), str(path))
     before = sys.modules.get(name)
     sys.modules[name] = module  # dataclasses look themselves up there

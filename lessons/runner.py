@@ -114,7 +114,7 @@ def check(
 
 
 def need_test_extra() -> None:
-    """Properties need Hypothesis, which not everybody who runs models has.
+    """Properties need Hypothesis, which the engine itself does not.
 
     Raises:
         ValueError: it is not installed.

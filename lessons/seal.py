@@ -1,7 +1,7 @@
 """The seal: checks that were changed do not judge by accident.
 
-`seals.json` has a digest of each `checks.py` and `reference.py`. It does not keep anybody from anything; it
-keeps a learner who has tried things in the wrong file from believing a verdict.
+`seals.json` has a digest of each `checks.py` and `reference.py`. It forbids nothing; it keeps a learner
+who has tried things in the wrong file from believing a verdict.
 
     python -m lessons.seal           after a change of a lesson
 

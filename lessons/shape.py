@@ -22,7 +22,7 @@ GIVEN = "# given"
 def skeleton(source: str) -> str:
     """The exercise that belongs to a reference.
 
-    Private helpers are part of the solution and go with it: who needs some will write some.
+    Private helpers are part of the solution and go with it: a learner who needs some writes some.
 
     Raises:
         ValueError: nothing would be left to write.

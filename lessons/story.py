@@ -1,4 +1,4 @@
-"""A story: what a property did with somebody's code, and what was seen after each step.
+"""A story: what a property did with the judged code, and what was seen after each step.
 
 Properties in `checks.py` are written with this and with Hypothesis, and import nothing else but `subject`,
 the code that is judged:

@@ -133,7 +133,7 @@ class Desk:
     def _read(self) -> dict[str, Any]:
         try:
             found = json.loads(self._file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # none yet, or somebody has been at it: then it begins anew
+        except (OSError, ValueError):  # none yet, or edited until it is no JSON: it begins anew
             return {}
         return found if isinstance(found, dict) else {}
 

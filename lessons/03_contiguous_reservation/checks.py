@@ -1,4 +1,4 @@
-"""What must always hold of a memory that hands out strips, and of the count of what they waste.
+"""What must always hold of a memory that gives out strips, and of the count of what they waste.
 
 Requests of random lengths come and go; which strip is whose is written down here, by what `take` answered.
 Free runs are found by looking at the slots one by one. So the allocator's own books are never believed.
@@ -98,7 +98,7 @@ def slots(count: int) -> str:
 
 
 def memory_row(num_slots: int, strips: Mapping[int, tuple[int, int]]) -> Any:
-    """The memory: which requests have which slot, by what was handed out; more than one is wrong."""
+    """The memory: which requests have which slot, by what `take` answered; more than one is wrong."""
     cells = []
     for slot in range(num_slots):
         owners = [who for who, (first, length) in strips.items() if first <= slot < first + length]
@@ -201,7 +201,7 @@ def no_two_strips_overlap(case: Any, story: Story) -> None:
         )
         for who, (first, length) in moment.before.items():
             both = sorted(set(strip) & set(range(first, first + length)))
-            story.expect(not both, "slots that nobody holds", f"{both}, held by r{who} already")
+            story.expect(not both, "slots that no request holds", f"{both}, held by r{who} already")
 
 
 @judged(
@@ -210,11 +210,11 @@ def no_two_strips_overlap(case: Any, story: Story) -> None:
     MEMORIES,
     hints=(
         "A strip comes back between two gaps. How many gaps are there afterwards?",
-        "Put the strip among the gaps, by address; then join each gap that begins where the last one ends.",
+        "Put the strip among the gaps, by address; then merge each gap that begins where the last one ends.",
         "In order: `if last.first + last.num_slots == gap.first`, the two are one; add up lengths.",
     ),
 )
-def gaps_join_again(case: Any, story: Story) -> None:
+def gaps_are_merged(case: Any, story: Story) -> None:
     for moment in come_and_go(case, story):
         if moment.asked is not None and moment.answer is None:
             return  # what a refusal leaves behind is the next property's
@@ -250,7 +250,7 @@ def refused_only_if_no_gap_is_long_enough(case: Any, story: Story) -> None:
     "A strip lies at the beginning of the first gap that is long enough: first fit.",
     FILLED,
     hints=(
-        "There are gaps of 5, 3 and 8, in this order, and somebody wants 3. Which of them is it?",
+        "There are gaps of 5, 3 and 8, in this order, and a request needs 3. Which of them is it?",
         "Not the tightest, not the largest, not the one after the last: the lowest address that has room.",
         "Keep gaps sorted by address (what comes back goes to its place), and stop at the first that fits.",
     ),
@@ -346,7 +346,7 @@ def scene(case: Any, story: Story) -> Scene:
     fitting = [at for at in starts if {*kinds[at : at + waiting[0]]} == {"free"}]
     if waiting and not fitting:
         kinds = ["external" if kind == "free" else kind for kind in kinds]
-    queue = f"slots waited for: {', then '.join(map(str, waiting))}" if waiting else "nobody waits"
+    queue = f"slots waited for: {', then '.join(map(str, waiting))}" if waiting else "no request waits"
     story.step(f"sort the memory of {slots(num_slots)}; {queue}")
     return Scene(num_slots, strips, kinds, owners)
 
@@ -391,7 +391,7 @@ def held_slots_by_the_future(case: Any, story: Story) -> None:
     "Free slots are external exactly when the head of the queue fits into no gap; the kinds add up.",
     MOMENTS,
     hints=(
-        "Seven slots are free. When are they of no use to somebody who wants four?",
+        "Seven slots are free. When are they of no use to a request that needs four?",
         "What counts is the longest gap, not the sum of them; and only the first in the queue.",
         "Walk over the strips by address, remembering where the last one ended; and the gap at the end.",
     ),

@@ -53,7 +53,7 @@ class Waste(NamedTuple):
     external: int
     """Free, and useless: the request at the head of the queue fits into no gap."""
     free: int
-    """Free, and nobody is kept waiting by it: the queue is empty, or its head fits into a gap."""
+    """Free, and no request waits for lack of it: the queue is empty, or its head fits into a gap."""
 
 
 class ContiguousAllocator:
@@ -65,7 +65,7 @@ class ContiguousAllocator:
 
     @property
     def num_free_slots(self) -> int:
-        """Slots that nobody holds."""
+        """Slots that no request holds."""
         raise NotImplementedError
 
     def gaps(self) -> list[Strip]:
@@ -96,6 +96,6 @@ def waste(num_slots: int, strips: Mapping[Strip, Progress], waiting: Sequence[in
         num_slots: slots of the memory.
         strips: those that are held, in any order, each with the progress of its request; no two overlap.
         waiting: slots that each waiting request would reserve, in order of arrival. Only the first one
-            counts: nobody overtakes the head of the queue.
+            counts: no request overtakes the head of the queue.
     """
     raise NotImplementedError

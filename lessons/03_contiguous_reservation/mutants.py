@@ -13,15 +13,15 @@ REST = """                rest = Strip(first + num_slots, length - num_slots)
 FIRST_FIT = """        for index, (first, length) in enumerate(self._gaps):
             if length >= num_slots:
 """
-JOIN = """        apart = sorted([*self._gaps, Strip(first, self._held.pop(first))])
-        joined = [apart[0]]
+MERGE = """        apart = sorted([*self._gaps, Strip(first, self._held.pop(first))])
+        merged = [apart[0]]
         for gap in apart[1:]:
-            last = joined[-1]
+            last = merged[-1]
             if last.first + last.num_slots == gap.first:
-                joined[-1] = Strip(last.first, last.num_slots + gap.num_slots)
+                merged[-1] = Strip(last.first, last.num_slots + gap.num_slots)
             else:
-                joined.append(gap)
-        self._gaps = joined
+                merged.append(gap)
+        self._gaps = merged
 """
 NOT_HELD = """        if first not in self._held:
             raise ValueError(f"no strip begins at slot {first}; held: {sorted(self._held)}")
@@ -36,8 +36,8 @@ MUTANTS = (
         tells="the rest of a gap begins one slot too early.",
     ),
     Mutant(
-        "joins_in_one_direction",
-        JOIN,
+        "merges_in_one_direction",
+        MERGE,
         """        length = self._held.pop(first)
         for gap in self._gaps:
             if gap.first == first + length:
@@ -70,7 +70,7 @@ MUTANTS = (
         sly=True,
     ),
     Mutant(
-        "forgets_who_left",
+        "forgets_that_it_came_back",
         "apart = sorted([*self._gaps, Strip(first, self._held.pop(first))])",
         "apart = sorted([*self._gaps, Strip(first, self._held[first])])",
         caught_by="P5",
@@ -81,7 +81,7 @@ MUTANTS = (
         NOT_HELD,
         """        begins = [start for start, length in self._held.items() if start <= first < start + length]
         if not begins:
-            raise ValueError(f"nobody holds slot {first}")
+            raise ValueError(f"no request holds slot {first}")
         first = begins[0]
 """,
         caught_by="P5",
@@ -103,11 +103,11 @@ MUTANTS = (
         tells="a request that fits into no gap is said to fit, because enough slots are free.",
     ),
     Mutant(
-        "somebody_behind_could_have_it",
+        "one_behind_could_have_it",
         "head_waits = bool(waiting) and waiting[0] > longest",
         "head_waits = bool(waiting) and min(waiting) > longest",
         caught_by="P7",
-        tells="it looks at the whole queue, though nobody may overtake.",
+        tells="it looks at the whole queue, though no request may overtake another.",
         sly=True,
     ),
     Mutant(
@@ -192,7 +192,7 @@ VARIANTS = (
     ),
     Mutant(
         "slot_by_slot",
-        JOIN,
+        MERGE,
         """        freed = {slot for start, length in self._gaps for slot in range(start, start + length)}
         freed.update(range(first, first + self._held.pop(first)))
         self._gaps = []
@@ -232,11 +232,11 @@ VARIANTS = (
     ),
 )
 
-TO_CATCH = "joins_in_one_direction"
+TO_CATCH = "merges_in_one_direction"
 
 EQUIVALENT = {
     "for first, length in sorted([*strips, Strip(num_slots, 0)]):  →  "
-    "for first, length in sorted([*strips, Strip(num_slots, 1)]):": "nobody asks how long it is",
+    "for first, length in sorted([*strips, Strip(num_slots, 1)]):": "its length is never used",
 }
 
 

@@ -53,7 +53,7 @@ class Waste(NamedTuple):
     external: int
     """Free, and useless: the request at the head of the queue fits into no gap."""
     free: int
-    """Free, and nobody is kept waiting by it: the queue is empty, or its head fits into a gap."""
+    """Free, and no request waits for lack of it: the queue is empty, or its head fits into a gap."""
 
 
 class ContiguousAllocator:
@@ -66,7 +66,7 @@ class ContiguousAllocator:
 
     @property
     def num_free_slots(self) -> int:
-        """Slots that nobody holds."""
+        """Slots that no request holds."""
         return sum(gap.num_slots for gap in self._gaps)
 
     def gaps(self) -> list[Strip]:
@@ -96,14 +96,14 @@ class ContiguousAllocator:
         if first not in self._held:
             raise ValueError(f"no strip begins at slot {first}; held: {sorted(self._held)}")
         apart = sorted([*self._gaps, Strip(first, self._held.pop(first))])
-        joined = [apart[0]]
+        merged = [apart[0]]
         for gap in apart[1:]:
-            last = joined[-1]
+            last = merged[-1]
             if last.first + last.num_slots == gap.first:
-                joined[-1] = Strip(last.first, last.num_slots + gap.num_slots)
+                merged[-1] = Strip(last.first, last.num_slots + gap.num_slots)
             else:
-                joined.append(gap)
-        self._gaps = joined
+                merged.append(gap)
+        self._gaps = merged
 
 
 def waste(num_slots: int, strips: Mapping[Strip, Progress], waiting: Sequence[int]) -> Waste:
@@ -113,7 +113,7 @@ def waste(num_slots: int, strips: Mapping[Strip, Progress], waiting: Sequence[in
         num_slots: slots of the memory.
         strips: those that are held, in any order, each with the progress of its request; no two overlap.
         waiting: slots that each waiting request would reserve, in order of arrival. Only the first one
-            counts: nobody overtakes the head of the queue.
+            counts: no request overtakes the head of the queue.
     """
     used = sum(progress.filled for progress in strips.values())
     planned = sum(progress.final for progress in strips.values())

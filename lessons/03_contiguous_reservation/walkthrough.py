@@ -2,10 +2,10 @@
 # # 03 What contiguous reservation wastes, step by step
 #
 # Eight requests, and a memory of 56 blocks of 4 slots: room for the keys and values of 224 tokens. They are
-# answered three times, by the same engine with the same model; only the way to hand out memory differs:
+# answered three times, by the same engine with the same model; only the way to allocate memory differs:
 #
-#     contiguous   a strip for the longest answer that is allowed: 64 tokens, whoever asks
-#     oracle       a strip of exactly the right length, as if somebody knew the future
+#     contiguous   a strip for the longest answer that is allowed: 64 tokens, for each request
+#     oracle       a strip of exactly the right length, as if the future were known
 #     paged        no strip: a block of 4 slots whenever one is needed (lesson 04)
 #
 # Before each result there is a question: answer it first.
@@ -70,13 +70,13 @@ class Look(NamedTuple):
     gaps: list[int]
     """Lengths of the gaps, in blocks, by address. In paged memory any free block will do: one gap."""
     head: str
-    """The request at the head of the queue; "" if nobody waits."""
-    wanted: int
-    """Blocks that it wants at once, to be let in."""
+    """The request at the head of the queue; "" if none waits."""
+    needed: int
+    """Blocks that it needs at once, to be admitted."""
 
     @property
     def head_waits(self) -> bool:
-        return bool(self.head) and self.wanted > max(self.gaps, default=0)
+        return bool(self.head) and self.needed > max(self.gaps, default=0)
 
 
 def look(engine: Engine, final: dict[str, int]) -> Look:
@@ -84,17 +84,17 @@ def look(engine: Engine, final: dict[str, int]) -> Look:
     cache, state = engine.cache, engine.core.state
     is_paged = engine.config.allocator == "paged"
     gaps = [cache.num_free_blocks] if is_paged else [gap.num_blocks for gap in cache.placement.gaps()]
-    head, wanted = "", 0
+    head, needed = "", 0
     for request in state.waiting.in_order_of_arrival()[:1]:
         head, prompt = request.request_id, request.sequences[0].num_prompt_tokens
-        wanted = cache.max_blocks(prompt, final[head], 1)
+        needed = cache.max_blocks(prompt, final[head], 1)
         if is_paged:
-            wanted = blocks_needed(prompt, BLOCK_SIZE)  # nothing is reserved for the answer
+            needed = blocks_needed(prompt, BLOCK_SIZE)  # nothing is reserved for the answer
     progress = {}
     for number in cache.tables:
         sequence = state.sequences[number]
         progress[number] = Progress(sequence.num_computed_tokens, final[sequence.request_id])
-    now = Look(MemoryShares(0, 0, 0, 0, 0), len(state.running), gaps, head, wanted)
+    now = Look(MemoryShares(0, 0, 0, 0, 0), len(state.running), gaps, head, needed)
     shares = memory_shares(
         NUM_BLOCKS * BLOCK_SIZE,
         cache.num_free_blocks * BLOCK_SIZE,
@@ -185,16 +185,16 @@ table({name: seen[12].shares for name, seen in looks.items()}, NUM_BLOCKS * BLOC
 
 # %%
 for step, now in enumerate(looks["oracle"]):
-    if now.head_waits and now.wanted <= sum(now.gaps):
+    if now.head_waits and now.needed <= sum(now.gaps):
         gaps = ", ".join(map(str, now.gaps))
-        print(f"step {step}: request {now.head} wants {now.wanted} blocks; gaps of {gaps} = {sum(now.gaps)}")
+        print(f"step {step}: request {now.head} needs {now.needed} blocks; gaps of {gaps} = {sum(now.gaps)}")
 
 # %% [markdown]
 # ## And at the size of the paper?
 #
 # The same count with the real scheduler and no model: 100 conversations with lengths as in ShareGPT, in the
 # memory that OPT-13B has on an A100: 15,728 slots, and a sequence has at most 2,048 tokens. Predict: if
-# everybody reserves 2,048 slots, how much of the memory holds a token?
+# every request reserves 2,048 slots, how much of the memory holds a token?
 
 # %%
 settings = MemorySettings(requests=100, seed=0, block_size=16, num_slots=NUM_SLOTS)

@@ -1,7 +1,7 @@
 """What must always hold of a block pool and its tables.
 
-Sequences of random lengths come, grow and go; who holds what is written down here, by what the pool handed
-out. So the pool's own books are never believed.
+Sequences of random lengths come, grow and go; which sequence holds which blocks is written down here, by what
+the pool allocated. So the pool's own books are never believed.
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ SEQUENCES = st.fixed_dictionaries(
 
 
 def pool_row(num_blocks: int, owners: dict[int, int]) -> Any:
-    """The memory: who holds which block, by what was handed out."""
+    """The memory: which sequence holds which block, by what was allocated."""
     cells = (
         cell(f"s{owners[b]}", owners[b]) if b in owners else cell("", mark="free") for b in range(num_blocks)
     )
@@ -44,7 +44,7 @@ def pool_row(num_blocks: int, owners: dict[int, int]) -> Any:
 
 
 def taken(pool: Any, count: int, story: Story) -> list[int] | None:
-    """What the pool hands out, as a list of numbers; None if it refuses."""
+    """What the pool allocates, as a list of numbers; None if it refuses."""
     try:
         blocks = pool.get_new_blocks(count)
     except subject.OutOfBlocksError:
@@ -58,17 +58,17 @@ class Moment(NamedTuple):
 
     pool: Any
     before: dict[int, int]
-    """Who held which block before it."""
+    """Block → the sequence that held it before."""
     after: dict[int, int]
     blocks: list[int]
-    """Handed out in it."""
+    """Allocated in it."""
     asked: int | None
-    """Blocks asked for; None if some were given back."""
+    """Blocks asked for; None if some were freed."""
     is_refused: bool
 
 
-def hand_out(case: Any, story: Story) -> Iterator[Moment]:
-    """Take blocks and give them back, in random order."""
+def take_and_free(case: Any, story: Story) -> Iterator[Moment]:
+    """Take blocks and free them, in random order."""
     pool = subject.BlockPool(case["num_blocks"])
     held: dict[int, list[int]] = {}
     owners: dict[int, int] = {}
@@ -85,7 +85,7 @@ def hand_out(case: Any, story: Story) -> Iterator[Moment]:
             answer = "refused" if blocks is None else f"{len(blocks)} blocks"
         elif held:
             who = sorted(held)[number % len(held)]
-            story.step(f"s{who} gives its {len(held[who])} blocks back")
+            story.step(f"s{who} frees its {len(held[who])} blocks")
             pool.free_blocks(list(held[who]))
             owners = {block: owner for block, owner in owners.items() if block not in held[who]}
             del held[who]
@@ -99,21 +99,21 @@ def hand_out(case: Any, story: Story) -> Iterator[Moment]:
 
 @judged(
     "P1",
-    "A block that is handed out exists, and nobody else holds it.",
+    "An allocated block exists, and no other sequence holds it.",
     POOLS,
     hints=(
-        "Which blocks may `get_new_blocks` choose from? Who takes them off that list?",
-        "Keep the free blocks in a list. A block that is handed out leaves it; one that is freed comes back.",
+        "Which blocks may `get_new_blocks` choose from? When do they leave that list?",
+        "Keep the free blocks in a list. A block that is allocated leaves it; one that is freed comes back.",
         "`blocks = [self._free.pop() for _ in range(count)]`, with `self._free` the list of all free blocks.",
     ),
 )
 def no_block_has_two_holders(case: Any, story: Story) -> None:
-    for moment in hand_out(case, story):
+    for moment in take_and_free(case, story):
         blocks = moment.blocks
         strange = [block for block in blocks if block not in range(case["num_blocks"])]
         story.expect(not strange, f"blocks from 0 to {case['num_blocks'] - 1}", strange)
         held = [block for block in blocks if block in moment.before or blocks.count(block) > 1]
-        story.expect(not held, "blocks that nobody holds, each once", f"{blocks}; held already: {held}")
+        story.expect(not held, "blocks that no sequence holds, each once", f"{blocks}; held already: {held}")
 
 
 @judged(
@@ -122,12 +122,12 @@ def no_block_has_two_holders(case: Any, story: Story) -> None:
     POOLS,
     hints=(
         "Count: blocks in the pool, blocks held, blocks free. Which operation changes the sum?",
-        "`num_free_blocks` must follow every take and give. Derive it from the free list: it cannot lag.",
+        "`num_free_blocks` must follow every change. Derive it from the free list: it cannot lag.",
         "`return len(self._free)`, and `free_blocks` puts each block back exactly once.",
     ),
 )
 def nothing_is_lost(case: Any, story: Story) -> None:
-    for moment in hand_out(case, story):
+    for moment in take_and_free(case, story):
         if moment.is_refused:
             return  # what a refusal leaves behind is the next property's
         if moment.asked is not None:
@@ -147,7 +147,7 @@ def nothing_is_lost(case: Any, story: Story) -> None:
     ),
 )
 def a_refusal_changes_nothing(case: Any, story: Story) -> None:
-    for moment in hand_out(case, story):
+    for moment in take_and_free(case, story):
         pool, free = moment.pool, case["num_blocks"] - len(moment.before)
         if moment.is_refused:
             story.expect(free < (moment.asked or 0), f"{moment.asked} blocks: {free} are free", "a refusal")
@@ -173,7 +173,7 @@ def a_refusal_changes_nothing(case: Any, story: Story) -> None:
     "A free block cannot be freed again, and the attempt changes nothing.",
     POOLS,
     hints=(
-        "A block that is on the free list twice will be handed out twice. Which call puts it there?",
+        "A block that is on the free list twice will be allocated twice. Which call puts it there?",
         "`free_blocks` must know which blocks are held. Look at all of its blocks before you free the first.",
         "Keep a set of held blocks; raise `ValueError` unless all given blocks are in it, each named once.",
     ),
@@ -224,7 +224,7 @@ def run(case: Any, story: Story) -> Iterator[tuple[Any, dict[int, Any], dict[int
             held = sum(-(-n // size) for n in lengths.values())
             needed = -(-length // size) - -(-lengths.get(which, 0) // size)
             if held + needed > num_blocks:
-                continue  # no room: another sequence may have its turn
+                continue  # no room: another sequence may have some
             story.step(f"s{which} grows by {tokens} to {length} tokens")
             missing = table.missing_blocks(length)
             story.expect(

@@ -6,18 +6,18 @@ from lessons.mutant import Mutant
 
 MUTANTS = (
     Mutant(
-        "keeps_what_it_hands_out",
+        "keeps_what_it_allocates",
         "blocks = [self._free.pop() for _ in range(count)]",
         "blocks = self._free[-count:] if count else []",
         caught_by="P1",
-        tells="a block that was handed out is still on the free list.",
+        tells="a block that was allocated is still on the free list.",
     ),
     Mutant(
-        "nobody_leaves_with_nothing",
+        "never_allocates_nothing",
         "for _ in range(count)]",
         "for _ in range(max(1, count) if self._free else 0)]",
         caught_by="P2",
-        tells="somebody who asks for nothing gets something, as long as there is something.",
+        tells="a sequence that asks for no block gets one, as long as one is free.",
         sly=True,
     ),
     Mutant(
@@ -43,7 +43,7 @@ MUTANTS = (
         "if count > len(self._free):",
         "if count >= len(self._free) and count:",
         caught_by="P3",
-        tells="the last free block is never handed out.",
+        tells="the last free block is never allocated.",
     ),
     Mutant(
         "frees_before_it_refuses",

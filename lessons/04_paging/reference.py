@@ -38,11 +38,11 @@ class BlockPool:
 
     @property
     def num_free_blocks(self) -> int:
-        """Blocks that nobody holds."""
+        """Blocks that no sequence holds."""
         return len(self._free)
 
     def get_new_blocks(self, count: int) -> list[int]:
-        """Take `count` free blocks; whoever calls this holds them now.
+        """Allocate `count` free blocks; the caller holds them now.
 
         Raises:
             OutOfBlocksError: fewer than `count` are free; the pool is unchanged.

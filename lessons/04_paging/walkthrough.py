@@ -76,16 +76,16 @@ print(
 )
 
 # %% [markdown]
-# ## Who uses a block again?
+# ## Which sequence uses a block again?
 #
-# Predict: s0 has finished. What becomes of its blocks? (The pool hands out the block first that has been free
+# Predict: s0 has finished. What becomes of its blocks? (The pool allocates the block first that has been free
 # for longest.)
 
 # %%
 for step in range(trace.num_steps):
     for event in trace.step_events(step):
         if isinstance(event, BlocksFreed):
-            print(f"step {step:2d}: s{event.seq} gives back {list(event.blocks)}")
+            print(f"step {step:2d}: s{event.seq} frees {list(event.blocks)}")
         elif isinstance(event, BlocksAllocated):
             print(f"step {step:2d}: s{event.seq} takes {list(event.blocks)}")
 

@@ -1,6 +1,6 @@
 """What must always hold of sequences that share blocks.
 
-Sequences begin, fork, write and end in random order. What each of them must read is known from a model in
+Sequences are added, fork, write and end in random order. What each of them must read is known from a model in
 which nothing is ever shared (`Model.data`); which blocks must be shared is known from tables whose blocks are
 only names (`Model.tables`). So a solution may take any free block, and its own books are never believed.
 """
@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from lessons.story import Story, cell, judged, row
 
-BEGIN, FORK, WRITE, FREE, WRONG = "begin", "fork", "write", "free", "wrong"
+ADD, FORK, WRITE, FREE, WRONG = "add", "fork", "write", "free", "wrong"
 which = st.integers(0, 5)
 OPERATIONS = {
     # (name, number of a living sequence, how far before its end the write begins or what is wrong, tokens)
-    BEGIN: st.tuples(st.just(BEGIN), which, st.just(0), st.integers(1, 6)),
+    ADD: st.tuples(st.just(ADD), which, st.just(0), st.integers(1, 6)),
     FORK: st.tuples(st.just(FORK), which, st.just(0), st.just(0)),
     WRITE: st.tuples(st.just(WRITE), which, st.integers(0, 7), st.integers(1, 5)),
     FREE: st.tuples(st.just(FREE), which, st.just(0), st.just(0)),
@@ -55,7 +55,7 @@ class Model:
         self.data: dict[int, list[int]] = {}
         """Every sequence has all of its tokens for itself."""
         self.tables: dict[int, list[int]] = {}
-        """Names of blocks. Who reads a block is looked up in all of them: nobody counts."""
+        """Names of blocks. The readers of a block are looked up in all of them: there are no counts."""
         self.last = Action("", 0, 0, [], 0, 0)
         self.promised: Any = None  # what `missing_blocks` said before the last write
         self.next_sequence = self._next_block = 0
@@ -76,10 +76,10 @@ class Model:
         return [i for i in touched if i >= len(table) or self.readers(table[i]) > 1]
 
     def meaning(self, operation: list[Any]) -> Action | None:
-        """What an operation means now; None if there is nobody to do it."""
+        """What an operation means now; None if there is no sequence to do it."""
         name, number, detail, count = operation
         living = sorted(self.data)
-        if name == BEGIN:
+        if name == ADD:
             who, start = self.next_sequence, 0
         elif living:
             who = living[number % len(living)]
@@ -94,12 +94,12 @@ class Model:
     def follow(self, action: Action) -> None:
         self.last = action
         name, who, start, tokens = action[:4]
-        if name in (BEGIN, FORK):
+        if name in (ADD, FORK):
             parent = who if name == FORK else None
             self.data[self.next_sequence] = list(self.data.get(parent, []))
             self.tables[self.next_sequence] = list(self.tables.get(parent, []))
             self.next_sequence += 1
-        if name in (BEGIN, WRITE):
+        if name in (ADD, WRITE):
             for index in self.to_take(who, start, len(tokens)):
                 self.tables[who][index : index + 1] = [self._next_block]
                 self._next_block += 1
@@ -111,10 +111,10 @@ class Model:
 def live(case: Any, story: Story, attempt: Any = None, strict: bool = True, ends: bool = False) -> Any:
     """Do what a case says; after each step, the cache and the model. `attempt` gets what is impossible."""
     model, cache = Model(case), subject.KVCache(case["num_blocks"], case["block_size"])
-    operations = [(BEGIN, 0, 0, case["length"]), *case["operations"], *[(FREE, 0, 0, 0)] * 24 * ends]
+    operations = [(ADD, 0, 0, case["length"]), *case["operations"], *[(FREE, 0, 0, 0)] * 24 * ends]
     for action in filter(None, map(model.meaning, operations)):
         if action.name == WRONG or action.missing > model.free:
-            if attempt and action.name != BEGIN:
+            if attempt and action.name != ADD:
                 attempt(cache, model, action, story)
             continue
         try:
@@ -135,9 +135,9 @@ def live(case: Any, story: Story, attempt: Any = None, strict: bool = True, ends
 def carry_out(cache: Any, model: Model, action: Action, story: Story) -> None:
     """Let the judged code do it."""
     name, who, start, tokens = action[:4]
-    if name == BEGIN:
-        story.step(f"s{who} begins and writes {words(tokens)}")
-        cache.begin(who)
+    if name == ADD:
+        story.step(f"s{who} is added and writes {words(tokens)}")
+        cache.add_sequence(who)
         story.expect(cache.read(who) == [], "no token before the first write", cache.read(who))
         cache.write(who, 0, list(tokens))
     elif name == FORK:
@@ -169,7 +169,7 @@ def table_of(cache: Any, who: int, story: Story) -> list[int]:
 
 
 def show(cache: Any, model: Model, story: Story) -> None:
-    """What is in the memory now, and who reads what."""
+    """What is in the memory now, and which sequence reads what."""
     tables = {who: table_of(cache, who, story) for who in sorted(model.data)}
     facts: dict[str, object] = {}
     for who, table in tables.items():
@@ -184,7 +184,7 @@ def show(cache: Any, model: Model, story: Story) -> None:
 
 
 def reads_right(cache: Any, model: Model, story: Story) -> None:
-    """Does everybody read what he would if nothing were shared, and is it where his table says?"""
+    """Does each sequence read what it would if nothing were shared, and is it where its table says?"""
     for who, data in model.data.items():
         table, size = table_of(cache, who, story), model.block_size
         story.expect(len(table) * size >= len(data), f"blocks for the {len(data)} tokens of s{who}", table)
@@ -264,7 +264,7 @@ def free_means_no_references(case: Any, story: Story) -> None:
 @judged(
     "P2",
     "A sequence reads what it wrote, in as few blocks as hold it.",
-    worlds(BEGIN, WRITE, WRITE),
+    worlds(ADD, WRITE, WRITE),
     hints=(
         "Which blocks does a write to the positions 5, 6 and 7 touch, if a block has 3 places?",
         "First the table grows to ⌈end / size⌉ blocks. Writing over old tokens makes nothing shorter.",
@@ -280,7 +280,7 @@ def what_was_written_is_read(case: Any, story: Story) -> None:
 @judged(
     "P3",
     "A fork reads what its parent reads and takes no block; each block counts one reader more.",
-    worlds(BEGIN, FORK, FORK, FORK),
+    worlds(ADD, FORK, FORK, FORK),
     hints=(
         "What must a child know to find its parent's tokens? What must the pool know?",
         "A fork is a new table with the same block numbers. The pool has a method that counts the readers.",
@@ -296,10 +296,10 @@ def a_fork_copies_no_data(case: Any, story: Story) -> None:
 @judged(
     "P4",
     "A block is free when its last reader has gone, and not before.",
-    worlds(BEGIN, FORK, FORK, FREE, FREE),
+    worlds(ADD, FORK, FORK, FREE, FREE),
     hints=(
         "Parent and child share three blocks, and the parent ends. How many blocks are free now?",
-        "Whoever ends lets go of each of its blocks. The pool knows whether somebody else reads it.",
+        "A sequence that ends drops its reference to each block. The pool knows whether others are left.",
         "`self.pool.free_blocks(self.tables.pop(seq_id))`, and forget its length.",
     ),
 )
@@ -313,16 +313,16 @@ def the_last_reader_frees(case: Any, story: Story) -> None:
 
 @judged(
     "P5",
-    "Whoever writes, the others read what they read before.",
+    "When a sequence writes, the others read what they read before.",
     worlds(FORK, FORK, WRITE, WRITE, WRITE, FREE),
     hints=(
-        "Parent and child map the same block, and the child writes. Who sees it?",
+        "Parent and child map the same block, and the child writes. Which of them sees it?",
         "A write to a block with other readers goes to a copy: for every block that it touches.",
-        "If `ref_counts[table[index]] > 1`: copy, let go of the old block, `table[index] = target`.",
+        "If `ref_counts[table[index]] > 1`: copy, free the old block, `table[index] = target`.",
     ),
     examples=300,
 )
-def nobody_else_notices(case: Any, story: Story) -> None:
+def no_other_sequence_notices(case: Any, story: Story) -> None:
     for cache, model in live(case, story, strict=False):
         reads_right(cache, model, story)
 
@@ -330,10 +330,10 @@ def nobody_else_notices(case: Any, story: Story) -> None:
 @judged(
     "P6",
     "A write takes a block only to grow, or to copy one that others read; `missing_blocks` foretells it.",
-    worlds(BEGIN, FORK, FORK, WRITE, WRITE, WRITE, FREE),
+    worlds(ADD, FORK, FORK, WRITE, WRITE, WRITE, FREE),
     hints=(
         "Parent and child share a block. The child writes to it, then the parent. How many copies is that?",
-        "Who is alone with a block writes in place. So a block that is copied must lose a reader.",
+        "The last reader of a block writes in place. So a block that is copied must lose a reader.",
         "`missing_blocks` counts where `index >= len(table) or ref_counts[table[index]] > 1`.",
     ),
     examples=200,
@@ -348,7 +348,7 @@ def nothing_is_copied_without_need(case: Any, story: Story) -> None:
 @judged(
     "P7",
     "What cannot be done is refused, and changes nothing.",
-    worlds(BEGIN, FORK, FORK, WRITE, WRITE, FREE, WRONG, WRONG, most=7),
+    worlds(ADD, FORK, FORK, WRITE, WRITE, FREE, WRONG, WRONG, most=7),
     hints=(
         "A write needs a copy and one more block; one is free. What is the cache like afterwards?",
         "Find out whether all of it can be done before you change anything.",
@@ -386,7 +386,7 @@ def forbidden(model: Model, action: Action) -> tuple[str, Any, str, tuple[Any, .
         (f"s{stranger}, which is not there, writes", KeyError, "write", (stranger, 0, tokens)),
         (f"s{stranger}, which is not there, forks", KeyError, "fork", (stranger, new + 1)),
         (f"s{who} forks to s{who}, which is there", ValueError, "fork", (who, who)),
-        (f"s{who} begins, which is there", ValueError, "begin", (who,)),
+        (f"s{who}, which is there, is added", ValueError, "add_sequence", (who,)),
         (f"s{who} writes at {beyond}, behind a gap", ValueError, "write", (who, beyond, tokens)),
         (f"s{who} writes at position -{count}", ValueError, "write", (who, -count, tokens)),
     )[detail]

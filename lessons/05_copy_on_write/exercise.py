@@ -1,4 +1,4 @@
-"""Sharing: several sequences map the same block, and whoever writes to a shared block gets a copy first.
+"""Sharing: several sequences map the same block, and a write to a shared block goes to a copy of it.
 
 A fork copies a table and no data. Each block counts how many tables map it: its references.
 
@@ -7,7 +7,7 @@ A fork copies a table and no data. Each block counts how many tables map it: its
 
     references   7: 2   2: 2   5: 2        ──►    7: 2   2: 2   5: 1   8: 1
 
-The keys and values of a token are one number here, so that one can see who reads what.
+The keys and values of a token are one number here, so that one can see which sequence reads what.
 
 Source: Kwon et al., "Efficient Memory Management for Large Language Model Serving with PagedAttention" (SOSP
 2023), sections 4.3 and 4.4. In the engine: minivllm/memory/block_pool.py and kv_cache_manager.py.
@@ -65,7 +65,7 @@ class BlockPool:
         """One reference more each time that a block is named: one more table maps it.
 
         Raises:
-            ValueError: one of them is free, so nobody can share it; the pool is unchanged.
+            ValueError: one of them is free: no table maps it, so it cannot be shared; the pool is unchanged.
         """
         raise NotImplementedError
 
@@ -98,8 +98,8 @@ class KVCache:
         self.lengths: dict[int, int] = {}
 
     # given
-    def begin(self, seq_id: int) -> None:
-        """A sequence without tokens.
+    def add_sequence(self, seq_id: int) -> None:
+        """A new sequence, without tokens.
 
         Raises:
             ValueError: there is one of this name.
@@ -137,7 +137,8 @@ class KVCache:
 
         Tokens that are not written to stay as they are, those of this sequence and those of all others. A
         block that other tables map is not written to: this sequence gets a new block in its place, with the
-        same tokens in it, and lets go of the old one. A block that nobody else maps is written to in place.
+        same tokens in it, and drops its reference to the old one. A block that no other table maps is written
+        to in place.
 
         Raises:
             KeyError: there is no such sequence; nothing changes.

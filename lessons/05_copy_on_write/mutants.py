@@ -39,7 +39,7 @@ MUTANTS = (
         "        self.pool.free_blocks(table)\n",
         "        self.pool.free_blocks(block for block in table if self.pool.ref_counts[block] == 1)\n",
         caught_by="P4",
-        tells="a sequence that ends doesn't touch the blocks that somebody else still reads.",
+        tells="a sequence that ends doesn't touch the blocks that another one still reads.",
         sly=True,
     ),
     Mutant(
@@ -71,7 +71,7 @@ MUTANTS = (
         "                self.pool.free_blocks([source])\n",
         "",
         caught_by="P6",
-        tells="whoever got a copy is still counted among the readers of the old block.",
+        tells="a sequence that got a copy is still counted among the readers of the old block.",
         sly=True,
     ),
     Mutant(
@@ -94,7 +94,7 @@ MUTANTS = (
         sly=True,
     ),
     Mutant(
-        "forks_over_somebody",
+        "forks_over_a_living_sequence",
         """        if child in self.tables:
             raise ValueError(f"sequence {child} is there already")
         self.pool.touch(table)
@@ -176,8 +176,8 @@ VARIANTS = (
 
 TO_CATCH = "keeps_its_reference"
 
-NOBODY_ASKS = "Nobody asks for the length of a sequence that has ended; `begin` and `fork` write it anew."
-EQUIVALENT = {"del self.lengths[seq_id]  →  (removed)": NOBODY_ASKS}
+NEVER_READ = "The length of a sequence that has ended is not read; `add_sequence` and `fork` write it anew."
+EQUIVALENT = {"del self.lengths[seq_id]  →  (removed)": NEVER_READ}
 
 
 def examples(subject: Any) -> None:
@@ -195,7 +195,7 @@ def examples(subject: Any) -> None:
     except ValueError:
         pass
     cache = subject.KVCache(num_blocks=6, block_size=4)
-    cache.begin(0)
+    cache.add_sequence(0)
     cache.write(0, 0, [1, 2, 3, 4, 5, 6])
     cache.fork(0, 1)
     assert cache.pool.num_free_blocks == 4

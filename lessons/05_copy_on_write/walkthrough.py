@@ -105,7 +105,7 @@ print(f"blocks in use: {len(state.ref_counts) - len(state.free)}")
 # ## Where is the first copy?
 #
 # Predict: each of the three writes its first token in step 1. How many copies are made: none, two or three?
-# Of which of the three blocks? And who makes none?
+# Of which of the three blocks? And which sequence makes none?
 
 # %%
 for step in steps_of("0"):

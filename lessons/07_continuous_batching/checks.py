@@ -23,7 +23,7 @@ def worlds(*, quiet: bool = False) -> st.SearchStrategy[Any]:
     """Limits, and requests that arrive over time.
 
     Each request: steps after the one before it; tokens of its prompt, and of its answer; after how many steps
-    whoever asked gives up (0: never); whether the same name asks again when it is done. `quiet`: nobody does.
+    its user gives up (0: never); whether the same name asks again when it is done. `quiet`: neither happens.
     """
     never = st.just(0)
     leave, again = st.sampled_from((0, 0, 0, 1, 2, 3, 5)), st.sampled_from((0, 0, 0, 1))
@@ -31,7 +31,7 @@ def worlds(*, quiet: bool = False) -> st.SearchStrategy[Any]:
     request = st.tuples(gap, prompt, answer, never if quiet else leave, never if quiet else again)
     requests = st.lists(request, min_size=1, max_size=len(NAMES))
     return st.fixed_dictionaries(
-        {"seats": st.integers(1, 4), "budget": st.integers(1, 9), "requests": requests}
+        {"max_num_seqs": st.integers(1, 4), "budget": st.integers(1, 9), "requests": requests}
     )
 
 
@@ -44,7 +44,7 @@ def next_token(computed: list[int]) -> int:
 
 
 def alone(prompt: list[int], length: int) -> list[int]:
-    """A request's answer if nobody else is there."""
+    """A request's answer if there is no other request."""
     tokens = list(prompt)
     for _ in range(length):
         tokens.append(next_token(tokens))
@@ -52,7 +52,7 @@ def alone(prompt: list[int], length: int) -> list[int]:
 
 
 class Live:
-    """A request in the house, in the check's own books."""
+    """A request that waits or runs, in the check's own books."""
 
     def __init__(self, index: int, prompt: int, length: int, leave: int, again: int) -> None:
         self.name, self.index, self.leave, self.again = NAMES[index], index, leave, again
@@ -60,7 +60,7 @@ class Live:
         self.answer = alone(self.tokens, length)
         self.prompt, self.to_come = prompt, length
         self.computed = self.age = 0
-        self.has_seat = False
+        self.is_running = False
 
     @property
     def left(self) -> int:
@@ -69,7 +69,7 @@ class Live:
 
 
 def arrivals(case: Any) -> list[tuple[int, Live]]:
-    """Who arrives, and in which step."""
+    """Which requests arrive, and in which step."""
     coming, time = [], 0
     for index, (gap, *numbers) in enumerate(case["requests"]):
         time += gap
@@ -90,8 +90,8 @@ class Gantt:
             cells = self.rows.setdefault(request.index, [])
             cells += [cell()] * (self.length - len(cells))
             if count := plan.get(request.name):
-                cells.append(cell(count, request.index, "" if request.has_seat else "new"))
-            elif request.has_seat:
+                cells.append(cell(count, request.index, "" if request.is_running else "new"))
+            elif request.is_running:
                 cells.append(cell("─" if request.name in done else "·", request.index, "waste"))
             else:
                 cells.append(cell("…", mark="free"))
@@ -102,19 +102,19 @@ class Gantt:
 
 
 class Engine:
-    """Lets everybody in when it is time, and carries out every plan. `beside`: more rows for the board."""
+    """Adds each request when it arrives, and carries out every plan. `beside`: more rows for the board."""
 
     def __init__(self, case: Any, story: Story, beside: list[Any] | None = None) -> None:
-        self.scheduler = subject.Scheduler(case["seats"], case["budget"], MAX_MODEL_LEN)
+        self.scheduler = subject.Scheduler(case["max_num_seqs"], case["budget"], MAX_MODEL_LEN)
         self.story, self.beside, self.coming = story, beside or [], arrivals(case)
-        self.facts = {"limits": f"{case['seats']} seats, {case['budget']} tokens"}
+        self.facts = {"limits": f"{case['max_num_seqs']} requests, {case['budget']} tokens"}
         self.live: list[Live] = []
         self.gantt = Gantt()
         lengths = (prompt + answer for _, prompt, answer, *_ in case["requests"])
         self.most_steps = self.coming[-1][0] + 2 * sum(lengths) + 2
 
     def run(self, *, is_strict: bool = False) -> Iterator[tuple[dict[str, int], list[Live]]]:
-        """Step by step, until all are done: what is planned, and who is in the house, in order of arrival.
+        """Step by step, until all are done: the plan, and the requests that wait or run, in order of arrival.
 
         Args:
             is_strict: say so where tokens are computed twice or too soon; otherwise end there, quietly.
@@ -161,12 +161,12 @@ class Engine:
             if count > left:
                 return False
             request.computed += count
-            request.has_seat |= count > 0
+            request.is_running |= count > 0
             request.age += 1
         return True
 
     def sample(self, given: Any, is_strict: bool) -> bool:
-        """The toy model's next token for all whom `update` names, computed from what is in the cache."""
+        """The toy model's next token for all that `update` names, computed from what is in the cache."""
         due = [request.name for request in self.live if not request.left]
         named = self.scheduler.update(given)
         if not is_strict and not same(named, due):
@@ -179,7 +179,7 @@ class Engine:
             wanted = f"the next token of {request.name} to be {right}, as when it runs alone"
             after = f"{token}, when {request.computed} of its {len(request.tokens)} tokens are computed"
             self.story.expect(token == right and not request.left, wanted, after)
-        missing = f"update to name {' and '.join(due) or 'nobody'}: all tokens are computed"
+        missing = f"update to name {' and '.join(due) or 'no request'}: all tokens are computed"
         self.story.expect(same(named, due), missing, named)
         for name in due:
             here[name].tokens.append(here[name].answer[-here[name].to_come])
@@ -199,7 +199,7 @@ def read(plan: Any, live: list[Live], story: Story) -> dict[str, int]:
         story.expect(is_pair, "(request_id, num_tokens) for each entry of the plan", entry)
         name, count = entry
         is_here = isinstance(name, str) and name in names
-        story.expect(is_here, f"a plan for those who are here ({', '.join(names) or 'nobody'})", plan)
+        story.expect(is_here, f"a plan for requests that wait or run ({', '.join(names) or 'none'})", plan)
         story.expect(name not in tokens, f"one entry for {name}", plan)
         story.expect(type(count) is int and count >= 1, f"at least 1 token for {name}, as an int", count)
         tokens[name] = count
@@ -214,13 +214,13 @@ def same(named: Any, names: list[str]) -> bool:
 
 come_or_go = st.tuples(st.sampled_from(("add", "add", "finish")), st.integers(0, 1), st.integers(0, 14))
 OPERATIONS = st.lists(come_or_go, min_size=1, max_size=8)
-DOOR = st.tuples(st.integers(1, 6), st.integers(2, 12), st.integers(0, 4), OPERATIONS)
+ARRIVALS = st.tuples(st.integers(1, 6), st.integers(2, 12), st.integers(0, 4), OPERATIONS)
 
 
 @judged(
     "P1",
-    "Whoever could never be served is refused, and a refusal changes nothing; all others are let in.",
-    DOOR,
+    "A request that could never be served is refused, which changes nothing; all others are accepted.",
+    ARRIVALS,
     examples=400,
     hints=(
         "Which prompts can never be answered? One that is longer than the budget can: it is cut.",
@@ -228,21 +228,21 @@ DOOR = st.tuples(st.integers(1, 6), st.integers(2, 12), st.integers(0, 4), OPERA
         "`if not 1 <= num_prompt_tokens < self.max_model_len: raise ValueError(...)`; then the name.",
     ),
 )
-def who_is_let_in(case: Any, story: Story) -> None:
+def which_requests_are_accepted(case: Any, story: Story) -> None:
     budget, longest, planned, operations = case
     scheduler = subject.Scheduler(2, budget, longest)
     here: list[str] = []
     for number, (what, index, count) in enumerate(operations):
         name = NAMES[index]
         if here and number == planned:
-            story.step("a step is planned: who waited runs now")
+            story.step("a step is planned: the requests that waited may run now")
             with suppress(NotImplementedError):  # `add` may be judged before there are steps
                 scheduler.schedule()
         if what == "finish" and name in here:
             story.step(f"{name} gives up")
             scheduler.finish(name)
             here.remove(name)
-            story.see({"here": ", ".join(here) or "nobody"})
+            story.see({"here": ", ".join(here) or "none"})
         if what != "add":
             continue
         story.step(f"{name} arrives (prompt: {count}; with the answer at most {longest})")
@@ -254,18 +254,18 @@ def who_is_let_in(case: Any, story: Story) -> None:
         except ValueError:
             refused = True
         here += [] if why else [name]
-        story.see({"answer": "refused" if refused else "let in", "here": ", ".join(here) or "nobody"})
-        story.expect(refused or not why, f"ValueError: {why}", f"{name} is let in")
-        story.expect(why or not refused, f"{name} to be let in", "ValueError")
+        story.see({"answer": "refused" if refused else "accepted", "here": ", ".join(here) or "none"})
+        story.expect(refused or not why, f"ValueError: {why}", f"{name} is accepted")
+        story.expect(why or not refused, f"{name} to be accepted", "ValueError")
 
 
 @judged(
     "P2",
-    "No step computes more tokens than the budget, and never do more requests run than there are seats.",
+    "No step computes more tokens than the budget, and never do more than max_num_seqs requests run.",
     worlds(),
     hints=(
-        "Two numbers per step: the tokens of the whole plan, and the requests that run. Who takes from them?",
-        "Each step begins with all of it. A seat is taken from a request's first token until `finish`.",
+        "Two numbers per step: the tokens of the whole plan, and the requests that run. What uses them up?",
+        "Each step has the whole budget. A request has a slot from its first token until `finish`.",
         "`num_tokens = min(left, budget)` for each, and for newcomers "
         "`while self.waiting and len(self.running) < self.max_num_seqs and budget > 0:`",
     ),
@@ -274,8 +274,9 @@ def limits_hold(case: Any, story: Story) -> None:
     for plan, live in Engine(case, story).run():
         total = sum(plan.values())
         story.expect(total <= case["budget"], f"at most {case['budget']} tokens in a step", total)
-        run = [request.name for request in live if request.has_seat or request.name in plan]
-        story.expect(len(run) <= case["seats"], f"at most {case['seats']} to run", f"{', '.join(run)} run")
+        run = [request.name for request in live if request.is_running or request.name in plan]
+        most = case["max_num_seqs"]
+        story.expect(len(run) <= most, f"at most {most} to run", f"{', '.join(run)} run")
 
 
 @judged(
@@ -297,66 +298,66 @@ def same_as_alone(case: Any, story: Story) -> None:
 
 @judged(
     "P4",
-    "No budget is left over while anybody could use it: one who runs, or one who waits while a seat is free.",
+    "No budget is left over that a running request could use, or a waiting one while a slot is free.",
     worlds(),
     hints=(
-        "Find the step in which somebody waits (…) though a seat is free, or gets less than there is. Why?",
-        "Newcomers may join in every step, several of them, and with a part of their prompt. Who runs may "
-        "compute all it has left, not only one token. Who has finished needs no seat.",
-        "After those who run: `while` somebody waits, a seat is free and budget is left, the first who waits "
-        "gets `min(left, budget)`. And `finish` takes a request off `running` at once.",
+        "Find the step in which a request waits (…) though a slot is free, or gets less than is left. Why?",
+        "Every step may admit requests, several of them, and with a part of their prompt. A running request "
+        "may compute all it has left, not only one token. A finished request needs no slot.",
+        "After the running requests: `while` one waits, a slot is free and budget is left, the first that "
+        "waits gets `min(left, budget)`. And `finish` takes a request off `running` at once.",
     ),
 )
 def nothing_is_idle(case: Any, story: Story) -> None:
     for plan, live in Engine(case, story).run():
         spare = case["budget"] - sum(plan.values())
-        free = case["seats"] - sum(r.has_seat or r.name in plan for r in live)
+        free = case["max_num_seqs"] - sum(r.is_running or r.name in plan for r in live)
         for request in live if spare > 0 else ():
             name, count = request.name, plan.get(request.name, 0)
-            if request.has_seat or count:
+            if request.is_running or count:
                 could = min(request.left, count + spare)
                 wanted = f"{name} to compute {could} of the {request.left} that it has left"
                 story.expect(count >= could, wanted, f"{count}; budget left over: {spare}")
             else:
-                wanted = f"{name} to join: seats are free ({free}), and so is budget ({spare})"
+                wanted = f"{name} to be admitted: {free} more may run, and {spare} tokens of budget are left"
                 story.expect(free <= 0, wanted, f"{name} waits")
 
 
 @judged(
     "P5",
-    "First come, first served: whoever joins takes only what those who came before leave over.",
+    "First come, first served: an admitted request gets only what earlier requests leave over.",
     worlds(),
     hints=(
-        "Somebody joined. Was there anyone who had come before, and had tokens left to compute?",
-        "The order is that of arrival: first those who run, then those who wait, the one who waits longest "
-        "first. Nobody is skipped because another fits better.",
+        "A request was admitted. Had an earlier one tokens left to compute?",
+        "The order is that of arrival: first the running requests, then the waiting ones, the one that has "
+        "waited longest first. No request is skipped because another fits better.",
         "`for request in self.running: …`, then `self.waiting.pop(0)`; newcomers go to the end of `running`.",
     ),
 )
 def first_come_first_served(case: Any, story: Story) -> None:
     for plan, live in Engine(case, story).run():
         for place, request in enumerate(live):
-            if request.has_seat or request.name not in plan:
+            if request.is_running or request.name not in plan:
                 continue
             for other in live[:place]:
                 count = plan.get(other.name, 0)
                 wanted = (
-                    f"{other.name}, who came before {request.name}, to get all that it can use ({other.left})"
+                    f"{other.name}, which came before {request.name}, to get all it can use ({other.left})"
                 )
-                does = f"gets {count}" if other.has_seat or count else "waits"
-                story.expect(count >= other.left, wanted, f"{request.name} joins, and {other.name} {does}")
+                does = f"gets {count}" if other.is_running or count else "waits"
+                story.expect(count >= other.left, wanted, f"{request.name} is admitted, {other.name} {does}")
 
 
 @judged(
     "P6",
-    "No answer is complete later than under static batching with the same seats and the same budget.",
+    "No answer is complete later than under static batching with the same limits.",
     worlds(quiet=True),
     examples=400,
     hints=(
-        "Compare the two pictures. In which step does somebody fall behind, and who got the tokens?",
-        "Who runs gets its tokens in every step, before those who came later. Is anyone held up by a prompt?",
-        "`for request in self.running:` in the order in which they joined, each `min(left, budget)`: "
-        "nobody is moved forward because much, or little, is left of it.",
+        "Compare the two pictures. In which step does a request fall behind, and which one got the tokens?",
+        "A running request gets its tokens in every step, before later ones. Is one held up by a prompt?",
+        "`for request in self.running:` in the order of admission, each `min(left, budget)`: "
+        "no request is moved forward because much, or little, is left of it.",
     ),
 )
 def never_later_than_static(case: Any, story: Story) -> None:
@@ -373,15 +374,15 @@ def never_later_than_static(case: Any, story: Story) -> None:
 def static_batching(case: Any) -> tuple[dict[str, int], list[Any]]:
     """In which step each answer is complete if a batch begins and ends together; and a picture of it.
 
-    A batch is whoever has arrived, in order of arrival, up to the number of seats. In it, the budget goes to
-    one after another, in the same order.
+    A batch is the requests that have arrived, in order of arrival, at most `max_num_seqs`. In it, the budget
+    goes to one after another, in the same order.
     """
     coming, batch = arrivals(case), list[Live]()
     done: dict[str, int] = {}
     gantt = Gantt()
     while coming or any(request.name not in done for request in batch):
         if all(request.name in done for request in batch):
-            batch = [request for due, request in coming if due <= gantt.length][: case["seats"]]
+            batch = [request for due, request in coming if due <= gantt.length][: case["max_num_seqs"]]
             coming = [item for item in coming if item[1] not in batch]
         plan: dict[str, int] = {}
         for request in batch:
@@ -391,7 +392,7 @@ def static_batching(case: Any) -> tuple[dict[str, int], list[Any]]:
         gantt.add(batch + [request for due, request in coming if due <= gantt.length], plan, done)
         for request in batch:
             request.computed += plan.get(request.name, 0)
-            request.has_seat = True
+            request.is_running = True
             if not request.left and request.name not in done:
                 request.tokens.append(0)
                 request.to_come -= 1

@@ -7,7 +7,7 @@ from lessons.mutant import Mutant
 RUNNING = """        for request in self.running:
             budget -= _plan(request, budget, plan)
 """
-JOINING = """        while self.waiting and len(self.running) < self.max_num_seqs and budget > 0:
+WAITING = """        while self.waiting and len(self.running) < self.max_num_seqs and budget > 0:
             request = self.waiting.pop(0)
             self.running.append(request)
             budget -= _plan(request, budget, plan)
@@ -22,7 +22,7 @@ MUTANTS = (
         tells="it turns requests away that it could serve.",
     ),
     Mutant(
-        "who_waits_cannot_give_up",
+        "waiting_requests_cannot_give_up",
         "self.waiting = [request for request in self.waiting if request.request_id != request_id]",
         "pass",
         caught_by="P1",
@@ -30,11 +30,11 @@ MUTANTS = (
         sly=True,
     ),
     Mutant(
-        "one_seat_too_many",
+        "one_slot_too_many",
         "len(self.running) < self.max_num_seqs and budget > 0:",
         "len(self.running) <= self.max_num_seqs and budget > 0:",
         caught_by="P2",
-        tells="more requests run than there are seats.",
+        tells="more requests run than the batch has slots.",
     ),
     Mutant(
         "each_chunk_has_a_next_token",
@@ -50,12 +50,12 @@ MUTANTS = (
             budget -= _plan(request, min(1, budget), plan)
 """,
         caught_by="P4",
-        tells="whoever runs is taken for one that decodes.",
+        tells="every running request is taken for one that decodes.",
         sly=True,
     ),
     Mutant(
         "a_batch_begins_together",
-        JOINING,
+        WAITING,
         """        is_empty = not self.running
         while is_empty and self.waiting and len(self.running) < self.max_num_seqs and budget > 0:
             request = self.waiting.pop(0)
@@ -63,11 +63,11 @@ MUTANTS = (
             budget -= _plan(request, budget, plan)
 """,
         caught_by="P4",
-        tells="this is static batching: seats stay empty while others wait.",
+        tells="this is static batching: slots in the batch stay empty while requests wait.",
     ),
     Mutant(
         "newcomers_first",
-        RUNNING + JOINING,
+        RUNNING + WAITING,
         """        before = list(self.running)
         while self.waiting and len(self.running) < self.max_num_seqs and budget > 0:
             request = self.waiting.pop(0)
@@ -78,7 +78,7 @@ MUTANTS = (
                 budget -= _plan(request, budget, plan)
 """,
         caught_by="P5",
-        tells="in a step in which somebody joins, an answer that has begun may come to a standstill.",
+        tells="in a step that admits a request, an answer that has begun may come to a standstill.",
         sly=True,
     ),
     Mutant(
@@ -86,7 +86,7 @@ MUTANTS = (
         "request = self.waiting.pop(0)",
         "request = self.waiting.pop(min(range(len(self.waiting)), key=lambda i: self.waiting[i].num_tokens))",
         caught_by="P5",
-        tells="who has a long prompt may wait for ever, while others come and go.",
+        tells="a request with a long prompt may wait for ever, while others come and go.",
         sly=True,
     ),
     Mutant(
@@ -108,7 +108,7 @@ MUTANTS = (
 VARIANTS = (
     Mutant(
         "one_line_for_all",
-        RUNNING + JOINING,
+        RUNNING + WAITING,
         """        line = self.running + self.waiting
         for place, request in enumerate(line):
             if budget <= 0 or place >= self.max_num_seqs:
@@ -119,7 +119,7 @@ VARIANTS = (
     ),
     Mutant(
         "asks_first_plans_later",
-        RUNNING + JOINING,
+        RUNNING + WAITING,
         """        free = self.max_num_seqs - len(self.running)
         spare = budget - sum(request.num_tokens - request.num_computed_tokens for request in self.running)
         while self.waiting and free > 0 and spare > 0:
@@ -131,7 +131,7 @@ VARIANTS = (
 """,
     ),
     Mutant(
-        "looks_at_all_who_run",
+        "looks_at_all_running_requests",
         """        running = {request.request_id: request for request in self.running}
         for request_id, num_tokens in plan:
             request = running[request_id]

@@ -1,4 +1,4 @@
-"""Continuous batching: before every step, whoever has finished has left, and whoever waits may join.
+"""Continuous batching: the batch is decided anew before every step, as requests arrive and finish.
 
 There is no prefill phase and no decode phase. A request has tokens, and some of them are computed (their keys
 and values are in the cache); a step lets the computed ones catch up:
@@ -11,13 +11,13 @@ is cut has what is left of it (a chunk). All three are this rule, with other num
 
 The scheduler only plans: it never sees a token, only counts. The engine drives it, step by step:
 
-    scheduler.add(...)                     for whoever has arrived
+    scheduler.add(...)                     for each request that has arrived
     plan = scheduler.schedule()            ►  [("a", 1), ("b", 7)]: compute 1 token of a, 7 of b
     caught_up = scheduler.update(plan)     ►  ["a"]: all of a's tokens are computed, so its next is known
     scheduler.finish("a")                  if that token was its last
 
 Source: Yu et al., "Orca: A Distributed Serving System for Transformer-Based Generative Models" (OSDI 2022),
-section 3. In the engine: minivllm/scheduling/scheduler.py and step.py.
+section 3. In the engine: minivllm/scheduling/scheduler.py.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class Request:
 
 
 class Scheduler:
-    """Who waits, who runs, and what the next step computes."""
+    """Which requests wait, which run, and what the next step computes."""
 
     def __init__(self, max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int) -> None:
-        """Nobody is here yet.
+        """No request waits, and none runs.
 
         Args:
-            max_num_seqs: seats: most requests that run at a time.
+            max_num_seqs: slots in the batch: most requests that run at a time.
             max_num_batched_tokens: budget: most tokens that one step computes, of all requests together.
             max_model_len: most tokens that a request may have, prompt and answer together.
         """
@@ -58,7 +58,7 @@ class Scheduler:
         self.running: list[Request] = []
 
     def add(self, request_id: str, num_prompt_tokens: int) -> None:
-        """A request has arrived, and waits behind all who wait.
+        """A request has arrived, and waits behind all others that wait.
 
         A prompt may be longer than `max_num_batched_tokens`: it is computed in several steps.
 
@@ -75,11 +75,11 @@ class Scheduler:
     def schedule(self) -> list[tuple[str, int]]:
         """What the next step computes.
 
-        The budget is handed out to one after another, each taking all it can use of what is left:
+        The requests get the budget one after another, each all that it can use of what is left:
 
-        1. Those who run, in order of arrival.
-        2. Those who wait, in order of arrival, while a seat is free and some budget is left. Who gets tokens
-           runs from now on: it has its seat until it finishes.
+        1. The running requests, in order of arrival.
+        2. The waiting requests, in order of arrival, while a slot in the batch is free and some budget is
+           left. A request that gets tokens is admitted: it runs, and keeps its slot until it finishes.
 
         A request can use as many tokens as it has left to compute. If the budget is less, the request is cut:
         it gets what there is, and the rest in later steps.
@@ -100,14 +100,14 @@ class Scheduler:
     def update(self, plan: list[tuple[str, int]]) -> list[str]:
         """The plan has been carried out: its tokens are computed.
 
-        Whoever has no token left to compute has caught up: the model's last output says its next token. So it
-        has one token more from now on, which is not computed yet.
+        A request without a token left to compute has caught up: the model's last output says its next token.
+        So it has one token more from now on, which is not computed yet.
 
         Args:
             plan: what `schedule` has just returned.
 
         Returns:
-            The names of those who have caught up, each of which has got one token.
+            The names of the requests that have caught up, each of which has got one token.
         """
         caught_up: list[str] = []
         running = {request.request_id: request for request in self.running}
@@ -120,20 +120,20 @@ class Scheduler:
         return caught_up
 
     def finish(self, request_id: str) -> None:
-        """A request leaves: its answer is complete, or whoever asked does not want it any more.
+        """A request leaves: its answer is complete, or its user gave up.
 
-        It may run or still wait. If it ran, its seat is free in the very next step.
+        It may run or still wait. If it ran, its slot in the batch is free in the very next step.
 
         Args:
-            request_id: of one that waits or runs.
+            request_id: of a request that waits or runs.
         """
         self.running = [request for request in self.running if request.request_id != request_id]
         self.waiting = [request for request in self.waiting if request.request_id != request_id]
 
 
 def _plan(request: Request, budget: int, plan: list[tuple[str, int]]) -> int:
-    """Let a request have what it can use of the budget; returns how many tokens that is."""
-    # At least 1: who runs got some in the step before, and those before it want no more now than then.
+    """Give a request what it can use of the budget; returns how many tokens that is."""
+    # At least 1: a running request got some in the step before, and those before it can use no more now.
     num_tokens = min(request.num_tokens - request.num_computed_tokens, budget)
     plan.append((request.request_id, num_tokens))
     return num_tokens

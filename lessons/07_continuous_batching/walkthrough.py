@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 07 Continuous batching, step by step
 #
-# Six requests, three seats, and the real engine with the model that comes with minivllm: once under `static`,
-# once under `fcfs` (first come, first served: continuous batching). Requests arrive while others run. So that
-# every run is the same, each step lasts exactly one second of a virtual clock. Before each result there is a
-# question: answer it first.
+# Six requests, three slots in the batch (`max_num_seqs`), and the real engine with the model that comes with
+# minivllm: once under `static`, once under `fcfs` (first come, first served: continuous batching). Requests
+# arrive while others run. So that every run is the same, each step lasts exactly one second of a virtual
+# clock. Before each result there is a question: answer it first.
 
 # %%
 from collections.abc import Callable
@@ -30,7 +30,7 @@ PICTURES = {
     "batches.svg": ("batch_composition", 1, 9),
 }
 
-SEATS, BUDGET = 3, 48
+MAX_NUM_SEQS, BUDGET = 3, 48
 REQUESTS = (  # name, step of arrival, prompt, tokens of the answer
     ("A", 0, "Question: What is a KV cache?\nAnswer:", 4),
     ("B", 0, "Once upon a time,", 14),
@@ -56,7 +56,7 @@ class Timed:
 def serve(policy: str, path: Path, cost: Callable[[StepPlan], float]) -> dict[str, str]:
     """Serve all requests; returns the answers."""
     clock = VirtualClock()
-    config = SchedulerConfig(64, 16, SEATS, BUDGET, 256, scheduling_policy=policy)
+    config = SchedulerConfig(64, 16, MAX_NUM_SEQS, BUDGET, 256, scheduling_policy=policy)
     vocab_size = llm.engine.vocab_size
     answers: dict[str, str] = {}
     with Recorder(path) as recorder:
@@ -89,17 +89,17 @@ def one_second(plan: StepPlan) -> float:
     return 1.0
 
 
-# `static` waits for nobody here: a batch begins with whoever has arrived.
+# `static` does not wait here: a batch begins with the requests that have arrived.
 STATIC = "static(timeout_seconds=0)"
 paths = [trace_path(name) for name in TRACES]
 answers = [serve(policy, path, one_second) for policy, path in zip((STATIC, "fcfs"), paths, strict=True)]
 static, fcfs = [make_timeline(read_trace(path)) for path in paths]
 
 # %% [markdown]
-# ## Static batching: who runs when?
+# ## Static batching: which request runs when?
 #
 # A cell is a step; a number is the tokens that it computes for that request. `…` waits; `─` has finished,
-# and is held until its batch is done.
+# and is parked until its batch is done.
 #
 # Predict: A, B and C begin together, and B's answer has 14 tokens, by far the most. In which step does D
 # begin?
@@ -136,8 +136,8 @@ show(static)
 # %% [markdown]
 # ## Continuous batching: the same requests
 #
-# Predict: A finishes in step 3. Who has its seat in step 4? And F's prompt has 66 tokens: the budget is 48 a
-# step, and two others run. Into which chunks is it cut?
+# Predict: A finishes in step 3. Which request has its slot in step 4? And F's prompt has 66 tokens: the
+# budget is 48 a step, and two others run. Into which chunks is it cut?
 
 # %%
 show(fcfs)
@@ -145,22 +145,22 @@ chunks = [item.num_tokens for record in fcfs.records for item in record.batch if
 print(f"\nF: {chunks}; the first two are its prompt")
 
 # %% [markdown]
-# ## What became of the seats and of the budget?
+# ## What became of the slots and of the budget?
 #
-# Predict: of the steps times the seats, which share computed something, under each of the two? And how many
+# Predict: of the steps times the slots, which share computed something, under each of the two? And how many
 # tokens were computed and thrown away, because a static batch is a rectangle?
 
 
 # %%
 def count(name: str, timeline: Timeline) -> None:
-    seats = timeline.num_steps * SEATS
+    slots = timeline.num_steps * MAX_NUM_SEQS
     cells = [cell for row in gantt(timeline).values() for cell in row]
     in_use = sum(cell.isdigit() for cell in cells)
-    held, waited = cells.count("─"), cells.count("…")
+    parked, waited = cells.count("─"), cells.count("…")
     computed = sum(item.num_tokens for record in timeline.records for item in record.batch)
     padding = sum(record.num_padding_tokens for record in timeline.records)
-    print(f"{name}: {timeline.num_steps} steps · {SEATS} seats = {seats}", end="; ")
-    print(f"computing {in_use} ({in_use / seats:.0%}), held {held}, empty {seats - in_use - held}")
+    print(f"{name}: {timeline.num_steps} steps · {MAX_NUM_SEQS} slots = {slots}", end="; ")
+    print(f"computing {in_use} ({in_use / slots:.0%}), parked {parked}, empty {slots - in_use - parked}")
     print(f"        {computed} tokens computed, {padding} more for padding; steps of waiting: {waited}")
 
 
@@ -168,10 +168,10 @@ count("static", static)
 count("fcfs  ", fcfs)
 
 # %% [markdown]
-# ## Is anybody worse off?
+# ## Is any request worse off?
 #
-# Predict: whoever comes early shares its steps with newcomers now. Does anybody finish in a *later step* than
-# under static batching? And do they still say the same?
+# Predict: a request that came early shares its steps with newcomers now. Does one finish in a *later step*
+# than under static batching? And are the answers still the same?
 
 # %%
 before, after = finished(static), finished(fcfs)

@@ -184,7 +184,7 @@ def a_stream_of_tiles(case: Any, story: Story) -> None:
     examples=60,
     hints=(
         "Merge A with B. Then look at A: is it still what it was?",
-        "`a.total *= …` and `np.maximum(…, out=…)` write into an array that belongs to whoever called you.",
+        "`a.total *= …` and `np.maximum(…, out=…)` write into an array that belongs to the caller.",
         "Compute into new arrays, `total = a.total * … + b.total * …`, and return a new `State`.",
     ),
 )
@@ -344,7 +344,7 @@ def flash_is_attention(case: Any, story: Story) -> None:
     heads(st.just(True)),
     hints=(
         "There are 3 queries and 5 keys: the queries are the last three tokens. Which keys does query 0 see?",
-        "Query i is at position i + keys - queries. Hide scores before anybody looks for a maximum.",
+        "Query i is at position i + keys - queries. Hide scores before the maximum is taken.",
         "`positions = np.arange(first, end)[:, None] + num_keys - num_queries`; "
         "`scores = np.where(np.arange(first_key, end_key) <= positions, scores, -np.inf)`.",
     ),

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 11 From online softmax to FlashAttention 1: what global memory sees
 #
-# The engine's own kernels run thread by thread under the microscope: FlashAttention 1, and attention as it is
-# written on the blackboard. 80 tokens, one head of 32 numbers, causal. Tiles have 32 keys and 8 queries; the
-# last tile of keys has only 16.
+# The engine's own kernels run thread by thread under the microscope: FlashAttention 1, and naive attention,
+# which writes all N × N scores to global memory. 80 tokens, one head of 32 numbers, causal. Tiles have 32
+# keys and 8 queries; the last tile of keys has only 16.
 
 # %%
 import numpy as np
@@ -90,15 +90,15 @@ for name, count in predicted.items():
 print(f"together {sum(moved.values()):,} bytes")
 
 # %% [markdown]
-# ## The blackboard
+# ## Naive attention
 #
 # Three kernels: all scores, their softmax, the weighted values. `scores` has 80 × 80 numbers, 25,600 bytes.
 # Predict: how often does all of it go through global memory? In the paper's count it is 4 times: written,
 # read, written, read.
 
 # %%
-board_out, board = np.zeros_like(query), np.zeros((1, TOKENS, TOKENS), np.float32)
-naive = [step.observe() for step in naive_attention(query, key, value, board_out, board)]
+naive_out, matrix = np.zeros_like(query), np.zeros((1, TOKENS, TOKENS), np.float32)
+naive = [step.observe() for step in naive_attention(query, key, value, naive_out, matrix)]
 write_kernel_traces(
     trace_path(TRACES[1]), [kernel_trace(seen, f"naive: {title}", n) for n, seen in enumerate(naive)]
 )
@@ -115,7 +115,7 @@ print(f"scores {times:g} × {square:,} = {times * square:,.0f} bytes; with all o
 print(
     "(the latter is mostly keys, read again and again by each block: the microscope has no cache, a GPU does)"
 )
-print(f"the two answers differ by {np.abs(out - board_out).max():.1g} at most")
+print(f"the two answers differ by {np.abs(out - naive_out).max():.1g} at most")
 
 # %% [markdown]
 # ## Larger tiles

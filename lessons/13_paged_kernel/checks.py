@@ -11,7 +11,7 @@ import numpy as np
 import subject
 from hypothesis import strategies as st
 
-from lessons.kernels import expect_no_fault, first_fault, run_kernel, times_written, who_where
+from lessons.kernels import describe_access, expect_no_fault, first_fault, run_kernel, times_written
 from lessons.story import Story, cell, judged, row
 
 KEYS, VALUES, OUT = 1, 2, 5
@@ -65,7 +65,7 @@ class Launch(NamedTuple):
 
     tokens: Tokens
     filled: Any
-    """[num_blocks, block_size]: whose token is in a row, or -1."""
+    """[num_blocks, block_size]: the sequence whose token is in a row, or -1."""
     tables: list[list[int]]
     arguments: dict[str, Any]
 
@@ -107,7 +107,7 @@ def lay_out(tokens: Tokens, block_size: int, seed: int, bare: bool = False, mirr
     if bare:
         keys[:], values[:] = np.nan, np.nan
     width = max(needed) + (seed % 2 if bare else head_dim)
-    tables = np.full((len(needed), width), places[-1], np.int32)  # the last of them is nobody's
+    tables = np.full((len(needed), width), places[-1], np.int32)  # the last of them belongs to no sequence
     filled = np.full((num_blocks, block_size), -1)
     for number, (count, length) in enumerate(zip(needed, tokens.lengths, strict=True)):
         start = sum(needed[:number])
@@ -156,7 +156,7 @@ def counted(count: int, thing: str, before: str = "") -> str:
 
 
 def tell(story: Story, launch: Launch, words: str) -> None:
-    """The step in which tokens are laid into blocks: whose block is whose, and the tables."""
+    """The step in which tokens are laid into blocks: the sequence of each block, and the tables."""
     size = launch.filled.shape[1]
     lengths = " and ".join(counted(n, "token", f"s{who} has ") for who, n in enumerate(launch.tokens.lengths))
     scores = np.concatenate([score for _, score in all_scores(launch.tokens)])
@@ -212,7 +212,7 @@ def expect_answer(story: Story, launch: Launch, seen: Any) -> None:
 
 
 def token_reads(launch: Launch, seen: Any) -> Iterator[tuple[str, Any, list[list[int]], Any]]:
-    """Of keys, then of values: name, accesses, and for each of them its cell, and whose token that is."""
+    """Of keys, then of values: name, accesses, and for each of them its cell and its token's sequence."""
     for number in (KEYS, VALUES):
         name = list(launch.arguments)[number]
         accesses = np.flatnonzero(seen.columns["array"] == number)
@@ -261,9 +261,9 @@ def heads_and_sequences(case: Any, story: Story) -> None:
     "A context may have many more tokens than there are threads.",
     cases(heads=2, sequences=2, tiles=3),
     hints=(
-        "Five threads, twelve tokens: who computes the score of token 7, and where does it go?",
+        "Five threads, twelve tokens: which one computes the score of token 7, and where does it go?",
         "Go through the context in tiles of head_dim tokens. A larger score rescales what you have. "
-        "And before new scores go to shared memory, everybody must have read the old ones.",
+        "And before new scores go to shared memory, all threads must have read the old ones.",
         "`for first in range(0, length, head_dim):` around both parts, with `position = first + thread`; "
         "`rescale = math.exp(maximum - highest)` for `total` and `mine`; a barrier ends the loop's body.",
     ),
@@ -300,7 +300,7 @@ def work_is_shared(case: Any, story: Story) -> None:
         for read in np.flatnonzero((mine >= 0) & (times > 1))[:1]:
             words = f"reads {name}{cells[read]}, which its block reads {times[read]} times"
             story.expect(
-                False, "each number to be read once by a block", who_where(seen, accesses[read], words)
+                False, "each number to be read once by a block", describe_access(seen, accesses[read], words)
             )
     expect_answer(story, launch, seen)
 
@@ -310,7 +310,7 @@ def work_is_shared(case: Any, story: Story) -> None:
     "There is no race; each cell of the output is written once, and nothing else is.",
     cases(heads=2, sequences=2, tiles=3) | cases(tiles=2, widths=WIDE),
     hints=(
-        "The answer may be right: here threads take turns, on a GPU they do not. Which two touch one cell?",
+        "The answer may be right: here threads run one by one, on a GPU not. Which two touch one cell?",
         "Between a write and another thread's access to that cell belongs a `cuda.syncthreads()`, both ways: "
         "after writing, before others read; after they have read, before it is written again.",
         "One barrier after the scores, one after their use, outside of any `if`. What else a thread has is "
@@ -326,7 +326,7 @@ def no_race(case: Any, story: Story) -> None:
     columns = seen.columns
     for access in np.flatnonzero((columns["kind"] != 0) & (columns["array"] < OUT)):
         name = list(launch.arguments)[columns["array"][access]]
-        story.expect(False, "writes to out alone", who_where(seen, access, f"writes {name}"))
+        story.expect(False, "writes to out alone", describe_access(seen, access, f"writes {name}"))
     times = times_written(seen, OUT)
     for index in np.argwhere(times != 1).tolist():
         words = f"{times[tuple(index)]} writes of out{index}"
@@ -339,7 +339,7 @@ def no_race(case: Any, story: Story) -> None:
     "Rows behind the last token, the rest of a table and blocks of others are never read.",
     cases(heads=2, sequences=2, tiles=2),
     hints=(
-        "The last block is rarely full, and a table is as wide as the longest sequence's. Who looks there?",
+        "The last block is rarely full, and a table is as wide as the longest one needs. What is read there?",
         "A weight of 0 does not help: 0 · NaN is NaN. Look at the length before you look at the table.",
         "`if position < length:` around the look into the table and all that follows; and the sum over "
         "the values ends with the last token: `count = min(head_dim, length - first)`.",
@@ -362,7 +362,7 @@ def nothing_else_is_read(case: Any, story: Story) -> None:
         for read in np.flatnonzero(owners != reader)[:1]:
             words = f"works for s{reader[read]} and reads {name}{cells[read]}, a token of s{owners[read]}"
             story.expect(
-                False, "reads of this sequence's tokens alone", who_where(seen, accesses[read], words)
+                False, "reads of this sequence's tokens alone", describe_access(seen, accesses[read], words)
             )
     expect_answer(story, launch, seen)
 

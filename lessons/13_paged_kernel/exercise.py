@@ -1,7 +1,7 @@
 """The paged kernel: one new token of each sequence against a cache that lies in blocks.
 
-A GPU runs one block of threads for each head of each sequence. Its threads play two parts, in turns: first a
-thread is a token of the context, then it is a number of the output. Between the parts lies a barrier.
+A GPU runs one thread block for each head of each sequence. Its threads play two parts, one after the other:
+first a thread is a token of the context, then it is a number of the output. Between the parts lies a barrier.
 
     block_tables[sequence]   [ 7 | 2 | 5 ]        block_size 2, head_dim 4, so a tile is 4 tokens
 
@@ -24,7 +24,7 @@ import math
 from numba import cuda, float32
 
 MOST_THREADS = 256
-"""Most threads of a block, and so the widest head: the size of an array in shared memory is a constant."""
+"""Most threads of a thread block, so the widest head: the size of an array in shared memory is a constant."""
 
 
 @cuda.jit

@@ -64,11 +64,11 @@ MUTANTS = (
         sly=True,
     ),
     Mutant(
-        "kv_heads_in_turn",
+        "kv_heads_round_robin",
         "kv_head = head // (query.shape[1] // key_cache.shape[1])",
         "kv_head = head % key_cache.shape[1]",
         caught_by="P2",
-        tells="query heads take the KV heads in turn.",
+        tells="query heads take the KV heads one after another, again and again.",
         sly=True,
     ),
     Mutant(

@@ -121,7 +121,7 @@ for size in BLOCK_SIZES:
 # That is simpler to write: thread t is token t, and goes through the 32 numbers of its key one by one. So
 # does the score kernel of the engine's naive attention.
 #
-# Predict: lanes side by side now want the first number of 16 different keys, 4 bytes each. How many sectors?
+# Predict: lanes side by side now load the first number of 16 different keys, 4 bytes each. How many sectors?
 
 # %%
 naive = make_subject("naive-attention", {"tokens": 32, "head_dim": HEAD_DIM}, seed=0)
@@ -130,8 +130,8 @@ write_kernel_traces(trace_path("13_by_token.jsonl"), [trace])
 asked = next(
     e for e in trace.events if isinstance(e, WarpAccess) and trace.header.arrays[e.array].name == "key"
 )
-wanted = len(set(asked.first)) * FLOAT_BYTES
-print(f"{wanted} bytes are wanted, {asked.units} sectors are moved: {asked.units * SECTOR_BYTES} bytes")
+needed = len(set(asked.first)) * FLOAT_BYTES
+print(f"{needed} bytes are asked for, {asked.units} sectors are moved: {asked.units * SECTOR_BYTES} bytes")
 
 # %% [markdown]
 # ## Is what lies behind the last token ever read?
@@ -158,9 +158,9 @@ print(
 # %% [markdown]
 # ## Right, and wrong all the same
 #
-# Thread 0 finds the largest score and leaves it in shared memory for all. Somebody forgot the barrier.
+# Thread 0 finds the largest score and leaves it in shared memory for all. The barrier is missing.
 #
-# Predict: is the answer right, here, where threads take their turns in order? What does the microscope say?
+# Predict: is the answer right, here, where threads run one by one, in order? What does the microscope say?
 
 
 # %%

@@ -41,7 +41,7 @@ def check(folder, source, *arguments):
 
 
 def with_in_take(line):
-    """The right solution, with a line in the way of whoever takes blocks."""
+    """The right solution, with a line before it takes blocks."""
     return RIGHT.replace(TAKE, f"        {line}\n{TAKE}")
 
 
