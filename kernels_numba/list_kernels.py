@@ -1,6 +1,6 @@
 """What every kernel takes of a multiprocessor, as a page: `python -m kernels_numba.list_kernels`.
 
-Compiles each for two kinds of devices (`ptx.py`), without a GPU.
+Compiles each for two kinds of devices (`ptx.py`), without a GPU. Read next: `ptx.py`.
 """
 
 from __future__ import annotations

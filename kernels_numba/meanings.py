@@ -1,4 +1,4 @@
-"""What an instruction means, in plain Python, for whoever cannot run it.
+"""What an instruction means, in plain Python, for a machine that cannot execute it.
 
 A few instructions of the hardware (a 128-bit load, a matrix product on tensor cores) have no Python of their
 own: Numba compiles them from a line of PTX. The microscope runs kernels without a compiler, so each of them
@@ -8,7 +8,10 @@ says here what it does:
     def _(lane, array, row, column):
         return tuple(lane.read(array, (row, column), 4))
 
-The first argument is the lane that asks (`microscope/threads.py`), the others are the instruction's own.
+The first argument is the lane that executes it (`microscope/executing_lane.py`), the others are the
+instruction's own.
+
+Read next: `cuda/instructions.py`.
 """
 
 from __future__ import annotations

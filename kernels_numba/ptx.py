@@ -5,7 +5,9 @@
 What to look for: *spills* (registers ran out, and values go through memory), `.f64` (somewhere a constant
 was a double, and doubles are slow), and the instructions that were meant (`mma.sync`, `ld.global.v4`).
 
-It needs packages that few people want: `pip install "minivllm[ptx]"`.
+It needs packages that running kernels does not: `pip install "minivllm[ptx]"`.
+
+Read next: `list_kernels.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ THREADS_OF_PROCESSOR = {(8, 0): 2048, (9, 0): 2048}
 SHARED_BYTES_OF_PROCESSOR = {(8, 0): 164 * 1024, (9, 0): 228 * 1024}
 SHARED_BYTES_RESERVED = 1024
 """Of each block, by the system."""
-MOST_BLOCKS_OF_PROCESSOR = 32
+MAX_BLOCKS_OF_PROCESSOR = 32
 WATCHED = (
     "mma.sync",
     "ld.global.v4",
@@ -67,13 +69,13 @@ class Compiled:
     @property
     def occupancy(self) -> float:
         """Share of a multiprocessor's threads that can be resident at once."""
-        # Registers are handed out to warps, 256 at a time.
+        # Registers are allocated to warps, 256 at a time.
         of_warp = -(-self.registers * 32 // 256) * 256
         warps = -(-self.num_threads // 32)
         by_registers = REGISTERS_OF_PROCESSOR // (of_warp * warps)
         by_shared = SHARED_BYTES_OF_PROCESSOR[self.capability] // (self.shared_bytes + SHARED_BYTES_RESERVED)
         most = THREADS_OF_PROCESSOR[self.capability]
-        blocks = min(by_registers, by_shared, MOST_BLOCKS_OF_PROCESSOR, most // (32 * warps))
+        blocks = min(by_registers, by_shared, MAX_BLOCKS_OF_PROCESSOR, most // (32 * warps))
         return blocks * 32 * warps / most
 
 

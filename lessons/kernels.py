@@ -32,7 +32,7 @@ from kernels_numba.microscope import (
     TooLong,
     observe,
 )
-from kernels_numba.microscope.memory import READ
+from kernels_numba.microscope.accesses import READ
 from lessons.story import Story
 from minivllm.lab.microscope.record import kernel_trace
 from minivllm.trace.kernel_events import KernelTrace, write_kernel_traces
@@ -79,7 +79,7 @@ def run_kernel(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # 0 / 0 is a number here, as on a GPU
-            seen = observe(kernel, grid, block, *given, poison=marked, most_accesses=MOST_ACCESSES)
+            seen = observe(kernel, grid, block, *given, poison=marked, max_accesses=MOST_ACCESSES)
     except KernelFault as fault:
         words = with_lines(_with_place(fault, plain.__code__.co_filename), plain.__code__.co_filename)
         story.expect(False, RIGHT.get(type(fault), "a kernel that runs to its end"), words)

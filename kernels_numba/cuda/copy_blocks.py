@@ -1,7 +1,8 @@
 """From block to block: what copy-on-write does on the device, and half of what swapping does.
 
-One block of threads for each pair, walking over the cells with strides of its own size, so that neighbours
-copy neighbours. Pairs are copied in no order, so no block may be read by one and written by another.
+One thread block for each pair walks over the cells with a stride of its own size, so that neighbouring
+threads copy neighbouring cells. Pairs are copied in no order, so no block may be read by one and written by
+another.
 
 Source: `copy_blocks` of vLLM. Read next: `tiles.py`.
 """

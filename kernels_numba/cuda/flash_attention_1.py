@@ -138,7 +138,7 @@ def make_kernel(head_dim: int, tiles: Tiles) -> Callable[..., Any]:
                         maxima[head, i] = maximum
                         sums[head, i] = new_sum
                         note_softmax(head, i, maximum, new_sum, rescale)
-                cuda.syncthreads()  # nobody needs these queries any more
+                cuda.syncthreads()  # all warps have read these queries: the next tile may replace them
 
     return flash_attention_1  # type: ignore[no-any-return]
 

@@ -115,7 +115,7 @@ def make_kernel(head_dim: int, tiles: Tiles) -> Callable[..., Any]:
                     total[r, n] *= rescale
                 if lane == 0 and i < len_q:
                     note_softmax(head, i, maximum, sums[r], rescale)
-            cuda.syncthreads()  # nobody needs these keys any more
+            cuda.syncthreads()  # all warps have read these keys: the values may replace them
 
             for i in range(thread, KEYS * head_dim, num_threads):
                 r, c = i // head_dim, i % head_dim
@@ -127,7 +127,7 @@ def make_kernel(head_dim: int, tiles: Tiles) -> Callable[..., Any]:
                     weight = cuda.shfl_sync(ALL_LANES, scores[r], j)
                     for n in range(columns):
                         total[r, n] += weight * tile[j, lane + 32 * n]
-            cuda.syncthreads()  # nor these values
+            cuda.syncthreads()  # and these values: the next keys may replace them
 
         for r in range(rows):
             i = first_query + warp * rows + r

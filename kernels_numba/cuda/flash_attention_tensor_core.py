@@ -123,7 +123,7 @@ def make_kernel(head_dim: int, dtype: str) -> Callable[..., Any]:
             commit_copies()
             if n > 0:
                 wait_for_all_but_newest()
-                cuda.syncthreads()  # everybody's copies have arrived
+                cuda.syncthreads()  # the copies of all threads have arrived
                 buffer, first_key = (n - 1) % 2, (n - 1) * KEYS
                 if thread == 0:
                     end_query = min(len_q, first_query + QUERIES)
@@ -193,7 +193,7 @@ def make_kernel(head_dim: int, dtype: str) -> Callable[..., Any]:
                             weights[j, 0], weights[j, 1], weights[j, 2], weights[j, 3], b2, b3,
                             total[c + 1, 0], total[c + 1, 1], total[c + 1, 2], total[c + 1, 3],
                         )  # fmt: skip
-                cuda.syncthreads()  # nobody needs this buffer any more: the copies after next may fill it
+                cuda.syncthreads()  # all warps have read this buffer: the copies after next may fill it
 
         for distance in (1, 2):
             sum0 += cuda.shfl_xor_sync(ALL_LANES, sum0, distance)

@@ -2,7 +2,7 @@
 
     slot 37, blocks of 16:   block 37 // 16 = 2, row 37 % 16 = 5
 
-One thread for one number; neighbours in a head are neighbours in memory, on both sides, so a warp writes
+One thread for one number: neighbours in a head are neighbours in memory, on both sides, so a warp writes
 whole sectors. A slot of -1 belongs to no token (padding, as in CUDA graphs of a fixed size), and is skipped.
 
 Source: `reshape_and_cache` of vLLM. Read next: `copy_blocks.py`.

@@ -1,7 +1,9 @@
 """A kernel with everything that it needs to run: on a GPU, or under the microscope.
 
-Arrays are whatever the side that runs them understands: numpy's under the microscope, torch's on a GPU. Their
-shapes, types and order in memory are looked at before anything is launched.
+Arrays are those of the side that runs them: numpy's under the microscope, torch's on a GPU. Their
+shapes, types and order in memory are checked before anything is launched.
+
+Read next: `warp.py`.
 """
 
 from __future__ import annotations
@@ -96,7 +98,7 @@ def check_starts(name: str, starts: Any, array_name: str, num_tokens: int) -> No
     check_array(name, starts, "sequences + 1", ("int32",))
     if len(starts) < 2:
         raise ValueError(f"{name} must have a beginning and an end for at least one sequence")
-    if isinstance(starts, np.ndarray):  # on a GPU, whoever makes them has looked
+    if isinstance(starts, np.ndarray):  # on a GPU, the caller has checked them
         for i, end in enumerate(starts.tolist()):
             least = 0 if i == 0 else int(starts[i - 1])
             if not least <= end <= num_tokens:

@@ -1,4 +1,4 @@
-"""Attention as it is written on the blackboard: all N × N scores, in global memory.
+"""Naive attention, as the formula is written: all N × N scores, in global memory.
 
     scores = Q Kᵀ · scale          N · N cells written
     weights = softmax(scores)      N · N cells read, and written

@@ -2,6 +2,8 @@
 
 Under the microscope each call is written down, so a picture can show the tiles and the running softmax of the
 very run whose accesses it shows.
+
+Read next: `minivllm/lab/microscope/record.py`, which turns notes into events.
 """
 
 from __future__ import annotations
@@ -25,9 +27,9 @@ def note_softmax(head: Any, query: Any, maximum: Any, total: Any, rescale: Any) 
 
 @means(note_tile)
 def _(lane: Any, *values: Any) -> None:
-    lane.machine.note("tile", tuple(int(value) for value in values))
+    lane.note("tile", tuple(int(value) for value in values))
 
 
 @means(note_softmax)
 def _(lane: Any, head: Any, query: Any, *values: Any) -> None:
-    lane.machine.note("softmax", (int(head), int(query), *(float(value) for value in values)))
+    lane.note("softmax", (int(head), int(query), *(float(value) for value in values)))

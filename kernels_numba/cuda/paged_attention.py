@@ -16,9 +16,10 @@ part of the key with its part of the query, a butterfly adds the parts up, and a
 there, in registers, for the rows of that group. At the end there are 2 groups × 4 warps with a maximum, a sum
 and an output each: they are merged by shuffles, and then through shared memory.
 
-Query heads that share a KV head (grouped-query attention) are served by one block: what was loaded once is
-used for all of them. With few sequences and long contexts a device has more multiprocessors than there are
-blocks; then a sequence is cut into *splits*, each a block of its own, and a second kernel merges them.
+Query heads that share a KV head (grouped-query attention) are served by one thread block: what was loaded
+once is used for all of them. With few sequences and long contexts a device has more multiprocessors than
+there are thread blocks; then a sequence is cut into *splits*, each a thread block of its own, and a second
+kernel merges them.
 
 Sources: Kwon et al. (SOSP 2023), section 5.1; Dao et al., "Flash-Decoding" (2023), for the splits.
 Read next: `kv_write.py`, `copy_blocks.py`.
@@ -41,12 +42,12 @@ from kernels_numba.cuda.warp import ALL_LANES
 
 HEAD_DIMS = (32, 64, 96, 128, 160, 192, 224, 256)
 CACHE_DTYPES = ("float32", "float16", "bfloat16")
-MOST_HEADS_TOGETHER = 4
-"""Query heads that one block serves: more of them take registers, and so leave fewer warps resident."""
+MAX_HEADS_PER_BLOCK = 4
+"""Query heads that one thread block serves: more of them take registers and leave fewer warps resident."""
 NUM_WARPS = 4
-ENOUGH_BLOCKS = 2
-"""For each multiprocessor, so that one computes while another waits for memory."""
-LEAST_SPLIT = 16
+BLOCKS_PER_PROCESSOR = 2
+"""Thread blocks for each multiprocessor, so that one computes while another waits for memory."""
+MIN_BLOCKS_PER_SPLIT = 16
 """KV-cache blocks of a split: fewer are not worth merging."""
 
 
@@ -125,7 +126,7 @@ def make_kernel(head_dim: int, group: int, cache_dtype: str) -> Callable[..., An
             for first_row in range(0, block_size, rows):
                 row = first_row + row_of_lane
                 inside = row < block_size and index * block_size + row < length
-                if inside:  # what lies behind the last token is nobody's, and is never read
+                if inside:  # cells behind the last token belong to no sequence and are never read
                     load_row(keys, block, kv_head, row, part, loaded)
                 for g in range(group):
                     score = float32(0)
@@ -215,14 +216,14 @@ def combine_splits(parts, log_sums, out):  # type: ignore[no-untyped-def]
     out[sequence, head, c] = total / weights
 
 
-def choose_splits(num_sequences: int, num_kv_heads: int, most_blocks: int, num_processors: int = 108) -> int:
+def choose_splits(num_sequences: int, num_kv_heads: int, max_blocks: int, num_processors: int = 108) -> int:
     """Into how many parts to cut each sequence: one, if there is enough to do for every multiprocessor.
 
     Args:
-        most_blocks: KV-cache blocks of the longest sequence.
+        max_blocks: KV-cache blocks of the longest sequence.
     """
-    wanted = ENOUGH_BLOCKS * num_processors // max(1, num_sequences * num_kv_heads)
-    return max(1, min(wanted, most_blocks // LEAST_SPLIT))
+    splits = BLOCKS_PER_PROCESSOR * num_processors // max(1, num_sequences * num_kv_heads)
+    return max(1, min(splits, max_blocks // MIN_BLOCKS_PER_SPLIT))
 
 
 def paged_attention(
@@ -244,7 +245,7 @@ def paged_attention(
         query, out: [sequences, heads, head_dim], float32; `out` is written.
         keys, values: the cache, [blocks, kv_heads, block_size, head_dim], float32; of 16-bit numbers the
             same memory as uint32, [blocks, kv_heads, block_size, head_dim / 2].
-        tables: [sequences, most blocks], int32: the block of each piece of a sequence.
+        tables: [sequences, max blocks], int32: the block of each piece of a sequence.
         lengths: [sequences], int32: tokens of each, the new one included.
         parts, log_sums: [sequences, heads, splits, head_dim] and [sequences, heads, splits], float32,
             written: what each split comes to. With one split, `parts` may be `out` in that shape.
@@ -255,35 +256,10 @@ def paged_attention(
         ValueError: shapes that do not fit together, heads that the kernel is not made for, a table that
             points outside the cache, or a length beyond its table.
     """
-    if cache_dtype not in CACHE_DTYPES:
-        raise ValueError(f"cache_dtype must be one of {', '.join(CACHE_DTYPES)}, got {cache_dtype!r}")
-    check_array("query", query, "sequences, heads, head_dim")
-    check_array("out", out, "sequences, heads, head_dim")
+    group = _check_arguments(query, keys, values, tables, lengths, out, parts, log_sums, cache_dtype)
     num_sequences, num_heads, head_dim = query.shape
-    check_head_dim(head_dim, HEAD_DIMS)
-    check_same("the shape of out", tuple(out.shape), "query", tuple(query.shape))
-    width, dtype = (head_dim, "float32") if cache_dtype == "float32" else (head_dim // 2, "uint32")
-    for name, cache in (("keys", keys), ("values", values)):
-        check_array(name, cache, "blocks, kv_heads, block_size, head_dim", (dtype,))
-        check_same(f"the last dimension of {name}", cache.shape[3], "head_dim", width)
-    check_same("the shape of values", tuple(values.shape), "keys", tuple(keys.shape))
-    group = check_heads(num_heads, keys.shape[1])
-    check_array("tables", tables, "sequences, most blocks", ("int32",))
-    check_array("lengths", lengths, "sequences", ("int32",))
-    check_same("the number of lengths", len(lengths), "sequences", num_sequences)
-    check_same("the number of tables", len(tables), "sequences", num_sequences)
-    check_array("parts", parts, "sequences, heads, splits, head_dim")
     num_splits = parts.shape[2]
-    if num_splits < 1:
-        raise ValueError(f"parts must have room for at least one split, got the shape {tuple(parts.shape)}")
-    check_same(
-        "the shape of parts", tuple(parts.shape), "query", (num_sequences, num_heads, num_splits, head_dim)
-    )
-    check_array("log_sums", log_sums, "sequences, heads, splits")
-    check_same("the shape of log_sums", tuple(log_sums.shape), "parts", tuple(parts.shape[:3]))
-    if isinstance(tables, np.ndarray):  # on a GPU, whoever makes the tables has looked
-        check_tables(tables, lengths, num_blocks=keys.shape[0], block_size=keys.shape[2])
-    together = max(n for n in range(1, MOST_HEADS_TOGETHER + 1) if group % n == 0)
+    together = max(n for n in range(1, MAX_HEADS_PER_BLOCK + 1) if group % n == 0)
     factor = np.float32(head_dim**-0.5 if scale is None else scale)
     split_blocks = -(-tables.shape[1] // num_splits)
     launches = [
@@ -298,6 +274,49 @@ def paged_attention(
         arguments = (parts, log_sums, out)
         launches.append(Launch(combine_splits, (num_sequences, num_heads), (head_dim,), arguments))
     return launches
+
+
+def _check_arguments(
+    query: Any,
+    keys: Any,
+    values: Any,
+    tables: Any,
+    lengths: Any,
+    out: Any,
+    parts: Any,
+    log_sums: Any,
+    cache_dtype: str,
+) -> int:
+    """Refuse arrays that do not fit together; returns the query heads of one KV head."""
+    if cache_dtype not in CACHE_DTYPES:
+        raise ValueError(f"cache_dtype must be one of {', '.join(CACHE_DTYPES)}, got {cache_dtype!r}")
+    check_array("query", query, "sequences, heads, head_dim")
+    check_array("out", out, "sequences, heads, head_dim")
+    num_sequences, num_heads, head_dim = query.shape
+    check_head_dim(head_dim, HEAD_DIMS)
+    check_same("the shape of out", tuple(out.shape), "query", tuple(query.shape))
+    width, dtype = (head_dim, "float32") if cache_dtype == "float32" else (head_dim // 2, "uint32")
+    for name, cache in (("keys", keys), ("values", values)):
+        check_array(name, cache, "blocks, kv_heads, block_size, head_dim", (dtype,))
+        check_same(f"the last dimension of {name}", cache.shape[3], "head_dim", width)
+    check_same("the shape of values", tuple(values.shape), "keys", tuple(keys.shape))
+    group = check_heads(num_heads, keys.shape[1])
+    check_array("tables", tables, "sequences, max blocks", ("int32",))
+    check_array("lengths", lengths, "sequences", ("int32",))
+    check_same("the number of lengths", len(lengths), "sequences", num_sequences)
+    check_same("the number of tables", len(tables), "sequences", num_sequences)
+    check_array("parts", parts, "sequences, heads, splits, head_dim")
+    num_splits = parts.shape[2]
+    if num_splits < 1:
+        raise ValueError(f"parts must have room for at least one split, got the shape {tuple(parts.shape)}")
+    check_same(
+        "the shape of parts", tuple(parts.shape), "query", (num_sequences, num_heads, num_splits, head_dim)
+    )
+    check_array("log_sums", log_sums, "sequences, heads, splits")
+    check_same("the shape of log_sums", tuple(log_sums.shape), "parts", tuple(parts.shape[:3]))
+    if isinstance(tables, np.ndarray):  # on a GPU, the caller has checked them
+        check_tables(tables, lengths, num_blocks=keys.shape[0], block_size=keys.shape[2])
+    return group
 
 
 def _address(array: Any) -> int:

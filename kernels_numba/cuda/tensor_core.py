@@ -90,12 +90,12 @@ def _product_of_warp(values: dict[int, Any], is_bf16: bool) -> dict[int, Any]:
 
 @means(multiply_add_f16)
 def _(lane: Any, *words: Any) -> Any:
-    return lane.together("multiply_add_f16", words, lambda values: _product_of_warp(values, False))
+    return lane.warp_collective("multiply_add_f16", words, lambda values: _product_of_warp(values, False))
 
 
 @means(multiply_add_bf16)
 def _(lane: Any, *words: Any) -> Any:
-    return lane.together("multiply_add_bf16", words, lambda values: _product_of_warp(values, True))
+    return lane.warp_collective("multiply_add_bf16", words, lambda values: _product_of_warp(values, True))
 
 
 # ── operands ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -124,7 +124,7 @@ load_matrices_transposed = _load_matrices("load_matrices_transposed", ".trans")
 """The same, and it gets numbers 2t and 2t + 1 of *column* g."""
 
 
-def _hand_out(rows: dict[int, Any], transposed: bool) -> dict[int, Any]:
+def _distribute(rows: dict[int, Any], transposed: bool) -> dict[int, Any]:
     matrices = [np.array([rows[8 * m + r] for r in range(8)]).view(np.uint16) for m in range(4)]
     answers = {}
     for lane in rows:
@@ -140,13 +140,13 @@ def _hand_out(rows: dict[int, Any], transposed: bool) -> dict[int, Any]:
 @means(load_matrices)
 def _(lane: Any, array: Any, index: Any) -> Any:
     row = lane.read(array, index, 4).copy()
-    return lane.together("load_matrices", row, lambda rows: _hand_out(rows, False))
+    return lane.warp_collective("load_matrices", row, lambda rows: _distribute(rows, False))
 
 
 @means(load_matrices_transposed)
 def _(lane: Any, array: Any, index: Any) -> Any:
     row = lane.read(array, index, 4).copy()
-    return lane.together("load_matrices_transposed", row, lambda rows: _hand_out(rows, True))
+    return lane.warp_collective("load_matrices_transposed", row, lambda rows: _distribute(rows, True))
 
 
 def _pack(name: str, kind: str) -> Any:

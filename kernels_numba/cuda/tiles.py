@@ -22,10 +22,10 @@ KEYS = 32
 HEAD_DIMS = (32, 64, 96, 128, 160, 192, 224, 256)
 STATIC_SHARED_BYTES = 48 * 1024
 """What every device since 2010 gives a block without being asked."""
-MOST_SUMS = 32
+MAX_SUMS = 32
 """Sums that a lane keeps: with more, registers run out."""
-MOST_WARPS = 4
-MOST_THREADS = 1024
+MAX_WARPS = 4
+MAX_THREADS = 1024
 """Of a block, on any device."""
 
 
@@ -53,8 +53,8 @@ def check_tiles(tiles: Tiles, needed_bytes: int, keys: tuple[int, ...] = (KEYS,)
     Raises:
         ValueError: which, and what is allowed.
     """
-    if min(tiles) < 1 or tiles.num_threads > MOST_THREADS:
-        raise ValueError(f"tiles must have at least one row and 1 to {MOST_THREADS // 32} warps, got {tiles}")
+    if min(tiles) < 1 or tiles.num_threads > MAX_THREADS:
+        raise ValueError(f"tiles must have at least one row and 1 to {MAX_THREADS // 32} warps, got {tiles}")
     if tiles.keys not in keys:
         raise ValueError(f"keys of tiles must be one of {', '.join(map(str, keys))}, got {tiles.keys}")
     if needed_bytes > STATIC_SHARED_BYTES:
@@ -89,8 +89,8 @@ def choose_tiles(
     fitting = [
         Tiles(rows, warps)
         for rows in (8, 4, 2, 1)
-        for warps in (MOST_WARPS, 2, 1)
-        if rows * head_dim // 32 <= MOST_SUMS and shared_bytes(Tiles(rows, warps), head_dim) <= shared_memory
+        for warps in (MAX_WARPS, 2, 1)
+        if rows * head_dim // 32 <= MAX_SUMS and shared_bytes(Tiles(rows, warps), head_dim) <= shared_memory
     ]
     if not fitting:
         needed = shared_bytes(Tiles(1, 1), head_dim)

@@ -1,9 +1,11 @@
 """What a warp does together: the largest value of its lanes, and their sum.
 
-A butterfly: in five rounds every lane meets all others. In round d it exchanges with the lane whose number
-differs in bit d, and keeps what the two make together; so at the end all lanes know the same.
+A butterfly of five rounds. In round d a lane exchanges values with the lane whose number differs in d, and
+combines the two; after the last round all 32 lanes have the same result.
 
     round 16    lanes 0↔16, 1↔17, …        round 8    0↔8, …        … 4, 2, 1
+
+Read next: `tiles.py`.
 """
 
 from __future__ import annotations

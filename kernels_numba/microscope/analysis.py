@@ -1,9 +1,9 @@
 """What accesses cost: sectors of global memory, banks of shared memory, bytes.
 
 Global memory is moved in *sectors* of 32 bytes. A request of a warp touches some of them, and ideally no more
-than its bytes fill. Shared memory has 32 *banks* of 4 bytes; two lanes that want different words of one bank
-must wait for each other, so a request takes as many turns as its fullest bank has words. Wide accesses (8 or
-16 bytes a lane) are served half a warp, or a quarter, at a time.
+than its bytes fill: then it is *coalesced*. Shared memory has 32 *banks* of 4 bytes; different words of one
+bank are served one after another, so a request takes as many turns (Nsight's wavefronts) as its fullest bank
+has words. Wide accesses (8 or 16 bytes a lane) are served half a warp, or a quarter, at a time.
 
     a[lane]         32 lanes · 4 bytes: 4 sectors          tile[lane][0], rows of 32 words: one bank, 32 turns
     a[32 * lane]    32 sectors, 28 of them for nothing     tile[lane][0], rows of 33 words: 32 banks, one turn
@@ -15,15 +15,13 @@ Read next: `races.py`.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels_numba.microscope.accesses import READ, Accesses
 from kernels_numba.microscope.faults import Place
-
-if TYPE_CHECKING:
-    from kernels_numba.microscope.observation import Observation
 
 SECTOR_BYTES = 32
 NUM_BANKS, BANK_BYTES = 32, 4
@@ -44,7 +42,7 @@ class PlaceCost(NamedTuple):
     num_lanes: int
     """Lanes that took part, over all requests."""
     num_bytes: int
-    """Asked for, by all lanes together."""
+    """Requested, by all lanes together."""
     units: int
     """Sectors that were touched; of a shared array: turns that were taken."""
     ideal_units: int
@@ -67,10 +65,10 @@ class ArrayTraffic(NamedTuple):
     array: str
     is_shared: bool
     read_bytes: int
-    """Asked for by lanes."""
+    """Requested by lanes."""
     written_bytes: int
     moved_bytes: int
-    """In whole sectors, request by request, as if nothing were cached; of a shared array: bytes asked for."""
+    """In whole sectors, request by request, as if nothing were cached; of a shared array: bytes requested."""
     compulsory_bytes: int
     """In whole sectors, each counted once: what no kernel could avoid; 0 for a shared array."""
 
@@ -84,7 +82,7 @@ class RequestCost(NamedTuple):
     num_lanes: int
 
 
-def request_costs(seen: Observation) -> dict[int, RequestCost]:
+def request_costs(seen: Accesses) -> dict[int, RequestCost]:
     """The cost of every request, by its number."""
     columns = seen.columns
     order = np.argsort(seen.requests, kind="stable")
@@ -114,7 +112,7 @@ def sectors(first_bytes: NDArray[np.int64], size: int) -> tuple[int, int]:
 
 
 def bank_turns(first_bytes: NDArray[np.int64], size: int) -> tuple[int, int]:
-    """Turns that shared memory takes, and the fewest; lanes come in groups that ask for 128 bytes."""
+    """Turns that shared memory takes, and the fewest; lanes come in groups that request 128 bytes."""
     lanes_a_turn = max(1, TURN_BYTES // max(size, BANK_BYTES))
     turns = groups = 0
     for begin in range(0, len(first_bytes), lanes_a_turn):
@@ -127,7 +125,7 @@ def bank_turns(first_bytes: NDArray[np.int64], size: int) -> tuple[int, int]:
     return turns, groups
 
 
-def by_place(seen: Observation) -> list[PlaceCost]:
+def by_place(seen: Accesses) -> list[PlaceCost]:
     """Costs by source position and array, in the order of the source."""
     columns = seen.columns
     sums: dict[tuple[int, int, int], list[int]] = {}
@@ -146,7 +144,7 @@ def by_place(seen: Observation) -> list[PlaceCost]:
     return sorted(rows, key=lambda row: (row.place, row.array, row.kind))
 
 
-def traffic(seen: Observation) -> list[ArrayTraffic]:
+def traffic(seen: Accesses) -> list[ArrayTraffic]:
     """Bytes by array."""
     columns = seen.columns
     units: dict[int, int] = defaultdict(int)
@@ -158,7 +156,7 @@ def traffic(seen: Observation) -> list[ArrayTraffic]:
     for number, info in enumerate(seen.arrays):
         mine = columns["array"] == number
         sizes = columns["count"][mine] * info.itemsize
-        writes = columns["kind"][mine] != 0
+        writes = columns["kind"][mine] != READ
         first = columns["first"][mine] * info.itemsize
         last = (first + sizes - 1) // SECTOR_BYTES
         once = np.unique(np.concatenate([first // SECTOR_BYTES, last])) if len(first) else first

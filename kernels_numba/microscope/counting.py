@@ -1,8 +1,10 @@
-"""Counting arithmetic: numbers that know when they are used.
+"""Counting arithmetic: numbers whose every use is counted.
 
 While a kernel is counted, everything that it reads as a floating-point number is a `float` that adds one to
 a tally whenever it takes part in an addition, a multiplication, and so on; what comes out is such a number,
 too. Integers (indices, loop counters) are not counted.
+
+Read next: `recording.py`, which owns the tally.
 """
 
 from __future__ import annotations

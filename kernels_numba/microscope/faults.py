@@ -1,8 +1,10 @@
 """What can go wrong in a kernel, each with its own name and a sentence that says who, where and what.
 
 Some faults end the run, because nothing after them would make sense (an address outside an array, threads
-that wait for each other for ever). Others are noted, and the run goes on: the answer may even be right, on
-this machine, this time. A missing barrier is the most famous of them.
+in a deadlock). Others are noted, and the run goes on: the answer may even be right, on this machine, this
+time. A missing barrier is the most famous of them.
+
+Read next: `threads.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ class KernelFault(Exception):
 
 
 class OutOfBounds(KernelFault):
-    """An index outside an array. On a GPU: somebody else's memory."""
+    """An index outside an array. On a GPU: the memory of another array, or none."""
 
 
 class BarrierMismatch(KernelFault):
@@ -23,7 +25,7 @@ class BarrierMismatch(KernelFault):
 
 
 class TooLong(KernelFault):
-    """More memory accesses than anybody wants to look at: perhaps a loop without an end."""
+    """More memory accesses than were allowed: perhaps a loop without an end."""
 
 
 class NotUnderstood(KernelFault):

@@ -1,67 +1,32 @@
 """Arrays as a kernel under the microscope sees them: every index is checked, every access written down.
 
-Global arrays are the caller's own memory. Shared arrays belong to one block, and nothing is in them until
-somebody writes: floating-point cells begin as NaN, and a read of a cell that nobody has written is noted.
-Local arrays are registers: they cost no traffic, so they are not watched.
+An access names its cell by its number in the whole array, whichever view it comes through:
+
+    a[2]  of an array [4, 8]  ──►  a view that begins at cell 16;  a[2][3]  ──►  cell 19
+
+Read next: `memory_spaces.py`, where arrays come from.
 """
 
 from __future__ import annotations
 
 import sys
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
+from kernels_numba.microscope.accesses import ATOMIC, READ, WRITE
 from kernels_numba.microscope.faults import OutOfBounds
-
-if TYPE_CHECKING:
-    from kernels_numba.microscope.machine import Machine
-
-READ, WRITE, ATOMIC = 0, 1, 2
-
-
-class ArrayInfo:
-    """One array of a run, and all its views."""
-
-    __slots__ = (
-        "address",
-        "data",
-        "is_shared",
-        "name",
-        "number",
-        "poison",
-        "read_bytes",
-        "written",
-        "written_bytes",
-    )
-
-    def __init__(self, number: int, name: str, data: NDArray[Any], is_shared: bool) -> None:
-        self.number = number
-        self.name = name
-        self.data = data
-        self.is_shared = is_shared
-        self.read_bytes = self.written_bytes = 0
-        """Asked for by all lanes so far."""
-        self.address = data.__array_interface__["data"][0]
-        self.written: NDArray[np.bool_] | None = None
-        """Of a shared array: which cells have been written (flat)."""
-        self.poison: NDArray[np.bool_] | None = None
-        """Of a global array: cells that nobody may read (flat)."""
-
-    def index_of(self, flat: int) -> tuple[int, ...]:
-        """Coordinates of a cell."""
-        return tuple(int(i) for i in np.unravel_index(flat, self.data.shape))
+from kernels_numba.microscope.recording import ArrayInfo, Recording
 
 
 class DeviceArray:
     """A view of an array, as kernels use it: `a[i, j]`, `a[i, j] = x`, `a[i]` for a row, `a.shape`."""
 
-    __slots__ = ("dtype", "info", "machine", "ndim", "shape", "size", "start", "steps", "view")
+    __slots__ = ("dtype", "info", "ndim", "recording", "shape", "size", "start", "steps", "view")
 
-    def __init__(self, machine: Machine, info: ArrayInfo, view: NDArray[Any], start: int = 0) -> None:
-        self.machine = machine
+    def __init__(self, recording: Recording, info: ArrayInfo, view: NDArray[Any], start: int = 0) -> None:
+        self.recording = recording
         self.info = info
         self.view = view
         self.shape, self.dtype, self.ndim, self.size = view.shape, view.dtype, view.ndim, view.size
@@ -76,26 +41,26 @@ class DeviceArray:
             return self._part(index)
         frame = sys._getframe(1)
         flat = self._flat(index, frame)
-        self.machine.accessed(self.info, READ, flat, 1, self.machine.position(frame))
-        return self.machine.as_number(self.view[index])
+        self.recording.accessed(self.info, READ, flat, 1, self.recording.source.position(frame))
+        return self.recording.as_number(self.view[index])
 
     def __setitem__(self, index: Any, value: Any) -> None:
         frame = sys._getframe(1)
         flat = self._flat(index, frame)
-        self.machine.accessed(self.info, WRITE, flat, 1, self.machine.position(frame))
+        self.recording.accessed(self.info, WRITE, flat, 1, self.recording.source.position(frame))
         self.view[index] = value
 
     def read_vector(self, index: tuple[Any, ...], count: int, frame: FrameType) -> NDArray[Any]:
         """`count` neighbours along the last dimension, as one access."""
         cells, flat = self.vector(index, count, frame)
-        self.machine.accessed(self.info, READ, flat, count, self.machine.position(frame))
+        self.recording.accessed(self.info, READ, flat, count, self.recording.source.position(frame))
         values: NDArray[Any] = self.view[cells]
         return values
 
     def atomic(self, index: Any, change: Any, frame: FrameType) -> Any:
         """Read, change and write in one piece; returns what was there."""
         flat = self._flat(index, frame)
-        self.machine.accessed(self.info, ATOMIC, flat, 1, self.machine.position(frame))
+        self.recording.accessed(self.info, ATOMIC, flat, 1, self.recording.source.position(frame))
         old = self.view[index]
         self.view[index] = change(old)
         return old
@@ -107,9 +72,9 @@ class DeviceArray:
         flat = self._flat(index, frame)
         if (flat * self.view.itemsize) % (count * self.view.itemsize):
             raise OutOfBounds(
-                f"{self.machine.who()} reads or writes {count} neighbours at {self.info.name}"
+                f"{self.recording.running.who()} reads or writes {count} neighbours at {self.info.name}"
                 f"{_numbers(index)} in one instruction: their address must be a multiple of "
-                f"{count * self.view.itemsize} bytes ({self.machine.place(frame)})"
+                f"{count * self.view.itemsize} bytes ({self.recording.source.place(frame)})"
             )
         return (*(int(i) for i in index[:-1]), slice(first, first + count)), flat
 
@@ -125,7 +90,7 @@ class DeviceArray:
                 raise self._outside(index, frame)
         view = self.view[index]
         start = (view.__array_interface__["data"][0] - self.info.address) // view.itemsize
-        return DeviceArray(self.machine, self.info, view, start)
+        return DeviceArray(self.recording, self.info, view, start)
 
     def _flat(self, index: Any, frame: FrameType) -> int:
         """Where a cell lies in the whole array, counted in elements; numpy's negative indices are errors."""
@@ -141,8 +106,8 @@ class DeviceArray:
 
     def _outside(self, index: Any, frame: FrameType) -> OutOfBounds:
         return OutOfBounds(
-            f"{self.machine.who()} accesses {self.info.name}{_numbers(index)}, and {self.info.name} has the "
-            f"shape {self.shape} ({self.machine.place(frame)})"
+            f"{self.recording.running.who()} accesses {self.info.name}{_numbers(index)}, and "
+            f"{self.info.name} has the shape {self.shape} ({self.recording.source.place(frame)})"
         )
 
 

@@ -1,13 +1,13 @@
 """One run of a kernel, written down: `observe` a launch, then ask what it did.
 
     seen = observe(kernel, grid, block, q, k, v, out)
-    seen.faults             races, reads of what nobody wrote, reads of poison
+    seen.faults             races, reads of unwritten memory, reads of poison
     seen.by_place()         for each access in the source: sectors, bank conflicts, bytes (`analysis.py`)
-    seen.traffic()          for each array: bytes asked for, bytes moved, bytes that had to be moved
+    seen.traffic()          for each array: bytes requested, bytes moved, bytes that had to be moved
     seen.check()            raises if there is any fault
 
-What a *request* is: one instruction of one warp. Lanes are side by side if they execute the same place of the
-source, in the same iterations of its loops, for the same time.
+An observation is data and outlives the machine. Its faults and costs are computed on demand, from the columns
+of `accesses.py`.
 
 Read next: `analysis.py`, `races.py`.
 """
@@ -23,30 +23,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from kernels_numba.microscope import analysis, races
+from kernels_numba.microscope.accesses import Accesses, columns_of, requests_of
 from kernels_numba.microscope.counting import Tally
-from kernels_numba.microscope.faults import Fault, KernelFault, Place
-from kernels_numba.microscope.machine import Machine, Record
-from kernels_numba.microscope.threads import WARP_SIZE, Dim3
+from kernels_numba.microscope.faults import Fault, KernelFault
+from kernels_numba.microscope.machine import Machine
+from kernels_numba.microscope.recording import Recording
+from kernels_numba.microscope.threads import Dim3, Running
 
-MOST_ACCESSES = 5_000_000
-MOST_THREADS_IN_BLOCK = 1024
-NAMES = ("array", "kind", "block", "thread", "position", "first", "count", "block_epoch", "warp_epoch")
-
-
-class Array(NamedTuple):
-    """One array of a run."""
-
-    name: str
-    is_shared: bool
-    shape: tuple[int, ...]
-    dtype: str
-    itemsize: int
-
-    @property
-    def num_bytes(self) -> int:
-        return self.itemsize * int(np.prod(self.shape, dtype=np.int64))
+MAX_ACCESSES = 5_000_000
+MAX_THREADS_PER_BLOCK = 1024
 
 
 class Note(NamedTuple):
@@ -61,8 +48,8 @@ class Note(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Observation:
-    """What was seen; numbers of accesses are places in the columns."""
+class Observation(Accesses):
+    """What was seen: every access, and what belongs to the run as a whole."""
 
     kernel: str
     file: str
@@ -72,14 +59,6 @@ class Observation:
     """The whole file; line n is `source[n - 1]`."""
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
-    arrays: tuple[Array, ...]
-    places: tuple[Place, ...]
-    columns: Mapping[str, NDArray[np.int64]]
-    """`NAMES`, each with one entry for every access, in the order in which threads took their turns."""
-    requests: NDArray[np.int64]
-    """For every access, the number of the request that it belongs to."""
-    loops: tuple[tuple[int, ...], ...]
-    """For every request, the iterations of the loops that it was in."""
     notes: tuple[Note, ...]
     shared_bytes: int
     noted_faults: tuple[Fault, ...] = field(repr=False)
@@ -88,16 +67,10 @@ class Observation:
     tally: Tally | None
     """Floating-point operations, if they were counted."""
 
-    @property
-    def num_accesses(self) -> int:
-        return len(self.requests)
-
     @cached_property
     def faults(self) -> tuple[Fault, ...]:
         """All that went wrong without ending the run."""
-        from kernels_numba.microscope.races import find_races
-
-        return (*self.noted_faults, *find_races(self))
+        return (*self.noted_faults, *races.find_races(self))
 
     def check(self) -> Observation:
         """Itself, if there is no fault.
@@ -109,17 +82,13 @@ class Observation:
             raise KernelFault("\n".join(fault.message for fault in self.faults))
         return self
 
-    def by_place(self) -> list[Any]:
+    def by_place(self) -> list[analysis.PlaceCost]:
         """One row for each array that is accessed at each place of the source: see `analysis.by_place`."""
-        from kernels_numba.microscope.analysis import by_place
+        return analysis.by_place(self)
 
-        return by_place(self)
-
-    def traffic(self) -> list[Any]:
+    def traffic(self) -> list[analysis.ArrayTraffic]:
         """One row for each array: see `analysis.traffic`."""
-        from kernels_numba.microscope.analysis import traffic
-
-        return traffic(self)
+        return analysis.traffic(self)
 
 
 def observe(
@@ -129,7 +98,7 @@ def observe(
     *arguments: Any,
     shared_bytes: int = 0,
     poison: Mapping[str, Any] | None = None,
-    most_accesses: int = MOST_ACCESSES,
+    max_accesses: int = MAX_ACCESSES,
     keep: bool = True,
     count: bool = False,
 ) -> Observation:
@@ -137,62 +106,67 @@ def observe(
 
     Args:
         kernel: a `@cuda.jit` function, or the Python function itself.
-        grid: blocks, one to three numbers.
+        grid: thread blocks, one to three numbers.
         block: threads in each, one to three numbers, at most 1,024 together.
         arguments: numpy arrays (or tensors on the CPU), which the kernel may change, and numbers.
         shared_bytes: of the shared array that is declared with shape 0.
         poison: by the name of a parameter, True for each cell that must not be read before it is written.
-        most_accesses: more of them end the run.
+        max_accesses: more of them end the run.
         keep: write accesses down; without, only faults are looked for and bytes counted, which is faster.
         count: count floating-point operations, too (`tally`).
 
     Raises:
-        KernelFault: an index out of bounds, threads that wait for each other for ever, …
+        KernelFault: an index out of bounds, a deadlock, …
         ValueError: a launch that no device would accept.
     """
     plain = getattr(kernel, "py_func", kernel)
-    names = tuple(inspect.signature(plain).parameters)
-    given = [_as_array(argument) for argument in arguments]
-    if len(names) != len(given):
-        raise ValueError(
-            f"{plain.__name__} takes {len(names)} arguments ({', '.join(names)}), got {len(given)}"
-        )
-    for name in poison or {}:
-        if name not in names:
+    given, marked = _named_arguments(plain, arguments), poison or {}
+    for name in marked:
+        if name not in given:
             raise ValueError(
-                f"poison must name parameters of {plain.__name__} ({', '.join(names)}), got {name!r}"
+                f"poison must name parameters of {plain.__name__} ({', '.join(given)}), got {name!r}"
             )
-    for name, argument in zip(names, given, strict=True):
-        _check_argument(name, argument, (poison or {}).get(name))
+    for name, argument in given.items():
+        _check_argument(name, argument, marked.get(name))
     block_size = _dim3("block", block)
-    if block_size.x * block_size.y * block_size.z > MOST_THREADS_IN_BLOCK:
-        raise ValueError(f"block must have at most {MOST_THREADS_IN_BLOCK} threads, got {tuple(block_size)}")
-    machine = Machine(most_accesses, keep, count)
-    grid_size = _dim3("grid", grid)
-    machine.run(plain, grid_size, block_size, given, names, shared_bytes, poison or {})
-    requests, loops = _requests(machine.records)
-    code = plain.__code__
+    if block_size.x * block_size.y * block_size.z > MAX_THREADS_PER_BLOCK:
+        raise ValueError(f"block must have at most {MAX_THREADS_PER_BLOCK} threads, got {tuple(block_size)}")
+    recording = Recording(Running(_dim3("grid", grid), block_size), max_accesses, keep, count)
+    machine = Machine(recording, shared_bytes)
+    machine.run(plain, given, marked)
+    return _observation(plain, recording, machine.shared.max_bytes)
+
+
+def _observation(plain: Callable[..., Any], recording: Recording, shared_bytes: int) -> Observation:
+    requests, loops = requests_of(recording.records)
+    code, running = plain.__code__, recording.running
     return Observation(
         kernel=plain.__name__,
         file=Path(code.co_filename).name,
         first_line=code.co_firstlineno,
         source=tuple(line.rstrip("\n") for line in linecache.getlines(code.co_filename)),
-        grid=(grid_size.x, grid_size.y, grid_size.z),
-        block=(block_size.x, block_size.y, block_size.z),
-        arrays=tuple(
-            Array(a.name, a.is_shared, a.data.shape, str(a.data.dtype), a.data.itemsize)
-            for a in machine.arrays
-        ),
-        places=tuple(machine.places),
-        columns=_columns(machine.records),
+        grid=running.grid_size.as_tuple(),
+        block=running.block_size.as_tuple(),
+        arrays=tuple(info.summary() for info in recording.arrays),
+        places=tuple(recording.source.places),
+        columns=columns_of(recording.records),
         requests=requests,
         loops=loops,
-        notes=tuple(Note(*note) for note in machine.notes),
-        shared_bytes=machine.most_shared_bytes,
-        noted_faults=tuple(machine.faults),
-        asked_bytes={a.name: (a.read_bytes, a.written_bytes) for a in machine.arrays},
-        tally=machine.tally,
+        notes=tuple(Note(*note) for note in recording.notes),
+        shared_bytes=shared_bytes,
+        noted_faults=tuple(recording.faults),
+        asked_bytes={info.name: (info.read_bytes, info.written_bytes) for info in recording.arrays},
+        tally=recording.tally,
     )
+
+
+def _named_arguments(plain: Callable[..., Any], arguments: Sequence[Any]) -> dict[str, Any]:
+    names = tuple(inspect.signature(plain).parameters)
+    if len(names) != len(arguments):
+        raise ValueError(
+            f"{plain.__name__} takes {len(names)} arguments ({', '.join(names)}), got {len(arguments)}"
+        )
+    return {name: _as_array(argument) for name, argument in zip(names, arguments, strict=True)}
 
 
 def _as_array(argument: Any) -> Any:
@@ -220,26 +194,3 @@ def _dim3(name: str, numbers: int | Sequence[int]) -> Dim3:
     if not 1 <= len(given) <= 3 or any(not isinstance(n, int) or n < 1 for n in given):
         raise ValueError(f"{name} must be one to three integers of at least 1, got {numbers!r}")
     return Dim3(*given)
-
-
-def _columns(records: Sequence[Record]) -> dict[str, NDArray[np.int64]]:
-    plain = [(*record[:5], *record[6:]) for record in records]
-    table = np.array(plain, np.int64).reshape(len(plain), len(NAMES))
-    return {name: table[:, i] for i, name in enumerate(NAMES)}
-
-
-def _requests(records: Sequence[Record]) -> tuple[NDArray[np.int64], tuple[tuple[int, ...], ...]]:
-    """Which accesses are one instruction of one warp."""
-    times: dict[Any, int] = {}
-    numbers: dict[Any, int] = {}
-    loops: list[tuple[int, ...]] = []
-    requests = np.empty(len(records), np.int64)
-    for place, (array, kind, block, thread, position, iterations, *_) in enumerate(records):
-        own = (array, kind, block, thread, position, iterations)
-        time = times[own] = times.get(own, -1) + 1
-        shared = (array, kind, block, thread // WARP_SIZE, position, iterations, time)
-        number = numbers.setdefault(shared, len(numbers))
-        if number == len(loops):
-            loops.append(iterations)
-        requests[place] = number
-    return requests, tuple(loops)

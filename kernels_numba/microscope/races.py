@@ -1,30 +1,34 @@
 """Races: two accesses to one cell, by different threads, one of them a write, and no barrier between them.
 
-Barriers cut a block's time into *epochs*: whatever happened in one is over, for all threads, in the next. So
+Barriers cut a block's time into *epochs*: what happened in one is over, for all threads, in the next. So
 within an epoch the order of two threads is an accident. Lanes of one warp can be ordered by `syncwarp` as
 well. Blocks are never ordered: between them every write that another block sees is a race, unless both
 accesses are atomic.
 
+    thread 0   write tile[0]  │ barrier │                    epochs 0 and 1: in order
+    thread 1                  │ barrier │ read tile[0]
+    thread 2   read tile[0]   │ barrier │                    epoch 0, as the write: a race
+
 A kernel with a race may give the right answer a thousand times. That is what makes them worth looking for.
+
+Read next: `observation.py`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from kernels_numba.microscope.accesses import ATOMIC, READ, WRITE, Accesses
 from kernels_numba.microscope.faults import Fault
-from kernels_numba.microscope.memory import ATOMIC, READ, WRITE
 from kernels_numba.microscope.threads import WARP_SIZE
-
-if TYPE_CHECKING:
-    from kernels_numba.microscope.observation import Observation
 
 VERBS = {READ: "reads", WRITE: "writes", ATOMIC: "changes"}
 
 
-def find_races(seen: Observation) -> list[Fault]:
+def find_races(seen: Accesses) -> list[Fault]:
     """One fault for each array and pair of places in the source; the first cell stands for all."""
     if not seen.num_accesses:
         return []
@@ -52,70 +56,80 @@ def find_races(seen: Observation) -> list[Fault]:
     return list(found.values())
 
 
+class _Access(NamedTuple):
+    """What it takes to compare one access with another."""
+
+    block: int
+    thread: int
+    kind: int
+    block_epoch: int
+    warp_epoch: int
+    position: int
+
+
 def _races_of_cell(
-    seen: Observation,
-    columns: dict[str, np.ndarray],
-    members: np.ndarray,
+    seen: Accesses,
+    columns: dict[str, NDArray[np.int64]],
+    members: NDArray[np.int64],
     cell: int,
-    found: dict[tuple[int, int, int], Fault],
-) -> None:
-    accesses = {  # of equal ones, the first is enough
-        tuple(int(columns[name][member]) for name in NEEDED): None for member in members
-    }
-    by_epoch: dict[tuple[int, int], list[tuple[int, ...]]] = {}
-    for access in accesses:
-        by_epoch.setdefault((access[0], access[3]), []).append(access)
-    for group in by_epoch.values():
-        if all(access[2] == READ for access in group):
-            continue
-        for place, one in enumerate(group):
-            for other in group[place + 1 :]:
-                if one[1] != other[1] and _conflict(one, other) and not _ordered_in_warp(one, other):
-                    _report(seen, columns, members, cell, one, other, found)
-    if len({access[0] for access in accesses}) > 1:
-        # Of all that do the same at the same place, two of different blocks stand for the rest.
-        alike: dict[tuple[int, int], dict[int, tuple[int, ...]]] = {}
-        for access in accesses:
-            blocks = alike.setdefault((access[2], access[5]), {})
-            if len(blocks) < 2:
-                blocks.setdefault(access[0], access)
-        some = [access for blocks in alike.values() for access in blocks.values()]
-        for place, one in enumerate(some):
-            for other in some[place + 1 :]:
-                if one[0] != other[0] and _conflict(one, other):
-                    _report(seen, columns, members, cell, one, other, found)
-
-
-NEEDED = ("block", "thread", "kind", "block_epoch", "warp_epoch", "position")
-
-
-def _conflict(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
-    return one[2] != other[2] or one[2] == WRITE
-
-
-def _ordered_in_warp(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
-    return one[1] // WARP_SIZE == other[1] // WARP_SIZE and one[4] != other[4]
-
-
-def _report(
-    seen: Observation,
-    columns: dict[str, np.ndarray],
-    members: np.ndarray,
-    cell: int,
-    one: tuple[int, ...],
-    other: tuple[int, ...],
     found: dict[tuple[int, int, int], Fault],
 ) -> None:
     number = int(columns["array"][members[0]])
-    key = (number, min(one[5], other[5]), max(one[5], other[5]))
+    accesses = [  # of equal ones, the first is enough
+        *dict.fromkeys(
+            _Access(*(int(columns[name][member]) for name in _Access._fields)) for member in members
+        )
+    ]
+    by_epoch: dict[tuple[int, int], list[_Access]] = {}
+    for access in accesses:
+        by_epoch.setdefault((access.block, access.block_epoch), []).append(access)
+    for group in by_epoch.values():
+        if all(access.kind == READ for access in group):
+            continue
+        for place, one in enumerate(group):
+            for other in group[place + 1 :]:
+                if one.thread != other.thread and _conflict(one, other) and not _ordered_in_warp(one, other):
+                    _report(seen, number, cell, one, other, found)
+    if len({access.block for access in accesses}) > 1:
+        # Of all that do the same at the same place, two of different blocks stand for the rest.
+        alike: dict[tuple[int, int], dict[int, _Access]] = {}
+        for access in accesses:
+            blocks = alike.setdefault((access.kind, access.position), {})
+            if len(blocks) < 2:
+                blocks.setdefault(access.block, access)
+        some = [access for blocks in alike.values() for access in blocks.values()]
+        for place, one in enumerate(some):
+            for other in some[place + 1 :]:
+                if one.block != other.block and _conflict(one, other):
+                    _report(seen, number, cell, one, other, found)
+
+
+def _conflict(one: _Access, other: _Access) -> bool:
+    return one.kind != other.kind or one.kind == WRITE
+
+
+def _ordered_in_warp(one: _Access, other: _Access) -> bool:
+    return one.thread // WARP_SIZE == other.thread // WARP_SIZE and one.warp_epoch != other.warp_epoch
+
+
+def _report(
+    seen: Accesses,
+    number: int,
+    cell: int,
+    one: _Access,
+    other: _Access,
+    found: dict[tuple[int, int, int], Fault],
+) -> None:
+    key = (number, min(one.position, other.position), max(one.position, other.position))
     if key in found:
         return
     array = seen.arrays[number]
     index = tuple(int(i) for i in np.unravel_index(cell, array.shape))
-    places = (seen.places[one[5]], seen.places[other[5]])
-    blocks = f"blocks {one[0]} and {other[0]}" if one[0] != other[0] else f"block {one[0]}"
+    places = (seen.places[one.position], seen.places[other.position])
+    blocks = f"block {one.block}" if one.block == other.block else f"blocks {one.block} and {other.block}"
     message = (
-        f"race in {blocks} on {array.name}{list(index)}: thread {one[1]} {VERBS[one[2]]} it ({places[0]}) "
-        f"and thread {other[1]} {VERBS[other[2]]} it ({places[1]}), with no barrier between them"
+        f"race in {blocks} on {array.name}{list(index)}: thread {one.thread} {VERBS[one.kind]} it "
+        f"({places[0]}) and thread {other.thread} {VERBS[other.kind]} it ({places[1]}), "
+        "with no barrier between them"
     )
-    found[key] = Fault("race", array.name, index, message, places, (one[0], other[0]))
+    found[key] = Fault("race", array.name, index, message, places, (one.block, other.block))

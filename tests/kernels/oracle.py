@@ -115,7 +115,7 @@ def written_arrays(seen: Observation) -> set[str]:
 
 
 def as_cache(values: NDArray[np.float32], dtype: str) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """A cache of this type as the kernel wants it, and what its numbers are after rounding."""
+    """A cache of this type as the kernel takes it, and what its numbers are after rounding."""
     if dtype == "float32":
         return values, values.astype(np.float64)
     if dtype == "float16":

@@ -15,7 +15,7 @@ from kernels_numba.cuda.flash_attention_2 import flash_attention_2
 from kernels_numba.cuda.naive_attention import naive_attention
 from kernels_numba.cuda.tiles import (
     HEAD_DIMS,
-    MOST_SUMS,
+    MAX_SUMS,
     STATIC_SHARED_BYTES,
     Tiles,
     choose_tiles,
@@ -146,10 +146,10 @@ def test_flash_attention_2_is_attention_of_every_sequence_by_itself(
         ("key", key, starts_k),
         ("value", value, starts_k),
     ):
-        nobodys = np.ones(array.shape, bool)
-        nobodys[edges[0] : edges[-1]] = False  # what belongs to no sequence must not be looked at
-        array[nobodys] = np.nan
-        poison[name] = nobodys
+        unused = np.ones(array.shape, bool)
+        unused[edges[0] : edges[-1]] = False  # what belongs to no sequence must not be read
+        array[unused] = np.nan
+        poison[name] = unused
     out = np.full_like(query, NAN)
     launch = flash_attention_2(
         query,
@@ -276,11 +276,11 @@ def test_chosen_tiles_fit_and_leave_no_processor_idle_if_that_can_be(dim, querie
         return
     tiles = choose_tiles(dim, queries, heads, processors, memory)
     assert shared_bytes(tiles, dim) <= memory
-    assert tiles.rows * dim // 32 <= MOST_SUMS
+    assert tiles.rows * dim // 32 <= MAX_SUMS
     enough = -(-queries // tiles.num_queries) * heads >= processors
     assert enough or tiles == Tiles(1, 1)
     twice = Tiles(2 * tiles.rows, tiles.warps)
-    if twice.rows <= 8 and twice.rows * dim // 32 <= MOST_SUMS and shared_bytes(twice, dim) <= memory:
+    if twice.rows <= 8 and twice.rows * dim // 32 <= MAX_SUMS and shared_bytes(twice, dim) <= memory:
         assert -(-queries // twice.num_queries) * heads < processors
 
 

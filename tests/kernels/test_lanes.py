@@ -70,10 +70,10 @@ def with_function(trips, out):
         store(out, i, t)
 
 
-def lanes_by(trips: list[int], wanted: Any) -> list[list[int]]:
-    """Threads of each warp that `wanted` names, leaving out warps without any."""
+def lanes_by(trips: list[int], is_active: Any) -> list[list[int]]:
+    """Threads of each warp that `is_active` names, leaving out warps without any."""
     warps = [range(first, min(first + 32, len(trips))) for first in range(0, len(trips), 32)]
-    found = [[t for t in warp if wanted(trips[t])] for warp in warps]
+    found = [[t for t in warp if is_active(trips[t])] for warp in warps]
     return [threads for threads in found if threads]
 
 
@@ -222,7 +222,7 @@ def add_up(value: int) -> int:
 
 @means(add_up)
 def _(lane: Any, value: int) -> int:
-    return lane.together("add_up", value, lambda values: dict.fromkeys(values, sum(values.values())))
+    return lane.warp_collective("add_up", value, lambda values: dict.fromkeys(values, sum(values.values())))
 
 
 @cuda.jit

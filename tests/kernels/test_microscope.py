@@ -130,7 +130,7 @@ def strided_in_shared(out, stride):
     dtype=st.sampled_from(["int16", "int32", "float64"]),
     stride=st.sampled_from([0, 1, 2, 3, 4, 8, 16, 31, 32, 33]),
 )
-def test_bank_conflicts_are_the_most_words_that_lanes_want_of_one_bank(dtype, stride):
+def test_bank_conflicts_are_the_most_words_that_lanes_request_of_one_bank(dtype, stride):
     out = np.zeros(32, dtype)
     shared_bytes = (31 * stride + 1) * out.itemsize
     seen = observe(strided_in_shared, 1, 32, out, stride, shared_bytes=shared_bytes).check()
@@ -314,9 +314,9 @@ def test_without_keeping_accesses_the_results_are_the_same_and_there_are_no_colu
     light = observe(double, 2, 4, left, keep=False)
     assert (kept == left).all()
     assert seen.num_accesses == 12 and light.num_accesses == 0
-    observe(double, 2, 4, left, most_accesses=12)
+    observe(double, 2, 4, left, max_accesses=12)
     with pytest.raises(TooLong, match="more than 11 memory accesses"):
-        observe(double, 2, 4, left, most_accesses=11)
+        observe(double, 2, 4, left, max_accesses=11)
     assert light.faults == () and light.by_place() == []
     assert all(len(column) == 0 for column in light.columns.values())
 
@@ -358,7 +358,7 @@ def test_atomics_do_what_numpy_does_and_say_what_was_there_before(values):
         -n % 5,
     ]
     assert cells[:9].tolist() == expected
-    assert sorted([*old[0].tolist(), cells[9]]) == list(range(n + 1))  # everybody's number, once
+    assert sorted([*old[0].tolist(), cells[9]]) == list(range(n + 1))  # the number of each thread, once
     assert cells[10] == 10 and old[1].tolist() == [0] + [10] * (n - 1)
     assert sorted(old[2].tolist()) == list(range(n)) and cells[11] == n
     assert {row.kind for row in seen.by_place() if row.array == "cells"} == {"atomic"}

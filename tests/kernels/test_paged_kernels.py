@@ -41,7 +41,7 @@ class World:
     cache_dtype: str
     exact: list[tuple[Any, Any]]
     """Keys and values of each sequence, [L, KV, d], as they are after rounding."""
-    nobodys: Any
+    unused: Any
     """Cells of the cache that belong to no token."""
 
     @property
@@ -49,7 +49,7 @@ class World:
         """What must not be looked at, by the names of the kernel's parameters."""
         needed = -(-self.lengths // self.keys.shape[2])
         behind = np.arange(self.tables.shape[1]) >= needed[:, None]
-        return {"keys": self.nobodys, "values": self.nobodys, "tables": behind}
+        return {"keys": self.unused, "values": self.unused, "tables": behind}
 
     def launches(
         self, splits: int = 1, scale: float | None = None, **change: Any
@@ -114,9 +114,9 @@ def make_world(
                 for cache in (exact_keys, exact_values)
             )
         )
-    nobodys = np.isnan(numbers[0]).reshape(*keys.shape, -1).all(-1)
+    unused = np.isnan(numbers[0]).reshape(*keys.shape, -1).all(-1)
     query = normal(rng, len(lengths), heads[0], dim)
-    return World(query, keys, values, tables, np.array(lengths, np.int32), cache_dtype, exact, nobodys)
+    return World(query, keys, values, tables, np.array(lengths, np.int32), cache_dtype, exact, unused)
 
 
 WORLDS = st.builds(
@@ -258,8 +258,8 @@ def test_what_is_written_is_what_is_attended_to(seed, length, block_size):
     out, log_sums = np.full_like(query, NAN), np.zeros((1, 2, 1), np.float32)
     lengths = np.array([length], np.int32)
     launches = paged_attention(query, keys, values, table[None], lengths, out, out[:, :, None], log_sums)
-    nobodys = np.isnan(keys)
-    observe_all(launches, keys=nobodys, values=nobodys)
+    unused = np.isnan(keys)
+    observe_all(launches, keys=unused, values=unused)
     error = allowed_error(query, key, value, None, tiles=length + block_size)
     assert_close(out, attention(query, key, value, None, causal=False), error)
 
@@ -319,7 +319,7 @@ PAGED = [
     ("the shape of values must be that of keys", {"values": f32(4, 1, 4, 32)}),
     ("the heads of query (2) must be a multiple", {"keys": f32(3, 3, 4, 32), "values": f32(3, 3, 4, 32)}),
     ("tables must be of int32, got int64", {"tables": np.zeros((1, 2), np.int64)}),
-    ("tables must be [sequences, most blocks]", {"tables": i32(0, 1)}),
+    ("tables must be [sequences, max blocks]", {"tables": i32(0, 1)}),
     ("lengths must be of int32", {"lengths": np.array([3])}),
     ("the number of lengths must be that of sequences", {"lengths": i32(3, 3)}),
     ("the number of tables must be that of sequences", {"tables": i32([0, 1], [1, 2])}),

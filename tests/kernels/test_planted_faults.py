@@ -93,12 +93,17 @@ BARRIERS = [
         "if thread",
         {"keys", "values", "queries"},
     ),
-    (flash_attention_1, "cuda.syncthreads()  # nobody", "pass  # nobody", {"keys", "values", "queries"}),
+    (
+        flash_attention_1,
+        "cuda.syncthreads()  # all warps",
+        "pass  # all warps",
+        {"keys", "values", "queries"},
+    ),
     (flash_attention_1, "cuda.syncwarp()  #", "pass  #", {"maxima", "sums"}),
     (flash_attention_2, "cuda.syncthreads()\n            if thread", "if thread", {"tile", "queries"}),
-    (flash_attention_2, "cuda.syncthreads()  # nobody", "pass  # nobody", {"tile"}),
+    (flash_attention_2, "cuda.syncthreads()  # all warps", "pass  # all warps", {"tile"}),
     (flash_attention_2, "cuda.syncthreads()\n            for j", "for j", {"tile"}),
-    (flash_attention_2, "cuda.syncthreads()  # nor", "pass  # nor", {"tile"}),
+    (flash_attention_2, "cuda.syncthreads()  # and", "pass  # and", {"tile"}),
 ]
 
 
@@ -128,9 +133,7 @@ def raise_all(observed: Any) -> None:
 
 
 def test_a_barrier_that_only_some_threads_reach_never_opens(plant):
-    planted = plant(
-        flash_attention_2, "cuda.syncthreads()  # nobody", "if warp == 0: cuda.syncthreads()  # nobody"
-    )
+    planted = plant(flash_attention_2, "cuda.syncthreads()  # all", "if warp == 0: cuda.syncthreads()  # all")
     with pytest.raises(BarrierMismatch, match=r"32 at syncthreads in line \d+ .*, 32 at syncthreads in line"):
         Flash(planted).launch.observe()
 
@@ -266,7 +269,7 @@ def test_a_wrong_rescale_or_a_forgotten_mask_gives_wrong_numbers(plant, module, 
     whole.launch.observe().check()
     whole.check_numbers()
     broken = Flash(plant(module, right, wrong), len_q=4)
-    if "<= len_k" in wrong:  # seen only by who sees all keys: without the mask that hides it
+    if "<= len_k" in wrong:  # the causal mask would hide it
         broken.launch = broken.launch._replace(arguments=(*broken.launch.arguments[:-1], False))
     broken.launch.observe()
     with pytest.raises(AssertionError, match="numbers differ by more than"):

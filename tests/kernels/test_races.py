@@ -140,7 +140,7 @@ def reverse(a, with_barrier):
     a[t] = tile[63 - t]
 
 
-def test_a_missing_barrier_is_a_race_and_a_read_of_what_nobody_has_written():
+def test_a_missing_barrier_is_a_race_and_a_read_of_unwritten_memory():
     assert observe(reverse, 1, 64, np.arange(64.0), True).check().faults == ()
     seen = observe(reverse, 1, 64, np.arange(64.0), False)
     assert {(fault.kind, fault.array) for fault in seen.faults} == {("race", "tile"), ("unwritten", "tile")}
@@ -269,7 +269,7 @@ def living_greenlets() -> int:
 def test_every_fault_has_its_class_and_says_who_where_and_what(how):
     kind, words = FAULTS[how]
     with pytest.raises(kind, match=words) as caught:
-        observe(misbehave, 1, 64, how, np.ones(64), np.ones((4, 8), np.float32), most_accesses=500)
+        observe(misbehave, 1, 64, how, np.ones(64), np.ones((4, 8), np.float32), max_accesses=500)
     assert type(caught.value) is kind
     observe(reverse, 1, 64, np.arange(64.0), True).check()  # the next run is like any other
 
@@ -278,7 +278,7 @@ def test_after_a_fault_no_thread_is_left_waiting():
     before = living_greenlets()
     for how in FAULTS:
         with pytest.raises(Exception, match=FAULTS[how][1]):
-            observe(misbehave, 1, 64, how, np.ones(64), np.ones((4, 8), np.float32), most_accesses=500)
+            observe(misbehave, 1, 64, how, np.ones(64), np.ones((4, 8), np.float32), max_accesses=500)
     assert living_greenlets() == before
 
 
@@ -325,12 +325,12 @@ def reads_unwritten(how, out):
 @pytest.mark.parametrize(
     ("how", "cell"), [("atomic", (1, 0)), ("vector", (0, 3)), ("read", (1, 0)), ("", None)]
 )
-def test_shared_memory_that_nobody_has_written_must_not_be_read(how, cell):
+def test_shared_memory_that_no_thread_has_written_must_not_be_read(how, cell):
     out = np.zeros(8)
     faults = observe(reads_unwritten, 2, 1, how, out, keep=False).faults
     assert [(f.kind, f.array, f.cell) for f in faults] == ([("unwritten", "tile", cell)] if cell else [])
     if cell:
-        assert f"tile[{cell[0]}, {cell[1]}], which nobody has written (line" in faults[0].message
+        assert f"tile[{cell[0]}, {cell[1]}], which no thread has written (line" in faults[0].message
     assert out[0] == 2 if not how else np.isnan(out[0]) or how != "read"
 
 

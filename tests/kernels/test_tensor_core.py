@@ -180,7 +180,7 @@ def test_a_copy_has_arrived_when_its_group_was_waited_for(is_inside):
     assert (out == (np.roll(source, -1, axis=0) if is_inside else 0)).all()
 
 
-def test_a_copy_that_nobody_waited_for_is_not_there():
+def test_a_copy_whose_group_was_not_waited_for_is_not_there():
     source = np.ones((32, 4), np.uint32)
     seen = observe(copying_kernel, 1, 32, source, np.zeros_like(source), False, True)
     assert "unwritten" in {fault.kind for fault in seen.faults}

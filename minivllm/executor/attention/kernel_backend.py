@@ -234,4 +234,4 @@ class MicroscopeAttention(KernelAttention):
 
     def run(self, launches: Sequence[Launch]) -> None:
         for launch in launches:
-            launch.observe(keep=False, most_accesses=self.MOST_ACCESSES).check()
+            launch.observe(keep=False, max_accesses=self.MOST_ACCESSES).check()

@@ -84,7 +84,7 @@ def count(case: Case) -> Counted:
     """Run it under the microscope, on random numbers; every query sees every key."""
     asked = least = flops = exponentials = 0
     for launch in _launches(case):
-        seen = launch.observe(keep=False, count=True, most_accesses=10**9)
+        seen = launch.observe(keep=False, count=True, max_accesses=10**9)
         assert seen.tally is not None
         flops += seen.tally.flops
         exponentials += seen.tally.exponentials

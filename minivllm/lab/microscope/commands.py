@@ -1,4 +1,4 @@
-"""`minivllm microscope`: what a kernel does to memory, line by line."""
+"""`minivllm microscope`: what a kernel does to memory, line by line. Read next: `subjects.py`."""
 
 from __future__ import annotations
 
@@ -81,13 +81,13 @@ def parse_shape(text: str) -> dict[str, int]:
     Raises:
         ValueError: it is not of that form.
     """
-    wishes = {}
+    sizes = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, _, value = part.partition("=")
         if not value.strip().isdigit():
             raise ValueError(f"shape must be NAME=NUMBER, separated by commas, got {part!r}")
-        wishes[name.strip()] = int(value)
-    return wishes
+        sizes[name.strip()] = int(value)
+    return sizes
 
 
 def print_observation(seen: Any, console: Console) -> None:
@@ -129,4 +129,4 @@ def print_observation(seen: Any, console: Console) -> None:
     for fault in seen.faults:
         console.print(f"[bold]{fault.kind}[/bold]: {fault.message}", highlight=False)
     if not seen.faults:
-        console.print("No race, no read of what nobody wrote, nothing out of bounds.", highlight=False)
+        console.print("No race, no read of unwritten memory, nothing out of bounds.", highlight=False)

@@ -4,6 +4,8 @@
 
 Arguments are given by name. An array is a type and its sizes, and is filled with random numbers (integers:
 zeros, or `=N` for all N); anything else is a number.
+
+Read next: `record.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from minivllm.lab.microscope.subjects import Subject
 from minivllm.validation import check_choice
 
 DTYPES = ("float32", "float64", "float16", "int32", "int64", "uint8", "uint32", "bool")
-MOST_CELLS = 2**22
+MAX_CELLS = 2**22
 
 
 def own_subject(spec: str, grid: str, block: str, arguments: str, seed: int) -> Subject:
@@ -35,15 +37,15 @@ def own_subject(spec: str, grid: str, block: str, arguments: str, seed: int) -> 
     kernel = load_kernel(Path(file), name)
     names = tuple(inspect.signature(getattr(kernel, "py_func", kernel)).parameters)
     given = _parse_arguments(arguments, np.random.default_rng(seed))
-    for wanted in names:
-        if wanted not in given:
+    for parameter in names:
+        if parameter not in given:
             raise ValueError(
-                f"arguments must name every parameter of {name} ({', '.join(names)}); {wanted} is missing"
+                f"arguments must name every parameter of {name} ({', '.join(names)}); {parameter} is missing"
             )
     for extra in given:
         check_choice(f"arguments of {name}", extra, names)
     launch = Launch(
-        kernel, _sizes("grid", grid), _sizes("block", block), tuple(given[wanted] for wanted in names)
+        kernel, _sizes("grid", grid), _sizes("block", block), tuple(given[parameter] for parameter in names)
     )
     return Subject(f"{Path(file).name}: {name}", [launch])
 
@@ -110,8 +112,8 @@ def _parse_value(name: str, value: str, random: np.random.Generator) -> Any:
         filled = float(fill) if fill else None
     except ValueError:
         raise ValueError(f"{name} must be sizes such as 32x32, got {rest!r}") from None
-    if min(shape) < 1 or np.prod(shape, dtype=float) > MOST_CELLS:
-        raise ValueError(f"{name} must have from 1 to {MOST_CELLS:,} cells, got {sizes}")
+    if min(shape) < 1 or np.prod(shape, dtype=float) > MAX_CELLS:
+        raise ValueError(f"{name} must have from 1 to {MAX_CELLS:,} cells, got {sizes}")
     if filled is None and kind.kind == "f":
         return random.standard_normal(shape).astype(kind)
     return np.full(shape, filled or 0, kind)

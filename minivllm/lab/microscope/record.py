@@ -1,8 +1,8 @@
 """From an observation to a trace: accesses become requests of warps, in the order of the program.
 
-Threads took their turns one after another, so the accesses of one instruction lie far apart in what was
-written down. Every lane, though, knows the order of its own. A request may come when all that its lanes did
-before has come: a topological order, for each warp; between barriers, warps follow each other.
+The machine ran the threads one after another, so the accesses of one instruction lie far apart in what was
+written down. But the accesses of each lane are in order. A request comes after all that its lanes did before:
+a topological order, for each warp; between two barriers, one warp follows another.
 
 Read next: `minivllm/trace/kernel_events.py`.
 """

@@ -40,26 +40,26 @@ class Subject:
     """By the name of a parameter, True for cells that hold nothing."""
 
 
-def make_subject(name: str, wishes: Shape, seed: int) -> Subject:
+def make_subject(name: str, changes: Shape, seed: int) -> Subject:
     """A kernel and its arrays.
 
     Args:
-        wishes: sizes that differ from the usual ones.
+        changes: sizes that differ from the usual ones.
 
     Raises:
         ValueError: there is no such kernel, or no such size, or it is not possible.
     """
     make, usual = SUBJECTS[check_choice("kernel", name, tuple(SUBJECTS))]
-    for key, value in wishes.items():
+    for key, value in changes.items():
         check_choice(f"shape of {name}", key, tuple(usual))
-        check_integer(key, value, at_least=0 if key == "causal" else 1, at_most=MOST_SIZE)
-    shape = usual | wishes
+        check_integer(key, value, at_least=0 if key == "causal" else 1, at_most=MAX_SIZE)
+    shape = usual | changes
     launches, poison = make(shape, np.random.default_rng(seed))
     title = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shape.items())
     return Subject(f"{name}: {title}", launches, poison)
 
 
-MOST_SIZE = 4096
+MAX_SIZE = 4096
 Made = tuple[list[Launch], dict[str, Any]]
 
 
@@ -109,11 +109,11 @@ def _tensor_core(shape: Shape, random: np.random.Generator) -> Made:
 def _paged(shape: Shape, random: np.random.Generator) -> Made:
     sequences, context, size = shape["sequences"], shape["context"], shape["block_size"]
     kv, d, splits = shape["kv_heads"], shape["head_dim"], shape["splits"]
-    most = -(-context // size)
-    num_blocks = sequences * most + 2
+    width = -(-context // size)  # of a block table
+    num_blocks = sequences * width + 2
     query = _random(random, sequences, shape["heads"], d)
     keys, values = (_random(random, num_blocks, kv, size, d) for _ in range(2))
-    tables = random.permutation(num_blocks)[: sequences * most].reshape(sequences, most).astype(np.int32)
+    tables = random.permutation(num_blocks)[: sequences * width].reshape(sequences, width).astype(np.int32)
     lengths = np.maximum(1, context - 3 * np.arange(sequences)).astype(np.int32)
     nothing = np.ones(keys.shape, bool)
     for table, length in zip(tables, lengths, strict=True):
