@@ -28,15 +28,6 @@ from minivllm.memory.prefix_cache import PrefixCache
 from minivllm.trace.events import BlockMerged, BlocksCached, BlocksEvicted, Event
 
 
-class Duplicate(NamedTuple):
-    """A table that is filling a block while another block with the same tokens is cached."""
-
-    seq_id: int
-    table: BlockTable
-    token_ids: Sequence[int]
-    end: int
-
-
 class PrefixCaching:
     """Keeps a prefix cache in step with one block pool and its tables."""
 
@@ -172,3 +163,12 @@ class PrefixCaching:
                 assert block in self.cache, f"sequence {seq_id}: block {block} should be cached"
                 assert self.cache.parent_of(block) == before, f"sequence {seq_id} has left its path"
                 before = block
+
+
+class Duplicate(NamedTuple):
+    """A table that is filling a block while another block with the same tokens is cached."""
+
+    seq_id: int
+    table: BlockTable
+    token_ids: Sequence[int]
+    end: int

@@ -60,7 +60,8 @@ class StripMachine(RuleBasedStateMachine):
         self.next_token += 1
         return self.next_token
 
-    def admit(self, request, seq):
+    def admit(self, request, seq, count=0):
+        """Admit a sequence and let it compute `count` tokens, if there is room for all it has."""
         free = self.manager.num_free_blocks
         admission = Admission(
             seq,
@@ -69,8 +70,12 @@ class StripMachine(RuleBasedStateMachine):
             max_num_sequences=request.max_num_sequences,
         )
         assert not self.manager.get_computed_blocks(admission), "nothing is shared"
-        admitted = self.manager.allocate_slots([Span(seq, 0, 0)], admission)
-        if not admitted:
+        span = Span(seq, 0, min(count, len(request.tokens[seq])))
+        admitted = self.manager.allocate_slots([span], admission)
+        if admitted:
+            self.catch_up()
+            self.fill(request, [span])
+        else:
             assert self.manager.num_free_blocks == free, "a refusal changes nothing"
             assert not self.pending and seq not in self.manager.tables
             most = self.manager.max_blocks(
@@ -80,15 +85,20 @@ class StripMachine(RuleBasedStateMachine):
         return admitted
 
     @precondition(lambda self: sum(r.max_num_sequences for r in self.requests) < MAX_NUM_SEQS)
-    @rule(prompt=st.integers(1, 12), output=st.integers(1, 12), max_num_sequences=st.integers(1, 3))
-    def arrive(self, prompt, output, max_num_sequences):
+    @rule(
+        prompt=st.integers(1, 12),
+        output=st.integers(1, 12),
+        max_num_sequences=st.integers(1, 3),
+        first=st.integers(0, 12),
+    )
+    def arrive(self, prompt, output, max_num_sequences, first):
         places = MAX_NUM_SEQS - sum(request.max_num_sequences for request in self.requests)
         request = Played(
             [self.token() for _ in range(prompt)], prompt + output, min(max_num_sequences, places)
         )
         seq = self.new_seq()
         request.tokens[seq], request.computed[seq] = list(request.prompt), 0
-        if self.admit(request, seq):
+        if self.admit(request, seq, first):
             self.requests.append(request)
         self.catch_up()
 
@@ -106,13 +116,17 @@ class StripMachine(RuleBasedStateMachine):
             for offset in range(self.manager.block_size):
                 if (move.source, offset) in self.cells:
                     self.cells[move.target, offset] = self.cells[move.source, offset]
+        self.fill(request, spans)
+        return True
+
+    def fill(self, request, spans):
+        """The data plane writes what was allocated."""
         for seq, start, end in spans:
             table = self.manager.tables[seq]
             for position in range(start, end):
                 cell = divmod(table.slot(position), self.manager.block_size)
                 self.cells[cell] = request.tokens[seq][position]
             request.computed[seq] = max(request.computed[seq], end)
-        return True
 
     @precondition(lambda self: self.requests)
     @rule(which=st.integers(0, 9), chunk=st.integers(1, 9), only=st.integers(0, 9), together=st.booleans())
