@@ -55,7 +55,7 @@ class Recorder:
         self.seconds = 0.0
         self._steps_left = max_steps
         self._clock = TraceClock(clock)
-        self._encoder = msgspec.json.Encoder()
+        self._encode = msgspec.json.Encoder().encode
         self._buffer = bytearray()
         self._file: BinaryIO | None = None
         self._closed = False
@@ -89,19 +89,20 @@ class Recorder:
         began = perf_counter()
         if self._file is not None:
             try:
-                self._buffer += self._encoder.encode(event) + b"\n"  # at once: no half line, ever
+                self._buffer += self._encode(event) + b"\n"  # at once: no half line, ever
             except (TypeError, ValueError) as error:  # a lone surrogate, or a setting of no JSON type
                 self.flush()
                 self._give_up(error)
         elif self.path is None:
             self.events.append(event)
-        if isinstance(event, StepFinished):
+        kind = type(event)  # cheaper than isinstance, and no event has subclasses
+        if kind is StepFinished:
             self.flush()
             if self._steps_left is not None:
                 self._steps_left -= 1
                 if not self._steps_left:
                     self.close()
-        elif isinstance(event, TraceHeader):
+        elif kind is TraceHeader:
             self._clock.restart()
             self.flush()
         self.seconds += perf_counter() - began

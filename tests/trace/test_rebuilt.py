@@ -32,6 +32,7 @@ from minivllm.trace.summary import summarize
 from minivllm.trace.timeline import Phase, make_timeline, walk
 from tests.trace.interrupted_factory import interrupted
 from viz import figures
+from viz.figures.prefixes import prefix_history
 
 HEADER = TraceHeader(
     VERSION, "2026-01-01T00:00:00+00:00", "virtual", 6, 2, 4, 10, 64, num_host_blocks=2, prefix_cache="hash"
@@ -260,5 +261,11 @@ def test_numbers_and_pictures_survive_interrupts(run):
         *figures.overview(timeline),
     ]
     assert all(len(scene.captions) == trace.num_steps for scene in scenes)
+    cached = set()
+    for changes, (_, state) in zip(prefix_history(timeline).steps, Replay(trace).walk(), strict=True):
+        for _, block, is_cached in changes.moves:
+            assert is_cached != (block in cached), "what was cached before an interrupt is forgotten once"
+            (cached.add if is_cached else cached.discard)(block)
+        assert cached == set(state.blocks.cached)
     told = sum("interrupted" in caption for caption in figures.captions(timeline))
     assert told == sum(bool(record.rebuilt) for record in timeline.records)
