@@ -1,5 +1,6 @@
-"""Attention kernels, each written once in Python.
+"""Kernels for CPUs and GPUs, each written once in Python.
 
+    cpu/           compiled for the processor: products, attention, a whole step
     cuda/          `@cuda.jit` functions: one kernel, one idea, one file
     microscope/    runs those very functions thread by thread, on any machine, and shows what they do
 

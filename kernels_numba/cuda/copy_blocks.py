@@ -1,8 +1,11 @@
-"""From block to block: what copy-on-write does on the device, and half of what swapping does.
+"""From block to block: what copy-on-write does on the device.
 
 One thread block for each pair walks over the cells with a stride of its own size, so that neighbouring
 threads copy neighbouring cells. Pairs are copied in no order, so no block may be read by one and written by
 another.
+
+It is here to be seen under the microscope: the engine copies blocks with torch, in
+`minivllm/executor/block_mover.py`.
 
 Source: `copy_blocks` of vLLM. Read next: `tiles.py`.
 """

@@ -1,7 +1,7 @@
 """FlashAttention-2 on tensor cores: matrix products by whole warps, copies that run beside them.
 
-The algorithm is that of `flash_attention_2.py`. What changes is who computes: a multiply-add of one lane
-becomes a 16 × 8 × 16 product of one warp, 2,048 of them in one instruction.
+The algorithm is that of `flash_attention_2.py`. What changes is the unit that computes: a multiply-add of one
+lane becomes a 16 × 8 × 16 product of one warp, 2,048 of them in one instruction.
 
     one warp        16 queries, in registers for the whole time, and the 16 rows of the output
     one tile        32 keys and 32 values, in shared memory, for all 4 warps

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels_numba.microscope import observe
-from minivllm.lab.microscope.commands import launch_names
+from minivllm.lab.microscope.commands import NAMES, launch_names
 from minivllm.lab.microscope.own_kernel import own_subject
 from minivllm.lab.microscope.record import kernel_trace, program_order
 from minivllm.lab.microscope.subjects import SUBJECTS, make_subject
@@ -48,6 +48,10 @@ def observed():
             seen.append(launch.observe(poison=poison).check())
         result[name] = [(one, kernel_trace(one, subject.title, n)) for n, one in enumerate(seen)]
     return result
+
+
+def test_the_help_names_every_kernel():
+    assert NAMES.split(", ") == list(SUBJECTS)
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
