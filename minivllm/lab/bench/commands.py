@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Measure this engine: throughput and latencies, peers, the cost of tracing, the control plane.",
+    rich_markup_mode=None,
 )
 
 Model = Annotated[

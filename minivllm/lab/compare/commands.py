@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json as json_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from minivllm.engine.engine_flags import with_engine_flags
 from minivllm.validation import check_output_file
 
-app = typer.Typer(no_args_is_help=True, help="The same requests with and without one idea, side by side.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
 
 @app.callback()
@@ -68,11 +69,11 @@ def cache(
 
 
 @app.command("memory")
+@with_engine_flags({"block_size"})
 def memory(
     requests: Annotated[
         int, typer.Option(help="Long requests in each run; of short ones, four times as many.")
     ] = 200,
-    block_size: Annotated[int, typer.Option(help="Tokens per KV-cache block.")] = 16,
     slots: Annotated[
         int | None, typer.Option(help="Tokens that the KV cache holds; as in the vLLM paper if left out.")
     ] = None,
@@ -80,8 +81,10 @@ def memory(
     seed: Annotated[int, typer.Option(help="Seed of lengths and beams.")] = 0,
     json: Annotated[Path | None, typer.Option("--json", help="Also write everything to this file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw it in this file (.png, .svg, .pdf).")] = None,
+    *,
+    engine_settings: dict[str, Any],
 ) -> None:
-    """Hand out the KV cache in six ways: what is wasted, what fits at once, what sharing saves."""
+    """Allocate the KV cache in six ways: what is wasted, what fits at once, what sharing saves."""
     from minivllm.lab.compare.memory import compare_memory
     from minivllm.lab.compare.memory_picture import check_picture, save_picture
     from minivllm.lab.compare.memory_report import as_data, print_comparison
@@ -95,7 +98,7 @@ def memory(
         result = compare_memory(
             requests=requests,
             seed=seed,
-            block_size=block_size,
+            **engine_settings,
             num_slots=NUM_SLOTS if slots is None else slots,
             with_model=model,
             progress=lambda what, done: status.update(f"{done:4.0%}  {what}"),
@@ -110,6 +113,9 @@ def memory(
 
 
 @app.command("schedule")
+@with_engine_flags(
+    {"max_num_seqs", "max_num_batched_tokens"}, {"max_num_seqs": 16, "max_num_batched_tokens": 2048}
+)
 def schedule(
     policies: Annotated[
         str, typer.Option(help="Policies, separated by commas; all of them if left out.")
@@ -129,8 +135,6 @@ def schedule(
     rate: Annotated[
         float | None, typer.Option(help="Requests a second; a fifth more than fcfs can serve if left out.")
     ] = None,
-    max_num_seqs: Annotated[int, typer.Option(help="Most sequences in one step.")] = 16,
-    max_num_batched_tokens: Annotated[int, typer.Option(help="Most tokens in one step.")] = 2048,
     blocks: Annotated[int | None, typer.Option(help="KV-cache blocks; few of them show preemption.")] = None,
     threads: Annotated[
         int | None, typer.Option(help="Threads of torch; all usable cores if left out.")
@@ -139,6 +143,8 @@ def schedule(
     out: Annotated[Path, typer.Option(help="Folder for the traces.")] = Path("minivllm-out/schedule"),
     json: Annotated[Path | None, typer.Option("--json", help="Also write everything to this file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw it in this file (.png, .svg, .pdf).")] = None,
+    *,
+    engine_settings: dict[str, Any],
 ) -> None:
     """Serve the same requests under each scheduling policy: what each gives, and what it costs."""
     from minivllm.lab.compare.memory_picture import check_picture
@@ -157,11 +163,10 @@ def schedule(
         workload=workload,
         requests=requests,
         rate=rate,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
         num_blocks=blocks,
         threads=threads,
         seed=seed,
+        **engine_settings,
     )
     console = Console()
     with console.status("") as status:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from os.path import isdir
 from pathlib import Path
 from time import perf_counter
@@ -13,6 +13,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from minivllm.config import SchedulerConfig
+from minivllm.engine.engine_args import EngineArgs
+from minivllm.engine.engine_flags import with_engine_flags
+from minivllm.engine.settings import settings_of
 from minivllm.lab.simulation.metrics import LatencyHistogram, Metrics
 from minivllm.lab.simulation.setting import Setting
 from minivllm.lab.workloads.parse import parse_workload
@@ -22,7 +26,16 @@ from minivllm.validation import check_integer
 
 SHARES = (0.5, 0.9, 0.99)
 
+DEFAULTS = {field.name: field.default for field in fields(Setting)}
+SHARED_SETTINGS = (settings_of(EngineArgs).keys() & DEFAULTS.keys()) - {
+    "model",  # here it is a card
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+}
+"""What a data centre and an engine have in common: flags with the same names and help."""
 
+
+@with_engine_flags(SHARED_SETTINGS, DEFAULTS)
 def simulate(
     hardware: Annotated[
         str, typer.Option(help="a100-40gb, a100-80gb, h100, h200, l4, cpu, or a card (.json).")
@@ -50,28 +63,16 @@ def simulate(
     seed: Annotated[int, typer.Option(help="Of the workload.")] = 0,
     replicas: Annotated[int, typer.Option(help="Engines behind one router.")] = 1,
     router: Annotated[str, typer.Option(help="round-robin, least-loaded or prefix-aware.")] = "round-robin",
-    tensor_parallel_size: Annotated[int, typer.Option()] = 1,
-    pipeline_parallel_size: Annotated[int, typer.Option()] = 1,
-    scheduling_policy: Annotated[
-        str, typer.Option(help="fcfs, static, chunked, … or module:Class.")
-    ] = "fcfs",
-    max_num_seqs: Annotated[int, typer.Option()] = 256,
-    max_num_batched_tokens: Annotated[int, typer.Option()] = 2048,
-    max_model_len: Annotated[int | None, typer.Option()] = None,
-    enable_chunked_prefill: Annotated[bool, typer.Option()] = True,
-    block_size: Annotated[int, typer.Option(help="Tokens per KV-cache block.")] = 16,
-    gpu_memory_utilization: Annotated[float, typer.Option()] = 0.9,
-    num_gpu_blocks_override: Annotated[int | None, typer.Option(help="KV-cache blocks.")] = None,
-    allocator: Annotated[str, typer.Option(help="paged, contiguous, buddy, oracle, oracle_buddy.")] = "paged",
-    prefix_cache: Annotated[str | None, typer.Option(help="hash or radix.")] = None,
-    swap_space: Annotated[float, typer.Option(help="GiB of host memory for each replica.")] = 0.0,
-    preemption_mode: Annotated[str | None, typer.Option(help="recompute or swap.")] = None,
+    tensor_parallel_size: Annotated[int, typer.Option(help="Devices that share each layer.")] = 1,
+    pipeline_parallel_size: Annotated[int, typer.Option(help="Devices that share the layers.")] = 1,
     decode_weight_dtype: Annotated[
         str | None, typer.Option(help="int8 or int4: weights kept a second time, for steps that only decode.")
     ] = None,
     trace: Annotated[Path | None, typer.Option(help="Record the first replica in this file.")] = None,
     trace_steps: Annotated[int, typer.Option(help="Record so many steps of it.")] = 5000,
     json: Annotated[Path | None, typer.Option("--json", help="Also write everything to this file.")] = None,
+    *,
+    engine_settings: dict[str, Any],
 ) -> None:
     """Serve a workload in virtual time: the real scheduler and memory, a cost model instead of a model."""
     check_integer("trace_steps", trace_steps, at_least=1)
@@ -84,19 +85,8 @@ def simulate(
         router=router,
         tensor_parallel_size=tensor_parallel_size,
         pipeline_parallel_size=pipeline_parallel_size,
-        scheduling_policy=scheduling_policy,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
-        max_model_len=max_model_len,
-        enable_chunked_prefill=enable_chunked_prefill,
-        block_size=block_size,
-        gpu_memory_utilization=gpu_memory_utilization,
-        num_gpu_blocks_override=num_gpu_blocks_override,
-        allocator=allocator,
-        prefix_cache=prefix_cache,
-        swap_space=swap_space,
-        preemption_mode=preemption_mode,
         decode_weight_dtype=decode_weight_dtype,
+        **engine_settings,
     )
     config = setting.scheduler_config()
     load = parse_workload(
@@ -125,7 +115,7 @@ def simulate(
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in (
         *setting.facts(),
-        ("KV cache", _pool(config.num_blocks, block_size)),
+        ("KV cache", _pool(config)),
         *facts(metrics),
     ):
         table.add_row(name.replace("_", " "), value)
@@ -147,8 +137,9 @@ def simulate(
         console.print(f"To look at it: [bold]minivllm dashboard {trace}[/bold]", highlight=False)
 
 
-def _pool(num_blocks: int, block_size: int) -> str:
-    return f"{num_blocks:,} blocks of {block_size} for each replica ({num_blocks * block_size:,} tokens)"
+def _pool(config: SchedulerConfig) -> str:
+    num_tokens = config.num_blocks * config.block_size
+    return f"{config.num_blocks:,} blocks of {config.block_size} for each replica ({num_tokens:,} tokens)"
 
 
 def facts(metrics: Metrics) -> list[tuple[str, str]]:

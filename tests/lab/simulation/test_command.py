@@ -6,7 +6,6 @@ import sys
 from dataclasses import asdict
 
 import pytest
-import typer
 
 from minivllm.console import cli
 from minivllm.lab.simulation.cards import hardware_card, model_card
@@ -22,9 +21,6 @@ def simulate(monkeypatch, capsys, tmp_path):
     """Run the command in a folder of its own; returns its exit code, what it printed, and its errors."""
 
     def run(*arguments):
-        # A fresh one each time: `main` adds its commands to it.
-        app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-        monkeypatch.setattr(cli, "app", app)
         monkeypatch.setattr(sys, "argv", ["minivllm", "simulate", *map(str, arguments)])
         monkeypatch.delenv("MINIVLLM_DEBUG", raising=False)
         monkeypatch.chdir(tmp_path)
