@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from minivllm.executor.cpu_hazards import set_environment
+from minivllm.environment import set_environment
 
 set_environment()  # before anything loads torch
 
