@@ -1,8 +1,8 @@
 """Variables of the environment that torch's libraries read once, when they are loaded.
 
-They have to be set before, and therefore on the first import of anything in this package. So this module needs
-nothing but `os` and `sys`: `import minivllm` costs next to nothing, and Ctrl-C in the first moment of a command
-meets `minivllm/console/cli.py` and not an import.
+They have to be set before, and therefore on the first import of anything in this package. So this module
+needs nothing but `os` and `sys`: `import minivllm` costs next to nothing, and Ctrl-C in the first moment of a
+command meets `minivllm/console/cli.py` and not an import.
 
 Read next: `minivllm/executor/cpu_hazards.py`, which says what these variables prevent.
 """

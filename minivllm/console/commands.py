@@ -153,7 +153,7 @@ def run(arguments: Sequence[str]) -> int:
     except typer.Abort:
         return 1
     except Exception as error:
-        message = mistake(error)
+        message = mistake(error, arguments)
         if message is None or os.environ.get("MINIVLLM_DEBUG"):
             raise
         if message:
@@ -163,7 +163,7 @@ def run(arguments: Sequence[str]) -> int:
         return USAGE_ERROR
 
 
-def mistake(error: Exception) -> str | None:
+def mistake(error: Exception, arguments: Sequence[str]) -> str | None:
     """What a user did wrong, in a sentence; None if the program is at fault; empty if it has been said."""
     if isinstance(error, ValueError):
         return str(error)
@@ -177,6 +177,18 @@ def mistake(error: Exception) -> str | None:
     text = text.rstrip(".")
     if context is None:
         return text
+    value = _value_given(getattr(error, "param", None), arguments)
+    if value is not None and repr(value) not in text:
+        text += f", got {value!r}"
     if isinstance(context.command, TyperGroup) and text.startswith("No such command"):
         text += f"; there are {', '.join(context.command.list_commands(context))}"
     return f"{text} (see {context.command_path} --help)"
+
+
+def _value_given(param: Any, arguments: Sequence[str]) -> str | None:
+    """The value of an option as it was typed, which typer's messages leave out; None if it had none."""
+    for word, following in zip(arguments, (*arguments[1:], None), strict=True):
+        flag, equals, value = word.partition("=")
+        if flag in getattr(param, "opts", ()):
+            return value if equals else following
+    return None

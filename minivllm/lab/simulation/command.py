@@ -3,36 +3,45 @@
 from __future__ import annotations
 
 import json as json_module
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from os.path import isdir
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from minivllm.config import SchedulerConfig
-from minivllm.engine.engine_args import EngineArgs
 from minivllm.engine.engine_flags import with_engine_flags
-from minivllm.engine.settings import settings_of
-from minivllm.lab.simulation.metrics import LatencyHistogram, Metrics
-from minivllm.lab.simulation.setting import Setting
-from minivllm.lab.workloads.parse import parse_workload
-from minivllm.trace.recorder import Recorder
 from minivllm.trace.summary import format_seconds
 from minivllm.validation import check_integer
 
+if TYPE_CHECKING:
+    from minivllm.config import SchedulerConfig
+    from minivllm.lab.simulation.metrics import LatencyHistogram, Metrics
+    from minivllm.lab.simulation.setting import Setting
+
 SHARES = (0.5, 0.9, 0.99)
 
-DEFAULTS = {field.name: field.default for field in fields(Setting)}
-SHARED_SETTINGS = (settings_of(EngineArgs).keys() & DEFAULTS.keys()) - {
-    "model",  # here it is a card
-    "tensor_parallel_size",
-    "pipeline_parallel_size",
+SHARED_SETTINGS = {
+    "scheduling_policy",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "max_model_len",
+    "enable_chunked_prefill",
+    "block_size",
+    "gpu_memory_utilization",
+    "num_gpu_blocks_override",
+    "allocator",
+    "prefix_cache",
+    "swap_space",
+    "preemption_mode",
+    "watermark",
 }
 """What a data centre and an engine have in common: flags with the same names and help."""
+DEFAULTS = {"max_num_seqs": 256, "max_num_batched_tokens": 2048, "gpu_memory_utilization": 0.9}
+"""Those of `Setting` that are not those of `EngineArgs`; a test compares them."""
 
 
 @with_engine_flags(SHARED_SETTINGS, DEFAULTS)
@@ -75,6 +84,10 @@ def simulate(
     engine_settings: dict[str, Any],
 ) -> None:
     """Serve a workload in virtual time: the real scheduler and memory, a cost model instead of a model."""
+    from minivllm.lab.simulation.setting import Setting
+    from minivllm.lab.workloads.parse import parse_workload
+    from minivllm.trace.recorder import Recorder
+
     check_integer("trace_steps", trace_steps, at_least=1)
     if json is not None and (isdir(json) or not isdir(json.absolute().parent)):
         raise ValueError(f"json must be a file in a folder that exists, got {str(json)!r}")
@@ -180,6 +193,8 @@ def _percentiles(latency: LatencyHistogram) -> str:
 
 def as_data(setting: Setting, metrics: Metrics, real_seconds: float) -> dict[str, Any]:
     """Everything, for a file."""
+    from minivllm.lab.simulation.metrics import LatencyHistogram
+
     counts = {name: value for name, value in vars(metrics).items() if not isinstance(value, LatencyHistogram)}
     latencies = {
         name: {

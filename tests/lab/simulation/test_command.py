@@ -8,6 +8,7 @@ from dataclasses import asdict
 import pytest
 
 from minivllm.console import cli
+from minivllm.console.commands import COMMANDS, LazyCommand
 from minivllm.lab.simulation.cards import hardware_card, model_card
 from minivllm.lab.simulation.setting import Setting
 from minivllm.trace.reader import read_trace
@@ -33,6 +34,12 @@ def simulate(monkeypatch, capsys, tmp_path):
         return code, " ".join(printed.out.split()), " ".join(printed.err.split())
 
     return run
+
+
+def test_the_flags_have_the_defaults_of_a_setting():
+    flags = {flag.name: flag.default for flag in LazyCommand("simulate", COMMANDS["simulate"]).load().params}
+    for name, field in Setting.__dataclass_fields__.items():
+        assert flags[name] == field.default
 
 
 def test_it_prints_the_setting_and_what_came_of_it(simulate):
