@@ -112,29 +112,23 @@ def memory(
         console.print(f"The picture is in {plot}.", highlight=False)
 
 
+MODEL_HELP = "nano, small, medium (random) or a folder; the shipped model if left out. With --hardware: a model's card."
+HARDWARE_HELP = "Simulate this hardware (see `minivllm simulate`) instead of running."
+POLICIES_HELP = "Policies, separated by commas; all of them if left out."
+RATE_HELP = "Requests a second; a fifth more than fcfs can serve if left out."
+
+
 @app.command("schedule")
 @with_engine_flags(
     {"max_num_seqs", "max_num_batched_tokens"}, {"max_num_seqs": 16, "max_num_batched_tokens": 2048}
 )
 def schedule(
-    policies: Annotated[
-        str, typer.Option(help="Policies, separated by commas; all of them if left out.")
-    ] = "",
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="nano, small, medium (random) or a folder; the shipped model if left out. With "
-            "--hardware: a model's card."
-        ),
-    ] = None,
-    hardware: Annotated[
-        str | None, typer.Option(help="Simulate this hardware (see `minivllm simulate`) instead of running.")
-    ] = None,
+    policies: Annotated[str, typer.Option(help=POLICIES_HELP)] = "",
+    model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
+    hardware: Annotated[str | None, typer.Option(help=HARDWARE_HELP)] = None,
     workload: Annotated[str | None, typer.Option(help="As for `minivllm simulate`.")] = None,
     requests: Annotated[int | None, typer.Option(help="So many requests.")] = None,
-    rate: Annotated[
-        float | None, typer.Option(help="Requests a second; a fifth more than fcfs can serve if left out.")
-    ] = None,
+    rate: Annotated[float | None, typer.Option(help=RATE_HELP)] = None,
     blocks: Annotated[int | None, typer.Option(help="KV-cache blocks; few of them show preemption.")] = None,
     threads: Annotated[
         int | None, typer.Option(help="Threads of torch; all usable cores if left out.")

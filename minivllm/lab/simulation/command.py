@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from minivllm.config import SchedulerConfig
     from minivllm.lab.simulation.metrics import LatencyHistogram, Metrics
     from minivllm.lab.simulation.setting import Setting
+    from minivllm.lab.workloads.workload import Workload
+    from minivllm.trace.recorder import Recorder
 
 SHARES = (0.5, 0.9, 0.99)
 
@@ -44,39 +46,28 @@ DEFAULTS = {"max_num_seqs": 256, "max_num_batched_tokens": 2048, "gpu_memory_uti
 """Those of `Setting` that are not those of `EngineArgs`; a test compares them."""
 
 
+HARDWARE_HELP = "a100-40gb, a100-80gb, h100, h200, l4, cpu, or a card (.json)."
+MODEL_HELP = "opt-13b|66b|175b, llama-2-7b|13b|70b, llama-3-8b|70b, tiny, a folder, or a card (.json)."
+WORKLOAD_HELP = "sharegpt, alpaca, fixed:IN,OUT, uniform:A-B,C-D, shared:PREFIX, chat, FILE.jsonl."
+USERS_HELP = "A closed loop: so many users who wait for their answers."
+DECODE_HELP = "int8 or int4: weights kept a second time, for steps that only decode."
+
+
 @with_engine_flags(SHARED_SETTINGS, DEFAULTS)
 def simulate(
-    hardware: Annotated[
-        str, typer.Option(help="a100-40gb, a100-80gb, h100, h200, l4, cpu, or a card (.json).")
-    ] = "a100-40gb",
-    model: Annotated[
-        str,
-        typer.Option(
-            help="opt-13b|66b|175b, llama-2-7b|13b|70b, llama-3-8b|70b, tiny, a folder, or a card (.json)."
-        ),
-    ] = "opt-13b",
-    workload: Annotated[
-        str,
-        typer.Option(
-            help="sharegpt, alpaca, fixed:IN,OUT, uniform:A-B,C-D, shared:PREFIX, chat, FILE.jsonl."
-        ),
-    ] = "sharegpt",
-    requests: Annotated[
-        int | None, typer.Option(help="So many; 1,000, or a whole file, if left out.")
-    ] = None,
+    hardware: Annotated[str, typer.Option(help=HARDWARE_HELP)] = "a100-40gb",
+    model: Annotated[str, typer.Option(help=MODEL_HELP)] = "opt-13b",
+    workload: Annotated[str, typer.Option(help=WORKLOAD_HELP)] = "sharegpt",
+    requests: Annotated[int | None, typer.Option(help="1,000, or a whole file, if left out.")] = None,
     rate: Annotated[float | None, typer.Option(help="Requests a second; all at once if left out.")] = None,
     burstiness: Annotated[float, typer.Option(help="1 is Poisson, more comes in bursts.")] = 1.0,
-    users: Annotated[
-        int | None, typer.Option(help="A closed loop: so many users who wait for their answers.")
-    ] = None,
+    users: Annotated[int | None, typer.Option(help=USERS_HELP)] = None,
     seed: Annotated[int, typer.Option(help="Of the workload.")] = 0,
     replicas: Annotated[int, typer.Option(help="Engines behind one router.")] = 1,
     router: Annotated[str, typer.Option(help="round-robin, least-loaded or prefix-aware.")] = "round-robin",
     tensor_parallel_size: Annotated[int, typer.Option(help="Devices that share each layer.")] = 1,
     pipeline_parallel_size: Annotated[int, typer.Option(help="Devices that share the layers.")] = 1,
-    decode_weight_dtype: Annotated[
-        str | None, typer.Option(help="int8 or int4: weights kept a second time, for steps that only decode.")
-    ] = None,
+    decode_weight_dtype: Annotated[str | None, typer.Option(help=DECODE_HELP)] = None,
     trace: Annotated[Path | None, typer.Option(help="Record the first replica in this file.")] = None,
     trace_steps: Annotated[int, typer.Option(help="Record so many steps of it.")] = 5000,
     json: Annotated[Path | None, typer.Option("--json", help="Also write everything to this file.")] = None,
@@ -114,17 +105,37 @@ def simulate(
     )
     recorder = Recorder(trace, most_steps=trace_steps) if trace else None
     console = Console()
+    metrics, real_seconds = play(setting, load, recorder, console)
+    if not metrics.num_finished:
+        raise ValueError(
+            f"no request of the workload {workload!r} can ever be served: {metrics.first_refusal}"
+        )
+    print_run(setting, config, metrics, real_seconds, console)
+    if json is not None:
+        write_json(json, as_data(setting, metrics, real_seconds))
+        console.print(f"Everything is in {json}.", highlight=False)
+    if trace:
+        console.print(f"To look at it: [bold]minivllm dashboard {trace}[/bold]", highlight=False)
+
+
+def play(
+    setting: Setting, load: Workload, recorder: Recorder | None, console: Console
+) -> tuple[Metrics, float]:
+    """Serve the workload; returns what was counted, and the seconds that the simulation took."""
     cluster, metrics = setting.make_cluster(recorder)
     began = perf_counter()
     with console.status("") as status:
         cluster.run(load, progress=lambda count: status.update(f"{count:,} requests have arrived"))
     real_seconds = perf_counter() - began
-    if not metrics.num_finished:
-        raise ValueError(
-            f"no request of the workload {workload!r} can ever be served: {metrics.first_refusal}"
-        )
-    if recorder:
+    if recorder and metrics.num_finished:
         recorder.close()
+    return metrics, real_seconds
+
+
+def print_run(
+    setting: Setting, config: SchedulerConfig, metrics: Metrics, real_seconds: float, console: Console
+) -> None:
+    """The setting, what came of it, and how fast the simulation was, as a table and a sentence."""
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in (
         *setting.facts(),
@@ -139,15 +150,14 @@ def simulate(
         f"{speed:,.0f} scheduled tokens for each real second.",
         highlight=False,
     )
-    if json is not None:
-        text = json_module.dumps(as_data(setting, metrics, real_seconds), indent=1)
-        try:
-            json.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise ValueError(f"json: cannot write to {json}: {error.strerror}") from error
-        console.print(f"Everything is in {json}.", highlight=False)
-    if trace:
-        console.print(f"To look at it: [bold]minivllm dashboard {trace}[/bold]", highlight=False)
+
+
+def write_json(file: Path, data: dict[str, Any]) -> None:
+    """Everything, into a file."""
+    try:
+        file.write_text(json_module.dumps(data, indent=1), encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"json: cannot write to {file}: {error.strerror}") from error
 
 
 def _pool(config: SchedulerConfig) -> str:
