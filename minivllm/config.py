@@ -16,7 +16,6 @@ DTYPES = ("half", "float16", "bfloat16", "float", "float32", "double", "float64"
 PREEMPTION_MODES = ("recompute", "swap")
 PREFIX_CACHES = ("hash", "radix")
 ATTENTION_BACKENDS = ("auto", "torch", "numba-cpu", "numba-cuda", "microscope")
-ALLOCATORS = ("paged", "contiguous", "oracle", "oracle_buddy", "buddy", "virtual_memory")
 
 
 @dataclass(frozen=True)
@@ -65,16 +64,15 @@ class SchedulerConfig:
         check_boolean("enable_chunked_prefill", self.enable_chunked_prefill)
         check_integer("long_prefill_token_threshold", self.long_prefill_token_threshold, at_least=0)
         check_number("watermark", self.watermark, at_least=0, at_most=1)
-        if not isinstance(self.scheduling_policy, str) or not self.scheduling_policy.strip():
-            # Which names there are is known to the room above: `minivllm/scheduling/choose_policy.py`.
-            raise ValueError(
-                f"scheduling_policy must be the name of a policy, got {self.scheduling_policy!r}"
-            )
+        for name in ("scheduling_policy", "allocator"):
+            # Which names there are is known to the rooms above, `minivllm/scheduling/choose_policy.py` and
+            # `minivllm/memory/allocators.py`, which refuse all others.
+            if not isinstance(getattr(self, name), str) or not getattr(self, name).strip():
+                raise ValueError(f"{name} must be a name, got {getattr(self, name)!r}")
         if self.prefix_cache is not None:
             check_choice("prefix_cache", self.prefix_cache, PREFIX_CACHES)
         check_choice("preemption_mode", self.preemption_mode, PREEMPTION_MODES)
         check_integer("num_host_blocks", self.num_host_blocks, at_least=0)
-        check_choice("allocator", self.allocator, ALLOCATORS)
         check_boolean("copy_on_fork", self.copy_on_fork)
         self._check_combinations()
 

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Annotated
 
 from minivllm.config import (
-    ALLOCATORS,
     ATTENTION_BACKENDS,
     DTYPES,
     PREEMPTION_MODES,
     PREFIX_CACHES,
 )
 from minivllm.engine.settings import Setting, check_settings, documented
+from minivllm.memory.allocators import ALLOCATORS
 from minivllm.scheduling.choose_policy import POLICIES, make_policy
 from minivllm.trace.recorder import Recorder
 

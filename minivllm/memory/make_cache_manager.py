@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 from minivllm.config import SchedulerConfig
 from minivllm.memory import KVCacheManager
-from minivllm.memory.allocators import make_baseline
+from minivllm.memory.allocators import ALLOCATORS, make_baseline
 from minivllm.memory.cache_manager import CacheManager
 from minivllm.memory.prefix_cache import make_prefix_cache
 from minivllm.trace.events import Event
+from minivllm.validation import check_choice
 
 
 class Pages(NamedTuple):
@@ -28,7 +29,12 @@ class Pages(NamedTuple):
 def make_cache_manager(
     config: SchedulerConfig, emit: Callable[[Event], None] | None, pages: Pages | None = None
 ) -> CacheManager:
-    """The memory that the configuration names."""
+    """The memory that the configuration names.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    check_choice("allocator", config.allocator, ALLOCATORS)
     if config.allocator != "paged":
         return make_baseline(
             config.allocator,

@@ -118,8 +118,9 @@ def test_a_plan_that_failed_is_made_again():
         ({"max_num_batched_tokens": "9"}, "max_num_batched_tokens must be an integer of at least 1, got '9'"),
         ({"watermark": 1.5}, "watermark must be a finite number of at least 0 and at most 1, got 1.5"),
         ({"watermark": float("nan")}, "watermark must be a finite number"),
-        ({"scheduling_policy": ""}, "scheduling_policy must be the name of a policy, got ''"),
-        ({"scheduling_policy": 3}, "scheduling_policy must be the name of a policy, got 3"),
+        ({"scheduling_policy": ""}, "scheduling_policy must be a name, got ''"),
+        ({"allocator": None}, "allocator must be a name, got None"),
+        ({"scheduling_policy": 3}, "scheduling_policy must be a name, got 3"),
         (
             {"long_prefill_token_threshold": -1},
             "long_prefill_token_threshold must be an integer of at least 0",

@@ -112,7 +112,10 @@ def memory(
         console.print(f"The picture is in {plot}.", highlight=False)
 
 
-MODEL_HELP = "nano, small, medium (random) or a folder; the shipped model if left out. With --hardware: a model's card."
+MODEL_HELP = (
+    "nano, small, medium (random) or a folder; the shipped model if left out. "
+    "With --hardware: a model's card."
+)
 HARDWARE_HELP = "Simulate this hardware (see `minivllm simulate`) instead of running."
 POLICIES_HELP = "Policies, separated by commas; all of them if left out."
 RATE_HELP = "Requests a second; a fifth more than fcfs can serve if left out."

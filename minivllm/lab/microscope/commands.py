@@ -129,6 +129,4 @@ def print_observation(seen: Any, console: Console) -> None:
     for fault in seen.faults:
         console.print(f"[bold]{fault.kind}[/bold]: {fault.message}", highlight=False)
     if not seen.faults:
-        console.print(
-            "No race, no read of memory that was never written, nothing out of bounds.", highlight=False
-        )
+        console.print("No race, no read of unwritten memory, nothing out of bounds.", highlight=False)

@@ -104,16 +104,14 @@ def simulate(
         max_model_len=config.max_model_len,
     )
     recorder = Recorder(trace, most_steps=trace_steps) if trace else None
-    console = Console()
-    metrics, real_seconds = play(setting, load, recorder, console)
+    metrics, real_seconds = play(setting, load, recorder, console := Console())
     if not metrics.num_finished:
         raise ValueError(
             f"no request of the workload {workload!r} can ever be served: {metrics.first_refusal}"
         )
     print_run(setting, config, metrics, real_seconds, console)
     if json is not None:
-        write_json(json, as_data(setting, metrics, real_seconds))
-        console.print(f"Everything is in {json}.", highlight=False)
+        write_json(json, as_data(setting, metrics, real_seconds), console)
     if trace:
         console.print(f"To look at it: [bold]minivllm dashboard {trace}[/bold]", highlight=False)
 
@@ -152,12 +150,13 @@ def print_run(
     )
 
 
-def write_json(file: Path, data: dict[str, Any]) -> None:
+def write_json(file: Path, data: dict[str, Any], console: Console) -> None:
     """Everything, into a file."""
     try:
         file.write_text(json_module.dumps(data, indent=1), encoding="utf-8")
     except OSError as error:
         raise ValueError(f"json: cannot write to {file}: {error.strerror}") from error
+    console.print(f"Everything is in {file}.", highlight=False)
 
 
 def _pool(config: SchedulerConfig) -> str:
