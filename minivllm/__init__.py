@@ -1,14 +1,15 @@
 """minivllm: a small, true, readable implementation of PagedAttention and continuous batching.
 
 Requests go in, a plan comes out of the scheduler, an executor carries the plan out, tokens come back, and
-everything that happens is an event. Read `llm.py` first, then `engine.py`, then `scheduling/scheduler.py`.
+everything that happens is an event. Read `llm.py` first, then `engine/engine.py`, then
+`scheduling/scheduler.py`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from minivllm.executor.cpu_hazards import set_environment
+from minivllm.environment import set_environment
 
 set_environment()  # before anything loads torch
 
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "LLM": "llm",
-    "Engine": "engine",
-    "EngineArgs": "engine_args",
+    "Engine": "engine.engine",
+    "EngineArgs": "engine.engine_args",
     "BeamSearchOutput": "outputs",
     "BeamSearchParams": "sampling_params",
     "BeamSearchSequence": "outputs",
@@ -41,7 +42,7 @@ _HOMES = {
     "SamplingParams": "sampling_params",
 }
 
-__all__ = [  # noqa: RUF022 (in the order in which one meets them)
+__all__ = [  # noqa: RUF022 (in the order in which a reader meets them)
     "LLM",
     "SamplingParams",
     "BeamSearchParams",

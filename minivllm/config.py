@@ -1,8 +1,9 @@
 """The limits that the control plane works within, checked once and never changed afterwards.
 
 `SchedulerConfig` is what the scheduler obeys; its numbers are final. How a user's wishes ("use 90 % of the
-memory", "whatever the model allows") become these numbers is the business of
-`minivllm/engine/engine_args.py`.
+memory", the model's own limit) become these numbers is said in `minivllm/engine/create_engine.py`.
+
+Read next: `minivllm/scheduling/scheduler.py`, which obeys them.
 """
 
 from __future__ import annotations
@@ -11,22 +12,10 @@ from dataclasses import dataclass
 
 from minivllm.validation import check_boolean, check_choice, check_integer, check_number
 
-SCHEDULING_POLICIES = (
-    "fcfs",
-    "priority",
-    "shortest-remaining",
-    "shortest-remaining-oracle",
-    "tail",
-    "waiting-served-ratio",
-    "prefill-first",
-    "decode-first",
-    "chunked",
-    "static",
-)
+DTYPES = ("half", "float16", "bfloat16", "float", "float32", "double", "float64")
 PREEMPTION_MODES = ("recompute", "swap")
 PREFIX_CACHES = ("hash", "radix")
 ATTENTION_BACKENDS = ("auto", "torch", "numba-cpu", "numba-cuda", "microscope")
-ALLOCATORS = ("paged", "contiguous", "oracle", "oracle_buddy", "buddy", "virtual_memory")
 
 
 @dataclass(frozen=True)
@@ -42,15 +31,15 @@ class SchedulerConfig:
         enable_chunked_prefill: a prompt may be computed in several steps; otherwise always in one.
         long_prefill_token_threshold: most tokens of one prompt in one step, so that a long one leaves
             room for others; 0 sets no limit.
-        watermark: share of the blocks kept free when a request is admitted, so that those already
-            running can grow for a while before anybody must be preempted.
-        scheduling_policy: who goes first: a name, perhaps with settings, as in "tail(tokens_left=8)"; or
-            "module:Class" for one's own (`minivllm/scheduling/choose_policy.py`).
+        watermark: share of the blocks kept free when a request is admitted, so that running
+            sequences can grow for a while before one must be preempted.
+        scheduling_policy: the order in which requests are scheduled: a name, perhaps with settings, as in
+            "tail(tokens_left=8)", or "module:Class" (`minivllm/scheduling/choose_policy.py`).
         prefix_cache: how full blocks are found again by other requests, "hash" or "radix"; None does
             without.
         preemption_mode: what becomes of a preempted request's blocks: "recompute" or "swap".
         num_host_blocks: blocks of the swap space.
-        allocator: who manages the memory: "paged", or one of the ways of before (and after).
+        allocator: how memory is managed: "paged", or one of the ways of before (and after).
         copy_on_fork: a fork copies all its blocks at once, for comparison.
     """
 
@@ -75,23 +64,17 @@ class SchedulerConfig:
         check_boolean("enable_chunked_prefill", self.enable_chunked_prefill)
         check_integer("long_prefill_token_threshold", self.long_prefill_token_threshold, at_least=0)
         check_number("watermark", self.watermark, at_least=0, at_most=1)
-        self._check_policy()
+        for name in ("scheduling_policy", "allocator"):
+            # Which names there are is known to the rooms above, `minivllm/scheduling/choose_policy.py` and
+            # `minivllm/memory/allocators.py`, which refuse all others.
+            if not isinstance(getattr(self, name), str) or not getattr(self, name).strip():
+                raise ValueError(f"{name} must be a name, got {getattr(self, name)!r}")
         if self.prefix_cache is not None:
             check_choice("prefix_cache", self.prefix_cache, PREFIX_CACHES)
         check_choice("preemption_mode", self.preemption_mode, PREEMPTION_MODES)
         check_integer("num_host_blocks", self.num_host_blocks, at_least=0)
-        check_choice("allocator", self.allocator, ALLOCATORS)
         check_boolean("copy_on_fork", self.copy_on_fork)
         self._check_combinations()
-
-    def _check_policy(self) -> None:
-        policy = self.scheduling_policy
-        name = policy.partition("(")[0].strip() if isinstance(policy, str) else ""
-        if name not in SCHEDULING_POLICIES and ":" not in name:
-            raise ValueError(
-                f"scheduling_policy must be one of {', '.join(map(repr, SCHEDULING_POLICIES))}, or "
-                f"'module:Class' for one of your own, got {policy!r}"
-            )
 
     def _check_combinations(self) -> None:
         if self.preemption_mode == "swap" and not self.num_host_blocks:

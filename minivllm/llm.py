@@ -7,8 +7,9 @@
 
 Names, defaults and results are vLLM's, so examples written for it run with the import changed. Behind it
 stands an ordinary `Engine`: `generate` checks all prompts, queues them, and calls `step` until all are done.
+Its arguments are those of `minivllm/engine/engine_args.py`.
 
-Read next: `engine.py`.
+Read next: `minivllm/engine/engine.py`.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from typing import Any, NamedTuple, TypeAlias
 
 from tqdm.auto import tqdm
 
-from minivllm.engine.engine_args import EngineArgs, create_engine
+from minivllm.engine.create_engine import create_engine
+from minivllm.engine.engine_args import EngineArgs
+from minivllm.engine.settings import documented, takes_settings
 from minivllm.model.tokenizer import Tokenizer
 from minivllm.outputs import BeamSearchOutput, BeamSearchSequence, RequestOutput
 from minivllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
-from minivllm.trace.recorder import Recorder
 from minivllm.validation import check_integer
 
 Prompt: TypeAlias = str | Mapping[str, Any] | Sequence[int]
@@ -44,56 +46,16 @@ class TokenizedPrompt(NamedTuple):
 
 
 class LLM:
-    """Offline generation with continuous batching. Every argument is explained in `EngineArgs`.
+    """Offline generation with continuous batching.
 
     Raises:
         ValueError: an argument, a file or a number that cannot work, named, with what is allowed.
+        TypeError: an argument that there is not; the message lists those there are.
     """
 
-    def __init__(
-        self,
-        model: str | Path,
-        *,
-        tokenizer: str | Path | None = None,
-        dtype: str = "auto",
-        seed: int = 0,
-        max_model_len: int | None = None,
-        block_size: int = 16,
-        gpu_memory_utilization: float = 0.92,
-        num_gpu_blocks_override: int | None = None,
-        max_num_seqs: int = 128,
-        max_num_batched_tokens: int | None = None,
-        enable_chunked_prefill: bool = True,
-        enable_prefix_caching: bool | None = None,
-        prefix_cache: str | None = None,
-        swap_space: float = 0,
-        trace: str | Path | Recorder | None = None,
-        **more: Any,
-    ) -> None:
-        known = EngineArgs.__dataclass_fields__
-        unknown = sorted(set(more) - set(known))
-        if unknown:
-            raise TypeError(f"LLM has no argument {unknown[0]!r}; it has {', '.join(known)}")
-        self.engine = create_engine(
-            EngineArgs(
-                model,
-                tokenizer=tokenizer,
-                dtype=dtype,
-                seed=seed,
-                max_model_len=max_model_len,
-                block_size=block_size,
-                gpu_memory_utilization=gpu_memory_utilization,
-                num_gpu_blocks_override=num_gpu_blocks_override,
-                max_num_seqs=max_num_seqs,
-                max_num_batched_tokens=max_num_batched_tokens,
-                enable_chunked_prefill=enable_chunked_prefill,
-                enable_prefix_caching=enable_prefix_caching,
-                prefix_cache=prefix_cache,
-                swap_space=swap_space,
-                trace=trace,
-                **more,
-            )
-        )
+    @takes_settings(EngineArgs)
+    def __init__(self, model: str | Path, **settings: Any) -> None:
+        self.engine = create_engine(EngineArgs(model, **settings))
         self._next_request = 0
 
     def generate(
@@ -236,7 +198,7 @@ class LLM:
         if isinstance(ids, Sequence) and not isinstance(ids, str | bytes):
             return TokenizedPrompt(text, list(ids), salt)
         if isinstance(text, str) and ids is None:
-            # A tokenizer may turn no text at all into its one beginning token; nobody means that.
+            # A tokenizer may turn no text at all into its one beginning token, which is not meant.
             return TokenizedPrompt(text, self.get_tokenizer().encode(text) if text else [], salt)
         raise ValueError(
             f"{name} must be a string, a list of token ids, or a dictionary with 'prompt' (a string) or "
@@ -292,6 +254,9 @@ class LLM:
                     done[output.request_id] = output
                     bar.update()
         return [done[request_id] for request_id in ids]
+
+
+LLM.__doc__ = documented(LLM.__doc__, EngineArgs)
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -1,10 +1,15 @@
 """`LLM` as vLLM's users know it, on the shipped model."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
 
+import minivllm
 from minivllm import LLM, SamplingParams
+from minivllm.engine.engine_args import EngineArgs
+from minivllm.engine.settings import settings_of
 from minivllm.model.tiny import MODEL_PATH
 from minivllm.trace.reader import read_trace
 
@@ -156,6 +161,9 @@ def test_a_trace_of_everything_is_written_on_request(tmp_path):
         ({"quantization": "awq"}, "quantization must be None"),
         ({"scheduling_policy": "lifo"}, "scheduling_policy must be one of"),
         ({"tokenizer": "./nowhere"}, "nowhere"),
+        ({"tokenizer": 5}, "tokenizer must be a string or a path, got 5"),
+        ({"trace": 5}, "trace must be a string or a path or a Recorder, got 5"),
+        ({"scheduling_policy": None}, "scheduling_policy must be a string, got None"),
         ({"model": "./nowhere"}, "there is no folder ./nowhere"),
         ({"model": ""}, "model must be a folder or a hub id"),
     ],
@@ -168,6 +176,33 @@ def test_an_argument_that_cannot_work_is_refused_by_name(arguments, message):
 def test_an_unknown_argument_is_named():
     with pytest.raises(TypeError, match="LLM has no argument 'blok_size'"):
         LLM(MODEL_PATH, blok_size=4)
+
+
+def test_the_known_arguments_are_listed_and_the_most_similar_comes_first():
+    with pytest.raises(TypeError) as caught:
+        LLM(MODEL_PATH, blok_size=4)
+    known = str(caught.value).partition("it has ")[2].split(", ")
+    assert known[0] == "block_size"
+    assert sorted(known) == sorted(settings_of(EngineArgs))
+
+
+def test_the_signature_and_the_help_show_every_setting_with_type_and_default():
+    parameters = inspect.signature(LLM).parameters
+    assert list(parameters) == list(settings_of(EngineArgs))
+    assert parameters["block_size"].default == 16 and parameters["block_size"].annotation is int
+    assert parameters["max_model_len"].annotation == int | None
+    for name, declared in settings_of(EngineArgs).items():
+        assert parameters[name].default == (inspect.Parameter.empty if name == "model" else declared.default)
+        text = f"{name}: {declared.setting.help}"
+        for described in (LLM, EngineArgs):
+            assert text in " ".join(described.__doc__.split())
+    with pytest.raises(TypeError, match="positional"):
+        LLM(MODEL_PATH, None)
+
+
+@pytest.mark.parametrize("name", minivllm.__all__)
+def test_every_public_name_can_be_imported(name):
+    assert getattr(minivllm, name).__name__ == name
 
 
 def test_a_model_without_a_tokenizer_serves_token_ids(tmp_path):

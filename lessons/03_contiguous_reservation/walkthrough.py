@@ -14,8 +14,9 @@
 from typing import NamedTuple
 
 from lessons.walkthroughs import trace_path
+from minivllm.engine.create_engine import create_engine
 from minivllm.engine.engine import Engine
-from minivllm.engine.engine_args import EngineArgs, create_engine
+from minivllm.engine.engine_args import EngineArgs
 from minivllm.lab.compare.memory import MemorySettings
 from minivllm.lab.compare.memory import play as play_at_scale
 from minivllm.lab.papers import EFFECTIVE, EXTERNAL, INTERNAL, NUM_SLOTS, RESERVED

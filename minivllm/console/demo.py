@@ -1,14 +1,15 @@
-"""The demo: a story of requests, one small KV cache, and everything that happens written down.
+"""The demo: a scenario of requests, one small KV cache, and every event of the run written down.
 
-The default story has twelve requests of very different lengths that arrive over time at an engine whose
-pool is too small for all of them at once. So one run shows what this project is about: newcomers join at
-any step (continuous batching), a long prompt is cut into chunks beside the decodes of others (chunked
-prefill), and when the blocks run out the youngest steps aside and starts again later (preemption), with the
-same text in the end. The other story is about sharing (`stories.py`).
+The default scenario has twelve requests of very different lengths that arrive over time at an engine whose
+pool is too small for all of them at once. So one run shows what this project is about: the scheduler admits
+requests at any step (continuous batching), a long prompt is computed in chunks beside the decodes of others
+(chunked prefill), and when no block is free the scheduler preempts the request that arrived last, which
+starts again later with the same text in the end (preemption). The other scenario is about sharing
+(`demo_scenarios.py`).
 
 The live view below is drawn from the events, as every picture in this project is.
 
-Read next: `llm.py` for how to use the engine, `viz/` for the dashboard that opens afterwards.
+Read next: `minivllm/llm.py` for how to use the engine, `viz/` for the dashboard that opens afterwards.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from minivllm.console.demo_scenarios import STORIES, Story
+from minivllm.console.demo_scenarios import DEMO_SCENARIOS, DemoScenario
+from minivllm.engine.create_engine import create_engine
 from minivllm.engine.engine import Engine
-from minivllm.engine.engine_args import EngineArgs, create_engine
+from minivllm.engine.engine_args import EngineArgs
 from minivllm.model.tiny import MODEL_PATH
 from minivllm.outputs import RequestOutput
 from minivllm.sampling_params import RequestOutputKind
@@ -35,13 +37,13 @@ from minivllm.trace.summary import summarize
 from minivllm.validation import check_choice
 
 
-def run_demo(out: Path, console: Console, story: str = "paging") -> Path:
-    """Play a story, print texts and numbers, and return the path of the trace in the folder `out`.
+def run_demo(out: Path, console: Console, scenario: str = "paging") -> Path:
+    """Play a scenario, print texts and numbers, and return the path of the trace in the folder `out`.
 
     Raises:
-        ValueError: there is no such story, or the folder cannot be written to.
+        ValueError: there is no such scenario, or the folder cannot be written to.
     """
-    chosen = STORIES[check_choice("story", story, tuple(STORIES))]
+    chosen = DEMO_SCENARIOS[check_choice("scenario", scenario, tuple(DEMO_SCENARIOS))]
     path = out / chosen.file_name
     view = LiveView()
     console.print("Loading the shipped model …", highlight=False)
@@ -58,19 +60,19 @@ def run_demo(out: Path, console: Console, story: str = "paging") -> Path:
     return path
 
 
-def play(engine: Engine, story: Story) -> dict[str, RequestOutput]:
+def play(engine: Engine, scenario: DemoScenario) -> dict[str, RequestOutput]:
     """Queue each request at its step, and step until all are done."""
     outputs: dict[str, RequestOutput] = {}
-    turn = 0
-    while len(outputs) < len(story.arrivals):
-        for number, arrival in enumerate(story.arrivals):
-            if arrival.step == turn:
+    step = 0
+    while len(outputs) < len(scenario.arrivals):
+        for number, arrival in enumerate(scenario.arrivals):
+            if arrival.step == step:
                 assert engine.tokenizer is not None
                 tokens = engine.tokenizer.encode(arrival.text)
                 params = arrival.params(output_kind=RequestOutputKind.FINAL_ONLY)
                 engine.add_request(str(number), tokens, params, prompt=arrival.text)
         outputs |= {output.request_id: output for output in engine.step()}
-        turn += 1
+        step += 1
     return outputs
 
 

@@ -1,4 +1,4 @@
-"""What the demo plays: requests that arrive at given steps, and the small memory they have to live in.
+"""What the demo plays: scenarios, each of requests that arrive at given steps, and a small KV cache.
 
 Requests arrive at given *steps* and not at given seconds, so that the same events happen on every machine.
 
@@ -6,7 +6,7 @@ Requests arrive at given *steps* and not at given seconds, so that the same even
     sharing   prompts with a common beginning, several outputs of one prompt, a beam search: prefix cache,
               forks, copy-on-write, eviction, swapping
 
-Read next: `demo.py`, which plays them.
+Read next: `minivllm/console/demo.py`, which plays them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BACKGROUND = (
 
 @dataclass(frozen=True)
 class Arrival:
-    """One request of a story: when it comes, what it asks, and how it wants to be answered."""
+    """One request of a scenario: the step at which it arrives, its prompt, and its sampling parameters."""
 
     step: int
     max_tokens: int
@@ -43,8 +43,8 @@ class Arrival:
 
 
 @dataclass(frozen=True)
-class Story:
-    """A demo: who comes when, and to what engine."""
+class DemoScenario:
+    """Which requests arrive when, and the limits of the engine that serves them."""
 
     arrivals: tuple[Arrival, ...]
     limits: Mapping[str, Any]
@@ -52,7 +52,7 @@ class Story:
     file_name: str
 
 
-PAGING = Story(
+PAGING = DemoScenario(
     (
         Arrival(0, 48, "Question: What is a KV cache?\nAnswer:"),
         Arrival(0, 96, "Once upon a time,"),
@@ -67,14 +67,14 @@ PAGING = Story(
         Arrival(44, 40, "Question: What is copy-on-write?\nAnswer:"),
         Arrival(56, 40, "问：什么是块表？\n答："),
     ),
-    # 26 blocks hold 416 tokens, well below the 900 that the dozen have in the end.
+    # 26 blocks hold 416 tokens, well below the 900 that the dozen requests have in the end.
     {"num_gpu_blocks_override": 26, "block_size": 16, "max_num_batched_tokens": 48, "max_num_seqs": 8},
     "trace.jsonl",
 )
 
 TALES = {"temperature": 0.9, "seed": 7}
 
-SHARING = Story(
+SHARING = DemoScenario(
     (
         Arrival(0, 40, BACKGROUND + "\nQuestion: What is a block table?\nAnswer:"),
         Arrival(0, 40, BACKGROUND + "\nQuestion: What is preemption?\nAnswer:"),
@@ -97,4 +97,4 @@ SHARING = Story(
     "sharing.jsonl",
 )
 
-STORIES = {"paging": PAGING, "sharing": SHARING}
+DEMO_SCENARIOS = {"paging": PAGING, "sharing": SHARING}

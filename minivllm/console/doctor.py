@@ -210,7 +210,7 @@ def check_memory() -> Check:
 
 
 def check_threads() -> Check:
-    """More threads than cores stall each other; threads that spin while they wait stall everybody."""
+    """More threads than cores stall each other; threads that spin while they wait stall all others."""
     names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     fact = ", ".join(f"{name}={os.environ.get(name) or '(not set)'}" for name in names)
     threads, cores = os.environ.get("OMP_NUM_THREADS"), usable_cores()

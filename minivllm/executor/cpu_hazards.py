@@ -21,6 +21,7 @@
     a type without a fast path     slower, and nobody knows why          a warning
 
 `minivllm doctor` says how this machine stands. The engine's modules call these functions and know no more.
+The first and the seventh are met by `minivllm/environment.py`, before torch is loaded.
 """
 
 from __future__ import annotations
@@ -35,29 +36,12 @@ from typing import Any
 
 logger = logging.getLogger("minivllm")
 
-SPIN_COUNT = "1000"
-"""Rounds that an idle thread waits before it sleeps: on a quiet machine as fast as spinning on."""
-PRIMITIVES = "4096"
-"""Pieces of code that oneDNN keeps, some for each matrix and number of rows; its own limit is 1,024."""
 SILENT_SECONDS = 1.0
 """A compilation that takes longer is announced while it runs."""
 
 _alone = threading.Lock()
 _has_run_parallel = False
 _is_forked_child = False
-
-
-def set_environment() -> bool:
-    """Let idle threads sleep soon, and oneDNN keep its code. Returns whether torch was not loaded yet.
-
-    Afterwards it would be too late: both are read once. Whoever has set one of these variables means it.
-    """
-    if "torch" in sys.modules:
-        return False
-    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", PRIMITIVES)
-    return True
 
 
 def usable_cores() -> int:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from minivllm.config import DTYPES as DTYPE_NAMES
 from minivllm.executor.attention.backend import to_device
 from minivllm.executor.attention.choose import BackendFactory, automatic
 from minivllm.executor.attention.metadata import build_metadata
@@ -43,15 +44,7 @@ if TYPE_CHECKING:
     from minivllm.executor.compiled_steps import CompiledSteps
     from minivllm.executor.decode_graphs import DecodeGraphs
 
-DTYPES = {
-    "half": torch.float16,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float": torch.float32,
-    "float32": torch.float32,
-    "double": torch.float64,
-    "float64": torch.float64,
-}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
 class TorchExecutor:

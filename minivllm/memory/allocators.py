@@ -37,6 +37,7 @@ RESERVATIONS: dict[str, tuple[str, Callable[[int], Placement]]] = {
 """How much is reserved, and where strips lie."""
 
 BASELINES = (*RESERVATIONS, "virtual_memory")
+ALLOCATORS = ("paged", *BASELINES)
 
 
 def make_baseline(

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from minivllm.config import SchedulerConfig
-from minivllm.memory.allocators import make_baseline
+from minivllm.memory.allocators import ALLOCATORS, make_baseline
 from minivllm.memory.cache_manager import CacheManager
 from minivllm.memory.hash_prefix_cache import HashPrefixCache
 from minivllm.memory.kv_cache_manager import KVCacheManager
 from minivllm.memory.prefix_cache import PrefixCache
 from minivllm.memory.radix_tree import RadixTree
 from minivllm.trace.events import Event
+from minivllm.validation import check_choice
 
 PREFIX_CACHES: dict[str, Callable[[int], PrefixCache]] = {"hash": HashPrefixCache, "radix": RadixTree}
 """Name → what makes one, of a block size."""
@@ -33,7 +34,12 @@ class Pages(NamedTuple):
 def make_cache_manager(
     config: SchedulerConfig, emit: Callable[[Event], None] | None, pages: Pages | None = None
 ) -> CacheManager:
-    """The memory that the configuration names."""
+    """The memory that the configuration names.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    check_choice("allocator", config.allocator, ALLOCATORS)
     if config.allocator != "paged":
         return make_baseline(
             config.allocator,

@@ -1,8 +1,8 @@
-"""From a name to a policy: one of ours, or a learner's own.
+"""From a name to a policy: one of the built-in ones, or a learner's own.
 
     "tail"    "tail(tokens_left=8)"    "my_file:MyPolicy"    "path/to/my_file.py:MyPolicy(patience=2)"
 
-Read next: `policies.py`.
+Read next: `minivllm/scheduling/policies.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from minivllm.config import SCHEDULING_POLICIES
 from minivllm.scheduling import policies
 from minivllm.scheduling.policy import SchedulingPolicy
 from minivllm.scheduling.static_batching import StaticBatching
@@ -33,7 +32,7 @@ POLICIES: dict[str, type[SchedulingPolicy]] = {
     "chunked": policies.Chunked,
     "static": StaticBatching,
 }
-assert tuple(POLICIES) == SCHEDULING_POLICIES, "the configuration must know the same names"
+"""The only list of policies: help texts, messages, comparisons and tests read it."""
 
 
 def make_policy(spec: str) -> SchedulingPolicy:
@@ -76,7 +75,7 @@ def split_spec(spec: str) -> tuple[str, dict[str, Any]]:
 
 
 def _load(spec: str, name: str) -> type[SchedulingPolicy]:
-    """A policy in a module, or in a file, of somebody's own."""
+    """A policy in a module or a file outside this package."""
     place, colon, class_name = name.rpartition(":")
     if not colon or not place or not class_name:
         raise ValueError(

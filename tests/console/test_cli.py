@@ -3,12 +3,16 @@
 import json
 import subprocess
 import sys
-from copy import copy
 
 import pytest
 
 from minivllm.console import cli
+from minivllm.console.commands import COMMANDS, LazyCommand
+from minivllm.engine.engine_args import EngineArgs
+from minivllm.engine.settings import settings_of
 from minivllm.trace.reader import read_trace
+
+HEAVY = {"torch", "numba", "numpy", "matplotlib", "streamlit", "transformers", "tokenizers"}
 
 
 def minivllm(*arguments, cwd=None):
@@ -22,10 +26,6 @@ def here(monkeypatch, capsys, tmp_path):
     """Run the command line in this process, which is quicker: exit code, output, errors."""
 
     def run(*arguments):
-        # A fresh one each time: `main` adds its commands to it.
-        monkeypatch.setattr(cli, "app", copy(cli.app))
-        cli.app.registered_commands = list(cli.app.registered_commands)
-        cli.app.registered_groups = list(cli.app.registered_groups)
         monkeypatch.setattr(sys, "argv", ["minivllm", *map(str, arguments)])
         monkeypatch.chdir(tmp_path)
         code = 0
@@ -61,7 +61,7 @@ def test_the_demo_shows_what_it_is_there_to_show(demo):
     trace = read_trace(demo[1] / "trace.jsonl")
     kinds = [type(event).__name__ for event in trace.events]
     assert kinds.count("RequestQueued") == kinds.count("SequenceFinished") == 12
-    assert "RequestPreempted" in kinds, "the pool is small enough that somebody must step aside"
+    assert "RequestPreempted" in kinds, "the pool is small enough that a request must be preempted"
     batches = [event.items for event in trace.events if type(event).__name__ == "BatchPlanned"]
     assert any(
         any(count > 1 for _, _, count in items) and any(count == 1 for _, _, count in items)
@@ -71,7 +71,7 @@ def test_the_demo_shows_what_it_is_there_to_show(demo):
     assert any(start > 0 and count > 1 for start, count in starts), "a prompt is computed in chunks"
 
 
-def test_the_story_about_sharing_has_all_that_it_is_about(tmp_path):
+def test_the_scenario_about_sharing_has_all_that_it_is_about(tmp_path):
     result = minivllm("demo", "sharing", "--headless", "--out", tmp_path)
     assert result.returncode == 0, result.stderr
     trace = read_trace(tmp_path / "sharing.jsonl")
@@ -117,9 +117,39 @@ def test_generate_continues_a_prompt(tmp_path):
         (("dashboard", "nothing.jsonl"), "nothing.jsonl cannot be read"),
         (("demo", "--headless", "--out", "file/out"), "cannot write to"),
         (("demo", "--port", "0"), "port"),
-        (("demo", "farming"), "story must be one of"),
+        (("demo", "farming"), "scenario must be one of 'paging', 'sharing', got 'farming'"),
         (("bench", "throughput", "--model", "huge"), "huge"),
-        (("nonsense",), "nonsense"),
+        (("nonsense",), "No such command 'nonsense'; there are demo, generate, dashboard,"),
+        (("bench", "nonsense"), "No such command 'nonsense'; there are throughput, "),
+        (("generate",), "Missing argument"),
+        (("generate", "x", "--blok-size", "8"), "No such option: --blok-size"),
+        (("generate", "x", "--block-size", "eight"), "'--block-size': Input should be a valid integer"),
+        (("generate", "x", "--block-size", "eight"), ", got 'eight' (see minivllm generate --help)"),
+        (("generate", "x", "--seed=eight"), ", got 'eight' (see minivllm generate --help)"),
+        (("demo", "--port", "0"), "'--port'"),
+        (("generate", "x", "--block-size"), "--block-size"),
+        (("generate", "x", "--dtype", "int8"), "dtype must be one of 'auto', 'half',"),
+        (("generate", "x", "--allocator", "malloc"), "allocator must be one of 'paged', "),
+        (
+            ("generate", "x", "--prefix-cache", "trie"),
+            "prefix_cache must be one of 'hash', 'radix', got 'trie'",
+        ),
+        (("generate", "x", "--scheduling-policy", "lifo"), "scheduling_policy must be one of 'fcfs', "),
+        (
+            ("generate", "x", "--kv-cache-memory-bytes", "0"),
+            "kv_cache_memory_bytes must be an integer of at ",
+        ),
+        (("generate", "x", "--tensor-parallel-size", "2"), "tensor_parallel_size must be 1"),
+        (("generate", "x", "--quantization", "awq"), "quantization must be None"),
+        (("generate", "x", "--swap-space", "-1"), "swap_space must be a finite number of at least 0, got -1"),
+        (("simulate", "--block-size", "0"), "block_size must be an integer of at least 1, got 0"),
+        (("simulate", "--router", "dice"), "router must be one of"),
+        (("compare", "memory", "--block-size", "0"), "block_size must be"),
+        (
+            ("compare", "schedule", "--max-num-seqs", "0"),
+            "max_num_seqs must be an integer of at least 1, got 0",
+        ),
+        (("calibrate", "--out", "card.txt"), "out must be a .json file"),
         (("microscope", "cubism"), "kernel must be one of 'naive-attention'"),
         (("microscope", "kv-write", "--shape", "fish=2"), "shape of kv-write must be one of"),
         (("microscope", "none.py:kernel"), "there is no Python file 'none.py'"),
@@ -145,11 +175,102 @@ def test_a_mistake_is_the_same_in_a_process_of_its_own(tmp_path):
     assert result.stderr.strip() == "error: block_size must be an integer of at least 1, got 0"
 
 
-def test_the_version_and_the_help_do_not_wait_for_torch():
-    code = "import sys, minivllm.console.cli; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    assert minivllm("--version").stdout.startswith("minivllm ")
-    assert "demo" in minivllm("--help").stdout
+def imported_by(*arguments):
+    """The names of all modules that a command line has imported when it ends, and what it printed."""
+    code = (
+        "import sys; from minivllm.console.cli import main; import atexit;"
+        "atexit.register(lambda: print('MODULES', *sys.modules)); main()"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    printed, _, modules = done.stdout.partition("MODULES ")
+    return set(modules.split()), printed
+
+
+HELP_OF = [(), *((name,) for name in COMMANDS if name != "lesson")]
+
+
+@pytest.mark.parametrize("command", HELP_OF, ids=lambda command: "".join(command) or "minivllm")
+def test_help_imports_no_library_that_computes_or_draws(command):
+    modules, printed = imported_by(*command, "--help")
+    assert "Usage: minivllm" in printed
+    assert not modules & HEAVY
+
+
+def test_the_overview_imports_no_command_either():
+    modules, printed = imported_by("--help")
+    ours = {
+        name for name in modules if name.startswith(("minivllm.lab", "minivllm.engine", "viz", "lessons"))
+    }
+    assert not ours
+    for name in COMMANDS:
+        assert f"  {name} " in printed
+
+
+def test_the_version_is_printed_without_waiting_for_torch():
+    modules, printed = imported_by("--version")
+    assert printed.startswith("minivllm ") and not modules & HEAVY
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_overview_and_the_command_say_the_same(name):
+    sentence = LazyCommand(name, COMMANDS[name]).load().help
+    assert sentence.startswith(COMMANDS[name].help)
+
+
+def test_python_dash_m_minivllm_is_the_same_program():
+    done = subprocess.run(
+        [sys.executable, "-m", "minivllm", "--help"], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0
+    assert done.stdout == minivllm("--help").stdout
+
+
+def test_generate_has_a_flag_for_every_setting_of_the_engine_with_its_help_and_default():
+    flags = {flag.name: flag for flag in LazyCommand("generate", COMMANDS["generate"]).load().params}
+    for name, declared in settings_of(EngineArgs).items():
+        flag = flags[name]
+        assert f"--{name.replace('_', '-')}" in flag.opts
+        assert flag.help == declared.setting.help
+        assert flag.default == (None if declared.is_required else declared.default)
+
+
+def test_the_value_of_every_flag_reaches_the_engine(here, monkeypatch):
+    given = {}
+
+    def fail_with(**settings):
+        given.update(settings)
+        raise ValueError("seen")
+
+    monkeypatch.setattr("minivllm.LLM", fail_with, raising=False)
+    words, wanted = [], {}
+    for name, declared in settings_of(EngineArgs).items():
+        flag = f"--{name.replace('_', '-')}"
+        if declared.types == (bool,):
+            wanted[name] = not declared.default
+            words.append(flag if wanted[name] else flag.replace("--", "--no-", 1))
+        else:
+            wanted[name] = {int: 3, float: 0.5}.get(declared.types[0], "text")
+            words += [flag, wanted[name]]
+    code, _, err = here("generate", "x", *words)
+    assert (code, err.strip()) == (2, "error: seen")
+    assert given == wanted
+
+
+@pytest.mark.parametrize("module", ["minivllm.console.commands", "minivllm.llm", "typer"])
+def test_an_interrupt_during_imports_leaves_no_traceback(module):
+    code = (
+        "import sys, importlib.abc\n"
+        "class Interrupt(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}: raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "from minivllm.console.cli import main\n"
+        "main()"
+    )
+    command = [sys.executable, "-c", code, "generate", "x"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_the_cache_comparison_prints_what_each_step_costs():

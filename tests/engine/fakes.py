@@ -7,13 +7,14 @@ written late, or shared by mistake, the very next token is wrong: the cheapest o
 import numpy as np
 import torch
 
-from minivllm.config import SCHEDULING_POLICIES, SchedulerConfig
+from minivllm.config import SchedulerConfig
 from minivllm.decoding.beam_candidates import best_continuations
 from minivllm.decoding.sampler import SampledToken
 from minivllm.engine.engine import Engine
+from minivllm.scheduling import choose_policy
 
 VOCAB_SIZE = 97
-POLICIES = tuple("static(timeout_seconds=0)" if name == "static" else name for name in SCHEDULING_POLICIES)
+POLICIES = tuple("static(timeout_seconds=0)" if name == "static" else name for name in choose_policy.POLICIES)
 """No test waits for company that does not come."""
 
 

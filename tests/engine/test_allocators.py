@@ -3,7 +3,7 @@
 import pytest
 
 from minivllm import LLM, SamplingParams
-from minivllm.config import ALLOCATORS
+from minivllm.memory.allocators import ALLOCATORS
 from minivllm.model.tiny import MODEL_PATH
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.replay import ReplayState

@@ -9,13 +9,14 @@ from types import ModuleType
 import pytest
 import torch
 
+from minivllm import environment
 from minivllm.executor import cpu_hazards as hazards
 
 
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ({}, hazards.SPIN_COUNT),
+        ({}, environment.SPIN_COUNT),
         ({"GOMP_SPINCOUNT": "7"}, "7"),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, None),
     ],
@@ -27,7 +28,7 @@ def test_idle_threads_are_told_to_sleep_unless_somebody_has_decided_already(monk
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
     monkeypatch.delitem(sys.modules, "torch")
-    assert hazards.set_environment()
+    assert environment.set_environment()
     assert os.environ.get("GOMP_SPINCOUNT") == after
     assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "7"
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
@@ -35,7 +36,7 @@ def test_idle_threads_are_told_to_sleep_unless_somebody_has_decided_already(monk
 
 def test_once_torch_is_loaded_it_is_too_late(monkeypatch):
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    assert not hazards.set_environment()
+    assert not environment.set_environment()
     assert "GOMP_SPINCOUNT" not in os.environ
 
 

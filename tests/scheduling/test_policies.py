@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minivllm.config import SCHEDULING_POLICIES, SchedulerConfig
-from minivllm.scheduling.choose_policy import make_policy
+from minivllm.config import SchedulerConfig
+from minivllm.scheduling.choose_policy import POLICIES, make_policy
 from minivllm.scheduling.policy import Pause, PolicyError, SchedulingPolicy
 from minivllm.scheduling.request import Request, Sequence
 from tests.scheduling.toy import Run, runs
@@ -86,13 +86,13 @@ def test_a_request_that_is_never_named_is_served_all_the_same(run, policy):
     play(run, policy())
 
 
-@pytest.mark.parametrize("name", SCHEDULING_POLICIES)
+@pytest.mark.parametrize("name", POLICIES)
 @given(run=runs())
 def test_every_request_finishes_within_the_limits_under_each_policy(name, run):
     play(run, make_policy(name))
 
 
-@pytest.mark.parametrize("name", [name for name in SCHEDULING_POLICIES if name != "static"])
+@pytest.mark.parametrize("name", [name for name in POLICIES if name != "static"])
 @given(run=runs())
 def test_no_step_is_empty_while_there_is_work(name, run):
     Run(run.config, run.arrivals, make_policy(name)).to_the_end()

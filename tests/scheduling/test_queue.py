@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minivllm.config import SCHEDULING_POLICIES, SchedulerConfig
+from minivllm.config import SchedulerConfig
+from minivllm.scheduling.choose_policy import POLICIES
 from minivllm.scheduling.queue import WaitingQueue
 from minivllm.scheduling.request import Request, Sequence
 from tests.scheduling.toy import Run
@@ -53,7 +54,7 @@ class CountingQueue(WaitingQueue):
             yield request
 
 
-@pytest.mark.parametrize("name", SCHEDULING_POLICIES)
+@pytest.mark.parametrize("name", POLICIES)
 @given(places=st.integers(1, 5), num_waiting=st.integers(20, 60))
 def test_a_step_looks_at_no_more_of_the_queue_than_it_can_take(name, places, num_waiting):
     """So a step costs the same whether a hundred wait or a hundred thousand."""

@@ -118,7 +118,9 @@ def test_a_plan_that_failed_is_made_again():
         ({"max_num_batched_tokens": "9"}, "max_num_batched_tokens must be an integer of at least 1, got '9'"),
         ({"watermark": 1.5}, "watermark must be a finite number of at least 0 and at most 1, got 1.5"),
         ({"watermark": float("nan")}, "watermark must be a finite number"),
-        ({"scheduling_policy": "lifo"}, "scheduling_policy must be one of 'fcfs', 'priority', .* got 'lifo'"),
+        ({"scheduling_policy": ""}, "scheduling_policy must be a name, got ''"),
+        ({"allocator": None}, "allocator must be a name, got None"),
+        ({"scheduling_policy": 3}, "scheduling_policy must be a name, got 3"),
         (
             {"long_prefill_token_threshold": -1},
             "long_prefill_token_threshold must be an integer of at least 0",
@@ -132,6 +134,12 @@ def test_a_plan_that_failed_is_made_again():
 def test_a_limit_out_of_range_is_refused_by_name(change, message):
     with pytest.raises(ValueError, match=message):
         SchedulerConfig(**{"num_blocks": 8, **change})
+
+
+def test_a_policy_that_there_is_not_is_refused_before_anything_is_scheduled():
+    message = "scheduling_policy must be one of 'fcfs', 'priority', .* got 'lifo'"
+    with pytest.raises(ValueError, match=message):
+        Run(SchedulerConfig(num_blocks=8, scheduling_policy="lifo"), [])
 
 
 def test_a_preempted_request_is_not_admitted_again_in_the_same_step():

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from minivllm.console import cli
+from minivllm.console import first_commands
 from minivllm.trace.kernel_events import KernelEnded, KernelTrace, WarpAccess, write_kernel_traces
 from minivllm.trace.kernel_summary import kernel_summary_lines
 from tests.console.test_cli import here
@@ -65,7 +65,7 @@ def test_the_command_summarises_all_kernels_of_a_file(file, here):
 
 def test_the_dashboard_takes_a_kernel_trace(file, here, monkeypatch):
     started = []
-    monkeypatch.setattr(cli.subprocess, "call", lambda command: started.append(command) or 0)
+    monkeypatch.setattr(first_commands.subprocess, "call", lambda command: started.append(command) or 0)
     code, out, err = here("dashboard", file, "--no-browser")
     assert (code, out, err) == (0, "", "")
     assert started == [[sys.executable, "-m", "viz.serve", str(file), "--port", "8501", "--no-browser"]]

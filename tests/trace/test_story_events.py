@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from minivllm.console.cli import app
+from minivllm.console.commands import app
 from minivllm.trace.reader import TraceError, read_trace
 from minivllm.trace.story_events import STORY_VERSION, is_story, read_story, write_story
 from minivllm.trace.story_summary import story_summary_lines

@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from minivllm.console import cli
+from minivllm.console import commands, first_commands
 from minivllm.trace.kernel_events import write_kernel_traces
 from minivllm.trace.reader import TraceError
 from minivllm.trace.story_events import write_story
@@ -147,11 +147,11 @@ def test_a_story_is_no_neighbour_and_no_second_trace(story_file, engine_file, tm
 def test_the_command_line_opens_a_story_at_its_page(story_file, monkeypatch):
     assert serve.url(8501, story_file).startswith("http://127.0.0.1:8501/story?trace=")
     called = []
-    monkeypatch.setattr(cli.subprocess, "call", lambda command: called.append(command) or 0)
-    done = CliRunner().invoke(cli.app, ["dashboard", str(story_file)])
+    monkeypatch.setattr(first_commands.subprocess, "call", lambda command: called.append(command) or 0)
+    done = CliRunner().invoke(commands.app, ["dashboard", str(story_file)])
     assert done.exit_code == 0 and str(story_file) in called[0]
     story_file.write_bytes(story_file.read_bytes()[:60])
-    done = CliRunner().invoke(cli.app, ["dashboard", str(story_file)])
+    done = CliRunner().invoke(commands.app, ["dashboard", str(story_file)])
     assert isinstance(done.exception, TraceError) and len(called) == 1
 
 

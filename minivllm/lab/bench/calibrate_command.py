@@ -12,8 +12,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from minivllm.lab.subjects.settings import Settings
-
 
 def calibrate(
     out: Annotated[Path, typer.Option(help="The card to write.")] = Path("cpu-card.json"),
@@ -28,6 +26,7 @@ def calibrate(
     import torch
 
     from minivllm.lab.bench.calibrate import calibrate as measure
+    from minivllm.lab.subjects.settings import Settings
 
     settings = Settings(model=model, threads=threads, seed=seed)
     if out.suffix != ".json" or not out.absolute().parent.is_dir():

@@ -28,6 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Measure this engine: throughput, latencies, other engines, the cost of tracing, the control plane.",
+    rich_markup_mode=None,
 )
 
 Model = Annotated[

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import json as json_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from minivllm.engine.engine_flags import with_engine_flags
 from minivllm.validation import check_output_file
 
-app = typer.Typer(no_args_is_help=True, help="The same requests with and without one idea, side by side.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
 
 @app.callback()
@@ -71,11 +72,11 @@ def cache(
 
 
 @app.command("memory")
+@with_engine_flags({"block_size"})
 def memory(
     requests: Annotated[
         int, typer.Option(help="Long requests in each run; of short ones, four times as many.")
     ] = 200,
-    block_size: Annotated[int, typer.Option(help="Tokens per KV-cache block.")] = 16,
     slots: Annotated[
         int | None, typer.Option(help="Tokens that the KV cache holds; as in the vLLM paper if left out.")
     ] = None,
@@ -83,6 +84,8 @@ def memory(
     seed: Annotated[int, typer.Option(help="Seed of lengths and beams.")] = 0,
     json: Annotated[Path | None, typer.Option("--json", help="Also write everything to this file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw it in this file (.png, .svg, .pdf).")] = None,
+    *,
+    engine_settings: dict[str, Any],
 ) -> None:
     """Allocate the KV cache in six ways: what is wasted, what fits at once, what sharing saves."""
     from minivllm.lab.compare.memory import compare_memory
@@ -99,7 +102,7 @@ def memory(
         result = compare_memory(
             requests=requests,
             seed=seed,
-            block_size=block_size,
+            **engine_settings,
             num_slots=NUM_SLOTS if slots is None else slots,
             with_model=model,
             progress=lambda what, done: status.update(f"{done:4.0%}  {what}"),
@@ -113,28 +116,26 @@ def memory(
         console.print(f"The picture is in {plot}.", highlight=False)
 
 
+MODEL_HELP = (
+    "nano, small, medium (random) or a folder; the shipped model if left out. "
+    "With --hardware: a model's card."
+)
+HARDWARE_HELP = "Simulate this hardware (see `minivllm simulate`) instead of running."
+POLICIES_HELP = "Policies, separated by commas; all of them if left out."
+RATE_HELP = "Requests a second; a fifth more than fcfs can serve if left out."
+
+
 @app.command("schedule")
+@with_engine_flags(
+    {"max_num_seqs", "max_num_batched_tokens"}, {"max_num_seqs": 16, "max_num_batched_tokens": 2048}
+)
 def schedule(
-    policies: Annotated[
-        str, typer.Option(help="Policies, separated by commas; all of them if left out.")
-    ] = "",
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="nano, small, medium (random) or a folder; the shipped model if left out. With "
-            "--hardware: a model's card."
-        ),
-    ] = None,
-    hardware: Annotated[
-        str | None, typer.Option(help="Simulate this hardware (see `minivllm simulate`) instead of running.")
-    ] = None,
+    policies: Annotated[str, typer.Option(help=POLICIES_HELP)] = "",
+    model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
+    hardware: Annotated[str | None, typer.Option(help=HARDWARE_HELP)] = None,
     workload: Annotated[str | None, typer.Option(help="As for `minivllm simulate`.")] = None,
     requests: Annotated[int | None, typer.Option(help="So many requests.")] = None,
-    rate: Annotated[
-        float | None, typer.Option(help="Requests a second; a fifth more than fcfs can serve if left out.")
-    ] = None,
-    max_num_seqs: Annotated[int, typer.Option(help="Most sequences in one step.")] = 16,
-    max_num_batched_tokens: Annotated[int, typer.Option(help="Most tokens in one step.")] = 2048,
+    rate: Annotated[float | None, typer.Option(help=RATE_HELP)] = None,
     blocks: Annotated[int | None, typer.Option(help="KV-cache blocks; few of them show preemption.")] = None,
     threads: Annotated[
         int | None, typer.Option(help="Threads of torch; all usable cores if left out.")
@@ -143,6 +144,8 @@ def schedule(
     out: Annotated[Path, typer.Option(help="Folder for the traces.")] = Path("minivllm-out/schedule"),
     json: Annotated[Path | None, typer.Option("--json", help="Also write everything to this file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw it in this file (.png, .svg, .pdf).")] = None,
+    *,
+    engine_settings: dict[str, Any],
 ) -> None:
     """Serve the same requests under each scheduling policy: what each gives, and what it costs."""
     from minivllm.lab.compare.schedule import DEFAULT_POLICIES, check_policies
@@ -161,11 +164,10 @@ def schedule(
         workload=workload,
         requests=requests,
         rate=rate,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
         num_blocks=blocks,
         threads=threads,
         seed=seed,
+        **engine_settings,
     )
     console = Console()
     with console.status("") as status:

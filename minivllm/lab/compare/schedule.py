@@ -19,20 +19,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from minivllm.config import SCHEDULING_POLICIES, SchedulerConfig
+from minivllm.config import SchedulerConfig
 from minivllm.executor.simulated_executor import VirtualClock
 from minivllm.lab.simulation.cluster import Cluster
 from minivllm.lab.simulation.cost_model import CostModel
 from minivllm.lab.simulation.replica import Replica
 from minivllm.lab.workloads.workload import Workload, WorkloadRequest
-from minivllm.scheduling.choose_policy import make_policy
+from minivllm.scheduling.choose_policy import POLICIES, make_policy
 from minivllm.trace.events import HardwareShape, ModelShape
 from minivllm.trace.reader import make_trace, read_trace
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.summary import Percentiles, percentiles
 from minivllm.trace.timeline import StepRecord, Timeline, make_timeline
 
-DEFAULT_POLICIES = SCHEDULING_POLICIES
+DEFAULT_POLICIES = tuple(POLICIES)
 LOAD = 1.2
 """Requests arrive so many times as fast as first come, first served can serve them."""
 PRIORITIES = 3

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from minivllm.lab.figures.result import FigureResult
 from minivllm.validation import check_choice, check_integer
+
+if TYPE_CHECKING:
+    from minivllm.lab.figures.result import FigureResult
 
 NAMES = (
     "request-rate",

@@ -10,73 +10,78 @@ from dataclasses import asdict
 from os.path import isdir
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from minivllm.lab.simulation.metrics import LatencyHistogram, Metrics
-from minivllm.lab.simulation.setting import Setting
-from minivllm.lab.workloads.parse import parse_workload
-from minivllm.trace.recorder import Recorder
+from minivllm.engine.engine_flags import with_engine_flags
 from minivllm.trace.summary import format_seconds
 from minivllm.validation import check_integer
 
+if TYPE_CHECKING:
+    from minivllm.config import SchedulerConfig
+    from minivllm.lab.simulation.metrics import LatencyHistogram, Metrics
+    from minivllm.lab.simulation.setting import Setting
+    from minivllm.lab.workloads.workload import Workload
+    from minivllm.trace.recorder import Recorder
+
 SHARES = (0.5, 0.9, 0.99)
 
+SHARED_SETTINGS = {
+    "scheduling_policy",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "max_model_len",
+    "enable_chunked_prefill",
+    "block_size",
+    "gpu_memory_utilization",
+    "num_gpu_blocks_override",
+    "allocator",
+    "prefix_cache",
+    "swap_space",
+    "preemption_mode",
+    "watermark",
+}
+"""What a data centre and an engine have in common: flags with the same names and help."""
+DEFAULTS = {"max_num_seqs": 256, "max_num_batched_tokens": 2048, "gpu_memory_utilization": 0.9}
+"""Those of `Setting` that are not those of `EngineArgs`; a test compares them."""
 
+
+HARDWARE_HELP = "a100-40gb, a100-80gb, h100, h200, l4, cpu, or a card (.json)."
+MODEL_HELP = "opt-13b|66b|175b, llama-2-7b|13b|70b, llama-3-8b|70b, tiny, a folder, or a card (.json)."
+WORKLOAD_HELP = "sharegpt, alpaca, fixed:IN,OUT, uniform:A-B,C-D, shared:PREFIX, chat, FILE.jsonl."
+USERS_HELP = "A closed loop of so many users, each with one request at a time."
+DECODE_HELP = "int8 or int4: weights kept a second time, for steps that only decode."
+
+
+@with_engine_flags(SHARED_SETTINGS, DEFAULTS)
 def simulate(
-    hardware: Annotated[
-        str, typer.Option(help="a100-40gb, a100-80gb, h100, h200, l4, cpu, or a card (.json).")
-    ] = "a100-40gb",
-    model: Annotated[
-        str,
-        typer.Option(
-            help="opt-13b|66b|175b, llama-2-7b|13b|70b, llama-3-8b|70b, tiny, a folder, or a card (.json)."
-        ),
-    ] = "opt-13b",
-    workload: Annotated[
-        str,
-        typer.Option(
-            help="sharegpt, alpaca, fixed:IN,OUT, uniform:A-B,C-D, shared:PREFIX, chat, FILE.jsonl."
-        ),
-    ] = "sharegpt",
-    requests: Annotated[
-        int | None, typer.Option(help="So many; 1,000, or a whole file, if left out.")
-    ] = None,
+    hardware: Annotated[str, typer.Option(help=HARDWARE_HELP)] = "a100-40gb",
+    model: Annotated[str, typer.Option(help=MODEL_HELP)] = "opt-13b",
+    workload: Annotated[str, typer.Option(help=WORKLOAD_HELP)] = "sharegpt",
+    requests: Annotated[int | None, typer.Option(help="1,000, or a whole file, if left out.")] = None,
     rate: Annotated[float | None, typer.Option(help="Requests a second; all at once if left out.")] = None,
     burstiness: Annotated[float, typer.Option(help="1 is Poisson, more comes in bursts.")] = 1.0,
-    users: Annotated[
-        int | None, typer.Option(help="A closed loop of so many users, each with one request at a time.")
-    ] = None,
+    users: Annotated[int | None, typer.Option(help=USERS_HELP)] = None,
     seed: Annotated[int, typer.Option(help="Of the workload.")] = 0,
     replicas: Annotated[int, typer.Option(help="Engines behind one router.")] = 1,
     router: Annotated[str, typer.Option(help="round-robin, least-loaded or prefix-aware.")] = "round-robin",
-    tensor_parallel_size: Annotated[int, typer.Option()] = 1,
-    pipeline_parallel_size: Annotated[int, typer.Option()] = 1,
-    scheduling_policy: Annotated[
-        str, typer.Option(help="fcfs, static, chunked, … or module:Class.")
-    ] = "fcfs",
-    max_num_seqs: Annotated[int, typer.Option()] = 256,
-    max_num_batched_tokens: Annotated[int, typer.Option()] = 2048,
-    max_model_len: Annotated[int | None, typer.Option()] = None,
-    enable_chunked_prefill: Annotated[bool, typer.Option()] = True,
-    block_size: Annotated[int, typer.Option(help="Tokens per KV-cache block.")] = 16,
-    gpu_memory_utilization: Annotated[float, typer.Option()] = 0.9,
-    num_gpu_blocks_override: Annotated[int | None, typer.Option(help="KV-cache blocks.")] = None,
-    allocator: Annotated[str, typer.Option(help="paged, contiguous, buddy, oracle, oracle_buddy.")] = "paged",
-    prefix_cache: Annotated[str | None, typer.Option(help="hash or radix.")] = None,
-    swap_space: Annotated[float, typer.Option(help="GiB of host memory for each replica.")] = 0.0,
-    preemption_mode: Annotated[str | None, typer.Option(help="recompute or swap.")] = None,
-    decode_weight_dtype: Annotated[
-        str | None, typer.Option(help="int8 or int4: weights kept a second time, for steps that only decode.")
-    ] = None,
+    tensor_parallel_size: Annotated[int, typer.Option(help="Devices that share each layer.")] = 1,
+    pipeline_parallel_size: Annotated[int, typer.Option(help="Devices that share the layers.")] = 1,
+    decode_weight_dtype: Annotated[str | None, typer.Option(help=DECODE_HELP)] = None,
     trace: Annotated[Path | None, typer.Option(help="Record the first replica in this file.")] = None,
     trace_steps: Annotated[int, typer.Option(help="Record so many steps of it.")] = 5000,
     json: Annotated[Path | None, typer.Option("--json", help="Also write everything to this file.")] = None,
+    *,
+    engine_settings: dict[str, Any],
 ) -> None:
     """Serve a workload in virtual time: the real scheduler and memory, a cost model instead of a model."""
+    from minivllm.lab.simulation.setting import Setting
+    from minivllm.lab.workloads.parse import parse_workload
+    from minivllm.trace.recorder import Recorder
+
     check_integer("trace_steps", trace_steps, at_least=1)
     if json is not None and (isdir(json) or not isdir(json.absolute().parent)):
         raise ValueError(f"json must be a file in a folder that exists, got {str(json)!r}")
@@ -87,19 +92,8 @@ def simulate(
         router=router,
         tensor_parallel_size=tensor_parallel_size,
         pipeline_parallel_size=pipeline_parallel_size,
-        scheduling_policy=scheduling_policy,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
-        max_model_len=max_model_len,
-        enable_chunked_prefill=enable_chunked_prefill,
-        block_size=block_size,
-        gpu_memory_utilization=gpu_memory_utilization,
-        num_gpu_blocks_override=num_gpu_blocks_override,
-        allocator=allocator,
-        prefix_cache=prefix_cache,
-        swap_space=swap_space,
-        preemption_mode=preemption_mode,
         decode_weight_dtype=decode_weight_dtype,
+        **engine_settings,
     )
     config = setting.scheduler_config()
     load = parse_workload(
@@ -113,22 +107,40 @@ def simulate(
         max_model_len=config.max_model_len,
     )
     recorder = Recorder(trace, max_steps=trace_steps) if trace else None
-    console = Console()
+    metrics, real_seconds = play(setting, load, recorder, console := Console())
+    if not metrics.num_finished:
+        raise ValueError(
+            f"no request of the workload {workload!r} can ever be served: {metrics.first_refusal}"
+        )
+    print_run(setting, config, metrics, real_seconds, console)
+    if json is not None:
+        write_json(json, as_data(setting, metrics, real_seconds), console)
+    if trace:
+        console.print(f"To look at it: [bold]minivllm dashboard {trace}[/bold]", highlight=False)
+
+
+def play(
+    setting: Setting, load: Workload, recorder: Recorder | None, console: Console
+) -> tuple[Metrics, float]:
+    """Serve the workload; returns what was counted, and the seconds that the simulation took."""
     cluster, metrics = setting.make_cluster(recorder)
     began = perf_counter()
     with console.status("") as status:
         cluster.run(load, progress=lambda count: status.update(f"{count:,} requests have arrived"))
     real_seconds = perf_counter() - began
-    if not metrics.num_finished:
-        raise ValueError(
-            f"no request of the workload {workload!r} can ever be served: {metrics.first_refusal}"
-        )
-    if recorder:
+    if recorder and metrics.num_finished:
         recorder.close()
+    return metrics, real_seconds
+
+
+def print_run(
+    setting: Setting, config: SchedulerConfig, metrics: Metrics, real_seconds: float, console: Console
+) -> None:
+    """The setting, what came of it, and how fast the simulation was, as a table and a sentence."""
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in (
         *setting.facts(),
-        ("KV cache", _pool(config.num_blocks, block_size)),
+        ("KV cache", _pool(config)),
         *facts(metrics),
     ):
         table.add_row(name.replace("_", " "), value)
@@ -139,19 +151,20 @@ def simulate(
         f"{speed:,.0f} scheduled tokens for each real second.",
         highlight=False,
     )
-    if json is not None:
-        text = json_module.dumps(as_data(setting, metrics, real_seconds), indent=1)
-        try:
-            json.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise ValueError(f"json: cannot write to {json}: {error.strerror}") from error
-        console.print(f"Everything is in {json}.", highlight=False)
-    if trace:
-        console.print(f"To look at it: [bold]minivllm dashboard {trace}[/bold]", highlight=False)
 
 
-def _pool(num_blocks: int, block_size: int) -> str:
-    return f"{num_blocks:,} blocks of {block_size} for each replica ({num_blocks * block_size:,} tokens)"
+def write_json(file: Path, data: dict[str, Any], console: Console) -> None:
+    """Everything, into a file."""
+    try:
+        file.write_text(json_module.dumps(data, indent=1), encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"json: cannot write to {file}: {error.strerror}") from error
+    console.print(f"Everything is in {file}.", highlight=False)
+
+
+def _pool(config: SchedulerConfig) -> str:
+    num_tokens = config.num_blocks * config.block_size
+    return f"{config.num_blocks:,} blocks of {config.block_size} for each replica ({num_tokens:,} tokens)"
 
 
 def facts(metrics: Metrics) -> list[tuple[str, str]]:
@@ -192,6 +205,8 @@ def _percentiles(latency: LatencyHistogram) -> str:
 
 def as_data(setting: Setting, metrics: Metrics, real_seconds: float) -> dict[str, Any]:
     """Everything, for a file."""
+    from minivllm.lab.simulation.metrics import LatencyHistogram
+
     counts = {name: value for name, value in vars(metrics).items() if not isinstance(value, LatencyHistogram)}
     latencies = {
         name: {

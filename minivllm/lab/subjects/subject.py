@@ -140,7 +140,8 @@ def shipped_model() -> Path | None:
 
 
 def _load(name: str, folder: Path, settings: Settings) -> Subject:
-    from minivllm.engine.engine_args import EngineArgs, load_tokenizer, scheduler_config
+    from minivllm.engine.create_engine import load_tokenizer, scheduler_config
+    from minivllm.engine.engine_args import EngineArgs
     from minivllm.executor.torch_executor import TorchExecutor
 
     args = EngineArgs(folder, dtype=settings.dtype, num_gpu_blocks_override=settings.num_blocks)

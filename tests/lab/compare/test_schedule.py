@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from minivllm.config import SCHEDULING_POLICIES
 from minivllm.lab.compare import schedule_report
 from minivllm.lab.compare.schedule import (
     Prioritised,
@@ -24,6 +23,7 @@ from minivllm.lab.compare.schedule_picture import save_picture
 from minivllm.lab.simulation.metrics import Metrics
 from minivllm.lab.simulation.setting import Setting
 from minivllm.lab.workloads import parse_workload
+from minivllm.scheduling.choose_policy import POLICIES
 from minivllm.trace.recorder import Recorder
 
 
@@ -51,11 +51,11 @@ def make_workload(num_requests=20, rate=40.0, seed=0):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("traces")
-    return compare_policies(make_world(), SCHEDULING_POLICIES, make_workload(), folder)
+    return compare_policies(make_world(), tuple(POLICIES), make_workload(), folder)
 
 
 def test_every_policy_serves_the_same_requests(runs):
-    assert [run.policy for run in runs] == list(SCHEDULING_POLICIES)
+    assert [run.policy for run in runs] == list(POLICIES)
     assert {run.num_requests for run in runs} == {20}
     assert {run.ttft.count for run in runs} == {20}
     assert len({run.inter_token.count for run in runs}) == 1
@@ -88,7 +88,7 @@ def test_the_data_can_be_written_and_a_picture_be_drawn(runs, tmp_path):
 
 
 @settings(max_examples=settings.default.max_examples // 4)
-@given(seed=st.integers(0, 99), policy=st.sampled_from([n for n in SCHEDULING_POLICIES if n != "static"]))
+@given(seed=st.integers(0, 99), policy=st.sampled_from([n for n in POLICIES if n != "static"]))
 def test_what_is_read_from_the_trace_is_what_the_simulator_has_counted(seed, policy, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     world = make_world(scheduling_policy=policy)
@@ -165,7 +165,7 @@ def test_a_workload_that_can_never_fit_is_refused_with_the_numbers(tmp_path):
         run(settings, ["fcfs"], tmp_path, lambda _: None)
 
 
-@given(name=st.sampled_from(SCHEDULING_POLICIES), num_requests=st.integers(1, 15), seed=st.integers(0, 99))
+@given(name=st.sampled_from(tuple(POLICIES)), num_requests=st.integers(1, 15), seed=st.integers(0, 99))
 @settings(max_examples=25, deadline=None)
 def test_whoever_computes_is_in_the_batch(name, num_requests, seed):
     with TemporaryDirectory() as folder:

@@ -6,9 +6,9 @@ import sys
 from dataclasses import asdict
 
 import pytest
-import typer
 
 from minivllm.console import cli
+from minivllm.console.commands import COMMANDS, LazyCommand
 from minivllm.lab.simulation.cards import hardware_card, model_card
 from minivllm.lab.simulation.setting import Setting
 from minivllm.trace.reader import read_trace
@@ -22,9 +22,6 @@ def simulate(monkeypatch, capsys, tmp_path):
     """Run the command in a folder of its own; returns its exit code, what it printed, and its errors."""
 
     def run(*arguments):
-        # A fresh one each time: `main` adds its commands to it.
-        app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-        monkeypatch.setattr(cli, "app", app)
         monkeypatch.setattr(sys, "argv", ["minivllm", "simulate", *map(str, arguments)])
         monkeypatch.delenv("MINIVLLM_DEBUG", raising=False)
         monkeypatch.chdir(tmp_path)
@@ -37,6 +34,12 @@ def simulate(monkeypatch, capsys, tmp_path):
         return code, " ".join(printed.out.split()), " ".join(printed.err.split())
 
     return run
+
+
+def test_the_flags_have_the_defaults_of_a_setting():
+    flags = {flag.name: flag.default for flag in LazyCommand("simulate", COMMANDS["simulate"]).load().params}
+    for name, field in Setting.__dataclass_fields__.items():
+        assert flags[name] == field.default
 
 
 def test_it_prints_the_setting_and_what_came_of_it(simulate):

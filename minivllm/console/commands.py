@@ -1,0 +1,194 @@
+"""The commands of `minivllm`: their names, what each does in a sentence, and the module that has it.
+
+A command's module is imported when the command is called, and not for `minivllm --help`: the list below is
+enough for that. The modules only parse and print; what a command does lives in the module that it imports
+when it runs.
+
+    minivllm --help            this module, typer, rich
+    minivllm bench --help      and lab/bench/commands.py
+    minivllm bench             and torch, the model, the measurement
+
+A mistake of the user's is one sentence on stderr and exit code 2, never a stack trace (set MINIVLLM_DEBUG=1
+to see it all the same).
+
+Read next: `minivllm/console/generate_command.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from typer.core import TyperCommand, TyperGroup
+
+from minivllm import __version__
+
+USAGE_ERROR = 2
+
+
+class Place(NamedTuple):
+    """Where a command is, and its help in a sentence (the first of its docstring: a test compares them)."""
+
+    module: str
+    attribute: str
+    """A function, or a `typer.Typer`."""
+    help: str
+
+
+COMMANDS = {
+    "demo": Place(
+        "minivllm.console.first_commands",
+        "demo",
+        "Run some prompts through the shipped model in a small KV cache, then show every step of it.",
+    ),
+    "generate": Place(
+        "minivllm.console.generate_command",
+        "generate",
+        "Continue prompts with any Llama, Mistral, Qwen2 or Qwen3 checkpoint.",
+    ),
+    "dashboard": Place(
+        "minivllm.console.first_commands",
+        "dashboard",
+        "Show a trace in the browser, step by step, forward and back.",
+    ),
+    "lesson": Place(
+        "minivllm.console.first_commands",
+        "lesson_app",
+        "Learn it by building it: list, start, check, hint, see, diff, reset.",
+    ),
+    "trace": Place("minivllm.console.trace_commands", "trace_app", "Look into a trace file, or convert it."),
+    "doctor": Place(
+        "minivllm.console.first_commands", "doctor", "Say what this machine can do, and what to install."
+    ),
+    "bench": Place(
+        "minivllm.lab.bench.commands", "app", "Measure this engine; without a command, its throughput."
+    ),
+    "compare": Place(
+        "minivllm.lab.compare.commands", "app", "The same requests with and without one idea, side by side."
+    ),
+    "simulate": Place(
+        "minivllm.lab.simulation.command",
+        "simulate",
+        "Serve a workload in virtual time: the real scheduler and memory, a cost model instead of a model.",
+    ),
+    "calibrate": Place(
+        "minivllm.lab.bench.calibrate_command",
+        "calibrate",
+        "Measure this machine with a real model, and write a card with which the simulator stands in for it.",
+    ),
+    "figures": Place(
+        "minivllm.lab.figures.commands",
+        "figures",
+        "Redraw the papers' figures by simulation, beside the papers' numbers, with every assumption.",
+    ),
+    "microscope": Place(
+        "minivllm.lab.microscope.commands",
+        "microscope",
+        "Run a kernel thread by thread: what it does to memory.",
+    ),
+}
+
+
+class LazyCommand(TyperCommand):
+    """A command whose module is imported when its arguments are to be parsed."""
+
+    def __init__(self, name: str, place: Place) -> None:
+        super().__init__(name, help=place.help, short_help=place.help)
+        self.place = place
+
+    def load(self) -> Any:
+        """The command itself, as typer makes it."""
+        found = getattr(import_module(self.place.module), self.place.attribute)
+        if not isinstance(found, typer.Typer):
+            function, found = found, typer.Typer(add_completion=False, rich_markup_mode=None)
+            found.command(self.name)(function)
+        command: Any = typer.main.get_command(found)
+        for below in getattr(command, "commands", {}).values():
+            below.short_help = below.help  # whole sentences in a list of commands
+        return command
+
+    def make_context(self, info_name: str | None, args: list[str], *more: Any, **further: Any) -> Any:
+        return self.load().make_context(info_name, args, *more, **further)
+
+
+class Overview(TyperGroup):
+    """All commands by name; none is imported to be listed."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return LazyCommand(cmd_name, COMMANDS[cmd_name]) if cmd_name in COMMANDS else None
+
+
+app = typer.Typer(
+    cls=Overview,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="A small, true, readable vLLM that shows every step it takes. Start with `minivllm demo`.",
+)
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    show: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    if show:
+        Console().print(f"minivllm {__version__}")
+        raise typer.Exit
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line and return its exit code: 0, or 2 for a mistake, said in a sentence on stderr."""
+    try:
+        code = app(list(arguments), prog_name="minivllm", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except typer.Abort:
+        return 1
+    except Exception as error:
+        message = mistake(error, arguments)
+        if message is None or os.environ.get("MINIVLLM_DEBUG"):
+            raise
+        if message:
+            Console(stderr=True).print(
+                f"[bold red]error:[/bold red] {escape(message)}", highlight=False, soft_wrap=True
+            )
+        return USAGE_ERROR
+
+
+def mistake(error: Exception, arguments: Sequence[str]) -> str | None:
+    """What a user did wrong, in a sentence; None if the program is at fault; empty if it has been said."""
+    if isinstance(error, ValueError):
+        return str(error)
+    if not hasattr(error, "format_message"):  # typer has no public name for all of its usage errors
+        return None
+    context = getattr(error, "ctx", None)
+    text = str(error.format_message())
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(text)
+        return ""
+    text = text.rstrip(".")
+    if context is None:
+        return text
+    value = _value_given(getattr(error, "param", None), arguments)
+    if value is not None and repr(value) not in text:
+        text += f", got {value!r}"
+    if isinstance(context.command, TyperGroup) and text.startswith("No such command"):
+        text += f"; there are {', '.join(context.command.list_commands(context))}"
+    return f"{text} (see {context.command_path} --help)"
+
+
+def _value_given(param: Any, arguments: Sequence[str]) -> str | None:
+    """The value of an option as it was typed, which typer's messages leave out; None if it had none."""
+    for word, following in zip(arguments, (*arguments[1:], None), strict=True):
+        flag, equals, value = word.partition("=")
+        if flag in getattr(param, "opts", ()):
+            return value if equals else following
+    return None

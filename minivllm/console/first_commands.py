@@ -1,0 +1,78 @@
+"""What a newcomer types first: `minivllm demo`, `doctor`, `dashboard`, `lesson`.
+
+The dashboard and the lessons are started as programs of their own, because the engine never imports them.
+
+Read next: `minivllm/console/demo.py`.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+lesson_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+Port = Annotated[int, typer.Option(min=1, max=65535, help="Port of the dashboard, on this machine only.")]
+
+
+def demo(
+    scenario: Annotated[
+        str, typer.Argument(help="'paging', or 'sharing': prefix cache, forks, beams, swapping.")
+    ] = "paging",
+    headless: Annotated[bool, typer.Option("--headless", help="Stop once the trace is written.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the trace.")] = Path("minivllm-out"),
+    port: Port = 8501,
+) -> None:
+    """Run some prompts through the shipped model in a small KV cache, then show every step of it."""
+    from minivllm.console.demo import run_demo
+
+    console = Console()
+    trace = run_demo(out, console, scenario)
+    if headless:
+        console.print(f"To look at it: [bold]minivllm dashboard {trace}[/bold]", highlight=False)
+    else:
+        dashboard(trace, port=port)
+
+
+def dashboard(
+    trace: Annotated[
+        Path | None, typer.Argument(help="The trace to open; choose one on the page if left out.")
+    ] = None,
+    port: Port = 8501,
+    browser: Annotated[bool, typer.Option(help="Open a browser window.")] = True,
+) -> None:
+    """Show a trace in the browser, step by step, forward and back."""
+    if trace is not None:
+        from minivllm.trace.kernel_events import is_kernel_trace, read_kernel_traces
+        from minivllm.trace.reader import read_trace
+        from minivllm.trace.story_events import is_story, read_story
+
+        is_other = (is_kernel_trace(trace) and read_kernel_traces(trace)) or (
+            is_story(trace) and read_story(trace)
+        )
+        for warning in () if is_other else read_trace(trace).warnings:
+            Console().print(f"[yellow]{warning}[/yellow]")
+    command = [sys.executable, "-m", "viz.serve", *([str(trace)] if trace else []), "--port", str(port)]
+    raise typer.Exit(subprocess.call(command if browser else [*command, "--no-browser"]))
+
+
+@lesson_app.command(
+    "lesson",
+    add_help_option=False,  # the lessons have a help of their own
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def lesson(context: typer.Context) -> None:
+    """Learn it by building it: list, start, check, hint, see, diff, reset."""
+    raise typer.Exit(subprocess.call([sys.executable, "-m", "lessons", *context.args]))
+
+
+def doctor() -> None:
+    """Say what this machine can do, and what to install."""
+    from minivllm.console.doctor import report
+
+    raise typer.Exit(report(Console()))

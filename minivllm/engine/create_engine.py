@@ -1,0 +1,156 @@
+"""From what a user asked for to an engine that runs.
+
+A user says "use 90 % of the memory" or nothing at all; the control plane wants numbers. `create_engine` loads
+the model, fills in what was left open, and puts the parts together.
+
+    EngineArgs ──► TorchExecutor (model, KV cache) + Sampler + Tokenizer ──► SchedulerConfig ──► Engine
+
+Read next: `minivllm/engine/engine.py` for the loop, `minivllm/config.py` for the limits it ends up with.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import fields
+
+from minivllm.config import SchedulerConfig
+from minivllm.decoding.sampler import Sampler
+from minivllm.engine.engine import Engine
+from minivllm.engine.engine_args import EngineArgs
+from minivllm.executor.attention.choose import backend_factory
+from minivllm.executor.kv_storage import GIB
+from minivllm.executor.torch_executor import TorchExecutor
+from minivllm.executor.virtual_storage import VirtualKVStorage
+from minivllm.memory.make_cache_manager import Pages
+from minivllm.model.hub import resolve_model, resolve_tokenizer
+from minivllm.model.tokenizer import Tokenizer
+from minivllm.trace.recorder import Recorder
+from minivllm.trace.tee import Sink
+
+DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
+
+
+def create_engine(args: EngineArgs, sinks: Iterable[Sink] = ()) -> Engine:
+    """Load the model and build an engine around it; `sinks` take every event, beside the trace.
+
+    Raises:
+        ValueError: a model, file or number that cannot work, named, with what is allowed.
+    """
+    executor = load_executor(args)
+    model = executor.config
+    tokenizer = load_tokenizer(args)
+    recorder = args.trace if isinstance(args.trace, Recorder | None) else Recorder(args.trace)
+    config = scheduler_config(
+        args, executor.num_blocks, model.max_position_embeddings, num_host_blocks=executor.num_host_blocks
+    )
+    return Engine(
+        config,
+        executor,
+        Sampler(model.vocab_size),
+        vocab_size=model.vocab_size,
+        tokenizer=tokenizer,
+        eos_token_ids=model.eos_token_ids,
+        seed=args.seed,
+        recorder=recorder,
+        sinks=sinks,
+        model_shape=executor.model_shape,
+        settings={
+            "model": str(args.model),
+            "dtype": executor.model_shape.dtype,
+            "seed": args.seed,
+            "device": str(executor.device),
+            "attention_backend": executor.attention.name,
+        },
+        pages=pages_of(executor),
+    )
+
+
+def load_executor(args: EngineArgs) -> TorchExecutor:
+    """The model with its weights, and the KV cache in the memory that is left."""
+    executor = TorchExecutor.from_folder(
+        args.model,
+        dtype=args.dtype,
+        block_size=args.block_size,
+        num_blocks=args.num_gpu_blocks_override,
+        kv_cache_memory_bytes=args.kv_cache_memory_bytes,
+        gpu_memory_utilization=args.gpu_memory_utilization,
+        max_num_seqs=args.max_num_seqs,
+        max_model_len=args.max_model_len,
+        swap_space_bytes=int(args.swap_space * GIB),
+        virtual_memory=args.allocator == "virtual_memory",
+        backend=backend_factory(args.attention_backend),
+    )
+    if args.attention_backend == "numba-cuda" and not args.enforce_eager:
+        record_decodes(executor, args)
+    return executor
+
+
+def record_decodes(executor: TorchExecutor, args: EngineArgs) -> None:
+    """From now on decode steps are recorded, and replayed (CUDA graphs)."""
+    from minivllm.executor.attention.kernel_backend import KernelAttention
+    from minivllm.executor.decode_graphs import DecodeGraphs
+
+    assert isinstance(executor.attention, KernelAttention)
+    longest = args.max_model_len or executor.config.max_position_embeddings
+    executor.whole_steps = DecodeGraphs(
+        executor.decoder,
+        executor.attention,
+        most_blocks=-(-longest // args.block_size),
+        most_sequences=args.max_num_seqs,
+    )
+
+
+def load_tokenizer(args: EngineArgs) -> Tokenizer | None:
+    """The tokenizer that goes with the model, or the other one that was asked for.
+
+    A model folder may come without one; then prompts are token ids and outputs have no text.
+    """
+    if args.skip_tokenizer_init:
+        return None
+    if args.tokenizer is None and not (resolve_model(args.model) / "tokenizer.json").is_file():
+        warnings.warn(
+            f"{args.model} has no tokenizer.json: prompts must be token ids, and outputs will have no text. "
+            "Give `tokenizer` a folder that has one, or set skip_tokenizer_init=True if that is meant.",
+            stacklevel=5,
+        )
+        return None
+    return Tokenizer.from_folder(
+        resolve_tokenizer(args.tokenizer if args.tokenizer is not None else args.model)
+    )
+
+
+def scheduler_config(
+    args: EngineArgs, num_blocks: int, model_limit: int, *, num_host_blocks: int = 0
+) -> SchedulerConfig:
+    """The final limits, given the size of the pool and the model's own limit of tokens."""
+    max_model_len = model_limit if args.max_model_len is None else args.max_model_len
+    if max_model_len > model_limit:
+        raise ValueError(
+            f"max_model_len must be at most {model_limit} (the model's max_position_embeddings), "
+            f"got {max_model_len}"
+        )
+    batched = args.max_num_batched_tokens
+    if batched is None:
+        whole_prompts = not args.enable_chunked_prefill
+        batched = max(DEFAULT_MAX_NUM_BATCHED_TOKENS, max_model_len if whole_prompts else 0)
+    same_name = {
+        field.name: getattr(args, field.name)
+        for field in fields(SchedulerConfig)
+        if hasattr(args, field.name)
+    }
+    resolved = {
+        "num_blocks": num_blocks,
+        "num_host_blocks": num_host_blocks,
+        "max_model_len": max_model_len,
+        "max_num_batched_tokens": batched,
+    }
+    return SchedulerConfig(**(same_name | resolved))
+
+
+def pages_of(executor: TorchExecutor) -> Pages | None:
+    """How a KV cache in virtual memory gives pages back; None for any other."""
+    storage = executor.storage
+    if isinstance(storage, VirtualKVStorage):
+        return Pages(storage.blocks_per_commit, storage.decommit)
+    return None
