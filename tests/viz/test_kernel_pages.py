@@ -27,6 +27,9 @@ FILES = {
 }
 
 
+GLOSSARY_LINK = "Glossary: what the words on this page mean"
+
+
 @pytest.fixture(autouse=True)
 def without_a_given_trace(monkeypatch):
     monkeypatch.delenv(loading.ENVIRONMENT, raising=False)
@@ -154,7 +157,7 @@ def test_the_microscope_plays_every_request_and_tells_that_nothing_is_wrong(file
     assert len(data["captions"]) == len(data["steps"]) == sum(hasattr(e, "lanes") for e in trace.events)
     assert all(len(scene["patches"]) == len(data["captions"]) for scene in data["scenes"])
     assert microscope.ABOUT_BLOCKS in words(app)
-    assert links(app) == [f"Next: {flash_attention.TITLE}"]
+    assert links(app) == [GLOSSARY_LINK, f"Next: {flash_attention.TITLE}"]
 
 
 def test_of_several_kernels_one_can_be_chosen_and_the_link_carries_it(file):
@@ -250,7 +253,7 @@ def test_attention_is_played_tile_by_tile(file, name, is_late):
     assert flash_attention.INTRODUCTION in words(app) and (LATE in words(app)) == is_late
     [data] = payloads(app)
     assert data["captions"][0].startswith("Tile 1 of ") and len(data["steps"]) == len(data["captions"])
-    assert links(app) == ["Next: Lessons"], "it is the last page that draws traces"
+    assert links(app) == [GLOSSARY_LINK, "Next: Lessons"], "it is the last page that draws traces"
 
 
 def test_a_kernel_without_tiles_says_so_and_leads_to_the_microscope(file):

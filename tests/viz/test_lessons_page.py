@@ -152,4 +152,4 @@ def test_the_text_is_shown_with_pictures_and_folded_answers(catalogue_of):
 def test_the_lessons_need_no_trace_and_a_bad_one_does_not_disturb_them(tmp_path):
     app = open_page(page, trace=tmp_path / "nothing.jsonl")
     assert not app.exception and not app.error and app.title[0].value == "Lessons"
-    assert links(app) == [], "from here one goes on from lesson to lesson"
+    assert links(app) == ["Glossary"], "from here one goes on from lesson to lesson"

@@ -191,7 +191,7 @@ class _Shared(_Memory):
         self.cost = scene.text(LEFT, TARGET + GRID_HEIGHT + 34, "", size=14, weight="bold")
         self.collisions = scene.text(LEFT, TARGET + GRID_HEIGHT + 54, "", size=13)
         entries = [
-            ("filled", "a word, for all lanes that request it", 1.0),
+            ("filled", "a word, for all its lanes", 1.0),
             ("preempted", "waits for a turn of its bank", 1.0),
         ]
         swatches(scene, TARGET + GRID_HEIGHT + 80, entries, LEFT)
