@@ -29,6 +29,7 @@ from viz.views import (
     beam_tree,
     compare,
     flash_attention,
+    glossary,
     kv_pool,
     lessons,
     metrics,
@@ -41,10 +42,10 @@ from viz.views import (
     story,
 )
 
-LEARN_PAGES = (start, lessons)
+LEARN_PAGES = (start, lessons, glossary)
 RUN_PAGES = (overview, kv_pool, scheduler, beam_tree, prefix_tree, roofline, metrics, compare)
 KERNEL_PAGES = (microscope, flash_attention)
-# All in one row: in Streamlit's sections, nobody would see where they are, and every way would be two clicks.
+# All in one row: Streamlit's sections would hide which page is open, and every page would be two clicks away.
 PAGES = (*LEARN_PAGES, story, *RUN_PAGES, *KERNEL_PAGES)
 TOUR = (start, *RUN_PAGES, *KERNEL_PAGES, lessons)
 
@@ -110,8 +111,10 @@ def _page(page: ModuleType, run: AnyRun | None, problem: str) -> None:
 
 
 def _next(page: ModuleType) -> None:
-    """The tour goes on; from a page beside it to the lessons."""
+    """Links to what the words mean, and to the next page: from a page beside the tour to the lessons."""
     following = TOUR[TOUR.index(page) + 1] if page in TOUR else lessons
+    if page not in LEARN_PAGES:
+        links.page_link(glossary.URL, f"{glossary.TITLE}: what the words on this page mean")
     links.page_link(following.URL, f"Next: {following.TITLE}")
     st.caption(following.TEASER)
 

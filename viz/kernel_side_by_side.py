@@ -29,8 +29,8 @@ SENTENCES = {
     "Moved in sectors": "the same in whole sectors of 32 bytes, as if nothing were cached.",
     "Of these, scores": "bytes to and from an array of all scores: zero if the scores never leave the block.",
     "Scores of all heads": "what the N × N scores take: four bytes each.",
-    "Read from shared memory": "bytes that lanes read from nearby instead of from global memory.",
-    "Written to shared memory": "bytes of tiles that were brought near.",
+    "Read from shared memory": "bytes that lanes read from there instead of from global memory.",
+    "Written to shared memory": "bytes of tiles that were copied there.",
     "Rescales": "rows that found a larger maximum and corrected their sum and output, as the kernel noted.",
 }
 

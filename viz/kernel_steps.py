@@ -21,7 +21,7 @@ MOST_FAULTS = 8
 
 
 class Follow(NamedTuple):
-    """Whose requests are played: of one block, of one of its warps, or, with None, of all."""
+    """The requests that are played: of one thread block, of one of its warps, or, with None, of all."""
 
     block: int | None = None
     warp: int | None = None
@@ -29,8 +29,8 @@ class Follow(NamedTuple):
     @property
     def words(self) -> str:
         if self.block is None:
-            return "all blocks, in order"
-        return f"block {self.block}" + (f", warp {self.warp}" if self.warp is not None else "")
+            return "all thread blocks, in order"
+        return f"thread block {self.block}" + (f", warp {self.warp}" if self.warp is not None else "")
 
     def takes(self, access: WarpAccess) -> bool:
         return self.block in (None, access.block) and self.warp in (None, access.warp)
@@ -46,7 +46,7 @@ class Played(NamedTuple):
 
 
 def played(trace: KernelTrace, follow: Follow, most: int = MOST_STEPS) -> Played:
-    """The requests of those who are followed, not more than `most`."""
+    """The requests that `follow` takes, not more than `most`."""
     chosen = [
         (event, number)
         for number, event in enumerate(trace.events)
@@ -57,7 +57,7 @@ def played(trace: KernelTrace, follow: Follow, most: int = MOST_STEPS) -> Played
 
 
 def choices(trace: KernelTrace) -> list[Follow]:
-    """Everybody who can be followed."""
+    """All blocks and warps that a reader can follow."""
     seen = dict.fromkeys((e.block, e.warp) for e in trace.events if isinstance(e, WarpAccess))
     warps: dict[int, list[int]] = {}
     for block, warp in seen:

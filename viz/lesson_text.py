@@ -1,6 +1,7 @@
 """The text of a lesson as a page: what Markdown in a repository is, and a page of Streamlit is not.
 
     ![…](table.svg)          a picture of the lesson's folder: drawn, with its words below
+    [words](../../GLOSSARY.md)   the glossary: a link to its page
     [pool.py](../../a/b.py)  a file of the repository: its path, as a page of the dashboard cannot open it
     <details><summary>…      an answer to be unfolded: an expander
 
@@ -21,6 +22,7 @@ from urllib.parse import unquote
 import streamlit as st
 
 from lessons import catalogue
+from viz import glossary
 
 CODE = r"`+(?:[^`\n]|\n(?!\n))+`+"
 PICTURE = r"!\[(?P<alt>[^\]]*)\]\((?P<file>[^)\s]+)[^)]*\)"
@@ -28,6 +30,7 @@ LINK = r"\[(?P<words>(?:[^\]`]|`[^`]*`)+)\]\((?P<target>[^)\s]+)[^)]*\)"
 INLINE = re.compile(f"{CODE}|{PICTURE}|{LINK}")
 FENCE = re.compile(r"\s*(```+|~~~+)")
 SUMMARY = re.compile(r"<summary>(.*?)</summary>")
+GLOSSARIES = {name: language for language, name in glossary.FILES.items()}
 # Chinese has no spaces, but a line's end in Markdown is one.
 HANZI = r"[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]"
 WRAPPED = re.compile(f"(?<={HANZI})\n(?={HANZI})")
@@ -161,6 +164,8 @@ def _linked(text: str, folder: Path) -> str:
         if target.startswith("#"):
             return words
         path = (folder / unquote(target.split("#")[0])).resolve()
+        if language := GLOSSARIES.get(path.name):
+            return f"[{words}](/glossary?language={language})"
         if lesson := _lesson_at(path):
             return f"[{words}](?lesson={lesson.number})"
         if path.name in catalogue.LANGUAGES.values():  # of a lesson that is still to be written

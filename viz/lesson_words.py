@@ -1,4 +1,4 @@
-"""What the Lessons page says, in the languages that lessons are written in.
+"""What the pages "Lessons" and "Glossary" say, in the languages that lessons are written in.
 
 What the judge says is English in both: its sentences are quoted from the code.
 
@@ -33,6 +33,14 @@ WORDS = {
     "previous lesson": ("Previous lesson: {lesson}", "上一课：{lesson}"),
     "last lesson": ("This is the last lesson so far.", "目前这是最后一课。"),
     "no lessons": ("There are no lessons in this installation.", "此安装中没有课程。"),
+    # glossary
+    "glossary": ("Glossary", "术语表"),
+    "find a term": ("Find a term", "查找术语"),
+    "terms shown": ("{shown} of {all} terms", "{all} 个术语中的 {shown} 个"),
+    "no glossary": (
+        "This installation comes without the glossary: the file `{file}` at the root of the repository.",
+        "此安装中没有术语表，即代码仓库根目录下的文件 `{file}`。",
+    ),
     # states
     "not started": ("not started", "未开始"),
     "started": ("started", "已开始"),
@@ -117,8 +125,8 @@ WORDS = {
         "最后的任务：写出能抓住{name}的性质",
     ),
     "about last task": (
-        "Somebody's solution is wrong. In `{file}`, write a property that every right solution passes and "
-        "this one fails. It is judged together with your solution, once that passes.",
+        "One solution is wrong. In `{file}`, write a property that every right solution passes and this "
+        "one fails. It is judged together with your solution, once that passes.",
         "有一份解答是错的。请在 `{file}` 中写一条性质：所有正确的解答都满足它，而这一份不满足。"
         "你的解答通过之后，它会一起被评判。",
     ),

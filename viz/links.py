@@ -34,6 +34,24 @@ def keep(name: str, value: str) -> None:
         st.query_params.pop(name, None)
 
 
+def choice(name: str, options: tuple[str, ...], value: str, label: str, words: Mapping[str, str]) -> None:
+    """Buttons for a value that is kept in the link; the page runs again with another one."""
+    key = f"choice {name}"
+    st.session_state[key] = value
+
+    def chosen() -> None:  # nothing, if the pressed button was pressed again
+        keep(name, st.session_state[key] or value)
+
+    st.segmented_control(
+        label,
+        options,
+        key=key,
+        on_change=chosen,
+        format_func=lambda option: words[option],
+        label_visibility="collapsed",
+    )
+
+
 def has_page(url: str) -> bool:
     """Is there a page of this name? (Pages are also drawn alone, in tests.)"""
     return url in st.session_state.get("pages", {})

@@ -72,8 +72,8 @@ class BatchUse:
     """Computed only to make batches rectangular, and thrown away."""
     mean_sequences: float
     """Sequences of which a step computes at least one token, averaged over steps."""
-    held_share: float
-    """Of the places of running requests, steps summed up, those that computed nothing, 0 … 1."""
+    parked_share: float
+    """Of the slots of running requests, steps summed up, those that computed nothing, 0 … 1."""
 
     @property
     def padding_share(self) -> float:
@@ -86,18 +86,18 @@ def batch_use(timeline: Timeline) -> BatchUse:
     records = timeline.records
     spans = [span for spans in timeline.spans.values() for span in spans]
     in_batch = (Phase.PREFILL, Phase.DECODE, Phase.PARKED)
-    places = sum(span.last - span.first + 1 for span in spans if span.phase in in_batch)
-    held = sum(span.last - span.first + 1 for span in spans if span.phase is Phase.PARKED)
+    slots = sum(span.last - span.first + 1 for span in spans if span.phase in in_batch)
+    parked = sum(span.last - span.first + 1 for span in spans if span.phase is Phase.PARKED)
     return BatchUse(
         prefill_tokens=sum(record.num_tokens(Phase.PREFILL) for record in records),
         decode_tokens=sum(record.num_tokens(Phase.DECODE) for record in records),
         padding_tokens=sum(record.num_padding_tokens for record in records),
         mean_sequences=sum(len(record.batch) for record in records) / max(len(records), 1),
-        held_share=held / max(places, 1),
+        parked_share=parked / max(slots, 1),
     )
 
 
-def held_by_step(timeline: Timeline) -> list[int]:
+def parked_by_step(timeline: Timeline) -> list[int]:
     """For each step: requests in the batch of which nothing is computed."""
     changes = [0] * (timeline.num_steps + 1)
     for spans in timeline.spans.values():
@@ -105,11 +105,11 @@ def held_by_step(timeline: Timeline) -> list[int]:
             if span.phase is Phase.PARKED:
                 changes[span.first] += 1
                 changes[span.last + 1] -= 1
-    held, now = [], 0
+    parked, now = [], 0
     for change in changes[:-1]:
         now += change
-        held.append(now)
-    return held
+        parked.append(now)
+    return parked
 
 
 def num_computed_tokens(record: StepRecord) -> int:

@@ -25,7 +25,6 @@ PALETTE: dict[str, tuple[str, str]] = {
     "panel": ("#F1F3F6", "#1B1F29"),
     "cursor": ("#B00020", "#FF7B7B"),
     "waiting": ("#D4D7DC", "#454A55"),
-    "held": ("#8A8F99", "#8A8F99"),
     "prefill": ("#E69F00", "#E69F00"),
     "decode": ("#0072B2", "#56B4E9"),
     "preempted": ("#D55E00", "#D55E00"),

@@ -1,12 +1,12 @@
 """Figures by name, as still pictures: for lesson texts, slides and papers.
 
-On a page a figure is called by its view, which asks the reader whose blocks, which kernel, whose requests.
-Here a figure has a name, and whatever nobody says is chosen as the page would choose it:
+On a page a figure is called by its view, which asks the reader for the request, the kernel or the warp to
+show. Here a figure has a name, and an option that is left out is chosen as the page would choose it:
 
     draw("block_table", [path], -1, {"request": "0"})   ►   an SVG of the last step
 
 Options: `request` (id) for figures of one request; `kernel` (its place in the file, from 0), `block` and
-`warp` (whose requests to memory) for kernels; `screen` ("wide" or "narrow") for figures that have both.
+`warp` (the requests of one of them) for kernels; `screen` ("wide" or "narrow") for figures that have both.
 
 Read next: `lesson_pictures.py`, which makes the pictures of the lessons.
 """

@@ -1,7 +1,7 @@
 """Starting the dashboard: `python -m viz.serve [TRACE] [--port N] [--no-browser]`.
 
-Streamlit runs as a process of its own, on this machine only: nothing is sent anywhere, nobody is asked for
-an e-mail address, no file is watched. The command waits until the page answers, says where it is, opens a
+Streamlit runs as a process of its own, on this machine only: it sends nothing anywhere, asks for no e-mail
+address, and watches no file. The command waits until the page answers, says where it is, opens a
 browser if there is one, and stays until Ctrl-C.
 
 Read next: `app.py`.

@@ -86,7 +86,7 @@ NUMBERS = (
         "End-to-end latency p50",
         lambda summary, _: summary.end_to_end.p50,
         format_seconds,
-        "from a request's arrival until it is given back; one that is held has not been given back yet.",
+        "from a request's arrival until its output is returned; that of a parked one is not returned yet.",
     ),
     Number(
         "End-to-end latency p99",
@@ -98,13 +98,13 @@ NUMBERS = (
         "Batch occupancy",
         lambda _, use: use.mean_sequences,
         lambda value: f"{value:,.1f} sequences",
-        "sequences of which a step computes a token, averaged over steps; held ones do not count.",
+        "sequences of which a step computes a token, averaged over steps; parked ones do not count.",
     ),
     Number(
-        "Held places",
-        lambda _, use: use.held_share,
+        "Parked slots",
+        lambda _, use: use.parked_share,
         _share,
-        "of all places in the batch, step by step, those whose request computes nothing.",
+        "of all slots in the batch, step by step, those whose request computes nothing.",
     ),
     Number(
         "Padding",
@@ -116,7 +116,7 @@ NUMBERS = (
         "Preemptions",
         lambda summary, _: summary.num_preemptions,
         _count,
-        "times that a request stepped aside for lack of memory.",
+        "times that a request was preempted because blocks or slots in the batch were short.",
     ),
     Number(
         "Finished requests",

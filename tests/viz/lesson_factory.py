@@ -22,7 +22,7 @@ be written](../77_later/lesson.md), and [the paper](https://example.org/paper.pd
 
 ![A picture of a table](table.svg)
 
-![A picture that nobody drew](none.svg)
+![A picture that is missing](none.svg)
 
 | a | b |
 |---|---|

@@ -142,9 +142,9 @@ class _Toy(ToyMemory):
         while (coming or self.waiting or self.running) and self.step < 3000:
             while coming and coming[0][0] <= self.step:
                 self.arrive(coming.popleft()[1])
-            everybody = [*self.waiting, *self.running]
-            if everybody and self.random.random() < self.load.abort_share:
-                request = self.random.choice(everybody)
+            unfinished = [*self.waiting, *self.running]
+            if unfinished and self.random.random() < self.load.abort_share:
+                request = self.random.choice(unfinished)
                 for sequence in list(request.seqs):
                     self.end(request, sequence, "abort")
             self.one_step()

@@ -84,7 +84,7 @@ def make(load: Workload) -> Trace:
     engine = _StaticEngine(replace(load, abort_share=0.0))
     engine.run()
     header = trace_factory.make(replace(load, num_requests=1)).header
-    # Static batching knows no budget, but a header must name one that nobody exceeds.
+    # Static batching knows no budget, but a header must name one that no step exceeds.
     plans = [event.items for event in engine.events if isinstance(event, BatchPlanned)]
     most = max((sum(count for _, _, count in items) for items in plans), default=0)
     header = msgspec.structs.replace(header, hardware=CPU, max_num_batched_tokens=max(most, load.budget))

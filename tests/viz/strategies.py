@@ -60,6 +60,6 @@ plain_traces = st.builds(trace_factory.make, workloads)
 """Traces without sharing, with refusals, chunked prefills and ends in the middle of a step."""
 
 static_traces = st.builds(static_factory.make, workloads)
-"""Traces of static batching, with padding and held requests."""
+"""Traces of static batching, with padding and parked requests."""
 
 traces = st.one_of(plain_traces, sharing_traces, static_traces)

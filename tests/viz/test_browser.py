@@ -250,7 +250,7 @@ def test_a_reload_comes_back_to_the_same_step(page, player):
     at_step(page.locator(".player"), 10)
 
 
-# ── for everybody ─────────────────────────────────────────────────────────────────────────────────────────
+# ── accessibility ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_every_control_has_a_name_and_every_picture_a_title(page, player):

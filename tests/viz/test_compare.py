@@ -18,7 +18,7 @@ from viz.figures.comparison import MOST_ROWS, Side, shared_names
 from viz.figures.moments import merge, steps_of_first
 from viz.figures.scheduler_gantt import LOOKS
 from viz.figures.time_axis import TimeScale, round_step
-from viz.measures import batch_use, held_by_step, latencies
+from viz.measures import batch_use, latencies, parked_by_step
 from viz.scene import hatch_path
 from viz.side_by_side import side_by_side
 
@@ -207,12 +207,12 @@ def test_hatching_stays_within_its_rectangle_and_leaves_no_gap(x, y, width, heig
         assert x1 + y1 == pytest.approx(x2 + y2, abs=0.01)
 
 
-def test_held_requests_and_padding_are_hatched_and_named(static, continuous):
+def test_parked_requests_and_padding_are_hatched_and_named(static, continuous):
     for draw in (figures.scheduler_gantt, figures.batch_composition):
         texts = {str(shape.get("text", "")) for shape in draw(static).shapes}
-        assert any("held" in text or text == "padding" for text in texts)
+        assert any("parked" in text or text == "padding" for text in texts)
         without = {str(shape.get("text", "")) for shape in draw(continuous).shapes}
-        assert not any("held:" in text or text == "padding" for text in without)
+        assert not any("parked:" in text or text == "padding" for text in without)
     for scene in (figures.scheduler_gantt(static), figures.batch_composition(static)):
         hatched = [s for s in scene.shapes if s["kind"] == "path" and s.get("stroke_width") == 0.9]
         assert len(hatched) >= 2, "in the legend and in the picture"
@@ -238,19 +238,19 @@ def test_bars_of_padding_stand_on_the_others_and_have_their_height(static):
     assert share == pytest.approx(record.num_padding_tokens / record.num_tokens(Phase.PREFILL), rel=0.02)
 
 
-def test_captions_tell_padding_and_who_is_held(static):
+def test_captions_tell_padding_and_which_requests_are_parked(static):
     told = figures.captions(static)
-    held = held_by_step(static)
+    parked = parked_by_step(static)
     for record, caption in zip(static.records, told, strict=True):
         assert ("of padding more" in caption) == bool(record.num_padding_tokens)
-        assert ("held" in caption) == bool(held[record.step])
+        assert ("parked" in caption) == bool(parked[record.step])
     assert f"{static.records[0].num_padding_tokens} tokens of padding" in told[0]
 
 
 @given(timelines)
-def test_held_requests_are_those_that_run_and_compute_nothing(timeline):
-    held = held_by_step(timeline)
-    for record, count in zip(timeline.records, held, strict=True):
+def test_parked_requests_are_those_that_run_and_compute_nothing(timeline):
+    parked = parked_by_step(timeline)
+    for record, count in zip(timeline.records, parked, strict=True):
         expected = sum(
             span.phase is Phase.PARKED and span.first <= record.step <= span.last
             for spans in timeline.spans.values()
@@ -275,13 +275,13 @@ def test_tokens_of_a_run_add_up(timeline):
     computed = sum(item.num_tokens for record in timeline.records for item in record.batch)
     assert use.prefill_tokens + use.decode_tokens == computed
     assert use.padding_tokens == sum(record.num_padding_tokens for record in timeline.records)
-    assert 0 <= use.padding_share <= 1 and 0 <= use.held_share <= 1
+    assert 0 <= use.padding_share <= 1 and 0 <= use.parked_share <= 1
 
 
 def test_static_batching_pays_where_it_should(static, continuous):
     one, other = batch_use(static), batch_use(continuous)
     assert one.padding_share > 0 == other.padding_share
-    assert one.held_share > other.held_share
+    assert one.parked_share > other.parked_share
     assert one.mean_sequences < other.mean_sequences
 
 

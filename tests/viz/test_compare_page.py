@@ -99,8 +99,8 @@ def test_jumps_of_a_comparison_lead_where_they_say(folder):
     jumps = {jump["label"]: jump["step"] for jump in payloads(app)[0]["jumps"]}
     captions = payloads(app)[0]["captions"]
     assert "of padding" in captions[jumps["first padding"]]
-    assert "held" in captions[jumps["first held request"]]
-    assert not any("held" in caption for caption in captions[: jumps["first held request"]])
+    assert "parked" in captions[jumps["first parked request"]]
+    assert not any("parked" in caption for caption in captions[: jumps["first parked request"]])
     assert jumps["end of the faster run"] < jumps["end of the slower run"] == len(captions) - 1
     assert "continuous.jsonl: done" in captions[jumps["end of the faster run"] + 1]
 

@@ -116,7 +116,7 @@ def test_captions_of_tiles_tell_whose_scores_and_how_many_rows_were_rescaled(wor
     for number, (piece, sentence) in enumerate(zip(found, told.pop(), strict=True), 1):
         box = piece.box
         words = (
-            f"Tile {number} of {len(found)}: block {piece.block} computes the scores of queries "
+            f"Tile {number} of {len(found)}: thread block {piece.block} computes the scores of queries "
             f"{box.first_query}–{box.end_query - 1} and keys {box.first_key}–{box.end_key - 1}, "
             f"head {piece.panel[1]}."
         )

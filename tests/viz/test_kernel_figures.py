@@ -23,11 +23,11 @@ from viz.views.flash_attention import attention_jumps, attention_scenes
 from viz.views.microscope import microscope_scenes
 
 SECTOR, BANKS = 32, 32
-EVERYBODY = Follow()
+ALL_BLOCKS = Follow()
 
 
 @cache
-def drawn(name, number, follow=EVERYBODY):
+def drawn(name, number, follow=ALL_BLOCKS):
     """A kernel of `kernel_factory`, its requests, and the page's scenes by the beginning of their titles."""
     trace = traces(name)[number]
     shown = played(trace, follow)
@@ -221,7 +221,7 @@ def test_totals_never_fall_and_grow_by_the_request_of_the_step(place, ahead):
 # ── words ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 SENTENCE = re.compile(
-    r"Warp (\d+) of block (\d+) (reads|writes|changes \(atomically\)) "
+    r"Warp (\d+) of thread block (\d+) (reads|writes|changes \(atomically\)) "
     r"(\w+)\[([\d, ]+)\](?: … \w+\[([\d, ]+)\])? in (?:line (\d+)|another file), "
     r"(\d+) lanes? × (\d+) bytes?: ([\d,]+) (sector|turn)s?, ([\d,]+) would do\."
 )

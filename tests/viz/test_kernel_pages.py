@@ -27,6 +27,9 @@ FILES = {
 }
 
 
+GLOSSARY_LINK = "Glossary: what the words on this page mean"
+
+
 @pytest.fixture(autouse=True)
 def without_a_given_trace(monkeypatch):
     monkeypatch.delenv(loading.ENVIRONMENT, raising=False)
@@ -154,7 +157,7 @@ def test_the_microscope_plays_every_request_and_tells_that_nothing_is_wrong(file
     assert len(data["captions"]) == len(data["steps"]) == sum(hasattr(e, "lanes") for e in trace.events)
     assert all(len(scene["patches"]) == len(data["captions"]) for scene in data["scenes"])
     assert microscope.ABOUT_BLOCKS in words(app)
-    assert links(app) == [f"Next: {flash_attention.TITLE}"]
+    assert links(app) == [GLOSSARY_LINK, f"Next: {flash_attention.TITLE}"]
 
 
 def test_of_several_kernels_one_can_be_chosen_and_the_link_carries_it(file):
@@ -166,7 +169,7 @@ def test_of_several_kernels_one_can_be_chosen_and_the_link_carries_it(file):
     after = payloads(app)[0]
     assert not app.exception and app.query_params["kernel"] == "2"
     assert after["trace"] != before["trace"], "a step of one kernel means nothing in another"
-    assert "Warp 0 of block 0" in after["captions"][0] != before["captions"][0]
+    assert "Warp 0 of thread block 0" in after["captions"][0] != before["captions"][0]
 
 
 @pytest.mark.parametrize("kernel", ["1", "9", "-1", "x", "²", ""])
@@ -180,11 +183,11 @@ def test_one_block_can_be_followed_and_the_place_is_kept(file):
     app = open_page(microscope, file("racy"))
     before = payloads(app)[0]
     box = app.selectbox[0]
-    box.select_index(box.options.index("block 2")).run()
+    box.select_index(box.options.index("thread block 2")).run()
     [after] = payloads(app)
     assert not app.exception and set(after["steps"]) < set(before["steps"])
     assert after["trace"] == before["trace"] and after["id"] != before["id"]
-    assert all("of block 2 " in caption for caption in after["captions"])
+    assert all("of thread block 2 " in caption for caption in after["captions"])
 
 
 def test_faults_are_told_with_a_jump_to_each(file):
@@ -195,7 +198,7 @@ def test_faults_are_told_with_a_jump_to_each(file):
     jumps = {jump["label"]: jump["step"] for jump in data["jumps"]}
     for label in ("race in line", "unwritten in line"):
         step = next(step for name, step in jumps.items() if name.startswith(label))
-        assert "of block 2 " in data["captions"][step] and "tile[" in data["captions"][step]
+        assert "of thread block 2 " in data["captions"][step] and "tile[" in data["captions"][step]
 
 
 def test_more_requests_than_are_played_are_counted_in_a_sentence(file, monkeypatch):
@@ -214,7 +217,9 @@ def test_a_trace_that_was_cut_off_opens_with_a_warning(page, file):
     app = open_page(page, path)
     assert not app.exception and payloads(app)
     assert "cut off" in app.warning[0].value
-    assert microscope.NO_FAULT not in [message.value for message in app.success], "nobody knows"
+    assert microscope.NO_FAULT not in [message.value for message in app.success], (
+        "faults are told at the end, which is missing"
+    )
 
 
 @pytest.mark.parametrize("page", KERNEL_PAGES)
@@ -248,7 +253,7 @@ def test_attention_is_played_tile_by_tile(file, name, is_late):
     assert flash_attention.INTRODUCTION in words(app) and (LATE in words(app)) == is_late
     [data] = payloads(app)
     assert data["captions"][0].startswith("Tile 1 of ") and len(data["steps"]) == len(data["captions"])
-    assert links(app) == ["Next: Lessons"], "it is the last page that draws traces"
+    assert links(app) == [GLOSSARY_LINK, "Next: Lessons"], "it is the last page that draws traces"
 
 
 def test_a_kernel_without_tiles_says_so_and_leads_to_the_microscope(file):

@@ -127,7 +127,7 @@ def test_a_text_is_taken_apart(catalogue_of, tmp_path):
     assert "one still to\nbe written," in why.markdown, "a link that leads nowhere is no link"
     assert "[the paper](https://example.org/paper.pdf)" in why.markdown and "`[a](b)`" in why.markdown
     assert picture == Picture(lesson.folder / "table.svg", "A picture of a table")
-    assert "*A picture that nobody drew*" in table.markdown and "| 1 | 2 |" in table.markdown
+    assert "*A picture that is missing*" in table.markdown and "| 1 | 2 |" in table.markdown
     assert "# <details> ![not a picture](table.svg)\nx = blocks[0](../y)\n```" in table.markdown
     assert isinstance(one, Folded) and one.summary == "Why `one` size?"
     assert [type(part) for part in one.parts] == [Words, Picture]
@@ -152,4 +152,4 @@ def test_the_text_is_shown_with_pictures_and_folded_answers(catalogue_of):
 def test_the_lessons_need_no_trace_and_a_bad_one_does_not_disturb_them(tmp_path):
     app = open_page(page, trace=tmp_path / "nothing.jsonl")
     assert not app.exception and not app.error and app.title[0].value == "Lessons"
-    assert links(app) == [], "from here one goes on from lesson to lesson"
+    assert links(app) == ["Glossary"], "from here one goes on from lesson to lesson"

@@ -114,7 +114,7 @@ def test_jumps_of_a_search_lead_to_its_turns(sharing_file):
     request, timeline = app.selectbox[0].value, loading.open_run(sharing_file).timeline
     jumps = {jump["label"]: jump["step"] for jump in payloads(app)[0]["jumps"]}
     steps = [r.step for r in timeline.records if any(event.request == request for event in r.beams)]
-    assert (jumps["begin of the search"], jumps["end of the search"]) == (steps[0], steps[-1])
+    assert (jumps["start of the search"], jumps["end of the search"]) == (steps[0], steps[-1])
     told = figures.captions(timeline)[jumps["first hypothesis"]]
     assert "finishes" in told and jumps["first hypothesis"] in steps
 

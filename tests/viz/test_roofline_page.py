@@ -49,7 +49,7 @@ def test_without_hardware_there_is_no_roof_until_the_reader_chooses_a_device(tmp
     assert roofline.NOT_ITS_OWN in words(app) and "A100" in words(app)
 
 
-def test_a_run_whose_model_nobody_knows_says_what_is_missing(tmp_path):
+def test_a_run_without_the_shape_of_its_model_says_what_is_missing(tmp_path):
     app = run_page(roofline, write(tmp_path / "run.jsonl", trace_factory.make(LOAD), model=None))
     assert not app.exception and not payloads(app)
     assert app.info[0].value == roofline.NO_MODEL

@@ -35,7 +35,7 @@ def test_a_port_that_does_not_exist_is_told(capsys):
     assert "ports go from 1 to 65535" in capsys.readouterr().err
 
 
-def test_streamlit_stays_on_this_machine_asks_nothing_and_tells_nobody():
+def test_streamlit_stays_on_this_machine_asks_nothing_and_sends_nothing():
     command = serve.command(8501)
     settings = dict(zip(command[5::2], command[6::2], strict=True))
     assert settings["--server.address"] == "127.0.0.1"

@@ -80,7 +80,7 @@ def test_host_cells_show_the_host_tables(moment):
 
 
 @given(moments())
-def test_a_cell_has_the_colour_of_its_first_reader_or_looks_idle_or_free(moment):
+def test_a_cell_has_the_colour_of_its_first_reader_or_looks_evictable_or_free(moment):
     timeline, step, state = moment
     names, readers = names_of(timeline), readers_of(state.tables)
     for block, (shape, _) in cells(figures.block_pool(timeline), step).items():
@@ -90,7 +90,7 @@ def test_a_cell_has_the_colour_of_its_first_reader_or_looks_idle_or_free(moment)
             assert ("in the prefix cache" in shape["detail"]) == (block in state.blocks.cached)
         elif block in state.blocks.cached:
             assert (shape["fill"], shape["dash"]) == ("cached", "2 2")
-            assert "cached and idle" in shape["tip"]
+            assert "cached and evictable" in shape["tip"]
         else:
             assert shape["fill"] == "free" and shape["label"] == ""
 
@@ -104,8 +104,8 @@ def test_signs_say_what_this_step_did(moment):
     for block, (shape, badge) in cells(figures.block_pool(timeline), step).items():
         detail = shape["detail"]
         if state.ref_counts[block]:
-            assert ("taken for a copy" in detail) == (block in copied)
-            assert ("taken in this step" in detail) <= (block in record.taken)
+            assert ("target of a copy" in detail) == (block in copied)
+            assert ("allocated in this step" in detail) <= (block in record.taken)
             if block in record.taken:
                 assert shape["stroke"] == "ink" and shape["stroke_width"] > 1
         else:
@@ -196,14 +196,14 @@ def test_texts_of_all_tokens_are_what_each_sequence_has_said(trace):
 def test_captions_name_everything_that_happened(moment):
     timeline, step, _ = moment
     record, caption = timeline.records[step], figures.captions(timeline)[step]
-    assert ("in the prefix cache: " in caption) == any(e.source == "cache" for e in record.shared)
+    assert (" has a prefix hit of " in caption) == any(e.source == "cache" for e in record.shared)
     assert ("gets a copy in block" in caption) == bool(record.copied)
     assert (" forks " in caption) == bool(record.forked)
     assert ("'s search " in caption) == bool(record.beams)
     assert ("pruned" in caption) == any(s.finish_reason == "pruned" for s in record.finished)
     assert ("evicted to make room" in caption) == any(e.reason == "capacity" for e in record.evicted)
-    assert ("to the host's memory" in caption) == bool(record.swapped_out)
-    assert ("comes back from the swap space" in caption) == bool(record.swapped_in)
+    assert bool(re.search(r"\d blocks? of \w+ (is|are) swapped out\.", caption)) == bool(record.swapped_out)
+    assert bool(re.search(r"\d blocks? of \w+ (is|are) swapped in\.", caption)) == bool(record.swapped_in)
     assert ("failed" in caption) == bool(record.abandoned)
     assert ("maps that one now" in caption) == bool(record.merged)
 
@@ -213,7 +213,7 @@ def test_captions_of_sharing_word_for_word():
     timeline = make_timeline(sharing_factory.make(load))
     told = " ".join(figures.captions(timeline))
     assert re.search(r"[AB] forks once: the new sequence shares every block\.", told)
-    assert re.search(r"[AB] is about to write to block \d+, which others read: it gets a copy", told)
+    assert re.search(r"Copy-on-write: [AB] is about to write to block \d+, which is shared, and gets a", told)
     assert re.search(r"[AB] \(2 sequences\) decodes one token each: 2 of at most 512 tokens\.", told)
 
 

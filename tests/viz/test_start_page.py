@@ -78,7 +78,7 @@ def test_the_first_page_points_to_it_until_that_is_closed(engine_file):
     assert "New here?" not in words(app) and overview.INTRODUCTION in words(app)
 
 
-def test_whoever_has_no_trace_is_sent_to_what_needs_none():
+def test_without_a_trace_the_page_links_to_what_needs_none():
     app = open_page(kv_pool)
     assert not app.exception and links(app)[:2] == [start.TITLE, lessons.TITLE]
 

@@ -68,8 +68,8 @@ def wanted_cells(board):
     found = []
     for row in board[:MOST_ROWS]:
         for cell in cells_shown(row):
-            nobody = "wasted" if cell.mark == "waste" else "free"
-            fill = family(cell.owner) if cell.owner >= 0 else nobody
+            unowned = "wasted" if cell.mark == "waste" else "free"
+            fill = family(cell.owner) if cell.owner >= 0 else unowned
             found.append((clip(cell.text, MOST_TEXT), fill, "3 2" if cell.mark == "free" else ""))
     return found
 

@@ -236,22 +236,22 @@ def test_each_edge_says_how_much_of_it_is_cached_and_read(trace, data, width):
     step = data.draw(st.integers(0, trace.num_steps - 1))
     state = Replay(trace).state_at(step)
     scene = figures.prefix_tree(timeline, width)
-    known = idle = 0
+    cached = evictable = 0
     for frame, _, facts, _ in boxes(scene, step):
         if match := re.match(r"(\d+)( of \d+)? blocks?", facts):
-            known += int(match[1])
-            some_idle = re.search(r"· (\d+ )?idle since step (\d+)", facts)
-            if some_idle:
-                idle += int(some_idle[1] or match[1])
-                assert int(some_idle[2]) <= step
+            cached += int(match[1])
+            some = re.search(r"· (\d+ )?evictable since step (\d+)", facts)
+            if some:
+                evictable += int(some[1] or match[1])
+                assert int(some[2]) <= step
             assert (frame["dash"] == "2 2") == ("sequence" not in facts)
         else:
             assert facts == "not cached yet" or facts.startswith("evicted in step ")
             assert frame["stroke"] in ("rule", "ink")
     history = prefix_history(timeline)
     if len(history.edges) <= MOST_EDGES:
-        assert known == len(state.blocks.cached)
-        assert idle == state.blocks.num_evictable
+        assert cached == len(state.blocks.cached)
+        assert evictable == state.blocks.num_evictable
 
 
 @given(sharing_traces, st.data())

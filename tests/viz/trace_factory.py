@@ -122,9 +122,9 @@ class _ToyEngine:
         self.events.append(event)
 
     def maybe_abort(self):
-        everybody = [*self.waiting, *self.running]
-        if everybody and self.random.random() < self.load.abort_share:
-            self.finish(self.random.choice(everybody), "abort")
+        unfinished = [*self.waiting, *self.running]
+        if unfinished and self.random.random() < self.load.abort_share:
+            self.finish(self.random.choice(unfinished), "abort")
 
     def one_step(self):
         self.events.append(StepStarted(self.step, self.time))

@@ -149,7 +149,7 @@ def _write(axes: Axes, shape: Shape, words: str, x: float, y: float, theme: int,
         ha=ALIGNMENT[str(shape["anchor"])],
         weight=str(shape.get("weight", "normal")),
         zorder=order,
-        parse_math=False,  # a dollar sign in somebody's prompt is a dollar sign
+        parse_math=False,  # a dollar sign in a prompt is a dollar sign
     )
 
 

@@ -30,7 +30,7 @@ def to_svg(scene: Scene, step: int, theme: int = LIGHT) -> str:
 def to_svg_column(scenes: Sequence[Scene], step: int, theme: int = BOTH) -> str:
     """Scenes with the same steps, one below the other, with a margin: a picture for a text.
 
-    With `palette.BOTH` it is light or dark, as whoever looks at it has chosen.
+    With `palette.BOTH` it is light or dark, as its viewer prefers.
     """
     width = max(scene.width for scene in scenes) + 2 * MARGIN
     y, parts = MARGIN, []

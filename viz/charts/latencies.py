@@ -1,12 +1,12 @@
 """Distributions of latencies: for each duration, the share of cases that took no longer.
 
-    100 % ┤            ╭─────── p99       a steep curve: everybody waits about as long
+    100 % ┤            ╭─────── p99       a steep curve: all wait about as long
           │       ╭────╯                  a long foot to the right: some wait much longer than most
      50 % ┤   ╭───╯ p50
           └───┴──────────────► duration
 
 A cumulative distribution needs no bins to choose, hides no single case, and its percentiles can be read off.
-Averages are left out on purpose: they hide exactly the ones who wait.
+Averages are left out on purpose: they hide exactly the requests that wait.
 
 Read next: `over_time.py`.
 """
@@ -61,7 +61,7 @@ def cumulative(ordered: Sequence[float]) -> list[tuple[float, float]]:
 
 
 def in_words(found: Percentiles) -> str:
-    """The marked percentiles as text, for those who cannot see the chart."""
+    """The marked percentiles as text, for screen readers."""
     if not found.count:
         return "Nothing of this kind was measured in this run."
     marks = ", ".join(f"{name} {format_seconds(getattr(found, name))}" for name, _ in MARKS)

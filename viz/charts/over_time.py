@@ -15,7 +15,7 @@ from minivllm.trace.summary import format_seconds
 from minivllm.trace.timeline import Phase, StepRecord, Timeline
 from viz.charts.style import SMALL, Chart
 from viz.figures.time_axis import unit_for
-from viz.measures import BatchUse, held_by_step
+from viz.measures import BatchUse, parked_by_step
 
 NUM_BINS = 40
 PARTS = {
@@ -84,9 +84,9 @@ def _steps(
 
 
 def queues(timeline: Timeline, theme: int) -> Chart:
-    """Requests running, held and waiting."""
+    """Requests running, parked and waiting."""
     chart, _, _, length = _chart(timeline, theme, "requests")
-    held = held_by_step(timeline)
+    parked = parked_by_step(timeline)
     _steps(chart, timeline, length, lambda r: r.num_running, "decode", linewidth=2, label="running")
     dashes = (0, (5, 2))
     _steps(
@@ -99,16 +99,16 @@ def queues(timeline: Timeline, theme: int) -> Chart:
         label="waiting",
         linestyle=dashes,
     )
-    if any(held):
+    if any(parked):
         dots = (0, (1, 1.5))
         _steps(
             chart,
             timeline,
             length,
-            lambda r: held[r.step],
+            lambda r: parked[r.step],
             "ink",
             linewidth=1.8,
-            label="held",
+            label="parked",
             linestyle=dots,
         )
     chart.legend()
@@ -135,7 +135,7 @@ def pool(timeline: Timeline, theme: int) -> Chart:
             facecolor=chart.ink("cached"),
             edgecolor=chart.ink("outline"),
             linewidth=0.5,
-            label="cached and idle",
+            label="cached and evictable",
         )
     chart.legend()
     chart.axes.set_ylim(0, 100)

@@ -1,15 +1,16 @@
-"""Batch composition: how many tokens each step computes, of which kind, and who waits meanwhile.
+"""Batch composition: how many tokens each step computes, of which kind, and how many requests wait.
 
     budget ─ ─ ─ ─ ─ ─ ─ ─ ─ ─     max_num_batched_tokens
            ░░   ▇                   hatched: padding, computed and thrown away (static batching)
       ▇   ▃▃░   ▇                   orange: prefill tokens
       ▇   ▃▃▂▂▂▂█▂▂▂▂▂▂▂▂           blue: decode tokens, one for each running sequence
 
-    waiting, running                two lines below; held requests are counted beside them
+    waiting, running                two lines below; parked requests are counted beside them
 
 Chunked prefill is the shape to look for: a long prompt fills what decodes leave of the budget, over several
-steps, instead of stopping everybody. Padding stands on top of
-the budget, not in it. Source: Agrawal et al., "Sarathi-Serve" (OSDI 2024). Read next: `overview.py`.
+steps, instead of stopping every decode. Padding stands on top of the budget, not in it.
+
+Source: Agrawal et al., "Sarathi-Serve" (OSDI 2024). Read next: `overview.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from operator import add
 from minivllm.trace.timeline import Phase, StepRecord, Timeline
 from viz.figures.captions import captions
 from viz.figures.common import WASTE, WIDE, StepCursor, hatch, step_axis_labels, swatches
-from viz.measures import held_by_step, num_computed_tokens
+from viz.measures import num_computed_tokens, parked_by_step
 from viz.scene import Scene, bars_path, lines_path, rounded
 
 LEFT = 64.0
@@ -42,12 +43,12 @@ def batch_composition(timeline: Timeline, width: float = WIDE, screen: str = "")
     scene.text(4, QUEUES_TOP - 12, "requests running (line) and waiting (dashes)", size=14)
     tokens_now = scene.text(width - 4, 18, "", size=15, anchor="end")
     queues_now = scene.text(width - 4, QUEUES_TOP - 12, "", size=15, anchor="end")
-    held = held_by_step(timeline)
+    parked = parked_by_step(timeline)
     for record, sentence in zip(timeline.records, captions(timeline), strict=True):
         scene.begin_step(sentence)
         cursor.move(record.step)
         scene.set(tokens_now, text=tokens_in_words(record))
-        scene.set(queues_now, text=queues_in_words(record, held[record.step]))
+        scene.set(queues_now, text=queues_in_words(record, parked[record.step]))
     return scene
 
 
@@ -58,10 +59,10 @@ def tokens_in_words(record: StepRecord) -> str:
     return f"{prefill:,} prefill + {decode:,} decode{padding}"
 
 
-def queues_in_words(record: StepRecord, num_held: int) -> str:
-    """Who is where after a step: 5 running (2 of them held), 1 waiting."""
-    held = f" ({num_held:,} of them held)" if num_held else ""
-    return f"{record.num_running:,} running{held}, {record.num_waiting:,} waiting"
+def queues_in_words(record: StepRecord, num_parked: int) -> str:
+    """Requests after a step: 5 running (2 of them parked), 1 waiting."""
+    parked = f" ({num_parked:,} of them parked)" if num_parked else ""
+    return f"{record.num_running:,} running{parked}, {record.num_waiting:,} waiting"
 
 
 def _tokens(scene: Scene, timeline: Timeline, step_width: float) -> str:

@@ -6,7 +6,7 @@
     │ ▁▁▁▁▁│   pale strip: the part that is still empty
     └──────┘
 
-A dashed cell with a letter and no colour is cached and idle: nobody reads it, and it can be found again.
+A dashed cell with a letter and no colour is cached and evictable: no table maps it, and a prefix hit can.
 Small cells say the same by fill, outline and tooltip. Read next: `block_pool.py`.
 """
 
@@ -44,14 +44,14 @@ class Look:
     label: str = ""
     references: int = 0
     mark: Mark | None = None
-    is_idle: bool = False
+    is_evictable: bool = False
     is_selected: bool = False
     tip: str = ""
     detail: str = ""
 
 
 class BlockGrid:
-    """The cells of one pool. Blocks that are not drawn are passed over in silence.
+    """The cells of one pool. `draw` ignores blocks that have no cell.
 
     Args:
         blocks: the physical blocks to draw, in order.
@@ -115,7 +115,7 @@ class BlockGrid:
             "tip": look.tip or f"{self.noun} {block}: free",
             "detail": look.detail,
         }
-        if look.is_idle:
+        if look.is_evictable:
             attributes |= {"dash": "2 2"}
         if look.is_selected:
             attributes |= {"stroke": "cursor", "stroke_width": self.bold + 0.5}

@@ -1,15 +1,15 @@
-"""The block pool: every physical block of the KV cache, who reads it, and what just happened to it.
+"""The block pool: every physical block of the KV cache, its readers, and what just happened to it.
 
     block tables of A      [0][1][2][3]
                              │  \\    \\ \\        arrows: where A's blocks really are
     physical blocks        [A][B][A][ ][A]
-                           [B][ ][ ][A][C]      + taken, = shared, c copied, − given back, × evicted
+                           [B][ ][ ][A][C]      + allocated, = shared, c copied, − freed, × evicted
     strip                  used │ cached │ free
     swap space             [D][D][ ][ ]         ↑ swapped out, ↓ back in; only if the run has one
 
 The point of PagedAttention is to be seen here: neighbours in a sequence need not be neighbours in memory,
-only the last block of a sequence is ever partly empty, a block may have several readers, and a block that
-nobody needs serves anybody next.
+only the last block of a sequence is ever partly empty, a block may have several readers, and a free block
+can be allocated to any request.
 
 Source: Kwon et al. (SOSP 2023), figures 5 to 9. Read next: `block_table.py`.
 """
@@ -171,11 +171,11 @@ class _BlockPool:
             references=len(readers) if is_lit else 0,
             mark=mark if is_lit else None,
             is_selected=is_selected and not self.spotlight,
-            tip=f"Block {block}: {self._whose(readers, seq, logical)}",
+            tip=f"Block {block}: {self._owner_words(readers, seq, logical)}",
             detail=", ".join(words),
         )
 
-    def _whose(self, readers: dict[int, int], seq: int, logical: int) -> str:
+    def _owner_words(self, readers: dict[int, int], seq: int, logical: int) -> str:
         words = f"request {self.names[self.requests[seq]].full}, logical block {logical}"
         if len(readers) > 1:
             words += f", shared by {len(readers)} sequences"
@@ -185,16 +185,16 @@ class _BlockPool:
         return words
 
     def _look_unread(self, block: int, marks: StepMarks, state: ReplayState) -> Look:
-        """A free block, or one that is cached and idle."""
+        """A free block, or one that is cached and evictable."""
         mark = mark_of(marks.device.get(block, set()), 0)
         detail = mark.words if mark else ""
         entry = state.blocks.cached.get(block)
         if entry is None:
             return Look(mark=mark, detail=detail)
         name = self.names[self.requests[entry.seq]]
-        tip = f"Block {block}: cached and idle, tokens that request {name.full} computed"
+        tip = f"Block {block}: cached and evictable, tokens that request {name.full} computed"
         label = "" if self.spotlight else name.tag
-        return Look(fill="cached", label=label, mark=mark, is_idle=True, tip=tip, detail=detail)
+        return Look(fill="cached", label=label, mark=mark, is_evictable=True, tip=tip, detail=detail)
 
     def _host_look(self, block: int, marks: StepMarks) -> Look:
         first = self.host_readers.first(block)
@@ -212,7 +212,7 @@ class _BlockPool:
             references=references if is_lit else 0,
             mark=mark if is_lit else None,
             is_selected=self.requests[seq] == self.selected and not self.spotlight,
-            tip=f"Host block {block}: {self._whose(self.host_readers.of[block], seq, logical)}",
+            tip=f"Host block {block}: {self._owner_words(self.host_readers.of[block], seq, logical)}",
             detail=detail,
         )
 
@@ -236,15 +236,16 @@ class _BlockPool:
     def _draw_strip(self, record: StepRecord) -> None:
         size, total = self.header.block_size, self.header.num_blocks
         unit = NARROW / (total * size)
-        filled, held = record.num_filled_slots, record.num_used_blocks * size
+        filled, used = record.num_filled_slots, record.num_used_blocks * size
         self.scene.set(self.strip["filled"], width=rounded(filled * unit))
-        self.scene.set(self.strip["wasted"], x=rounded(filled * unit), width=rounded((held - filled) * unit))
+        self.scene.set(self.strip["wasted"], x=rounded(filled * unit), width=rounded((used - filled) * unit))
         words = f"{record.num_used_blocks:,} blocks in use, "
         if "cached" in self.strip:
-            idle = record.num_evictable_blocks
-            self.scene.set(self.strip["cached"], x=rounded(held * unit), width=rounded(idle * size * unit))
-            words += f"{idle:,} cached and idle, "
+            evictable = record.num_evictable_blocks
+            width = rounded(evictable * size * unit)
+            self.scene.set(self.strip["cached"], x=rounded(used * unit), width=width)
+            words += f"{evictable:,} cached and evictable, "
         words += f"{total - record.num_used_blocks - record.num_evictable_blocks:,} free"
-        if held:
-            words += f" · {held - filled:,} of {held:,} slots empty ({1 - filled / held:.1%})"
+        if used:
+            words += f" · {used - filled:,} of {used:,} slots empty ({1 - filled / used:.1%})"
         self.scene.set(self.strip_text, text=words)

@@ -65,8 +65,8 @@ class _BlockTable:
 
     def update(self, state: ReplayState) -> None:
         members = state.members.get(self.name.request, [])
-        holders = [state.sequences[seq] for seq in members if seq in state.tables]
-        best = min(holders, key=lambda s: (-(s.beam_score or 0.0), s.seq), default=None)
+        with_table = [state.sequences[seq] for seq in members if seq in state.tables]
+        best = min(with_table, key=lambda s: (-(s.beam_score or 0.0), s.seq), default=None)
         table = state.tables[best.seq] if best else []
         first = max(0, len(table) - len(self.rows))
         title = f"Inside the blocks of {self.name.full}"
@@ -74,7 +74,7 @@ class _BlockTable:
             title += f", sequence {best.seq}"
         if first:
             title += f": logical blocks {first} to {len(table) - 1}"
-        self.scene.set(self.title, text=title if table else f"{title}: none held now")
+        self.scene.set(self.title, text=title if table else f"{title}: no blocks now")
         for index, row in enumerate(self.rows):
             logical = first + index
             if best is None or logical >= len(table):

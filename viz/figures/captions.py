@@ -1,4 +1,4 @@
-"""Captions: what happened in each step, in words; the part of a picture that everybody can read.
+"""Captions: what happened in each step, in words; the part of a picture that a screen reader can read.
 
 One caption serves all pictures of a page. It is shown above them, read out by screen readers, and given to
 the step slider as its value. To caption a new event, note it in `StepRecord` and add a sentence below.
@@ -17,9 +17,9 @@ from viz.figures.common import Name, listing, names_of, plural
 from viz.measures import num_computed_tokens
 
 REASONS = {
-    "stop": "it said its stop word",
-    "length": "it reached its length limit",
-    "abort": "it was aborted",
+    "stop": "a stop token or string",
+    "length": "its length limit",
+    "abort": "aborted",
 }
 
 
@@ -30,14 +30,14 @@ def captions(timeline: Timeline, names: Mapping[str, Name] | None = None) -> lis
         names: what requests are called, if others than this run's own names are in use on the page.
     """
     names = names or names_of(timeline)
-    held = _held_by_step(timeline)
+    parked = _parked_requests(timeline)
     header = timeline.trace.header
     requests = {seq: sequence.request for seq, sequence in timeline.sequences.items()}
     sentences = []
     for record in timeline.records:
         told = [_batch(record, names, header.max_num_batched_tokens)]
-        if waiting_for_others := held.get(record.step):
-            told.append(_held(waiting_for_others, names))
+        if waiting_for_others := parked.get(record.step):
+            told.append(_parked(waiting_for_others, names))
         told += [sentence for tell in SENTENCES if (sentence := tell(record, names))]
         for tell_sharing in SHARING_SENTENCES:
             if sentence := tell_sharing(record, names, requests, header.block_size):
@@ -73,20 +73,20 @@ def _batch(record: StepRecord, names: Mapping[str, Name], budget: int) -> str:
     return told
 
 
-def _held_by_step(timeline: Timeline) -> dict[int, list[str]]:
-    held: dict[int, list[str]] = {}
+def _parked_requests(timeline: Timeline) -> dict[int, list[str]]:
+    parked: dict[int, list[str]] = {}
     for request, spans in timeline.spans.items():
         for span in spans:
             if span.phase is Phase.PARKED:
                 for step in range(span.first, span.last + 1):
-                    held.setdefault(step, []).append(request)
-    return held
+                    parked.setdefault(step, []).append(request)
+    return parked
 
 
-def _held(requests: list[str], names: Mapping[str, Name]) -> str:
+def _parked(requests: list[str], names: Mapping[str, Name]) -> str:
     if len(requests) == 1:
-        return f"{_tags(requests, names)} is held: it keeps its place and its blocks, and computes nothing."
-    return f"{_tags(requests, names)} are held: they keep their places and blocks, and compute nothing."
+        return f"{_tags(requests, names)} is parked: it keeps its slot and its blocks, and computes nothing."
+    return f"{_tags(requests, names)} are parked: they keep their slots and blocks, and compute nothing."
 
 
 def _by_request(record: StepRecord, phase: Phase) -> dict[str, list[BatchItem]]:
@@ -107,8 +107,8 @@ def _arrivals(record: StepRecord, names: Mapping[str, Name]) -> str:
 def _admitted(record: StepRecord, names: Mapping[str, Name]) -> str:
     if not record.scheduled:
         return ""
-    verb = "leaves the queue and joins" if len(record.scheduled) == 1 else "leave the queue and join"
-    return f"{_tags(record.scheduled, names)} {verb} the batch."
+    verb = "is admitted" if len(record.scheduled) == 1 else "are admitted"
+    return f"{_tags(record.scheduled, names)} {verb} to the batch."
 
 
 def _waiting(record: StepRecord, names: Mapping[str, Name]) -> str:
@@ -117,27 +117,27 @@ def _waiting(record: StepRecord, names: Mapping[str, Name]) -> str:
     return f"{plural(record.num_waiting, 'request')} {'waits' if record.num_waiting == 1 else 'wait'}."
 
 
-def _lack(event: RequestPreempted, names: Mapping[str, Name]) -> str:
-    """Why somebody had to step aside."""
+def _shortage(event: RequestPreempted, names: Mapping[str, Name]) -> str:
+    """Why a request is preempted."""
     if event.shortage == "batch_slots" and event.preempted_for in names:
-        return f"The batch is full, and {names[event.preempted_for].tag} goes first"
+        return f"The batch is full, and {names[event.preempted_for].tag} is scheduled first"
     return "The pool is full"
 
 
 def _preempted(record: StepRecord, names: Mapping[str, Name]) -> str:
-    """Those that stepped aside for lack of memory; those of a failed step are told with it."""
+    """Requests that the scheduler preempted; those of a failed step are told with it."""
     if record.abandoned:
         return ""
     sentences = []
     for event in record.preempted[:4]:
         tag = names[event.request].tag
         if event.mode == "swap":
-            sentences.append(f"{_lack(event, names)}: {tag} steps aside into the swap space.")
+            sentences.append(f"{_shortage(event, names)}: {tag} is preempted, its blocks are swapped out.")
         else:
             because = f" (not swapped: {event.reason})" if event.reason else ""
             sentences.append(
-                f"{_lack(event, names)}: {tag} is preempted, gives all its blocks back and will compute "
-                f"{plural(event.num_computed_tokens, 'token')} again{because}."
+                f"{_shortage(event, names)}: {tag} is preempted, its blocks are freed, and "
+                f"{plural(event.num_computed_tokens, 'token')} will be computed again{because}."
             )
     return " ".join(sentences)
 
@@ -155,7 +155,7 @@ def _rebuilt(record: StepRecord, names: Mapping[str, Name]) -> str:
 
 
 def _finished(record: StepRecord, names: Mapping[str, Name]) -> str:
-    """Outputs that ended. A beam is none: what a search found is told with its steps."""
+    """Finished outputs. A beam is none: what a search found is told with its steps."""
     searching = {event.request for event in record.beams}
     outputs = [
         sequence
@@ -163,7 +163,7 @@ def _finished(record: StepRecord, names: Mapping[str, Name]) -> str:
         if sequence.beam_score is None and sequence.request not in searching
     ]
     return " ".join(
-        f"{names[sequence.request].tag} ends after {plural(sequence.num_output_tokens, 'token')}: "
+        f"{names[sequence.request].tag} finishes after {plural(sequence.num_output_tokens, 'token')}: "
         f"{REASONS.get(sequence.finish_reason or '', sequence.finish_reason)}."
         for sequence in outputs[:4]
     )
@@ -188,13 +188,13 @@ SENTENCES: tuple[Callable[[StepRecord, Mapping[str, Name]], str], ...] = (
 def _blocks(record: StepRecord, num_blocks: int) -> str:
     changes = []
     if record.taken:
-        changes.append(f"{plural(len(record.taken), 'block')} taken")
+        changes.append(f"{plural(len(record.taken), 'block')} allocated")
     if record.returned:
-        changes.append(f"{len(record.returned):,} given back")
+        changes.append(f"{plural(len(record.returned), 'block')} freed")
     prefix = f"{', '.join(changes)}; " if changes else ""
-    idle = f", {record.num_evictable_blocks:,} cached and idle" if record.num_evictable_blocks else ""
+    evictable = f", {record.num_evictable_blocks:,} evictable" if record.num_evictable_blocks else ""
     saved = f"; sharing saves {record.num_saved_blocks:,}" if record.num_saved_blocks else ""
-    return f"{prefix}{record.num_used_blocks:,} of {num_blocks:,} blocks in use{idle}{saved}."
+    return f"{prefix}{record.num_used_blocks:,} of {num_blocks:,} blocks in use{evictable}{saved}."
 
 
 def _tags(requests: list[str], names: Mapping[str, Name]) -> str:

@@ -23,10 +23,10 @@ def _hits(record: StepRecord, names: Mapping[str, Name], requests: Requests, blo
         tokens = plural(count * block_size, "token")
         if event.source == "cache":
             words.append(
-                f"{tag} finds {tokens} in the prefix cache: {plural(count, 'block')} need not be computed."
+                f"{tag} has a prefix hit of {tokens}: {plural(count, 'block')} need not be computed."
             )
         else:
-            words.append(f"A sequence of {tag} maps {plural(count, 'block')} that its sibling has.")
+            words.append(f"A sequence of {tag} shares {plural(count, 'block')} with its sibling.")
     return _told(words)
 
 
@@ -49,8 +49,8 @@ def _sequences(count: int) -> str:
 def _copies(record: StepRecord, names: Mapping[str, Name], requests: Requests, block_size: int) -> str:
     return _told(
         [
-            f"{names[requests[event.seq]].tag} is about to write to block {event.source}, which others read: "
-            f"it gets a copy in block {event.target}."
+            f"Copy-on-write: {names[requests[event.seq]].tag} is about to write to block {event.source}, "
+            f"which is shared, and gets a copy in block {event.target}."
             for event in record.copied
         ],
         "copies",
@@ -105,19 +105,19 @@ def _cached(record: StepRecord, names: Mapping[str, Name], requests: Requests, b
     count = sum(len(event.blocks) for event in record.cached)
     if not count:
         return ""
-    return f"{plural(count, 'full block')} can be found in the prefix cache from now on."
+    return f"{plural(count, 'full block')} {_is(count)} cached."
 
 
 def _evicted(record: StepRecord, names: Mapping[str, Name], requests: Requests, block_size: int) -> str:
     counts = {"capacity": 0, "reset": 0}
     for event in record.evicted:
-        if event.reason in counts:  # what a failed step had begun is told with it
+        if event.reason in counts:  # the evictions of a failed step are told with it
             counts[event.reason] += len(event.blocks)
     words = []
     if count := counts["capacity"]:
-        words.append(f"{plural(count, 'idle cached block')} {_is(count)} evicted to make room.")
+        words.append(f"{plural(count, 'cached block')} {_is(count)} evicted to make room.")
     if count := counts["reset"]:
-        words.append(f"The cache is emptied: {plural(count, 'idle block')} {_is(count)} forgotten.")
+        words.append(f"The prefix cache is reset: {plural(count, 'cached block')} {_is(count)} removed.")
     return " ".join(words)
 
 
@@ -133,11 +133,11 @@ def _swapped(record: StepRecord, names: Mapping[str, Name], requests: Requests, 
     for event_in in record.swapped_in:
         back.setdefault(requests[event_in.seq], set()).update(event_in.host_blocks)
     words = [
-        f"{plural(len(hosts), 'block')} of {names[request].tag} go to the host's memory."
+        f"{plural(len(hosts), 'block')} of {names[request].tag} {_is(len(hosts))} swapped out."
         for request, hosts in out.items()
     ]
     words += [
-        f"{names[request].tag} comes back from the swap space with {plural(len(hosts), 'block')}."
+        f"{plural(len(hosts), 'block')} of {names[request].tag} {_is(len(hosts))} swapped in."
         for request, hosts in back.items()
     ]
     return _told(words)
@@ -149,7 +149,7 @@ def _failed(record: StepRecord, names: Mapping[str, Name], requests: Requests, b
     again = listing(sorted({names[event.request].tag for event in record.preempted}))
     times = "A first attempt" if len(record.abandoned) == 1 else f"{len(record.abandoned)} attempts"
     words = f"{times} at this step failed ({record.abandoned[-1].error[:120]})"
-    return f"{words}; {again} started again from zero." if again else f"{words}."
+    return f"{words}; {again} will be computed again from the start." if again else f"{words}."
 
 
 def _told(words: list[str], noun: str = "events of this kind") -> str:

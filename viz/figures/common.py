@@ -21,7 +21,7 @@ PHONE = 460.0
 
 @dataclass(frozen=True)
 class Mark:
-    """How a figure says, without colour, what happened to a block in this step."""
+    """How a figure shows, without colour, what happened to a block in this step."""
 
     sign: str
     dash: str
@@ -30,19 +30,19 @@ class Mark:
 
 # One entry for each thing that can happen to a block; a new event that moves blocks adds its own here.
 MARKS = {
-    "taken": Mark("+", "", "taken in this step"),
-    "shared": Mark("=", "", "mapped by one more sequence in this step"),
-    "copied": Mark("c", "", "taken for a copy in this step"),
-    "returned": Mark("−", "3 2", "given back in this step"),
+    "allocated": Mark("+", "", "allocated in this step"),
+    "shared": Mark("=", "", "shared by one more sequence in this step"),
+    "copied": Mark("c", "", "target of a copy in this step"),
+    "freed": Mark("−", "3 2", "freed in this step"),
     "evicted": Mark("×", "1.5 2", "evicted in this step"),
-    "out": Mark("↑", "6 2", "moved to the swap space in this step"),
-    "in": Mark("↓", "", "brought back from the swap space in this step"),
+    "out": Mark("↑", "6 2", "swapped out in this step"),
+    "in": Mark("↓", "", "swapped in during this step"),
 }
 # The same for the edges of the prefix tree.
 EDGE_MARKS = {
-    "hit": Mark("=", "", "found by a new sequence"),
+    "hit": Mark("=", "", "prefix hit"),
     "split": Mark("s", "", "split: another prompt goes on differently"),
-    "insert": Mark("+", "", "new blocks"),
+    "insert": Mark("+", "", "blocks cached"),
     "evict": Mark("×", "1.5 2", "blocks evicted"),
 }
 
@@ -168,7 +168,7 @@ def step_axis_labels(scene: Scene, num_steps: int, left: float, y: float) -> Non
 
 
 WASTE = "wasted"
-"""The colour of whatever is paid for and not used."""
+"""The colour of what is paid for and not used."""
 
 
 def hatch(scene: Scene, boxes: list[tuple[float, float, float, float]]) -> None:

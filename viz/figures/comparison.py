@@ -1,7 +1,7 @@
-"""Two runs on one clock: for each, who was in the batch, and what each of its steps computed.
+"""Two runs on one clock: for each, which requests were in the batch, and what each of its steps computed.
 
     first    A ████▄▄▄▄▄▄▄▄▄▄▄▄          x is time, on the same scale in both pictures
-             B ██▄▄▄▄▄░░░░░░░░░          hatched: held, and waits for the slowest
+             B ██▄▄▄▄▄░░░░░░░░░          hatched: parked, waits for the slowest
              C ───────────────███▄▄
              tokens ▆▂▂▂▂▂▂▂▂▂▂▅▁▁
     second   A ████▄▄▄▄▄▄▄▄▄▄▄▄
@@ -28,7 +28,7 @@ from viz.figures.common import WASTE, WIDE, Name, hatch, names_of_requests, swat
 from viz.figures.moments import Moment, merge
 from viz.figures.scheduler_gantt import SIGNS, draw_span, legend_entries
 from viz.figures.time_axis import TimeScale, time_axis_labels
-from viz.measures import held_by_step, num_computed_tokens
+from viz.measures import num_computed_tokens, parked_by_step
 from viz.scene import Scene, StepAxis, rounded
 
 MOST_ROWS = 60
@@ -114,7 +114,7 @@ class _Picture:
         sides: tuple[Side, Side],
     ) -> None:
         self.timeline, self.scale = side.timeline, scale
-        self.held = held_by_step(side.timeline)
+        self.parked = parked_by_step(side.timeline)
         self.arrivals: dict[str, list[float]] = {}
         """An id may come again after its first request is done."""
         for sequence in side.timeline.sequences.values():
@@ -162,7 +162,7 @@ class _Picture:
     def _rows(self, requests: list[str], names: Mapping[str, Name], top: float, row: float) -> None:
         scene = self.scene
         every = ceil(14 / row)
-        held: list[tuple[float, float, float, float]] = []
+        parked: list[tuple[float, float, float, float]] = []
         signs: list[tuple[float, float, str]] = []
         for index, request in enumerate(requests):
             y, name = top + index * row, names[request]
@@ -191,10 +191,10 @@ class _Picture:
                 following = spans[number + 1] if number + 1 < len(spans) else None
                 box = draw_span(scene, span, name, y, row, self._reach(request, span, following))
                 if span.phase is Phase.PARKED:
-                    held.append(box)
+                    parked.append(box)
                 if sign := SIGNS.get(span.phase):
                     signs.append((box[0], y + row / 2, sign))
-        hatch(scene, held)
+        hatch(scene, parked)
         for x, y, sign in signs[:MOST_SIGNS]:
             scene.text(x, rounded(y + 5), sign, size=15, weight="bold", anchor="middle")
 
@@ -221,7 +221,7 @@ class _Picture:
         if step < self.timeline.num_steps and time >= self.timeline.records[step].start:
             left, width = self._column(step)
             record = self.timeline.records[step]
-            words = f"step {step}: {tokens_in_words(record)}; {queues_in_words(record, self.held[step])}"
+            words = f"step {step}: {tokens_in_words(record)}; {queues_in_words(record, self.parked[step])}"
             scene.set(self.column, x=left, width=max(width, 1.5), stroke="cursor")
         else:
             words = "done" if step >= self.timeline.num_steps else f"before step {step}"

@@ -2,7 +2,7 @@
 
     FLOP per byte │            ╱  ╱ ◇      dashed: if nothing but the weights had to be read
                   │        ╱ ◇◇◇           below it: every sequence also brings its own keys and values,
-                  │    ╱◇◇                 which nobody else shares
+                  │    ╱◇◇                 which no other one shares
                   │ ◇
                   └────────────────── sequences that decode in the same step
 
@@ -55,7 +55,7 @@ def decode_intensity(timeline: Timeline, work: Sequence[PhaseWork], told: Sequen
             words = f"{part.num_sequences:,} decode: {part.intensity:,.3g} FLOP per byte"
         else:
             scene.set(mark, d="")
-            words = "nobody decodes"
+            words = "no decode"
         scene.set(now, text=f"step {step}: {words}")
     return scene
 

@@ -22,11 +22,11 @@ def kernel_captions(header: KernelHeader, accesses: Sequence[WarpAccess]) -> lis
 
 
 def caption(access: WarpAccess, header: KernelHeader) -> str:
-    """Who does what to which cells, where in the source, and what it costs."""
+    """What a warp does to which cells, where in the source, and what it costs."""
     array = array_of(access, header)
     size = access.count * array.itemsize
     return (
-        f"Warp {access.warp} of block {access.block} {VERBS.get(access.kind, access.kind)} "
+        f"Warp {access.warp} of thread block {access.block} {VERBS.get(access.kind, access.kind)} "
         f"{cells_words(access, array)} in {line_words(access.line)}, {plural(len(access.lanes), 'lane')} × "
         f"{plural(size, 'byte')}: {cost_words(access, array)}."
     )

@@ -5,7 +5,7 @@
     global     ██░░ ██░░ ██░░       shared       █ █   █ █    banks: one word of each a turn
                sectors, by address               █            second turn: this bank has two words
 
-Of a sector that is touched all 32 bytes are moved; those that no lane wants are hatched. A bank that must
+Of a sector that is touched all 32 bytes are moved; those that no lane requests are hatched. A bank that must
 give two words takes two turns, and the whole warp waits. Each request goes to one kind of memory: the other
 picture is veiled, and keeps what went there last.
 
@@ -33,8 +33,8 @@ from viz.figures.kernel_memory import (
     cell_words,
     colliding_lanes,
     moved_bytes,
+    requested_ranges,
     touched_sectors,
-    wanted_ranges,
 )
 from viz.scene import Scene, bars_path, hatch_path
 
@@ -138,7 +138,7 @@ class _Global(_Memory):
     def __init__(self) -> None:
         super().__init__(TARGET + STRIP_HEIGHT + 86)
         scene, width = self.scene, WARP_SIZE * LANE
-        # Everything is waste, unless it is wanted or not there at all.
+        # Everything is waste, unless a lane requests it or it is not there at all.
         scene.rect(LEFT, TARGET, width, STRIP_HEIGHT, fill=WASTE)
         scene.path(hatch_path([(LEFT, TARGET, width, STRIP_HEIGHT)]), stroke="outline", stroke_width=0.9)
         self.gaps = scene.path(bars_path([(LEFT - 1, TARGET - 1, width + 2, STRIP_HEIGHT + 2)]), fill="page")
@@ -147,7 +147,7 @@ class _Global(_Memory):
         self.first = scene.text(LEFT, TARGET + STRIP_HEIGHT + 16, "", size=13)
         self.last = scene.text(LEFT, TARGET + STRIP_HEIGHT + 34, "", size=13)
         self.cost = scene.text(LEFT, TARGET + STRIP_HEIGHT + 54, "", size=14, weight="bold")
-        entries = [("filled", "bytes that a lane wants", 1.0), (WASTE, "moved for nothing", 1.0)]
+        entries = [("filled", "bytes that a lane requests", 1.0), (WASTE, "moved for nothing", 1.0)]
         swatches(scene, TARGET + STRIP_HEIGHT + 78, entries, LEFT, hatched=True)
         self.finish()
 
@@ -189,9 +189,9 @@ class _Shared(_Memory):
         self.served = scene.path("", fill="filled", stroke="page", stroke_width=0.6)
         self.late = scene.path("", fill="preempted", stroke="page", stroke_width=0.6)
         self.cost = scene.text(LEFT, TARGET + GRID_HEIGHT + 34, "", size=14, weight="bold")
-        self.who = scene.text(LEFT, TARGET + GRID_HEIGHT + 54, "", size=13)
+        self.collisions = scene.text(LEFT, TARGET + GRID_HEIGHT + 54, "", size=13)
         entries = [
-            ("filled", "a word, for all who want it", 1.0),
+            ("filled", "a word, for all its lanes", 1.0),
             ("preempted", "waits for a turn of its bank", 1.0),
         ]
         swatches(scene, TARGET + GRID_HEIGHT + 80, entries, LEFT)
@@ -208,7 +208,7 @@ class _Shared(_Memory):
         scene.set(self.crowd, d=drawing.crowd)
         asked = asked_bytes(access, array)
         scene.set(self.cost, text=f"{cost_words(access, array)} · {asked:,} bytes asked for")
-        scene.set(self.who, text=drawing.words)
+        scene.set(self.collisions, text=drawing.words)
 
 
 class Sectors(NamedTuple):
@@ -221,7 +221,7 @@ class Sectors(NamedTuple):
 
 
 class Banks(NamedTuple):
-    """Paths of a request to shared memory, and who waits for whom."""
+    """Paths of a request to shared memory, and which lanes collide, in words."""
 
     lines: str
     served: str
@@ -238,7 +238,7 @@ def draw_sectors(lanes: tuple[int, ...], starts: tuple[int, ...], size: int) -> 
     """Lanes that access `size` bytes each, counted from the first sector that any of them touches."""
     strip = Strip(touched_sectors(starts, size))
     bars = []
-    for begin, end in wanted_ranges(starts, size):
+    for begin, end in requested_ranges(starts, size):
         for sector in range(begin // SECTOR_BYTES, (end - 1) // SECTOR_BYTES + 1):
             left = strip.x(max(begin, sector * SECTOR_BYTES), sector)
             right = strip.x(min(end, (sector + 1) * SECTOR_BYTES), sector)
@@ -266,7 +266,7 @@ def draw_banks(lanes: tuple[int, ...], starts: tuple[int, ...], size: int) -> Ba
     ends = [(lane, lane_x(w.bank), TARGET + w.turn * row) for lane, w in sorted(first.items())]
     crowd = colliding_lanes(lanes, starts, size)
     marks = [(LEFT + i * LANE - 1, LANES_TOP - 2, LANE, LANE_HEIGHT + 4) for i in crowd]
-    told = _who_waits(crowd, len({(w.turn, w.bank) for w in words}), len(words))
+    told = _collision_words(crowd, len({(w.turn, w.bank) for w in words}), len(words))
     return Banks(lines_to(ends), _short_bars(boxes[False]), _short_bars(boxes[True]), bars_path(marks), told)
 
 
@@ -282,10 +282,10 @@ def lines_to(ends: Sequence[tuple[int, float, float]]) -> str:
     return "".join(f"M{lane_x(lane):g},{foot:g}L{x:.5g},{y:.5g}" for lane, x, y in ends)
 
 
-def _who_waits(crowd: Sequence[int], num_words: int, num_wanted: int) -> str:
+def _collision_words(crowd: Sequence[int], num_words: int, num_wanted: int) -> str:
     """Which lanes collide; if none do, whether they share words."""
     if crowd:
-        return f"Lanes {lanes_words(crowd)} (red) want different words of one bank."
+        return f"Lanes {lanes_words(crowd)} (red) request different words of one bank."
     if num_words < num_wanted:
         return f"No conflict; {plural(num_words, 'word')} for all of them: lanes may share a word."
     return "No conflict: every lane has banks of its own."

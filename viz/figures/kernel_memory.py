@@ -25,14 +25,14 @@ TURN_BYTES = NUM_BANKS * BANK_BYTES
 
 
 class Word(NamedTuple):
-    """A word of shared memory that a lane wants."""
+    """A word of shared memory that a lane requests."""
 
     lane: int
     bank: int
     turn: int
     """In which it is served, from 0."""
     is_late: bool
-    """Another word of the same bank, wanted at the same time, goes first."""
+    """Another word of the same bank, requested at the same time, is served before it."""
 
 
 def asked_bytes(access: WarpAccess, array: KernelArray) -> int:
@@ -61,8 +61,8 @@ def touched_sectors(starts: Iterable[int], size: int) -> list[int]:
     )
 
 
-def wanted_ranges(starts: Iterable[int], size: int) -> list[tuple[int, int]]:
-    """The bytes that some lane wants, as few ranges `(begin, end)`."""
+def requested_ranges(starts: Iterable[int], size: int) -> list[tuple[int, int]]:
+    """The bytes that the lanes request, as few ranges `(begin, end)`."""
     ranges: list[tuple[int, int]] = []
     for start in sorted(set(starts)):
         if ranges and start <= ranges[-1][1]:
@@ -73,10 +73,10 @@ def wanted_ranges(starts: Iterable[int], size: int) -> list[tuple[int, int]]:
 
 
 def bank_words(lanes: Sequence[int], starts: Sequence[int], size: int) -> list[Word]:
-    """Every word that a lane wants, and the turn in which it gets it.
+    """Every word that a lane requests, and the turn in which its bank serves it.
 
     Wide accesses are served half a warp, or a quarter, at a time: as many lanes as ask for 128 bytes. To
-    these, every bank serves one word a turn, whoever of them wants it.
+    these, every bank serves one word a turn, to all lanes that request it.
     """
     lanes_a_turn = max(1, TURN_BYTES // max(size, BANK_BYTES))
     words: list[Word] = []
@@ -97,7 +97,7 @@ def bank_words(lanes: Sequence[int], starts: Sequence[int], size: int) -> list[W
 
 
 def colliding_lanes(lanes: Sequence[int], starts: Sequence[int], size: int) -> list[int]:
-    """Lanes that want a word of a bank of which a lane beside them wants another one."""
+    """Lanes that request a word of a bank from which another lane of the same group requests another word."""
     lanes_a_turn = max(1, TURN_BYTES // max(size, BANK_BYTES))
     colliding: set[int] = set()
     for begin in range(0, len(lanes), lanes_a_turn):

@@ -43,7 +43,7 @@ def rescaled(found: Sequence[Piece]) -> list[list[bool]]:
 
 
 def is_told_late(found: Sequence[Piece]) -> bool:
-    """Does the kernel tell of its rows only at their end? Then nobody knows what was rescaled on the way."""
+    """Does the kernel note its rows only at their end? Then the rescales on the way are not known."""
     first: dict[tuple[tuple[int, int], int], int] = {}
     for number, piece in enumerate(found):
         for query in range(piece.box.first_query, piece.box.end_query):

@@ -172,7 +172,7 @@ def kernel_shared(trace: KernelTrace, found: Sequence[Piece], told: Sequence[str
     if not shared:
         return None
     scene = Scene("What is in shared memory", COLUMN, 34 + len(shared) * ROW)
-    words = f"In the shared memory of this block ({header.shared_bytes:,} bytes)"
+    words = f"In the shared memory of this thread block ({header.shared_bytes:,} bytes)"
     scene.text(4, 16, words, size=15, weight="bold")
     rows = {}
     for place, index in enumerate(shared):

@@ -1,10 +1,10 @@
-"""Memory over time: how many blocks are held after each step, and how many of their slots are empty.
+"""Memory over time: how many blocks are in use after each step, and how many of their slots are empty.
 
     capacity ────────────────────────────
-                      ▁▂▃▄▅▆▇▇▇▆▅▄          yellow: held but empty (waste)
+                      ▁▂▃▄▅▆▇▇▇▆▅▄          yellow: allocated but empty (waste)
              ▁▂▃▄▅▆▇██████████████▇▆▅▄▃     green:  filled with keys and values
 
-A prefix cache adds a third layer: blocks that nobody uses, and that somebody may find again.
+A prefix cache adds a third layer: blocks that no table maps, and that a prefix hit can bring back into use.
 
 With one contiguous strip per request, the yellow part would be most of the picture; with blocks of 16 tokens
 it is about eight slots per sequence. Read next: `scheduler_gantt.py`.
@@ -21,17 +21,17 @@ LEFT, TOP, HEIGHT = 58.0, 40.0, 130.0
 
 
 def memory_over_time(timeline: Timeline) -> Scene:
-    """Filled and empty slots of all held blocks, step by step, against the size of the pool."""
+    """Filled and empty slots of all blocks in use, step by step, against the size of the pool."""
     header = timeline.trace.header
     scene = Scene("Blocks in use over the run", NARROW, TOP + HEIGHT + 26)
-    legend = [("filled", "slots filled", 1.0), ("wasted", "held but empty", 1.0)]
+    legend = [("filled", "slots filled", 1.0), ("wasted", "allocated but empty", 1.0)]
     if header.prefix_cache:
-        legend.append(("cached", "cached and idle", 1.0))
+        legend.append(("cached", "cached and evictable", 1.0))
     swatches(scene, 18, legend, LEFT)
     slots = header.num_blocks * header.block_size
     bottom = TOP + HEIGHT
     step_width = (NARROW - LEFT - 4) / max(timeline.num_steps, 1)
-    filled, empty, idle = [], [], []
+    filled, empty, evictable = [], [], []
     for record in timeline.records:
         x = rounded(LEFT + record.step * step_width)
         width = rounded(max(step_width, 0.3))
@@ -40,10 +40,10 @@ def memory_over_time(timeline: Timeline) -> Scene:
         filled.append((x, bottom - low, width, low))
         empty.append((x, bottom - high, width, high - low))
         rest = rounded(record.num_evictable_blocks * header.block_size / slots * HEIGHT)
-        idle.append((x, rounded(bottom - high - rest), width, rest))
+        evictable.append((x, rounded(bottom - high - rest), width, rest))
     scene.path(bars_path(filled), fill="filled")
     scene.path(bars_path(empty), fill="wasted")
-    scene.path(bars_path(idle), fill="cached")
+    scene.path(bars_path(evictable), fill="cached")
     scene.path(f"M{LEFT},{TOP}L{NARROW},{TOP}", stroke="ink", dash="5 3", stroke_width=1.2)
     scene.path(f"M{LEFT},{bottom}L{NARROW},{bottom}", stroke="outline", stroke_width=1.0)
     scene.text(LEFT - 6, TOP + 5, f"{header.num_blocks:,}", size=13, fill="muted", anchor="end")

@@ -2,7 +2,7 @@
 
     [A] decode                                   12 of at most 40 tokens
     Once upon a time there was                                    (the prompt)
-    a small block of memory that nobody wanted …                  (the answer, growing)
+    a small block of memory that was always full …                (the answer, growing)
     ▓▓▓▓▓▓▓▓▓▓▓▓▓▓░░░░░░░░                                        (tokens in the cache)
 
 Of a request with several sequences the first is quoted, in a search the best.
@@ -30,7 +30,7 @@ DOING = {
     Phase.WAITING: "waits",
     Phase.PREFILL: "prefill",
     Phase.DECODE: "decode",
-    Phase.PARKED: "held",
+    Phase.PARKED: "parked",
     Phase.PREEMPTED: "preempted, waits",
     Phase.SWAPPED: "swapped out, waits",
 }

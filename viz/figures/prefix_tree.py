@@ -1,10 +1,10 @@
-"""The prefix tree: what the prefix cache remembers, who reads it, and what it forgets.
+"""The prefix tree: what the prefix cache remembers, which requests read it, and what it evicts.
 
     root ─┬─┌ Question: What is ─────┐─┬─┌= a block table? ┐
           │ │ 2 blocks · 3 sequences │ │ │ 1 block   [A][C]│     chips: the requests that read it (locks)
           │ └────────────────────────┘ │ └─────────────────┘
-          │                            └─┌ continuous …    ┐     dashed: idle, since when
-          │                              │ idle since 112  │
+          │                            └─┌ continuous …    ┐     dashed: no table maps it, and since when
+          │                              │ evictable since…│
           └─┌× Once upon a time ─┐                               signs: = hit, + insert, s split, × evict
 
 Every edge keeps its place over the whole run (`prefixes.py`); before it is cached, and after it is evicted,
@@ -95,7 +95,7 @@ class _PrefixTree:
         self.readers = Readers()
         self.blocks: dict[int, set[int]] = {}  # content → blocks that hold it now
         self.at: dict[int, int] = {}  # block → content
-        self.idle_since: dict[int, int] = {}
+        self.evictable_since: dict[int, int] = {}
         self.gone_since: dict[int, int] = {}
         self.marked_before: set[int] = set()
         self.title = self.scene.text(0, 16, "", size=15, weight="bold")
@@ -255,7 +255,7 @@ class _PrefixTree:
             if block in self.at:
                 content = self.at[block]
                 if not self.readers.of.get(block):
-                    self.idle_since[content] = record.step
+                    self.evictable_since[content] = record.step
                 dirty.add(self.history.contents[content].edge)
         for number in (dirty | set(marks)) & set(self.shapes):
             self._draw(number, marks.get(number, set()))
@@ -279,7 +279,7 @@ class _PrefixTree:
             self.at[block] = content
             self.gone_since.pop(content, None)
             if not self.readers.of.get(block):
-                self.idle_since[content] = step
+                self.evictable_since[content] = step
         else:
             self.blocks[content].discard(block)
             if self.at.get(block) == content:
@@ -291,11 +291,11 @@ class _PrefixTree:
         present = [content for content in edge.contents if self.blocks.get(content)]
         blocks = [block for content in present for block in sorted(self.blocks[content])]
         seqs = {seq for block in blocks for seq in self.readers.of.get(block, ())}
-        idle = [content for content in present if not self._is_read(content)]
+        evictable = [content for content in present if not self._is_read(content)]
         share = len(present) / len(edge.contents)
-        is_idle = bool(present) and not seqs
+        is_evictable = bool(present) and not seqs
         frame: dict[str, Value] = {"stroke": "ink", "dash": "", "fill": "panel", "stroke_width": 1.4}
-        if is_idle:
+        if is_evictable:
             frame = {"stroke": "outline", "dash": "2 2", "fill": "cached", "stroke_width": 1.2}
         elif not present:
             frame = {"stroke": "rule", "dash": "", "fill": "page", "stroke_width": 1.0}
@@ -310,7 +310,7 @@ class _PrefixTree:
         self.scene.set(shapes.frame, detail=", ".join(detail), **frame)
         self.scene.set(shapes.bar, width=rounded((place.width - 2) * share))
         self.scene.set(shapes.text, fill="ink" if present else "muted")
-        self.scene.set(shapes.facts, text=self._facts(number, present, idle, seqs))
+        self.scene.set(shapes.facts, text=self._facts(number, present, evictable, seqs))
         width = 6.0 + 9 * len(signs) if signs else 0.0
         self.scene.set(shapes.badge, label=signs, width=width, fill="ink" if signs else "none")
         # Text begins behind the signs, however many there are.
@@ -321,7 +321,7 @@ class _PrefixTree:
     def _is_read(self, content: int) -> bool:
         return any(self.readers.of.get(block) for block in self.blocks[content])
 
-    def _facts(self, number: int, present: list[int], idle: list[int], seqs: set[int]) -> str:
+    def _facts(self, number: int, present: list[int], evictable: list[int], seqs: set[int]) -> str:
         edge = self.history.edges[number]
         if not present:
             gone = [self.gone_since[content] for content in edge.contents if content in self.gone_since]
@@ -330,9 +330,9 @@ class _PrefixTree:
         words = plural(total, "block") if len(present) == total else f"{len(present)} of {total} blocks"
         if seqs:
             words += f" · {plural(len(seqs), 'sequence')}"
-        if idle:
-            since = min(self.idle_since.get(content, 0) for content in idle)
-            words += f" · {'' if not seqs else f'{len(idle)} '}idle since step {since}"
+        if evictable:
+            since = min(self.evictable_since.get(content, 0) for content in evictable)
+            words += f" · {'' if not seqs else f'{len(evictable)} '}evictable since step {since}"
         return words
 
     def _draw_chips(self, shapes: Shapes, seqs: set[int]) -> None:
@@ -363,10 +363,10 @@ class _PrefixTree:
         self.scene.set(self.shapes[number].link, d=self._link(number, is_present), **look)
 
     def _draw_title(self, state: ReplayState) -> None:
-        known, idle = len(state.blocks.cached), state.blocks.num_evictable
-        words = f"Prefix cache ({self.kind}): {plural(known, 'block')} known"
-        if known:
-            words += f", {known - idle:,} in use, {idle:,} idle"
+        cached, evictable = len(state.blocks.cached), state.blocks.num_evictable
+        words = f"Prefix cache ({self.kind}): {plural(cached, 'block')} cached"
+        if cached:
+            words += f", {cached - evictable:,} in use, {evictable:,} evictable"
         self.scene.set(self.title, text=words)
 
 

@@ -43,7 +43,7 @@ class Readers:
         return changed
 
     def first(self, block: int) -> tuple[int, int] | None:
-        """The reader that came to the engine first: `(seq, logical)`; None if there is no reader."""
+        """The reader that arrived first: `(seq, logical)`; None if there is no reader."""
         readers = self.of.get(block)
         return min(readers.items()) if readers else None
 
@@ -78,8 +78,8 @@ class StepMarks:
             for block in blocks:
                 where.setdefault(block, set()).add(name)
 
-        add(device, record.taken, "taken")
-        add(device, record.returned, "returned")
+        add(device, record.taken, "allocated")
+        add(device, record.returned, "freed")
         for shared in record.shared:
             add(device, shared.blocks, "shared")
         for fork in record.forked:
@@ -100,10 +100,10 @@ class StepMarks:
         return marks
 
 
-# What may be said of a block that somebody reads now, and of one that nobody does; the first that applies.
-ARRIVALS: tuple[str, ...] = ("copied", "in", "taken", "shared")
+# What may be said of a block with readers, and of one without; the first that applies.
+ARRIVALS: tuple[str, ...] = ("copied", "in", "allocated", "shared")
 HOST_ARRIVALS: tuple[str, ...] = ("out",)
-DEPARTURES: tuple[str, ...] = ("evicted", "out", "returned")
+DEPARTURES: tuple[str, ...] = ("evicted", "out", "freed")
 HOST_DEPARTURES: tuple[str, ...] = ("in",)
 
 
@@ -118,6 +118,6 @@ def mark_of(happened: set[str], references: int, *, is_host: bool = False) -> Ma
         return None
     mark = MARKS[name]
     if references and not is_host and "evicted" in happened:
-        # It was evicted because somebody needed the space, and here is who.
+        # It was evicted to make room, and this is the sequence that got it.
         return Mark(MARKS["evicted"].sign + mark.sign, mark.dash, f"evicted, then {mark.words}")
     return mark

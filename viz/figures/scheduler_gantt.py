@@ -2,9 +2,9 @@
 
     A  ███▄▄▄▄▄▄▄▄▄▄▄▄▄            full height: prefill; lower: decode
     B  ──██▄▄▄▄▄▄▄×───██▄▄▄▄       thin: waits; × and thin: preempted, waits again (↑: swapped out)
-    C       ─────██▄▄▄▄▄░░░░░      hatched: held, keeps its place and computes nothing
+    C       ─────██▄▄▄▄▄░░░░░      hatched: parked, keeps its slot and computes nothing
 
-Continuous batching is what makes the rows end and begin at different steps: nobody waits for the whole batch.
+Continuous batching is what makes the rows end and begin at different steps: no request waits for the batch.
 The height of a span says the same as its colour. Read next: `batch_composition.py`.
 """
 
@@ -28,7 +28,7 @@ LOOKS: dict[Phase, tuple[str, float, str]] = {
     Phase.WAITING: ("waiting", 0.25, "waits"),
     Phase.PREFILL: ("prefill", 1.0, "prefill"),
     Phase.DECODE: ("decode", 0.6, "decode"),
-    Phase.PARKED: (WASTE, 0.6, "held: keeps its place and its blocks, computes nothing"),
+    Phase.PARKED: (WASTE, 0.6, "parked: keeps its slot and its blocks, computes nothing"),
     Phase.PREEMPTED: ("preempted", 0.25, "× preempted, waits again"),
     Phase.SWAPPED: ("swapped", 0.4, "↑ swapped out, waits again"),
 }
@@ -50,7 +50,7 @@ def scheduler_gantt(timeline: Timeline, width: float = WIDE, screen: str = "") -
     step_width = (width - LEFT - 4) / max(timeline.num_steps, 1)
     every = ceil(13 / row)
     signs: list[tuple[float, float, str]] = []
-    held: list[tuple[float, float, float, float]] = []
+    parked: list[tuple[float, float, float, float]] = []
     for index, request in enumerate(shown):
         y = TOP + index * row
         if index % every == 0:
@@ -61,10 +61,10 @@ def scheduler_gantt(timeline: Timeline, width: float = WIDE, screen: str = "") -
         for span in timeline.spans[request]:
             box = _draw_span(scene, span, names[request], y, row, step_width)
             if span.phase is Phase.PARKED:
-                held.append(box)
+                parked.append(box)
             if sign := SIGNS.get(span.phase):
                 signs.append((LEFT + span.first * step_width, y + row / 2, sign))
-    hatch(scene, held)
+    hatch(scene, parked)
     for x, y, sign in signs[:MOST_SIGNS]:
         scene.text(rounded(x), rounded(y + 5), sign, size=16, weight="bold", fill="ink", anchor="middle")
     step_axis_labels(scene, timeline.num_steps, LEFT, bottom + 20)

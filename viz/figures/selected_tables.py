@@ -82,7 +82,7 @@ class SelectedTables:
     def _title(self, shown: dict[int, tuple[bool, list[int]]]) -> str:
         name = self.name.full
         if not shown:
-            return f"Block table of {name}: it holds no blocks"
+            return f"Block table of {name}: no blocks"
         is_host = any(host for host, _ in shown.values())
         place = "in the swap space" if is_host else "physical blocks"
         entries = sum(len(table) for _, table in shown.values())
@@ -193,7 +193,7 @@ class SelectedTables:
 
 
 def longest_table(timeline: Timeline, seqs: set[int]) -> int:
-    """Most blocks that any of these sequences holds at once."""
+    """Most blocks that any of these sequences has at once."""
     size = timeline.trace.header.block_size
     ends = (item.start + item.num_tokens for r in timeline.records for item in r.batch if item.seq in seqs)
     longest = ceil(max(ends, default=0) / size)

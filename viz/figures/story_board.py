@@ -1,6 +1,6 @@
 """The board of a lane: rows of labelled cells, which are another picture after every step.
 
-    blocks 0 …        ┌──┬──┬──┬──┐      colour: whose it is;  dashed: free;  hatched: waste
+    blocks 0 …        ┌──┬──┬──┬──┐      colour: its owner;    dashed: free;  hatched: waste
                       │s0│s0│s1│  │      black corner: new in this step;  red frame and cross: wrong
                       └──┴──┴──┴──┘
 
@@ -35,7 +35,7 @@ OVER = 4.0
 
 WORDS = {
     "free": "free",
-    "waste": "waste: held, and of no use",
+    "waste": "waste: allocated, and of no use",
     "new": "new in this step",
     "wrong": "wrong",
 }
@@ -120,7 +120,7 @@ def marks_in(lanes: Iterable[Sequence[StoryStep]]) -> list[str]:
 
 
 def fill_of(cell: Cell) -> str:
-    """A cell's colour: its owner's; waste has one of its own if it is nobody's."""
+    """A cell's colour: its owner's; waste without an owner has a colour of its own."""
     if cell.owner >= 0:
         return family(cell.owner)
     return WASTE if cell.mark == "waste" else "free"

@@ -1,7 +1,7 @@
 """What is said about a failing story: captions, facts that differ, texts that fit.
 
 Facts are what both lanes must agree on, so a fact with two values is where to look. A lane that stopped
-before anybody could look has no facts to compare, and one that has ended has none any more.
+before its facts were read has none to compare, and one that has ended has none any more.
 
 Read next: `story.py`.
 """

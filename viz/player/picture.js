@@ -144,7 +144,7 @@ class Picture {
       this.labels.set(index, text);
       this.labelLayer.append(text);
     }
-    text.textContent = shape.label; // never as markup: it may be anybody's text
+    text.textContent = shape.label; // never as markup: a prompt may hold any text
     text.setAttribute("x", shape.x + shape.width / 2);
     text.setAttribute("y", shape.y + shape.height / 2 + shape.label_size * 0.36);
     text.setAttribute("font-size", shape.label_size);

@@ -2,7 +2,7 @@
 //
 // Python has folded the events into scenes before (viz/scene.py); they arrive here once, and stepping needs no
 // server. The step is remembered per trace in the session storage, so that all pages stand at the same one. A
-// moment after the last move the event "minivllm:step" tells whoever listens (viz/stage.py: Python, for the link).
+// moment after the last move the event "minivllm:step" tells its listeners (viz/stage.py: Python, for the link).
 //
 // One module with picture.js before it; used by Streamlit (viz/player/__init__.py) and by the self-contained
 // page (viz/backends/html.py).
@@ -178,7 +178,7 @@ class Player {
   play() {
     if (this.step >= this.last) this.go(0);
     this.playButton.textContent = "Pause";
-    this.caption.setAttribute("aria-live", "off"); // sixty sentences a second help nobody
+    this.caption.setAttribute("aria-live", "off"); // no screen reader can read sixty sentences a second
     let before = performance.now();
     let owed = 0;
     const tick = (time) => {

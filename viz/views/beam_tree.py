@@ -1,4 +1,7 @@
-"""Page 4: one beam search as a tree, and the blocks that its beams share."""
+"""Page 4: one beam search as a tree, and the blocks that its beams share.
+
+Read next: `viz/figures/beam_tree.py`.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +83,7 @@ def _jumps(run: Run, request: str) -> list[Jump]:
         if any(run.timeline.sequences[event.seq].request == request for event in record.copied)
     ]
     return [
-        Jump("begin of the search", steps[0][0]),
+        Jump("start of the search", steps[0][0]),
         Jump("second fork", forks[1] if len(forks) > 1 else None),
         Jump("first pruned beam", min(pruned, default=None)),
         Jump("first copy-on-write", min(copied, default=None)),

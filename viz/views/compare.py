@@ -1,4 +1,7 @@
-"""Page 8: two runs on one clock, for example the same requests batched in two ways."""
+"""Page 8: two runs on one clock, for example the same requests batched in two ways.
+
+Read next: `viz/figures/comparison.py`.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +29,12 @@ INTRODUCTION = (
     "of the player goes to the next moment at which a step of *either* run ends. A request has the same row, "
     "letter and colour in both."
 )
-TRY_HELD = (
-    "Hatched is **waste**: a request that is **held** keeps its place and computes nothing, because its "
-    "batch ends with the slowest; **padding** (hatched in the bars) is computed and thrown away. Jump to "
-    "where somebody is held: who could have used the place in the other run?"
+TRY_PARKED = (
+    "Hatched is **waste**: a request that is **parked** keeps its slot in the batch and computes nothing, "
+    "because its batch ends with the slowest; **padding** (hatched in the bars) is computed and thrown away. "
+    "Jump to the first parked request: which request uses that slot in the other run?"
 )
-TRY_OTHER = "Jump to the end of the faster run: what is the other one still busy with, and who waits for it?"
+TRY_OTHER = "Jump to the end of the faster run: what does the other still compute, and which requests wait?"
 WITHOUT = (
     "Choose a second trace to put beside this one: the same requests under another policy, or a smaller pool."
 )
@@ -49,7 +52,7 @@ def page(run: Run) -> None:
 
 
 def both(run: Run, other: Run) -> None:
-    """Two runs, whoever chose them; the first one's warnings have been told."""
+    """Two runs side by side. The page has already shown the first one's warnings."""
     for warning in other.timeline.trace.warnings:
         st.warning(f"{plain(other.path.name)}: {warning}")
     first, second = run.timeline, other.timeline
@@ -57,13 +60,13 @@ def both(run: Run, other: Run) -> None:
         st.warning(STRANGERS)
     if first.trace.header.clock != second.trace.header.clock:
         st.warning(CLOCKS)
-    held = any(
+    is_any_parked = any(
         span.phase is Phase.PARKED
         for side in (first, second)
         for spans in side.spans.values()
         for span in spans
     )
-    st.markdown(TRY_HELD if held else TRY_OTHER)
+    st.markdown(TRY_PARKED if is_any_parked else TRY_OTHER)
     labels = side_labels(run.path, other.path)
     moments = merge(first, second)
 
@@ -118,9 +121,9 @@ def _jumps(run: Run, other: Run, moments: list[Moment]) -> list[Jump]:
             return None
         return next(index for index, moment in enumerate(moments) if moment.steps[side] >= step)
 
-    def first_held(side: int) -> int | None:
-        held = [s.first for spans in sides[side].spans.values() for s in spans if s.phase is Phase.PARKED]
-        return first(side, min(held, default=None))
+    def first_parked(side: int) -> int | None:
+        parked = [s.first for spans in sides[side].spans.values() for s in spans if s.phase is Phase.PARKED]
+        return first(side, min(parked, default=None))
 
     def first_padded(side: int) -> int | None:
         return first(side, next((r.step for r in sides[side].records if r.num_padding_tokens), None))
@@ -131,7 +134,7 @@ def _jumps(run: Run, other: Run, moments: list[Moment]) -> list[Jump]:
     ends = [max(i for i, m in enumerate(moments) if m.steps[side] < sides[side].num_steps) for side in (0, 1)]
     return [
         Jump("first padding", earliest([first_padded(0), first_padded(1)])),
-        Jump("first held request", earliest([first_held(0), first_held(1)])),
+        Jump("first parked request", earliest([first_parked(0), first_parked(1)])),
         Jump("end of the faster run", min(ends)),
         Jump("end of the slower run", max(ends)),
     ]

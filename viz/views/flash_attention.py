@@ -1,4 +1,7 @@
-"""Page 10: attention tile by tile: the score matrix that is never written, the running softmax, the bytes."""
+"""Page 10: attention tile by tile: the score matrix that is never written, the running softmax, the bytes.
+
+Read next: `viz/figures/kernel_tiles.py`.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ TRY = (
 TRY_RESCALE = "Then find the first rescale, and see which row it is."
 INTRODUCTION_NAIVE = (
     "This kernel is a part of **naive attention**: all N × N scores are in global memory. One moment of the "
-    "player is what one block of threads {verb} of them."
+    "player is what one thread block {verb} of them."
 )
 TRY_NAIVE = (
     "Watch the matrix fill up, also where no query may look; then choose the next kernel, which has to "
@@ -90,7 +93,7 @@ def _play(run: KernelRun, number: int, trace: KernelTrace, found: Sequence[Piece
     words = f"{plain(trace.header.kernel)} · {plain(trace.header.title)}. "
     if is_tiled:
         words += (
-            "A tile begins with the barrier before its keys were brought, so the bytes of bringing them are "
+            "A tile begins with the barrier before its keys were loaded, so the bytes of loading them are "
             "its own."
         )
         if not is_told_late(found):
@@ -121,7 +124,7 @@ def attention_jumps(found: Sequence[Piece]) -> list[Jump]:
         ]
     blocks = [step for step, piece in enumerate(found) if step and piece.block != found[step - 1].block]
     heads = [step for step, piece in enumerate(found) if piece.panel != found[0].panel]
-    jumps.append(Jump("second block", blocks[0] if blocks else None))
+    jumps.append(Jump("second thread block", blocks[0] if blocks else None))
     if heads:
         jumps.append(Jump("second head", heads[0]))
     return jumps

@@ -1,4 +1,7 @@
-"""Page 2: the pool of physical blocks, and the block table of one request."""
+"""Page 2: the pool of physical blocks, and the block table of one request.
+
+Read next: `viz/figures/block_pool.py`.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +17,22 @@ URL = "kv_pool"
 TEASER = "Where the keys and values of every token are kept."
 
 INTRODUCTION = (
-    "Each cell is one **physical block** of the KV cache; its colour and letter say whose it is, and the "
+    "Each cell is one **physical block** of the KV cache; its colour and letter name its request, and the "
     "pale strip at its foot is the part still empty. To a request its memory looks like one long row of "
     "**logical blocks**; its **block table** says where they really are. Step until the selected request "
-    "takes a new block: it may be any free one. Then jump to the fullest pool."
+    "gets a new block: it may be any free one. Then jump to the fullest pool."
 )
 ABOUT_SHARING = (
-    "A block may have **several readers**: its badge counts them (=3), and it is free only when the last one "
-    "has gone. Whoever is about to write to a shared block gets a **copy** first: the arrow leads from the "
-    "old block to the new one."
+    "A block may have **several readers**: its badge counts them (=3), and it is free only when the last of "
+    "them has freed it. A sequence that is about to write to a shared block gets a **copy** first "
+    "(**copy-on-write**): the arrow leads from the old block to the new one."
 )
 ABOUT_CACHE = (
-    "A dashed cell without colour is **cached and idle**: nobody reads it, but whoever comes with the same "
-    "tokens will find it, unless it is evicted before."
+    "A dashed cell without colour is **cached and evictable**: no block table maps it, but a request with "
+    "the same prefix can reuse it, until it is evicted."
 )
 ABOUT_SWAP = (
-    "The second grid is the **swap space** in the host's memory, for requests that had to step aside."
+    "The second grid is the **swap space** in the host's memory, for the blocks of preempted requests."
 )
 
 

@@ -38,7 +38,9 @@ def page(run: object = None) -> None:
     chosen = _chosen(lessons)
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"):
         st.title(chosen.heading(language) if chosen else say(language, "title"), width="content")
-        _choice("language", tuple(LANGUAGES), language, say(language, "language"), LANGUAGES)
+        with st.container(horizontal=True, width="content", vertical_alignment="center"):
+            links.page_link("glossary", say(language, "glossary"))
+            links.choice("language", tuple(LANGUAGES), language, say(language, "language"), LANGUAGES)
     if not lessons:
         st.info(say(language, "no lessons"))
     elif chosen is None:
@@ -72,24 +74,6 @@ def _chosen(lessons: tuple[Lesson, ...]) -> Lesson | None:
         return None
     links.keep("lesson", lesson.number)
     return lesson
-
-
-def _choice(name: str, options: tuple[str, ...], value: str, label: str, words: dict[str, str]) -> None:
-    """Buttons for a value that is kept in the link; the page runs again with another one."""
-    key = f"choice {name}"
-    st.session_state[key] = value
-
-    def chosen() -> None:  # nothing, if the pressed button was pressed again
-        links.keep(name, st.session_state[key] or value)
-
-    st.segmented_control(
-        label,
-        options,
-        key=key,
-        on_change=chosen,
-        format_func=lambda option: words[option],
-        label_visibility="collapsed",
-    )
 
 
 # ── the course ────────────────────────────────────────────────────────────────────────────────────────
@@ -143,7 +127,7 @@ def _lesson(lesson: Lesson, lessons: tuple[Lesson, ...], language: str) -> None:
     st.caption(f"{where} · {lesson.about(language)} · {MARKS.get(state, '◐')} {state_words(state, language)}")
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
         words = {name: say(language, name) for name in PARTS}
-        _choice("part", PARTS, part, say(language, "part"), words)
+        links.choice("part", PARTS, part, say(language, "part"), words)
         st.button(f"← {say(language, 'all lessons')}", type="tertiary", on_click=_open, args=(None,))
     if part == "read":
         with st.container(key="lesson-text", width=TEXT_WIDTH):

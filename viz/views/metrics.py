@@ -1,4 +1,7 @@
-"""Page 7: how fast the run was for those who waited, and how well it used what it had."""
+"""Page 7: how fast the run was for its users, and how well it used its memory and its batches.
+
+Read next: `viz/measures.py`.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ INTRODUCTION = (
 )
 TRY = (
     "Try this: find the time at which the most requests wait, and read off the other charts what was short "
-    "at that moment: room in the pool, or places in the batch?"
+    "at that moment: blocks in the pool, or slots in the batch?"
 )
 VIRTUAL = "Times are those of a **simulated** clock: no second of it has passed anywhere."
 NOTHING = "Nothing of this kind was measured in this run."
@@ -62,7 +65,7 @@ def _latency_panels(run: Run) -> list[Panel]:
     kinds: list[tuple[str, str, list[float], Percentiles, str]] = [
         (
             "Time to first token (TTFT)",
-            "From a request's arrival to the end of the step that brought its first token: the queue and "
+            "From a request's arrival to the end of the step that sampled its first token: the queue and "
             "the prefill.",
             found.ttft,
             summary.ttft,
@@ -84,7 +87,7 @@ def _latency_panels(run: Run) -> list[Panel]:
         ),
         (
             "Queue time",
-            "From a request's arrival to the begin of the first step that computes some of it.",
+            "From a request's arrival to the start of the first step that computes some of its tokens.",
             found.queue_time,
             summary.queue_time,
             "preempted",
@@ -117,15 +120,15 @@ def _time_panels(run: Run) -> list[Panel]:
         ),
         Panel(
             "Requests running and waiting",
-            "Running requests hold blocks; waiting ones hold nothing but their place in the queue.",
+            "Running requests use blocks; waiting ones use none, and keep their position in the queue.",
             f"At most {max(r.num_running for r in records):,} running and "
             f"{max(r.num_waiting for r in records):,} waiting.",
             lambda theme: over_time.queues(timeline, theme),
         ),
         Panel(
             "Use of the pool",
-            "Physical blocks that some request holds, of all that there are. A full pool preempts or makes "
-            "wait.",
+            "Physical blocks that some request uses, of all that there are. When the pool is full, requests "
+            "are preempted or wait.",
             f"Peak {summary.peak_used_blocks:,} of {header.num_blocks:,} blocks "
             f"({summary.peak_used_blocks / header.num_blocks:.0%}), mean {summary.mean_used_blocks:,.1f} "
             "blocks.",
@@ -141,7 +144,7 @@ def _time_panels(run: Run) -> list[Panel]:
         ),
         Panel(
             "Where the time of a step goes",
-            "Seconds of all steps together. Time between steps is in none of them.",
+            "Seconds of all steps together. The time between two steps is not counted.",
             f"All steps together took {format_seconds(whole)}." if whole > 0 else NOTHING,
             (lambda theme: over_time.step_time(summary.step_seconds, theme)) if whole > 0 else None,
         ),

@@ -1,4 +1,7 @@
-"""Page 9: one kernel, request by request: which line, which lanes, which sectors and banks, at what price."""
+"""Page 9: one kernel, request by request: which line, which lanes, which sectors and banks, at what price.
+
+Read next: `viz/figures/kernel_lanes.py`.
+"""
 
 from __future__ import annotations
 
@@ -22,20 +25,20 @@ TEASER = "One kernel, line by line: what the lanes of a warp ask memory for."
 
 INTRODUCTION = (
     "One moment of the player is one **request**: an instruction with which the 32 **lanes** of a warp go to "
-    "memory together. Its expression is framed in the source. Global memory moves whole **sectors** of 32 "
-    "bytes, wanted or not (hatched: not); shared memory has 32 **banks**, and two different words of one "
-    "bank take two turns."
+    "memory together. The frame in the source marks the expression that made the request. Global memory "
+    "moves whole **sectors** of 32 bytes, also the bytes that no lane asked for (hatched); shared memory has "
+    "32 **banks**, and two different words of one bank take two turns."
 )
 TRY = (
     "Follow the lines from the lanes: do neighbours go to neighbours? Jump to the worst coalescing, and find "
-    "in the framed expression the index that is to blame. Then watch an inner loop: which of its requests "
-    "go to shared memory, and which array did it come from?"
+    "in the framed expression the index that causes it. Then watch an inner loop: which of its requests go "
+    "to shared memory, and from which array did those tiles come?"
 )
 ABOUT_BLOCKS = (
     "An array of blocks is reached through a **block table**: the picture of the blocks shows which lane "
     "goes to which physical block, and to which row of it."
 )
-NO_FAULT = "No race, no read of what nobody wrote, nothing out of bounds."
+NO_FAULT = "No race, no read of memory that was never written, nothing out of bounds."
 WITHOUT = (
     "A **trace of a kernel** holds every request that its warps made to memory. This makes one, on any "
     "machine, with or without a GPU; open it here, and step through it."
@@ -56,7 +59,7 @@ def page(run: KernelRun) -> None:
     if shown.left_out:
         st.info(
             f"The first {len(shown.steps):,} of {len(shown.steps) + shown.left_out:,} requests are played: "
-            "follow one block or one warp to see the others."
+            "follow one thread block or one warp to see the others."
         )
 
     def scenes() -> list[Scene]:
@@ -68,10 +71,10 @@ def page(run: KernelRun) -> None:
     _tell_faults(trace)
     header = trace.header
     st.caption(
-        f"{plain(header.title)} · {' × '.join(map(str, header.grid))} blocks of "
+        f"{plain(header.title)} · {' × '.join(map(str, header.grid))} thread blocks of "
         f"{' × '.join(map(str, header.block))} threads, {header.shared_bytes:,} bytes of shared memory each. "
-        "Lanes: blue reads, orange writes, pink changes atomically; the title says it, too. Warps come one "
-        "after another here; on a GPU their order between two barriers is anyone's guess."
+        "Lanes: blue reads, orange writes, pink changes atomically; the title says it, too. The "
+        "microscope runs warps one after another; a GPU may run them in any order between two barriers."
     )
 
 

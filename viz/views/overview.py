@@ -1,4 +1,7 @@
-"""Page 1: the run in numbers, and what every request says, step by step."""
+"""Page 1: the run in numbers, and what every request says, step by step.
+
+Read next: `viz/figures/overview.py`.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ INTRODUCTION = (
     "A **request** brings a prompt; the engine adds one **token** (a piece of a word) at a time. In every "
     "**step** all requests of the batch advance together. Press **Play**, or step with the ← and → keys, and "
     "watch the answers grow: some prompts still *prefill* while others *decode*. "
-    "Jump to the first wait and read the sentence above the pictures: why does nobody else join?"
+    "Jump to the first wait and read the sentence above the pictures: why is no other request admitted?"
 )
 
 
@@ -103,7 +106,7 @@ def _facts(summary: RunSummary) -> None:
         (
             "Preempted",
             f"{summary.num_preemptions:,}",
-            "Times that a request stepped aside for lack of memory.",
+            "Times that a request was preempted because blocks or slots in the batch were short.",
         ),
         ("Refused", f"{summary.num_refused:,}", "Requests that could never fit, told so at once."),
         *_sharing_facts(summary),
@@ -126,7 +129,7 @@ def _sharing_facts(summary: RunSummary) -> list[tuple[str, str, str]]:
             summary.num_copies,
             "Copied",
             f"{summary.num_copies:,}",
-            "Blocks that were copied because somebody was about to write to a shared one.",
+            "Copies on write: a sequence was about to write to a shared block.",
         ),
         (
             summary.hit_tokens,
@@ -139,7 +142,7 @@ def _sharing_facts(summary: RunSummary) -> list[tuple[str, str, str]]:
             summary.num_evicted_blocks,
             "Evicted",
             f"{summary.num_evicted_blocks:,}",
-            "Idle blocks that the prefix cache forgot, mostly because somebody needed the space.",
+            "Evictable blocks that the prefix cache removed, mostly to make room for other tokens.",
         ),
         (
             summary.num_swaps,

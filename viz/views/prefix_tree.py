@@ -1,4 +1,7 @@
-"""Page 5: the prefix cache as a tree."""
+"""Page 5: the prefix cache as a tree.
+
+Read next: `viz/figures/prefix_tree.py`.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,14 @@ from viz.loading import Run
 
 TITLE = "Prefix tree"
 URL = "prefix_tree"
-TEASER = "What the cache remembers, so that nobody computes it twice."
+TEASER = "What the cache remembers, so that no prefix is computed twice."
 
 INTRODUCTION = (
     "Prompts often begin alike. The **prefix cache** remembers full blocks by their tokens and by all tokens "
-    "before them, so what it knows is a tree: who comes with a prompt walks down from the root as far as it "
-    "matches, and computes only the rest. An edge in somebody's block table is **locked** (its readers are "
-    "named on it); one that nobody reads is **idle** (dashed), and goes first when space is needed, the one "
-    "unused for longest before the others."
+    "before them, so what it knows is a tree: a new request walks down from the root as far as its prompt "
+    "matches, and computes only the rest. An edge that a block table maps is **locked** (its readers are "
+    "named on it); an edge that no table maps is **evictable** (dashed). When space is needed, the cache "
+    "evicts the edge that was unused for longest."
 )
 LEGEND = (
     "Edges that are not cached yet, or no longer, are pale. A thick link says that two pieces are one edge "

@@ -1,4 +1,7 @@
-"""Page 6: how fast a step could be at most, and what keeps it from that."""
+"""Page 6: how fast a step could be at most, and what limits it.
+
+Read next: `viz/figures/roofline.py`.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ INTRODUCTION = (
     "**arithmetic intensity**. Where that is low, memory sets the pace: the slope. Where it is high, "
     "arithmetic does: the flat roof. They meet at the **ridge point**. A prompt brings many tokens to the "
     "weights that were read, so prefill lies to the right; decode brings one token per sequence, so it "
-    "lies to the left, and moves to the right with every sequence that joins."
+    "lies to the left, and moves to the right with every sequence in the batch."
 )
 TRY = (
     "Jump to the largest decode batch, then to the smallest: the same weights were read for both. In a "
@@ -33,7 +36,7 @@ TRY = (
     "be alone."
 )
 NO_MODEL = (
-    "This trace does not say of what shape its model is, so nobody can count its FLOP and bytes. Record it "
+    "This trace does not say which shape its model has, so its FLOP and bytes cannot be counted. Record it "
     "with a model whose shape the header knows, as `minivllm demo` does."
 )
 NO_TIMES = "No step of this trace has a measured time of its model, so there is no FLOP/s to draw."
@@ -104,7 +107,7 @@ def _about(hardware: HardwareShape) -> str:
     each = ", each" if hardware.num_devices > 1 else ""
     return (
         f"The roof: **{count}{plain(hardware.name)}**{each} {_numbers(hardware)}. Its ridge point lies at "
-        f"**{roof.ridge:,.3g} FLOP per byte**: whoever does less for each byte waits for memory."
+        f"**{roof.ridge:,.3g} FLOP per byte**: a step that does less for each byte waits for memory."
     )
 
 

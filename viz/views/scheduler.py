@@ -1,4 +1,7 @@
-"""Page 3: who is in the batch at every step, and what fills the token budget."""
+"""Page 3: which requests are in the batch at every step, and what fills the token budget.
+
+Read next: `viz/figures/scheduler_gantt.py`.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,23 @@ from viz.loading import Run
 
 TITLE = "Scheduler"
 URL = "scheduler"
-TEASER = "Who may advance at every step, and who waits."
+TEASER = "Which requests compute in every step, and which ones wait."
 
 INTRODUCTION = (
-    "One row per request, one column per step; the future is dimmed. **Continuous batching**: a request "
-    "joins as soon as there is room and leaves when it is done, whatever the others do. Below, what each "
-    "step computes: a long prompt is cut into **chunks** that fill what the decodes leave of the **token "
-    "budget**. Click anywhere to go to that step."
+    "One row per request, one column per step; the future is dimmed. **Continuous batching**: the scheduler "
+    "admits a request as soon as there is room, and a finished one leaves the batch at once, whatever the "
+    "others do. Below, what each step computes: a long prompt is cut into **chunks** that fill what the "
+    "decodes leave of the **token budget**. Click anywhere to go to that step."
 )
 TRY_STATIC = (
     "But the batches of this run are **static**: they begin and end together. Hatched is what that costs: "
-    "requests that are **held** until the slowest is done, and **padding** up to the longest prompt. Jump to "
-    "the first wait: how many places of the batch do nothing meanwhile?"
+    "requests that are **parked** until the slowest is done, and **padding** up to the longest prompt. Jump "
+    "to the first wait: how many slots in the batch do nothing meanwhile?"
 )
-TRY_PREEMPTION = "Jump to the first preemption: who had to go, and who took the blocks?"
-TRY_WAIT = "Jump to the fullest pool: who can still join, and what would happen if all went on growing?"
+TRY_PREEMPTION = "Jump to the first preemption: which request is preempted, and which one gets its blocks?"
+TRY_WAIT = (
+    "Jump to the fullest pool: can another request be admitted, and what if all of these go on growing?"
+)
 
 
 def page(run: Run) -> None:

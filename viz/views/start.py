@@ -1,6 +1,6 @@
 """Page "Start here": a newcomer's path through pages and lessons, with a sentence each on what to look for.
 
-It needs no trace, and says how to make one.
+It needs no trace, and says how to make one. Read next: `lessons.py`.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ TEASER = "What this is, three ideas, and a path through it."
 
 WHAT = (
     "minivllm is a small server for language models in which nothing is hidden: requests come in, a "
-    "**scheduler** decides who computes in each step, tokens come out, and everything that happens is "
-    "written into a **trace**. The pages draw a trace, step by step, forward and back; the lessons let you "
-    "build the parts yourself. Three ideas make it fast:"
+    "**scheduler** decides which of them compute in each step, tokens come out, and everything that happens "
+    "is written into a **trace**. The pages draw a trace, step by step, forward and back; the lessons let "
+    "you build the parts yourself. Three ideas make it fast:"
 )
 IDEAS = (
     "**Paging.** The keys and values of all tokens lie in small blocks of equal size, which may be anywhere "
     "in memory; a block table says where, so that almost nothing is wasted.",
-    "**Sharing.** Several sequences can read the same block, and whoever is about to write to it gets a "
-    "copy first; so a common beginning is kept, and computed, once.",
-    "**Continuous batching.** Requests join and leave the batch after every single step, so that nobody "
-    "waits for the longest answer.",
+    "**Sharing.** Several sequences can read the same block, and a sequence that is about to write to it "
+    "gets a copy first; so a common prefix is stored, and computed, once.",
+    "**Continuous batching.** The scheduler admits and finishes requests after every single step, so that "
+    "no request waits for the longest answer of its batch.",
 )
 DEMO = "minivllm demo"
 WHERE_DEMO = Path("minivllm-out/trace.jsonl")
@@ -57,9 +57,13 @@ BEFORE = (
     Stop(
         "kv_pool",
         "KV pool",
-        "Step until the selected request takes a new block. Is it beside its last one? Must it be?",
+        "Step until the selected request gets a new block. Is it beside its last one? Must it be?",
     ),
-    Stop("scheduler", "Scheduler", "Jump to the first preemption: who had to step aside, and for whom?"),
+    Stop(
+        "scheduler",
+        "Scheduler",
+        "Jump to the first preemption: which request is preempted, and for which one?",
+    ),
 )
 AFTER = (
     Stop(
@@ -70,9 +74,11 @@ AFTER = (
     Stop(
         "prefix_tree",
         "Prefix tree",
-        "With the same run: whose prompt is found in the cache, and who is evicted?",
+        "With the same run: which prompts hit the cache, and which blocks are evicted?",
     ),
-    Stop("compare", "Compare", "Two runs of the same requests on one clock: who waits, and for whom?"),
+    Stop(
+        "compare", "Compare", "Two runs of the same requests on one clock: which requests wait, and what for?"
+    ),
     Stop(
         "microscope",
         "Kernel microscope",
@@ -87,6 +93,7 @@ def page(run: object = None) -> None:
     st.title(TITLE)
     st.markdown(WHAT)
     st.markdown("\n".join(f"{number}. {idea}" for number, idea in enumerate(IDEAS, 1)))
+    links.page_link("glossary", "Glossary: what every word means")
     if not isinstance(run, Run):
         _how_to_get_a_run(OTHER_KIND if run else NEED)
     st.subheader("A path")

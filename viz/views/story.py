@@ -1,4 +1,7 @@
-"""Page "Your bug": the story on which a property of a lesson failed, beside the reference's."""
+"""Page "Your bug": the story on which a property of a lesson failed, beside the reference's.
+
+Read next: `viz/figures/story.py`.
+"""
 
 from __future__ import annotations
 
