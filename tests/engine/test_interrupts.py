@@ -133,7 +133,7 @@ def test_an_interrupt_between_any_two_lines_loses_nothing(data, work):
 
 
 def stream(interrupt_at):
-    """The tokens that a caller is given who streams two outputs, and the number of lines of the fourth step."""
+    """What a caller is given who streams two outputs, and the number of lines of the fourth step."""
     params = SamplingParams(n=2, seed=3, max_tokens=9, output_kind=RequestOutputKind.DELTA)
     engine = make_engine()
     engine.add_request("it", [1, 2, 3], params)
