@@ -186,9 +186,8 @@ def create_engine(args: EngineArgs) -> Engine:
         swap_space_bytes=int(args.swap_space * GIB),
         virtual_memory=args.allocator == "virtual_memory",
         backend=backend_factory(args.attention_backend),
+        enforce_eager=args.enforce_eager,
     )
-    if args.attention_backend == "numba-cuda" and not args.enforce_eager:
-        record_decodes(executor, args)
     tokenizer = load_tokenizer(args)
     shape = executor.model_shape
     recorder = args.trace if isinstance(args.trace, Recorder | None) else Recorder(args.trace)
@@ -219,21 +218,6 @@ def create_engine(args: EngineArgs) -> Engine:
             "attention_backend": executor.attention.name,
         },
         pages=pages,
-    )
-
-
-def record_decodes(executor: TorchExecutor, args: EngineArgs) -> None:
-    """From now on decode steps are recorded, and replayed (CUDA graphs)."""
-    from minivllm.executor.attention.kernel_backend import KernelAttention
-    from minivllm.executor.decode_graphs import DecodeGraphs
-
-    assert isinstance(executor.attention, KernelAttention)
-    longest = args.max_model_len or executor.config.max_position_embeddings
-    executor.whole_steps = DecodeGraphs(
-        executor.decoder,
-        executor.attention,
-        most_blocks=-(-longest // args.block_size),
-        most_sequences=args.max_num_seqs,
     )
 
 
