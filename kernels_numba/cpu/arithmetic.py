@@ -1,10 +1,10 @@
-"""Five things that a fast loop needs and Python has no words for.
+"""Five things that a fast loop needs and Python cannot express.
 
     exp_fast(x)          e^x for x ≤ 0 by a polynomial, so that a loop over it can be vectorised (a call of
                          the library's function could not); relative error 10⁻⁶ near 0, 10⁻⁵ far away
     widen(x)             an array's number as float32: float32 itself, or the bits of a bfloat16
     narrow(x, array)     a float32 as this array holds it, rounded to the nearest (ties to even)
-    prefetch(array, i)   "I shall need that soon": the processor fetches it while it computes something else
+    prefetch(array, i)   the processor fetches this element while it computes something else
     ticks()              the processor's clock; 0 where programs may not read it
 
 Source: the polynomial is the minimax one for 2^f on [-½, ½], as in Cephes and its many descendants.

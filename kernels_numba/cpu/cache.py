@@ -6,7 +6,7 @@ has a name made from all of them together: change any, and everything is compile
 
     NUMBA_CACHE_DIR, or the user's folder for caches  /  minivllm  /  kernels-<hash of the sources>
 
-If none of it can be written, a temporary folder is used, and a warning says so.
+If none of these folders can be written, a temporary one is used, and a warning says so.
 
 Numba looks up which file is free, and then writes it: two processes that compile at once could take the same,
 and one of them would later run the other's code (seen: a crash). So here they save one after the other.

@@ -8,9 +8,10 @@ is, for one head, one contiguous tile [block_size, head_dim] of keys and another
     values of these blocks   times the weights: a small product whose sums stay in registers
 
 Three things make it fast. Query heads of a group share every number that is loaded. While a row is used,
-the row in the same place of the *next* block is fetched: block tables jump about, and no hardware guesses
-where to. And nothing is gathered or copied first: torch's attention would need the blocks side by side.
-(Only sizes that do not fill vectors are copied, a few blocks at a time, into rows that do.)
+the row in the same place of the *next* block is fetched: consecutive blocks lie anywhere in memory, and no
+hardware prefetcher guesses where. And nothing is gathered or copied first: torch's attention would need the
+blocks side by side. (Only sizes that do not fill vectors are copied, a few blocks at a time, into rows that
+do.)
 
 The plain twin is `minivllm/executor/attention/torch_backend.py`; `tests/kernels/test_cpu_decode.py` says that
 the two agree.
@@ -33,7 +34,7 @@ from kernels_numba.cpu.vectors import HAS_PAIRS, LANES, LINE_BYTES, MANY_REGISTE
 NO_SCORE = np.float32(-1e30)
 ZERO = np.float32(0)
 TILE_KEYS = 64
-"""Keys between two looks at the maximum, if blocks are not larger."""
+"""Keys between two updates of the running maximum, if blocks are not larger."""
 AHEAD = 2
 """Blocks by which rows are fetched in advance."""
 MOST_HEADS = 4 if MANY_REGISTERS else 2
@@ -102,84 +103,30 @@ def _add(scores, place, capacity, rows, start, count, total, group, width, size,
         while column < size:
             vectors = 2 if column + 2 * LANES <= size else 1
             row, at, ahead = start + column, g * width + column, soon + column
-            if heads == 4:
-                if vectors == 2:
-                    _tile42(
-                        scores,
-                        first,
-                        capacity,
-                        1,
-                        rows,
-                        row,
-                        size,
-                        total,
-                        at,
-                        width,
-                        count,
-                        False,
-                        ahead,
-                        size,
-                    )
-                else:
-                    _tile41(
-                        scores,
-                        first,
-                        capacity,
-                        1,
-                        rows,
-                        row,
-                        size,
-                        total,
-                        at,
-                        width,
-                        count,
-                        False,
-                        ahead,
-                        size,
-                    )
+            if heads == 4 and vectors == 2:
+                _tile42(
+                    scores, first, capacity, 1, rows, row, size, total, at, width, count, False, ahead, size,
+                )  # fmt: skip
+            elif heads == 4:
+                _tile41(
+                    scores, first, capacity, 1, rows, row, size, total, at, width, count, False, ahead, size,
+                )  # fmt: skip
+            elif heads == 2 and vectors == 2:
+                _tile22(
+                    scores, first, capacity, 1, rows, row, size, total, at, width, count, False, ahead, size,
+                )  # fmt: skip
             elif heads == 2:
-                if vectors == 2:
-                    _tile22(
-                        scores,
-                        first,
-                        capacity,
-                        1,
-                        rows,
-                        row,
-                        size,
-                        total,
-                        at,
-                        width,
-                        count,
-                        False,
-                        ahead,
-                        size,
-                    )
-                else:
-                    _tile21(
-                        scores,
-                        first,
-                        capacity,
-                        1,
-                        rows,
-                        row,
-                        size,
-                        total,
-                        at,
-                        width,
-                        count,
-                        False,
-                        ahead,
-                        size,
-                    )
+                _tile21(
+                    scores, first, capacity, 1, rows, row, size, total, at, width, count, False, ahead, size,
+                )  # fmt: skip
             elif vectors == 2:
                 _tile12(
-                    scores, first, capacity, 1, rows, row, size, total, at, width, count, False, ahead, size
-                )
+                    scores, first, capacity, 1, rows, row, size, total, at, width, count, False, ahead, size,
+                )  # fmt: skip
             else:
                 _tile11(
-                    scores, first, capacity, 1, rows, row, size, total, at, width, count, False, ahead, size
-                )
+                    scores, first, capacity, 1, rows, row, size, total, at, width, count, False, ahead, size,
+                )  # fmt: skip
             column += vectors * LANES
         g += heads
 
@@ -224,6 +171,19 @@ def _soften(scores, begin, stop, maximum, scale):  # type: ignore[no-untyped-def
 
 
 @njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
+def _weigh(scores, begin, stop, scale, maximum, weight_sum, total):  # type: ignore[no-untyped-def]
+    """Scores of one head become weights; if its maximum (element 0 of each array) grew, sums are rescaled."""
+    largest, added = _soften(scores, begin, stop, maximum[0], scale)
+    if largest > maximum[0]:
+        rescale = exp_fast(maximum[0] - largest)
+        maximum[0] = largest
+        weight_sum[0] *= rescale
+        for c in range(len(total)):
+            total[c] *= rescale
+    weight_sum[0] += added
+
+
+@njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
 def _attend(query, keys, values, table, first, end, head, scale, maxima, sums, total, room, soon):  # type: ignore[no-untyped-def]
     """Positions `first … end` of one sequence for the query heads of one KV head.
 
@@ -247,9 +207,9 @@ def _attend(query, keys, values, table, first, end, head, scale, maxima, sums, t
     per_number = key_pairs.itemsize // keys.itemsize
     blocks_per_tile = max(1, TILE_KEYS // block_size)
     maxima[:], sums[:], flat_total[:] = NO_SCORE, ZERO, ZERO
-    last_block = (end - 1) // block_size
-    for tile_block in range(first // block_size, last_block + 1, blocks_per_tile):
-        num_blocks = min(blocks_per_tile, last_block + 1 - tile_block)
+    last = (end - 1) // block_size
+    for tile_block in range(first // block_size, last + 1, blocks_per_tile):
+        num_blocks = min(blocks_per_tile, last + 1 - tile_block)
         first_key = tile_block * block_size
         begin, stop = max(0, first - first_key), min(num_blocks * block_size, end - first_key)
         if is_copied:
@@ -260,9 +220,7 @@ def _attend(query, keys, values, table, first, end, head, scale, maxima, sums, t
             row, ahead, count = np.int64(0), np.int64(0), capacity
             if not is_copied:
                 row = (np.int64(table[tile_block + b]) * kv_heads + head) * block_size
-                ahead = (
-                    _block_at(tile_block + b + AHEAD, last_block, table, head, *soon, kv_heads) * block_size
-                )
+                ahead = block_size * _block_at(tile_block + b + AHEAD, last, table, head, *soon, kv_heads)
                 count = block_size
             _score(
                 queries, key_pairs, row * size // per_number, size // per_number, count, scores,
@@ -270,14 +228,7 @@ def _attend(query, keys, values, table, first, end, head, scale, maxima, sums, t
             )  # fmt: skip
         for g in range(group):
             own = scores[g * capacity : g * capacity + (stop + LANES - 1) // LANES * LANES]
-            maximum, added = _soften(own, begin, stop, maxima[g], scale)
-            if maximum > maxima[g]:
-                rescale = exp_fast(maxima[g] - maximum)
-                maxima[g] = maximum
-                sums[g] *= rescale
-                for c in range(width):
-                    total[g, c] *= rescale
-            sums[g] += added
+            _weigh(own, begin, stop, scale, maxima[g:], sums[g:], total[g])
         for b in range(1 if is_copied else num_blocks):
             # Only rows that are seen: the weight of others is 0, but 0 · NaN is not.
             place, row, ahead, count = begin, begin, begin, stop - begin
@@ -286,9 +237,7 @@ def _attend(query, keys, values, table, first, end, head, scale, maxima, sums, t
                 row = (
                     (np.int64(table[tile_block + b]) * kv_heads + head) * block_size + place - b * block_size
                 )
-                ahead = (
-                    _block_at(tile_block + b + AHEAD, last_block, table, head, *soon, kv_heads) * block_size
-                )
+                ahead = block_size * _block_at(tile_block + b + AHEAD, last, table, head, *soon, kv_heads)
                 count = min(stop, (b + 1) * block_size) - place
             _add(
                 scores, place, capacity, value_rows, row * size, count, flat_total, group, width, size,

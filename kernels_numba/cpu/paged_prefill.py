@@ -57,7 +57,7 @@ def _hide(scores, rows, first_key, num_keys, positions, window):  # type: ignore
 
 @njit(nogil=True, cache=True)
 def _first_column(distance, group):  # type: ignore[no-untyped-def]
-    """The first vector of columns in which somebody sees a key `distance` tokens behind the first query."""
+    """The first vector of columns with a query that sees a key `distance` tokens behind the first query."""
     return max(0, distance) * group // LANES * LANES
 
 
@@ -165,7 +165,7 @@ def _values_added(values, table, head, begin, end, weights, total, width, distan
         kv_heads, block_size, head_dim = values.shape[1:]
         flat = values.reshape(-1)
         for b in range(begin // block_size, (end - 1) // block_size + 1):
-            # Only rows that somebody sees: the weight of others is 0, but 0 · NaN is not.
+            # Only rows that a query sees: the weight of others is 0, but 0 · NaN is not.
             skipped = max(0, begin - b * block_size)
             row = (np.int64(table[b]) * kv_heads + head) * block_size + skipped
             first = b * block_size + skipped
@@ -253,7 +253,7 @@ def paged_prefill(query, keys, values, tables, items, shares, out, scale):  # ty
 
     Args:
         query, out: [tokens, heads, head_dim], float32, or bfloat16 as uint16; rows of `items` are written.
-            `head_dim` is even, as it is wherever positions turn pairs.
+            `head_dim` is even, as it is wherever positions rotate pairs.
         keys, values: the cache, [blocks, kv_heads, block_size, head_dim], of the same type, with the new
             tokens in it.
         tables: [sequences, most blocks].
@@ -271,7 +271,7 @@ NO_WINDOW = 2**30
 def plan_tiles(
     starts: Any, counts: Any, positions: Any, kv_heads: int, group: int, window: int | None, num_threads: int
 ) -> tuple[Any, Any]:
-    """Tiles of queries, dealt out so that all threads have about the same to do.
+    """Tiles of queries, divided so that all threads have about the same to do.
 
     Args:
         starts, counts, positions: [sequences]: first row, number of rows, and position of the first.
@@ -291,12 +291,12 @@ def plan_tiles(
     head = np.tile(np.arange(kv_heads), len(sequence) // kv_heads)
     cost = np.minimum(position + rows, seen + rows)
     items = np.stack((sequence, head, first, first + rows, position, np.full(len(first), seen)), axis=1)
-    # Dear tiles first, to one thread after the other and back again.
+    # Expensive tiles first, to threads 0 … n - 1 and back again.
     order = np.argsort(-cost, kind="stable")
-    turn = np.arange(len(order)) % (2 * num_threads)
-    thread = np.minimum(turn, 2 * num_threads - 1 - turn)
-    dealt = items[order]
+    round_trip = np.arange(len(order)) % (2 * num_threads)
+    thread = np.minimum(round_trip, 2 * num_threads - 1 - round_trip)
+    sorted_items = items[order]
     # Within a thread, tiles of one head of one sequence follow each other: its keys are in the cache then.
-    by_thread = np.lexsort((dealt[:, 2], dealt[:, 1], dealt[:, 0], thread))
+    by_thread = np.lexsort((sorted_items[:, 2], sorted_items[:, 1], sorted_items[:, 0], thread))
     shares = np.searchsorted(thread[by_thread], np.arange(num_threads + 1))
-    return dealt[by_thread], shares
+    return sorted_items[by_thread], shares

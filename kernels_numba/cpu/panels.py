@@ -10,8 +10,8 @@ takes in: it is read once from its beginning to its end, whatever the number of 
                                        bfloat16   k=0: pairs (W[0, 0] W[0, 1]) (W[1, 0] W[1, 1]) …
 
 Tiles of up to 6 rows go over a panel one after the other, while it is in the core's second cache; the first
-ones meanwhile ask memory for the next panel. (A single tile need not ask: a panel is one stream, and that the
-hardware guesses by itself.) So few rows are multiplied as fast as memory is read, and many as fast as the
+ones meanwhile prefetch the next panel. (A single tile need not: a panel is one stream, which the hardware
+prefetches by itself.) So few rows are multiplied as fast as memory is read, and many as fast as the
 processor multiplies. Rows and k are cut so that what is used again stays near.
 
 The plain twin is `torch.nn.functional.linear`; `tests/kernels/test_cpu_panels.py` says that the two agree.
@@ -37,7 +37,7 @@ MOST_ROWS = 20 * ROWS
 """Of x that go over a panel together: with `MOST_STEPS` of k, they stay in the second cache beside it."""
 MOST_STEPS = 512
 FETCHED = 2
-"""Vectors of the next panel that are asked for with each step."""
+"""Vectors of the next panel that are prefetched with each step."""
 PARALLEL_STEPS = 1 << 16
 """From so many rows of x times rows of panels on, on all threads: waking them costs time."""
 

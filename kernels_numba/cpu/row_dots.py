@@ -1,4 +1,4 @@
-"""Dot products of some vectors with four rows, for loops that Python has no words for.
+"""Dot products of some vectors with four rows, for loops that Python cannot express.
 
 A dot product is multiplied lane by lane, and its lanes must be added up in the end. For one row that takes
 as long as the products do; for four it is done at once, and takes a third:

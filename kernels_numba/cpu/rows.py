@@ -4,7 +4,7 @@ In torch each of these is five to ten operations, and each of them a walk throug
 row is read once, kept in the processor's cache, and written once:
 
     norm     x / sqrt(mean(x²) + eps) · weight
-    turn     queries and keys are normalised (if the model does that) and turned by their position; keys and
+    rotate   queries and keys are normalised (if the model does that) and rotated by their position; keys and
              values go straight into their cells of the cache
     gate     silu(gate) · up
 
@@ -14,8 +14,8 @@ is not negative (which in Python means "from the end"), and without that it comp
 Arithmetic is float32 whatever the arrays are; a bfloat16 array is given as uint16. Each has two forms:
 `…_rows` for a range of rows, on one thread, and one of all rows, on all threads if there is enough to do.
 
-The plain twins are in `minivllm/model/layers.py` and `rotary.py`; `tests/kernels/test_cpu_rows.py` says that
-they agree. Read next: `minivllm/executor/fused_decoder.py`, which calls these.
+The plain twins are in `minivllm/model/layers.py`; `tests/kernels/test_cpu_rows.py` says that they agree.
+Read next: `minivllm/executor/runners/fused.py`, which calls these.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from kernels_numba.cpu.arithmetic import exp_fast, narrow, widen
 
 ONE, ZERO = np.float32(1), np.float32(0)
 PARALLEL_CELLS = 1 << 15
-"""From so many numbers on, all threads: waking them takes as long as one needs for some thousands."""
+"""From so many numbers on, all threads work: waking them takes as long as one needs for some thousands."""
 
 
 @njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
@@ -60,8 +60,8 @@ def gate_rows(gate_up, out, begin, end):  # type: ignore[no-untyped-def]
 
 
 @njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
-def _turn_head(source, cos, sin, weight, eps, target):  # type: ignore[no-untyped-def]
-    """One head [d]: normalised if there is a `weight`, then the pairs (i, i + d/2) are turned."""
+def _rotate_head(source, cos, sin, weight, eps, target):  # type: ignore[no-untyped-def]
+    """One head [d]: normalised if there is a `weight`, then the pairs (i, i + d/2) are rotated."""
     d = len(source)
     half = d // 2
     firsts, seconds, lower, upper = source[:half], source[half:], target[:half], target[half:]
@@ -87,7 +87,9 @@ def _turn_head(source, cos, sin, weight, eps, target):  # type: ignore[no-untype
 
 
 @njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
-def turn_rows(qkv, pairs, positions, query_weight, key_weight, eps, slots, keys, values, queries, begin, end):  # type: ignore[no-untyped-def]
+def rotate_rows(
+    qkv, pairs, positions, query_weight, key_weight, eps, slots, keys, values, queries, begin, end
+):  # type: ignore[no-untyped-def]
     """Rows `begin … end` of projected tokens.
 
     Args:
@@ -104,10 +106,10 @@ def turn_rows(qkv, pairs, positions, query_weight, key_weight, eps, slots, keys,
         cos, sin = pairs[positions[row], 0], pairs[positions[row], 1]
         for head in range(heads):
             head_at = head * d
-            _turn_head(qkv[row, head_at : head_at + d], cos, sin, query_weight, eps, queries[row, head])
+            _rotate_head(qkv[row, head_at : head_at + d], cos, sin, query_weight, eps, queries[row, head])
         for head in range(kv_heads):
             key_at, value_at = (heads + head) * d, (heads + kv_heads + head) * d
-            _turn_head(qkv[row, key_at : key_at + d], cos, sin, key_weight, eps, keys[block, head, cell])
+            _rotate_head(qkv[row, key_at : key_at + d], cos, sin, key_weight, eps, keys[block, head, cell])
             value, target = qkv[row, value_at : value_at + d], values[block, head, cell]
             for c in range(d):
                 target[c] = narrow(widen(value[c]), values)
@@ -126,9 +128,11 @@ def _gate_parallel(gate_up, out, parts):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, parallel=True)
-def _turn_parallel(qkv, pairs, positions, query_weight, key_weight, eps, slots, keys, values, queries, parts):  # type: ignore[no-untyped-def]
+def _rotate_parallel(
+    qkv, pairs, positions, query_weight, key_weight, eps, slots, keys, values, queries, parts
+):  # type: ignore[no-untyped-def]
     for part in prange(parts):
-        turn_rows(
+        rotate_rows(
             qkv, pairs, positions, query_weight, key_weight, eps, slots, keys, values, queries,
             part * len(slots) // parts, (part + 1) * len(slots) // parts,
         )  # fmt: skip
@@ -153,14 +157,14 @@ def gate(gate_up, out, num_threads):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def turn(qkv, pairs, positions, query_weight, key_weight, eps, slots, keys, values, queries, num_threads):  # type: ignore[no-untyped-def]
-    """`turn_rows` of all rows that have a slot. No two may have the same."""
+def rotate(qkv, pairs, positions, query_weight, key_weight, eps, slots, keys, values, queries, num_threads):  # type: ignore[no-untyped-def]
+    """`rotate_rows` of all rows that have a slot. No two may have the same."""
     if num_threads == 1 or qkv.size < PARALLEL_CELLS:
-        turn_rows(
+        rotate_rows(
             qkv, pairs, positions, query_weight, key_weight, eps, slots, keys, values, queries, 0, len(slots)
         )
     else:
-        _turn_parallel(
+        _rotate_parallel(
             qkv, pairs, positions, query_weight, key_weight, eps, slots, keys, values, queries, num_threads
         )
 
@@ -171,16 +175,7 @@ def compile_all(dtype: Any) -> None:
     pairs, cells, zero = np.ones((1, 2, 1), np.float32), np.ones((1, 1, 1, 2), dtype), np.zeros(1, np.int64)
     norm(one, one[0], ONE, one.copy(), 1)
     gate(two[:, :4], one.copy(), 1)
-    turn(
-        two,
-        pairs,
-        zero,
-        one[0, :0],
-        one[0, :0],
-        ONE,
-        zero,
-        cells,
-        cells.copy(),
-        np.empty((1, 1, 2), dtype),
+    rotate(
+        two, pairs, zero, one[0, :0], one[0, :0], ONE, zero, cells, cells.copy(), np.empty((1, 1, 2), dtype),
         1,
-    )
+    )  # fmt: skip

@@ -1,8 +1,8 @@
-"""A small matrix product that stays in registers, for loops that Python has no words for.
+"""A small matrix product that stays in registers, for loops that Python cannot express.
 
-A compiler keeps numbers in registers if it can see them all; numbers of an array it writes back to memory at
-every turn. So the innermost loop of a product is written here as what it is: a few rows of sums, each a few
-vectors wide, that take in one broadcast number and one row of the right side at a time.
+A compiler keeps numbers in registers if it can see them all; numbers of an array it writes back to memory in
+every iteration. So the innermost loop of a product is written here as what it is: a few rows of sums, each a
+few vectors wide, that take in one broadcast number and one row of the right side at a time.
 
     sums[r, :] += left[r, k] · right[k, :]        k = 0 … count - 1
 
@@ -31,7 +31,7 @@ VECTORS = 4 if MANY_REGISTERS else 2
 def tile(rows: int, vectors: int, fetched: int = 0) -> Any:
     """The product for `rows` rows, `vectors` vectors wide, as a function for compiled code.
 
-    Meanwhile it asks for memory that is needed soon: with every step for `fetched` vectors of `right`.
+    Meanwhile it prefetches memory that is needed soon: with every step `fetched` vectors of `right`.
     """
 
     @intrinsic

@@ -1,7 +1,7 @@
 """Vectors of numbers in compiled code: how many fit, how they are loaded, multiplied and fetched in advance.
 
-What Numba has no words for is written in LLVM's here, in a few small functions; `tile_product.py` and
-`row_dots.py` make loops of them. Numbers are what the type of their array says:
+What Numba cannot express is written in LLVM's instructions here, in a few small functions; `tile_product.py`
+and `row_dots.py` make loops of them. Numbers are what the type of their array says:
 
     float32    multiplied and added in one instruction
     uint16     a bfloat16: the upper half of a float32, widened as it is loaded

@@ -1,16 +1,16 @@
 """A whole step in one compiled function: from tokens to logits, prompts and decoding sequences together.
 
-    embed ┬ norm ─ [q k v] ─ turn, write ─ attend ─ o (+) ─ norm ─ [gate up] ─ gate ─ down (+) ┬ norm ─ head
-          └──────────────────────────────── for every layer ───────────────────────────────────┘
+    embed ┬ norm ─ [q k v] ─ rotate, write ─ attend ─ o (+) ─ norm ─ [gate up] ─ gate ─ down (+) ┬ norm ─ head
+          └───────────────────────────────── for every layer ────────────────────────────────────┘
 
 For one token of a small model the hundred calls of a step from Python take longer than its arithmetic, and
-for a batch they still are a third. Here nobody is called: each stage is a loop over rows or panels, divided
+for a batch they still are a third. Here no stage calls Python: each is a loop over rows or panels, divided
 among threads where that is worth waking them, and all that lies between two stages is kept in the same arrays
 from step to step. What is added up from layer to layer is float32 whatever the weights are.
 
-Behind the last layer's attention only those rows go on that somebody wants to know the logits of.
+After the last layer's attention only the rows whose logits are wanted are computed further.
 
-The plain twin is `Decoder.forward`; `tests/executor/test_compiled_steps.py` says that the two agree.
+The plain twin is `Decoder.forward`; `tests/executor/test_compiled_runner.py` says that the two agree.
 Read next: `panels.py`, `paged_decode.py`, `paged_prefill.py` and `rows.py`, of which it is made.
 """
 
@@ -25,7 +25,7 @@ from kernels_numba.cpu.arithmetic import ticks, widen
 from kernels_numba.cpu.paged_decode import paged_decode
 from kernels_numba.cpu.paged_prefill import paged_prefill
 from kernels_numba.cpu.panels import multiply, padded
-from kernels_numba.cpu.rows import gate, norm, turn
+from kernels_numba.cpu.rows import gate, norm, rotate
 
 STAGES = ("products", "attention", "between")
 """What is timed apart."""
@@ -67,12 +67,12 @@ class Weights(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a step computes: T tokens. Others may follow that are computed for nothing and stored nowhere."""
+    """What a step computes: T tokens. Padding may follow, which is computed and stored nowhere."""
 
     tokens: Any
     """[≥ T]"""
     pairs: Any
-    """Cosines and sines, as `turn_rows` takes them."""
+    """Cosines and sines, as `rotate_rows` takes them."""
     positions: Any
     """[T]"""
     slots: Any
@@ -201,7 +201,7 @@ def whole_step(batch, cells, w, room, eps, scale, num_threads, logits, clock):  
         multiply(normed, w.qkv[layer], qkv, fresh, num_threads)
         began = _lap(clock, PRODUCTS, began)
         keys, values = cells[layer, 0], cells[layer, 1]
-        turn(
+        rotate(
             qkv, batch.pairs, batch.positions, w.query_norm[layer], w.key_norm[layer], eps, batch.slots,
             keys, values, queries, num_threads,
         )  # fmt: skip

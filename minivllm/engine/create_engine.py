@@ -68,7 +68,7 @@ def create_engine(args: EngineArgs, sinks: Iterable[Sink] = ()) -> Engine:
 
 def load_executor(args: EngineArgs) -> TorchExecutor:
     """The model with its weights, and the KV cache in the memory that is left."""
-    executor = TorchExecutor.from_folder(
+    return TorchExecutor.from_folder(
         args.model,
         dtype=args.dtype,
         block_size=args.block_size,
@@ -80,24 +80,7 @@ def load_executor(args: EngineArgs) -> TorchExecutor:
         swap_space_bytes=int(args.swap_space * GIB),
         virtual_memory=args.allocator == "virtual_memory",
         backend=backend_factory(args.attention_backend),
-    )
-    if args.attention_backend == "numba-cuda" and not args.enforce_eager:
-        record_decodes(executor, args)
-    return executor
-
-
-def record_decodes(executor: TorchExecutor, args: EngineArgs) -> None:
-    """From now on decode steps are recorded, and replayed (CUDA graphs)."""
-    from minivllm.executor.attention.kernel_backend import KernelAttention
-    from minivllm.executor.decode_graphs import DecodeGraphs
-
-    assert isinstance(executor.attention, KernelAttention)
-    longest = args.max_model_len or executor.config.max_position_embeddings
-    executor.whole_steps = DecodeGraphs(
-        executor.decoder,
-        executor.attention,
-        most_blocks=-(-longest // args.block_size),
-        most_sequences=args.max_num_seqs,
+        enforce_eager=args.enforce_eager,
     )
 
 

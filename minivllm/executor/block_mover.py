@@ -1,13 +1,13 @@
 """Block moves, carried out: copies within the cache, and swaps between it and the host's memory.
 
 A plan's moves come in an order that matters: a block may be copied and then, in the same step, become the
-target of somebody else's swap-in. Moves of one kind that do not get in each other's way go together, as
+target of another sequence's swap-in. Moves of one kind that do not depend on each other go together, as
 one gather and one scatter over all layers; a new batch begins where the next move depends on one before.
 
     copy 5→8, copy 5→9, copy 2→7 │ swap_out 3→0, swap_out 4→1 │ copy 7→3
     ──────── one batch ───────── │ ─────── one batch ──────── │ (reads 7, which was written before)
 
-Read next: `minivllm/memory/block_move.py` for who orders them and why.
+Read next: `minivllm/memory/block_move.py` for why the memory orders them.
 """
 
 from __future__ import annotations

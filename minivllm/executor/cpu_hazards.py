@@ -18,7 +18,7 @@
     code kept for one file         a change in another goes unseen       `kernels_numba/cpu/cache.py`: one
                                                                          folder for each state of all files
     nowhere to keep it             Numba refuses to compile              a temporary folder, and a warning
-    a type without a fast path     slower, and nobody knows why          a warning
+    a type without a fast path     slower, without a sign of why         a warning
 
 `minivllm doctor` says how this machine stands. The engine's modules call these functions and know no more.
 The first and the seventh are met by `minivllm/environment.py`, before torch is loaded.
@@ -105,12 +105,18 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def guard_step(num_threads: int) -> AbstractContextManager[Any]:
+    """Around a step on a CPU, on so many threads: `note_parallel_run`, then `one_at_a_time`."""
+    note_parallel_run(num_threads)
+    return one_at_a_time()
+
+
 def one_at_a_time() -> AbstractContextManager[Any]:
-    """Around a step that runs Numba's parallel code: a lock where its threads cannot bear two callers."""
-    return _alone if _layer_bears_one_caller() else nullcontext()
+    """Around a step that runs Numba's parallel code: a lock where its threading layer allows one caller."""
+    return _alone if _layer_allows_one_caller() else nullcontext()
 
 
-def _layer_bears_one_caller() -> bool:
+def _layer_allows_one_caller() -> bool:
     parallel = sys.modules.get("numba.np.ufunc.parallel")
     try:
         return parallel is not None and parallel.threading_layer() == "workqueue"

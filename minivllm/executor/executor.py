@@ -1,4 +1,4 @@
-"""What the engine needs from whoever carries out its plans.
+"""What the engine needs from the object that carries out its plans.
 
 The control plane decides, the data plane obeys: `execute` is the whole of the traffic between them, a
 `StepPlan` one way and logits the other. A torch model, a cost model on a virtual clock, and a fake that
@@ -6,7 +6,7 @@ makes tokens up in a test are all executors, and the scheduler cannot tell them 
 
 Executors are told everything they need in every plan. They may keep keys and values where a plan's block
 tables say, and must not keep anything else about a sequence: so nothing has to be told when one ends.
-If `execute` raises, nobody may assume that any of the plan was done, or that none of it was.
+If `execute` raises, the caller may assume neither that any of the plan was done, nor that none of it was.
 
 Read next: `minivllm/scheduling/plan.py` for what comes in, `torch_executor.py` for the real one.
 """

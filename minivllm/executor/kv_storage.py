@@ -33,7 +33,7 @@ class KVStorage:
     """Keys and values of all layers, in one allocation.
 
     Attributes:
-        cells: [layers, 2, num_blocks, num_kv_heads, block_size, head_dim], for whoever moves whole blocks.
+        cells: [layers, 2, num_blocks, num_kv_heads, block_size, head_dim], for moving whole blocks.
         keys, values: for each layer, its part: [num_blocks, num_kv_heads, block_size, head_dim].
     """
 
@@ -70,11 +70,12 @@ def decide_num_blocks(
     device: torch.device,
     max_num_seqs: int,
     max_model_len: int,
+    weight_bytes: int,
     gpu_memory_utilization: float = 0.92,
     num_gpu_blocks_override: int | None = None,
     kv_cache_memory_bytes: int | None = None,
 ) -> int:
-    """The number of blocks to allocate, given vLLM's settings. Call it once the weights are in place.
+    """The number of blocks to allocate, given vLLM's settings, once `weight_bytes` of weights are in place.
 
     An override is obeyed; a budget in bytes is divided by the block; otherwise the device is asked what
     is free, of which `gpu_memory_utilization` (above 0, at most 1) may be used in all, weights included.
@@ -95,7 +96,7 @@ def decide_num_blocks(
         source = "kv_cache_memory_bytes"
         _check_it_exists(f"{source} {budget:,}", budget, device)
     else:
-        budget, source = _free_budget(device, gpu_memory_utilization, _weight_bytes(config, dtype))
+        budget, source = _free_budget(device, gpu_memory_utilization, weight_bytes)
     num_blocks = num_blocks_for(budget, config, block_size, dtype)
     if num_blocks < 1:
         one = bytes_per_block(config, block_size, dtype)
@@ -143,10 +144,6 @@ def _free_budget(device: torch.device, utilization: float, weight_bytes: int) ->
     before_weights = available_ram_bytes() + weight_bytes
     budget = min(int(utilization * before_weights) - weight_bytes, CPU_BUDGET_BYTES)
     return budget, f"{utilization:.0%} of {before_weights:,} bytes of RAM, less {weight_bytes:,} for weights"
-
-
-def _weight_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
-    return config.num_parameters * dtype.itemsize
 
 
 def available_ram_bytes() -> int:

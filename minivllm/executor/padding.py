@@ -33,6 +33,6 @@ class AttentionWithoutPadding:
         attended: Tensor = self.attention(layer, query[real], key[real], value[real])
         return functional.pad(attended, (0, 0, 0, 0, 0, self.num_padding))
 
-    def projected(self, layer: int, qkv: Tensor, turn: Any) -> Tensor:
-        attended: Tensor = self.attention.projected(layer, qkv[: self.num_tokens], turn)
+    def projected(self, layer: int, qkv: Tensor, rotation: Any) -> Tensor:
+        attended: Tensor = self.attention.projected(layer, qkv[: self.num_tokens], rotation)
         return functional.pad(attended, (0, 0, 0, 0, 0, self.num_padding))

@@ -21,7 +21,7 @@ from minivllm.scheduling.plan import StepPlan
 from minivllm.trace.work import BatchShape
 
 SAMPLED_TOKEN = 3
-"""What every simulated token is: somebody's answer, and no word of it matters here."""
+"""What every simulated token is: no decision depends on it."""
 
 
 class StepCost(Protocol):
@@ -35,7 +35,7 @@ class StepCost(Protocol):
 
 
 class VirtualClock:
-    """Seconds that pass only when somebody lets them."""
+    """Seconds that pass only when `advance` is called."""
 
     def __init__(self, now: float = 0.0) -> None:
         self.now = now
@@ -89,7 +89,7 @@ def shape_of(plan: StepPlan) -> BatchShape:
 
 
 class SimulatedSampler:
-    """Chooses the same token for everybody."""
+    """Chooses the same token for every sequence."""
 
     def sample(self, logits: Any, states: Sequence[Any]) -> list[SampledToken]:
         return [SampledToken(SAMPLED_TOKEN, None)] * len(states)

@@ -1,36 +1,34 @@
-"""The executor that computes: a decoder, a paged KV cache and an attention backend, driven by plans.
+"""The executor that computes: a model runner over a paged KV cache, driven by plans.
 
     StepPlan ── moves ──► BlockMover: blocks are copied and swapped before anything is written
         │
         └────── build_metadata ──► token_ids, positions, slots, block tables
                                         │
-               decoder.forward(token_ids, positions, attention, logit_rows) ──► hidden [n, hidden_size]
-                                        │
-               decoder.compute_logits(hidden) ──► logits [n, vocab_size]
+                         runner.run(metadata, padding) ──► logits [n, vocab_size]
+                           a decoder and an attention backend
 
-Nothing is remembered between steps but the cache's cells, and those belong to whoever the next plan's
-block tables say.
+How a runner computes a step is its own business; `runners/choose.py` says which one an engine gets. Nothing
+is kept between steps but the cache's cells, and the next plan's block tables say which sequence owns them.
 
-Read next: `minivllm/model/decoder.py` and `minivllm/executor/attention/metadata.py`.
+Read next: `minivllm/executor/attention/metadata.py`, then `minivllm/executor/runners/eager.py`.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from minivllm.config import DTYPES as DTYPE_NAMES
-from minivllm.executor.attention.backend import to_device
 from minivllm.executor.attention.choose import BackendFactory, automatic
 from minivllm.executor.attention.metadata import build_metadata
 from minivllm.executor.attention.torch_backend import TorchAttention
 from minivllm.executor.block_mover import BlockMover
-from minivllm.executor.cpu_hazards import note_parallel_run, one_at_a_time, warn_of_threads
+from minivllm.executor.cpu_hazards import guard_step, note_parallel_run, warn_of_threads
 from minivllm.executor.kv_storage import KVStorage, decide_num_blocks, decide_num_host_blocks
-from minivllm.executor.padding import AttentionWithoutPadding, pad_rows
+from minivllm.executor.runners.choose import choose_runner
 from minivllm.executor.virtual_storage import VirtualKVStorage
 from minivllm.model.config import ModelConfig
 from minivllm.model.decoder import Decoder
@@ -39,10 +37,6 @@ from minivllm.model.weights import Checkpoint
 from minivllm.scheduling.plan import StepPlan
 from minivllm.trace.events import ModelShape
 from minivllm.validation import check_choice
-
-if TYPE_CHECKING:
-    from minivllm.executor.compiled_steps import CompiledSteps
-    from minivllm.executor.decode_graphs import DecodeGraphs
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
@@ -58,7 +52,12 @@ class TorchExecutor:
         name: str = "",
         host_storage: KVStorage | None = None,
         num_blocks: int | None = None,
+        *,
+        enforce_eager: bool = False,
+        max_num_seqs: int = 128,
+        max_model_len: int | None = None,
     ) -> None:
+        """The last three settings are for `choose_runner`."""
         if decoder.embedding.device.type == "cpu":
             note_parallel_run(torch.get_num_threads())
         self.decoder = decoder
@@ -69,12 +68,16 @@ class TorchExecutor:
         self.mover = BlockMover(storage, host_storage)
         self.config = decoder.config
         self.attention = backend(decoder.config, storage)
-        self.whole_steps: DecodeGraphs | CompiledSteps | None = self.attention.whole_steps(decoder)
-        """Steps that are one call: recorded on a GPU, compiled on a CPU."""
-        self.tuned: Any = self.attention.tuned(decoder)
-        """The decoder, or another form of its `forward` that is faster with this backend."""
+        self.runner = choose_runner(
+            decoder,
+            self.attention,
+            enforce_eager=enforce_eager,
+            max_num_seqs=max_num_seqs,
+            max_model_len=max_model_len,
+        )
         self.name = name
         self.device = decoder.embedding.device
+        self._is_on_cpu = self.device.type == "cpu"
         self.last_attention_seconds = 0.0
 
     @classmethod
@@ -93,6 +96,7 @@ class TorchExecutor:
         swap_space_bytes: int = 0,
         virtual_memory: bool = False,
         backend: BackendFactory = automatic,
+        enforce_eager: bool = False,
     ) -> TorchExecutor:
         """Load a model from a folder or a hub id, and allocate its cache.
 
@@ -100,6 +104,7 @@ class TorchExecutor:
         there is one. `num_blocks` None sizes the cache by `decide_num_blocks` from the settings below it.
         `swap_space_bytes` of the host's memory hold the blocks of preempted requests. With `virtual_memory`
         each of `max_num_seqs` sequences has addresses for `max_model_len` tokens, and memory on demand.
+        With `enforce_eager` no step is recorded as a CUDA graph.
         """
         folder = resolve_model(path)
         config = ModelConfig.from_folder(folder)
@@ -109,32 +114,38 @@ class TorchExecutor:
             warn_of_threads(torch.get_num_threads())
             note_parallel_run(torch.get_num_threads())
         decoder = load_decoder(folder, config, torch_dtype, torch_device)
+        max_tokens = max_model_len or config.max_position_embeddings
         num_blocks = decide_num_blocks(
             config,
             block_size=block_size,
             dtype=torch_dtype,
             device=torch_device,
             max_num_seqs=max_num_seqs,
-            max_model_len=max_model_len or config.max_position_embeddings,
+            max_model_len=max_tokens,
+            weight_bytes=decoder.num_bytes,
             gpu_memory_utilization=gpu_memory_utilization,
             num_gpu_blocks_override=num_blocks,
             kv_cache_memory_bytes=kv_cache_memory_bytes,
         )
-        num_host_blocks = decide_num_host_blocks(swap_space_bytes, config, block_size, torch_dtype)
+        host_storage = make_host_storage(swap_space_bytes, config, block_size, torch_dtype)
         storage: KVStorage
         if virtual_memory:
-            longest = max_model_len or config.max_position_embeddings
             storage = VirtualKVStorage.for_slots(
-                config, max_num_seqs, longest, block_size, torch_dtype, torch_device
+                config, max_num_seqs, max_tokens, block_size, torch_dtype, torch_device
             )
         else:
             storage = KVStorage(config, num_blocks, block_size, torch_dtype, torch_device)
-        host_storage = None
-        if num_host_blocks:
-            host_storage = KVStorage(config, num_host_blocks, block_size, torch_dtype, torch.device("cpu"))
-        is_folder = Path(path).expanduser().is_dir()  # a hub id's folder is named after a commit
-        name = folder.resolve().name if is_folder else str(path)
-        return cls(decoder, storage, backend, name, host_storage, num_blocks)
+        return cls(
+            decoder,
+            storage,
+            backend,
+            name_of(path, folder),
+            host_storage,
+            num_blocks,
+            enforce_eager=enforce_eager,
+            max_num_seqs=max_num_seqs,
+            max_model_len=max_model_len,
+        )
 
     @property
     def num_host_blocks(self) -> int:
@@ -152,32 +163,16 @@ class TorchExecutor:
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> Tensor:
         """Logits `[sum of num_logits, vocab_size]` in plan order, float32 (float64 for a float64 model)."""
-        if self.device.type == "cpu":
-            note_parallel_run(torch.get_num_threads())
-        with one_at_a_time():
-            return self._execute(plan)
-
-    def _execute(self, plan: StepPlan) -> Tensor:
-        self.mover.carry_out(plan.moves)
-        if not plan.scheduled:
-            self.last_attention_seconds = 0.0
-            return self.decoder.compute_logits(self.decoder.embedding[:0])
-        metadata = build_metadata(plan, self.block_size)
-        if self.whole_steps and self.whole_steps.covers(metadata, plan.num_padding_tokens):
-            logits = self.whole_steps.run(metadata, plan.num_padding_tokens)
-            self.last_attention_seconds = self.whole_steps.attention_seconds
+        with guard_step(torch.get_num_threads()) if self._is_on_cpu else nullcontext():
+            if plan.moves:
+                self.mover.carry_out(plan.moves)
+            if not plan.scheduled:
+                self.last_attention_seconds = 0.0
+                return self.decoder.compute_logits(self.decoder.embedding[:0])
+            metadata = build_metadata(plan, self.storage.block_size)
+            logits = self.runner.run(metadata, plan.num_padding_tokens)
+            self.last_attention_seconds = self.runner.attention_seconds
             return logits
-        token_ids = to_device(metadata.token_ids, self.device)
-        positions = to_device(metadata.positions, self.device)
-        self.attention.prepare(metadata)
-        attend: Any = self.attention
-        if padding := plan.num_padding_tokens:
-            attend = AttentionWithoutPadding(self.attention, metadata.num_tokens, padding)
-            token_ids, positions = pad_rows(token_ids, padding), pad_rows(positions, padding)
-        rows = to_device(metadata.logit_rows, self.device)
-        hidden = self.tuned.forward(token_ids, positions, attend, rows)
-        self.last_attention_seconds = self.attention.seconds
-        return self.tuned.compute_logits(hidden)  # type: ignore[no-any-return]
 
 
 def load_decoder(folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Decoder:
@@ -188,6 +183,19 @@ def load_decoder(folder: Path, config: ModelConfig, dtype: torch.dtype, device: 
     decoder = Decoder(config, dtype, device, tied=tied)
     checkpoint.load_into(decoder.views())
     return decoder
+
+
+def make_host_storage(
+    swap_space_bytes: int, config: ModelConfig, block_size: int, dtype: torch.dtype
+) -> KVStorage | None:
+    """The swap space: blocks in the host's memory, None if it has none."""
+    num_blocks = decide_num_host_blocks(swap_space_bytes, config, block_size, dtype)
+    return KVStorage(config, num_blocks, block_size, dtype, torch.device("cpu")) if num_blocks else None
+
+
+def name_of(path: str | Path, folder: Path) -> str:
+    """What a model is called: its folder's name, or its id on the hub, whose folder is named by a commit."""
+    return folder.resolve().name if Path(path).expanduser().is_dir() else str(path)
 
 
 def torch_device_for(device: str | None) -> torch.device:

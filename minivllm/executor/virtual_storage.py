@@ -3,9 +3,9 @@
     keys[layer], values[layer]   [num_blocks, num_kv_heads, block_size, head_dim]      as in `kv_storage.py`
 
 One anonymous mapping holds all of it, far larger than the machine's memory if need be. The operating system
-puts a page behind an address when it is first written, and takes it away when told that nobody needs it
-(`madvise` with `MADV_DONTNEED`); what is read there afterwards is zero. The mapping must be private: of a
-shared one, Linux keeps the pages.
+puts a page behind an address when it is first written, and takes it away when told that it is not needed any
+more (`madvise` with `MADV_DONTNEED`); what is read there afterwards is zero. The mapping must be private: of
+a shared one, Linux keeps the pages.
 
     layer 0 keys    [ slot 0: ▓▓▓······ ][ slot 1: ▓········ ][ slot 2: ▓▓▓▓····· ]
     layer 0 values  [ slot 0: ▓▓▓······ ][ slot 1: ▓········ ][ slot 2: ▓▓▓▓····· ]
@@ -99,7 +99,7 @@ class VirtualKVStorage(KVStorage):
         return cls(config, num_blocks, block_size, dtype, device)
 
     def decommit(self, first_block: int, num_blocks: int) -> None:
-        """Nobody needs these blocks: give their memory back. Their addresses stay.
+        """Give the memory of these blocks back; what they held is lost. Their addresses stay.
 
         Raises:
             ValueError: they are not whole pages, or do not all exist.
@@ -172,8 +172,8 @@ def _reserve(num_bytes: int) -> mmap.mmap:
 def _resident_pages(mapping: mmap.mmap, offset: int, length: int) -> int:
     """Pages of a part of the mapping that are in memory, and this process's own.
 
-    Linux has eight bytes on each page of a process. Bit 63 says that it is present; bit 56, that nobody else
-    maps it. An address that was read but never written shows a page of zeros, which everybody shares.
+    Linux has eight bytes on each page of a process. Bit 63 says that it is present; bit 56, that no other
+    process maps it. An address that was read but never written shows a page of zeros, which all share.
     """
     start = ctypes.addressof(ctypes.c_char.from_buffer(mapping)) + offset
     with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:

@@ -38,7 +38,7 @@ _FULL_LAYERS_IF_ABSENT = 28  # Qwen's max_window_layers: layers below it see eve
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
-    """How positions turn queries and keys; `minivllm/model/rotary.py` says what each number does."""
+    """How positions rotate queries and keys; `minivllm/model/rotary.py` says what each number does."""
 
     rope_type: str = "default"
     theta: float = 10_000.0

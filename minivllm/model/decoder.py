@@ -1,4 +1,4 @@
-"""The decoder: token ids in, one vector per token out, logits for those who ask.
+"""The decoder: token ids in, one vector per token out, logits for the rows that need them.
 
 One class serves Llama, Mistral, Qwen2 and Qwen3; what differs between them is data in `ModelConfig`.
 It holds weights and nothing else: no cache, no batch, no step. Keys and values go to whatever `attend`
@@ -14,7 +14,7 @@ is handed in, so the same decoder runs over paged memory, contiguous memory, or 
 Logits are a separate call because few tokens need them: a prompt of a thousand tokens wants one row,
 and the output matrix is often the largest of all.
 
-Read next: `minivllm/executor/torch_executor.py`, which calls it.
+Read next: `minivllm/model/layers.py` for a layer, `minivllm/executor/runners/eager.py`, which calls this.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from minivllm.model.config import ModelConfig
-from minivllm.model.layers import Attend, Attention, GatedMLP, NamedViews, RMSNorm
-from minivllm.model.packed import OneDnnMatrix, PackedMatrix, can_pack
+from minivllm.model.layers import Attend, DecoderLayer, DenseMatrix, RMSNorm
+from minivllm.model.matrix import Matrix, NamedViews
 from minivllm.model.rotary import RotaryEmbedding
 
 
@@ -45,8 +45,7 @@ class Decoder:
         self.layers = [DecoderLayer(config, index, dtype, device) for index in range(config.num_layers)]
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device)
         self.tied = config.tie_word_embeddings if tied is None else tied
-        self.lm_head = self.embedding if self.tied else torch.empty_like(self.embedding)
-        self.packed_head: PackedMatrix | None = None
+        self.head: Matrix = DenseMatrix(self.embedding if self.tied else torch.empty_like(self.embedding))
 
     def forward(
         self, token_ids: Tensor, positions: Tensor, attend: Attend, rows: Tensor | None = None
@@ -60,27 +59,23 @@ class Decoder:
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """Scores of all tokens [n, vocab_size] after `hidden` [n, hidden_size], in float32 or float64."""
-        if self.packed_head is not None:
-            logits = self.packed_head.product(hidden, None)
-        else:
-            logits = functional.linear(hidden, self.lm_head)
+        logits = self.head.product(hidden)
         return logits if logits.dtype == torch.float64 else logits.float()
 
-    def pack(self, make: Callable[[Tensor], PackedMatrix] = OneDnnMatrix) -> None:
-        """Put all matrices in another order; by default in oneDNN's, where that is possible."""
-        if make is OneDnnMatrix and not (self.embedding.device.type == "cpu" and can_pack(self.dtype)):
-            return
-        for layer in self.layers:
-            for linear in (layer.attention.qkv, layer.attention.output, layer.mlp.gate_up, layer.mlp.down):
-                linear.pack(make)
-        self.pack_head(make)
+    @property
+    def lm_head(self) -> Tensor:
+        """The last matrix row by row; a copy unless it is stored so. A tied one is the embedding itself."""
+        return self.embedding if self.tied else self.head.dense()
 
-    def pack_head(self, make: Callable[[Tensor], PackedMatrix]) -> None:
-        """The last matrix. A tied one is still needed, row by row; another is kept in that order only."""
-        if self.packed_head is None:
-            self.packed_head = make(self.lm_head)
-            if not self.tied:
-                self.lm_head = self.lm_head.new_empty(0)
+    def convert(self, make: Callable[[Tensor], Matrix]) -> None:
+        """Store every matrix in another format, which `make` builds from its rows [out, in].
+
+        The rows are freed, those of a tied embedding excepted: tokens are still looked up there.
+        """
+        for layer in self.layers:
+            for linear in layer.linears:
+                linear.matrix = make(linear.matrix.dense())
+        self.head = make(self.lm_head)
 
     def views(self) -> NamedViews:
         """Every weight under its name in the checkpoint: write into these tensors to load the model."""
@@ -89,33 +84,11 @@ class Decoder:
             yield from layer.views(f"model.layers.{index}")
         yield from self.norm.views("model.norm")
         if not self.tied:
-            yield "lm_head.weight", self.dense_head()
-
-    def dense_head(self) -> Tensor:
-        """The last matrix row by row, as a copy if it is packed and not tied."""
-        return self.lm_head if self.tied or self.packed_head is None else self.packed_head.dense()
+            yield from self.head.views({"lm_head": self.config.vocab_size})
 
     @property
     def num_bytes(self) -> int:
-        """Memory that the weights take."""
-        return sum(view.numel() * view.element_size() for _, view in self.views())
-
-
-class DecoderLayer:
-    """Attention, then the gated MLP, each added to the stream it read from."""
-
-    def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.input_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device)
-        self.attention = Attention(config, layer, dtype, device)
-        self.post_attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device)
-        self.mlp = GatedMLP(config, dtype, device)
-
-    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        x = self.attention(self.input_norm(x), cos, sin, attend).add_(x)
-        return self.mlp(self.post_attention_norm(x)).add_(x)
-
-    def views(self, prefix: str) -> NamedViews:
-        yield from self.input_norm.views(f"{prefix}.input_layernorm")
-        yield from self.attention.views(f"{prefix}.self_attn")
-        yield from self.post_attention_norm.views(f"{prefix}.post_attention_layernorm")
-        yield from self.mlp.views(f"{prefix}.mlp")
+        """Memory that the weights take, a tied matrix counted once, in the format they are stored in."""
+        layers = sum(layer.num_bytes for layer in self.layers)
+        vectors = self.embedding.numel() + self.norm.weight.numel()
+        return layers + vectors * self.dtype.itemsize + (0 if self.tied else self.head.num_bytes)

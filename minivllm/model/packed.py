@@ -1,46 +1,38 @@
-"""Weights in the order in which a processor multiplies them.
+"""A matrix in oneDNN's order: the library that torch multiplies with on a CPU.
 
 A product reads its weights in tiles. Row after row, as a checkpoint has them, they must be put in that order
-every time, which for a few tokens takes as long as the product itself. Whoever packs does it once, and the
-matrix is kept in that order only:
-
-    our own panels    `minivllm/executor/compiled_steps.py`, for whole steps in one compiled call
-    oneDNN's          here: torch comes with it; best where processors have matrix units of their own (AMX)
+every time, which for a few tokens takes as long as the product itself. A packed matrix is put in order once
+and kept in that order only. This one is best where processors have matrix units of their own (AMX); our own
+order, panels, is in `minivllm/executor/runners/compiled.py`.
 
 oneDNN's operators are torch's own but not public, so everything here asks first whether they are there and
-work. Read next: `minivllm/model/layers.py`, whose products use them.
+work. Read next: `minivllm/executor/runners/fused.py`, which multiplies by such matrices.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from minivllm.model.matrix import Matrix
+
 DTYPES = (torch.float32, torch.bfloat16)
+"""Types of numbers that there are fast paths for on a CPU."""
 
 
-class PackedMatrix(Protocol):
-    """A matrix [out, in] in another order."""
-
-    def product(self, x: Tensor, bias: Tensor | None, added: Tensor | None = None) -> Tensor:
-        """`x Wᵀ + bias + added`."""
-
-    def dense(self) -> Tensor:
-        """The matrix as it was, a copy."""
-
-
-class OneDnnMatrix:
+class OneDnnMatrix(Matrix):
     """A matrix in oneDNN's order, an opaque tensor of the same size."""
 
     def __init__(self, weight: Tensor) -> None:
         self._packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+        self._num_bytes = weight.numel() * weight.element_size()
 
-    def product(self, x: Tensor, bias: Tensor | None, added: Tensor | None = None) -> Tensor:
+    def product(self, x: Tensor, bias: Tensor | None = None, added: Tensor | None = None) -> Tensor:
         """`x Wᵀ + bias + added`; the sum is rounded once."""
         operator = torch.ops.mkldnn._linear_pointwise
         product: Tensor
@@ -52,6 +44,10 @@ class OneDnnMatrix:
 
     def dense(self) -> Tensor:
         return self._packed.to_dense()
+
+    @property
+    def num_bytes(self) -> int:
+        return self._num_bytes
 
 
 @cache

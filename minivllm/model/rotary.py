@@ -1,23 +1,24 @@
-"""Rotary position embedding: a token's position turns its queries and keys, pair by pair.
+"""Rotary position embedding: a token's position rotates its queries and keys, pair by pair.
 
 Attention has no sense of order, so position must be put into the vectors. RoPE reads a head's numbers
-`x[i]` and `x[i + d/2]` as a point in the plane and turns it by the angle `position · w[i]`. The dot
-product of a query turned by `m·w` and a key turned by `n·w` then depends on `m - n` only: distance,
-not place. That is also why keys are cached *after* the turn: it never changes again.
+`x[i]` and `x[i + d/2]` as a point in the plane and rotates it by the angle `position · w[i]`. The dot
+product of a query rotated by `m·w` and a key rotated by `n·w` then depends on `m - n` only: distance,
+not place. That is also why keys are cached *after* the rotation: it never changes again.
 
-    w[i] = theta^(-2i/d):     i = 0  turns 1 radian per token          (local order)
-                              i = d/2 - 1  turns once in ~2·pi·theta tokens   (far structure)
+    w[i] = theta^(-2i/d):     i = 0  rotates 1 radian per token          (local order)
+                              i = d/2 - 1  rotates once in ~2·pi·theta tokens   (far structure)
 
-To read further than it was trained for, a model slows the turning down; the recipes differ in which
+To read further than it was trained for, a model slows the rotation down; the recipes differ in which
 pairs are slowed (`inverse_frequencies`) and in whether scores are sharpened (`attention_factor`).
 
 Papers: RoFormer (arXiv 2104.09864); YaRN (2309.00071, section 3); Llama 3 (2407.21783).
-Read next: `minivllm/model/layers.py`, where queries and keys are turned.
+Read next: `minivllm/model/layers.py`, where queries and keys are rotated.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ class RotaryEmbedding:
         self.attention_factor = attention_factor(config.rope)
 
     def angles(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines of `positions` [T], each [T, 1, head_dim], for `rotate`.
+        """Cosines and signed sines of `positions` [T], each [T, 1, head_dim], for `layers.rotate`.
 
         Computed once per step and shared by all layers. In float32 whatever the model's type, as in
         `transformers`: a bfloat16 position is wrong from token 257 on.
@@ -54,14 +55,19 @@ class RotaryEmbedding:
         return angles.cos() * self.attention_factor, angles.sin() * self.attention_factor
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn every head of `x` [T, heads, head_dim] by its token's angles.
+class AngleTable:
+    """Cosines and sines for our own kernels, kept from step to step; the table grows as sequences do."""
 
-    The pair (a, b) becomes (a·cos - b·sin, b·cos + a·sin). The halves swapped, `(b, a)`, times the
-    sines with their signs `(-sin, sin)`, is the second summand of both at once.
-    """
-    first, second = x.chunk(2, dim=-1)
-    return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), sin)
+    def __init__(self, rotary: RotaryEmbedding, dtype: torch.dtype) -> None:
+        self._rotary, self._dtype = rotary, dtype
+        self._pairs = rotary.table(0, dtype).numpy()
+
+    def upto(self, positions: Any) -> Any:
+        """[at least the largest of `positions` + 1, 2, head_dim / 2], float32."""
+        needed = int(positions.max(initial=-1)) + 1
+        if needed > len(self._pairs):
+            self._pairs = self._rotary.table(max(256, 2 * needed), self._dtype).numpy()
+        return self._pairs
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
@@ -93,7 +99,7 @@ def attention_factor(rope: RopeConfig) -> float:
 
 
 def _llama3(frequencies: Tensor, rope: RopeConfig) -> Tensor:
-    """Slow down pairs that turn less than `low` times in the original context, keep those above `high`."""
+    """Slow down pairs that rotate less than `low` times in the original context, keep those above `high`."""
     low, high, original = rope.low_freq_factor, rope.high_freq_factor, rope.original_max_position_embeddings
     wavelengths = 2 * math.pi / frequencies
     is_slow = wavelengths > original / low
@@ -106,12 +112,12 @@ def _llama3(frequencies: Tensor, rope: RopeConfig) -> Tensor:
 def _yarn(periods: Tensor, rope: RopeConfig, head_dim: int) -> Tensor:
     """As `_llama3`, but with a ramp over the *index* of the pair instead of its wavelength."""
 
-    def index_turning(times: float) -> float:
-        """The (fractional) pair that turns `times` times within the original context."""
+    def index_rotating(times: float) -> float:
+        """The (fractional) pair that rotates `times` times within the original context."""
         ratio = rope.original_max_position_embeddings / (times * 2 * math.pi)
         return (head_dim * math.log(ratio)) / (2 * math.log(rope.theta))
 
-    low, high = index_turning(rope.beta_fast), index_turning(rope.beta_slow)
+    low, high = index_rotating(rope.beta_fast), index_rotating(rope.beta_slow)
     if rope.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)

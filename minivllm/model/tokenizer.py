@@ -145,7 +145,7 @@ class _GenerationTag(jinja2.ext.Extension):
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """Jinja as `transformers` sets it up, sandboxed: a template comes from a file that somebody uploaded."""
+    """Jinja as `transformers` sets it up, sandboxed: a template is a program from a downloaded file."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationTag]
     )

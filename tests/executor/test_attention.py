@@ -1,4 +1,4 @@
-"""Paged attention equals attention: against a naive float64 reference, with NaN wherever nobody wrote."""
+"""Paged attention equals attention: against a naive float64 reference, with NaN in every unwritten cell."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def check(
         return torch.randn(tokens, heads, config.head_dim, generator=generator).to(dtype)
 
     backend = make_backend(config, storage)
-    backend.prepare(build_metadata(plan, block_size))
+    backend.begin_step(build_metadata(plan, block_size))
     for layer, window in enumerate(config.layer_windows):
         keys = [randn(item.end, config.num_kv_heads) for item in plan.scheduled]
         values = [randn(item.end, config.num_kv_heads) for item in plan.scheduled]
@@ -171,7 +171,7 @@ def test_a_window_reads_only_the_blocks_it_covers() -> None:
     config = model((2, 1), 4, [8])
     plan, num_blocks = make_plan([(999, 1), (990, 10)], 16, seed=0)
     backend = TorchAttention(config, KVStorage(config, num_blocks, 16, torch.float32, CPU))
-    backend.prepare(build_metadata(plan, 16))
+    backend.begin_step(build_metadata(plan, 16))
     assert [len(work.cache_rows) for work in backend._work[8]] == [2, 1]
 
 

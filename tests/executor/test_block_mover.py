@@ -1,4 +1,4 @@
-"""Moves in batches do what moves one by one do, whatever their order and whoever gets in whose way."""
+"""Moves in batches do what moves one by one do, whatever their order and whichever depend on each other."""
 
 import pytest
 import torch

@@ -29,7 +29,7 @@ BLOCK_BYTES = 2 * 3 * 2 * 16 * 16 * 4  # keys and values · layers · KV heads �
 
 def decide(**changes: Any) -> int:
     defaults: dict[str, Any] = {"block_size": 16, "dtype": torch.float32, "device": CPU}
-    limits = {"max_num_seqs": 10**6, "max_model_len": 1000}
+    limits = {"max_num_seqs": 10**6, "max_model_len": 1000, "weight_bytes": CONFIG.num_parameters * 4}
     return decide_num_blocks(CONFIG, **{**defaults, **limits, **changes})
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from minivllm import LLM, SamplingParams
+from minivllm.executor.runners.eager import EagerRunner
 from minivllm.executor.torch_executor import TorchExecutor
 from minivllm.model.tiny import MODEL_PATH
 from minivllm.trace.events import BatchPlanned, SequenceFinished, TokensSampled
@@ -16,14 +17,14 @@ class Counting:
 
     def __init__(self, inner):
         self.inner, self.rows = inner, []
-        forward = inner.tuned.forward
-        inner.whole_steps = None  # whole steps do not pass there
+        forward = inner.decoder.forward
+        inner.runner = EagerRunner(inner.decoder, inner.attention)  # a compiled step does not pass there
 
         def counted(token_ids, positions, attend, rows):
             self.rows.append(len(token_ids))
             return forward(token_ids, positions, attend, rows)
 
-        inner.tuned.forward = counted
+        inner.decoder.forward = counted
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,7 @@ def test_attention_over_it_is_attention_over_the_ordinary_storage(
     results = []
     for side, cells in zip(items, (storage, ordinary), strict=True):
         backend = TorchAttention(config, cells)
-        backend.prepare(build_metadata(StepPlan(0, tuple(side)), size))
+        backend.begin_step(build_metadata(StepPlan(0, tuple(side)), size))
         results.append(backend(1, query, key, value))
     assert torch.equal(*results)
 
@@ -230,7 +230,7 @@ def test_the_shipped_model_says_the_same_and_leaves_no_page_behind() -> None:
     work = [([rng.randrange(3, 4000) for _ in range(30)], kinds[number % 3]) for number in range(6)]
 
     def talk(executor: TorchExecutor, num_blocks: int, **more: Any) -> tuple[list[Any], int]:
-        """What is said, and how often somebody was preempted."""
+        """What is said, and how often a request was preempted."""
         allocator = "virtual_memory" if more else "paged"
         limits = SchedulerConfig(num_blocks, 16, max_num_seqs=6, max_model_len=128, allocator=allocator)
         sampler = Sampler(config.vocab_size)

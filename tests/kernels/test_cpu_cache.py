@@ -56,7 +56,7 @@ def test_a_folder_that_cannot_be_written_is_a_warning_and_works(package, tmp_pat
     folder.rmdir()
 
 
-def test_the_setting_of_everybody_else_stays_as_it_was(tmp_path):
+def test_the_setting_of_all_other_code_stays_as_it_was(tmp_path):
     before = numba.config.CACHE_DIR
     with pytest.raises(ZeroDivisionError), cache.kept_in(tmp_path):
         assert str(tmp_path) == numba.config.CACHE_DIR

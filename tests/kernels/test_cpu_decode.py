@@ -34,7 +34,7 @@ def test_every_position_is_in_exactly_one_item(sequences, kv_heads, threads, siz
     work = np.repeat(items[:, 2] - items[:, 1] // size * size, kv_heads)
     assert shares[0] == 0 and shares[-1] == len(work) and len(shares) == threads + 1
     for begin, end in pairwise(shares):
-        assert work[begin:end].sum() <= work.sum() / threads + work.max(), "nobody has much more than others"
+        assert work[begin:end].sum() <= work.sum() / threads + work.max(), "no thread has much more"
 
 
 def test_few_long_sequences_are_divided_among_threads_and_many_are_not():

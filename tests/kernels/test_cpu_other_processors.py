@@ -14,7 +14,7 @@ from hypothesis import settings
 
 ROOT = Path(__file__).parents[2]
 TESTED = ("tests/kernels/test_cpu_panels.py", "tests/kernels/test_cpu_decode.py",
-          "tests/kernels/test_cpu_prefill.py", "tests/executor/test_compiled_steps.py")  # fmt: skip
+          "tests/kernels/test_cpu_prefill.py", "tests/executor/test_compiled_runner.py")  # fmt: skip
 OLD = "+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt"
 AVX2 = f"{OLD},+avx,+avx2,+fma,+bmi,+bmi2,+f16c,+lzcnt,+movbe"
 AVX512 = f"{AVX2},+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512cd"

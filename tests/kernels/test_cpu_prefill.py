@@ -91,7 +91,7 @@ def rounded(values):
 )
 @settings(max_examples=60)
 def test_paged_prefill_is_attention(chunks, heads, head_dim, size, window, is_bf16, threads, seed):
-    """Blocks anywhere; cells that nobody sees are full of NaN, in the middle of a block, too."""
+    """Blocks anywhere; cells that no query sees are full of NaN, in the middle of a block, too."""
     rng = np.random.default_rng(seed)
     widths = [-(-(new + old) // size) for new, old in chunks]
     num_blocks = sum(widths) + 2

@@ -10,9 +10,8 @@ from torch.nn import functional
 
 from kernels_numba.cpu import rows
 from kernels_numba.cpu.arithmetic import narrow
-from minivllm.model.layers import RMSNorm
+from minivllm.model.layers import RMSNorm, rotate
 from minivllm.model.packed import as_array
-from minivllm.model.rotary import rotate
 
 CPU = torch.device("cpu")
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
@@ -85,7 +84,7 @@ def test_gate_is_silu_of_one_half_times_the_other(num_rows, size, dtype, threads
     seed=st.integers(0, 99),
 )
 @settings(deadline=None)
-def test_turn_norms_turns_and_writes_each_token_into_its_cell_and_nowhere_else(
+def test_rotate_norms_rotates_and_writes_each_token_into_its_cell_and_nowhere_else(
     num_rows, heads, head_dim, block_size, has_norms, dtype, threads, seed
 ):
     (num_heads, kv_heads), num_blocks = heads, 40
@@ -103,7 +102,7 @@ def test_turn_norms_turns_and_writes_each_token_into_its_cell_and_nowhere_else(
     )
     queries = torch.full((num_rows, num_heads, head_dim), torch.nan, dtype=dtype)
     weights = [as_array(layer.weight if has_norms else layer.weight[:0]) for layer in norms]
-    rows.turn.py_func(
+    rows.rotate.py_func(
         as_array(qkv.flatten(1)), pairs.numpy(), positions, *weights, EPS, slots,
         as_array(keys), as_array(values), as_array(queries), threads,
     )  # fmt: skip

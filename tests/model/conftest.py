@@ -84,7 +84,7 @@ class Runner:
         self.computed: dict[int, int] = {}
         self.logits: dict[int, list[torch.Tensor]] = {}
         self.steps = 0
-        if poison:  # what nobody wrote must not be seen
+        if poison:  # unwritten cells must not be seen
             for cells in (*executor.storage.keys, *executor.storage.values):
                 cells.fill_(float("nan"))
 

@@ -10,7 +10,8 @@ from transformers import LlamaConfig, LlamaModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from minivllm.model.config import ModelConfig, RopeConfig
-from minivllm.model.rotary import RotaryEmbedding, attention_factor, inverse_frequencies, rotate
+from minivllm.model.layers import rotate
+from minivllm.model.rotary import RotaryEmbedding, attention_factor, inverse_frequencies
 
 head_dims = st.sampled_from([2, 16, 48, 64, 128])
 thetas = st.sampled_from([50.0, 1e4, 5e5, 1e6])
@@ -141,9 +142,9 @@ def test_scores_depend_on_distance_only(query: int, key: int, shift: int, head_d
 
 
 @given(st.integers(0, 100_000), head_dims)
-def test_turning_keeps_lengths_and_position_zero_turns_nothing(position: int, head_dim: int) -> None:
+def test_rotation_keeps_lengths_and_position_zero_rotates_nothing(position: int, head_dim: int) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, head_dim, dtype=torch.float64)
-    turned = rotate(x, *rotary(head_dim).angles(torch.tensor([position, 0]), torch.float64))
-    assert torch.allclose(turned.norm(dim=-1), x.norm(dim=-1), rtol=1e-6)
-    assert torch.equal(turned[1], x[1])
+    rotated = rotate(x, *rotary(head_dim).angles(torch.tensor([position, 0]), torch.float64))
+    assert torch.allclose(rotated.norm(dim=-1), x.norm(dim=-1), rtol=1e-6)
+    assert torch.equal(rotated[1], x[1])

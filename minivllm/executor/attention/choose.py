@@ -51,7 +51,7 @@ def automatic(config: ModelConfig, storage: KVStorage) -> AttentionBackend:
         from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention
 
         return NumbaCpuAttention(config, storage)
-    except Exception as error:  # whatever keeps a compiler from working must not keep the engine from it
+    except Exception as error:  # a compiler that does not work here must not keep the engine from working
         warnings.warn(
             f"attention cannot be compiled here ({type(error).__name__}: {error}); torch is used instead, "
             "which gives the same and takes longer. `minivllm doctor` may know more.",

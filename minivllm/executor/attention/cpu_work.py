@@ -1,8 +1,8 @@
-"""Who attends how in a step on a CPU: one new token by one kernel, many by another, on all threads.
+"""What attention does in a step on a CPU: which sequences go to which kernel, and how threads divide them.
 
-Sequences with one new token (decoding, or the last one of a prompt) read their whole cache for it; those with
-many compute. The kernels differ, so they are told apart here once a step, and the work of each is cut into
-pieces, so that all threads have about the same to do.
+Sequences with one new token (decoding, or the last one of a prompt) read their whole cache for it; sequences
+with many compute. Each kind has a kernel of its own, so they are separated here once a step, and the work of
+each is cut into pieces, so that all threads have about the same to do.
 
 Read next: `kernels_numba/cpu/decode_items.py` and `paged_prefill.py`.
 """
@@ -26,7 +26,7 @@ def plan_attention(
 ) -> AttentionWork:
     """The work of the layers that have this window."""
     new_tokens = np.diff(metadata.query_starts)
-    if metadata.num_tokens == metadata.num_sequences:  # everybody has one, as in most steps
+    if metadata.num_tokens == metadata.num_sequences:  # every sequence has one, as in most steps
         decoding, prompts = np.arange(metadata.num_sequences), np.zeros(0, np.int64)
     else:
         decoding, prompts = np.flatnonzero(new_tokens == 1), np.flatnonzero(new_tokens > 1)

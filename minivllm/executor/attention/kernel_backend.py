@@ -1,6 +1,6 @@
 """Paged attention by our own kernels (`kernels_numba/cuda`): on a GPU, or interpreted under the microscope.
 
-Tensors are handed over as they are; what a kernel gets is the same memory under another name.
+Tensors are not copied for a kernel: it gets the same memory as another kind of array.
 
     one new token      `paged_attention`, all such sequences at once, through their block tables
     many new tokens    keys and values are gathered from their blocks, then `flash_attention_2` (float32) or
@@ -11,8 +11,8 @@ Layers with a sliding window, and prompts whose heads are too wide for tensor co
 backends differ only in how a launch is carried out:
 
     "numba-cuda"    compiled, on torch's own stream
-    "microscope"    thread by thread in Python: the whole engine on the very kernels, for those who want to
-                    see that; a token takes seconds
+    "microscope"    thread by thread in Python: the whole engine on the very kernels, to test and to show
+                    them; a token takes seconds
 
 Read next: `kernels_numba/cuda/paged_attention.py`.
 """
@@ -33,17 +33,16 @@ from kernels_numba.cuda.kv_write import kv_write
 from kernels_numba.cuda.launch import Launch
 from kernels_numba.cuda.paged_attention import choose_splits, paged_attention
 from kernels_numba.cuda.tiles import HEAD_DIMS
-from minivllm.executor.attention.backend import AttentionBackend, to_device
 from minivllm.executor.attention.metadata import AttentionMetadata
-from minivllm.executor.attention.torch_backend import TorchAttention
+from minivllm.executor.attention.torch_backend import TorchAttention, to_device
 from minivllm.executor.kv_storage import KVStorage
 from minivllm.model.config import ModelConfig
 
 DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
-class KernelAttention(AttentionBackend):
-    """What both backends share.
+class KernelAttention(TorchAttention):
+    """What both backends share. What the kernels cannot do is left to the plain backend, their base.
 
     Raises:
         ValueError: heads or a type that the kernels are not made for.
@@ -62,11 +61,9 @@ class KernelAttention(AttentionBackend):
                 f"the attention backend {self.name!r} needs heads of {', '.join(map(str, HEAD_DIMS))} "
                 f"dimensions, and this model's have {config.head_dim}; use attention_backend='torch'"
             )
-        self._dtype = DTYPES[dtype]
-        self._device = storage.keys[0].device
-        # float32 is computed by plain lanes, 16 bits on tensor cores, whose registers hold narrower heads.
-        self._can_prefill = self._dtype == "float32" or config.head_dim in tensor_core.HEAD_DIMS
-        self._torch = TorchAttention(config, storage)
+        self._dtype_name = DTYPES[dtype]
+        # float32 is computed without tensor cores; 16 bits on them, whose registers hold narrower heads.
+        self._can_prefill = self._dtype_name == "float32" or config.head_dim in tensor_core.HEAD_DIMS
         self._has_windows = any(window is not None for window in config.layer_windows)
 
     @abstractmethod
@@ -81,8 +78,8 @@ class KernelAttention(AttentionBackend):
         lengths = np.diff(metadata.query_starts)
         decodes, prompts = np.flatnonzero(lengths == 1), np.flatnonzero(lengths > 1)
         if self._has_windows or (len(prompts) and not self._can_prefill):
-            self._torch.begin_step(metadata)
-        self._slots = self._integers(metadata.slot_mapping)
+            super().begin_step(metadata)
+        self._new_slots = self._integers(metadata.slot_mapping)
         self._decode_rows: Tensor | None = to_device(metadata.query_starts[decodes], self._device)
         self._tables = self._integers(metadata.block_tables[decodes])
         self._lengths = self._integers(metadata.context_lens[decodes])
@@ -91,13 +88,13 @@ class KernelAttention(AttentionBackend):
         self._plan_prompts(metadata, prompts, lengths[prompts])
 
     def begin_static(self, slots: Tensor, tables: Tensor, lengths: Tensor) -> None:
-        """A step in which every row decodes, whose arrays stay where they are (`decode_graphs.py`).
+        """A step in which every row decodes, whose arrays stay where they are (`runners/graphs.py`).
 
         Args:
-            slots, lengths: [S], int32: cells to write, -1 for none; tokens of each, 0 for nobody.
+            slots, lengths: [S], int32: cells to write, -1 for none; tokens of each, 0 for an empty place.
             tables: [S, most blocks], int32.
         """
-        self._slots, self._tables, self._lengths = (self.array(t) for t in (slots, tables, lengths))
+        self._new_slots, self._tables, self._lengths = (self.array(t) for t in (slots, tables, lengths))
         self._decode_rows, self._longest_prompt = None, 0
         self._num_splits = choose_splits(len(lengths), self.config.num_kv_heads, tables.shape[1])
 
@@ -123,11 +120,11 @@ class KernelAttention(AttentionBackend):
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
         keys, values = self.array(self.storage.keys[layer]), self.array(self.storage.values[layer])
         new_keys, new_values = self.array(key.contiguous()), self.array(value.contiguous())
-        self.run([kv_write(new_keys, new_values, keys, values, self._slots)])
+        self.run([kv_write(new_keys, new_values, keys, values, self._new_slots)])
 
     def attend(self, layer: int, query: Tensor) -> Tensor:
         if self.config.layer_windows[layer] is not None or (self._longest_prompt and not self._can_prefill):
-            return self._torch.attend(layer, query)
+            return super().attend(layer, query)
         if self._decode_rows is None:
             return self._decode(layer, query.float().contiguous()).to(query.dtype)
         out = torch.empty_like(query)
@@ -155,7 +152,7 @@ class KernelAttention(AttentionBackend):
                 self.array(out),
                 self.array(parts),
                 self.array(sums),
-                cache_dtype=self._dtype,
+                cache_dtype=self._dtype_name,
             )
         )
         return out
@@ -171,11 +168,11 @@ class KernelAttention(AttentionBackend):
         out = torch.empty_like(query)
         q, k, v, o = (self._words(tensor) for tensor in (query, keys, values, out))
         starts_q, starts_k, longest = self._starts_q, self._starts_k, self._longest_prompt
-        if self._dtype == "float32":
+        if self._dtype_name == "float32":
             launch = flash_attention_2(q, k, v, o, starts_q, starts_k, longest_query=longest)
         else:
             launch = tensor_core.flash_attention_tensor_core(
-                q, k, v, o, starts_q, starts_k, longest_query=longest, dtype=self._dtype
+                q, k, v, o, starts_q, starts_k, longest_query=longest, dtype=self._dtype_name
             )
         self.run([launch])
         return out
@@ -183,7 +180,7 @@ class KernelAttention(AttentionBackend):
     def _words(self, tensor: Tensor) -> Any:
         """16-bit numbers two by two, as words of 32 bits; float32 as it is."""
         array = self.array(tensor)
-        return array if self._dtype == "float32" else array.view(np.uint32)
+        return array if self._dtype_name == "float32" else array.view(np.uint32)
 
     def _integers(self, array: Any) -> Any:
         return self.array(to_device(np.ascontiguousarray(array, np.int32), self._device))

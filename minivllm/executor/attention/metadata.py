@@ -14,7 +14,7 @@ Where a token's keys and values live follows from its position and its sequence'
     slot = block_table[position // block_size] * block_size + position % block_size
 
 Arrays are numpy on the host, built without a loop over tokens. Backends written in numba read them as
-they are, torch looks at them without copying, and whoever needs them on a device moves them once a step.
+they are, torch looks at them without copying, and a backend on a device moves them once a step.
 
 Read next: `minivllm/executor/attention/backend.py`.
 """

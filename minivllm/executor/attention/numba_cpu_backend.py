@@ -13,22 +13,21 @@ Read next: `kernels_numba/cpu/paged_decode.py`.
 from __future__ import annotations
 
 from time import perf_counter
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kernels_numba.cpu import rows
+from kernels_numba.cpu.vectors import FEATURES
 from kernels_numba.cpu.whole_step import AttentionWork, attend
 from minivllm.executor.attention.cpu_work import NO_ITEMS, NO_TILES, plan_attention
 from minivllm.executor.attention.metadata import AttentionMetadata, IntArray
 from minivllm.executor.attention.torch_backend import GatheredWork, TorchAttention
-from minivllm.executor.compiled_steps import CompiledSteps, prefers_onednn
 from minivllm.executor.cpu_hazards import compiling, set_numba_threads
-from minivllm.executor.fused_decoder import FusedDecoder, Turn
 from minivllm.executor.kv_storage import KVStorage
 from minivllm.model.config import ModelConfig
-from minivllm.model.decoder import Decoder
 from minivllm.model.packed import DTYPES, as_array
 
 
@@ -55,21 +54,8 @@ class NumbaCpuAttention(TorchAttention):
         self._caches = [(as_array(k), as_array(v)) for k, v in zip(storage.keys, storage.values, strict=True)]
         self._scale = np.float32(config.head_dim**-0.5)
         self._own_work: dict[int | None, AttentionWork] = {}
-        self._whole_steps: CompiledSteps | None = None
         # Where the processor multiplies matrices of bfloat16 by itself, torch's products are hard to beat.
-        self._torch_prompts = prefers_onednn(self._dtype)
-
-    def whole_steps(self, decoder: Decoder) -> CompiledSteps | None:
-        if CompiledSteps.fits(decoder):
-            self._whole_steps = CompiledSteps(decoder, self.storage)
-        return self._whole_steps
-
-    def tuned(self, decoder: Decoder) -> Decoder | FusedDecoder:
-        """For steps that are not compiled as a whole: some models, and some processors."""
-        if self._whole_steps is not None and self._whole_steps.covers_all:
-            return decoder
-        self._compile()
-        return FusedDecoder(decoder)
+        self._torch_prompts = has_matrix_units(self._dtype)
 
     def begin_step(self, metadata: AttentionMetadata) -> None:
         self._num_threads = set_numba_threads()
@@ -97,23 +83,41 @@ class NumbaCpuAttention(TorchAttention):
         attend(as_array(query), *self._caches[layer], work, as_array(out), self._scale)
         return out
 
-    def projected(self, layer: int, qkv: Tensor, turn: Turn) -> Tensor:
-        """As `__call__`, for tokens that are projected but not turned (`fused_decoder.py`)."""
+    def projected(self, layer: int, qkv: Tensor, rotation: Rotation) -> Tensor:
+        """As `__call__`, for tokens that are projected but not rotated yet (`runners/fused.py`).
+
+        `qkv` is [T, (num_heads + 2 · num_kv_heads) · head_dim].
+        """
         began = perf_counter()
         heads = self.config.num_heads
         query = torch.empty((len(qkv), heads, self.config.head_dim), dtype=qkv.dtype)
-        rows.turn(
-            as_array(qkv), *turn, self._slots, *self._caches[layer], as_array(query), self._num_threads,
+        rows.rotate(
+            as_array(qkv), *rotation, self._slots, *self._caches[layer], as_array(query), self._num_threads,
         )  # fmt: skip
         attended = self.attend(layer, query)
         self.seconds += perf_counter() - began
         return attended
 
-    def _compile(self) -> None:
-        """Once for each type of cache on a machine; afterwards it is found on disk. Never within a step."""
+    def compile(self) -> None:
+        """What a fused step calls, before the first one: once for each type, then it is found on disk."""
         row = np.zeros((0, self.config.num_heads, self.config.head_dim), self._caches[0][0].dtype)
         none, no_tables = np.zeros(0, np.int64), np.zeros((0, 1), np.int64)
         nothing = AttentionWork(none, no_tables, *NO_ITEMS, no_tables, *NO_TILES)
         with compiling("attention and what is around it"):
             attend(row, *self._caches[0], nothing, row, self._scale)
             rows.compile_all(row.dtype)
+
+
+class Rotation(NamedTuple):
+    """What rotates queries and keys, as arrays of the kernel: see `rows.rotate_rows`."""
+
+    pairs: Any
+    positions: Any
+    query_weight: Any
+    key_weight: Any
+    eps: np.float32
+
+
+def has_matrix_units(dtype: torch.dtype) -> bool:
+    """Has this processor matrix units for this type, which only oneDNN, torch's library, knows how to use?"""
+    return dtype == torch.bfloat16 and bool(FEATURES.get("amx-bf16"))

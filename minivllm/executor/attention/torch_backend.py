@@ -15,7 +15,7 @@ share a KV head ride along as if they were tokens ("group"), so no key is read t
 
 Sequences of like length go together, since the shorter are padded to the longest, and few enough of them
 that what was gathered is still in the processor's cache when attention reads it. Sequences that share more
-blocks than they have of their own (beams, outputs of one prompt) are a family (`families.py`): what they
+blocks than they have of their own (beams, outputs of one prompt) are a group (`prefix_groups.py`): what they
 share is gathered once, and a mask keeps each from seeing what belongs to the others.
 
 Read next: `backend.py` for what any backend must do, `minivllm/executor/kv_storage.py` for the layout.
@@ -24,6 +24,7 @@ Read next: `backend.py` for what any backend must do, `minivllm/executor/kv_stor
 from __future__ import annotations
 
 from dataclasses import dataclass
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -31,9 +32,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from minivllm.executor.attention.backend import AttentionBackend, to_device
-from minivllm.executor.attention.families import Family, find_families
+from minivllm.executor.attention.backend import AttentionBackend
 from minivllm.executor.attention.metadata import AttentionMetadata, IntArray
+from minivllm.executor.attention.prefix_groups import PrefixGroup, find_prefix_groups
 from minivllm.executor.kv_storage import KVStorage
 from minivllm.model.config import ModelConfig
 
@@ -45,9 +46,9 @@ GROUP_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class GatheredWork:
-    """Sequences attended to in one call: several with one query each, one with several, or one family.
+    """Sequences attended to in one call: several with one query each, one with several, or one prefix group.
 
-    A family is treated as one sequence, whose queries are those of its members.
+    A prefix group is treated as one sequence, whose queries are those of its members.
     """
 
     queries: Tensor | slice
@@ -80,7 +81,15 @@ class TorchAttention(AttentionBackend):
         self._slots, self._cells = metadata.slot_mapping, None
         self._work = {window: self._plan_work(metadata, window) for window in set(self.config.layer_windows)}
 
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        began = perf_counter()
+        self.write(layer, key, value)
+        attended = self.attend(layer, query)
+        self.seconds += perf_counter() - began
+        return attended
+
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Store `key` and `value` [T, num_kv_heads, head_dim] in the cells of `slot_mapping`."""
         if self._cells is None:
             self._cells = self._find_cells()
         head_dim = self.config.head_dim
@@ -95,6 +104,7 @@ class TorchAttention(AttentionBackend):
         return to_device(cells.ravel(), self._device)
 
     def attend(self, layer: int, query: Tensor) -> Tensor:
+        """The attended values of `query`, both [T, num_heads, head_dim], over all that was written."""
         out = torch.empty_like(query)
         for work in self._work[self.config.layer_windows[layer]]:
             keys = self._gather(self.storage.keys[layer], work, 0)
@@ -122,7 +132,7 @@ class TorchAttention(AttentionBackend):
         """Copies of the blocks in use, heads first: [S, kv_heads, L, head_dim], cells out of sight zeroed.
 
         Zeroing is not cosmetic. A masked score is weighted 0, but 0 · NaN is NaN, and a block may still
-        hold whatever a former owner, or nobody, left there.
+        hold what a former owner left there, or was never written.
         """
         kv_heads, head_dim = self.config.num_kv_heads, self.config.head_dim
         table = cache.view(self.storage.num_blocks * kv_heads, -1)
@@ -134,7 +144,7 @@ class TorchAttention(AttentionBackend):
         rows.view(-1, head_dim).index_fill_(0, work.dead_rows, 0)
         return rows.view(work.num_sequences, kv_heads, -1, head_dim)
 
-    # ---- once per step: who is attended to together ---------------------------------------------------
+    # ---- once per step: which sequences are attended to together ------------------------------------
 
     def _plan_work(self, metadata: AttentionMetadata, window: int | None) -> list[GatheredWork]:
         block_size = self.storage.block_size
@@ -157,9 +167,9 @@ class TorchAttention(AttentionBackend):
         first_block = first_seen // block_size
         work: list[GatheredWork] = []
         decoding = np.flatnonzero(np.diff(metadata.query_starts) == 1)
-        if window is None:
-            families, decoding = find_families(metadata.block_tables, num_blocks, decoding)
-            work += [self._family(metadata, family) for family in families]
+        if window is None and len(decoding) > 1:
+            groups, decoding = find_prefix_groups(metadata.block_tables, num_blocks, decoding)
+            work += [self._prefix_group(metadata, group) for group in groups]
         decoding = decoding[np.argsort(num_blocks[decoding], kind="stable")]
         for group in self._split(decoding, num_blocks):
             width = int(num_blocks[group[-1]])
@@ -171,19 +181,19 @@ class TorchAttention(AttentionBackend):
             work.append(self._gathered(rows, blocks, seen, mask))
         return work
 
-    def _family(self, metadata: AttentionMetadata, family: Family) -> GatheredWork:
+    def _prefix_group(self, metadata: AttentionMetadata, group: PrefixGroup) -> GatheredWork:
         """Sequences with one new token each; the blocks that they share come first, then each one's own."""
         block_size = self.storage.block_size
         cells = np.arange(block_size)
-        positions = (family.logical[:, None] * block_size + cells).ravel()  # [L]
-        owners = np.repeat(family.owners, block_size)  # [L], -1 for what all share
-        members = np.arange(len(family.members))[:, None]
+        positions = (group.logical[:, None] * block_size + cells).ravel()  # [L]
+        owners = np.repeat(group.owners, block_size)  # [L], -1 for what all share
+        members = np.arange(len(group.members))[:, None]
         mine = (owners == -1) | (owners == members)
-        seen = mine & (positions < metadata.context_lens[family.members, None])  # [T, L]
-        rows = to_device(metadata.query_starts[family.members], self._device)
-        group = self.config.num_heads // self.config.num_kv_heads
-        mask = self._additive(np.repeat(seen, group, axis=0)[None, None])
-        return self._gathered(rows, family.blocks[None, :], seen.any(axis=0)[None, :], mask)
+        seen = mine & (positions < metadata.context_lens[group.members, None])  # [T, L]
+        rows = to_device(metadata.query_starts[group.members], self._device)
+        heads_per_kv_head = self.config.num_heads // self.config.num_kv_heads
+        mask = self._additive(np.repeat(seen, heads_per_kv_head, axis=0)[None, None])
+        return self._gathered(rows, group.blocks[None, :], seen.any(axis=0)[None, :], mask)
 
     def _split(self, decoding: IntArray, num_blocks: IntArray) -> list[IntArray]:
         """Cut sequences, sorted by length, so that padding and memory per group stay within the limits."""
@@ -219,7 +229,7 @@ class TorchAttention(AttentionBackend):
     def _gathered(
         self, rows: Tensor | slice, blocks: IntArray, seen: NDArray[np.bool_], mask: Tensor | None
     ) -> GatheredWork:
-        """Row numbers for the `blocks` [S, width]; `seen` [S, L] are the cells that anybody looks at."""
+        """Row numbers for the `blocks` [S, width]; `seen` [S, L] are the cells that some query sees."""
         heads = np.arange(self.config.num_kv_heads)[:, None]
         cache_rows = blocks[:, None, :] * len(heads) + heads  # [S, kv_heads, width]
         sequence, cell = np.nonzero(~seen)
@@ -258,3 +268,8 @@ def _attend_one(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
         query.transpose(0, 1)[None], keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=True
     )
     return attended[0].transpose(0, 1)
+
+
+def to_device(array: object, device: torch.device) -> Tensor:
+    """A numpy array as a tensor: the same memory on a CPU, one copy elsewhere."""
+    return torch.as_tensor(array).to(device, non_blocking=True)

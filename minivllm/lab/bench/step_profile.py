@@ -161,7 +161,7 @@ def measure(subject: Subject, settings: Settings, scratch: Path) -> StepProfile:
             Recorder(scratch / "run.jsonl") as recorder,
             watch.around(*_places(subject)),
             floors.counting(),
-            _looking_inside(executor.whole_steps, watch),
+            _looking_inside(executor.runner, watch),
         ):
             sample = timed(lambda recorder=recorder: play(subject.engine(recorder), workload))  # type: ignore[misc]
         steps, whole = sample.result.num_steps, sample.result.step_seconds
@@ -180,9 +180,12 @@ def measure(subject: Subject, settings: Settings, scratch: Path) -> StepProfile:
 
 
 @contextmanager
-def _looking_inside(steps: Any, watch: Stopwatch) -> Iterator[None]:
-    """A compiled step measures its own stages; what is left of the call was for preparing it."""
-    if not hasattr(steps, "seconds"):
+def _looking_inside(runner: Any, watch: Stopwatch) -> Iterator[None]:
+    """A compiled step says itself where its time went; what is left of the call was for preparing it."""
+    from minivllm.executor.runners.compiled import CompiledRunner
+
+    steps = next((part for part in _parts_of(runner) if isinstance(part, CompiledRunner)), None)
+    if steps is None:
         yield
         return
     run = steps.run
@@ -193,11 +196,11 @@ def _looking_inside(steps: Any, watch: Stopwatch) -> Iterator[None]:
             watch.move(PREPARE, STAGE_PARTS[stage], seconds)
         return logits
 
-    steps.run = counted_run
+    steps.run = counted_run  # type: ignore[method-assign]
     try:
         yield
     finally:
-        steps.run = run
+        steps.run = run  # type: ignore[method-assign]
 
 
 class _Floors:
@@ -235,30 +238,40 @@ def _places(subject: Subject) -> list[tuple[Any, str, str]]:
     """Which functions are which part of a step."""
     from minivllm.decoding.detokenizer import IncrementalDetokenizer
     from minivllm.engine import engine
+    from minivllm.engine.core import EngineCore
     from minivllm.executor import torch_executor
-    from minivllm.executor.compiled_steps import CompiledSteps
+    from minivllm.executor.runners.compiled import CompiledRunner
+    from minivllm.executor.runners.fused import FusedRunner
+    from minivllm.executor.runners.graphs import GraphRunner
     from minivllm.model.decoder import Decoder
     from minivllm.model.layers import StackedLinear
-    from minivllm.scheduling.scheduler import Scheduler
 
     executor = subject.executor
     places: list[tuple[Any, str, str]] = [
-        (Scheduler, "consult", "schedule"),
-        (Scheduler, "schedule", "schedule"),
+        (EngineCore, "plan_step", "schedule"),
         (torch_executor, "build_metadata", PREPARE),
-        (executor.attention, "prepare", PREPARE),
+        (executor.attention, "begin_step", PREPARE),
         (StackedLinear, "__call__", LINEAR),
         (Decoder, "compute_logits", LINEAR),
         (type(executor.attention), "__call__", ATTENTION),
-        (executor.tuned, "forward", BETWEEN),
-        (engine, "choose", SAMPLING),
+        (Decoder, "forward", BETWEEN),
+        (FusedRunner, "forward", BETWEEN),
+        (engine, "sample_step", SAMPLING),
         (engine.Engine, "_update", "update"),
         (IncrementalDetokenizer, "append", "detokenise"),
         (Recorder, "emit", "trace"),
     ]
     if hasattr(executor.attention, "projected"):
         places.append((type(executor.attention), "projected", ATTENTION))
-    if executor.whole_steps is not None:
-        part = PREPARE if isinstance(executor.whole_steps, CompiledSteps) else "steps in one call"
-        places.append((executor.whole_steps, "run", part))
+    for runner in _parts_of(executor.runner):
+        if isinstance(runner, CompiledRunner):
+            places.append((runner, "run", PREPARE))
+        elif isinstance(runner, GraphRunner):
+            places.append((runner, "run", "steps in one call"))
     return places
+
+
+def _parts_of(runner: Any) -> tuple[Any, ...]:
+    """The runners that it chooses from, or the runner itself."""
+    parts: tuple[Any, ...] = getattr(runner, "runners", (runner,))
+    return parts

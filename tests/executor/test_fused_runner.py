@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention
 from minivllm.executor.attention.torch_backend import TorchAttention
-from minivllm.executor.compiled_steps import CompiledSteps
-from minivllm.executor.fused_decoder import FusedDecoder
 from minivllm.executor.kv_storage import KVStorage
+from minivllm.executor.runners.compiled import CompiledRunner
+from minivllm.executor.runners.eager import EagerRunner
+from minivllm.executor.runners.fused import FusedRunner
 from minivllm.executor.torch_executor import TorchExecutor
 from minivllm.model import packed
 from minivllm.model.config import ModelConfig
@@ -25,8 +26,8 @@ ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "
 
 @pytest.fixture(autouse=True)
 def no_compiled_steps(monkeypatch):
-    """They would take all steps that they know."""
-    monkeypatch.setattr(CompiledSteps, "fits", staticmethod(lambda decoder: False))
+    """A compiled runner would take all steps of the models that it knows."""
+    monkeypatch.setattr(CompiledRunner, "fits", staticmethod(lambda decoder, is_copy: False))
 
 
 @st.composite
@@ -91,7 +92,7 @@ def runs(draw):
 @settings(deadline=None)
 def test_logits_are_those_of_the_plain_decoder(config, plans, seed):
     plain, fused = (executor_of(config, backend, seed) for backend in (TorchAttention, NumbaCpuAttention))
-    assert isinstance(fused.tuned, FusedDecoder) and plain.tuned is plain.decoder
+    assert isinstance(fused.runner, FusedRunner) and isinstance(plain.runner, EagerRunner)
     for plan in plans:
         torch.testing.assert_close(fused.execute(plan), plain.execute(plan), atol=1e-4, rtol=1e-4)
 

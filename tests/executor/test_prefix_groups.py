@@ -1,4 +1,4 @@
-"""What sequences share is read once, and nobody sees what belongs to the others."""
+"""What sequences share is read once, and no sequence sees what belongs to the others."""
 
 from array import array
 
@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minivllm.executor.attention.families import find_families
 from minivllm.executor.attention.metadata import build_metadata
+from minivllm.executor.attention.prefix_groups import find_prefix_groups
 from minivllm.executor.attention.torch_backend import TorchAttention
 from minivllm.executor.kv_storage import KVStorage
 from minivllm.scheduling.plan import ScheduledSequence, StepPlan
@@ -42,23 +42,23 @@ def total_blocks(groups):
 
 
 @given(groups=groups(), seed=st.integers(0, 99))
-def test_a_family_has_every_block_of_its_members_once(groups, seed):
+def test_a_prefix_group_has_every_block_of_its_members_once(groups, seed):
     tables = tables_of(groups, np.random.default_rng(seed).permutation(total_blocks(groups)).tolist())
     lengths = np.array([len(table) for table in tables])
     padded = np.zeros((len(tables), lengths.max()), np.int64)
     for row, table in zip(padded, tables, strict=True):
         row[: len(table)] = table
-    families, alone = find_families(padded, lengths, np.arange(len(tables)))
-    members = sorted(int(member) for family in families for member in family.members)
-    assert sorted([*members, *alone.tolist()]) == list(range(len(tables))), "everybody is served once"
-    for family in families:
-        assert len(family.members) > 1
-        assert len(set(family.blocks.tolist())) == len(family.blocks)
-        for index, member in enumerate(family.members):
-            mine = (family.owners == -1) | (family.owners == index)
-            assert family.blocks[mine].tolist() == tables[member]
-            assert family.logical[mine].tolist() == list(range(len(tables[member])))
-        assert (family.owners >= 0).sum() <= (family.owners == -1).sum(), "it shares more than it does not"
+    found, alone = find_prefix_groups(padded, lengths, np.arange(len(tables)))
+    members = sorted(int(member) for group in found for member in group.members)
+    assert sorted([*members, *alone.tolist()]) == list(range(len(tables))), "every sequence is served once"
+    for group in found:
+        assert len(group.members) > 1
+        assert len(set(group.blocks.tolist())) == len(group.blocks)
+        for index, member in enumerate(group.members):
+            mine = (group.owners == -1) | (group.owners == index)
+            assert group.blocks[mine].tolist() == tables[member]
+            assert group.logical[mine].tolist() == list(range(len(tables[member])))
+        assert (group.owners >= 0).sum() <= (group.owners == -1).sum(), "it shares more than it does not"
 
 
 @given(
@@ -93,6 +93,6 @@ def test_sharing_blocks_gives_what_private_copies_give(groups, heads, block_size
             for index, (table, length) in enumerate(zip(tables, lengths, strict=True))
         )
         backend = TorchAttention(config, storage)
-        backend.prepare(build_metadata(StepPlan(0, scheduled), block_size))
+        backend.begin_step(build_metadata(StepPlan(0, scheduled), block_size))
         outputs.append(backend(0, query, new[0], new[1]))
     assert torch.allclose(outputs[0], outputs[1], rtol=0, atol=1e-12)

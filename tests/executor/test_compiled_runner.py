@@ -8,16 +8,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minivllm.executor import compiled_steps
+from minivllm.executor.attention import numba_cpu_backend
 from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention
 from minivllm.executor.attention.torch_backend import TorchAttention
-from minivllm.executor.fused_decoder import FusedDecoder
 from minivllm.executor.kv_storage import KVStorage
+from minivllm.executor.runners import compiled as compiled_module
+from minivllm.executor.runners.compiled import CompiledRunner
+from minivllm.executor.runners.fused import FusedRunner
 from minivllm.executor.torch_executor import TorchExecutor
 from minivllm.model.config import ModelConfig
 from minivllm.model.tiny import MODEL_PATH
 from minivllm.scheduling.plan import ScheduledSequence, StepPlan
-from tests.executor.test_fused_decoder import (
+from tests.executor.test_fused_runner import (
     BLOCK_SIZE,
     CPU,
     NUM_BLOCKS,
@@ -34,7 +36,7 @@ DTYPES = st.sampled_from([torch.float32, torch.float32, torch.bfloat16])
 @pytest.fixture(autouse=True)
 def little_room(monkeypatch):
     """So that it has to grow."""
-    monkeypatch.setattr(compiled_steps, "LEAST_ROOM", 2)
+    monkeypatch.setattr(compiled_module, "MIN_CAPACITY", 2)
 
 
 def compiled_and_plain(config, seed, dtype):
@@ -127,8 +129,8 @@ def test_a_decoder_in_panels_still_computes_by_itself(config, plans):
 def test_models_that_it_does_not_know_go_the_usual_way(config):
     executor = executor_of(config, NumbaCpuAttention, 0)
     is_known = config.hidden_act == "silu" and len(set(config.layer_windows)) == 1
-    assert (executor.whole_steps is not None) == is_known
-    assert isinstance(executor.tuned, FusedDecoder) != is_known
+    assert isinstance(executor.runner, CompiledRunner) == is_known
+    assert isinstance(executor.runner, FusedRunner) != is_known
 
 
 def a_step(num_tokens, num_logits=1):
@@ -139,9 +141,9 @@ def a_step(num_tokens, num_logits=1):
 class Counting:
     """How many steps went this way."""
 
-    def __init__(self, executor):
-        self.count, self._run = 0, executor.whole_steps.run
-        executor.whole_steps.run = self
+    def __init__(self, runner):
+        self.count, self._run = 0, runner.run
+        runner.run = self
 
     def __call__(self, *given):
         self.count += 1
@@ -151,19 +153,20 @@ class Counting:
 @pytest.mark.parametrize("num_tokens", [1, 8, 9])
 def test_with_matrix_units_a_copy_in_panels_serves_small_steps_and_onednn_the_others(monkeypatch, num_tokens):
     plain = TorchExecutor.from_folder(MODEL_PATH, num_blocks=2)
-    monkeypatch.setattr(compiled_steps, "prefers_onednn", lambda dtype: True)
+    monkeypatch.setattr(numba_cpu_backend, "has_matrix_units", lambda dtype: True)
     executor = TorchExecutor.from_folder(MODEL_PATH, num_blocks=2)
-    assert isinstance(executor.tuned, FusedDecoder)
-    counting = Counting(executor)
+    compiled, fused = executor.runner.runners
+    assert isinstance(compiled, CompiledRunner) and isinstance(fused, FusedRunner)
+    counting = Counting(compiled)
     plan = a_step(num_tokens)
     torch.testing.assert_close(executor.execute(plan), plain.execute(plan), atol=1e-4, rtol=1e-4)
     assert counting.count == (num_tokens <= 8)
 
 
 def test_a_large_model_is_not_copied(monkeypatch):
-    monkeypatch.setattr(compiled_steps, "prefers_onednn", lambda dtype: True)
-    monkeypatch.setattr(compiled_steps, "LARGEST_COPY", 1000)
-    assert TorchExecutor.from_folder(MODEL_PATH, num_blocks=2).whole_steps is None
+    monkeypatch.setattr(numba_cpu_backend, "has_matrix_units", lambda dtype: True)
+    monkeypatch.setattr(compiled_module, "MAX_COPY_BYTES", 1000)
+    assert isinstance(TorchExecutor.from_folder(MODEL_PATH, num_blocks=2).runner, FusedRunner)
 
 
 def test_a_second_engine_may_have_the_same_decoder():
@@ -176,7 +179,7 @@ def test_a_second_engine_may_have_the_same_decoder():
 def test_a_step_says_where_its_time_went():
     executor = TorchExecutor.from_folder(MODEL_PATH, num_blocks=2)
     executor.execute(a_step(9))
-    seconds = executor.whole_steps.seconds
+    seconds = executor.runner.seconds
     assert all(value > 0 for value in seconds.values())
     assert executor.last_attention_seconds == seconds["attention"] < sum(seconds.values())
 

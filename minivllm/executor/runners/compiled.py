@@ -1,17 +1,17 @@
-"""The hot path of a CPU: every step is one compiled call (`kernels_numba/cpu/whole_step.py`).
+"""The hot path of a CPU: a runner whose steps are one compiled call (`kernels_numba/cpu/whole_step.py`).
 
-What CUDA graphs are to a GPU (`decode_graphs.py`), this is to a CPU: the same step, without anybody in
-between; and as nothing is recorded, prompts and decoding sequences may be in it in any number. The plain twin
-is `Decoder.forward` with the backend `torch`.
+What CUDA graphs are to a GPU (`graphs.py`), this is to a CPU: the same step without a call from Python
+between its stages; and as nothing is recorded, prompts and decoding sequences may be in it in any number. The
+plain twin is `eager.py` with the backend `torch`.
 
 Why it is fast, in three sentences. The matrices lie in panels, in the order in which products read them, so a
 step takes as long as memory needs to deliver them once, or the processor to multiply, whichever is longer.
 Attention reads keys and values where they lie, block by block. And what lies between the stages is kept in
 the same arrays from step to step, so that no memory has to be asked for.
 
-A decoder's matrices are then in panels only, and unpacked for whoever wants to see them. Where a processor
+The decoder's matrices are then in panels only, and unpacked where their rows are asked for. Where a processor
 has units for matrices of this type (AMX, bfloat16), oneDNN's products are faster for many rows: there the
-fused decoder (`fused_decoder.py`) computes those steps, and a copy in panels serves the small ones.
+fused runner (`fused.py`) computes those steps, and a copy in panels serves the small ones.
 
 Read next: `kernels_numba/cpu/whole_step.py`.
 """
@@ -28,90 +28,68 @@ from torch import Tensor
 from torch.nn import functional
 
 from kernels_numba.cpu.panels import pack, padded, unpack
-from kernels_numba.cpu.vectors import FEATURES
 from kernels_numba.cpu.whole_step import ATTENTION, STAGES, Batch, Scratch, Weights, make_scratch, whole_step
 from minivllm.executor.attention.cpu_work import plan_attention
 from minivllm.executor.attention.metadata import AttentionMetadata
 from minivllm.executor.cpu_hazards import compiling, set_numba_threads
-from minivllm.executor.fused_decoder import AngleTable
 from minivllm.executor.kv_storage import KVStorage
-from minivllm.model.decoder import Decoder, DecoderLayer
-from minivllm.model.layers import RMSNorm, StackedLinear
+from minivllm.executor.runners.model_runner import ModelRunner
+from minivllm.model.decoder import Decoder
+from minivllm.model.layers import DecoderLayer, RMSNorm, StackedLinear
+from minivllm.model.matrix import Matrix
 from minivllm.model.packed import as_array, as_tensor
+from minivllm.model.rotary import AngleTable
 
-LARGEST_COPY = 512 << 20
-"""Bytes of weights that are worth a copy, where a copy is needed."""
-MOST_COPIED = 8
+MAX_COPY_BYTES = 512 << 20
+"""Weights that are worth a copy, where a copy is needed."""
+MAX_COPIED_TOKENS = 8
 """Tokens of the steps that the copy serves."""
 SERIAL_PRODUCTS = 3 << 20
 """Multiplications of a step that one thread does alone: waking another would take longer than it helps."""
-LEAST_ROOM = 64
+MIN_CAPACITY = 64
 """Tokens that there is room for from the start."""
 
 
-class PanelMatrix:
-    """A matrix [out, in] that lies in panels."""
+class CompiledRunner(ModelRunner):
+    """Whole steps of one decoder over one cache. It converts the decoder's matrices to panels.
 
-    def __init__(self, panels: Any, num_rows: int) -> None:
-        self._panels, self._num_rows = panels, num_rows
-
-    def product(self, x: Tensor, bias: Tensor | None, added: Tensor | None = None) -> Tensor:
-        """`x Wᵀ + bias + added`, plainly: for whoever asks the decoder itself."""
-        product = functional.linear(x, self.dense(), bias)
-        return product if added is None else product.add_(added)
-
-    def dense(self) -> Tensor:
-        return as_tensor(unpack(self._panels, self._num_rows))
-
-
-class CompiledSteps:
-    """Whole steps of one decoder over one cache. It takes the decoder's matrices, unless they are packed.
+    Args:
+        is_copy: leave the decoder's matrices as they are, and keep a copy in panels for small steps only.
 
     Attributes:
         seconds: of each of `STAGES`, in the latest step.
     """
 
-    def __init__(self, decoder: Decoder, storage: KVStorage) -> None:
+    def __init__(self, decoder: Decoder, storage: KVStorage, *, is_copy: bool = False) -> None:
         config = decoder.config
         self.config = config
         self.seconds = dict.fromkeys(STAGES, 0.0)
-        self._is_copy = prefers_onednn(decoder.dtype)
-        self._angles = AngleTable(decoder)
+        self._is_copy = is_copy
+        self._angles = AngleTable(decoder.rotary, decoder.dtype)
         self._cells = as_array(storage.cells)
         self._block_size = storage.block_size
         self._window = config.layer_windows[0]
         self._eps, self._scale = np.float32(decoder.norm.eps), np.float32(config.head_dim**-0.5)
-        self._weights = gather_weights(decoder, self._is_copy)
+        self._weights = gather_weights(decoder, is_copy)
         matrices = (weights := self._weights).qkv, weights.output, weights.gate_up, weights.down, weights.head
         self._products_per_token = sum(panels.nbytes for panels in matrices) // decoder.dtype.itemsize
-        self._room = self._make_room(LEAST_ROOM)
+        self._room = self._make_room(MIN_CAPACITY)
         self._compile()
 
     @staticmethod
-    def fits(decoder: Decoder) -> bool:
-        """Is there a compiled step for this model?"""
+    def fits(decoder: Decoder, *, is_copy: bool = False) -> bool:
+        """Is there a compiled step for this model, and is its copy, if it is one, worth the memory?"""
         config = decoder.config
         return (
             decoder.layers[0].mlp.has_silu
             and len(set(config.layer_windows)) == 1
-            and (not prefers_onednn(decoder.dtype) or decoder.num_bytes <= LARGEST_COPY)
+            and (not is_copy or decoder.num_bytes <= MAX_COPY_BYTES)
         )
 
-    @property
-    def covers_all(self) -> bool:
-        """Is nobody else needed?"""
-        return not self._is_copy
+    def supports(self, metadata: AttentionMetadata, num_padding: int) -> bool:
+        return not self._is_copy or metadata.num_tokens + num_padding <= MAX_COPIED_TOKENS
 
-    @property
-    def attention_seconds(self) -> float:
-        return self.seconds[STAGES[ATTENTION]]
-
-    def covers(self, metadata: AttentionMetadata, num_padding: int = 0) -> bool:
-        """Shall this step be computed here?"""
-        return not self._is_copy or metadata.num_tokens + num_padding <= MOST_COPIED
-
-    def run(self, metadata: AttentionMetadata, num_padding: int = 0) -> Tensor:
-        """Logits [wanted, vocab_size] in float32; `num_padding` rows more are computed, and thrown away."""
+    def run(self, metadata: AttentionMetadata, num_padding: int) -> Tensor:
         num_tokens = metadata.num_tokens + num_padding
         is_small = num_tokens * self._products_per_token <= SERIAL_PRODUCTS
         num_threads = set_numba_threads(1 if is_small else None)
@@ -132,6 +110,7 @@ class CompiledSteps:
         self._call(batch, num_threads, logits, clock)
         tick = (perf_counter() - began) / max(1, int(clock.sum()))
         self.seconds = {stage: int(ticks) * tick for stage, ticks in zip(STAGES, clock, strict=True)}
+        self.attention_seconds = self.seconds[STAGES[ATTENTION]]
         return logits[:, : self.config.vocab_size]
 
     def _call(self, batch: Batch, num_threads: int, logits: Tensor, clock: Any) -> None:
@@ -148,26 +127,41 @@ class CompiledSteps:
         )  # fmt: skip
 
     def _compile(self) -> None:
-        """By a step of nobody: once for each type of numbers on a machine, then it is found on disk."""
+        """Once for each type of numbers on a machine, by a step without tokens; then it is found on disk."""
         none = np.zeros(0, np.int64)
-        nobody = AttentionMetadata(
+        empty = AttentionMetadata(
             none, none, none, np.zeros(1, np.int64), none, np.zeros((0, 1), np.int64), none
         )
-        work = plan_attention(nobody, self._window, self.config, self._block_size, 1)
+        work = plan_attention(empty, self._window, self.config, self._block_size, 1)
         batch = Batch(none, self._angles.upto(none), none, none, none, work)
+        logits = torch.empty(0, padded(self.config.vocab_size))
         with compiling("the model's step"):
-            self._call(
-                batch, 1, torch.empty(0, padded(self.config.vocab_size)), np.zeros(len(STAGES), np.int64)
-            )
+            self._call(batch, 1, logits, np.zeros(len(STAGES), np.int64))
 
 
-def prefers_onednn(dtype: torch.dtype) -> bool:
-    """Has this processor matrix units for this type, which only oneDNN knows how to use?"""
-    return dtype == torch.bfloat16 and bool(FEATURES.get("amx-bf16"))
+class PanelMatrix(Matrix):
+    """A matrix in panels. The compiled step reads them; `product` is for callers of the decoder itself."""
+
+    def __init__(self, panels: Any, weight: Tensor) -> None:
+        """`panels` hold `weight` [out, in], row after row; the last panel may be padded."""
+        self._panels = panels
+        self._num_rows = len(weight)
+        self._num_bytes = weight.numel() * weight.element_size()
+
+    def product(self, x: Tensor, bias: Tensor | None = None, added: Tensor | None = None) -> Tensor:
+        product = functional.linear(x, self.dense(), bias)
+        return product if added is None else product.add_(added)
+
+    def dense(self) -> Tensor:
+        return as_tensor(unpack(self._panels, self._num_rows))
+
+    @property
+    def num_bytes(self) -> int:
+        return self._num_bytes
 
 
 def gather_weights(decoder: Decoder, is_copy: bool) -> Weights:
-    """The decoder's weights, stacked over layers; its matrices are replaced, unless this is a copy."""
+    """The decoder's weights, stacked over layers. Its matrices then lie there, unless it is a copy."""
     layers = decoder.layers
 
     def stack(part: Callable[[DecoderLayer], Tensor | None]) -> Any:
@@ -181,14 +175,13 @@ def gather_weights(decoder: Decoder, is_copy: bool) -> Weights:
         stacked: Any = None
         for number, layer in enumerate(layers):
             linear = part(layer)
-            weight = linear.dense()
+            weight = linear.matrix.dense()
             panels = pack(as_array(weight))
             if stacked is None:
                 stacked = np.empty((len(layers), *panels.shape), panels.dtype)
             stacked[number] = panels
             if not is_copy:
-                kept = PanelMatrix(stacked[number], len(weight))
-                linear.pack(lambda _, kept=kept: kept)  # type: ignore[misc]
+                linear.matrix = PanelMatrix(stacked[number], weight)
         return stacked
 
     weights = Weights(
@@ -206,8 +199,8 @@ def gather_weights(decoder: Decoder, is_copy: bool) -> Weights:
         down=matrices(lambda layer: layer.mlp.down),
         down_bias=stack(lambda layer: layer.mlp.down.bias),
         norm=as_array(decoder.norm.weight),
-        head=pack(as_array(decoder.dense_head())),
+        head=pack(as_array(decoder.lm_head)),
     )
     if not is_copy:
-        decoder.pack_head(lambda weight: PanelMatrix(weights.head, len(weight)))
+        decoder.head = PanelMatrix(weights.head, decoder.lm_head)
     return weights

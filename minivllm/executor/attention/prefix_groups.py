@@ -1,13 +1,13 @@
-"""Families: sequences whose block tables begin with the same blocks, so that those need be read only once.
+"""Prefix groups: sequences whose block tables begin with the same blocks, which are then read only once.
 
-Sharing saves memory by itself. It saves time too, if whoever attends knows of it: four beams that have 32
-blocks in common and one each of their own need 36 blocks, and not 132.
+Sharing saves memory by itself. It saves time too, if the backend that attends knows of it: four beams that
+have 32 blocks in common and one each of their own need 36 blocks, and not 132.
 
     tables     7 ─ 2 ─ 5 ─ 1        read for each:   7 2 5 1   7 2 5 9   7 2 5 4
-               7 ─ 2 ─ 5 ─ 9        as a family:     7 2 5   1   9   4        owners  - - -  0  1  2
+               7 ─ 2 ─ 5 ─ 9        as a group:      7 2 5   1   9   4        owners  - - -  0  1  2
                7 ─ 2 ─ 5 ─ 4
 
-Every member's query meets every block of the family, and a mask hides those of the others. That is worth it
+Every member's query meets every block of the group, and a mask hides those of the others. That is worth it
 only while the members' own blocks are few beside what they share.
 
 Source: the idea of reading a common prefix once is in Juravsky et al., "Hydragen" (arXiv 2402.05099).
@@ -24,7 +24,7 @@ from minivllm.executor.attention.metadata import IntArray
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class PrefixGroup:
     """Some of a step's sequences, with all of their blocks: the common ones first, then member by member."""
 
     members: IntArray
@@ -37,10 +37,10 @@ class Family:
     """[width] index in `members`, or -1 for the blocks that all of them share."""
 
 
-def find_families(
+def find_prefix_groups(
     block_tables: IntArray, num_blocks: IntArray, candidates: IntArray
-) -> tuple[list[Family], IntArray]:
-    """Families among the sequences `candidates`, and those candidates that belong to none.
+) -> tuple[list[PrefixGroup], IntArray]:
+    """Groups among the sequences `candidates`, and those candidates that belong to none.
 
     Args:
         block_tables: [S, longest table] physical blocks.
@@ -48,19 +48,19 @@ def find_families(
         candidates: some of 0 … S - 1, ascending.
     """
     first_blocks = block_tables[candidates, 0] if len(candidates) else candidates
-    different, family_of, sizes = np.unique(first_blocks, return_inverse=True, return_counts=True)
+    different, group_of, sizes = np.unique(first_blocks, return_inverse=True, return_counts=True)
     if len(different) == len(candidates):
-        return [], candidates  # the usual case: nobody shares anything
-    families, alone = [], [candidates[sizes[family_of] == 1]]
+        return [], candidates  # the usual case: no two sequences share a block
+    groups, alone = [], [candidates[sizes[group_of] == 1]]
     for number in np.flatnonzero(sizes > 1):
-        members = candidates[family_of == number]
+        members = candidates[group_of == number]
         shared = _common_prefix(block_tables[members], int(num_blocks[members].min()))
         own = num_blocks[members] - shared
         if own.sum() > shared:
             alone.append(members)
         else:
-            families.append(_make_family(block_tables, members, shared, own))
-    return families, np.sort(np.concatenate(alone))
+            groups.append(_make_group(block_tables, members, shared, own))
+    return groups, np.sort(np.concatenate(alone))
 
 
 def _common_prefix(tables: IntArray, most: int) -> int:
@@ -69,9 +69,9 @@ def _common_prefix(tables: IntArray, most: int) -> int:
     return most if same.all() else int(same.argmin())
 
 
-def _make_family(block_tables: IntArray, members: IntArray, shared: int, own: IntArray) -> Family:
+def _make_group(block_tables: IntArray, members: IntArray, shared: int, own: IntArray) -> PrefixGroup:
     places = [np.arange(shared), *(np.arange(shared, shared + count) for count in own)]
     owners = np.repeat(np.arange(-1, len(members)), [shared, *own])
     logical = np.concatenate(places)
     holders = members[np.maximum(owners, 0)]
-    return Family(members, block_tables[holders, logical], logical, owners)
+    return PrefixGroup(members, block_tables[holders, logical], logical, owners)

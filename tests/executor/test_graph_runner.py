@@ -1,4 +1,4 @@
-"""Recorded decode steps: the same logits as computed anew, whoever is in them, nobody included.
+"""Recorded decode steps: the same logits as computed anew, whatever sequences and empty places are in them.
 
 There is no GPU here, so "recording" is a function that computes the step again from its tensors. What is
 tested is all that a graph relies on: that a step of fixed size in fixed memory says what the real one says.
@@ -14,18 +14,19 @@ from msgspec import structs
 
 from minivllm.executor.attention.kernel_backend import MicroscopeAttention
 from minivllm.executor.attention.metadata import build_metadata
-from minivllm.executor.decode_graphs import DecodeGraphs, StaticStep, graph_sizes
 from minivllm.executor.kv_storage import KVStorage
+from minivllm.executor.runners.graphs import GraphRunner, StaticStep, graph_sizes
+from minivllm.executor.runners.model_runner import FirstSupporting
 from minivllm.executor.torch_executor import TorchExecutor
 from minivllm.model.config import ModelConfig
 from minivllm.model.decoder import Decoder
 from minivllm.scheduling.plan import ScheduledSequence, StepPlan
 
 CPU = torch.device("cpu")
-BLOCK_SIZE, MOST_BLOCKS = 2, 4
+BLOCK_SIZE, MAX_BLOCKS = 2, 4
 
 
-def make_executor(seed=0, most_sequences=4, window=None):
+def make_executor(seed=0, max_sequences=4, window=None):
     """A tiny random model on our kernels, with its decode steps "recorded"."""
     config = ModelConfig.from_dict(
         {
@@ -62,18 +63,19 @@ def make_executor(seed=0, most_sequences=4, window=None):
 
         return replay
 
-    executor.whole_steps = DecodeGraphs(
+    graphs = GraphRunner(
         decoder,
         executor.attention,
-        most_blocks=MOST_BLOCKS,
-        most_sequences=most_sequences,
+        max_blocks=MAX_BLOCKS,
+        max_sequences=max_sequences,
         capture=capture,
     )
+    executor.runner = FirstSupporting(graphs, executor.runner)
     return executor, recorded
 
 
 def decode_plan(lengths, tokens, step=1):
-    """Everybody computes the last of so many tokens; blocks lie anywhere."""
+    """Every sequence computes the last of so many tokens; blocks lie anywhere."""
     blocks = iter([7, 3, 22, 1, 18, 5, 14, 9, 2, 20, 11, 6, 16, 0, 23, 4])
     scheduled = []
     for seq_id, length in enumerate(lengths):
@@ -104,15 +106,16 @@ def test_every_step_finds_a_size_that_is_not_much_larger(most):
 @settings(max_examples=8, deadline=None)
 def test_a_recorded_step_says_what_the_step_says(steps, seed):
     executor, recorded = make_executor(seed)
-    graphs = executor.whole_steps
+    both = executor.runner
+    graphs, eager = both.runners
     for number, lengths in enumerate(steps):
         plan = decode_plan(lengths, [3, 1, 4, 15, 9], number)
         fill_caches(executor, number)
-        executor.whole_steps = graphs
+        executor.runner = both
         replayed = executor.execute(plan)
         cells = executor.storage.cells.clone()
         fill_caches(executor, number)
-        executor.whole_steps = None
+        executor.runner = eager
         expected = executor.execute(plan)
         assert (replayed - expected).abs().max() <= 1e-5
         assert (cells - executor.storage.cells).abs().max() <= 1e-6, "something else was written"
@@ -137,7 +140,7 @@ def test_steps_that_are_not_all_decodes_are_computed_as_always():
     for scheduled in (
         (*decode.scheduled, prompt),
         (structs.replace(silent, num_logits=0), decode.scheduled[1]),
-        decode_plan([1] * 5, [1]).scheduled,  # more than most_sequences
+        decode_plan([1] * 5, [1]).scheduled,  # more than max_sequences
     ):
         executor.execute(StepPlan(2, tuple(scheduled)))
     assert not recorded
@@ -152,8 +155,8 @@ def test_models_with_windows_are_not_recorded():
     assert not recorded
 
 
-def test_nobody_writes_nothing_and_reads_nothing():
-    step = StaticStep(4, MOST_BLOCKS, CPU)
+def test_an_empty_place_writes_nothing_and_reads_nothing():
+    step = StaticStep(4, MAX_BLOCKS, CPU)
     step.fill(build_metadata(decode_plan([3, 5, 1], [2]), BLOCK_SIZE))
     step.fill(build_metadata(decode_plan([4], [2]), BLOCK_SIZE))
     assert step.slots.tolist()[1:] == [-1] * 3

@@ -1,0 +1,56 @@
+"""Which runner an engine gets: the fastest there is for its attention backend, its model and its settings.
+
+    attention      runner
+    ────────────   ────────────────────────────────────────────────────────────────────────────────────────
+    numba-cpu      compiled, all steps
+                   compiled for small steps, fused for large ones: a processor with matrix units
+                   fused, all steps: a model that there is no compiled step for
+    numba-cuda     graphs for decode steps, eager for the others; with `enforce_eager`, eager
+    all others     eager
+
+Compilers are imported only where they are used. Read next: `model_runner.py`, `compiled.py`.
+"""
+
+from __future__ import annotations
+
+from minivllm.executor.attention.backend import AttentionBackend
+from minivllm.executor.runners.eager import EagerRunner
+from minivllm.executor.runners.model_runner import FirstSupporting, ModelRunner
+from minivllm.model.decoder import Decoder
+
+
+def choose_runner(
+    decoder: Decoder,
+    attention: AttentionBackend,
+    *,
+    enforce_eager: bool = False,
+    max_num_seqs: int = 128,
+    max_model_len: int | None = None,
+) -> ModelRunner:
+    """The table above. The limits are those of the engine: graphs are made for steps within them."""
+    if attention.name == "numba-cpu":
+        return _choose_cpu_runner(decoder, attention)
+    eager = EagerRunner(decoder, attention)
+    if attention.name != "numba-cuda" or enforce_eager:
+        return eager
+    from minivllm.executor.attention.kernel_backend import KernelAttention
+    from minivllm.executor.runners.graphs import GraphRunner
+
+    assert isinstance(attention, KernelAttention)
+    max_model_len = max_model_len or decoder.config.max_position_embeddings
+    max_blocks = -(-max_model_len // attention.storage.block_size)
+    graphs = GraphRunner(decoder, attention, max_blocks=max_blocks, max_sequences=max_num_seqs)
+    return FirstSupporting(graphs, eager)
+
+
+def _choose_cpu_runner(decoder: Decoder, attention: AttentionBackend) -> ModelRunner:
+    from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention, has_matrix_units
+    from minivllm.executor.runners.compiled import CompiledRunner
+    from minivllm.executor.runners.fused import FusedRunner
+
+    assert isinstance(attention, NumbaCpuAttention)
+    is_copy = has_matrix_units(decoder.dtype)
+    if not CompiledRunner.fits(decoder, is_copy=is_copy):
+        return FusedRunner(decoder, attention)
+    compiled = CompiledRunner(decoder, attention.storage, is_copy=is_copy)
+    return FirstSupporting(compiled, FusedRunner(decoder, attention)) if is_copy else compiled

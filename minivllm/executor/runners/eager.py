@@ -1,0 +1,50 @@
+"""The plain runner: a step computed op by op, with any attention backend, on any device, in any type.
+
+    metadata ──► token_ids, positions, rows on the device ──► decoder.forward ──► decoder.compute_logits
+        │                                                          │ attend(layer, q, k, v)
+        └──► attention.begin_step ──────────────────────────► attention
+
+It is what the other runners are tested against, and what they leave their unsupported steps to.
+
+Read next: `minivllm/model/decoder.py`, `minivllm/executor/attention/torch_backend.py`.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from minivllm.executor.attention.backend import AttentionBackend
+from minivllm.executor.attention.metadata import AttentionMetadata
+from minivllm.executor.padding import AttentionWithoutPadding, pad_rows
+from minivllm.executor.runners.model_runner import ModelRunner
+from minivllm.model.decoder import Decoder
+
+
+class EagerRunner(ModelRunner):
+    """Calls `forward` and `compute_logits` of a decoder."""
+
+    def __init__(self, decoder: Decoder, attention: AttentionBackend) -> None:
+        self.decoder = decoder
+        self.attention = attention
+        self._device = decoder.embedding.device
+
+    def run(self, metadata: AttentionMetadata, num_padding: int) -> Tensor:
+        attention = self.attention
+        began = perf_counter()
+        attention.begin_step(metadata)
+        attention.seconds = perf_counter() - began  # every layer adds its own
+        token_ids, positions, rows = (
+            torch.from_numpy(array).to(self._device, non_blocking=True)  # on a CPU the same memory
+            for array in (metadata.token_ids, metadata.positions, metadata.logit_rows)
+        )
+        attend: AttentionBackend | AttentionWithoutPadding = attention
+        if num_padding:
+            attend = AttentionWithoutPadding(attention, metadata.num_tokens, num_padding)
+            token_ids, positions = pad_rows(token_ids, num_padding), pad_rows(positions, num_padding)
+        hidden = self.decoder.forward(token_ids, positions, attend, rows)
+        logits = self.decoder.compute_logits(hidden)
+        self.attention_seconds = attention.seconds
+        return logits
