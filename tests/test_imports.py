@@ -1,41 +1,90 @@
-"""The rules of the house about who may import whom (CONTRIBUTING.md), read from the source itself."""
+"""The rules of the house about imports, read from CONTRIBUTING's table of rooms and held against every file."""
 
 import ast
+import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PACKAGES = ("minivllm", "kernels_numba", "viz", "lessons")
 TENSOR_LIBRARIES = {"torch", "numba", "numpy", "safetensors", "transformers"}
 CLOCKS = {"time", "datetime"}
-
-# Who stands on which floor; a room may import from its own floor's list only.
-CONTROL_PLANE = {
-    "minivllm/memory": {"minivllm.memory", "minivllm.trace", "minivllm.validation"},
-    "minivllm/scheduling": {
-        "minivllm.scheduling",
-        "minivllm.memory",
-        "minivllm.trace",
-        "minivllm.scheduling.request",
-        "minivllm.config",
-        "minivllm.validation",
-    },
-    "minivllm/trace": {"minivllm.trace", "minivllm.validation"},
-    "minivllm/decoding/beam_search.py": set(),
-    "minivllm/scheduling/request.py": set(),
-    "minivllm/config.py": {"minivllm.validation"},
-    "minivllm/validation.py": set(),
-}
+ENGINE = {
+    "minivllm.config", "minivllm.decoding", "minivllm.engine", "minivllm.executor", "minivllm.llm", "minivllm.memory",
+    "minivllm.model", "minivllm.outputs", "minivllm.sampling_params", "minivllm.scheduling", "minivllm.trace",
+    "minivllm.validation", "minivllm",
+}  # fmt: skip
+"""What the table calls "everything of the engine": `minivllm/` without the lab and the console."""
 
 
-def python_files(place: str) -> list[Path]:
-    path = ROOT / place
-    return [path] if path.suffix == ".py" else sorted(path.rglob("*.py"))
+class Room(NamedTuple):
+    """One row of the table."""
+
+    paths: tuple[Path, ...]
+    may_import: frozenset[str]
+    """Dotted names of rooms."""
+    is_plain: bool
+    has_no_clock: bool
 
 
-def imports_of(path: Path) -> set[str]:
+def dotted(name: str) -> str:
+    """`lab/workloads` or `validation.py`, as the table writes them, as a dotted name."""
+    name = name.strip().removesuffix(".py").strip("/").replace("/", ".")
+    return name if name in PACKAGES else f"minivllm.{name}"
+
+
+def read_rooms() -> list[Room]:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.split("### The rooms")[1].split("\n###")[0]
+    rooms = []
+    for line in table.splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        names = re.findall(r"`([^`]+)`", cells[0])
+        if not names or len(cells) != 4:
+            continue
+        allowed: set[str] = set()
+        for name in cells[2].split(","):
+            match name.strip():
+                case "–":
+                    continue
+                case "everything":
+                    allowed |= {"minivllm", *PACKAGES}
+                case "everything of the engine":
+                    allowed |= ENGINE
+                case other:
+                    allowed.add(dotted(other))
+        plane = cells[3]
+        paths = tuple(ROOT / name for name in names)
+        rooms.append(Room(paths, frozenset(allowed), "plain" in plane, "no clock" in plane))
+    return rooms
+
+
+ROOMS = read_rooms()
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def room_of(path: Path) -> Room | None:
+    """The room with the longest path that holds a file: a file may have a row of its own."""
+    holding = [
+        (len(place.parts), room)
+        for room in ROOMS
+        for place in room.paths
+        if path == place or path.is_relative_to(place)
+    ]
+    return max(holding, key=lambda pair: pair[0])[1] if holding else None
+
+
+@cache
+def imports_of(path: Path) -> frozenset[str]:
     """Full names of the modules that a file imports when it runs (not those for type checkers only)."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
@@ -47,77 +96,76 @@ def imports_of(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are written in full"
-            names.add(node.module or "")
-    return names
+            module = node.module or ""
+            names |= {f"{module}.{alias.name}" if is_module(f"{module}.{alias.name}") else module
+                      for alias in node.names}  # fmt: skip
+    return frozenset(names)
 
 
-def test_there_are_files_to_check():
-    for place in (*CONTROL_PLANE, "minivllm", "viz"):
-        assert python_files(place), place
+def is_module(name: str) -> bool:
+    place = ROOT / name.replace(".", "/")
+    return name.split(".")[0] in PACKAGES and (place.is_dir() or place.with_suffix(".py").is_file())
 
 
-@pytest.mark.parametrize("place", CONTROL_PLANE)
-def test_the_control_plane_is_plain_python(place):
-    for path in python_files(place):
-        top_level = {name.split(".")[0] for name in imports_of(path)}
-        assert not top_level & TENSOR_LIBRARIES, (
-            f"{path.relative_to(ROOT)} imports {top_level & TENSOR_LIBRARIES}"
-        )
+def is_allowed(name: str, path: Path, room: Room) -> bool:
+    own = {".".join(place.relative_to(ROOT).with_suffix("").parts) for place in room.paths}
+    return any(
+        name == allowed or (name.startswith(f"{allowed}.") and allowed != "minivllm")
+        for allowed in own | room.may_import
+    )
 
 
-@pytest.mark.parametrize(
-    "place", ["minivllm/memory", "minivllm/scheduling", "minivllm/scheduling/request.py"]
-)
-def test_whoever_decides_has_no_clock(place):
-    for path in python_files(place):
-        assert not imports_of(path) & CLOCKS, f"{path.relative_to(ROOT)} looks at a clock"
+def test_the_table_is_read():
+    assert len(ROOMS) > 25 and len(FILES) > 300
+    for room in ROOMS:
+        for place in room.paths:
+            assert place.exists(), f"CONTRIBUTING names {relative(place)}, which is not there"
 
 
-@pytest.mark.parametrize("place", CONTROL_PLANE)
-def test_imports_point_downward(place):
-    for path in python_files(place):
-        for name in imports_of(path):
-            if name.startswith("minivllm"):
-                floor = ".".join(name.split(".")[:2])
-                assert floor in CONTROL_PLANE[place], f"{path.relative_to(ROOT)} imports {name}"
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_every_file_imports_only_what_its_room_may(path):
+    room = room_of(path)
+    assert room is not None, f"{relative(path)} is in no room of CONTRIBUTING's table"
+    for name in imports_of(path):
+        if name.split(".")[0] in PACKAGES:
+            assert is_allowed(name, path, room), f"{relative(path)} imports {name}"
+    libraries = {name.split(".")[0] for name in imports_of(path)}
+    if room.is_plain:
+        assert not libraries & TENSOR_LIBRARIES, f"{relative(path)} is no plain Python"
+    if room.has_no_clock:
+        assert not libraries & CLOCKS, f"{relative(path)} looks at a clock"
 
 
-def test_the_engine_never_imports_the_dashboard_or_the_lessons():
-    for path in python_files("minivllm"):
-        top_level = {name.split(".")[0] for name in imports_of(path)}
-        forbidden = {"viz", "lessons", "streamlit", "matplotlib"}
-        if any(path.is_relative_to(ROOT / room) for room in ("minivllm/lab/compare", "minivllm/lab/figures")):
-            forbidden.remove("matplotlib")  # what is compared at once has no step cursor
-        assert not top_level & forbidden, path.relative_to(ROOT)
+def test_there_is_no_circle():
+    """Of modules that import each other when they run, inside functions included."""
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+               for path in FILES}  # fmt: skip
+    graph = {name: {other for other in imports_of(path) if other in modules and other != name}
+             for name, path in modules.items()}  # fmt: skip
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " → ".join((*path[path.index(name) :], name))
+        if name in done:
+            return
+        for other in sorted(graph[name]):
+            visit(other, (*path, name))
+        done.add(name)
+
+    for name in graph:
+        visit(name, ())
 
 
-def test_the_dashboard_knows_traces_and_nothing_else_of_the_engine():
-    """Lessons, too: a page of theirs starts them, has them judged and shows what was found, and a second
-    implementation of that would judge otherwise. They judge in a process of their own, without the engine."""
-    for path in python_files("viz"):
-        ours = {
-            name
-            for name in imports_of(path)
-            if name.split(".")[0] in ("minivllm", "kernels_numba", "lessons")
-        }
-        assert all(name.startswith(("minivllm.trace", "lessons")) for name in ours), (
-            f"{path.relative_to(ROOT)}: {ours}"
-        )
+def test_only_pictures_of_the_lab_and_the_dashboard_draw():
+    for path in FILES:
+        libraries = {name.split(".")[0] for name in imports_of(path)}
+        if not path.is_relative_to(ROOT / "viz"):
+            assert "streamlit" not in libraries, relative(path)
+        if not any(path.is_relative_to(ROOT / room) for room in ("viz", "minivllm/lab", "lessons")):
+            assert "matplotlib" not in libraries, relative(path)
 
 
 def test_the_dashboard_runs_without_what_only_tests_and_judges_need():
     code = "import viz.views.lessons, viz.views.start, sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"hypothesis", "pytest", "torch"} & set(done.stdout.split())
-
-
-def test_kernels_know_arrays_and_not_requests():
-    for path in python_files("kernels_numba"):
-        assert not {name for name in imports_of(path) if name.split(".")[0] in ("minivllm", "viz")}
-
-
-def test_no_module_is_longer_than_400_lines():
-    for place in ("minivllm", "kernels_numba", "viz", "lessons", "tests"):
-        for path in python_files(place):
-            length = len(path.read_text(encoding="utf-8").splitlines())
-            assert length <= 400, f"{path.relative_to(ROOT)} has {length} lines"
