@@ -16,7 +16,7 @@ from minivllm.model.config import ModelConfig
 from minivllm.model.decoder import Decoder
 from minivllm.model.layers import DenseMatrix, StackedLinear
 from minivllm.model.matrix import Matrix
-from minivllm.model.packed import OneDnnMatrix, as_array, can_pack
+from minivllm.model.packed import OneDnnMatrix, as_array
 
 CPU = torch.device("cpu")
 
@@ -26,7 +26,7 @@ def in_panels(weight: Tensor) -> PanelMatrix:
 
 
 FORMATS: dict[str, Callable[[Tensor], Matrix]] = {"dense": DenseMatrix, "panels": in_panels}
-if can_pack(torch.float32):
+if torch.backends.mkldnn.is_available():
     FORMATS["onednn"] = OneDnnMatrix
 
 
