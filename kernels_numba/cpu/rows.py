@@ -87,9 +87,9 @@ def _rotate_head(source, cos, sin, weight, eps, target):  # type: ignore[no-unty
 
 
 @njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
-def rotate_rows(
+def rotate_rows(  # type: ignore[no-untyped-def]
     qkv, pairs, positions, query_weight, key_weight, eps, slots, keys, values, queries, begin, end
-):  # type: ignore[no-untyped-def]
+):
     """Rows `begin … end` of projected tokens.
 
     Args:
@@ -128,9 +128,9 @@ def _gate_parallel(gate_up, out, parts):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, parallel=True)
-def _rotate_parallel(
+def _rotate_parallel(  # type: ignore[no-untyped-def]
     qkv, pairs, positions, query_weight, key_weight, eps, slots, keys, values, queries, parts
-):  # type: ignore[no-untyped-def]
+):
     for part in prange(parts):
         rotate_rows(
             qkv, pairs, positions, query_weight, key_weight, eps, slots, keys, values, queries,

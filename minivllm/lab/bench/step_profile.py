@@ -196,7 +196,7 @@ def _looking_inside(runner: Any, watch: Stopwatch) -> Iterator[None]:
             watch.move(PREPARE, STAGE_PARTS[stage], seconds)
         return logits
 
-    steps.run = counted_run  # type: ignore[method-assign]
+    steps.run = counted_run  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
