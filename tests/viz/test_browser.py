@@ -326,6 +326,7 @@ def test_the_navigation_shows_all_pages_in_one_row(page, server, sharing_file):
     assert links == [
         "Start here",
         "Lessons",
+        "Glossary",
         "Your bug",
         "Overview",
         "KV pool",
