@@ -16,7 +16,7 @@ PROMPT = "Once upon a time there was"
 
 
 class Walk(NamedTuple):
-    """The functions of one decode step, in order: `(file, function)` for each call, `(file, "")` for a return."""
+    """One decode step, in order: `(file, function)` for each call, `(file, "")` for each return."""
 
     frames: list[tuple[str, str]]
 

@@ -1,4 +1,4 @@
-"""The rules of the house about imports, read from CONTRIBUTING's table of rooms and held against every file."""
+"""The rules of the house about imports: CONTRIBUTING's table of rooms, held against every file."""
 
 import ast
 import re
@@ -15,10 +15,20 @@ PACKAGES = ("minivllm", "kernels_numba", "viz", "lessons")
 TENSOR_LIBRARIES = {"torch", "numba", "numpy", "safetensors", "transformers"}
 CLOCKS = {"time", "datetime"}
 ENGINE = {
-    "minivllm.config", "minivllm.decoding", "minivllm.engine", "minivllm.executor", "minivllm.llm", "minivllm.memory",
-    "minivllm.model", "minivllm.outputs", "minivllm.sampling_params", "minivllm.scheduling", "minivllm.trace",
-    "minivllm.validation", "minivllm",
-}  # fmt: skip
+    "minivllm",
+    "minivllm.config",
+    "minivllm.decoding",
+    "minivllm.engine",
+    "minivllm.executor",
+    "minivllm.llm",
+    "minivllm.memory",
+    "minivllm.model",
+    "minivllm.outputs",
+    "minivllm.sampling_params",
+    "minivllm.scheduling",
+    "minivllm.trace",
+    "minivllm.validation",
+}
 """What the table calls "everything of the engine": `minivllm/` without the lab and the console."""
 
 

@@ -8,8 +8,9 @@ has a name made from all of them together: change any, and everything is compile
 
 If none of these folders can be written, a temporary one is used, and a warning says so.
 
-Numba looks up which file is free, and then writes it: two processes that compile at once could take the same,
-and one of them would later run the other's code (seen: a crash). So here they save one after the other.
+Numba looks whether a function is kept, compiles it if not, and keeps it. Two processes that do so at once could
+take the same file, or call each other's code by names that only one of them knows (seen: crashes). So one at a
+time compiles or loads here, and the others then find what it has compiled.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from tempfile import TemporaryFile, mkdtemp
 from typing import Any
 
 import numba
-from numba.core.caching import IndexDataCacheFile
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.dispatcher import Dispatcher
 
 try:
     import fcntl
@@ -35,20 +37,28 @@ except ImportError:  # Windows
 logger = logging.getLogger(__name__)
 
 
-_save = IndexDataCacheFile.save
+_compile = Dispatcher.compile
+_num_entered = 0  # compiling a function compiles those that it calls; guarded by Numba's own lock
 
 
-def _save_alone(self: Any, key: Any, data: Any) -> None:
-    """As Numba saves compiled code, while no other process does."""
-    if fcntl is None:
-        _save(self, key, data)
-        return
-    with open(Path(self._cache_path) / "saving.lock", "wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        _save(self, key, data)
+def _compile_alone(self: Any, signature: Any) -> Any:
+    """As Numba loads or compiles a function, while no other process does so with the same folder."""
+    global _num_entered
+    folder = self._cache.cache_path
+    with global_compiler_lock:
+        if fcntl is None or folder is None or _num_entered:
+            return _compile(self, signature)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with open(Path(folder) / "compiling.lock", "wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the file is closed, or its process dies
+            _num_entered += 1
+            try:
+                return _compile(self, signature)
+            finally:
+                _num_entered -= 1
 
 
-IndexDataCacheFile.save = _save_alone
+Dispatcher.compile = _compile_alone  # type: ignore[assignment, method-assign]
 
 
 def cache_folder() -> Path:

@@ -127,22 +127,11 @@ def make_request_state(
     )
     sampling = search = None
     if wanted.use_beam_search:
-        search = BeamDecoding(
-            wanted,
-            request.sequences,
-            max_tokens=max_tokens,
-            tokenizer=tokenizer,
-            eos_token_ids=eos_token_ids,
-            temperature=beam_temperature,
+        search = _make_search(
+            wanted, request.sequences, beam_temperature, max_tokens, tokenizer, eos_token_ids
         )
     else:
-
-        def make_output(own: SamplingParams) -> OutputState:
-            return OutputState(
-                own, sequence, max_tokens=max_tokens, tokenizer=tokenizer, eos_token_ids=eos_token_ids
-            )
-
-        sampling = ParallelSampling(wanted, make_output)
+        sampling = _make_sampling(wanted, sequence, max_tokens, tokenizer, eos_token_ids)
     final_only = wanted.output_kind is RequestOutputKind.FINAL_ONLY
     return RequestState(
         request,
@@ -153,4 +142,37 @@ def make_request_state(
         sampling,
         search,
         is_silent=wanted.use_beam_search or final_only,  # a beam may be replaced as a whole until the end
+    )
+
+
+def _make_sampling(
+    params: SamplingParams,
+    sequence: TokenSequence,
+    max_tokens: int,
+    tokenizer: Tokenizer | None,
+    eos_token_ids: Sequence[int],
+) -> ParallelSampling:
+    def make_output(own: SamplingParams) -> OutputState:
+        return OutputState(
+            own, sequence, max_tokens=max_tokens, tokenizer=tokenizer, eos_token_ids=eos_token_ids
+        )
+
+    return ParallelSampling(params, make_output)
+
+
+def _make_search(
+    params: SamplingParams,
+    beams: Sequence[TokenSequence],
+    temperature: float,
+    max_tokens: int,
+    tokenizer: Tokenizer | None,
+    eos_token_ids: Sequence[int],
+) -> BeamDecoding:
+    return BeamDecoding(
+        params,
+        beams,
+        max_tokens=max_tokens,
+        tokenizer=tokenizer,
+        eos_token_ids=eos_token_ids,
+        temperature=temperature,
     )

@@ -128,16 +128,12 @@ class TorchExecutor:
             kv_cache_memory_bytes=kv_cache_memory_bytes,
         )
         host_storage = make_host_storage(swap_space_bytes, config, block_size, torch_dtype)
-        storage: KVStorage
-        if virtual_memory:
-            storage = VirtualKVStorage.for_slots(
-                config, max_num_seqs, max_tokens, block_size, torch_dtype, torch_device
-            )
-        else:
-            storage = KVStorage(config, num_blocks, block_size, torch_dtype, torch_device)
+        kind = block_size, torch_dtype, torch_device
         return cls(
             decoder,
-            storage,
+            VirtualKVStorage.for_slots(config, max_num_seqs, max_tokens, *kind)
+            if virtual_memory
+            else KVStorage(config, num_blocks, *kind),
             backend,
             name_of(path, folder),
             host_storage,

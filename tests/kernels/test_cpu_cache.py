@@ -1,12 +1,18 @@
 """Compiled code is found again as long as no source has changed, and never after."""
 
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numba
 import pytest
 
 from kernels_numba.cpu import cache, rows
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture
@@ -66,3 +72,39 @@ def test_the_setting_of_all_other_code_stays_as_it_was(tmp_path):
 
 def test_the_kernels_are_kept_there():
     assert cache.source_hash() in rows.norm_rows.stats.cache_path
+
+
+PROGRAM = """
+import numba, sys
+from pathlib import Path
+from kernels_numba.cpu.cache import kept_in
+
+with kept_in(Path(sys.argv[1])):
+    @numba.njit(cache=True)
+    def twice(x):
+        return 2 * x
+
+    @numba.njit(cache=True)
+    def quadruple(x):
+        return twice(twice(x))
+
+print("ready", flush=True)
+sys.stdin.readline()
+assert quadruple(3) == 12
+print(sum(quadruple.stats.cache_misses.values()), flush=True)
+"""
+
+
+def test_of_several_processes_that_need_the_same_code_one_compiles_it(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "kept")]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=ENVIRONMENT)
+    processes = [subprocess.Popen(command, **pipes) for _ in range(3)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    misses = [int(process.communicate(timeout=240)[0]) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert sorted(misses) == [0, 0, 1]
