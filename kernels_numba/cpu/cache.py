@@ -8,9 +8,9 @@ has a name made from all of them together: change any, and everything is compile
 
 If none of these folders can be written, a temporary one is used, and a warning says so.
 
-Numba looks whether a function is kept, compiles it if not, and keeps it. Two processes that do so at once could
-take the same file, or call each other's code by names that only one of them knows (seen: crashes). So one at a
-time compiles or loads here, and the others then find what it has compiled.
+Numba looks whether a function is kept, compiles it if not, and keeps it. Two processes that do so at once
+could take the same file, or call each other's code by names that only one of them knows (seen: crashes). So
+one at a time compiles or loads here, and the others then find what it has compiled.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""What a person types: commands, the demo, the doctor. Modules are imported when their command runs."""
