@@ -14,7 +14,6 @@ from minivllm.validation import check_boolean, check_choice, check_integer, chec
 
 DTYPES = ("half", "float16", "bfloat16", "float", "float32", "double", "float64")
 PREEMPTION_MODES = ("recompute", "swap")
-PREFIX_CACHES = ("hash", "radix")
 ATTENTION_BACKENDS = ("auto", "torch", "numba-cpu", "numba-cuda", "microscope")
 
 
@@ -64,13 +63,14 @@ class SchedulerConfig:
         check_boolean("enable_chunked_prefill", self.enable_chunked_prefill)
         check_integer("long_prefill_token_threshold", self.long_prefill_token_threshold, at_least=0)
         check_number("watermark", self.watermark, at_least=0, at_most=1)
-        for name in ("scheduling_policy", "allocator"):
+        for name in ("scheduling_policy", "allocator", "prefix_cache"):
             # Which names there are is known to the rooms above, `minivllm/scheduling/choose_policy.py` and
-            # `minivllm/memory/allocators.py`, which refuse all others.
-            if not isinstance(getattr(self, name), str) or not getattr(self, name).strip():
-                raise ValueError(f"{name} must be a name, got {getattr(self, name)!r}")
-        if self.prefix_cache is not None:
-            check_choice("prefix_cache", self.prefix_cache, PREFIX_CACHES)
+            # `minivllm/memory/make_cache_manager.py`, which refuse all others.
+            value = getattr(self, name)
+            if value is None and name == "prefix_cache":
+                continue
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(f"{name} must be a name, got {value!r}")
         check_choice("preemption_mode", self.preemption_mode, PREEMPTION_MODES)
         check_integer("num_host_blocks", self.num_host_blocks, at_least=0)
         check_boolean("copy_on_fork", self.copy_on_fork)

@@ -19,10 +19,10 @@ from minivllm.config import (
     ATTENTION_BACKENDS,
     DTYPES,
     PREEMPTION_MODES,
-    PREFIX_CACHES,
 )
 from minivllm.engine.settings import Setting, check_settings, documented
 from minivllm.memory.allocators import ALLOCATORS
+from minivllm.memory.make_cache_manager import PREFIX_CACHES
 from minivllm.scheduling.choose_policy import POLICIES, make_policy
 from minivllm.trace.recorder import Recorder
 
@@ -111,7 +111,7 @@ class EngineArgs:
         Setting(
             "Find the blocks of known prefixes again: 'hash' (chained blocks, as in vLLM) or 'radix' (a "
             "tree, as in SGLang); not at all if left out.",
-            PREFIX_CACHES,
+            tuple(PREFIX_CACHES),
         ),
     ] = None
     enable_prefix_caching: Annotated[

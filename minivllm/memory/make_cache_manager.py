@@ -62,5 +62,11 @@ def make_cache_manager(
 
 
 def make_prefix_cache(name: str | None, block_size: int) -> PrefixCache | None:
-    """The prefix cache of that name, "hash" or "radix"; None for None."""
-    return None if name is None else PREFIX_CACHES[name](block_size)
+    """The prefix cache of that name, "hash" or "radix"; None for None.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name is None:
+        return None
+    return PREFIX_CACHES[check_choice("prefix_cache", name, tuple(PREFIX_CACHES))](block_size)
