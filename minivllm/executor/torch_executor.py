@@ -106,10 +106,8 @@ class TorchExecutor:
         each of `max_num_seqs` sequences has addresses for `max_model_len` tokens, and memory on demand.
         With `enforce_eager` no step is recorded as a CUDA graph.
         """
-        folder = resolve_model(path)
-        config = ModelConfig.from_folder(folder)
-        torch_dtype = torch_dtype_for(dtype, config)
-        torch_device = torch_device_for(device)
+        config = ModelConfig.from_folder(folder := resolve_model(path))
+        torch_dtype, torch_device = torch_dtype_for(dtype, config), torch_device_for(device)
         if torch_device.type == "cpu":
             warn_of_threads(torch.get_num_threads())
             note_parallel_run(torch.get_num_threads())
