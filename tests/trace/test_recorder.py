@@ -4,8 +4,6 @@ import sys
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import minivllm.trace.recorder as recorder_module
 from minivllm.trace.events import VERSION, RequestRefused, StepFinished, StepStarted, TraceHeader
@@ -16,14 +14,9 @@ HEADER = TraceHeader(VERSION, "2026-01-01T00:00:00+00:00", "virtual", 8, 4, 4, 1
 EVENTS = [event for step in range(3) for event in (StepStarted(step, 0.5), StepFinished(step, 1.0))]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("recorder")
-
-
-@given(at=st.integers(0, 60))
-def test_an_interrupt_at_any_line_loses_events_but_no_event_comes_twice_or_in_half(folder, at):
-    path, lines = folder / "interrupted.jsonl", 0
+@pytest.mark.parametrize("at", range(61))
+def test_an_interrupt_at_any_line_loses_events_but_no_event_comes_twice_or_in_half(tmp_path, at):
+    path, lines = tmp_path / "interrupted.jsonl", 0
     recorder = Recorder(path)
     recorder.start(HEADER)
 
