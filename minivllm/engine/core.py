@@ -186,7 +186,7 @@ class EngineCore:
         Sequences that end leave, their request with the last of them, and their blocks come back.
         """
         self._is_changing = True
-        time, lifecycle = self.time_of(now), self.lifecycle
+        time, lifecycle = self.time_of(now) if self._emit else 0.0, self.lifecycle
         self.cache.commit()
         sequences = self.state.sequences
         for item in plan.scheduled:
@@ -200,7 +200,8 @@ class EngineCore:
                 sequence = lifecycle.fork(sequence, changes)
             sequence.token_ids.append(token_id)
             changes.grown.append(sequence)
-            pieces.append((sequence.seq_id, token_id, text))
+            if self._emit:
+                pieces.append((sequence.seq_id, token_id, text))
             if finish is not None:
                 ended[sequence.seq_id] = finish
         for beam_step in sampled.beams:

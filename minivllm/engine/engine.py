@@ -54,6 +54,9 @@ class Outbox(NamedTuple):
     """Those of its requests that go on: what was told of them must be noted (`mark_sent`)."""
 
 
+NOTHING = Outbox([], [])
+
+
 class Engine:
     """Continuous batching over a paged KV cache.
 
@@ -110,7 +113,7 @@ class Engine:
         self._sleep = sleep
         self._emit = emit = make_emit([*([recorder] if recorder else []), *sinks])
         self._is_busy = False  # left True by an interrupt: something may be half-done
-        self._outbox = Outbox([], [])
+        self._outbox = NOTHING
         self._late: list[RequestOutput] = []
         self.core = EngineCore(
             config, emit, policy=policy, make_cache=lambda: make_cache_manager(config, emit, pages)
@@ -286,7 +289,9 @@ class Engine:
             One output for each request that got a token (or, with `output_kind=FINAL_ONLY` and for beam
             searches, that finished); empty if there is nothing to do.
         """
-        self._settle()
+        if self._is_busy:
+            self._settle()
+        self._outbox = NOTHING  # the caller has come back, so it has got what was in it
         self._is_busy = True
         began = self._clock()
         try:
@@ -333,7 +338,7 @@ class Engine:
         for (parent, output, is_fork), token in zip(sample.slots, sample.tokens, strict=True):
             text = output.append(token)
             tokens.append(NextToken(parent.seq_id, token.token_id, text, is_fork, output.finish))
-        beams = [advance_search(search) for search in sample.searches]
+        beams = [advance_search(search) for search in sample.searches] if sample.searches else ()
         changes = self.core.finish_step(plan, Sampled(tokens, beams), now)
         grown: dict[str, RequestState] = {}
         for (_, output, _), sequence in zip(sample.slots, changes.grown, strict=True):
@@ -342,15 +347,16 @@ class Engine:
                 state.sampling.attach(output, sequence)
         for search in sample.searches:
             grown[search.state.request.request_id] = search.state
-        outbox = Outbox(list(self._late), [])
-        released = {request.request_id: request for request in changes.released}
+        outbox = Outbox([*self._late], [])
+        released = dict.fromkeys([request.request_id for request in changes.released])
         for request_id, state in grown.items():
             state.metrics.last_token_time = now
             if state.metrics.first_token_time is None:
                 state.metrics.first_token_time = now
-            if released.pop(request_id, None):
+            if request_id in released:
+                del released[request_id]
                 self._take_finished(request_id, outbox, now)
-            elif state.request.finish is None and not state.is_silent:
+            elif not state.is_silent and state.request.finish is None:
                 outbox.outputs.append(state.output())
                 outbox.states.append(state)
         for request_id in released:  # they were parked
@@ -380,7 +386,7 @@ class Engine:
         to be added. The outputs of all others are made again from their tokens.
         """
         if not self._is_busy:
-            self._outbox = Outbox([], [])  # the caller has come back, so it has got what was in it
+            self._outbox = NOTHING  # the caller has come back, so it has got what was in it
             return
         now, core = self._clock(), self.core
         core.settle(now, is_suspect=True)
