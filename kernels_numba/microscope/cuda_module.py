@@ -35,6 +35,7 @@ class CudaModule:
     def __init__(self, recording: Recording, shared: SharedMemory) -> None:
         self._running = recording.running
         self._source = recording.source
+        self._kernel_code = recording.source.kernel_code
         self.shared = shared
         self.local = LocalMemory(recording)
         self.const = ConstantMemory()
@@ -139,7 +140,11 @@ class CudaModule:
         mask: int = FULL_MASK,
         orders_memory: bool = False,
     ) -> Any:
-        position = self._source.position(self._source.kernel_frame(sys._getframe(2)))
+        frame = sys._getframe(2)
+        while frame.f_code not in self._kernel_code:
+            assert frame.f_back is not None
+            frame = frame.f_back
+        position = self._source.position(frame)
         wait = Wait(what, scope, int(mask), position, value, exchange, orders_memory)
         return self._running.lane.wait_for(wait)
 

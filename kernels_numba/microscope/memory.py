@@ -23,10 +23,23 @@ from kernels_numba.microscope.recording import ArrayInfo, Recording
 class DeviceArray:
     """A view of an array, as kernels use it: `a[i, j]`, `a[i, j] = x`, `a[i]` for a row, `a.shape`."""
 
-    __slots__ = ("dtype", "info", "ndim", "recording", "shape", "size", "start", "steps", "view")
+    __slots__ = (
+        "_accessed",
+        "_position",
+        "dtype",
+        "info",
+        "ndim",
+        "recording",
+        "shape",
+        "size",
+        "start",
+        "steps",
+        "view",
+    )
 
     def __init__(self, recording: Recording, info: ArrayInfo, view: NDArray[Any], start: int = 0) -> None:
         self.recording = recording
+        self._accessed, self._position = recording.accessed, recording.source.position
         self.info = info
         self.view = view
         self.shape, self.dtype, self.ndim, self.size = view.shape, view.dtype, view.ndim, view.size
@@ -41,26 +54,26 @@ class DeviceArray:
             return self._part(index)
         frame = sys._getframe(1)
         flat = self._flat(index, frame)
-        self.recording.accessed(self.info, READ, flat, 1, self.recording.source.position(frame))
+        self._accessed(self.info, READ, flat, 1, self._position(frame))
         return self.recording.as_number(self.view[index])
 
     def __setitem__(self, index: Any, value: Any) -> None:
         frame = sys._getframe(1)
         flat = self._flat(index, frame)
-        self.recording.accessed(self.info, WRITE, flat, 1, self.recording.source.position(frame))
+        self._accessed(self.info, WRITE, flat, 1, self._position(frame))
         self.view[index] = value
 
     def read_vector(self, index: tuple[Any, ...], count: int, frame: FrameType) -> NDArray[Any]:
         """`count` neighbours along the last dimension, as one access."""
         cells, flat = self.vector(index, count, frame)
-        self.recording.accessed(self.info, READ, flat, count, self.recording.source.position(frame))
+        self._accessed(self.info, READ, flat, count, self._position(frame))
         values: NDArray[Any] = self.view[cells]
         return values
 
     def atomic(self, index: Any, change: Any, frame: FrameType) -> Any:
         """Read, change and write in one piece; returns what was there."""
         flat = self._flat(index, frame)
-        self.recording.accessed(self.info, ATOMIC, flat, 1, self.recording.source.position(frame))
+        self._accessed(self.info, ATOMIC, flat, 1, self._position(frame))
         old = self.view[index]
         self.view[index] = change(old)
         return old
