@@ -194,15 +194,16 @@ class EngineCore:
         changes = StepChanges([], [], [], [])
         ended: dict[int, Finish] = {}
         pieces: list[tuple[int, int, str]] = []
+        grown, emit = changes.grown, self._emit
         for parent_id, token_id, text, is_fork, finish in sampled.tokens:
             sequence = sequences[parent_id]
             if is_fork:
                 sequence = lifecycle.fork(sequence, changes)
             sequence.token_ids.append(token_id)
-            changes.grown.append(sequence)
-            if self._emit:
+            grown.append(sequence)
+            if emit:
                 pieces.append((sequence.seq_id, token_id, text))
-            if finish is not None:
+            if finish:
                 ended[sequence.seq_id] = finish
         for beam_step in sampled.beams:
             pieces += lifecycle.advance_beams(beam_step, changes, time)

@@ -313,7 +313,7 @@ class Scheduler:
         """The policy's next word, None at the end; a mistake of the policy is raised under its own name."""
         try:
             word = next(order)
-            if not isinstance(word, Request | Pause):
+            if not isinstance(word, Request) and not isinstance(word, Pause):
                 raise TypeError(f"schedule_order must give requests, got {word!r}")
         except StopIteration:
             return None

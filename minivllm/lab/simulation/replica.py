@@ -160,7 +160,8 @@ class Replica:
 
     def _sample(self, plan: StepPlan, now: float) -> list[NextToken]:
         """A token for each sequence that has been computed to its end."""
-        tokens = []
+        tokens: list[NextToken] = []
+        make_token = NextToken._make  # half the price of naming the fields, a million times
         in_a_row = 0  # those that got a token in the step before, too: the same latency for all of them
         before, gap = self._last_end, now - self._last_end
         for item in plan.scheduled:
@@ -170,8 +171,8 @@ class Replica:
                 self.metrics.queue_time.add(self._began - served.queued.arrival_seconds)
             if not item.num_logits:
                 continue
-            is_last = len(served.sequence.token_ids) + 1 == served.wanted
-            tokens.append(NextToken(item.seq_id, SAMPLED_TOKEN, finish=LENGTH if is_last else None))
+            finish = LENGTH if len(served.sequence.token_ids) + 1 == served.wanted else None
+            tokens.append(make_token((item.seq_id, SAMPLED_TOKEN, "", False, finish)))
             if served.last_token == before:
                 in_a_row += 1
             elif served.last_token < 0:
