@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minivllm.decoding.detokenizer import IncrementalDetokenizer
+from minivllm.engine.core import EngineCore
 from minivllm.lab.bench import Settings, run, step_profile
 from minivllm.lab.bench.limits import measure_limits
 from minivllm.lab.bench.step_profile import ATTENTION, LINEAR, PARTS, REST, SAMPLING, Stopwatch
 from minivllm.model.layers import StackedLinear
-from minivllm.scheduling.scheduler import Scheduler
 
 CALLS = st.recursive(
     st.tuples(st.sampled_from(PARTS), st.integers(1, 5), st.just(())),
@@ -78,7 +78,7 @@ def test_what_is_watched_is_as_before_afterwards():
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_parts_add_up_to_the_step_and_floors_are_there(dtype):
-    before = StackedLinear.__call__, Scheduler.schedule, IncrementalDetokenizer.append
+    before = StackedLinear.__call__, EngineCore.plan_step, IncrementalDetokenizer.append
     began = perf_counter()
     result: Any = run("profile", Settings(None, 1, 1, 3, dtype))
     assert sum(result.parts.values()) == pytest.approx(result.seconds)
@@ -91,7 +91,7 @@ def test_parts_add_up_to_the_step_and_floors_are_there(dtype):
     assert set(result.floors) == {LINEAR, ATTENTION, SAMPLING} and min(result.floors.values()) > 0
     (table,) = result.sections()
     assert [row[0] for row in table.rows] == [*(part for part in PARTS if result.parts[part]), "whole step"]
-    assert (StackedLinear.__call__, Scheduler.schedule, IncrementalDetokenizer.append) == before
+    assert (StackedLinear.__call__, EngineCore.plan_step, IncrementalDetokenizer.append) == before
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
