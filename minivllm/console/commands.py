@@ -66,7 +66,9 @@ COMMANDS = {
         "minivllm.console.first_commands", "doctor", "Say what this machine can do, and what to install."
     ),
     "bench": Place(
-        "minivllm.lab.bench.commands", "app", "Measure this engine; without a command, its throughput."
+        "minivllm.lab.bench.commands",
+        "app",
+        "Measure this engine: throughput, latencies, other engines, the cost of tracing, the control plane.",
     ),
     "compare": Place(
         "minivllm.lab.compare.commands", "app", "The same requests with and without one idea, side by side."

@@ -154,7 +154,7 @@ def test_what_sharing_saves_is_what_it_says():
 
 def test_a_memory_that_is_never_full_has_nothing_to_compare():
     config = config_of(1024)
-    with pytest.raises(ValueError, match="2 requests are too few: nobody ever had to wait for memory"):
+    with pytest.raises(ValueError, match="2 requests are too few: none ever had to wait for memory"):
         MemoryPlay(make_memory("paged", config), config, [Lengths(5, 5)] * 2).run()
 
 
