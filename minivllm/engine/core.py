@@ -59,7 +59,6 @@ class EngineCore:
     Attributes:
         requests: all unfinished requests by id, in order of arrival.
         num_steps: steps that were finished.
-        num_rebuilds: how often the books were made again after an interrupt.
         epoch: the moment, on the driver's clock, from which events count their time.
     """
 
@@ -75,7 +74,6 @@ class EngineCore:
         self.policy = make_policy(config.scheduling_policy) if policy is None else policy
         self.requests: dict[str, Request] = {}
         self.num_steps = 0
-        self.num_rebuilds = 0
         self.epoch = 0.0
         self._emit = emit
         self._make_cache = make_cache or (lambda: make_cache_manager(config, emit))
@@ -268,7 +266,6 @@ class EngineCore:
             request.status = RequestStatus.WAITING
             self.state.enqueue(request, self.scheduler.ranking.last_key(request))
         self._emit_rebuilt(now)
-        self.num_rebuilds += 1
         self._in_flight = None
         self._is_changing = False
 
