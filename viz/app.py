@@ -94,10 +94,7 @@ def _open() -> tuple[AnyRun | None, str]:
         run = loading.open_any(path)
     except TraceError as error:
         return None, str(error)
-    # Streamlit drops the link's parameters when the page changes.
-    st.query_params["trace"] = str(path)
-    if "step" in st.session_state:
-        st.query_params["step"] = str(st.session_state.step)
+    st.query_params["trace"] = str(path)  # Streamlit drops it when the page changes
     return run, ""
 
 
@@ -134,7 +131,6 @@ def _page_of_a_trace(page: ModuleType, run: AnyRun | None, problem: str) -> None
         return
     for warning in loading.warnings_of(run):
         st.warning(warning)
-    loading.now_shown(run)
     page.page(run)
 
 

@@ -40,7 +40,4 @@ def show(
         make_scenes: called only if this session's server has not made them before.
         steps: the number of the event at each step of the scenes.
     """
-    # By kernel: a step of one means nothing in another.
-    stage.show_scenes(
-        fingerprint, name, make_scenes, jumps, steps, place=f"place-{fingerprint}", component=PLAYER
-    )
+    stage.show_scenes(fingerprint, name, make_scenes, jumps, steps, component=PLAYER)

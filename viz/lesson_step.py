@@ -181,8 +181,7 @@ def _page(module: Any, run: Run | KernelRun, language: str) -> None:
 
 
 def _heading(module: Any, run: Run | KernelRun, language: str, other: Path | None = None) -> None:
-    """Which run this is, and the way to its own page. A step of another trace means nothing here."""
-    loading.now_shown(run)
+    """Which run this is, and the way to its own page."""
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
         st.subheader(module.TITLE, width="content")
         if links.has_page(module.URL) and st.button(say(language, "open page", page=module.TITLE)):

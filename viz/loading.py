@@ -178,18 +178,9 @@ def choose(path: Path) -> None:
     """Look at another trace, from its first step on."""
     if st.session_state.get("trace") != str(path):
         st.session_state.trace = str(path)
-        for name in ("step", "request", "kernel", "follow"):
+        for name in ("request", "kernel", "follow"):
             st.session_state.pop(name, None)
         st.query_params.clear()
-
-
-def now_shown(run: Run | KernelRun | StoryRun) -> None:
-    """This trace is drawn now; the step at which another one stood means nothing in it."""
-    name = str(run.path.resolve())
-    if st.session_state.get("shown", name) != name:
-        st.session_state.pop("step", None)
-        st.query_params.pop("step", None)
-    st.session_state.shown = name
 
 
 def chosen_other() -> Path | None:

@@ -1,9 +1,9 @@
-"""The stage: where pages put their scenes. It mounts the player, and keeps step and link in agreement.
+"""The stage: where pages put their scenes, for the player to play.
 
-    page ── scenes ──► player (browser) ── step, a moment after the last move ──► link ?trace=…&step=…
+    page ── scenes ──► player (browser) ── step ──► link ?trace=…&step=…
 
-The scenes travel once. The step comes back through a second, empty component in a fragment of its own, so
-that reporting it makes Streamlit run three lines again and not the page, and sends nothing large.
+The scenes travel once, and nothing comes back: the player itself writes its step into the link. (A step that
+was reported to Python while the reader opened another page could leave that page empty.)
 
 Read next: `views/kv_pool.py`.
 """
@@ -33,18 +33,6 @@ PLAYER = st.components.v2.component(
     js=player.javascript(),
 )
 
-PLACE = st.components.v2.component(
-    "minivllm_place",
-    html='<span class="place"></span>',
-    js="""
-export default function ({ setStateValue }) {
-  const report = (event) => setStateValue("step", event.detail);
-  window.addEventListener("minivllm:step", report);
-  return () => window.removeEventListener("minivllm:step", report);
-}
-""",
-)
-
 
 def show(
     run: Run,
@@ -71,27 +59,19 @@ def show_scenes(
     make_scenes: Callable[[], Sequence[Scene]],
     places: Sequence[Jump],
     steps: Sequence[int] | None = None,
-    place: str = "place",
     first: int = 0,
+    start: int = 0,
     component: Callable[..., object] = PLAYER,
 ) -> None:
     """The same for any trace.
 
     Args:
-        place: the key by which the step comes back.
         first: what the first step is called.
+        start: where the player begins, if no link says otherwise.
         component: the player, if it looks otherwise.
     """
-    _place(place)
-    component(data=_payload(fingerprint, name, make_scenes, places, steps, first), key=f"player-{name}")
-
-
-@st.fragment
-def _place(key: str) -> None:
-    step = PLACE(key=key, on_step_change=lambda: None).step
-    if step is not None:
-        st.session_state.step = int(step)
-        st.query_params["step"] = str(int(step))
+    data = _payload(fingerprint, name, make_scenes, places, steps, first, start)
+    component(data=data, key=f"player-{name}")
 
 
 @st.cache_resource(max_entries=16, show_spinner="Drawing …")
@@ -102,8 +82,11 @@ def _payload(
     _jumps: Sequence[Jump],
     _steps: Sequence[int] | None,
     first: int,
+    start: int,
 ) -> bytes:
-    data = player.player_data(f"{fingerprint}-{name}", fingerprint, _make_scenes(), _jumps, _steps, first)
+    data = player.player_data(
+        f"{fingerprint}-{name}", fingerprint, _make_scenes(), _jumps, _steps, first, start, linked=True
+    )
     return player.packed(data)
 
 

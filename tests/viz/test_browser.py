@@ -357,7 +357,7 @@ def test_captions_have_room_so_that_pictures_do_not_dance(page, server, sharing_
     assert player.locator(".caption").bounding_box()["height"] == room
 
 
-def test_reporting_the_step_does_not_disturb_the_player(page, server, trace_file):
+def test_writing_the_link_does_not_disturb_the_player(page, server, trace_file):
     player = open_dashboard(page, server, trace_file, 3)
     for step in range(4, 10):
         page.keyboard.press("ArrowRight")
@@ -373,6 +373,16 @@ def test_an_upload_of_garbage_is_told_in_a_sentence_and_a_trace_opens(page, serv
     assert page.locator(".stException").count() == 0
     page.locator("input[type=file]").set_input_files(str(trace_file))
     at_step(page.locator(".player"), 0)
+
+
+def test_a_step_of_one_trace_is_not_that_of_another(page, server, trace_file, sharing_file):
+    player = open_dashboard(page, server, trace_file, 9)
+    at_step(player, 9)
+    page.get_by_role("button", name="Trace: ").click()
+    page.locator("input[type=file]").set_input_files(str(sharing_file))
+    expect(page.get_by_role("button", name=f"Trace: {sharing_file.name}")).to_be_visible()
+    at_step(page.locator(".player"), 0)
+    page.wait_for_url(re.compile(r"step=0\b"))
 
 
 @pytest.mark.parametrize("path", ["", "kv_pool", "scheduler", "beam_tree", "prefix_tree"])

@@ -98,17 +98,6 @@ def test_a_page_that_cannot_show_the_trace_leads_on_too(page, engine_file):
     assert links(open_page(page, engine_file))[-1].startswith("Next: ")
 
 
-def test_a_step_of_one_trace_is_not_that_of_another(engine_file, tmp_path):
-    app = open_page(kv_pool, engine_file, step=1)
-    app.session_state.step = 1
-    app.run()
-    assert app.query_params["step"] == "1"
-    other = trace_factory.write(trace_factory.make(Workload(num_requests=3)), tmp_path / "other.jsonl")
-    app.session_state.trace = str(other)
-    app.run()
-    assert "step" not in app.query_params and "step" not in app.session_state
-
-
 def test_words_are_said_in_both_languages():
     for name, (english, chinese) in WORDS.items():
         fields = [{f for _, f, _, _ in string.Formatter().parse(text) if f} for text in (english, chinese)]

@@ -47,8 +47,8 @@ def test_without_a_story_the_page_says_how_to_get_one():
 def test_a_story_is_played_and_opens_where_the_lanes_part(story_file):
     app = open_page(story, story_file)
     assert not app.exception and not app.warning
-    assert app.query_params["step"] == "1"
     [data] = payloads(app)
+    assert data["start"] == 1
     scenes = story_scenes(paging())
     assert data["captions"] == scenes[0].captions and data["steps"] is None
     assert [scene["screen"] for scene in data["scenes"]] == ["wide", "wide", "narrow", "narrow"]
@@ -61,17 +61,11 @@ def test_a_story_is_played_and_opens_where_the_lanes_part(story_file):
     assert app.code[0].value == "minivllm lesson check 04\nminivllm lesson hint 04"
 
 
-def test_a_link_that_names_a_step_is_obeyed(story_file):
-    assert open_page(story, story_file, step="2").query_params["step"] == "2"
-    assert open_page(story, story_file, step="0").query_params["step"] == "0"
-
-
 def test_another_story_opens_where_its_own_lanes_part(story_file):
-    app = open_page(story, story_file, step="2")
-    app.session_state.step = 2
+    app = open_page(story, story_file)
     write_story(story_file, paging(parted=0, expected="something else"))  # checked again
     app.run()
-    assert not app.exception and app.query_params["step"] == "0"
+    assert not app.exception and payloads(app)[0]["start"] == 0
     assert "something else" in app.error[0].value
 
 

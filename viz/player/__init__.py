@@ -48,6 +48,8 @@ def player_data(
     jumps: Sequence[Jump] = (),
     steps: Sequence[int] | None = None,
     first: int = 0,
+    start: int = 0,
+    linked: bool = False,
 ) -> dict[str, Any]:
     """What the player gets.
 
@@ -57,6 +59,8 @@ def player_data(
         scenes: at least one; all with the same number of steps.
         steps: the trace's step at each of the scenes' steps, never decreasing; None if they are the same.
         first: what the reader is told that the first step is called.
+        start: the step to begin with.
+        linked: the page's link follows the step.
     """
     captions = scenes[0].captions
     assert all(scene.num_steps == len(captions) for scene in scenes), "one step for all pictures of a page"
@@ -67,6 +71,8 @@ def player_data(
         "captions": captions,
         "steps": steps,
         "first": first,
+        "start": start,
+        "linked": linked,
         "jumps": [jump._asdict() for jump in jumps],
         "scenes": [scene.to_data() for scene in scenes],
     }

@@ -1,16 +1,16 @@
 // The player: shows the steps of a trace as fast as keys and hands can ask for them.
 //
 // Python has folded the events into scenes before (viz/scene.py); they arrive here once, and stepping needs no
-// server. The step is remembered per trace in the session storage, so that all pages stand at the same one. A
-// moment after the last move the event "minivllm:step" tells its listeners (viz/stage.py: Python, for the link).
+// server. The step is remembered per trace in the session storage, so that all pages stand at the same one. In
+// the dashboard the link follows it, too (`data.linked`), so that it can be sent.
 //
 // One module with picture.js before it; used by Streamlit (viz/player/__init__.py) and by the self-contained
 // page (viz/backends/html.py).
 //
 // Where two runs are played side by side, a step of the player is a moment of both (viz/figures/moments.py).
-// `data.steps` has the first run's step at each of them: that is what is remembered and told.
+// `data.steps` has the first run's step at each of them: that is what is remembered and linked.
 
-const REPORT_AFTER_MS = 350;
+const LINK_EVERY_MS = 350;
 const TIP_DISTANCE = 14;
 
 // Elements elsewhere on the page that have a use for arrow keys, and those that Space presses.
@@ -25,7 +25,7 @@ class Player {
     this.step = -1;
     this.last = data.captions.length - 1;
     this.frame = 0;
-    this.reportTimer = 0;
+    this.linkTimer = 0;
     const find = (selector) => root.querySelector(selector);
     this.slider = find("input[type=range]");
     this.caption = find(".caption");
@@ -92,13 +92,15 @@ class Player {
     // The same listener is only ever added once.
     document.addEventListener("keydown", this.onKey);
     window.addEventListener("resize", this.onResize);
+    if (this.data.linked) this.linkTimer ||= setInterval(() => this.writeLink(), LINK_EVERY_MS);
     this.reserve();
   }
 
   detach() {
     document.removeEventListener("keydown", this.onKey);
     window.removeEventListener("resize", this.onResize);
-    clearTimeout(this.reportTimer);
+    clearInterval(this.linkTimer);
+    this.linkTimer = 0;
   }
 
   // Room for all but the longest captions, so that the pictures do not dance while they play.
@@ -126,46 +128,46 @@ class Player {
     this.count.textContent = `${this.data.steps ? "moment" : "step"} ${step + first} of ${this.last + first}`;
     this.caption.textContent = this.data.captions[step];
     this.tip.hidden = true;
-    remember(this.data.trace, this.told());
+    remember(this.data.trace, this.shared());
     if (this.data.steps) remember(this.data.id, step);
   }
 
   // The step that all pages share.
-  told() {
+  shared() {
     return this.data.steps ? this.data.steps[this.step] : this.step;
   }
 
   // Ours for a shared one: where we were, if that agrees with it; else the moment at which that step ends.
-  ours(told) {
+  ours(shared) {
     const { steps, id } = this.data;
-    if (!steps) return told;
+    if (!steps) return shared;
     const before = recall(id);
-    if (steps[before] === told && isRemembered(id)) return before;
-    const next = steps.findIndex((step) => step > told);
+    if (steps[before] === shared && isRemembered(id)) return before;
+    const next = steps.findIndex((step) => step > shared);
     return next < 0 ? this.last : Math.max(0, next - 1);
   }
 
-  // A move by hand: it ends playing, and Python hears of it when the hand rests.
+  // A move by hand: it ends playing.
   move(step) {
     this.pause();
     this.go(step);
-    this.reportSoon();
   }
 
-  reportSoon() {
-    clearTimeout(this.reportTimer);
-    const report = () => window.dispatchEvent(new CustomEvent("minivllm:step", { detail: this.told() }));
-    this.reportTimer = setTimeout(report, REPORT_AFTER_MS);
+  // Asking now and then is surer than writing at each move: Streamlit writes the link anew whenever it runs.
+  writeLink() {
+    const link = new URL(location.href);
+    const step = String(this.shared());
+    if (this.frame || !this.root.isConnected || link.searchParams.get("step") === step) return;
+    link.searchParams.set("step", step);
+    history.replaceState(history.state, "", link);
   }
 
-  // On the first visit a link's step counts, later the place where the reader was.
+  // The link's step counts where the reader comes in, later the place where the reader was.
   firstStep() {
-    window.minivllmSeen ??= new Set();
-    const linked = new URLSearchParams(location.search).get("step");
-    const visited = window.minivllmSeen.has(this.data.trace);
-    window.minivllmSeen.add(this.data.trace);
-    if (!visited && linked !== null && linked !== "") return this.ours(Number(linked));
-    return isRemembered(this.data.trace) ? this.ours(recall(this.data.trace)) : 0;
+    const linked = window.minivllmEntered ? null : new URLSearchParams(location.search).get("step");
+    window.minivllmEntered = true;
+    if (linked) return this.ours(Number(linked));
+    return isRemembered(this.data.trace) ? this.ours(recall(this.data.trace)) : this.data.start;
   }
 
   // ── playing ─────────────────────────────────────────────────────────────────────────────────────────
@@ -265,7 +267,6 @@ export default function mount({ data, parentElement }) {
     root.player?.pause();
     root.player?.detach();
     root.player = new Player(root, unpack(data));
-    root.player.reportSoon(); // after a change of page Python has forgotten the step
   }
   root.player.attach();
   return () => root.player.detach();

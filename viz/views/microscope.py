@@ -104,10 +104,8 @@ def choose_kernel(run: KernelRun) -> int:
         format_func=lambda item: f"{item + 1}. {run.traces[item].header.kernel}",
         width=360,
     )
-    if number != index:  # a step of one kernel means nothing in another
-        for name in ("step", "follow"):
-            st.session_state.pop(name, None)
-        st.query_params.pop("step", None)
+    if number != index:
+        st.session_state.pop("follow", None)
     st.session_state.kernel = number
     st.query_params["kernel"] = str(number)
     return number

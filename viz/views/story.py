@@ -53,15 +53,8 @@ def page(run: StoryRun) -> None:
         f"expected: {_code(header.expected)}  \ngot: {_code(header.got)}  \nnoticed {where}"
     )
     parted = parted_step(story)
-    if st.session_state.get("story", run.fingerprint) != run.fingerprint:  # judged again: another story
-        st.session_state.pop("step", None)
-        st.query_params.pop("step", None)
-    st.session_state.story = run.fingerprint
-    if "step" not in st.query_params and "step" not in st.session_state:
-        st.query_params["step"] = str(parted)  # where the player begins
     jumps = [Jump("where they part", parted), Jump("end", num_shown(story) - 1)]
-    place = f"place-{run.fingerprint}"  # by story: a step of one means nothing in another
-    stage.show_scenes(run.fingerprint, "story", lambda: story_scenes(story), jumps, place=place, first=1)
+    stage.show_scenes(run.fingerprint, "story", lambda: story_scenes(story), jumps, first=1, start=parted)
     st.caption(LEGEND)
     _kernels(run)
     st.markdown(NEXT)
