@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import patience
+
 ROOT = Path(__file__).parent.parent
 MAX_LINES = 60
 LONG_FUNCTIONS = {
@@ -47,7 +49,9 @@ def test_a_decode_step_visits_no_more_files_than_contributing_says():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     said = re.findall(r"(\d+) files, (\d+) changes of file, (\d+) calls", text)
     command = [sys.executable, "-m", "tests.hops", "torch"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=240)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=patience.SECONDS
+    )
     counted = re.findall(r"(\d+) files, (\d+) changes of file, (\d+) calls", done.stdout)
     assert len(said) == len(counted) == 2
     for most, found in zip(said, counted, strict=True):

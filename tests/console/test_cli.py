@@ -11,6 +11,7 @@ from minivllm.console.commands import COMMANDS, LazyCommand
 from minivllm.engine.engine_args import EngineArgs
 from minivllm.engine.settings import settings_of
 from minivllm.trace.reader import read_trace
+from tests import patience
 
 HEAVY = {"torch", "numba", "numpy", "matplotlib", "streamlit", "transformers", "tokenizers"}
 
@@ -18,7 +19,9 @@ HEAVY = {"torch", "numba", "numpy", "matplotlib", "streamlit", "transformers", "
 def minivllm(*arguments, cwd=None):
     """Run the command line in a process of its own."""
     command = [sys.executable, "-m", "minivllm.console.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=cwd, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=patience.SECONDS, cwd=cwd, check=False
+    )
 
 
 @pytest.fixture
@@ -182,7 +185,7 @@ def imported_by(*arguments):
         "atexit.register(lambda: print('MODULES', *sys.modules)); main()"
     )
     command = [sys.executable, "-c", code, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=patience.SECONDS, check=True)
     printed, _, modules = done.stdout.partition("MODULES ")
     return set(modules.split()), printed
 
@@ -220,7 +223,11 @@ def test_the_overview_and_the_command_say_the_same(name):
 
 def test_python_dash_m_minivllm_is_the_same_program():
     done = subprocess.run(
-        [sys.executable, "-m", "minivllm", "--help"], capture_output=True, text=True, timeout=240, check=False
+        [sys.executable, "-m", "minivllm", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=patience.SECONDS,
+        check=False,
     )
     assert done.returncode == 0
     assert done.stdout == minivllm("--help").stdout
@@ -269,7 +276,7 @@ def test_an_interrupt_during_imports_leaves_no_traceback(module):
         "main()"
     )
     command = [sys.executable, "-c", code, "generate", "x"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=patience.SECONDS, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 

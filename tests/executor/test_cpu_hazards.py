@@ -11,6 +11,7 @@ import torch
 
 from minivllm import environment
 from minivllm.executor import cpu_hazards as hazards
+from tests import patience
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,11 @@ print(len(llm.generate("a", SamplingParams(max_tokens=2), use_tqdm=False)), "sti
 def test_a_forked_child_is_told_what_to_do_instead_of_hanging():
     environment = os.environ | {"OMP_NUM_THREADS": "2"}
     done = subprocess.run(
-        [sys.executable, "-c", FORKING], capture_output=True, text=True, timeout=100, env=environment
+        [sys.executable, "-c", FORKING],
+        capture_output=True,
+        text=True,
+        timeout=patience.SECONDS,
+        env=environment,
     )
     lines = done.stdout.splitlines()
     assert [

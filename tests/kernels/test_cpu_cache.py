@@ -10,6 +10,7 @@ import numba
 import pytest
 
 from kernels_numba.cpu import cache, rows
+from tests import patience
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -105,6 +106,6 @@ def test_of_several_processes_that_need_the_same_code_one_compiles_it(tmp_path):
     for process in processes:
         process.stdin.write("go\n")
         process.stdin.flush()
-    misses = [int(process.communicate(timeout=240)[0]) for process in processes]
+    misses = [int(process.communicate(timeout=patience.SECONDS)[0]) for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert sorted(misses) == [0, 0, 1]

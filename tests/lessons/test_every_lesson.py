@@ -19,6 +19,7 @@ from lessons.mutant import load_mutants
 from lessons.seal import current_seals, edited_files
 from lessons.shape import missing_parts, skeleton
 from lessons.story import properties_of
+from tests import patience
 
 LESSONS = {lesson.name: lesson for lesson in lessons()}
 each_lesson = pytest.mark.parametrize("name", LESSONS)
@@ -259,7 +260,7 @@ def test_the_walkthrough_runs_and_writes_its_traces(name, tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=patience.SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]

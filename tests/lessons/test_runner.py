@@ -12,6 +12,7 @@ from lessons.catalogue import ROOT, find_lesson
 from lessons.comparing import parting
 from lessons.mutant import load_mutants
 from minivllm.trace.story_events import StoryStep, read_story
+from tests import patience
 
 LESSON = find_lesson("04")
 RIGHT = LESSON.reference.read_text(encoding="utf-8")
@@ -25,7 +26,7 @@ def minivllm(folder, *arguments, **environment):
         env={**os.environ, "PYTHONPATH": str(ROOT.parent), "COLUMNS": "200", **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=patience.SECONDS,
         check=False,
     )
     words = done.stdout + done.stderr

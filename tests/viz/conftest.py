@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+from tests import patience
 from tests.viz import sharing_factory, trace_factory
 from tests.viz.lesson_factory import catalogue_of, lesson, own_folders  # noqa: F401
 from tests.viz.sharing_factory import Sharing
@@ -20,6 +21,8 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+
+serve.PATIENCE_SECONDS = patience.SECONDS
 
 
 @pytest.fixture(scope="session")
@@ -78,15 +81,28 @@ def server():
             process.terminate()
 
 
+class PatientBrowser:
+    """A browser whose windows wait as long as they must."""
+
+    def __init__(self, chromium):
+        self._chromium = chromium
+
+    def new_context(self, **options):
+        context = self._chromium.new_context(**options)
+        context.set_default_timeout(patience.MILLISECONDS)
+        return context
+
+
 @pytest.fixture(scope="session")
 def browser():
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     executable = next(filter(None, map(shutil.which, BROWSERS)), None)
     if executable is None:
         pytest.skip(f"no browser is installed: none of {', '.join(BROWSERS)}")
+    sync_api.expect.set_options(timeout=patience.MILLISECONDS)
     with sync_api.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=executable, headless=True, args=list(FLAGS))
-        yield chromium
+        yield PatientBrowser(chromium)
         chromium.close()
 
 

@@ -8,6 +8,7 @@ import pytest
 from lessons import catalogue
 from lessons.catalogue import find_lesson
 from lessons.mutant import load_mutants
+from tests import patience
 from tests.viz.test_pages import words
 from viz import jobs, loading
 
@@ -119,9 +120,9 @@ def wrong_solution(lesson, name):
     return mutant.source(lesson.reference.read_text(encoding="utf-8"))
 
 
-def when_done(app, name, seconds=90):
+def when_done(app, name):
     """The page once a job is done."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + patience.SECONDS
     while jobs.find(name).is_running:
         assert time.monotonic() < deadline, f"{name} takes too long"
         time.sleep(0.1)

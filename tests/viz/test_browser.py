@@ -17,7 +17,6 @@ from viz.scene import DEFAULTS, Scene
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright.expect
-expect.set_options(timeout=30_000)  # patience costs nothing where all is well, and machines are busy
 
 
 @pytest.fixture(scope="module")
@@ -287,7 +286,7 @@ def test_the_caption_stays_in_sight_while_the_page_scrolls(page, player):
 def open_dashboard(page, server, trace, step=None, path=""):
     page.goto(f"{server}/{path}?trace={quote(str(trace))}" + (f"&step={step}" if step is not None else ""))
     found = page.locator(".player")
-    expect(found.locator(".count")).to_contain_text("step", timeout=40_000)
+    expect(found.locator(".count")).to_contain_text("step")
     return found
 
 
@@ -344,7 +343,7 @@ def test_the_navigation_shows_all_pages_in_one_row(page, server, sharing_file):
 @pytest.mark.parametrize("path", ["beam_tree", "prefix_tree"])
 def test_a_page_that_has_nothing_to_show_says_so(page, server, trace_file, path):
     page.goto(f"{server}/{path}?trace={quote(str(trace_file))}&step=3")
-    expect(page.get_by_text("minivllm demo sharing")).to_be_visible(timeout=40_000)
+    expect(page.get_by_text("minivllm demo sharing")).to_be_visible()
     assert page.locator(".player").count() == 0
 
 
@@ -369,7 +368,7 @@ def test_an_upload_of_garbage_is_told_in_a_sentence_and_a_trace_opens(page, serv
     page.goto(server)
     upload = page.locator("input[type=file]")
     upload.set_input_files({"name": "holiday.jpg", "mimeType": "image/jpeg", "buffer": b"\xff\xd8\xff\x00"})
-    expect(page.get_by_text("holiday.jpg is not a minivllm trace")).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("holiday.jpg is not a minivllm trace")).to_be_visible()
     assert page.locator(".stException").count() == 0
     page.locator("input[type=file]").set_input_files(str(trace_file))
     at_step(page.locator(".player"), 0)

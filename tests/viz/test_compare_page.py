@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from minivllm.trace.reader import read_trace
 from minivllm.trace.timeline import make_timeline
+from tests import patience
 from tests.viz import static_factory, trace_factory
 from tests.viz.test_pages import payloads, run_app, run_page, sharing_file, trace_file, words
 from tests.viz.trace_factory import Workload
@@ -47,7 +48,7 @@ def compare_app(first, second=None):
 
     from streamlit.testing.v1 import AppTest
 
-    app = AppTest.from_function(script, args=(str(first), None), default_timeout=60)
+    app = AppTest.from_function(script, args=(str(first), None), default_timeout=patience.SECONDS)
     if second is not None:
         app.query_params["with"] = str(second)
     return app.run()
@@ -245,7 +246,7 @@ def open_compare(page, server, folder, step=None):
     traces = f"trace={quote(str(folder / 'static.jsonl'))}&with={quote(str(folder / 'continuous.jsonl'))}"
     page.goto(f"{server}/compare?{traces}" + (f"&step={step}" if step is not None else ""))
     found = page.locator(".player")
-    expect(found.locator(".count")).to_contain_text("moment", timeout=40_000)
+    expect(found.locator(".count")).to_contain_text("moment")
     return found
 
 
@@ -328,7 +329,7 @@ def test_the_new_pages_do_not_scroll_sideways(page, server, folder, path, width)
         open_compare(page, server, folder, 5)
     else:
         page.goto(f"{server}/{path}?trace={quote(str(folder / 'static.jsonl'))}")
-        expect(page.locator("img[alt], .player svg").first).to_be_visible(timeout=40_000)
+        expect(page.locator("img[alt], .player svg").first).to_be_visible()
     sizes = page.evaluate(
         "[document.documentElement, document.querySelector('[data-testid=stMain]')].map(e => e.scrollWidth)"
     )

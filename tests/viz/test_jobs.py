@@ -5,11 +5,12 @@ from time import monotonic, sleep
 
 import pytest
 
+from tests import patience
 from viz import jobs
 
 
 def finished(job):
-    deadline = monotonic() + 30
+    deadline = monotonic() + patience.SECONDS
     while job.is_running:
         assert monotonic() < deadline
         sleep(0.01)

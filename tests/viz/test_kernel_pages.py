@@ -7,6 +7,7 @@ from streamlit.testing.v1 import AppTest
 
 from minivllm.trace.kernel_events import write_kernel_traces
 from minivllm.trace.reader import TraceError
+from tests import patience
 from tests.viz import trace_factory
 from tests.viz.kernel_factory import flash, traces
 from tests.viz.test_pages import APP, payloads, words, write
@@ -54,13 +55,13 @@ def engine_file(tmp_path):
 
 @cache
 def page_hashes():
-    app = AppTest.from_file(str(APP), default_timeout=60).run()
+    app = AppTest.from_file(str(APP), default_timeout=patience.SECONDS).run()
     return {page.url_path or overview.URL: page._script_hash for page in app.session_state.pages.values()}
 
 
 def open_page(page, trace=None, **link):
     """The whole dashboard at one of its pages, which have no files of their own to switch to."""
-    app = AppTest.from_file(str(APP), default_timeout=60)
+    app = AppTest.from_file(str(APP), default_timeout=patience.SECONDS)
     app._page_hash = page_hashes()[page.URL]
     for name, value in ({"trace": trace} | link).items():
         if value is not None:

@@ -92,7 +92,7 @@ def test_a_newcomer_comes_by_clicks_alone_to_a_lesson_that_is_judged(window, own
     assert work.read_text() == lesson.exercise.read_text()
     work.write_text(lesson.reference.read_text())
     button(window, "Check my work").click()
-    expect(window.get_by_text("The lesson is passed.")).to_be_visible(timeout=120_000)
+    expect(window.get_by_text("The lesson is passed.")).to_be_visible()
     assert window.locator(".stException").count() == 0
 
     # It is kept: in the link, and in the course.
@@ -110,7 +110,7 @@ def test_a_failing_story_is_seen_on_its_own_page_and_back(window, own_server, de
     (desk / "work" / "04_paging.py").write_text(right.replace("% self.block_size", "% len(self.blocks)"))
     window.goto(f"{own_server}/lessons?lesson=04&part=write")
     button(window, "Check my work").click()
-    expect(window.get_by_text("The smallest story in which P6 fails")).to_be_visible(timeout=120_000)
+    expect(window.get_by_text("The smallest story in which P6 fails")).to_be_visible()
     button(window, "Next hint (1 of 3)").click()
     expect(button(window, "Next hint (2 of 3)")).to_be_visible()
     button(window, "See it, step by step").click()

@@ -9,6 +9,7 @@ from streamlit.testing.v1 import AppTest
 
 from minivllm.trace.events import VERSION
 from minivllm.trace.reader import TraceError
+from tests import patience
 from tests.viz import sharing_factory, trace_factory
 from tests.viz.sharing_factory import Sharing
 from tests.viz.trace_factory import Workload
@@ -30,7 +31,7 @@ def without_a_given_trace(monkeypatch):
 
 
 def run_app(trace=None):
-    app = AppTest.from_file(str(APP), default_timeout=60)
+    app = AppTest.from_file(str(APP), default_timeout=patience.SECONDS)
     if trace is not None:
         app.query_params["trace"] = str(trace)
     return app.run()
@@ -156,7 +157,9 @@ def run_page(page, trace_file):
 
         importlib.import_module(f"viz.views.{url}").page(loading.open_run(Path(path)))
 
-    return AppTest.from_function(script, args=(page.URL, str(trace_file)), default_timeout=60).run()
+    return AppTest.from_function(
+        script, args=(page.URL, str(trace_file)), default_timeout=patience.SECONDS
+    ).run()
 
 
 def test_choosing_a_request_draws_its_block_table(trace_file):

@@ -27,9 +27,16 @@ from minivllm.lab.bench.report import as_json
 from minivllm.lab.subjects.shapes import write_checkpoint
 from minivllm.lab.subjects.subject import Subject, open_subject
 from minivllm.lab.subjects.workload import play
+from tests import patience
 
 NANO = FieldSettings(
-    model="nano", threads=1, repeat=2, requests=3, seed=7189, measures=("batch", "decode"), timeout=60
+    model="nano",
+    threads=1,
+    repeat=2,
+    requests=3,
+    seed=7189,
+    measures=("batch", "decode"),
+    timeout=patience.SECONDS,
 )
 
 # A peer that answers zeros, so that none gives the same tokens by chance; `{load}` and `{generate}` are
@@ -163,7 +170,7 @@ def test_the_table_has_rates_and_ratios_of_rounds():
 )
 def test_an_answer_that_is_none_is_a_sentence(line: str, sentence: str):
     code = f"print('{{\"ready\": {{}}}}', flush=True); input(); print({line!r}, flush=True); input()"
-    child = Child([sys.executable, "-c", code], {}, timeout=60)
+    child = Child([sys.executable, "-c", code], {}, timeout=patience.SECONDS)
     try:
         assert child.start() == {}
         with pytest.raises(PeerError) as caught:
@@ -178,19 +185,19 @@ def test_a_peer_that_hangs_is_given_up_and_ended_with_its_children():
         "import json, subprocess, sys, time; nap = [sys.executable, '-c', 'import time; time.sleep(600)']; "
         "print(json.dumps({'ready': {'pid': subprocess.Popen(nap).pid}}), flush=True); time.sleep(600)"
     )
-    child = Child([sys.executable, "-c", code], {}, timeout=60)
+    child = Child([sys.executable, "-c", code], {}, timeout=patience.SECONDS)
     grandchild = psutil.Process(child.start()["pid"])
     child._timeout = 0.05
     with pytest.raises(PeerError, match=r"no answer to warm-up of batch within 0\.05 seconds"):
         child.warm_up("batch")
     child.close()
-    assert grandchild.wait(timeout=60) is None  # no process's child any more, and gone
+    assert grandchild.wait(timeout=patience.SECONDS) is None  # no process's child any more, and gone
 
 
 def test_a_program_that_cannot_be_started_or_is_no_peer_is_a_sentence(tmp_path: Path):
     with pytest.raises(PeerError, match="it cannot be started: No such file or directory"):
-        Child([tmp_path / "python"], {}, timeout=60)
-    child = Child([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], {}, timeout=60)
+        Child([tmp_path / "python"], {}, timeout=patience.SECONDS)
+    child = Child([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], {}, timeout=patience.SECONDS)
     with pytest.raises(PeerError, match="it was killed by signal 9"):
         child.start()
     child.close()

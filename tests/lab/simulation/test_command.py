@@ -13,6 +13,7 @@ from minivllm.lab.simulation.cards import hardware_card, model_card
 from minivllm.lab.simulation.setting import Setting
 from minivllm.trace.reader import read_trace
 from minivllm.trace.timeline import make_timeline
+from tests import patience
 
 SMALL = ("--hardware", "cpu", "--model", "tiny", "--workload", "fixed:20,5", "--requests", 6)
 
@@ -222,7 +223,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(simulate, tmp_path, arguments
 
 def test_in_a_process_of_its_own_it_is_the_same(tmp_path):
     command = [sys.executable, "-m", "minivllm.console.cli", "simulate", *map(str, SMALL)]
-    options = dict(capture_output=True, text=True, timeout=240, cwd=tmp_path, check=False)
+    options = dict(capture_output=True, text=True, timeout=patience.SECONDS, cwd=tmp_path, check=False)
     good = subprocess.run(command, **options)
     assert good.returncode == 0 and "6 of 6 served" in good.stdout
     bad = subprocess.run([*command, "--rate", "-1"], **options)

@@ -1,0 +1,43 @@
+"""Where the suite's processor time goes, file by file: `pytest -p tests.where_time_goes`.
+
+Seconds of processors, those of children included: on a busy machine they say more than a clock. What is
+shared (a server, a model, compiled kernels) is paid by the file that asks first.
+"""
+
+import os
+from collections import Counter
+
+import pytest
+
+PROPERTY = "processor seconds"
+seconds_of_files = Counter()
+_counted = 0.0
+
+
+def _since_last_time():
+    global _counted
+    before, _counted = _counted, sum(os.times()[:4])
+    return _counted - before
+
+
+def pytest_runtest_logstart():
+    _since_last_time()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport():
+    outcome = yield
+    outcome.get_result().user_properties.append((PROPERTY, _since_last_time()))
+
+
+def pytest_runtest_logreport(report):
+    for name, value in report.user_properties:
+        if name == PROPERTY:
+            seconds_of_files[report.location[0]] += value
+
+
+def pytest_terminal_summary(terminalreporter):
+    terminalreporter.section("processor seconds by file")
+    for file, seconds in [*seconds_of_files.most_common(), ("in all", seconds_of_files.total())]:
+        if seconds >= 1:
+            terminalreporter.write_line(f"{seconds:8.1f}  {file}")
