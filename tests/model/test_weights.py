@@ -157,7 +157,7 @@ def test_integer_weights_are_refused(make_checkpoint: MakeCheckpoint) -> None:
     folder, _ = make_checkpoint()
     edit_weights(folder, model__norm__weight=torch.ones(64, dtype=torch.int32))
     message = refusal(folder)
-    assert "model.norm.weight" in message and "int32" in message
+    assert "model.norm.weight" in message and "I32" in message
 
 
 @pytest.mark.parametrize("keep", [0, 5, 1000, -4])
