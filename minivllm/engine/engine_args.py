@@ -58,7 +58,7 @@ class EngineArgs:
         str | Path,
         Setting(
             "Where the defaults for sampling come from: 'auto' (the model's generation_config.json), 'vllm' "
-            "(vLLM's own), or a folder with such a file. Its end-of-sequence tokens count in any case."
+            "(vLLM's own), or a folder with such a file. It also names tokens that end a text, in any case."
         ),
     ] = "auto"
     seed: Annotated[

@@ -156,6 +156,7 @@ class ModelConfig:
     def summary(self) -> str:
         """Every key that decides which weights there are, for a message about those that do not fit."""
         sizes = {
+            "architectures": self.architecture,
             "vocab_size": self.vocab_size,
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,
@@ -167,7 +168,7 @@ class ModelConfig:
             "mlp_bias": self.mlp_bias,
             "tie_word_embeddings": self.tie_word_embeddings,
         }
-        return ", ".join([self.architecture, *(f"{key} {value}" for key, value in sizes.items())])
+        return ", ".join(f"{key} {value}" for key, value in sizes.items())
 
     @property
     def kv_elements_per_token(self) -> int:
@@ -302,9 +303,8 @@ def _layer_windows(raw: Mapping[str, Any], architecture: str, num_layers: int) -
         first = check_integer("max_window_layers", raw.get("max_window_layers", _FULL_LAYERS_IF_ABSENT))
         return tuple(window if layer >= first else None for layer in range(num_layers))
     if not isinstance(types, list) or len(types) != num_layers:
-        raise ValueError(
-            f"layer_types must list one type for each of the {num_layers} layers, got {shown(types)}"
-        )
+        every = f"each of the {num_layers} layers (num_hidden_layers)"
+        raise ValueError(f"layer_types must list one type for {every}, got {shown(types)}")
     for layer, layer_type in enumerate(types):
         check_choice(f"layer_types[{layer}]", layer_type, ("full_attention", "sliding_attention"))
     if window is None and "sliding_attention" in types:

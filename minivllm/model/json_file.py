@@ -33,7 +33,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     except RecursionError:
         raise ValueError(f"{path} is nested too deeply to be read") from None
     except ValueError as error:  # not JSON, not UTF-8, or a number of thousands of digits
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
+        raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, found a {type(value).__name__}")
     return value

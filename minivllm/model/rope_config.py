@@ -77,8 +77,13 @@ def read_rope(raw: Mapping[str, Any], max_positions: int, head_dim: int) -> Rope
     """
     spelling = "rope_parameters" if raw.get("rope_scaling") is None else "rope_scaling"
     given = {} if raw.get(spelling) is None else raw[spelling]
-    if not isinstance(given, dict) or any(isinstance(value, dict) for value in given.values()):
-        raise ValueError(f"{spelling} must be one flat object for all layers, got {shown(given)}")
+    if not isinstance(given, dict):
+        raise ValueError(f"{spelling} must be an object, got {shown(given)}")
+    for key, value in given.items():
+        if isinstance(value, dict):
+            raise ValueError(
+                f"{spelling} must be one flat object for all layers; its {key} is {shown(value)}"
+            )
     if given.get("mrope_section") is not None:
         raise ValueError(f"mrope_section (positions of images) is not supported; {spelling} has it")
     rope_type = next((given[key] for key in ("rope_type", "type") if given.get(key) is not None), "default")
@@ -122,7 +127,11 @@ class _Reader:
                 raise ValueError(f"low_freq_factor ({low}) must be below high_freq_factor ({high})")
             return RopeConfig(rope_type, theta, self.factor(), self.original, low, high)
         attention_factor = self.optional("attention_factor")
-        # What a file leaves out follows from the two lengths.
+        if self.given.get("factor") is None and max_positions < self.original:
+            raise ValueError(
+                f"original_max_position_embeddings must be at most max_position_embeddings ({max_positions}) "
+                f"where factor is left out, got {self.original}"
+            )
         factor = self.factor(max_positions / self.original)
         if rope_type == "longrope":
             factors = self.short_factor(head_dim // 2)

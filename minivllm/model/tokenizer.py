@@ -66,7 +66,9 @@ class Tokenizer:
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except BaseException as error:
-            if not isinstance(error, Exception) and not _is_panic(error):  # the library raises bare Exceptions
+            if not isinstance(error, Exception) and not _is_panic(
+                error
+            ):  # the library raises bare Exceptions
                 raise
             raise TokenizerError(f"{path} is not a tokenizer that can be read: {error}") from error
         # A file may carry the padding and truncation of its training; a prompt wants neither.
