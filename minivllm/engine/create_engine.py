@@ -12,6 +12,7 @@ Read next: `minivllm/engine/engine.py` for the loop, `minivllm/config.py` for th
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import fields
@@ -27,12 +28,13 @@ from minivllm.executor.torch_executor import TorchExecutor
 from minivllm.executor.virtual_storage import VirtualKVStorage
 from minivllm.memory.make_cache_manager import Pages
 from minivllm.model.config import ModelConfig
-from minivllm.model.generation_config import GenerationConfig
+from minivllm.model.generation_config import GENERATION_FILE, GenerationConfig
 from minivllm.model.hub import resolve_model, resolve_tokenizer
 from minivllm.model.tokenizer import Tokenizer
 from minivllm.sampling_params import SamplingParams
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.tee import Sink
+from minivllm.validation import shown
 
 DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
 
@@ -117,14 +119,13 @@ def load_generation_config(args: EngineArgs) -> GenerationConfig:
     """The model's own `generation_config.json`, or that of the folder which was asked for."""
     if args.generation_config in ("auto", "vllm"):
         return GenerationConfig.from_folder(resolve_model(args.model))
-    folder = Path(args.generation_config).expanduser()
-    generation = GenerationConfig.from_folder(folder)
-    if not generation.path.exists():
+    folder = Path(os.path.expanduser(args.generation_config))
+    if not os.path.exists(folder / GENERATION_FILE):
         raise ValueError(
-            f"generation_config must be 'auto', 'vllm', or a folder with a {generation.path.name}, got "
-            f"{str(args.generation_config)!r}"
+            f"generation_config must be 'auto', 'vllm', or a folder with a {GENERATION_FILE}, got "
+            f"{shown(str(folder))}"
         )
-    return generation
+    return GenerationConfig.from_folder(folder)
 
 
 def default_sampling_params(args: EngineArgs, generation: GenerationConfig) -> SamplingParams:

@@ -15,6 +15,7 @@ Read next: `minivllm/decoding/stop_criteria.py`, which ends texts.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 from minivllm.model.config import read_eos_token_ids
 from minivllm.model.json_file import read_json_object
 
-FILE = "generation_config.json"
+GENERATION_FILE = "generation_config.json"
 SAMPLING_NAMES = {
     "repetition_penalty": "repetition_penalty",
     "temperature": "temperature",
@@ -55,8 +56,8 @@ class GenerationConfig:
         Raises:
             ValueError: it cannot be understood; the message names file and key.
         """
-        path = folder / FILE
-        if not path.exists():
+        path = folder / GENERATION_FILE
+        if not os.path.exists(path):  # `Path.exists` raises if the name is too long
             return cls(path)
         raw = read_json_object(path)
         try:

@@ -59,13 +59,15 @@ def conversion_hint(folder: Path) -> str:
 
 
 def _local_or_fetched(name: str, files: list[str]) -> Path:
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = Path(os.path.expanduser(name))  # those of `os.path` raise nothing, whatever the name
+    if os.path.isdir(folder):
         return folder
-    if folder.exists():
+    if os.path.exists(folder):
         raise ModelNotFoundError(f"{name} is a file; give the folder that holds it")
     if _looks_like_a_path(name):
-        raise ModelNotFoundError(f"there is no folder {name} (looked in {folder.absolute()})")
+        raise ModelNotFoundError(
+            f"there is no folder {name[:200]} (looked in {str(folder.absolute())[:300]})"
+        )
     return _from_hub(name, files)
 
 
@@ -81,7 +83,7 @@ def _complete(folder: Path, missing: list[str], kind: str) -> Path:
 def _looks_like_a_path(name: str) -> bool:
     if name.startswith((".", "~", os.sep)) or "\\" in name:
         return True
-    return _HUB_ID.fullmatch(name) is None or (os.sep in name and Path(name).parent.is_dir())
+    return _HUB_ID.fullmatch(name) is None or (os.sep in name and os.path.isdir(Path(name).parent))
 
 
 def _from_hub(name: str, files: list[str]) -> Path:

@@ -23,7 +23,7 @@ Source of the lengths: `_get_and_verify_max_len` in vLLM. Read next: `minivllm/m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from minivllm.validation import check_boolean, check_choice, check_integer, check_number, shown
@@ -75,7 +75,7 @@ def read_rope(raw: Mapping[str, Any], max_positions: int, head_dim: int) -> Rope
     Raises:
         ValueError: a setting that cannot be served, by its key.
     """
-    spelling = "rope_parameters" if raw.get("rope_scaling") is None else "rope_scaling"
+    spelling = "rope_parameters" if raw.get("rope_scaling") in (None, {}) else "rope_scaling"
     given = {} if raw.get(spelling) is None else raw[spelling]
     if not isinstance(given, dict):
         raise ValueError(f"{spelling} must be an object, got {shown(given)}")
@@ -94,9 +94,8 @@ def read_rope(raw: Mapping[str, Any], max_positions: int, head_dim: int) -> Rope
     if partial is not None and (isinstance(partial, bool) or partial != 1):
         raise ValueError(f"partial_rotary_factor must be 1 (whole heads are rotated), got {shown(partial)}")
     theta = check_number("rope_theta", given.get("rope_theta", raw.get("rope_theta", 1e4)), more_than=1)
-    return _Reader(given, rope_type, theta, _original(raw, given, max_positions)).read(
-        max_positions, head_dim
-    )
+    reader = _Reader(given, rope_type, theta, _original(raw, given, max_positions))
+    return reader.read(max_positions, head_dim)
 
 
 def _original(raw: Mapping[str, Any], given: Mapping[str, Any], max_positions: int) -> int:
@@ -133,24 +132,13 @@ class _Reader:
                 f"where factor is left out, got {self.original}"
             )
         factor = self.factor(max_positions / self.original)
+        config = RopeConfig(rope_type, theta, factor, self.original, attention_factor=attention_factor)
         if rope_type == "longrope":
-            factors = self.short_factor(head_dim // 2)
-            return RopeConfig(
-                rope_type,
-                theta,
-                factor,
-                self.original,
-                attention_factor=attention_factor,
-                short_factor=factors,
-            )
-        return RopeConfig(
-            rope_type,
-            theta,
-            factor,
-            self.original,
+            return replace(config, short_factor=self.short_factor(head_dim // 2))
+        return replace(
+            config,
             beta_fast=number("beta_fast", 32),
             beta_slow=number("beta_slow", 1),
-            attention_factor=attention_factor,
             mscale=self.optional("mscale", at_least=0),
             mscale_all_dim=self.optional("mscale_all_dim", at_least=0),
             truncate=check_boolean("truncate", self.given.get("truncate", True)),

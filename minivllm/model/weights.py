@@ -193,4 +193,4 @@ def _names(file: Path) -> list[str]:
 def _some(names: list[str], most: int = 5) -> str:
     """A readable list: the first few names and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(name[:100] for name in names[:most]) + more

@@ -55,6 +55,11 @@ def test_each_scaling_has_its_rule_in_every_spelling(scaling: dict[str, Any] | N
         assert longest(rope_scaling=old, rope_theta=1e4) == expected
 
 
+def test_an_empty_scaling_leaves_the_word_to_the_other_spelling() -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    assert longest(rope_scaling={}, rope_parameters=yarn) == 256
+
+
 def test_what_stands_beside_the_scaling_counts_more_than_what_stands_within() -> None:
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
     assert longest(rope_scaling=yarn, original_max_position_embeddings=32) == 128

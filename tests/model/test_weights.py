@@ -331,7 +331,10 @@ def test_a_local_folder_is_used_as_it_is(make_checkpoint: MakeCheckpoint) -> Non
     assert missing_files(folder) == []
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere", "a/b/c", "no where"])
+@pytest.mark.parametrize(
+    "name",
+    ["./nowhere", "/nowhere/at/all", "~/nowhere", "~noone/x", "a/b/c", "no where", "a\0b", "/" + "x" * 5000],
+)
 def test_a_path_that_does_not_exist_says_so(name: str) -> None:
     with pytest.raises(ModelNotFoundError, match="there is no folder"):
         resolve_model(name)
