@@ -2,9 +2,9 @@
 
 Three files name tokens that end a text, and as in vLLM they are asked together:
 
-    tokenizer_config.json     eos_token       the end-of-sequence token itself: `stop_reason` None
-    generation_config.json    eos_token_id    all others that end a text, an end-of-turn token say: each is
-    config.json, without it   eos_token_id    like a stop token, and `stop_reason` names it
+    tokenizer_config.json            eos_token       the end-of-sequence token itself: `stop_reason` is None
+    generation_config.json           eos_token_id    others that end a text, an end-of-turn token say: each is
+    config.json, if that has none    eos_token_id    like a stop token, and `stop_reason` names it
 
 The other numbers of `generation_config.json` are defaults for sampling, under vLLM's names: they count where
 a caller gives no parameters.

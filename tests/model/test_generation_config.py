@@ -132,7 +132,7 @@ def test_generate_and_chat_use_the_models_defaults_where_nothing_is_given(folder
     assert llm.get_default_sampling_params() == AS_PARAMS
     (output,) = llm.generate([random_tokens(3)], use_tqdm=False)
     assert len(output.outputs[0].token_ids) == 7 or output.outputs[0].finish_reason == "stop"
-    llm.get_default_sampling_params().temperature = 2  # a copy: nobody else sees the change
+    llm.get_default_sampling_params().temperature = 2  # a copy, so nothing else changes
     assert llm.get_default_sampling_params() == AS_PARAMS
 
 
@@ -140,7 +140,7 @@ def test_the_setting_names_vllms_defaults_or_another_folder(folder: Path, tmp_pa
     write(folder, "generation_config.json", RECOMMENDED)
     llm = load(folder, generation_config="vllm")
     assert llm.get_default_sampling_params() == SamplingParams()
-    assert llm.engine.eos_token_ids == (END, 3), "what ends a text is no matter of taste"
+    assert llm.engine.eos_token_ids == (END, 3), "the setting is about sampling alone"
     other = tmp_path / "other"
     other.mkdir()
     with pytest.raises(ValueError, match=r"generation_config must be 'auto', 'vllm', or a folder .*other"):
