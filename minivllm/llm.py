@@ -70,7 +70,7 @@ class LLM:
 
         Args:
             prompts: one or many (see `Prompt`).
-            sampling_params: one for all, or one for each prompt; `SamplingParams()` if None.
+            sampling_params: one for all, or one for each prompt; `get_default_sampling_params()` if None.
             use_tqdm: show a progress bar.
             priority: one number for each prompt.
 
@@ -82,7 +82,8 @@ class LLM:
         """
         many = _as_list(prompts)
         tokenized = [self._tokenize(prompt, f"prompts[{index}]") for index, prompt in enumerate(many)]
-        return self._run(tokenized, _one_for_each(sampling_params, len(many)), priority, use_tqdm)
+        params = _one_for_each(sampling_params, len(many), self.get_default_sampling_params())
+        return self._run(tokenized, params, priority, use_tqdm)
 
     def chat(
         self,
@@ -112,7 +113,8 @@ class LLM:
             # The template writes the special tokens itself, the first one included.
             token_ids = self.get_tokenizer().encode(text, add_special_tokens=False)
             tokenized.append(TokenizedPrompt(text, token_ids))
-        return self._run(tokenized, _one_for_each(sampling_params, len(many)), None, use_tqdm)
+        params = _one_for_each(sampling_params, len(many), self.get_default_sampling_params())
+        return self._run(tokenized, params, None, use_tqdm)
 
     def beam_search(
         self,
@@ -150,8 +152,8 @@ class LLM:
         return self.engine.tokenizer
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """What `generate` uses if nothing is given."""
-        return SamplingParams()
+        """What `generate` and `chat` use if nothing is given: see the setting `generation_config`."""
+        return replace(self.engine.default_params)
 
     def close(self) -> None:
         """End the trace, if one is recorded."""
@@ -270,10 +272,10 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return list(prompts)  # type: ignore[arg-type]
 
 
-def _one_for_each(params: Params, count: int) -> list[SamplingParams]:
+def _one_for_each(params: Params, count: int, default: SamplingParams) -> list[SamplingParams]:
     """One `SamplingParams` for each of `count` prompts."""
     if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * count
+        return [params or default] * count
     if not isinstance(params, Sequence) or not all(isinstance(item, SamplingParams) for item in params):
         raise ValueError(f"sampling_params must be a SamplingParams or a list of them, got {params!r}")
     if len(params) != count:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from reprlib import Repr
 
 
 def check_integer(
@@ -18,9 +19,9 @@ def check_integer(
     """Return `value` as an int, or raise `ValueError` naming the argument and its allowed range."""
     allowed = "an integer" + _range_words(at_least, at_most)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+        raise ValueError(f"{name} must be {allowed}, got {shown(value)}")
     if (at_least is not None and value < at_least) or (at_most is not None and value > at_most):
-        raise ValueError(f"{name} must be {allowed}, got {value}")
+        raise ValueError(f"{name} must be {allowed}, got {shown(value)}")
     return value
 
 
@@ -35,25 +36,35 @@ def check_number(
     """Return `value` as a finite float, or raise `ValueError` naming the argument and its allowed range."""
     allowed = "a finite number" + _range_words(at_least, at_most, more_than)
     if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+        raise ValueError(f"{name} must be {allowed}, got {shown(value)}")
     too_small = (at_least is not None and value < at_least) or (more_than is not None and value <= more_than)
     if too_small or (at_most is not None and value > at_most):
-        raise ValueError(f"{name} must be {allowed}, got {value}")
+        raise ValueError(f"{name} must be {allowed}, got {shown(value)}")
     return float(value)
 
 
 def check_boolean(name: str, value: object) -> bool:
     """Return `value` if it is True or False, or raise `ValueError` naming the argument."""
     if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, got {value!r}")
+        raise ValueError(f"{name} must be True or False, got {shown(value)}")
     return value
 
 
 def check_choice(name: str, value: object, allowed: Sequence[str]) -> str:
     """Return `value` if it is one of `allowed`, or raise `ValueError` listing them all."""
     if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {shown(value)}")
     return value
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: its `repr`, shortened where it is long, wide or deep."""
+    return _SHORT.repr(value)
+
+
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = 100
+_SHORT.maxlong, _SHORT.maxlevel = 40, 3
 
 
 def _is_finite(value: float) -> bool:

@@ -44,7 +44,8 @@ class BeamDecoding:
         beams: the request's own list of its sequences: the prompt's at first, then the beams, best first.
         max_tokens: final limit of output tokens.
         tokenizer: None leaves all texts empty.
-        eos_token_ids: tokens that end a beam, unless `params.ignore_eos`.
+        eos_token_ids: tokens that end a beam, unless `params.ignore_eos`; the first is the end-of-sequence
+            token itself, any other is named as the reason.
         temperature: divides the logits; 0 and 1 leave them alone.
     """
 
@@ -64,7 +65,7 @@ class BeamDecoding:
         self.max_tokens = max_tokens
         self.temperature = temperature
         self._tokenizer = tokenizer if params.detokenize else None
-        self._eos_token_ids = frozenset() if params.ignore_eos else frozenset(eos_token_ids)
+        self._eos_token_ids = () if params.ignore_eos else tuple(eos_token_ids)
         self.search = self._new_search()
         self.was_aborted = False
 
@@ -73,7 +74,7 @@ class BeamDecoding:
         return BeamSearch(
             params.width,
             max_tokens=self.max_tokens,
-            eos_token_ids=self._eos_token_ids | frozenset(params.stop_token_ids or ()),
+            eos_token_ids={*self._eos_token_ids, *(params.stop_token_ids or ())},
             length_penalty=params.length_penalty,
             early_stopping=params.early_stopping,  # type: ignore[arg-type]  # checked by the parameters
         )
@@ -140,7 +141,7 @@ class BeamDecoding:
             token_ids=list(hypothesis.token_ids),
             cumulative_logprob=hypothesis.cum_logprob,
             finish_reason=hypothesis.finish_reason,
-            stop_reason=None if stop_token in self._eos_token_ids else stop_token,
+            stop_reason=None if stop_token in self._eos_token_ids[:1] else stop_token,
             score=hypothesis.score,
         )
 

@@ -37,7 +37,7 @@ class OutputState:
         sequence: owner of the tokens, with its prompt.
         max_tokens: final limit of output tokens, capped to what the model and the pool allow.
         tokenizer: None leaves all texts empty.
-        eos_token_ids: tokens that end the sequence, unless `params.ignore_eos`.
+        eos_token_ids: tokens that end the sequence, unless `params.ignore_eos` (`stop_criteria.py`).
 
     Attributes:
         finish: why it ended; None while it goes on.

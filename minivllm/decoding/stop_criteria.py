@@ -3,6 +3,7 @@
 Checked after every token, in this order, as vLLM does:
 
     end-of-sequence token   unless `ignore_eos`          reason "stop"
+    another of the model's  unless `ignore_eos`          reason "stop", names the token
     a stop token                                         reason "stop", names the token
     a stop string           may straddle several tokens  reason "stop", names the string, cuts the text
     `max_tokens`                                         reason "length"
@@ -33,11 +34,12 @@ class Stop:
 
 
 class StopCriteria:
-    """The rules of one request."""
+    """The rules of one request. The first of `eos_token_ids` is the end-of-sequence token itself."""
 
     def __init__(self, params: SamplingParams, eos_token_ids: Sequence[int], max_tokens: int) -> None:
-        self._eos = frozenset(() if params.ignore_eos else eos_token_ids)
-        self._stop_tokens = frozenset(params.stop_token_ids or ())
+        eos_token_ids = () if params.ignore_eos else eos_token_ids
+        self._eos = eos_token_ids[0] if eos_token_ids else None
+        self._stop_tokens = frozenset([*eos_token_ids, *(params.stop_token_ids or ())])
         self._stop_strings = tuple(params.stop or ())
         self._include = params.include_stop_str_in_output
         self._min_tokens = params.min_tokens
@@ -48,7 +50,7 @@ class StopCriteria:
         """Does this token end the output, the `num_output_tokens`-th of it?"""
         if num_output_tokens < self._min_tokens:
             return None
-        if token_id in self._eos:
+        if token_id == self._eos:
             return Stop("stop")
         if token_id in self._stop_tokens:
             return Stop("stop", token_id)

@@ -5,14 +5,18 @@ the model, fills in what was left open, and puts the parts together.
 
     EngineArgs ──► TorchExecutor (model, KV cache) + Sampler + Tokenizer ──► SchedulerConfig ──► Engine
 
+Small files are read first: what is wrong with them is said before weights are loaded for nothing.
+
 Read next: `minivllm/engine/engine.py` for the loop, `minivllm/config.py` for the limits it ends up with.
 """
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import fields
+from pathlib import Path
 
 from minivllm.config import SchedulerConfig
 from minivllm.decoding.sampler import Sampler
@@ -23,10 +27,14 @@ from minivllm.executor.kv_storage import GIB
 from minivllm.executor.torch_executor import TorchExecutor
 from minivllm.executor.virtual_storage import VirtualKVStorage
 from minivllm.memory.make_cache_manager import Pages
+from minivllm.model.config import ModelConfig
+from minivllm.model.generation_config import GENERATION_FILE, GenerationConfig
 from minivllm.model.hub import resolve_model, resolve_tokenizer
 from minivllm.model.tokenizer import Tokenizer
+from minivllm.sampling_params import SamplingParams
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.tee import Sink
+from minivllm.validation import shown
 
 DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
 
@@ -37,12 +45,15 @@ def create_engine(args: EngineArgs, sinks: Iterable[Sink] = ()) -> Engine:
     Raises:
         ValueError: a model, file or number that cannot work, named, with what is allowed.
     """
+    tokenizer = load_tokenizer(args)
+    generation = load_generation_config(args)
+    default_params = default_sampling_params(args, generation)
     executor = load_executor(args)
     model = executor.config
-    tokenizer = load_tokenizer(args)
     recorder = args.trace if isinstance(args.trace, Recorder | None) else Recorder(args.trace)
+    max_model_len = model.check_max_model_len(args.max_model_len)
     config = scheduler_config(
-        args, executor.num_blocks, model.max_position_embeddings, num_host_blocks=executor.num_host_blocks
+        args, executor.num_blocks, max_model_len, num_host_blocks=executor.num_host_blocks
     )
     return Engine(
         config,
@@ -50,7 +61,8 @@ def create_engine(args: EngineArgs, sinks: Iterable[Sink] = ()) -> Engine:
         Sampler(model.vocab_size),
         vocab_size=model.vocab_size,
         tokenizer=tokenizer,
-        eos_token_ids=model.eos_token_ids,
+        eos_token_ids=end_token_ids(tokenizer, generation, model),
+        default_params=default_params,
         seed=args.seed,
         recorder=recorder,
         sinks=sinks,
@@ -103,16 +115,46 @@ def load_tokenizer(args: EngineArgs) -> Tokenizer | None:
     )
 
 
-def scheduler_config(
-    args: EngineArgs, num_blocks: int, model_limit: int, *, num_host_blocks: int = 0
-) -> SchedulerConfig:
-    """The final limits, given the size of the pool and the model's own limit of tokens."""
-    max_model_len = model_limit if args.max_model_len is None else args.max_model_len
-    if max_model_len > model_limit:
+def load_generation_config(args: EngineArgs) -> GenerationConfig:
+    """The model's own `generation_config.json`, or that of the folder which was asked for."""
+    if args.generation_config in ("auto", "vllm"):
+        return GenerationConfig.from_folder(resolve_model(args.model))
+    folder = Path(os.path.expanduser(args.generation_config))
+    if not os.path.exists(folder / GENERATION_FILE):
         raise ValueError(
-            f"max_model_len must be at most {model_limit} (the model's max_position_embeddings), "
-            f"got {max_model_len}"
+            f"generation_config must be 'auto', 'vllm', or a folder with a {GENERATION_FILE}, got "
+            f"{shown(str(folder))}"
         )
+    return GenerationConfig.from_folder(folder)
+
+
+def default_sampling_params(args: EngineArgs, generation: GenerationConfig) -> SamplingParams:
+    """What `generate` uses where no parameters are given: the model's recommendation, or vLLM's defaults."""
+    if args.generation_config == "vllm":
+        return SamplingParams()
+    try:
+        return SamplingParams(**generation.sampling)
+    except ValueError as error:
+        raise ValueError(
+            f"{generation.path}: {error}; generation_config='vllm' leaves its sampling defaults alone"
+        ) from None
+
+
+def end_token_ids(
+    tokenizer: Tokenizer | None, generation: GenerationConfig, model: ModelConfig
+) -> tuple[int, ...]:
+    """The tokens that end a text, the tokenizer's own first (`minivllm/model/generation_config.py`)."""
+    own = tokenizer.eos_token_id if tokenizer else None
+    named = generation.eos_token_ids or model.eos_token_ids
+    found = dict.fromkeys(named if own is None else (own, *named))
+    # A token beyond the vocabulary never comes, and has no logit that could be held back.
+    return tuple(token_id for token_id in found if token_id < model.vocab_size)
+
+
+def scheduler_config(
+    args: EngineArgs, num_blocks: int, max_model_len: int, *, num_host_blocks: int = 0
+) -> SchedulerConfig:
+    """The final limits, given the size of the pool and the most tokens of a sequence."""
     batched = args.max_num_batched_tokens
     if batched is None:
         whole_prompts = not args.enable_chunked_prefill

@@ -66,7 +66,9 @@ class Engine:
         sampler: chooses tokens by rows of logits.
         vocab_size: token ids are 0 … vocab_size - 1.
         tokenizer: turns tokens into text; without one all texts are empty and stop strings are refused.
-        eos_token_ids: tokens that end a sequence, unless its request ignores them.
+        eos_token_ids: tokens that end a sequence, unless its request ignores them; where another than the
+            first ends it, the output's `stop_reason` names it.
+        default_params: how to sample where a request does not say.
         seed: requests without a seed of their own get one derived from this and their order of arrival.
         recorder: where events go; None records nothing.
         sinks: what else takes every event, beside the recorder.
@@ -90,6 +92,7 @@ class Engine:
         vocab_size: int,
         tokenizer: Tokenizer | None = None,
         eos_token_ids: SequenceOf[int] = (),
+        default_params: SamplingParams | None = None,
         seed: int = 0,
         recorder: Recorder | None = None,
         sinks: Iterable[Sink] = (),
@@ -106,6 +109,7 @@ class Engine:
         self.vocab_size = vocab_size
         self.tokenizer = tokenizer
         self.eos_token_ids = tuple(eos_token_ids)
+        self.default_params = default_params or SamplingParams()
         self.seed = seed
         self.recorder = recorder
         self.requests: dict[str, RequestState] = {}
@@ -143,7 +147,7 @@ class Engine:
         Args:
             request_id: the caller's name for it, unique among the requests that are not finished.
             prompt_token_ids: at least one token.
-            params: how to sample (or search) and when to stop; vLLM's defaults if None.
+            params: how to sample (or search) and when to stop; the engine's defaults if None.
             prompt: the prompt as text, for outputs and trace.
             arrival_time: on the engine's clock; now if None.
             priority: kept for policies that look at it.
@@ -180,7 +184,7 @@ class Engine:
         Raises:
             ValueError: it could never be served, and why. The refusal is recorded in the trace.
         """
-        params = params or SamplingParams()
+        params = params or self.default_params
         try:
             if request_id in self.requests:
                 raise ValueError(f"request_id {request_id!r} is in use by a request that is not finished")

@@ -54,6 +54,13 @@ class EngineArgs:
         str,
         Setting("Type of weights and KV cache; 'auto' is what the checkpoint says.", ("auto", *DTYPES)),
     ] = "auto"
+    generation_config: Annotated[
+        str | Path,
+        Setting(
+            "Where the defaults for sampling come from: 'auto' (the model's generation_config.json), 'vllm' "
+            "(vLLM's own), or a folder with such a file. It also names tokens that end a text, in any case."
+        ),
+    ] = "auto"
     seed: Annotated[
         int,
         Setting(

@@ -107,12 +107,12 @@ class TorchExecutor:
         With `enforce_eager` no step is recorded as a CUDA graph.
         """
         config = ModelConfig.from_folder(folder := resolve_model(path))
+        max_tokens = config.check_max_model_len(max_model_len)
         torch_dtype, torch_device = torch_dtype_for(dtype, config), torch_device_for(device)
         if torch_device.type == "cpu":
             warn_of_threads(torch.get_num_threads())
             note_parallel_run(torch.get_num_threads())
         decoder = load_decoder(folder, config, torch_dtype, torch_device)
-        max_tokens = max_model_len or config.max_position_embeddings
         num_blocks = decide_num_blocks(
             config,
             block_size=block_size,
@@ -138,7 +138,7 @@ class TorchExecutor:
             num_blocks,
             enforce_eager=enforce_eager,
             max_num_seqs=max_num_seqs,
-            max_model_len=max_model_len,
+            max_model_len=max_tokens,
         )
 
     @property
@@ -170,10 +170,12 @@ class TorchExecutor:
 
 
 def load_decoder(folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Decoder:
-    """A decoder with the folder's weights, converted to `dtype`."""
+    """A decoder with the folder's weights, converted to `dtype`. What does not fit is known before any
+    memory is taken."""
     checkpoint = Checkpoint(folder)
     # A file that has its own lm_head means it, whatever the config says about tying: so does transformers.
     tied = config.tie_word_embeddings and "lm_head.weight" not in checkpoint.file_of
+    checkpoint.check(Decoder(config, dtype, torch.device("meta"), tied=tied).views(), config.summary)
     decoder = Decoder(config, dtype, device, tied=tied)
     checkpoint.load_into(decoder.views())
     return decoder

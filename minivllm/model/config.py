@@ -10,48 +10,47 @@ families live here, as data, and nowhere else: the decoder has no subclass and a
     Qwen3        attention_bias  attention_bias         yes             some layers, if used
 
 Keys that a file leaves out get the defaults of `transformers`, which differ between families too. A
-value that this decoder would have to ignore is refused by name: wrong logits are worse than none.
+value that this decoder would have to ignore is refused by name: wrong logits are worse than none. So is a
+size that no model has, before any memory is asked for (`MOST`).
 
 Papers: Llama (arXiv 2302.13971), Mistral 7B (2310.06825), Qwen2 (2407.10671), Qwen3 (2505.09388).
-Read next: `minivllm/model/rotary.py` for the positions, then `minivllm/model/decoder.py`.
+Read next: `minivllm/model/rope_config.py` for the positions, then `minivllm/model/decoder.py`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minivllm.model.json_file import read_json_object
+from minivllm.model.rope_config import MAX_POSITIONS, RopeConfig, read_rope
 from minivllm.trace.events import ModelShape
-from minivllm.validation import check_boolean, check_choice, check_integer, check_number
+from minivllm.validation import check_boolean, check_choice, check_integer, check_number, shown
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh")
 BYTES_PER_ELEMENT = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
+MOST = {
+    "num_hidden_layers": 1000,
+    "num_attention_heads": 2**16,
+    "num_key_value_heads": 2**16,
+    "head_dim": 2**16,
+    "vocab_size": 2**24,
+    "hidden_size": 2**24,
+    "intermediate_size": 2**24,
+    "max_position_embeddings": MAX_POSITIONS,
+}
+"""Several times as much as any model has."""
+
+_LENGTHS = ("n_positions", "max_seq_len", "seq_length", "model_max_length", "max_sequence_length",
+            "max_seq_length", "seq_len")  # fmt: skip
+"""Other names for `max_position_embeddings`; where a file has several, vLLM takes the smallest."""
+
 _WINDOW_IF_ABSENT = 4096
 _FULL_LAYERS_IF_ABSENT = 28  # Qwen's max_window_layers: layers below it see everything
-
-
-@dataclass(frozen=True, slots=True)
-class RopeConfig:
-    """How positions rotate queries and keys; `minivllm/model/rotary.py` says what each number does."""
-
-    rope_type: str = "default"
-    theta: float = 10_000.0
-    factor: float = 1.0
-    original_max_position_embeddings: int = 0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    attention_factor: float | None = None
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
-    truncate: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,39 +76,41 @@ class ModelConfig:
     layer_windows: tuple[int | None, ...]
     """For each layer, how many tokens it sees, the current one included; None for all of them."""
     rope: RopeConfig
+    max_model_len: int
+    """Most tokens of a sequence, prompt and output together."""
+    max_model_len_source: str
+    """The keys that `max_model_len` was derived from, for messages."""
     dtype: str
     """What the weights were saved for: "float16", "bfloat16", "float32" or "float64"."""
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    """What `config.json` says; `minivllm/model/generation_config.py` says who else is asked."""
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> ModelConfig:
-        """Read `config.json` and, for the end-of-sequence ids, `generation_config.json` if it is there."""
-        folder = Path(folder)
-        raw = read_json_object(folder / "config.json")
-        generation_path = folder / "generation_config.json"
-        generation = read_json_object(generation_path) if generation_path.is_file() else {}
+        """Read `config.json`, or raise `ValueError` naming the file and the key at fault."""
+        path = Path(folder) / "config.json"
+        raw = read_json_object(path)
         try:
-            return cls.from_dict(raw, generation)
+            return cls.from_dict(raw)
         except ValueError as error:
-            raise ValueError(f"{folder / 'config.json'}: {error}") from None
+            raise ValueError(f"{path}: {error}") from None
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelConfig:
+    def from_dict(cls, raw: Mapping[str, Any]) -> ModelConfig:
         """Check `raw`, the contents of a `config.json`, or raise `ValueError` naming the key at fault."""
+        raw = _text_part(raw)
         architecture = _architecture(raw)
-        if raw.get("quantization_config"):
-            method = raw["quantization_config"].get("quant_method", "unknown")
-            raise ValueError(
-                f"quantization_config: weights quantised with {method!r} cannot be loaded; "
-                f"use the unquantised checkpoint ({', '.join(BYTES_PER_ELEMENT)})"
-            )
+        _check_not_quantised(raw.get("quantization_config"))
         qwen3 = architecture == "Qwen3ForCausalLM"
         has_attention_bias = architecture in ("LlamaForCausalLM", "Qwen3ForCausalLM") and _flag(
             raw, "attention_bias"
         )
         num_layers = _count(raw, "num_hidden_layers")
         max_positions = _count(raw, "max_position_embeddings", _MAX_POSITIONS_IF_ABSENT[architecture])
+        head_dim = _head_dim(raw, architecture)
+        rope = read_rope(raw, max_positions, head_dim)
+        max_model_len, source = _max_model_len(raw, rope, max_positions)
         config = cls(
             architecture=architecture,
             vocab_size=_count(raw, "vocab_size"),
@@ -118,9 +119,9 @@ class ModelConfig:
             num_layers=num_layers,
             num_heads=_count(raw, "num_attention_heads"),
             num_kv_heads=_num_kv_heads(raw, architecture),
-            head_dim=_head_dim(raw, architecture),
+            head_dim=head_dim,
             max_position_embeddings=max_positions,
-            rms_norm_eps=_number(raw, "rms_norm_eps", 1e-6),
+            rms_norm_eps=check_number("rms_norm_eps", raw.get("rms_norm_eps", 1e-6), at_least=0, at_most=1),
             hidden_act=check_choice("hidden_act", raw.get("hidden_act", "silu"), ACTIVATIONS),
             tie_word_embeddings=_flag(raw, "tie_word_embeddings"),
             qkv_bias=has_attention_bias or architecture == "Qwen2ForCausalLM",
@@ -128,13 +129,46 @@ class ModelConfig:
             mlp_bias=architecture == "LlamaForCausalLM" and _flag(raw, "mlp_bias"),
             qk_norm=qwen3,
             layer_windows=_layer_windows(raw, architecture, num_layers),
-            rope=_rope(raw, max_positions),
+            rope=rope,
+            max_model_len=max_model_len,
+            max_model_len_source=source,
             dtype=_dtype(raw),
             bos_token_id=_optional_id("bos_token_id", raw.get("bos_token_id")),
-            eos_token_ids=_eos_token_ids(raw, generation or {}),
+            eos_token_ids=read_eos_token_ids(raw),
         )
         config._check_heads()
         return config
+
+    def check_max_model_len(self, wanted: int | None) -> int:
+        """The limit that an engine gets: `wanted`, or the model's own if None.
+
+        Raises:
+            ValueError: the model cannot serve texts as long as that, and why.
+        """
+        if wanted is not None and wanted > self.max_model_len:
+            raise ValueError(
+                f"max_model_len must be at most {self.max_model_len} (derived from the model's config.json: "
+                f"{self.max_model_len_source}), got {wanted}"
+            )
+        return self.max_model_len if wanted is None else wanted
+
+    @property
+    def summary(self) -> str:
+        """Every key that decides which weights there are, for a message about those that do not fit."""
+        sizes = {
+            "architectures": self.architecture,
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "num_key_value_heads": self.num_kv_heads,
+            "head_dim": self.head_dim,
+            "attention_bias": self.output_bias,
+            "mlp_bias": self.mlp_bias,
+            "tie_word_embeddings": self.tie_word_embeddings,
+        }
+        return ", ".join(f"{key} {value}" for key, value in sizes.items())
 
     @property
     def kv_elements_per_token(self) -> int:
@@ -181,19 +215,6 @@ class ModelConfig:
             raise ValueError(f"head_dim must be even for rotary positions, got {self.head_dim}")
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, or `ValueError` saying which file is missing or not what it should be."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; a model folder needs a {path.name}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object, found a {type(value).__name__}")
-    return value
-
-
 # ---- the families' defaults, and keys that need more than a look -------------------------------------
 
 _MAX_POSITIONS_IF_ABSENT = {
@@ -204,13 +225,42 @@ _MAX_POSITIONS_IF_ABSENT = {
 }
 
 
+def _text_part(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A file with parts for several senses keeps the decoder's numbers in `text_config`."""
+    part = raw.get("text_config")
+    if not isinstance(part, dict | None):
+        raise ValueError(f"text_config must be an object, got {shown(part)}")
+    own = {key: value for key, value in (part or {}).items() if value is not None}
+    return {**raw, **own, "architectures": raw.get("architectures")}
+
+
 def _architecture(raw: Mapping[str, Any]) -> str:
-    named = raw.get("architectures") or []
-    for name in named:
+    named = raw.get("architectures")
+    if not isinstance(named, list | None):
+        raise ValueError(f"architectures must be a list of names, got {shown(named)}")
+    for name in named or ():
         if name in ARCHITECTURES:
             return str(name)
-    found = ", ".join(map(repr, named)) or f"none (model_type is {raw.get('model_type')!r})"
+    found = shown(named) if named else f"none (model_type is {shown(raw.get('model_type'))})"
     raise ValueError(f"architectures: found {found}; supported are {', '.join(ARCHITECTURES)}")
+
+
+def _check_not_quantised(settings: object) -> None:
+    if settings is None or settings == {}:
+        return
+    method = settings.get("quant_method") if isinstance(settings, Mapping) else settings
+    raise ValueError(
+        f"quantization_config: weights quantised with {shown(method)} cannot be loaded; "
+        f"use the unquantised checkpoint ({', '.join(BYTES_PER_ELEMENT)})"
+    )
+
+
+def _max_model_len(raw: Mapping[str, Any], rope: RopeConfig, max_positions: int) -> tuple[int, str]:
+    """The longest text, and the keys that say so."""
+    named = {"max_position_embeddings": max_positions}
+    named |= {key: check_integer(key, raw[key], at_least=1) for key in _LENGTHS if raw.get(key) is not None}
+    key = min(named, key=lambda name: named[name])
+    return rope.longest_text(key, min(named[key], MAX_POSITIONS))
 
 
 def _num_kv_heads(raw: Mapping[str, Any], architecture: str) -> int:
@@ -245,7 +295,7 @@ def _layer_windows(raw: Mapping[str, Any], architecture: str, num_layers: int) -
     if architecture != "MistralForCausalLM" and not _flag(raw, "use_sliding_window"):
         window = None
     if window is not None:
-        window = check_integer("sliding_window", window, at_least=1)
+        window = check_integer("sliding_window", window, at_least=1, at_most=MAX_POSITIONS)
     if architecture == "MistralForCausalLM":
         return (window,) * num_layers
     types = raw.get("layer_types")
@@ -253,7 +303,8 @@ def _layer_windows(raw: Mapping[str, Any], architecture: str, num_layers: int) -
         first = check_integer("max_window_layers", raw.get("max_window_layers", _FULL_LAYERS_IF_ABSENT))
         return tuple(window if layer >= first else None for layer in range(num_layers))
     if not isinstance(types, list) or len(types) != num_layers:
-        raise ValueError(f"layer_types must list one type for each of the {num_layers} layers, got {types!r}")
+        every = f"each of the {num_layers} layers (num_hidden_layers)"
+        raise ValueError(f"layer_types must list one type for {every}, got {shown(types)}")
     for layer, layer_type in enumerate(types):
         check_choice(f"layer_types[{layer}]", layer_type, ("full_attention", "sliding_attention"))
     if window is None and "sliding_attention" in types:
@@ -261,60 +312,25 @@ def _layer_windows(raw: Mapping[str, Any], architecture: str, num_layers: int) -
     return tuple(window if layer_type == "sliding_attention" else None for layer_type in types)
 
 
-def _rope(raw: Mapping[str, Any], max_positions: int) -> RopeConfig:
-    """Old spelling: `rope_theta` beside `rope_scaling`. New one: both inside `rope_parameters`."""
-    given = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
-    if not isinstance(given, dict) or any(isinstance(value, dict) for value in given.values()):
-        raise ValueError(f"rope_parameters must be one flat object for all layers, got {given!r}")
-    rope_type = given.get("rope_type") or given.get("type") or "default"
-    check_choice("rope_type", rope_type, ROPE_TYPES)
-    partial = given.get("partial_rotary_factor", raw.get("partial_rotary_factor"))
-    if partial not in (None, 1, 1.0):
-        raise ValueError(f"partial_rotary_factor must be 1 (whole heads are rotated), got {partial!r}")
-    theta = check_number("rope_theta", given.get("rope_theta", raw.get("rope_theta", 1e4)), more_than=1)
-    if rope_type == "default":
-        return RopeConfig(theta=theta)
-
-    def number(key: str, default: float | None = None) -> float:
-        value = default if given.get(key) is None else given[key]
-        return check_number(f"{key} of rope type {rope_type!r}", value, more_than=0)
-
-    if rope_type == "linear":
-        return RopeConfig("linear", theta, number("factor"))
-    original = raw.get("original_max_position_embeddings") or given.get("original_max_position_embeddings")
-    original = check_integer("original_max_position_embeddings", original or max_positions, at_least=1)
-    if rope_type == "llama3":
-        low, high = number("low_freq_factor"), number("high_freq_factor")
-        if low >= high:
-            raise ValueError(f"low_freq_factor ({low}) must be below high_freq_factor ({high})")
-        return RopeConfig("llama3", theta, number("factor"), original, low, high)
-    return RopeConfig(
-        rope_type="yarn",
-        theta=theta,
-        factor=number("factor", max_positions / original),
-        original_max_position_embeddings=original,
-        beta_fast=number("beta_fast", 32),
-        beta_slow=number("beta_slow", 1),
-        attention_factor=given.get("attention_factor"),
-        mscale=given.get("mscale"),
-        mscale_all_dim=given.get("mscale_all_dim"),
-        truncate=check_boolean("truncate", given.get("truncate", True)),
-    )
-
-
 def _dtype(raw: Mapping[str, Any]) -> str:
-    value = raw.get("dtype") or raw.get("torch_dtype") or "float32"
-    return check_choice("dtype", str(value).removeprefix("torch."), tuple(BYTES_PER_ELEMENT))
+    key = "torch_dtype" if raw.get("dtype") is None else "dtype"
+    value = "float32" if raw.get(key) is None else raw[key]
+    if isinstance(value, str):
+        value = value.removeprefix("torch.")
+    return check_choice(key, value, tuple(BYTES_PER_ELEMENT))
 
 
-def _eos_token_ids(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> tuple[int, ...]:
-    """`generation_config.json` speaks first: chat models list their end-of-turn token only there."""
-    value = generation.get("eos_token_id")
-    value = raw.get("eos_token_id") if value is None else value
-    if value is None:
-        return ()
-    values = value if isinstance(value, list) else [value]
-    return tuple(check_integer("eos_token_id", token_id, at_least=0) for token_id in values)
+def read_eos_token_ids(raw: Mapping[str, Any]) -> tuple[int, ...]:
+    """What `eos_token_id` names: one token, several, or none.
+
+    Raises:
+        ValueError: something in it is no token id.
+    """
+    key = "eos_token_id"
+    value = raw.get(key)
+    if isinstance(value, list):
+        return tuple(check_integer(f"{key}[{index}]", item, at_least=0) for index, item in enumerate(value))
+    return () if value is None else (check_integer(key, value, at_least=0),)
 
 
 def _optional_id(name: str, value: object) -> int | None:
@@ -324,12 +340,8 @@ def _optional_id(name: str, value: object) -> int | None:
 def _count(raw: Mapping[str, Any], key: str, default: int | None = None) -> int:
     if key not in raw and default is None:
         raise ValueError(f"{key} is missing")
-    return check_integer(key, raw.get(key, default), at_least=1)
-
-
-def _number(raw: Mapping[str, Any], key: str, default: float) -> float:
-    return check_number(key, raw.get(key, default), at_least=0)
+    return check_integer(key, raw.get(key, default), at_least=1, at_most=MOST[key])
 
 
 def _flag(raw: Mapping[str, Any], key: str) -> bool:
-    return check_boolean(key, raw.get(key) or False)
+    return raw.get(key) is not None and check_boolean(key, raw[key])

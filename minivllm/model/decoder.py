@@ -32,7 +32,10 @@ from minivllm.model.rotary import RotaryEmbedding
 
 
 class Decoder:
-    """A causal language model. Its weights are uninitialised memory until a loader fills `views()`."""
+    """A causal language model. Its weights are uninitialised memory until a loader fills `views()`.
+
+    On the device "meta" it takes no memory, and only its names and shapes are real.
+    """
 
     def __init__(
         self, config: ModelConfig, dtype: torch.dtype, device: torch.device, *, tied: bool | None = None
@@ -41,11 +44,13 @@ class Decoder:
         self.config = config
         self.dtype = dtype
         self.rotary = RotaryEmbedding(config, device)
-        self.embedding = torch.empty(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
+        rows = config.vocab_size, config.hidden_size
+        self.embedding = torch.empty(rows, dtype=dtype, device=device)
         self.layers = [DecoderLayer(config, index, dtype, device) for index in range(config.num_layers)]
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device)
         self.tied = config.tie_word_embeddings if tied is None else tied
-        self.head: Matrix = DenseMatrix(self.embedding if self.tied else torch.empty_like(self.embedding))
+        head = self.embedding if self.tied else torch.empty(rows, dtype=dtype, device=device)
+        self.head: Matrix = DenseMatrix(head)
 
     def forward(
         self, token_ids: Tensor, positions: Tensor, attend: Attend, rows: Tensor | None = None

@@ -18,6 +18,8 @@ MODEL_FILES = [*TOKENIZER_FILES, "*.safetensors"]
 FILES_DOUBLED = ["consolidated*", "original/*"]
 """The same weights again, in the publisher's own layout: some repositories carry both."""
 
+OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".gguf")
+
 _HUB_ID = re.compile(r"[\w\-.]+(/[\w\-.]+)?")
 
 
@@ -39,20 +41,33 @@ def resolve_tokenizer(name_or_path: str | os.PathLike[str]) -> Path:
 
 def missing_files(folder: Path) -> list[str]:
     """What a model folder lacks before it can be loaded; empty if it looks complete."""
-    missing = [] if (folder / "config.json").is_file() else ["config.json"]
+    missing = [] if (folder / "config.json").exists() else ["config.json"]
     if not any(folder.glob("*.safetensors")):
         missing.append("model.safetensors (or shards with model.safetensors.index.json)")
     return missing
 
 
+def conversion_hint(folder: Path) -> str:
+    """What to do about weights in another format, to end a message with; empty if there are none."""
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in OTHER_WEIGHTS)
+    if not others:
+        return ""
+    return (
+        f"; found {', '.join(others[:5])}, convert it to safetensors first "
+        "(`transformers.AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder)`)"
+    )
+
+
 def _local_or_fetched(name: str, files: list[str]) -> Path:
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = Path(os.path.expanduser(name))  # those of `os.path` raise nothing, whatever the name
+    if os.path.isdir(folder):
         return folder
-    if folder.exists():
+    if os.path.exists(folder):
         raise ModelNotFoundError(f"{name} is a file; give the folder that holds it")
     if _looks_like_a_path(name):
-        raise ModelNotFoundError(f"there is no folder {name} (looked in {folder.absolute()})")
+        raise ModelNotFoundError(
+            f"there is no folder {name[:200]} (looked in {str(folder.absolute())[:300]})"
+        )
     return _from_hub(name, files)
 
 
@@ -60,14 +75,15 @@ def _complete(folder: Path, missing: list[str], kind: str) -> Path:
     if missing:
         held = ", ".join(sorted(path.name for path in folder.iterdir())[:20]) or "nothing"
         lack = " and ".join(missing)
-        raise ModelNotFoundError(f"{folder} is not a {kind} folder: it lacks {lack}; it holds {held}")
+        hint = conversion_hint(folder) if kind == "model" else ""
+        raise ModelNotFoundError(f"{folder} is not a {kind} folder: it lacks {lack}; it holds {held}{hint}")
     return folder
 
 
 def _looks_like_a_path(name: str) -> bool:
     if name.startswith((".", "~", os.sep)) or "\\" in name:
         return True
-    return _HUB_ID.fullmatch(name) is None or (os.sep in name and Path(name).parent.is_dir())
+    return _HUB_ID.fullmatch(name) is None or (os.sep in name and os.path.isdir(Path(name).parent))
 
 
 def _from_hub(name: str, files: list[str]) -> Path:

@@ -9,9 +9,11 @@ not place. That is also why keys are cached *after* the rotation: it never chang
                               i = d/2 - 1  rotates once in ~2·pi·theta tokens   (far structure)
 
 To read further than it was trained for, a model slows the rotation down; the recipes differ in which
-pairs are slowed (`inverse_frequencies`) and in whether scores are sharpened (`attention_factor`).
+pairs are slowed (`inverse_frequencies`) and in whether scores are sharpened (`attention_factor`). How long
+a text each of them allows is said in `rope_config.py`.
 
-Papers: RoFormer (arXiv 2104.09864); YaRN (2309.00071, section 3); Llama 3 (2407.21783).
+Papers: RoFormer (arXiv 2104.09864); YaRN (2309.00071, section 3); Llama 3 (2407.21783); LongRoPE
+(2402.13753).
 Read next: `minivllm/model/layers.py`, where queries and keys are rotated.
 """
 
@@ -23,7 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minivllm.model.config import ModelConfig, RopeConfig
+from minivllm.model.config import ModelConfig
+from minivllm.model.rope_config import RopeConfig
 
 
 class RotaryEmbedding:
@@ -80,15 +83,20 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
         return _llama3(1.0 / periods, rope)
     if rope.rope_type == "yarn":
         return _yarn(periods, rope, head_dim)
+    if rope.rope_type == "longrope":  # each pair by a number of its own, found by a search
+        return 1.0 / (torch.tensor(rope.short_factor) * periods)
     return 1.0 / periods
 
 
 def attention_factor(rope: RopeConfig) -> float:
-    """What queries and keys are both scaled by: YaRN's `sqrt(1/t)` (equation 22), 1 for the others."""
-    if rope.rope_type != "yarn":
+    """What queries and keys are both scaled by: YaRN's `sqrt(1/t)` (equation 22), LongRoPE's, or 1."""
+    if rope.rope_type not in ("yarn", "longrope"):
         return 1.0
     if rope.attention_factor is not None:
-        return float(rope.attention_factor)
+        return rope.attention_factor
+    if rope.rope_type == "longrope":
+        stretch = math.log(max(1.0, rope.factor)) / math.log(rope.original_max_position_embeddings)
+        return math.sqrt(1 + stretch)
 
     def mscale(weight: float) -> float:
         return 1.0 if rope.factor <= 1 else 0.1 * weight * math.log(rope.factor) + 1.0

@@ -21,6 +21,8 @@ import jinja2.ext
 import tokenizers
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from minivllm.model.json_file import read_json_object
+
 
 class TokenizerError(ValueError):
     """A tokenizer that cannot be loaded or used, and why, naming the file."""
@@ -45,6 +47,7 @@ class Tokenizer:
         self._special = {name: text for name, text in texts.items() if text is not None}
         self.bos_token = self._special.get("bos_token")
         self.eos_token = self._special.get("eos_token")
+        self.eos_token_id = None if self.eos_token is None else self.token_to_id(self.eos_token)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Tokenizer:
@@ -62,7 +65,11 @@ class Tokenizer:
             )
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exceptions
+        except BaseException as error:
+            if not isinstance(error, Exception) and not _is_panic(
+                error
+            ):  # the library raises bare Exceptions
+                raise
             raise TokenizerError(f"{path} is not a tokenizer that can be read: {error}") from error
         # A file may carry the padding and truncation of its training; a prompt wants neither.
         backend.no_padding()
@@ -84,7 +91,12 @@ class Tokenizer:
         What that is, tokenizer.json alone says: `add_bos_token` in tokenizer_config.json has no effect, as in
         `transformers` 5.
         """
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        try:
+            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        except BaseException as error:
+            if not _is_panic(error):
+                raise
+            raise TokenizerError(f"tokenizer.json of {self._source} fails on this text: {error}") from error
         return ids
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
@@ -174,6 +186,11 @@ def _check_messages(messages: object) -> None:
                 raise ValueError(f"{wanted}; its {key!r} is {message.get(key)!r}")
 
 
+def _is_panic(error: BaseException) -> bool:
+    """The library is written in Rust, and its panics (a pattern that explodes, say) are no `Exception`."""
+    return type(error).__name__ == "PanicException"
+
+
 def _token_text(value: object) -> str | None:
     """A special token as tokenizer_config.json gives it: a string, a record with its content, or nothing."""
     if isinstance(value, Mapping):
@@ -204,9 +221,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(_read(path))
-    except json.JSONDecodeError as error:
-        raise TokenizerError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise TokenizerError(f"{path} must hold a JSON object")
-    return content
+        return read_json_object(path)
+    except ValueError as error:
+        raise TokenizerError(str(error)) from None

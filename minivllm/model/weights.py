@@ -1,8 +1,14 @@
 """Weights from a checkpoint folder into their places, one tensor at a time.
 
-A folder holds `model.safetensors`, or several shards and an index that says which tensor is in which:
+A folder holds one file, or several shards. An index says which tensor is in which shard; without one, the
+names of the shards say how many there are:
 
+    model.safetensors
     model.safetensors.index.json    {"weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors", …
+    model-00001-of-00002.safetensors, model-00002-of-00002.safetensors
+
+Every file is an entry of the folder itself. It may be a link, as in the hub's cache; an index that names a
+file elsewhere is refused.
 
 Safetensors files are mapped into memory, so reading one tensor, converting it to the model's type and
 writing it to its final place costs no more than that tensor on top of the model itself. The decoder says
@@ -15,6 +21,7 @@ Read next: `minivllm/model/decoder.py`; the format is described at github.com/hu
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,10 +31,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from minivllm.model.config import read_json_object
+from minivllm.model.hub import conversion_hint
+from minivllm.model.json_file import read_json_object
+from minivllm.validation import shown
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+STORED_TYPES = ("F16", "BF16", "F32", "F64")
+
+_SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors", re.ASCII)
+_PLAIN_NAME = re.compile(r"[\w\-.]{1,200}\.safetensors", re.ASCII)
 
 
 class CheckpointError(ValueError):
@@ -42,6 +55,35 @@ class Checkpoint:
         self.file_of: dict[str, Path] = dict(self._locate())
         """Tensor name → the file that holds it."""
 
+    def check(self, views: Iterable[tuple[str, Tensor]], config: str = "") -> None:
+        """Are all these tensors here, in these shapes, as numbers that can be converted?
+
+        Only the files' headers are read; the views may be on the device "meta", which has no memory.
+
+        Args:
+            views: what will be loaded.
+            config: what asks for it, in a few words.
+
+        Raises:
+            CheckpointError: a tensor is missing, misshapen, or of a type that is none of `STORED_TYPES`.
+        """
+        wanted = {name: tuple(view.shape) for name, view in views}
+        asks = "its config.json calls for" + (f" ({config})" if config else "")
+        missing = [name for name in wanted if name not in self.file_of]
+        if missing:
+            raise CheckpointError(f"{self.folder} lacks {_some(missing)}, which {asks}")
+        for name, file, tensors in self._each(wanted):
+            stored = tensors.get_slice(name)
+            shape, kind = tuple(stored.get_shape()), stored.get_dtype()
+            if shape != wanted[name]:
+                raise CheckpointError(
+                    f"{name} in {file} has shape {list(shape)}, but {list(wanted[name])} is what {asks}"
+                )
+            if kind not in STORED_TYPES:
+                raise CheckpointError(
+                    f"{name} in {file} is stored as {kind}; weights can be {', '.join(STORED_TYPES)}"
+                )
+
     def load_into(self, views: Iterable[tuple[str, Tensor]]) -> None:
         """Fill every view with the tensor of its name, converted to the view's type and device.
 
@@ -49,34 +91,67 @@ class Checkpoint:
         carry them, and they are computed here.
         """
         wanted = dict(views)
-        missing = [name for name in wanted if name not in self.file_of]
-        if missing:
-            raise CheckpointError(f"{self.folder} lacks {_some(missing)}, which its config.json calls for")
-        for file in sorted(set(self.file_of.values())):
-            with _open(file) as tensors:
-                for name in sorted(name for name in wanted if self.file_of[name] == file):
-                    _copy(name, file, tensors, wanted[name])
+        self.check(wanted.items())
+        with torch.inference_mode():
+            for name, _, tensors in self._each(wanted):
+                wanted[name].copy_(tensors.get_tensor(name))
         left = [n for n in self.file_of if n not in wanted and not n.endswith("rotary_emb.inv_freq")]
         if left:
             message = f"{self.folder} has tensors that the model does not use: {_some(left)}"
             warnings.warn(message, stacklevel=2)
 
+    def _each(self, names: Iterable[str]) -> Iterator[tuple[str, Path, Any]]:
+        """These tensors, file by file: name, file, and the handle that reads it."""
+        by_file: dict[Path, list[str]] = {}
+        for name in sorted(names):
+            by_file.setdefault(self.file_of[name], []).append(name)
+        for file in sorted(by_file):
+            with _open(file) as tensors:
+                yield from ((name, file, tensors) for name in by_file[file])
+
     def _locate(self) -> Iterator[tuple[str, Path]]:
         if (self.folder / SINGLE_FILE).is_file():
             yield from ((name, self.folder / SINGLE_FILE) for name in _names(self.folder / SINGLE_FILE))
-            return
-        if not (self.folder / INDEX_FILE).is_file():
-            others = sorted(path.name for path in self.folder.glob("*") if path.suffix in _WEIGHT_SUFFIXES)
-            hint = f"; found {_some(others)}, convert it to safetensors first" if others else ""
-            raise CheckpointError(f"{self.folder} has neither {SINGLE_FILE} nor {INDEX_FILE}{hint}")
+        elif (self.folder / INDEX_FILE).exists():
+            yield from self._locate_by_index()
+        else:
+            yield from self._locate_in_shards()
+
+    def _locate_by_index(self) -> Iterator[tuple[str, Path]]:
         for shard, promised in self._read_index().items():
             path = self.folder / shard
             if not path.is_file():
-                raise CheckpointError(f"{path} is missing; {INDEX_FILE} places {_some(promised)} there")
+                lack = "is no file" if path.exists() else "is missing"
+                raise CheckpointError(f"{path} {lack}; {INDEX_FILE} places {_some(promised)} there")
             absent = sorted(set(promised) - set(_names(path)))
             if absent:
                 raise CheckpointError(f"{path} lacks {_some(absent)}, which {INDEX_FILE} places there")
             yield from ((name, path) for name in promised)
+
+    def _locate_in_shards(self) -> Iterator[tuple[str, Path]]:
+        totals = {found[2] for path in self.folder.iterdir() if (found := _SHARD.fullmatch(path.name))}
+        if not totals:
+            hint = conversion_hint(self.folder)
+            raise CheckpointError(f"{self.folder} has neither {SINGLE_FILE} nor {INDEX_FILE}{hint}")
+        if len(totals) > 1:
+            raise CheckpointError(
+                f"{self.folder} has shards of several models (-of-{', -of-'.join(sorted(totals))}) and no "
+                f"{INDEX_FILE} that says which of them count"
+            )
+        total = totals.pop()
+        shards = [f"model-{number:05d}-of-{total}.safetensors" for number in range(1, int(total) + 1)]
+        missing = [shard for shard in shards if not (self.folder / shard).is_file()]
+        if missing:
+            raise CheckpointError(f"{self.folder} has shards -of-{total}, but lacks {_some(missing)}")
+        seen: dict[str, Path] = {}
+        for path in (self.folder / shard for shard in shards):
+            for name in _names(path):
+                if name in seen:
+                    raise CheckpointError(
+                        f"{name} is in both {seen[name]} and {path.name}: which of them counts?"
+                    )
+                seen[name] = path
+                yield name, path
 
     def _read_index(self) -> dict[str, list[str]]:
         """Shard file name → the tensors it should hold."""
@@ -90,10 +165,13 @@ class Checkpoint:
         shards: dict[str, list[str]] = {}
         for name, shard in weight_map.items():
             shards.setdefault(shard, []).append(name)
+        for shard, names in shards.items():
+            if not _PLAIN_NAME.fullmatch(shard):
+                raise CheckpointError(
+                    f"{path} places {_some(names)} in {shown(shard)}; it must be a *.safetensors file of its "
+                    "own folder, by its plain name"
+                )
         return shards
-
-
-_WEIGHT_SUFFIXES = {".bin", ".pt", ".pth", ".gguf", ".safetensors"}
 
 
 def _open(file: Path) -> Any:
@@ -112,20 +190,7 @@ def _names(file: Path) -> list[str]:
         return list(tensors.keys())
 
 
-def _copy(name: str, file: Path, tensors: Any, view: Tensor) -> None:
-    shape = tuple(tensors.get_slice(name).get_shape())
-    if shape != tuple(view.shape):
-        raise CheckpointError(
-            f"{name} in {file} has shape {list(shape)}, but its config.json calls for {list(view.shape)}"
-        )
-    tensor = tensors.get_tensor(name)
-    if not tensor.is_floating_point():
-        raise CheckpointError(f"{name} in {file} holds {tensor.dtype}, expected floating-point weights")
-    with torch.inference_mode():
-        view.copy_(tensor)
-
-
 def _some(names: list[str], most: int = 5) -> str:
     """A readable list: the first few names and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(name[:100] for name in names[:most]) + more

@@ -57,7 +57,7 @@ def test_tokens_end_an_output_unless_it_is_too_short_or_they_are_ignored():
     rules = criteria(eos=[5, 6], stop_token_ids=[6, 7], min_tokens=3)
     assert rules.ends_with_token(5, 2) is None and rules.ends_with_token(7, 2) is None
     assert [rules.ends_with_token(token, 3) for token in (4, 5, 7)] == [None, Stop("stop"), Stop("stop", 7)]
-    assert rules.ends_with_token(6, 3) == Stop("stop"), "the model's own ending comes first"
+    assert rules.ends_with_token(6, 3) == Stop("stop", 6), "all but the first of the model's own are named"
     ignoring = criteria(eos=[5, 6], stop_token_ids=[6, 7], ignore_eos=True)
     assert [ignoring.ends_with_token(token, 1) for token in (5, 6)] == [None, Stop("stop", 6)]
 

@@ -115,17 +115,15 @@ def test_dtype_is_read_in_both_spellings() -> None:
     assert ModelConfig.from_dict(raw(dtype="bfloat16")).dtype == "bfloat16"
 
 
-def test_end_of_sequence_ids_come_from_the_generation_config_first(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(raw(eos_token_id=2, bos_token_id=1)))
-    config = ModelConfig.from_folder(tmp_path)
-    assert (config.bos_token_id, config.eos_token_ids) == (1, (2,))
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 2]}))
-    assert ModelConfig.from_folder(tmp_path).eos_token_ids == (7, 2)
-
-
 REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"architectures": ["GPT2LMHeadModel"]}, ["architectures", "GPT2LMHeadModel", "Qwen3ForCausalLM"]),
     ({"architectures": None, "model_type": "mamba"}, ["architectures", "mamba"]),
+    ({"architectures": 5}, ["architectures", "list", "5"]),
+    ({"text_config": [1]}, ["text_config", "object", "[1]"]),
+    ({"num_hidden_layers": 10**9}, ["num_hidden_layers", "at most 1000", "1000000000"]),
+    ({"head_dim": 10**9}, ["head_dim", "1000000000"]),
+    ({"hidden_size": 10**9}, ["hidden_size", "1000000000"]),
+    ({"max_position_embeddings": 10**12}, ["max_position_embeddings", "1000000000000"]),
     ({"num_key_value_heads": 5}, ["num_attention_heads (32)", "num_key_value_heads (5)"]),
     ({"hidden_size": 100}, ["hidden_size (100)", "num_attention_heads (32)"]),
     ({"head_dim": 33}, ["head_dim", "even", "33"]),
@@ -136,8 +134,20 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"rms_norm_eps": -1e-6}, ["rms_norm_eps"]),
     ({"dtype": "int8"}, ["dtype", "int8", "bfloat16"]),
     ({"eos_token_id": ["</s>"]}, ["eos_token_id", "</s>"]),
-    ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, ["rope_type", "dynamic", "llama3", "yarn"]),
-    ({"rope_parameters": {"rope_type": "longrope"}}, ["rope_type", "longrope"]),
+    ({"eos_token_id": [[2]]}, ["eos_token_id[0]", "[2]"]),
+    ({"eos_token_id": True}, ["eos_token_id", "True"]),
+    ({"rope_scaling": {"type": "ntk", "factor": 2.0}}, ["rope_type", "ntk", "dynamic", "llama3", "yarn"]),
+    ({"rope_scaling": {"type": "mrope", "mrope_section": [1]}}, ["mrope_section"]),
+    ({"rope_scaling": {"rope_type": "mrope"}}, ["rope_type", "mrope"]),
+    ({"rope_scaling": 5}, ["rope_scaling", "5"]),
+    ({"rope_parameters": {"rope_type": "longrope"}}, ["short_factor", "64 numbers", "None"]),
+    ({"rope_scaling": {"type": "yarn", "factor": "4"}}, ["factor", "yarn", "'4'"]),
+    ({"rope_scaling": {"type": "yarn", "factor": 4, "attention_factor": "1"}}, ["attention_factor", "'1'"]),
+    ({"rope_scaling": {"type": "yarn", "factor": 4, "mscale": []}}, ["mscale", "[]"]),
+    (
+        {"rope_scaling": {"type": "yarn", "factor": 4, "original_max_position_embeddings": "64"}},
+        ["original_max_position_embeddings", "'64'"],
+    ),
     ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, ["rope_parameters"]),
     ({"rope_scaling": {"type": "linear"}}, ["factor", "linear"]),
     ({"rope_scaling": {"type": "linear", "factor": 0}}, ["factor", "linear", "0"]),
@@ -148,6 +158,7 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"rope_theta": -1}, ["rope_theta", "-1"]),
     ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor", "0.5"]),
     ({"quantization_config": {"quant_method": "awq"}}, ["quantization_config", "awq"]),
+    ({"quantization_config": True}, ["quantization_config", "True"]),
 ]
 
 
@@ -180,11 +191,55 @@ def test_a_missing_size_is_named(key: str) -> None:
         ModelConfig.from_dict(values)
 
 
-@pytest.mark.parametrize("content", ["{", "[1, 2]", "\x00\x01"])
-def test_a_config_that_is_not_a_json_object_is_named(content: str, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(content)
-    with pytest.raises(ValueError, match=r"config\.json"):
+DAMAGED = {
+    "empty": b"",
+    "cut": b"{",
+    "a list": b"[1, 2]",
+    "binary": b"\x00\x01",
+    "not UTF-8": b'{"a": "\xff"}',
+    "deep": b'{"a": ' + b"[" * 10_000 + b"]" * 10_000 + b"}",
+    "a number of ten thousand digits": b'{"vocab_size": ' + b"1" * 10_000 + b"}",
+    "a number of a thousand digits": b'{"architectures": ' + b"1" * 1_000 + b"}",
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_config_is_named_in_one_short_sentence(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"config\.json") as caught:
         ModelConfig.from_folder(tmp_path)
+    assert len(str(caught.value)) < 400
+
+
+def test_a_config_that_begins_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(raw()), encoding="utf-8-sig")
+    assert ModelConfig.from_folder(tmp_path).vocab_size == 50
+
+
+def test_a_config_that_is_no_file_or_gigantic_is_never_read(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.mkdir()
+    with pytest.raises(ValueError, match=r"config\.json: is not a file"):
+        ModelConfig.from_folder(tmp_path)
+    path.rmdir()
+    with path.open("wb") as file:
+        file.truncate(10**12)  # a hole: it takes no room on the disk
+    with pytest.raises(ValueError, match=r"config\.json has 1,000,000,000,000 bytes"):
+        ModelConfig.from_folder(tmp_path)
+
+
+def test_a_deep_value_can_be_shown_in_a_message() -> None:
+    deep: list[Any] = []
+    for _ in range(5_000):
+        deep = [deep]
+    with pytest.raises(ValueError, match=r"^hidden_size .* got \[\[\[\[\.\.\.\]\]\]\]$"):
+        ModelConfig.from_dict(raw(hidden_size=deep))
+
+
+def test_the_decoders_part_of_a_larger_config_is_read() -> None:
+    inner = {key: value for key, value in raw(eos_token_id=[3, 4]).items() if key != "architectures"}
+    nested = {"architectures": [ARCHITECTURE["llama"]], "eos_token_id": 9, "text_config": inner}
+    assert ModelConfig.from_dict(nested) == ModelConfig.from_dict(raw(eos_token_id=[3, 4]))
 
 
 def test_a_folder_without_config_says_so(tmp_path: Path) -> None:

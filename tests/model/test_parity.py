@@ -44,6 +44,14 @@ ROPES: dict[str, dict[str, Any]] = {
         "beta_slow": 2.0,
         "truncate": False,
     },
+    "dynamic, up to the trained length": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
+    "longrope, up to the trained length": {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "original_max_position_embeddings": 150,  # as many tokens as the test's text has
+        "short_factor": [1.0, 1.1, 1.3, 1.7, 2.0, 2.5, 3.0, 4.0],
+        "long_factor": [2.0] * 8,
+    },
     "yarn, attention_factor": {
         "rope_type": "yarn",
         "rope_theta": 1e4,

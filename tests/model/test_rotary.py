@@ -101,6 +101,41 @@ def test_yarn_frequencies_and_factor_are_those_of_transformers(
     assert attention_factor(rope) == pytest.approx(expected_factor, rel=1e-12)
 
 
+@given(head_dims, thetas, factors, lengths, st.sampled_from([None, 0.9]), st.data())
+def test_longrope_frequencies_and_factor_are_those_of_transformers(
+    head_dim: int, theta: float, factor: float, original: int, given_factor: float | None, data: st.DataObject
+) -> None:
+    pairs = st.lists(st.floats(0.5, 64), min_size=head_dim // 2, max_size=head_dim // 2)
+    rope = RopeConfig(
+        "longrope",
+        theta,
+        factor,
+        original,
+        attention_factor=given_factor,
+        short_factor=tuple(data.draw(pairs)),
+    )
+    expected, expected_factor = theirs(
+        rope,
+        head_dim,
+        original_max_position_embeddings=original,
+        attention_factor=given_factor,
+        short_factor=list(rope.short_factor),
+        long_factor=[2.0] * (head_dim // 2),
+    )
+    assert torch.equal(inverse_frequencies(rope, head_dim), expected)
+    assert attention_factor(rope) == pytest.approx(expected_factor, rel=1e-12)
+
+
+@given(head_dims.filter(lambda head_dim: head_dim > 2), thetas, factors)
+def test_dynamic_frequencies_are_those_of_transformers_up_to_the_trained_length(
+    head_dim: int, theta: float, factor: float
+) -> None:
+    """Beyond it they would depend on the longest text of a step: no engine goes there (`rope_config.py`)."""
+    rope = RopeConfig("dynamic", theta, factor)
+    ours = inverse_frequencies(rope, head_dim)
+    assert torch.allclose(ours, theirs(rope, head_dim)[0], rtol=1e-6, atol=0)
+
+
 def rotary(head_dim: int) -> RotaryEmbedding:
     config = ModelConfig.from_dict(
         {

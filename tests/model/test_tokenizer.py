@@ -143,7 +143,8 @@ def test_padding_and_truncation_of_the_training_are_forgotten(tmp_path):
         ("tokenizer.json", '{"model": 5}', "tokenizer.json is not a tokenizer that can be read"),
         ("tokenizer_config.json", "{", "tokenizer_config.json is not JSON"),
         ("tokenizer_config.json", "[]", "tokenizer_config.json must hold a JSON object"),
-        ("tokenizer_config.json", b"\xff\xfe\xff", "tokenizer_config.json cannot be read as text"),
+        ("tokenizer_config.json", b"\xff\xfe\xff", "tokenizer_config.json is not JSON"),
+        ("tokenizer_config.json", "[" * 10_000, "tokenizer_config.json is nested too deeply"),
     ],
 )
 def test_a_broken_folder_is_refused_by_the_name_of_the_file(tmp_path, file, content, words):
@@ -200,3 +201,30 @@ def test_a_token_shown_by_itself_keeps_its_leading_space(build):
     assert any(text.startswith(" ") for text in shown)
     special = ours.encode("<eos>" if build is byte_level else "</s>")[-1]
     assert ours.token_text(special) in ("<eos>", "</s>")
+
+
+EXPLODES = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+LACKS = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "no such token", "type_id": 0}}],
+         "pair": [], "special_tokens": {}}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes", [{"pre_tokenizer": EXPLODES}, {"post_processor": LACKS}], ids=["explodes", "lacks a token"]
+)
+def test_a_tokenizer_that_fails_on_a_text_says_whose_it_is(tmp_path, changes):
+    """The library panics, which is no `Exception`: without care it would end the process."""
+    folder = make_folder(tmp_path / "it", byte_level(), {})
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    tokenizer = Tokenizer.from_folder(folder)
+    with pytest.raises(TokenizerError, match=rf"tokenizer\.json of {folder} fails on this text"):
+        tokenizer.encode("a" * 40 + "!")
+
+
+def test_a_tokenizer_that_fails_when_it_is_loaded_is_named(tmp_path):
+    folder = make_folder(tmp_path / "it", byte_level(), {})
+    path = folder / "tokenizer.json"
+    normalizer = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": normalizer}))
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json is not a tokenizer that can be read"):
+        Tokenizer.from_folder(folder)

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from minivllm.executor.torch_executor import TorchExecutor
 from minivllm.model.hub import ModelNotFoundError, missing_files, resolve_model, resolve_tokenizer
@@ -44,6 +46,28 @@ def test_shards_and_a_single_file_hold_the_same_model(make_checkpoint: MakeCheck
     sharded, _ = make_checkpoint("qwen2", max_shard_size="40KB")
     assert len(list(sharded.glob("*.safetensors"))) > 2 and not (sharded / SINGLE_FILE).exists()
     assert torch.equal(logits_of(single, tokens), logits_of(sharded, tokens))
+
+
+def test_shards_need_no_index_if_all_are_there(make_checkpoint: MakeCheckpoint) -> None:
+    tokens = random_tokens(20)
+    single, _ = make_checkpoint("qwen2")
+    sharded, _ = make_checkpoint("qwen2", max_shard_size="40KB")
+    (sharded / INDEX_FILE).unlink()
+    expected = logits_of(single, tokens)
+    assert torch.equal(logits_of(sharded, tokens), expected)
+    (single / SINGLE_FILE).rename(single / "model-00001-of-00001.safetensors")
+    assert torch.equal(logits_of(single, tokens), expected)
+
+
+def test_the_links_of_a_hub_snapshot_are_followed(make_checkpoint: MakeCheckpoint) -> None:
+    sharded, _ = make_checkpoint("qwen2", max_shard_size="40KB")
+    expected = logits_of(sharded, random_tokens(20))
+    blobs = sharded.parent / "blobs"
+    blobs.mkdir()
+    for number, file in enumerate(sorted(sharded.iterdir())):
+        file.rename(blobs / str(number))
+        file.symlink_to(Path("..") / "blobs" / str(number))
+    assert torch.equal(logits_of(sharded, random_tokens(20)), expected)
 
 
 def test_a_tied_model_needs_no_output_matrix(make_checkpoint: MakeCheckpoint) -> None:
@@ -153,11 +177,34 @@ def test_a_shape_that_would_broadcast_is_still_wrong(make_checkpoint: MakeCheckp
     assert "model.norm.weight" in refusal(folder)
 
 
+def test_a_shape_is_refused_with_the_keys_that_call_for_it_before_memory_is_taken(
+    make_checkpoint: MakeCheckpoint,
+) -> None:
+    folder, _ = make_checkpoint()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps(config | {"intermediate_size": 10**7, "vocab_size": 10**7})
+    )
+    message = refusal(folder)
+    assert "[97, 64]" in message and "[10000000, 64]" in message and "vocab_size 10000000" in message
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 900}))
+    message = refusal(folder)
+    assert "lacks model.layers.2." in message and "num_hidden_layers 900" in message
+
+
+def test_quantised_weights_are_refused_even_if_torch_calls_them_floating_point(
+    make_checkpoint: MakeCheckpoint,
+) -> None:
+    folder, _ = make_checkpoint()
+    edit_weights(folder, model__norm__weight=torch.ones(64).to(torch.float8_e4m3fn))
+    assert "model.norm.weight" in refusal(folder) and "F8_E4M3" in refusal(folder)
+
+
 def test_integer_weights_are_refused(make_checkpoint: MakeCheckpoint) -> None:
     folder, _ = make_checkpoint()
     edit_weights(folder, model__norm__weight=torch.ones(64, dtype=torch.int32))
     message = refusal(folder)
-    assert "model.norm.weight" in message and "int32" in message
+    assert "model.norm.weight" in message and "I32" in message
 
 
 @pytest.mark.parametrize("keep", [0, 5, 1000, -4])
@@ -174,6 +221,83 @@ def test_a_missing_shard_is_named(make_checkpoint: MakeCheckpoint) -> None:
     shard = sorted(folder.glob("*.safetensors"))[1]
     shard.unlink()
     assert shard.name in refusal(folder)
+
+
+def test_a_missing_shard_is_named_without_an_index_too(make_checkpoint: MakeCheckpoint) -> None:
+    folder, _ = make_checkpoint(max_shard_size="40KB")
+    (folder / INDEX_FILE).unlink()
+    first, second = sorted(folder.glob("*.safetensors"))[:2]
+    second.rename(folder / "elsewhere")
+    message = refusal(folder)
+    assert second.name in message and first.name not in message
+
+
+def test_shards_of_two_models_need_an_index(make_checkpoint: MakeCheckpoint) -> None:
+    folder, _ = make_checkpoint(max_shard_size="40KB")
+    (folder / INDEX_FILE).unlink()
+    (folder / "model-00001-of-00099.safetensors").write_bytes(b"")
+    assert "-of-00099" in refusal(folder) and INDEX_FILE in refusal(folder)
+
+
+def test_a_tensor_in_two_shards_is_named_with_both(make_checkpoint: MakeCheckpoint) -> None:
+    folder, _ = make_checkpoint()
+    (folder / SINGLE_FILE).rename(first := folder / "model-00001-of-00002.safetensors")
+    shutil.copy(first, second := folder / "model-00002-of-00002.safetensors")
+    message = refusal(folder)
+    assert "lm_head.weight" in message and first.name in message and second.name in message
+
+
+OUTSIDE = ["../x.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "..\\x.safetensors", "..", ".", "",
+           "x\0.safetensors", "x" * 300 + ".safetensors", "pytorch_model.bin", "C:x.safetensors"]  # fmt: skip
+
+
+@pytest.mark.parametrize("shard", OUTSIDE)
+def test_an_index_names_only_files_of_its_own_folder(shard: str, make_checkpoint: MakeCheckpoint) -> None:
+    folder, _ = make_checkpoint()
+    (folder / SINGLE_FILE).rename(folder.parent / "x.safetensors")
+    (folder / "other.safetensors").write_bytes(b"")  # so that the folder looks complete
+    (folder / INDEX_FILE).write_text(json.dumps({"weight_map": {"model.norm.weight": shard}}))
+    message = refusal(folder)
+    assert INDEX_FILE in message and "model.norm.weight" in message and "plain name" in message
+
+
+def test_a_shard_that_is_a_folder_is_named(make_checkpoint: MakeCheckpoint) -> None:
+    folder, _ = make_checkpoint(max_shard_size="40KB")
+    shard = sorted(folder.glob("*.safetensors"))[1]
+    shard.unlink()
+    shard.mkdir()
+    assert f"{shard} is no file" in refusal(folder)
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    """A folder with a model of one small layer, and the bytes of its weights before any damage."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 4, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    folder = tmp_path_factory.mktemp("damaged")
+    AutoModelForCausalLM.from_config(LlamaConfig(**sizes, **heads)).save_pretrained(folder)
+    return folder, (folder / SINGLE_FILE).read_bytes()
+
+
+@given(data=st.data())
+def test_a_damaged_file_is_refused_by_name_or_still_read(
+    data: st.DataObject, damaged: tuple[Path, bytes]
+) -> None:
+    folder, whole = damaged
+    content = bytearray(whole)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for _ in range(data.draw(st.integers(0, 3))):
+        place = data.draw(st.integers(0, 7) | st.integers(0, header - 1))
+        content[place] = data.draw(st.integers(0, 255) | st.sampled_from(b'0123456789[]{},":-'))
+    length = data.draw(st.sampled_from([len(whole)] * 3 + [header, 8]) | st.integers(0, len(whole) + 9))
+    (folder / SINGLE_FILE).write_bytes(bytes(content[:length]).ljust(length, b"\0"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a tensor whose name was hit is left over
+        try:
+            load(folder)
+        except CheckpointError as error:
+            assert str(folder) in str(error)
 
 
 def test_a_shard_that_lacks_what_the_index_promises_is_named(make_checkpoint: MakeCheckpoint) -> None:
@@ -207,7 +331,10 @@ def test_a_local_folder_is_used_as_it_is(make_checkpoint: MakeCheckpoint) -> Non
     assert missing_files(folder) == []
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere", "a/b/c", "no where"])
+@pytest.mark.parametrize(
+    "name",
+    ["./nowhere", "/nowhere/at/all", "~/nowhere", "~noone/x", "a/b/c", "no where", "a\0b", "/" + "x" * 5000],
+)
 def test_a_path_that_does_not_exist_says_so(name: str) -> None:
     with pytest.raises(ModelNotFoundError, match="there is no folder"):
         resolve_model(name)
@@ -222,6 +349,9 @@ def test_an_incomplete_folder_says_what_it_lacks_and_holds(tmp_path: Path) -> No
         resolve_model(tmp_path)
     with pytest.raises(ModelNotFoundError, match="is a file"):
         resolve_model(tmp_path / "config.json")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ModelNotFoundError, match=r"found pytorch_model\.bin, convert it .*save_pretrained"):
+        resolve_model(tmp_path)
 
 
 def test_a_tokenizer_needs_no_weights(tmp_path: Path) -> None:

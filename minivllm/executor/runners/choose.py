@@ -37,7 +37,7 @@ def choose_runner(
     from minivllm.executor.runners.graphs import GraphRunner
 
     assert isinstance(attention, KernelAttention)
-    max_model_len = max_model_len or decoder.config.max_position_embeddings
+    max_model_len = max_model_len or decoder.config.max_model_len
     max_blocks = -(-max_model_len // attention.storage.block_size)
     graphs = GraphRunner(decoder, attention, max_blocks=max_blocks, max_sequences=max_num_seqs)
     return FirstSupporting(graphs, eager)

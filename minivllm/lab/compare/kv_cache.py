@@ -115,7 +115,7 @@ def _make_executor(model: str | Path, num_tokens: int) -> TorchExecutor:
 
 
 def _make_engine(executor: Executor, model: TorchExecutor) -> Engine:
-    longest = model.config.max_position_embeddings
+    longest = model.config.max_model_len
     config = SchedulerConfig(
         model.num_blocks, BLOCK_SIZE, max_num_batched_tokens=longest, max_model_len=longest
     )

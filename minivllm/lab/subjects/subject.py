@@ -146,6 +146,6 @@ def _load(name: str, folder: Path, settings: Settings) -> Subject:
 
     args = EngineArgs(folder, dtype=settings.dtype, num_gpu_blocks_override=settings.num_blocks)
     executor = TorchExecutor.from_folder(folder, dtype=args.dtype, num_blocks=args.num_gpu_blocks_override)
-    limits = scheduler_config(args, executor.num_blocks, executor.config.max_position_embeddings)
+    limits = scheduler_config(args, executor.num_blocks, executor.config.max_model_len)
     tokenizer = None if name in SHAPES else load_tokenizer(args)
     return Subject(name, folder, executor, tokenizer, limits)
