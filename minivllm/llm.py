@@ -69,6 +69,13 @@ class LLM:
     ) -> list[RequestOutput]:
         """Continue each prompt.
 
+        The model's beginning token (BOS) is put before a text, so a text that a chat template wrote would have
+        two: use `chat`, or give its token ids.
+
+        What company a prompt has changes neither the random draws nor, in float64, any token. In float32 and
+        bfloat16 sums run in another order in another batch, so logprobs may differ in their last digits, and
+        two tokens that are all but equally likely may change places.
+
         Args:
             prompts: one or many (see `Prompt`).
             sampling_params: one for all, or one for each prompt; `SamplingParams()` if None.

@@ -173,14 +173,15 @@ def _extra_tokens(settings: Mapping[str, Any], where: Path) -> Iterator[AddedTok
 
 def _token(value: Any, where: str) -> AddedToken:
     """A token as a string, or as a record with its `content` and how it is found in a text."""
-    record: dict[str, Any] = {"content": value} if isinstance(value, str) else {}
-    if isinstance(value, Mapping):
-        record = dict(value)
-    is_complete = record.pop("__type", None) is not None  # other records do not say `special`, and mean it
+    record = {"content": value} if isinstance(value, str) else value
+    if not isinstance(record, Mapping) or not isinstance(record.get("content"), str):
+        raise TokenizerError(f"{where} must be a token or a record of one, got {value!r:.100}")
+    is_complete = "__type" in record  # other records do not say `special`, and mean it
+    record = {"special": not is_complete, **{key: item for key, item in record.items() if key != "__type"}}
     try:
-        return AddedToken(**{"special": not is_complete, **record})
-    except (TypeError, ValueError) as error:
-        raise TokenizerError(f"{where} must be a token or a record of one, got {value!r:.100}") from error
+        return AddedToken(**record)
+    except TypeError as error:
+        raise TokenizerError(f"{where} is not a record of a token: {error}") from error
 
 
 def _read_chat_templates(folder: Path, settings: Mapping[str, Any]) -> str | dict[str, str] | None:
