@@ -69,7 +69,7 @@ class LLM:
     ) -> list[RequestOutput]:
         """Continue each prompt.
 
-        The model's beginning token (BOS) is put before a text, so a text that a chat template wrote would have
+        The model's beginning token (BOS) is put before a text, so one that a chat template wrote would have
         two: use `chat`, or give its token ids.
 
         What company a prompt has changes neither the random draws nor, in float64, any token. In float32 and

@@ -56,12 +56,8 @@ class CompiledTemplate:
     """A template that has been parsed, to be rendered any number of times, by any thread."""
 
     def __init__(self, source: str) -> None:
-        """Raises: jinja2.TemplateError, or whatever else Python's or Jinja's compiler says."""
-        if len(source) > MAX_TEMPLATE_CHARACTERS:
-            raise TemplateLimitError(
-                f"it has {len(source):,} characters, and may have {MAX_TEMPLATE_CHARACTERS:,}"
-            )
-        self._code: CodeType = _Environment(Budget()).compile(source)
+        """Raises: what `parse` raises, or whatever Python's compiler says of the code."""
+        self._code: CodeType = _Environment(Budget()).compile(parse(source))
 
     def render(self, variables: Mapping[str, Any], steps: int = MAX_STEPS) -> str:
         """The text. `variables` must be plain data: strings, numbers, lists and dictionaries.
@@ -76,7 +72,16 @@ class CompiledTemplate:
 
 
 def parse(source: str) -> nodes.Template:
-    """The syntax tree of a template, to ask questions about."""
+    """The syntax tree of a template.
+
+    Raises:
+        TemplateLimitError: it is too long.
+        Exception: it is broken.
+    """
+    if len(source) > MAX_TEMPLATE_CHARACTERS:
+        raise TemplateLimitError(
+            f"it has {len(source):,} characters, and may have {MAX_TEMPLATE_CHARACTERS:,}"
+        )
     return _Environment(Budget()).parse(source)
 
 

@@ -91,7 +91,7 @@ TOO_MUCH = {
     "a filtered loop": "{% filter upper %}" + LONG + "{{ 'x' * 9999 }}{% endfor %}{% endfilter %}",
     "a safe text": "{{ ('x'|safe) * 10**9 }}",
     "deep parentheses": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
-    "deep conditions": "{% if 1 %}" * 5000 + "{% endif %}" * 5000,
+    "deep conditions": "{% if 1 %}" * 3000 + "{% endif %}" * 3000,
     "deep loops": "{% for x in [1] %}" * 50 + "{% endfor %}" * 50,
     "a long program": "x" * (MAX_TEMPLATE_CHARACTERS + 1),
 }
