@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from minivllm.engine.create_engine import create_engine
 from minivllm.engine.engine_args import EngineArgs
 from minivllm.engine.settings import documented, takes_settings
-from minivllm.model.chat_template import load_chat_template, render_chat
+from minivllm.model.chat.template import load_chat_template, render_chat
 from minivllm.model.tokenizer import Tokenizer
 from minivllm.outputs import BeamSearchOutput, BeamSearchSequence, RequestOutput
 from minivllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams

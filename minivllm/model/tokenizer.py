@@ -2,7 +2,7 @@
 
 The work is done by Hugging Face's `tokenizers` library, from the files of a model folder
 (`tokenizer_files.py`). What is added here are the special tokens' names and the chat templates
-(`chat_template.py`). Methods, defaults and results are those of a tokenizer of `transformers`, which is what
+(`chat/template.py`). Methods, defaults and results are those of a tokenizer of `transformers`, which is what
 vLLM's `get_tokenizer` gives, so examples written for it run.
 
 Read next: `minivllm/decoding/detokenizer.py` for how text comes out token by token.
@@ -16,7 +16,7 @@ from typing import Any
 
 import tokenizers
 
-from minivllm.model.chat_template import ChatTemplates
+from minivllm.model.chat.template import ChatTemplates
 from minivllm.model.tokenizer_files import TokenizerError, TokenizerFiles, read_folder
 
 __all__ = ["Tokenizer", "TokenizerError"]
@@ -101,9 +101,8 @@ class Tokenizer:
     def __call__(self, text: str | Sequence[str], add_special_tokens: bool = True) -> dict[str, Any]:
         """The token ids of one text or of several as `{"input_ids": …, "attention_mask": …}`."""
         if isinstance(text, str):
-            return _as_batch(self.encode(text, add_special_tokens))
-        many = [_as_batch(self.encode(one, add_special_tokens)) for one in text]
-        return {key: [one[key] for one in many] for key in ("input_ids", "attention_mask")}
+            return _with_mask(self.encode(text, add_special_tokens))
+        return _with_mask([self.encode(one, add_special_tokens) for one in text])
 
     def decode(self, token_ids: int | Sequence[int], skip_special_tokens: bool = False) -> str:
         """The text of token ids; ids without a token, as padded vocabularies have them, are left out.
@@ -151,7 +150,7 @@ class Tokenizer:
 
     def apply_chat_template(
         self,
-        conversation: Sequence[Mapping[str, Any]],
+        conversation: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
         tools: Sequence[Mapping[str, Any]] | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,
         chat_template: str | None = None,
@@ -161,8 +160,8 @@ class Tokenizer:
         *,
         return_dict: bool = True,
         **variables: Any,
-    ) -> str | list[int] | dict[str, Any]:
-        """The prompt of a conversation, as text or as token ids.
+    ) -> Any:
+        """The prompt of a conversation (or of several), as text or as token ids.
 
         The text has its special tokens already. `LLM.generate` would add its own, and the prompt would begin
         with two BOS: give it the ids, or use `LLM.chat`.
@@ -180,24 +179,31 @@ class Tokenizer:
         for name in NOT_DONE_HERE:
             if variables.pop(name, None):
                 raise ValueError(f"apply_chat_template does not have {name} here: use it on the token ids")
-        text = self.chat_templates.render_template(
-            conversation,
-            tools=tools,
-            documents=documents,
-            chat_template=chat_template,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            variables=variables,
-        )
-        if not tokenize:
-            return text
-        token_ids = self.encode(text, add_special_tokens=False)
-        return _as_batch(token_ids) if return_dict else token_ids
+        is_batch = isinstance(conversation, Sequence) and any(isinstance(one, list) for one in conversation)
+        many: Any = conversation if is_batch else [conversation]
+        texts = [
+            self.chat_templates.render_template(
+                messages,
+                tools=tools,
+                documents=documents,
+                chat_template=chat_template,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                variables=variables,
+            )
+            for messages in many
+        ]
+        made: Any = [self.encode(text, add_special_tokens=False) for text in texts] if tokenize else texts
+        made = made if is_batch else made[0]
+        return _with_mask(made) if tokenize and return_dict else made
 
     def _special(self, name: str) -> tuple[str | None, int | None]:
         token = self.special_tokens_map.get(name)
         return token, None if token is None else self.token_to_id(token)
 
 
-def _as_batch(token_ids: list[int]) -> dict[str, Any]:
-    return {"input_ids": token_ids, "attention_mask": [1] * len(token_ids)}
+def _with_mask(input_ids: list[Any]) -> dict[str, Any]:
+    """The token ids of one text, or of several, in the form of `transformers`; nothing is padded here."""
+    is_batch = any(isinstance(ids, list) for ids in input_ids)
+    mask = [[1] * len(ids) for ids in input_ids] if is_batch else [1] * len(input_ids)
+    return {"input_ids": input_ids, "attention_mask": mask}

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from minivllm.model.chat_template import ChatTemplateError
+from minivllm.model.chat.template import ChatTemplateError
 from minivllm.model.tokenizer import Tokenizer, TokenizerError
 from tests.decoding.tokenizers_for_tests import byte_fallback, byte_level
 
@@ -115,6 +115,9 @@ def test_a_conversation_becomes_the_prompt_that_transformers_makes_of_it(
         TALK, tokenize=False, **wanted
     )
     assert ours.apply_chat_template(TALK, **wanted) == theirs.apply_chat_template(TALK, **wanted).data
+    assert ours.apply_chat_template([TALK, TALK[:1]], **wanted) == (
+        theirs.apply_chat_template([TALK, TALK[:1]], **wanted).data
+    )
     tokens = ours.apply_chat_template(TALK, return_dict=False, **wanted)
     assert tokens == theirs.apply_chat_template(TALK, return_dict=False, **wanted)
     assert tokens.count(ours.bos_token_id) == (template is LLAMA_LIKE), "never bos twice"

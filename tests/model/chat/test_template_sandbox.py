@@ -10,13 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from minivllm.model.chat_template import ChatTemplateError, ChatTemplates, render_chat
-from minivllm.model.template_sandbox import (
-    CHARACTERS_PER_STEP,
-    MAX_TEMPLATE_CHARACTERS,
-    CompiledTemplate,
-    TemplateLimitError,
-)
+from minivllm.model.chat.budget import CHARACTERS_PER_STEP, TemplateLimitError
+from minivllm.model.chat.sandbox import MAX_TEMPLATE_CHARACTERS, CompiledTemplate
+from minivllm.model.chat.template import ChatTemplateError, ChatTemplates, render_chat
 
 HELLO = [{"role": "user", "content": "hi"}]
 LONG = "{% for i in range(99999) %}"
@@ -84,6 +80,7 @@ TOO_MUCH = {
     "a sum of lists": "{{ ([[1]] * 99999)|sum(start=[]) }}",
     "a search from the right": "{{ ('a' * 999999).rfind('a' * 99999 ~ 'b' ~ 'a' * 99999) }}",
     "stripping many characters": "{{ ('a' * 999999).strip('b' * 999999 ~ 'a') }}",
+    "stripping many characters by filter": "{{ ('a' * 999999)|trim(chars='b' * 999999 ~ 'a') }}",
     "a long date": "{{ strftime_now('%c' * 9999) }}",
     "a filled batch": "{{ [1]|batch(10**9, 'x')|list }}",
     "bytes of a number": "{{ (5).to_bytes(10**9, 'big') }}",

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from minivllm.model.chat_messages import normalise_messages, read_messages
-from minivllm.model.chat_template import ChatTemplateError, ChatTemplates, load_chat_template, render_chat
-from minivllm.model.content_format import detect_content_format
+from minivllm.model.chat.content_format import detect_content_format
+from minivllm.model.chat.messages import normalise_messages, read_messages
+from minivllm.model.chat.template import ChatTemplateError, ChatTemplates, load_chat_template, render_chat
 from tests.decoding.tokenizers_for_tests import byte_level
-from tests.model.chat_templates_for_tests import CHATML, FAMILIES, FORMATS, HERMES, PARTS_ONLY, QWEN3
+from tests.model.chat.chat_templates_for_tests import CHATML, FAMILIES, FORMATS, HERMES, PARTS_ONLY, QWEN3
 
 NAMES = {"bos_token": "<s>", "eos_token": "</s>"}
 WEATHER = {
@@ -270,6 +270,7 @@ def test_messages_of_a_client_library_are_taken_as_dictionaries():
         ([{"role": "user", "content": [{"type": "text", "text": 5}]}], r"\['content'\]\[0\]\['text'\] must be a string"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "'image_url', and this engine reads text only"),
         ([{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}], "'input_audio', and this engine reads text only"),
+        ([{"role": "user", "content": "a\ud800"}], r"messages\[0\]\['content'\] has half a surrogate pair"),
         ([{"role": "user", "content": {1, 2}}], r"messages\[0\]\['content'\] must be plain data"),
         ([{"role": "assistant", "tool_calls": "f"}], r"messages\[0\]\['tool_calls'\] must be a list"),
         ([{"role": "assistant", "tool_calls": [{"function": "f"}]}], r"messages\[0\]\['tool_calls'\]\[0\] must be"),

@@ -6,7 +6,7 @@ one of the two. Which one, its program says: a template for parts loops over `me
 are given to `messages` or to parts of it are followed.
 
 Source: vLLM's detection (`_detect_content_format`), with the same answers, its doubtful ones included.
-Read next: `chat_messages.py`, which turns contents into what is expected.
+Read next: `messages.py`, which turns contents into what is expected.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Literal
 
 from jinja2 import nodes
 
-from minivllm.model.template_sandbox import parse
+from minivllm.model.chat.sandbox import parse
 
 ContentFormat = Literal["string", "openai"]
 CONTENT_FORMATS = ("auto", "string", "openai")

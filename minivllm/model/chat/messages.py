@@ -5,7 +5,7 @@ arguments of tool calls as JSON in a string. Templates expect text or parts (`co
 nothing, and arguments as dictionaries. Everything else that a message has is handed on as it is.
 
 Source: vLLM's `parse_chat_messages`. What it differs in: keys that it does not know reach the template here.
-Read next: `chat_template.py`.
+Read next: `template.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from minivllm.model.content_format import ContentFormat
+from minivllm.model.chat.content_format import ContentFormat
 
 Message = dict[str, Any]
 
@@ -91,6 +91,8 @@ def _plain(value: Any, place: str) -> Any:
         return value
     for kind, made_plain in _PLAIN_KINDS.items():
         if isinstance(value, kind):
+            if isinstance(value, str) and not _is_unicode(value):
+                raise ValueError(f"{place} has half a surrogate pair, which is no character: {_short(value)}")
             return made_plain(value)
     if callable(getattr(value, "model_dump", None)):  # pydantic: the OpenAI library's messages
         value = value.model_dump()
@@ -174,6 +176,14 @@ def _arguments(arguments: object, place: str) -> dict[str, Any]:
         # An error would make every later turn of the conversation fail.
         warnings.warn(f"{place} is no JSON object ({_short(arguments)}): it is taken for {{}}", stacklevel=2)
     return {}
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _short(value: object) -> str:

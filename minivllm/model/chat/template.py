@@ -8,7 +8,7 @@ clients of the OpenAI API send them.
     messages ──► read ──► normalise (vLLM only) ──► reasoning under all its names ──► template ──► prompt
 
 Source: `apply_chat_template` of `transformers`; `chat` of vLLM.
-Read next: `template_sandbox.py`, where the program runs.
+Read next: `sandbox.py`, where the program runs.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from minivllm.model.chat_messages import (
+from minivllm.model.chat.content_format import CONTENT_FORMATS, detect_content_format
+from minivllm.model.chat.messages import (
     Message,
     name_reasoning,
     normalise_messages,
     plain_data,
     read_messages,
 )
-from minivllm.model.content_format import CONTENT_FORMATS, detect_content_format
-from minivllm.model.template_sandbox import CompiledTemplate
+from minivllm.model.chat.sandbox import CompiledTemplate
 from minivllm.validation import check_boolean, check_choice
 
 ARGUMENTS = (
