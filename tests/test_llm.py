@@ -76,6 +76,18 @@ def test_chat_puts_the_models_template_around_the_messages(llm):
     assert llm.chat(parts, greedy(), use_tqdm=False)[0].prompt == one.prompt
 
 
+def test_the_pitfalls_are_as_they_are_documented(llm):
+    tokenizer, messages = llm.get_tokenizer(), [{"role": "user", "content": "What is a KV cache?"}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    rendered = llm.generate(text, greedy(max_tokens=1), use_tqdm=False)[0].prompt_token_ids
+    assert rendered.count(tokenizer.bos_token_id) == 2, "one of the template's, one of the tokenizer's"
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    (by_ids,) = llm.generate([ids], greedy(), use_tqdm=False)
+    assert by_ids.outputs[0].text == llm.chat(messages, greedy(), use_tqdm=False)[0].outputs[0].text
+    (same,) = llm.generate(PROMPT, greedy(n=3), use_tqdm=False)
+    assert len({output.text for output in same.outputs}) == 1, "n times the same at temperature 0"
+
+
 def test_chat_obeys_every_argument_of_vllms(llm, tmp_path):
     """Each of them reaches a template that prints all that it is given."""
     template = tmp_path / "all.jinja"
