@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from minivllm.engine.create_engine import create_engine
 from minivllm.engine.engine_args import EngineArgs
 from minivllm.engine.settings import documented, takes_settings
-from minivllm.model.chat.template import load_chat_template, render_chat
+from minivllm.model.chat.template import render_chat
 from minivllm.model.tokenizer import Tokenizer
 from minivllm.outputs import BeamSearchOutput, BeamSearchSequence, RequestOutput
 from minivllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
@@ -130,7 +130,8 @@ class LLM:
                 f"messages must be a list of messages, or of such lists, and not empty; got {messages!r}"
             )
         many: list[Any] = [messages] if isinstance(messages[0], Mapping) else list(messages)
-        tokenizer, template = self.get_tokenizer(), load_chat_template(chat_template)
+        tokenizer = self.get_tokenizer()
+        template = tokenizer.chat_templates.load(chat_template)
         tokenized: list[TokenizedPrompt] = []
         for conversation in many:
             text = render_chat(

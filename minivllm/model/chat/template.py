@@ -89,6 +89,27 @@ class ChatTemplates:
             "your own making"
         )
 
+    def load(self, template: str | Path | None) -> str | None:
+        """A template given as its text, as the name of one of the model's, or as the path of a file.
+
+        For what the owner of this program gives, not a client of a server: it may name any file.
+
+        Raises:
+            ValueError: it is none of these.
+        """
+        if template is None or (isinstance(template, str) and any(mark in template for mark in "{}\n")):
+            return template
+        if isinstance(self.templates, Mapping) and template in self.templates:
+            return self.templates[str(template)]
+        if not isinstance(template, str | Path):
+            raise ValueError(f"chat_template must be a template's text or path, got {template!r:.100}")
+        try:
+            return Path(template).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"chat_template must be a template's text or its file, got {str(template)!r:.100}: {error}"
+            ) from error
+
     def render_template(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -171,24 +192,6 @@ def render_chat(
     return templates.render_template(
         messages, content_format=chat_template_content_format, variables=chat_template_kwargs, **options
     )
-
-
-def load_chat_template(template: str | Path | None) -> str | None:
-    """A template given as its text, or as the path of a file that has it.
-
-    Raises:
-        ValueError: it looks like a path, and there is no such file.
-    """
-    if template is None or (isinstance(template, str) and any(mark in template for mark in "{}\n")):
-        return template
-    if not isinstance(template, str | Path):
-        raise ValueError(f"chat_template must be a template's text or path, got {template!r:.100}")
-    try:
-        return Path(template).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"chat_template must be a template's text or its file, got {str(template)!r:.100}: {error}"
-        ) from error
 
 
 _compiled = lru_cache(maxsize=32)(CompiledTemplate)

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from minivllm.model.chat.content_format import detect_content_format
 from minivllm.model.chat.messages import normalise_messages, read_messages
-from minivllm.model.chat.template import ChatTemplateError, ChatTemplates, load_chat_template, render_chat
+from minivllm.model.chat.template import ChatTemplateError, ChatTemplates, render_chat
 from tests.decoding.tokenizers_for_tests import byte_level
 from tests.model.chat.chat_templates_for_tests import CHATML, FAMILIES, FORMATS, HERMES, PARTS_ONLY, QWEN3
 
@@ -350,16 +350,17 @@ def test_without_a_default_the_names_are_listed():
         ChatTemplates(None, source="it").choose()
 
 
-def test_a_template_is_given_as_text_or_as_a_file(tmp_path):
+def test_a_template_is_given_as_text_as_a_name_or_as_a_file(tmp_path):
     file = tmp_path / "mine.jinja"
     file.write_text("{{ messages[0].content }}!", encoding="utf-8")
     for given_as in (file, str(file)):
-        assert load_chat_template(given_as) == "{{ messages[0].content }}!"
-    assert load_chat_template("{{ 1 }}") == "{{ 1 }}"
-    assert load_chat_template(None) is None
-    for wrong in ("no-such-file.jinja", tmp_path, 5):
+        assert ChatTemplates().load(given_as) == "{{ messages[0].content }}!"
+    assert ChatTemplates("x").load("{{ 1 }}") == "{{ 1 }}"
+    assert ChatTemplates(NAMED).load("rag") == "with documents"
+    assert ChatTemplates(NAMED).load(None) is None
+    for wrong in ("no-such-file.jinja", tmp_path, 5, ""):
         with pytest.raises(ValueError, match="chat_template must be a template's text or"):
-            load_chat_template(wrong)
+            ChatTemplates("x").load(wrong)
 
 
 def test_what_a_template_does_not_know_changes_nothing():
