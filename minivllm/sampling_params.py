@@ -36,6 +36,7 @@ class SamplingParams:
 
     Attributes:
         n: outputs for each prompt. They share the prompt's blocks; output i has the seed `seed + i`.
+            At temperature 0 they are the same text n times (vLLM refuses n above 1 there).
         presence_penalty: subtracted once from the logit of every token that the output has, −2 … 2.
         frequency_penalty: subtracted for every time that the output has the token, −2 … 2.
         repetition_penalty: above 1 makes tokens of prompt and output less likely, below 1 more.

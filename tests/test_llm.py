@@ -1,6 +1,7 @@
 """`LLM` as vLLM's users know it, on the shipped model."""
 
 import inspect
+import json
 
 import numpy as np
 import pytest
@@ -71,6 +72,49 @@ def test_chat_puts_the_models_template_around_the_messages(llm):
     assert one.prompt_token_ids.count(bos) == 1, "the beginning-of-sequence token is not written twice"
     (single,) = llm.chat(messages, greedy(), use_tqdm=False)
     assert single.outputs[0].text == one.outputs[0].text
+    parts = [{"role": "user", "content": [{"type": "text", "text": "What is a KV cache?"}]}]
+    assert llm.chat(parts, greedy(), use_tqdm=False)[0].prompt == one.prompt
+
+
+def test_the_pitfalls_are_as_they_are_documented(llm):
+    tokenizer, messages = llm.get_tokenizer(), [{"role": "user", "content": "What is a KV cache?"}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    rendered = llm.generate(text, greedy(max_tokens=1), use_tqdm=False)[0].prompt_token_ids
+    assert rendered.count(tokenizer.bos_token_id) == 2, "one of the template's, one of the tokenizer's"
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    (by_ids,) = llm.generate([ids], greedy(), use_tqdm=False)
+    assert by_ids.outputs[0].text == llm.chat(messages, greedy(), use_tqdm=False)[0].outputs[0].text
+    (same,) = llm.generate(PROMPT, greedy(n=3), use_tqdm=False)
+    assert len({output.text for output in same.outputs}) == 1, "n times the same at temperature 0"
+
+
+def test_chat_obeys_every_argument_of_vllms(llm, tmp_path):
+    """Each of them reaches a template that prints all that it is given."""
+    template = tmp_path / "all.jinja"
+    template.write_text(
+        "{{ messages|tojson }}{{ tools|tojson }}{{ documents|tojson }}"
+        "{{ enable_thinking }}{{ add_generation_prompt }}"
+    )
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "It is"}]
+    given = {
+        "tools": [{"name": "f"}],
+        "documents": [{"title": "one"}],
+        "chat_template_kwargs": {"enable_thinking": False},
+        "chat_template": template,
+        "add_generation_prompt": False,
+    }
+    (output,) = llm.chat(messages, greedy(max_tokens=1), use_tqdm=False, **given)
+    assert output.prompt == json.dumps(messages) + '[{"name": "f"}][{"title": "one"}]FalseFalse'
+    (output,) = llm.chat(
+        messages,
+        greedy(max_tokens=1),
+        use_tqdm=False,
+        chat_template_content_format="openai",
+        **{**given, "continue_final_message": True},
+    )
+    assert output.prompt.endswith('{"type": "text", "text": "It is')
+    with pytest.raises(ValueError, match="cannot both be True"):
+        llm.chat(messages, continue_final_message=True)
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_every_ending_is_held_back_until_min_tokens(folder: Path) -> None:
         (5, {"eos_token_id": None}, "<|im_end|>", (END, 5)),
         (5, {"eos_token_id": 6}, "<|im_end|>", (END, 6)),
         (5, {"eos_token_id": [6, END, 6]}, "<|im_end|>", (END, 6)),
-        (5, {}, "no such token", (5,)),
+        (5, {}, "no such token", (27, 5)),  # a token that the vocabulary lacks is added to it
         ([96, 97], {}, None, (96,)),  # the vocabulary has 97 tokens
     ],
 )

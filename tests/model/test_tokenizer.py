@@ -1,13 +1,16 @@
 """Text in, tokens out, as `transformers` does it; and folders that are not as they should be."""
 
+# ruff: noqa: E501 (tables of files)
+
 import json
 import shutil
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from minivllm.model.chat.template import ChatTemplateError
 from minivllm.model.tokenizer import Tokenizer, TokenizerError
 from tests.decoding.tokenizers_for_tests import byte_fallback, byte_level
 
@@ -80,20 +83,20 @@ def test_text_becomes_the_tokens_that_transformers_makes_of_it(pair, text, speci
 @given(data=st.data(), skip=st.booleans())
 def test_tokens_become_the_text_that_transformers_makes_of_them(pair, data, skip):
     ours, theirs = pair
-    ids = data.draw(st.lists(st.integers(0, ours.vocab_size - 1), max_size=30))
+    ids = data.draw(st.lists(st.integers(0, len(ours) - 1), max_size=30))
     expected = theirs.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
     assert ours.decode(ids, skip_special_tokens=skip) == expected
 
 
 @pytest.mark.parametrize("template", [CHATML, LLAMA_LIKE], ids=["chatml", "llama"])
 @pytest.mark.parametrize("add_generation_prompt", [True, False])
-@pytest.mark.parametrize("place", ["setting", "named", "file"])
+@pytest.mark.parametrize("place", ["setting", "named", "file", "files"])
 def test_a_conversation_becomes_the_prompt_that_transformers_makes_of_it(
     tmp_path, template, add_generation_prompt, place
 ):
     settings = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True}
     files = {}
-    if place == "file":
+    if place in ("file", "files"):
         files["chat_template__jinja"] = template
         settings["chat_template"] = "the file comes first"
     elif place == "named":
@@ -102,28 +105,130 @@ def test_a_conversation_becomes_the_prompt_that_transformers_makes_of_it(
     else:
         settings["chat_template"] = template
     folder = make_folder(tmp_path / "it", byte_fallback(), settings, **files)
+    if place == "files":
+        (folder / "additional_chat_templates").mkdir()
+        (folder / "additional_chat_templates" / "tool_use.jinja").write_text("tools: {{ tools }}")
     ours, theirs = Tokenizer.from_folder(folder), AutoTokenizer.from_pretrained(folder)
-    prompt = ours.apply_chat_template(TALK, add_generation_prompt=add_generation_prompt)
-    wanted = {"add_generation_prompt": add_generation_prompt, "tokenize": False}
-    assert prompt == theirs.apply_chat_template(TALK, **wanted)
-    tokens = ours.encode(prompt, add_special_tokens=False)
-    assert tokens == theirs.apply_chat_template(TALK, **{**wanted, "tokenize": True}, return_dict=False)
-    assert tokens.count(ours.token_to_id("<s>")) == (template is LLAMA_LIKE), "never bos twice"
+    assert ours.chat_template == theirs.chat_template
+    wanted = {"add_generation_prompt": add_generation_prompt}
+    assert ours.apply_chat_template(TALK, tokenize=False, **wanted) == theirs.apply_chat_template(
+        TALK, tokenize=False, **wanted
+    )
+    assert ours.apply_chat_template(TALK, **wanted) == theirs.apply_chat_template(TALK, **wanted).data
+    assert ours.apply_chat_template([TALK, TALK[:1]], **wanted) == (
+        theirs.apply_chat_template([TALK, TALK[:1]], **wanted).data
+    )
+    tokens = ours.apply_chat_template(TALK, return_dict=False, **wanted)
+    assert tokens == theirs.apply_chat_template(TALK, return_dict=False, **wanted)
+    assert tokens.count(ours.bos_token_id) == (template is LLAMA_LIKE), "never bos twice"
+    tools = [{"name": "f"}]
+    assert ours.get_chat_template(tools=tools) == theirs.get_chat_template(tools=tools)
 
 
 def test_variables_reach_the_template(tmp_path):
     settings = {"chat_template": "{{ tone }} {{ tools | tojson }} {{ strftime_now('%Y') | length }}"}
     ours = Tokenizer.from_folder(make_folder(tmp_path / "it", byte_level(), settings))
-    assert ours.apply_chat_template(TALK, tone="é") == "é null 4"
-    assert ours.apply_chat_template(TALK, tone="", tools=["é<"]) == ' ["é<"] 4'
+    assert ours.apply_chat_template(TALK, tokenize=False, tone="é") == "é null 4"
+    assert ours.apply_chat_template(TALK, [{"é": "<"}], tokenize=False, tone="") == ' [{"é": "<"}] 4'
 
 
 def test_a_folder_without_settings_still_encodes(tmp_path):
     ours = Tokenizer.from_folder(make_folder(tmp_path / "it", byte_level()))
     assert ours.decode(ours.encode("plain 键值")) == "plain 键值"
-    assert not ours.has_chat_template
-    with pytest.raises(TokenizerError, match="it has no chat template"):
+    assert ours.chat_template is None
+    with pytest.raises(ChatTemplateError, match="it has no chat template"):
         ours.apply_chat_template(TALK)
+
+
+START = {
+    "content": "<|im_start|>",
+    "lstrip": False,
+    "rstrip": False,
+    "normalized": False,
+    "single_word": False,
+    "special": True,
+}
+THINK = {**START, "content": "<think>", "special": False}
+EDGES = {**START, "content": "<|cut|>", "lstrip": True, "rstrip": True}
+RECORD = {"__type": "AddedToken", **START}
+OLD_RECORD = {key: value for key, value in START.items() if key != "special"}
+
+NAMES_OF_TOKENS = {
+    "tokenizer.json alone": {},
+    "only added_tokens_decoder": {"tokenizer_config": {"added_tokens_decoder": {"400": START, "401": THINK, "402": EDGES}}},
+    "added and named": {
+        "tokenizer_config": {"added_tokens_decoder": {"400": START}, "eos_token": "<|im_start|>", "pad_token": "<|pad|>"}
+    },
+    "added again, and otherwise": {"tokenizer_config": {"added_tokens_decoder": {"0": {**START, "content": "<eos>", "lstrip": True}}}},
+    "special_tokens_map.json alone": {"special_tokens_map": {"eos_token": "<|im_end|>", "bos_token": OLD_RECORD}},
+    "special_tokens_map.json besides": {
+        "tokenizer_config": {"eos_token": "<eos>", "bos_token": None},
+        "special_tokens_map": {"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"]},
+    },
+    "special_tokens_map.json that is not asked": {
+        "tokenizer_config": {"eos_token": "<eos>", "added_tokens_decoder": {}},
+        "special_tokens_map": {"eos_token": "<|im_end|>"},
+    },
+    "added_tokens.json": {"added_tokens": {"<|im_start|>": 400, "<think>": 401, "<eos>": 0}},
+    "added_tokens.json and names": {
+        "added_tokens": {"<|im_start|>": 400, "<|im_end|>": 401},
+        "tokenizer_config": {"eos_token": "<|im_end|>", "additional_special_tokens": ["<|cut|>", "<|im_start|>"]},
+    },
+    "records and null": {"tokenizer_config": {"eos_token": RECORD, "bos_token": None, "unk_token": "<eos>"}},
+    "more special tokens": {"tokenizer_config": {"extra_special_tokens": ["<|cut|>", "<eos>", RECORD]}},
+    "special tokens by names of their own": {"tokenizer_config": {"extra_special_tokens": {"image_token": "<|cut|>"}, "audio_token": "<think>"}},
+    "settings that change nothing": {
+        "tokenizer_config": {
+            "eos_token": "<eos>", "clean_up_tokenization_spaces": True, "add_bos_token": True, "add_eos_token": True,
+            "model_max_length": 77, "legacy": True, "use_default_system_prompt": False,
+        }
+    },
+    "no limit": {"tokenizer_config": {"model_max_length": 1000000000000000019884624838656}},
+}  # fmt: skip
+with_special = st.lists(
+    st.sampled_from(["<|im_start|>", "<|im_end|>", "<think>", " <|cut|>  ", "<eos>", "<|pad|>"]) | texts,
+    max_size=6,
+).map("".join)
+
+
+@pytest.fixture(scope="module", params=NAMES_OF_TOKENS)
+def named(request, tmp_path_factory):
+    """Our tokenizer and that of `transformers`, from a folder that names its tokens in one of many ways."""
+    contents = NAMES_OF_TOKENS[request.param]
+    folder = make_folder(tmp_path_factory.mktemp("named") / "it", byte_level())
+    for name, content in contents.items():
+        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    return Tokenizer.from_folder(folder), PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+@given(text=with_special, special=st.booleans())
+def test_special_tokens_are_one_token_in_both_directions_wherever_they_are_named(named, text, special):
+    ours, theirs = named
+    ids = ours.encode(text, add_special_tokens=special)
+    assert ids == theirs.encode(text, add_special_tokens=special)
+    assert ours(text) == theirs(text, return_token_type_ids=False).data
+    for skip in (True, False):
+        assert ours.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip)
+        assert ours.convert_ids_to_tokens(ids, skip) == theirs.convert_ids_to_tokens(ids, skip)
+
+
+def test_the_names_are_those_that_transformers_knows(named):
+    ours, theirs = named
+    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
+        assert getattr(ours, name) == getattr(theirs, name)
+        assert getattr(ours, f"{name}_id") == getattr(theirs, f"{name}_id")
+    assert ours.special_tokens_map == theirs.special_tokens_map
+    assert ours.all_special_tokens == theirs.all_special_tokens
+    assert ours.all_special_ids == theirs.all_special_ids
+    assert ours.get_vocab() == theirs.get_vocab()
+    assert (len(ours), ours.vocab_size) == (len(theirs), theirs.vocab_size)
+    assert ours.model_max_length == theirs.model_max_length
+    tokens = ["<|im_start|>", "<eos>", "no such token"]
+    assert ours.convert_tokens_to_ids(tokens) == theirs.convert_tokens_to_ids(tokens)
+    assert ours.convert_tokens_to_ids("<eos>") == theirs.convert_tokens_to_ids("<eos>")
+    assert ours.batch_decode([[1, 2], [3]]) == theirs.batch_decode([[1, 2], [3]])
+    assert ours.decode(5) == theirs.decode(5)
+    assert ours(["a", "the fox"]) == theirs(["a", "the fox"], return_token_type_ids=False).data
 
 
 def test_padding_and_truncation_of_the_training_are_forgotten(tmp_path):
@@ -145,6 +250,55 @@ def test_padding_and_truncation_of_the_training_are_forgotten(tmp_path):
         ("tokenizer_config.json", "[]", "tokenizer_config.json must hold a JSON object"),
         ("tokenizer_config.json", b"\xff\xfe\xff", "tokenizer_config.json is not JSON"),
         ("tokenizer_config.json", "[" * 10_000, "tokenizer_config.json is nested too deeply"),
+        ("tokenizer_config.json", '{"bos_token": 5}', "bos_token in .*tokenizer_config.json must be a token"),
+        ("tokenizer_config.json", '{"eos_token": {"id": 5}}', "eos_token in .* must be a token or a record"),
+        (
+            "tokenizer_config.json",
+            '{"eos_token": {"content": 5}}',
+            "eos_token in .* must be a token or a record",
+        ),
+        (
+            "tokenizer_config.json",
+            '{"additional_special_tokens": "x"}',
+            "additional_special_tokens in .* must be a list",
+        ),
+        (
+            "tokenizer_config.json",
+            '{"extra_special_tokens": [5]}',
+            "special_tokens in .* must be a token or a record",
+        ),
+        (
+            "tokenizer_config.json",
+            '{"added_tokens_decoder": []}',
+            "added_tokens_decoder in .* must be an object",
+        ),
+        (
+            "tokenizer_config.json",
+            '{"added_tokens_decoder": {"x": {}}}',
+            "added_tokens_decoder in .*'x' must be an id",
+        ),
+        (
+            "tokenizer_config.json",
+            '{"added_tokens_decoder": {"1": 5}}',
+            "added_tokens_decoder in .*'1' must be an id",
+        ),
+        ("tokenizer_config.json", '{"chat_template": 5}', "chat_template in .* must be a string"),
+        (
+            "tokenizer_config.json",
+            '{"chat_template": [{"name": "x"}]}',
+            "chat_template in .* must be a list of names",
+        ),
+        ("special_tokens_map.json", "[]", "special_tokens_map.json must hold a JSON object"),
+        (
+            "added_tokens.json",
+            '{"<x>": "y"}',
+            "added_tokens.json: the id of '<x>' must be an integer, got 'y'",
+        ),
+        (
+            "chat_template.json",
+            '{"chat_template": 5}',
+            "chat_template in .*chat_template.json must be a string",
+        ),
     ],
 )
 def test_a_broken_folder_is_refused_by_the_name_of_the_file(tmp_path, file, content, words):
@@ -170,27 +324,16 @@ def test_a_broken_folder_is_refused_by_the_name_of_the_file(tmp_path, file, cont
 def test_a_template_that_fails_says_so_as_a_value_error(tmp_path, template, words):
     settings = {"chat_template": template, "bos_token": "<eos>", "eos_token": "<eos>"}
     ours = Tokenizer.from_folder(make_folder(tmp_path / "it", byte_level(), settings))
-    with pytest.raises(TokenizerError, match=words):
+    with pytest.raises(ChatTemplateError, match=words):
         ours.apply_chat_template(TALK[1:])
 
 
-@pytest.mark.parametrize(
-    ("messages", "words"),
-    [
-        ([], "messages must be a list of messages that is not empty"),
-        ("hi", "messages must be a list"),
-        ({"role": "user", "content": "x"}, "messages must be a list"),
-        ([TALK[0], "hi"], r"messages\[1\] must be"),
-        ([{"role": "user"}], r"messages\[0\] must be .* its 'content' is None"),
-        ([{"role": 3, "content": "x"}], r"messages\[0\] must be .* its 'role' is 3"),
-        ([{"role": "user", "content": ["x"]}], r"messages\[0\] must be .* its 'content'"),
-    ],
-)
-def test_messages_of_another_form_are_refused_by_their_number(tmp_path, messages, words):
-    settings = {"chat_template": CHATML, "eos_token": "<eos>"}
-    ours = Tokenizer.from_folder(make_folder(tmp_path / "it", byte_level(), settings))
-    with pytest.raises(ValueError, match=words):
-        ours.apply_chat_template(messages)
+@pytest.mark.parametrize("argument", ["return_tensors", "truncation", "tokenizer_kwargs"])
+def test_what_transformers_could_do_besides_is_refused_by_name_and_not_taken_for_a_variable(argument):
+    ours = Tokenizer(byte_level())
+    with pytest.raises(ValueError, match=f"apply_chat_template does not have {argument} here"):
+        ours.apply_chat_template(TALK, chat_template="x", **{argument: "pt"})
+    assert ours.apply_chat_template(TALK, chat_template="x", tokenize=False, **{argument: None}) == "x"
 
 
 @pytest.mark.parametrize("build", [byte_level, byte_fallback])

@@ -204,7 +204,7 @@ def test_a_reader_sees_the_text_of_each_prompt_token():
     tokenizer = Tokenizer.from_folder(MODEL_PATH)
     text = "Question: 什么是KV缓存？ 😀"
     engine = make_engine(recorder=recorder)
-    engine.vocab_size, engine.tokenizer = tokenizer.vocab_size, tokenizer
+    engine.vocab_size, engine.tokenizer = len(tokenizer), tokenizer
     engine.add_request("it", tokenizer.encode(text), greedy(1), prompt=text)
     (queued,) = (event for event in recorder.events if isinstance(event, RequestQueued))
     assert len(queued.prompt_pieces) == len(queued.prompt_token_ids)
