@@ -1,15 +1,33 @@
 """Say clearly what is wrong with an argument: its name, the value given, and what is allowed.
 
 Every public constructor checks its arguments with these functions *before* anything changes,
-so that a refused call leaves the engine exactly as it was (house rule 5: nothing silently dropped).
+so that a refused call leaves the engine exactly as it was (house rule 6: nothing silently accepted).
+They return the value in its one form: a number of numpy's as a number of Python's, an array as a list.
 `bool` is not an integer here, although Python says so: `n=True` is a slip, not a count.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from numbers import Integral, Real
 from pathlib import Path
+from reprlib import Repr
+from typing import Any
+
+LARGEST_INTEGER = 2**63 - 1
+"""JSON, arrays and kernels know none beyond it, and no argument needs one."""
+
+_SHOWN = Repr()
+_SHOWN.maxstring = _SHOWN.maxother = 100
+
+
+def shown(value: object) -> str:
+    """The value as a message shows it: short, on one line, and whatever its own `repr` may do."""
+    try:
+        return _SHOWN.repr(value).replace("\n", " ")
+    except ValueError:  # an integer of more digits than Python is willing to write
+        return f"{type(value).__name__} of too many digits"
 
 
 def check_integer(
@@ -17,11 +35,14 @@ def check_integer(
 ) -> int:
     """Return `value` as an int, or raise `ValueError` naming the argument and its allowed range."""
     allowed = "an integer" + _range_words(at_least, at_most)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
-    if (at_least is not None and value < at_least) or (at_most is not None and value > at_most):
-        raise ValueError(f"{name} must be {allowed}, got {value}")
-    return value
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ValueError(f"{name} must be {allowed}, got {shown(value)}")
+    number = int(value)
+    if (at_least is not None and number < at_least) or (at_most is not None and number > at_most):
+        raise ValueError(f"{name} must be {allowed}, got {shown(number)}")
+    if abs(number) > LARGEST_INTEGER:
+        raise ValueError(f"{name} must be {allowed}, and no number beyond 64 bits; got {shown(number)}")
+    return number
 
 
 def check_number(
@@ -34,33 +55,72 @@ def check_number(
 ) -> float:
     """Return `value` as a finite float, or raise `ValueError` naming the argument and its allowed range."""
     allowed = "a finite number" + _range_words(at_least, at_most, more_than)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
-    too_small = (at_least is not None and value < at_least) or (more_than is not None and value <= more_than)
-    if too_small or (at_most is not None and value > at_most):
-        raise ValueError(f"{name} must be {allowed}, got {value}")
-    return float(value)
+    number = float("nan") if isinstance(value, bool) else _as_float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be {allowed}, got {shown(value)}")
+    too_small = (at_least is not None and number < at_least) or (
+        more_than is not None and number <= more_than
+    )
+    if too_small or (at_most is not None and number > at_most):
+        raise ValueError(f"{name} must be {allowed}, got {shown(value)}")
+    return number
 
 
 def check_boolean(name: str, value: object) -> bool:
     """Return `value` if it is True or False, or raise `ValueError` naming the argument."""
     if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, got {value!r}")
+        raise ValueError(f"{name} must be True or False, got {shown(value)}")
     return value
 
 
 def check_choice(name: str, value: object, allowed: Sequence[str]) -> str:
     """Return `value` if it is one of `allowed`, or raise `ValueError` listing them all."""
     if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {shown(value)}")
     return value
 
 
-def _is_finite(value: float) -> bool:
+def check_text(name: str, value: object, *, may_be_empty: bool = True) -> str:
+    """Return `value` if it is a string that UTF-8 can express, or raise `ValueError` naming the argument.
+
+    Half of a surrogate pair is no character: JSON, tokenizers and terminals refuse it, each in its own way.
+    """
+    if not isinstance(value, str) or not (value or may_be_empty):
+        wanted = "a string" if may_be_empty else "a string that is not empty"
+        raise ValueError(f"{name} must be {wanted}, got {shown(value)}")
     try:
-        return math.isfinite(value)
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name} must be text, but its character {error.start} is none (a lone surrogate): "
+            f"got {shown(value[error.start : error.end])}"
+        ) from None
+    return value
+
+
+def check_path(name: str, value: str | Path) -> str | Path:
+    """Return `value` if a file can have that name, or raise `ValueError` naming the argument."""
+    if "\0" in str(value):
+        raise ValueError(f"{name} must have no NUL character in it, got {shown(value)}")
+    return value
+
+
+def check_list(name: str, value: object, *, of: str, may_be_set: bool = False) -> list[Any]:
+    """The items of a list, a tuple, an array, a tensor (or a set), or `ValueError` naming the argument."""
+    texts = str | bytes | bytearray | memoryview  # sequences, too, of something else than is meant
+    items = value.tolist() if hasattr(value, "tolist") and not isinstance(value, texts) else value
+    wanted = Sequence | Set if may_be_set else Sequence
+    if isinstance(items, texts) or not isinstance(items, wanted):
+        raise ValueError(f"{name} must be a list of {of}, got {shown(value)}")
+    return list(items)
+
+
+def _as_float(value: object) -> float:
+    """NaN if it is none."""
+    try:
+        return float(value) if isinstance(value, Real) else float("nan")
     except OverflowError:  # an integer too large for any float
-        return False
+        return float("inf")
 
 
 def _range_words(at_least: float | None, at_most: float | None, more_than: float | None = None) -> str:

@@ -13,6 +13,8 @@ import os
 import re
 from pathlib import Path
 
+from minivllm.validation import shown
+
 TOKENIZER_FILES = ["*.json", "*.jinja", "tokenizer*"]
 MODEL_FILES = [*TOKENIZER_FILES, "*.safetensors"]
 FILES_DOUBLED = ["consolidated*", "original/*"]
@@ -27,13 +29,13 @@ class ModelNotFoundError(ValueError):
 
 def resolve_model(name_or_path: str | os.PathLike[str]) -> Path:
     """The folder of a model, downloaded if need be, with everything in it that loading requires."""
-    folder = _local_or_fetched(os.fspath(name_or_path), MODEL_FILES)
+    folder = _local_or_fetched("model", os.fspath(name_or_path), MODEL_FILES)
     return _complete(folder, missing_files(folder), "model")
 
 
 def resolve_tokenizer(name_or_path: str | os.PathLike[str]) -> Path:
     """The folder of a tokenizer: as `resolve_model`, but only `tokenizer.json` has to be there."""
-    folder = _local_or_fetched(os.fspath(name_or_path), TOKENIZER_FILES)
+    folder = _local_or_fetched("tokenizer", os.fspath(name_or_path), TOKENIZER_FILES)
     return _complete(folder, [] if (folder / "tokenizer.json").is_file() else ["tokenizer.json"], "tokenizer")
 
 
@@ -45,15 +47,22 @@ def missing_files(folder: Path) -> list[str]:
     return missing
 
 
-def _local_or_fetched(name: str, files: list[str]) -> Path:
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise ModelNotFoundError(f"{name} is a file; give the folder that holds it")
-    if _looks_like_a_path(name):
-        raise ModelNotFoundError(f"there is no folder {name} (looked in {folder.absolute()})")
-    return _from_hub(name, files)
+def _local_or_fetched(kind: str, name: str, files: list[str]) -> Path:
+    try:
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            return folder
+        if folder.exists():
+            raise ModelNotFoundError(f"{kind}: {name} is a file; give the folder that holds it")
+        is_path = _looks_like_a_path(name)
+    except (OSError, RuntimeError) as error:  # a name of 5,000 characters; the home of an unknown user
+        reason = getattr(error, "strerror", None) or error
+        raise ModelNotFoundError(
+            f"{kind} must be a folder or a hub id, got {shown(name)}: {reason}"
+        ) from None
+    if is_path:
+        raise ModelNotFoundError(f"{kind}: there is no folder {name} (looked in {folder.absolute()})")
+    return _from_hub(kind, name, files)
 
 
 def _complete(folder: Path, missing: list[str], kind: str) -> Path:
@@ -70,7 +79,7 @@ def _looks_like_a_path(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is None or (os.sep in name and Path(name).parent.is_dir())
 
 
-def _from_hub(name: str, files: list[str]) -> Path:
+def _from_hub(kind: str, name: str, files: list[str]) -> Path:
     from huggingface_hub import snapshot_download  # imported late: a local folder needs no hub
 
     try:
@@ -78,8 +87,8 @@ def _from_hub(name: str, files: list[str]) -> Path:
     except Exception as error:  # the hub's errors are many (offline, unknown, gated, proxy …); all end here
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelNotFoundError(
-            f"{name!r} is neither a folder here nor a model that could be fetched from the Hugging Face hub "
-            f"({type(error).__name__}: {reason}). Give a local folder, or run `hf download {name}` on a "
-            "machine with network access and copy the folder here."
+            f"{kind}: {name!r} is neither a folder here nor a model that could be fetched from the Hugging "
+            f"Face hub ({type(error).__name__}: {reason}). Give a local folder, or run `hf download {name}` "
+            "on a machine with network access and copy the folder here."
         ) from error
     return Path(path)
