@@ -22,13 +22,14 @@ from itertools import count, islice
 from numbers import Integral
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from tqdm.auto import tqdm
 
 from minivllm.engine.create_engine import create_engine
 from minivllm.engine.engine import Call
 from minivllm.engine.engine_args import EngineArgs
+from minivllm.engine.prompts import NO_TOKENIZER, Prompt, TokenizedPrompt, tokenize_prompt
 from minivllm.engine.request_state import RequestState
 from minivllm.engine.settings import documented, takes_settings
 from minivllm.engine.turns import Turns
@@ -40,21 +41,7 @@ from minivllm.validation import check_boolean, check_integer, check_list, check_
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
-Prompt: TypeAlias = str | Mapping[str, Any] | Sequence[int]
-"""A text, `{"prompt": text}`, `{"prompt_token_ids": [...]}`, or a list of token ids. A dictionary may also
-have a `cache_salt`: cached prefixes are shared only among prompts with the same one."""
-
-PROMPT_KEYS = ("prompt", "prompt_token_ids", "cache_salt")
-
 Params: TypeAlias = SamplingParams | Sequence[SamplingParams] | None
-
-
-class TokenizedPrompt(NamedTuple):
-    """A prompt as the engine takes it."""
-
-    text: str | None
-    token_ids: list[int]
-    cache_salt: str | None = None
 
 
 def _in_turn(method: Callable[Concatenate[LLM, P], Result]) -> Callable[Concatenate[LLM, P], Result]:
@@ -120,7 +107,7 @@ class LLM:
             RuntimeError: it is called from within another call, by a policy, say.
         """
         many = _as_list(prompts)
-        tokenized = [self._tokenize(prompt, f"prompts[{index}]") for index, prompt in enumerate(many)]
+        tokenized = self._tokenize(many)
         return self._run(tokenized, _one_for_each(sampling_params, len(many)), priority, use_tqdm)
 
     @_in_turn
@@ -149,6 +136,7 @@ class LLM:
             text = self.get_tokenizer().apply_chat_template(
                 conversation, add_generation_prompt=add_generation_prompt
             )
+            check_text("messages", text)
             # The template writes the special tokens itself, the first one included.
             token_ids = self.get_tokenizer().encode(text, add_special_tokens=False)
             tokenized.append(TokenizedPrompt(text, token_ids))
@@ -176,7 +164,7 @@ class LLM:
         if not isinstance(params, BeamSearchParams):
             raise ValueError(f"params must be a BeamSearchParams, got {shown(params)}")
         many = _as_list(prompts)
-        tokenized = [self._tokenize(prompt, f"prompts[{index}]") for index, prompt in enumerate(many)]
+        tokenized = self._tokenize(many)
         outputs = self._run(tokenized, [params] * len(many), None, use_tqdm)
         return [self._beam_search_output(output) for output in outputs]
 
@@ -188,7 +176,7 @@ class LLM:
     def get_tokenizer(self) -> Tokenizer:
         """The tokenizer in use; `ValueError` if the model has none."""
         if self.engine.tokenizer is None:
-            raise ValueError("this model has no tokenizer: give prompts as token ids (`prompt_token_ids`)")
+            raise ValueError(NO_TOKENIZER)
         return self.engine.tokenizer
 
     def get_default_sampling_params(self) -> SamplingParams:
@@ -227,27 +215,9 @@ class LLM:
             )
         return BeamSearchOutput(sequences)
 
-    def _tokenize(self, prompt: Prompt, name: str) -> TokenizedPrompt:
-        """A prompt in any form, with its token ids."""
-        text: Any = None
-        ids: Any = prompt
-        salt: Any = None
-        if isinstance(prompt, str):
-            text, ids = prompt, None
-        elif isinstance(prompt, Mapping):
-            if unknown := [key for key in prompt if key not in PROMPT_KEYS]:
-                known = ", ".join(PROMPT_KEYS)
-                raise ValueError(f"{name} has no key {shown(unknown[0])}; a dictionary may have {known}")
-            text, ids, salt = (prompt.get(key) for key in PROMPT_KEYS)
-        if ids is None and isinstance(text, str):
-            ids = self.get_tokenizer().encode(check_text(name, text))
-        try:
-            return TokenizedPrompt(text, check_list(name, ids, of="token ids"), salt)
-        except ValueError:
-            raise ValueError(
-                f"{name} must be a string, a list of token ids, or a dictionary with 'prompt' (a string) or "
-                f"'prompt_token_ids' (a list of integers); got {shown(prompt)}"
-            ) from None
+    def _tokenize(self, prompts: Sequence[Prompt]) -> list[TokenizedPrompt]:
+        named = ((f"prompts[{index}]", prompt) for index, prompt in enumerate(prompts))
+        return [tokenize_prompt(prompt, name, self.engine.tokenizer) for name, prompt in named]
 
     def _run(
         self,

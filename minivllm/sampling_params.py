@@ -19,6 +19,7 @@ from minivllm.validation import (
     check_list,
     check_number,
     check_text,
+    check_token_ids,
     shown,
 )
 
@@ -143,9 +144,12 @@ class SamplingParams:
             check_boolean(name, getattr(self, name))
         self.stop = _texts("stop", self.stop)
         self.bad_words = _texts("bad_words", self.bad_words)
-        self.stop_token_ids = _token_ids("stop_token_ids", self.stop_token_ids)
+        named = [] if self.stop_token_ids is None else self.stop_token_ids
+        self.stop_token_ids = check_token_ids("stop_token_ids", named, may_be_set=True)
         if self.allowed_token_ids is not None:
-            self.allowed_token_ids = _token_ids("allowed_token_ids", self.allowed_token_ids)
+            self.allowed_token_ids = check_token_ids(
+                "allowed_token_ids", self.allowed_token_ids, may_be_set=True
+            )
             if not self.allowed_token_ids:
                 raise ValueError("allowed_token_ids must be None or name at least one token, got []")
         if self.logit_bias is not None:
@@ -278,11 +282,6 @@ def _texts(name: str, value: object) -> list[str]:
         return []
     texts = [value] if isinstance(value, str) else check_list(name, value, of="strings", may_be_set=True)
     return [check_text(f"{name}[{index}]", text, may_be_empty=False) for index, text in enumerate(texts)]
-
-
-def _token_ids(name: str, value: object) -> list[int]:
-    ids = [] if value is None else check_list(name, value, of="token ids", may_be_set=True)
-    return [check_integer(f"{name}[{index}]", token, at_least=0) for index, token in enumerate(ids)]
 
 
 def _biases(value: object) -> dict[int, float]:

@@ -77,7 +77,7 @@ def check_choice(name: str, value: object, allowed: Sequence[str]) -> str:
     """Return `value` if it is one of `allowed`, or raise `ValueError` listing them all."""
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {shown(value)}")
-    return value
+    return str(value)
 
 
 def check_text(name: str, value: object, *, may_be_empty: bool = True) -> str:
@@ -89,20 +89,19 @@ def check_text(name: str, value: object, *, may_be_empty: bool = True) -> str:
         wanted = "a string" if may_be_empty else "a string that is not empty"
         raise ValueError(f"{name} must be {wanted}, got {shown(value)}")
     try:
-        value.encode()
+        return value.encode().decode()  # numpy's strings become Python's
     except UnicodeEncodeError as error:
         raise ValueError(
             f"{name} must be text, but its character {error.start} is none (a lone surrogate): "
             f"got {shown(value[error.start : error.end])}"
         ) from None
-    return value
 
 
 def check_path(name: str, value: str | Path) -> str | Path:
     """Return `value` if a file can have that name, or raise `ValueError` naming the argument."""
     if "\0" in str(value):
         raise ValueError(f"{name} must have no NUL character in it, got {shown(value)}")
-    return value
+    return value if isinstance(value, Path) else str(value)
 
 
 def check_list(name: str, value: object, *, of: str, may_be_set: bool = False) -> list[Any]:
@@ -113,6 +112,12 @@ def check_list(name: str, value: object, *, of: str, may_be_set: bool = False) -
     if isinstance(items, texts) or not isinstance(items, wanted):
         raise ValueError(f"{name} must be a list of {of}, got {shown(value)}")
     return list(items)
+
+
+def check_token_ids(name: str, value: object, *, may_be_set: bool = False) -> list[int]:
+    """The token ids of a list, an array or a tensor, or `ValueError` naming the one that is none."""
+    ids = check_list(name, value, of="token ids", may_be_set=may_be_set)
+    return [check_integer(f"{name}[{index}]", token, at_least=0) for index, token in enumerate(ids)]
 
 
 def _as_float(value: object) -> float:

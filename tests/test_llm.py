@@ -86,14 +86,18 @@ def test_chat_puts_the_models_template_around_the_messages(llm):
     ("prompts", "params", "message"),
     [
         ([PROMPT, "\ud800"], {}, r"prompts\[1\] must be text, but its character 0 is none"),
-        ([PROMPT, {"prompt": PROMPT, "image": 5}], {}, r"prompts\[1\] has no key 'image'"),
+        (
+            [PROMPT, {"prompt": PROMPT, "image": 5}],
+            {},
+            r"prompts\[1\] may have the keys prompt, .* got 'image'",
+        ),
         (b"text", {}, "prompts must be a string, a dictionary, or a list of those; got b'text'"),
         ([PROMPT, []], {}, r"prompts\[1\]: the prompt is empty"),
         ([PROMPT, [10**6]], {}, r"prompts\[1\]: prompt_token_ids\[0\] must be an integer from 0 to"),
         ([[1] * 300], {}, r"prompts\[0\]: the prompt has 300 tokens; with max_model_len 256"),
         ([PROMPT, 3.5], {}, r"prompts\[1\] must be a string, a list of token ids"),
         (5, {}, "prompts must be a string, a dictionary, or a list"),
-        ([{"text": "x"}], {}, r"prompts\[0\] must be a string"),
+        ([{"text": "x"}], {}, r"prompts\[0\] may have the keys prompt, .* got 'text'"),
     ],
 )
 def test_a_prompt_that_cannot_be_served_is_named_and_nothing_is_computed(llm, prompts, params, message):

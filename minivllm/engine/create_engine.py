@@ -10,6 +10,7 @@ Read next: `minivllm/engine/engine.py` for the loop, `minivllm/config.py` for th
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import fields
@@ -56,7 +57,7 @@ def create_engine(args: EngineArgs, sinks: Iterable[Sink] = ()) -> Engine:
         sinks=sinks,
         model_shape=executor.model_shape,
         settings={
-            "model": str(args.model),
+            "model": os.fsencode(args.model).decode(errors="replace"),  # a folder may be named in any bytes
             "dtype": executor.model_shape.dtype,
             "seed": args.seed,
             "device": str(executor.device),

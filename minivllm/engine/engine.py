@@ -41,7 +41,7 @@ from minivllm.trace.events import ModelShape, RequestRefused, StepFinished
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.replay import EngineSnapshot
 from minivllm.trace.tee import Sink, make_emit
-from minivllm.validation import check_integer, check_text, shown
+from minivllm.validation import check_integer, check_text, check_token_ids, shown
 
 if TYPE_CHECKING:
     from minivllm.executor.executor import Executor
@@ -84,6 +84,9 @@ class Engine:
         policy: in which order requests are scheduled; the one that `config` names, if None.
         pages: how the executor's storage gives memory back, for the allocator "virtual_memory".
 
+    Raises:
+        ValueError: a number that cannot work, or no such configuration; named, with what is allowed.
+
     Attributes:
         requests: the state of each unfinished request, by its id.
     """
@@ -109,14 +112,13 @@ class Engine:
     ) -> None:
         if not isinstance(config, SchedulerConfig):
             raise ValueError(f"config must be a SchedulerConfig, got {shown(config)}")
-        check_integer("vocab_size", vocab_size, at_least=1)
         self.config = config
         self.executor = executor
         self.sampler = sampler
-        self.vocab_size = vocab_size
+        self.vocab_size = check_integer("vocab_size", vocab_size, at_least=1)
         self.tokenizer = tokenizer
-        self.eos_token_ids = tuple(eos_token_ids)
-        self.seed = seed
+        self.eos_token_ids = tuple(check_token_ids("eos_token_ids", eos_token_ids))
+        self.seed = check_integer("seed", seed, at_least=0)
         self.recorder = recorder
         self.requests: dict[str, RequestState] = {}
         self._clock = clock

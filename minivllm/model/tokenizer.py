@@ -21,6 +21,8 @@ import jinja2.ext
 import tokenizers
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from minivllm.validation import check_text
+
 
 class TokenizerError(ValueError):
     """A tokenizer that cannot be loaded or used, and why, naming the file."""
@@ -84,6 +86,7 @@ class Tokenizer:
         What that is, tokenizer.json alone says: `add_bos_token` in tokenizer_config.json has no effect, as in
         `transformers` 5.
         """
+        text = check_text("text", text)
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
