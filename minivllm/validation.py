@@ -9,6 +9,7 @@ They return the value in its one form: a number of numpy's as a number of Python
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence, Set
 from numbers import Integral, Real
 from pathlib import Path
@@ -17,6 +18,9 @@ from typing import Any
 
 LARGEST_INTEGER = 2**63 - 1
 """JSON, arrays and kernels know none beyond it, and no argument needs one."""
+
+LONGEST_PATH = 4096
+"""Characters; Linux allows no more."""
 
 _SHOWN = Repr()
 _SHOWN.maxstring = _SHOWN.maxother = 100
@@ -99,9 +103,17 @@ def check_text(name: str, value: object, *, may_be_empty: bool = True) -> str:
 
 def check_path(name: str, value: str | Path) -> str | Path:
     """Return `value` if a file can have that name, or raise `ValueError` naming the argument."""
-    if "\0" in str(value):
-        raise ValueError(f"{name} must have no NUL character in it, got {shown(value)}")
-    return value if isinstance(value, Path) else str(value)
+    text = str(value)
+    try:
+        is_possible = b"\0" not in os.fsencode(text) and len(text) <= LONGEST_PATH
+    except UnicodeEncodeError:  # half of a surrogate pair
+        is_possible = False
+    if not is_possible:
+        raise ValueError(
+            f"{name} must be a name that a file can have, of at most {LONGEST_PATH} characters, "
+            f"got {shown(value)}"
+        )
+    return value if isinstance(value, Path) else text
 
 
 def check_list(name: str, value: object, *, of: str, may_be_set: bool = False) -> list[Any]:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from minivllm import BeamSearchParams, Engine, EngineArgs, SamplingParams
 from minivllm.engine.settings import settings_of
+from minivllm.model.hub import resolve_model, resolve_tokenizer
 from minivllm.model.tokenizer import Tokenizer
 from minivllm.trace.recorder import Recorder
 from tests.engine.fakes import VOCAB_SIZE, expected_output, make_engine, make_llm
@@ -78,7 +79,8 @@ def attempt(given_values, function):
     try:
         return function(**given_values)
     except (ValueError, TypeError) as error:
-        assert any(name in str(error) for name in given_values), f"it names no argument: {error!r}"
+        names = (*given_values, "the prompt is empty")
+        assert any(name in str(error) for name in names), f"it names no argument: {error!r}"
         assert len(str(error)) < 1500, "shortened"
         return None
 
@@ -195,11 +197,22 @@ def test_the_settings_of_an_engine(values):
         msgspec.json.encode(numbers)  # in Python's own types, whatever was given
 
 
-@pytest.mark.parametrize("name", ["y" * 5000, "y/" * 3000, "a\0b", "~nobody-here/x", "\ud800", "x" * 200])
-def test_a_name_that_no_file_can_have_is_refused_as_the_models(name):
-    from minivllm.model.hub import resolve_model, resolve_tokenizer
-
-    for resolve, argument in ((resolve_model, "model"), (resolve_tokenizer, "tokenizer")):
+@pytest.mark.parametrize("name", ["y" * 5000, "a\0b", "\ud800", "", "y" * 300, "~no-such-user/x", "x" * 200])
+def test_a_name_that_no_file_can_have_is_refused_as_what_it_is(name):
+    for argument, resolve in (("model", resolve_model), ("tokenizer", resolve_tokenizer)):
         with pytest.raises(ValueError, match=argument) as caught:
-            resolve(name)
-        assert len(str(caught.value)) < 1000
+            resolve(getattr(EngineArgs(**{"model": "x", argument: name}), argument))
+        assert len(str(caught.value)) < 1000, "shortened"
+
+
+def test_a_request_has_its_own_copy_of_its_parameters():
+    """What the caller changes in its own parameters later is checked later, and changes nothing now."""
+    engine, params = new_engine(), SamplingParams(temperature=0, max_tokens=4)
+    engine.add_request("it", [1, 2], params)
+    params.max_tokens = "many"
+    with pytest.raises(ValueError, match="max_tokens must be an integer of at least 1, got 'many'"):
+        engine.add_request("next", [1, 2], params)
+    params.temperature = float("nan")
+    while engine.has_unfinished_requests():
+        (output,) = engine.step()
+    assert list(output.outputs[0].token_ids) == expected_output([1, 2], 4)

@@ -162,8 +162,9 @@ class EngineArgs:
         if type(self.dtype).__module__ == "torch":  # its own name for a type will do
             self.dtype = str(self.dtype).removeprefix("torch.")
         check_settings(self)
-        if not str(self.model):
-            raise ValueError(f"model must be a folder or a hub id, got {self.model!r}")
+        for name in ("model", "tokenizer"):
+            if getattr(self, name) == "":
+                raise ValueError(f"{name} must be a folder or a hub id, got ''")
         make_policy(self.scheduling_policy)  # before a model is loaded for nothing
         self._resolve_prefix_cache()
         self._resolve_preemption_mode()
