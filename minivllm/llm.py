@@ -45,14 +45,14 @@ Params: TypeAlias = SamplingParams | Sequence[SamplingParams] | None
 
 
 def _in_turn(method: Callable[Concatenate[LLM, P], Result]) -> Callable[Concatenate[LLM, P], Result]:
-    """A method that needs the engine for itself: one call at a time, first come, first served.
+    """A method that needs the engine for itself: of all calls, those of other threads too, one at a time.
 
-    It finds an engine without requests of earlier calls, however those have ended, and leaves one.
+    It finds an engine without requests of earlier calls, however those have ended, and leaves it like this.
     """
 
     @wraps(method)
     def call(self: LLM, /, *args: P.args, **kwargs: P.kwargs) -> Result:
-        self._turns.wait_for(sys._getframe())
+        self._turns.wait_for(sys._getframe())  # as long as this function runs, it is this call's turn
         try:
             self.engine.end_call()  # a second interrupt may have kept the last one from doing so
             return method(self, *args, **kwargs)
