@@ -120,7 +120,7 @@ class EngineArgs:
     ] = None
     swap_space: Annotated[
         float,
-        Setting("GiB of the host's memory for the blocks of preempted requests.", at_least=0, at_most=2**33),
+        Setting("GiB of the host's memory for the blocks of preempted requests.", at_least=0, at_most=10**6),
     ] = 0
     preemption_mode: Annotated[
         str | None,
