@@ -16,9 +16,6 @@ from pathlib import Path
 from reprlib import Repr
 from typing import Any
 
-LARGEST_INTEGER = 2**63 - 1
-"""JSON, arrays and kernels know none beyond it, and no argument needs one."""
-
 LONGEST_PATH = 4096
 """Characters; Linux allows no more."""
 
@@ -44,9 +41,13 @@ def check_integer(
     number = int(value)
     if (at_least is not None and number < at_least) or (at_most is not None and number > at_most):
         raise ValueError(f"{name} must be {allowed}, got {shown(number)}")
-    if abs(number) > LARGEST_INTEGER:
-        raise ValueError(f"{name} must be {allowed}, and no number beyond 64 bits; got {shown(number)}")
     return number
+
+
+def check_int64(name: str, value: object, *, at_least: int | None = None, at_most: int | None = None) -> int:
+    """As `check_integer`, for numbers that end in traces, arrays and kernels, which know 64 bits."""
+    number = check_integer(name, value, at_least=at_least, at_most=at_most)
+    return check_integer(name, number, at_least=-(2**63), at_most=2**63 - 1)
 
 
 def check_number(

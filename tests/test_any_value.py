@@ -70,8 +70,8 @@ def some_of(names):
 
 
 def test_a_number_that_python_does_not_write_is_refused_in_words():
-    with pytest.raises(ValueError, match=r"top_k must be an integer .* got int of too many digits"):
-        SamplingParams(top_k=10**5000)
+    with pytest.raises(ValueError, match=r"seed must be an integer .* got int of too many digits"):
+        SamplingParams(seed=10**5000)
 
 
 def attempt(given_values, function):

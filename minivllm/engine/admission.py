@@ -17,7 +17,7 @@ from typing import NamedTuple
 from minivllm.config import SchedulerConfig
 from minivllm.memory.cache_manager import CacheManager
 from minivllm.sampling_params import BeamSearchParams, SamplingParams, in_sampling_params, own_copy
-from minivllm.validation import check_integer, check_list, check_number, check_text, shown
+from minivllm.validation import check_int64, check_integer, check_list, check_number, check_text, shown
 
 
 class RequestArguments(NamedTuple):
@@ -53,7 +53,7 @@ class RequestArguments(NamedTuple):
             ],
             own_copy(params),
             check_number("arrival_time", arrival_time),
-            check_integer("priority", priority),
+            check_int64("priority", priority),
             None if cache_salt is None else check_text("cache_salt", cache_salt, may_be_empty=False),
         )
 

@@ -27,7 +27,7 @@ from textwrap import fill
 from types import NoneType, UnionType
 from typing import Any, Concatenate, ParamSpec, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from minivllm.validation import check_boolean, check_choice, check_integer, check_number, check_path, shown
+from minivllm.validation import check_boolean, check_choice, check_int64, check_number, check_path, shown
 
 P = ParamSpec("P")
 Owner = TypeVar("Owner")
@@ -72,7 +72,7 @@ class DeclaredSetting:
         if self.types == (bool,):
             return check_boolean(self.name, value)
         if self.types == (int,):
-            return check_integer(self.name, value, at_least=setting.at_least, at_most=setting.at_most)
+            return check_int64(self.name, value, at_least=setting.at_least, at_most=setting.at_most)
         if self.types == (float,):
             return check_number(
                 self.name,
