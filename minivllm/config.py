@@ -10,11 +10,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minivllm.validation import check_boolean, check_choice, check_integer, check_number
+from minivllm.validation import check_boolean, check_choice, check_int64, check_number
 
 DTYPES = ("half", "float16", "bfloat16", "float", "float32", "double", "float64")
 PREEMPTION_MODES = ("recompute", "swap")
 ATTENTION_BACKENDS = ("auto", "torch", "numba-cpu", "numba-cuda", "microscope")
+LEAST = {
+    "num_blocks": 1,
+    "block_size": 1,
+    "max_num_seqs": 1,
+    "max_num_batched_tokens": 1,
+    "max_model_len": 1,
+    "long_prefill_token_threshold": 0,
+    "num_host_blocks": 0,
+}
+"""The least that a limit may be."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +68,9 @@ class SchedulerConfig:
     copy_on_fork: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("num_blocks", "block_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len"):
-            check_integer(name, getattr(self, name), at_least=1)
+        for name, at_least in LEAST.items():  # kept as Python's own integers, which traces can express
+            object.__setattr__(self, name, check_int64(name, getattr(self, name), at_least=at_least))
         check_boolean("enable_chunked_prefill", self.enable_chunked_prefill)
-        check_integer("long_prefill_token_threshold", self.long_prefill_token_threshold, at_least=0)
         check_number("watermark", self.watermark, at_least=0, at_most=1)
         for name in ("scheduling_policy", "allocator", "prefix_cache"):
             # Which names there are is known to the rooms above, `minivllm/scheduling/choose_policy.py` and
@@ -72,7 +81,6 @@ class SchedulerConfig:
             if not isinstance(value, str) or not value.strip():
                 raise ValueError(f"{name} must be a name, got {value!r}")
         check_choice("preemption_mode", self.preemption_mode, PREEMPTION_MODES)
-        check_integer("num_host_blocks", self.num_host_blocks, at_least=0)
         check_boolean("copy_on_fork", self.copy_on_fork)
         self._check_combinations()
 

@@ -14,40 +14,63 @@ Read next: `minivllm/engine/engine.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import wraps
+from itertools import count, islice
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from tqdm.auto import tqdm
 
 from minivllm.engine.create_engine import create_engine
+from minivllm.engine.engine import Call
 from minivllm.engine.engine_args import EngineArgs
+from minivllm.engine.prompts import NO_TOKENIZER, Prompt, TokenizedPrompt, tokenize_prompt
+from minivllm.engine.request_state import RequestState
 from minivllm.engine.settings import documented, takes_settings
+from minivllm.engine.turns import Turns
 from minivllm.model.chat.template import render_chat
 from minivllm.model.tokenizer import Tokenizer
 from minivllm.outputs import BeamSearchOutput, BeamSearchSequence, RequestOutput
 from minivllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
-from minivllm.validation import check_integer
+from minivllm.validation import check_boolean, check_integer, check_list, check_text, shown
 
-Prompt: TypeAlias = str | Mapping[str, Any] | Sequence[int]
-"""A text, `{"prompt": text}`, `{"prompt_token_ids": [...]}`, or a list of token ids. A dictionary may also
-have a `cache_salt`: cached prefixes are shared only among prompts with the same one."""
+P = ParamSpec("P")
+Result = TypeVar("Result")
 
 Params: TypeAlias = SamplingParams | Sequence[SamplingParams] | None
 
 
-class TokenizedPrompt(NamedTuple):
-    """A prompt as the engine takes it."""
+def _in_turn(method: Callable[Concatenate[LLM, P], Result]) -> Callable[Concatenate[LLM, P], Result]:
+    """A method that needs the engine for itself: of all calls, those of other threads too, one at a time.
 
-    text: str | None
-    token_ids: list[int]
-    cache_salt: str | None = None
+    It finds an engine without requests of earlier calls, however those have ended, and leaves it like this.
+    """
+
+    @wraps(method)
+    def call(self: LLM, /, *args: P.args, **kwargs: P.kwargs) -> Result:
+        self._turns.wait_for(sys._getframe())  # as long as this function runs, it is this call's turn
+        try:
+            self.engine.end_call()  # a second interrupt may have kept the last one from doing so
+            return method(self, *args, **kwargs)
+        finally:
+            self.engine.end_call()
+            self._turns.pass_on()
+
+    return call
 
 
 class LLM:
     """Offline generation with continuous batching.
+
+    Any thread may call it: calls are served one at a time, in the order in which they came, and each returns
+    its own outputs. Ctrl-C ends a call, and the next one finds everything in order. The `engine` itself
+    belongs to one thread. Requests that were added to it directly are computed along with those of a call;
+    the next `engine.step()` returns their outputs.
 
     Raises:
         ValueError: an argument, a file or a number that cannot work, named, with what is allowed.
@@ -57,8 +80,10 @@ class LLM:
     @takes_settings(EngineArgs)
     def __init__(self, model: str | Path, **settings: Any) -> None:
         self.engine = create_engine(EngineArgs(model, **settings))
-        self._next_request = 0
+        self._turns = Turns()
+        self._numbers = count()
 
+    @_in_turn
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -87,12 +112,14 @@ class LLM:
 
         Raises:
             ValueError: a prompt that cannot be served, by its number and the reason. Nothing was computed.
+            RuntimeError: it is called from within another call, by a policy, say.
         """
         many = _as_list(prompts)
-        tokenized = [self._tokenize(prompt, f"prompts[{index}]") for index, prompt in enumerate(many)]
+        tokenized = self._tokenize(many)
         params = _one_for_each(sampling_params, len(many), self.get_default_sampling_params())
         return self._run(tokenized, params, priority, use_tqdm)
 
+    @_in_turn
     def chat(
         self,
         messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
@@ -128,7 +155,7 @@ class LLM:
         """
         if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence) or not messages:
             raise ValueError(
-                f"messages must be a list of messages, or of such lists, and not empty; got {messages!r}"
+                f"messages must be a list of messages, or of such lists, and not empty; got {shown(messages)}"
             )
         many: list[Any] = [messages] if isinstance(messages[0], Mapping) else list(messages)
         tokenizer = self.get_tokenizer()
@@ -146,11 +173,13 @@ class LLM:
                 documents=documents,
                 chat_template_kwargs=chat_template_kwargs,
             )
+            check_text("messages", text)
             # The template writes the special tokens itself, the first one included.
             tokenized.append(TokenizedPrompt(text, tokenizer.encode(text, add_special_tokens=False)))
         params = _one_for_each(sampling_params, len(many), self.get_default_sampling_params())
         return self._run(tokenized, params, None, use_tqdm)
 
+    @_in_turn
     def beam_search(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -170,12 +199,13 @@ class LLM:
             ValueError: as for `generate`; or the beam width is above the vocabulary's size.
         """
         if not isinstance(params, BeamSearchParams):
-            raise ValueError(f"params must be a BeamSearchParams, got {params!r}")
+            raise ValueError(f"params must be a BeamSearchParams, got {shown(params)}")
         many = _as_list(prompts)
-        tokenized = [self._tokenize(prompt, f"prompts[{index}]") for index, prompt in enumerate(many)]
+        tokenized = self._tokenize(many)
         outputs = self._run(tokenized, [params] * len(many), None, use_tqdm)
         return [self._beam_search_output(output) for output in outputs]
 
+    @_in_turn
     def reset_prefix_cache(self) -> bool:
         """Forget all cached prefixes. Returns whether the cache is empty now: what is in use stays."""
         return self.engine.reset_prefix_cache()
@@ -183,13 +213,14 @@ class LLM:
     def get_tokenizer(self) -> Tokenizer:
         """The tokenizer in use; `ValueError` if the model has none."""
         if self.engine.tokenizer is None:
-            raise ValueError("this model has no tokenizer: give prompts as token ids (`prompt_token_ids`)")
+            raise ValueError(NO_TOKENIZER)
         return self.engine.tokenizer
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What `generate` and `chat` use if nothing is given: see the setting `generation_config`."""
         return replace(self.engine.default_params)
 
+    @_in_turn
     def close(self) -> None:
         """End the trace, if one is recorded."""
         if self.engine.recorder:
@@ -221,26 +252,9 @@ class LLM:
             )
         return BeamSearchOutput(sequences)
 
-    def _tokenize(self, prompt: Prompt, name: str) -> TokenizedPrompt:
-        """A prompt in any form, with its token ids."""
-        text: Any = None
-        ids: Any = prompt
-        salt: Any = None
-        if isinstance(prompt, str):
-            text, ids = prompt, None
-        elif isinstance(prompt, Mapping):
-            text, ids, salt = (prompt.get(key) for key in ("prompt", "prompt_token_ids", "cache_salt"))
-        if hasattr(ids, "tolist"):
-            ids = ids.tolist()  # an array or a tensor of token ids
-        if isinstance(ids, Sequence) and not isinstance(ids, str | bytes):
-            return TokenizedPrompt(text, list(ids), salt)
-        if isinstance(text, str) and ids is None:
-            # A tokenizer may turn no text at all into its one beginning token, which is not meant.
-            return TokenizedPrompt(text, self.get_tokenizer().encode(text) if text else [], salt)
-        raise ValueError(
-            f"{name} must be a string, a list of token ids, or a dictionary with 'prompt' (a string) or "
-            f"'prompt_token_ids' (a list of integers); got {prompt!r}"
-        )
+    def _tokenize(self, prompts: Sequence[Prompt]) -> list[TokenizedPrompt]:
+        named = ((f"prompts[{index}]", prompt) for index, prompt in enumerate(prompts))
+        return [tokenize_prompt(prompt, name, self.engine.tokenizer) for name, prompt in named]
 
     def _run(
         self,
@@ -249,47 +263,56 @@ class LLM:
         priority: Sequence[int] | None,
         use_tqdm: bool,
     ) -> list[RequestOutput]:
-        priorities = [0] * len(tokenized) if priority is None else list(priority)
-        if len(priorities) != len(tokenized):
-            raise ValueError(f"priority has {len(priorities)} entries for {len(tokenized)} prompts")
-        ids = [str(self._next_request + index) for index in range(len(tokenized))]
-        requests = []
-        for index, prompt in enumerate(tokenized):  # all are checked before any is queued
-            check_integer(f"priority[{index}]", priorities[index])
-            wanted = params[index]
-            if isinstance(wanted, SamplingParams):
-                wanted = replace(wanted, output_kind=RequestOutputKind.FINAL_ONLY)
-            try:
-                requests.append(
-                    self.engine.make_request(
-                        ids[index],
-                        prompt.token_ids,
-                        wanted,
-                        prompt=prompt.text,
-                        priority=priorities[index],
-                        cache_salt=prompt.cache_salt,
-                    )
-                )
-            except ValueError as error:
-                raise ValueError(f"prompts[{index}]: {error}") from None
-        self._next_request += len(ids)
+        check_boolean("use_tqdm", use_tqdm)
+        priorities = _priorities(priority, len(tokenized))
+        free = (str(number) for number in self._numbers if not self.engine.is_in_use(str(number)))
+        ids = list(islice(free, len(tokenized)))
+        requests = [  # all are checked before any is queued
+            self._make_request(*of_one, index=index)
+            for index, of_one in enumerate(zip(ids, tokenized, params, priorities, strict=True))
+        ]
+        call = self.engine.begin_call(ids)
         try:
             for request in requests:
                 self.engine.enqueue(request)
-            return self._drain(ids, use_tqdm)
+            return self._drain(ids, call, use_tqdm)
         finally:
-            for request_id in ids:  # whatever interrupted us, no request and no block stays behind
-                self.engine.abort(request_id)
             if self.engine.recorder:
                 self.engine.recorder.flush()
 
-    def _drain(self, ids: list[str], use_tqdm: bool) -> list[RequestOutput]:
+    def _make_request(
+        self,
+        request_id: str,
+        prompt: TokenizedPrompt,
+        params: SamplingParams | BeamSearchParams,
+        priority: int,
+        index: int,
+    ) -> RequestState:
+        """The request for one prompt, which is named if it is refused."""
+        if isinstance(params, SamplingParams):
+            params = replace(params, output_kind=RequestOutputKind.FINAL_ONLY)
+        try:
+            return self.engine.make_request(
+                request_id,
+                prompt.token_ids,
+                params,
+                prompt=prompt.text,
+                priority=priority,
+                cache_salt=prompt.cache_salt,
+            )
+        except ValueError as error:
+            raise ValueError(f"prompts[{index}]: {error}") from None
+
+    def _drain(self, ids: list[str], call: Call, use_tqdm: bool) -> list[RequestOutput]:
         done: dict[str, RequestOutput] = {}
         with tqdm(total=len(ids), desc="Generating", unit="request", disable=not use_tqdm) as bar:
-            while len(done) < len(ids):
-                for output in self.engine.step():
-                    done[output.request_id] = output
-                    bar.update()
+            for request_id in ids:
+                while request_id not in done:
+                    if request_id not in self.engine.requests:
+                        raise RuntimeError(f"request {request_id!r} was aborted while it was waited for")
+                    for output in self.engine.step(call):
+                        done[output.request_id] = output
+                        bar.update()
         return [done[request_id] for request_id in ids]
 
 
@@ -300,11 +323,13 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """One prompt or many, as a list. A list of integers is one prompt, not many."""
     if isinstance(prompts, str | Mapping):
         return [prompts]
-    if not isinstance(prompts, Sequence):
-        raise ValueError(f"prompts must be a string, a dictionary, or a list of those; got {prompts!r}")
-    if prompts and all(isinstance(item, int) for item in prompts):
-        return [list(prompts)]  # type: ignore[arg-type]
-    return list(prompts)  # type: ignore[arg-type]
+    try:
+        items: list[Any] = check_list("prompts", prompts, of="prompts")
+    except ValueError:
+        raise ValueError(
+            f"prompts must be a string, a dictionary, or a list of those; got {shown(prompts)}"
+        ) from None
+    return [items] if items and all(isinstance(item, Integral) for item in items) else items
 
 
 def _one_for_each(params: Params, count: int, default: SamplingParams) -> list[SamplingParams]:
@@ -312,7 +337,20 @@ def _one_for_each(params: Params, count: int, default: SamplingParams) -> list[S
     if params is None or isinstance(params, SamplingParams):
         return [params or default] * count
     if not isinstance(params, Sequence) or not all(isinstance(item, SamplingParams) for item in params):
-        raise ValueError(f"sampling_params must be a SamplingParams or a list of them, got {params!r}")
+        raise ValueError(f"sampling_params must be a SamplingParams or a list of them, got {shown(params)}")
     if len(params) != count:
         raise ValueError(f"sampling_params has {len(params)} entries for {count} prompts")
     return list(params)
+
+
+def _priorities(priority: Sequence[int] | None, count: int) -> list[int]:
+    """One number for each of `count` prompts."""
+    if priority is None:
+        return [0] * count
+    numbers = [
+        check_integer(f"priority[{index}]", number)
+        for index, number in enumerate(check_list("priority", priority, of="integers"))
+    ]
+    if len(numbers) != count:
+        raise ValueError(f"priority has {len(numbers)} entries for {count} prompts")
+    return numbers

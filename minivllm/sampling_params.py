@@ -10,13 +10,33 @@ Source: vLLM's `SamplingParams`. Read next: `minivllm/decoding/sampler.py` for w
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 
-from minivllm.validation import check_boolean, check_integer, check_number
+from minivllm.validation import (
+    check_boolean,
+    check_integer,
+    check_list,
+    check_number,
+    check_text,
+    check_token_ids,
+    shown,
+)
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy: dividing by them would overflow and change nothing."""
+
+ALLOWED_NUMBERS: dict[str, dict[str, float]] = {
+    "length_penalty": {"at_least": -20, "at_most": 20},
+    "presence_penalty": {"at_least": -2, "at_most": 2},
+    "frequency_penalty": {"at_least": -2, "at_most": 2},
+    # Beyond these, one request's numbers would overflow and stop the whole batch.
+    "repetition_penalty": {"at_least": 1e-6, "at_most": 1e6},
+    "temperature": {"at_least": 0, "at_most": 1e6},
+    "top_p": {"more_than": 0, "at_most": 1},
+    "min_p": {"at_least": 0, "at_most": 1},
+}
+"""What the numbers of a request may be."""
 
 
 class RequestOutputKind(enum.Enum):
@@ -125,9 +145,12 @@ class SamplingParams:
             check_boolean(name, getattr(self, name))
         self.stop = _texts("stop", self.stop)
         self.bad_words = _texts("bad_words", self.bad_words)
-        self.stop_token_ids = _token_ids("stop_token_ids", self.stop_token_ids)
+        named = [] if self.stop_token_ids is None else self.stop_token_ids
+        self.stop_token_ids = check_token_ids("stop_token_ids", named, may_be_set=True)
         if self.allowed_token_ids is not None:
-            self.allowed_token_ids = _token_ids("allowed_token_ids", self.allowed_token_ids)
+            self.allowed_token_ids = check_token_ids(
+                "allowed_token_ids", self.allowed_token_ids, may_be_set=True
+            )
             if not self.allowed_token_ids:
                 raise ValueError("allowed_token_ids must be None or name at least one token, got []")
         if self.logit_bias is not None:
@@ -138,7 +161,7 @@ class SamplingParams:
                 f"in it; got {self.stop!r}"
             )
         if not isinstance(self.output_kind, RequestOutputKind):
-            raise ValueError(f"output_kind must be a RequestOutputKind, got {self.output_kind!r}")
+            raise ValueError(f"output_kind must be a RequestOutputKind, got {shown(self.output_kind)}")
         if self.use_beam_search:
             self._check_beam_search()
         elif self.length_penalty != 1 or self.early_stopping is not False:
@@ -193,26 +216,20 @@ class SamplingParams:
                 )
 
     def _check_numbers(self) -> None:
-        check_integer("n", self.n, at_least=1)
+        self.n = check_integer("n", self.n, at_least=1)
         if self.best_of is not None:
-            check_integer("best_of", self.best_of, at_least=1)
+            self.best_of = check_integer("best_of", self.best_of, at_least=1)
             if self.best_of < self.n:
                 raise ValueError(f"best_of must be at least n ({self.n}), got {self.best_of}")
-        check_number("length_penalty", self.length_penalty, at_least=-20, at_most=20)
-        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
-            raise ValueError(f"early_stopping must be True, False or 'never', got {self.early_stopping!r}")
-        check_number("presence_penalty", self.presence_penalty, at_least=-2, at_most=2)
-        check_number("frequency_penalty", self.frequency_penalty, at_least=-2, at_most=2)
-        # Beyond these, one request's numbers would overflow and stop the whole batch.
-        check_number("repetition_penalty", self.repetition_penalty, at_least=1e-6, at_most=1e6)
-        check_number("temperature", self.temperature, at_least=0, at_most=1e6)
-        check_number("top_p", self.top_p, more_than=0, at_most=1)
-        check_integer("top_k", self.top_k, at_least=-1)
-        check_number("min_p", self.min_p, at_least=0, at_most=1)
-        if self.seed == -1:
-            self.seed = None  # as in vLLM, where clients of old say "any" like this
+        self.top_k = check_integer("top_k", self.top_k, at_least=-1)
         if self.seed is not None:
-            check_integer("seed", self.seed, at_least=-(2**63), at_most=2**63 - 1)
+            seed = check_integer("seed", self.seed, at_least=-(2**63), at_most=2**63 - 1)
+            self.seed = None if seed == -1 else seed  # as in vLLM, where clients of old say "any" like this
+        for name, allowed in ALLOWED_NUMBERS.items():
+            setattr(self, name, check_number(name, getattr(self, name), **allowed))
+        ending = self.early_stopping
+        if not isinstance(ending, bool) and not (isinstance(ending, str) and ending == "never"):
+            raise ValueError(f"early_stopping must be True, False or 'never', got {shown(ending)}")
 
     def _check_beam_search(self) -> None:
         """Refuse what a beam search would have to ignore."""
@@ -249,46 +266,32 @@ class SamplingParams:
 
     def _check_lengths(self) -> None:
         if self.max_tokens is not None:
-            check_integer("max_tokens", self.max_tokens, at_least=1)
-        check_integer("min_tokens", self.min_tokens, at_least=0)
+            self.max_tokens = check_integer("max_tokens", self.max_tokens, at_least=1)
+        self.min_tokens = check_integer("min_tokens", self.min_tokens, at_least=0)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(
                 f"min_tokens must be at most max_tokens ({self.max_tokens}), got {self.min_tokens}"
             )
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
-                check_integer(name, getattr(self, name), at_least=-1)
+                setattr(self, name, check_integer(name, getattr(self, name), at_least=-1))
 
 
 def _texts(name: str, value: object) -> list[str]:
     """None, one string or several, as a list of strings that are not empty."""
     if value is None:
         return []
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, Iterable) or isinstance(texts, bytes | Mapping):
-        raise ValueError(f"{name} must be a string or a list of strings, got {value!r}")
-    texts = list(texts)
-    for text in texts:
-        if not isinstance(text, str) or not text:
-            raise ValueError(f"{name} must hold strings that are not empty, got {text!r}")
-    return texts
-
-
-def _token_ids(name: str, value: object) -> list[int]:
-    if value is None:
-        return []
-    if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
-        raise ValueError(f"{name} must be a list of token ids, got {value!r}")
-    return [check_integer(f"{name}[{index}]", token, at_least=0) for index, token in enumerate(value)]
+    texts = [value] if isinstance(value, str) else check_list(name, value, of="strings", may_be_set=True)
+    return [check_text(f"{name}[{index}]", text, may_be_empty=False) for index, text in enumerate(texts)]
 
 
 def _biases(value: object) -> dict[int, float]:
     if not isinstance(value, Mapping):
-        raise ValueError(f"logit_bias must map token ids to numbers, got {value!r}")
+        raise ValueError(f"logit_bias must map token ids to numbers, got {shown(value)}")
     biases = {}
     for key, bias in value.items():
-        # JSON has no keys but strings.
-        named: object = int(key) if isinstance(key, str) and key.isdecimal() else key
+        # JSON has no keys but strings. No vocabulary has ids of more than nine digits.
+        named = int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 10 else key
         token = check_integer("logit_bias: a token id", named, at_least=0)
         biases[token] = min(100.0, max(-100.0, check_number(f"logit_bias[{token}]", bias)))
     return biases
@@ -316,11 +319,11 @@ class BeamSearchParams:
     length_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        check_integer("beam_width", self.beam_width, at_least=1)
-        check_integer("max_tokens", self.max_tokens, at_least=1)
+        self.beam_width = check_integer("beam_width", self.beam_width, at_least=1)
+        self.max_tokens = check_integer("max_tokens", self.max_tokens, at_least=1)
         check_boolean("ignore_eos", self.ignore_eos)
-        check_number("temperature", self.temperature, at_least=0, at_most=1e6)
-        check_number("length_penalty", self.length_penalty, at_least=-20, at_most=20)
+        for name in ("temperature", "length_penalty"):
+            setattr(self, name, check_number(name, getattr(self, name), **ALLOWED_NUMBERS[name]))
 
     def to_sampling_params(self) -> SamplingParams:
         """The same search in the engine's words. `temperature` has no place there: see `LLM.beam_search`."""
@@ -335,6 +338,19 @@ class BeamSearchParams:
         )
 
 
-def in_sampling_params(params: SamplingParams | BeamSearchParams | None) -> SamplingParams:
+def own_copy(params: SamplingParams | BeamSearchParams | None) -> SamplingParams | BeamSearchParams:
+    """What the caller asks for now (vLLM's defaults if None), whatever it does with its object later.
+
+    Raises:
+        ValueError: it is something else, or was changed to what its constructor refuses.
+    """
+    if params is None:
+        return SamplingParams()
+    if not isinstance(params, SamplingParams | BeamSearchParams):
+        raise ValueError(f"params must be a SamplingParams or a BeamSearchParams, got {shown(params)}")
+    return replace(params)  # checks all of it again
+
+
+def in_sampling_params(params: SamplingParams | BeamSearchParams) -> SamplingParams:
     """The same as `SamplingParams`, whichever of vLLM's two ways to ask for a search was used."""
-    return params.to_sampling_params() if isinstance(params, BeamSearchParams) else params or SamplingParams()
+    return params.to_sampling_params() if isinstance(params, BeamSearchParams) else params

@@ -1,16 +1,35 @@
 """Say clearly what is wrong with an argument: its name, the value given, and what is allowed.
 
 Every public constructor checks its arguments with these functions *before* anything changes,
-so that a refused call leaves the engine exactly as it was (house rule 5: nothing silently dropped).
+so that a refused call leaves the engine exactly as it was (house rule 6: nothing silently accepted).
+They return the value in its one form: a number of numpy's as a number of Python's, an array as a list.
 `bool` is not an integer here, although Python says so: `n=True` is a slip, not a count.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Sequence, Set
+from numbers import Integral, Real
 from pathlib import Path
 from reprlib import Repr
+from typing import Any
+
+LONGEST_PATH = 4096
+"""Characters; Linux allows no more."""
+
+_SHOWN = Repr()
+_SHOWN.maxstring = _SHOWN.maxother = 100
+_SHOWN.maxlong, _SHOWN.maxlevel = 40, 3
+
+
+def shown(value: object) -> str:
+    """The value as a message shows it: short, on one line, and whatever its own `repr` may do."""
+    try:
+        return _SHOWN.repr(value).replace("\n", " ")
+    except ValueError:  # an integer of more digits than Python is willing to write
+        return f"{type(value).__name__} of too many digits"
 
 
 def check_integer(
@@ -18,11 +37,18 @@ def check_integer(
 ) -> int:
     """Return `value` as an int, or raise `ValueError` naming the argument and its allowed range."""
     allowed = "an integer" + _range_words(at_least, at_most)
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise ValueError(f"{name} must be {allowed}, got {shown(value)}")
-    if (at_least is not None and value < at_least) or (at_most is not None and value > at_most):
-        raise ValueError(f"{name} must be {allowed}, got {shown(value)}")
-    return value
+    number = int(value)
+    if (at_least is not None and number < at_least) or (at_most is not None and number > at_most):
+        raise ValueError(f"{name} must be {allowed}, got {shown(number)}")
+    return number
+
+
+def check_int64(name: str, value: object, *, at_least: int | None = None, at_most: int | None = None) -> int:
+    """As `check_integer`, for numbers that end in traces, arrays and kernels, which know 64 bits."""
+    number = check_integer(name, value, at_least=at_least, at_most=at_most)
+    return check_integer(name, number, at_least=-(2**63), at_most=2**63 - 1)
 
 
 def check_number(
@@ -35,12 +61,15 @@ def check_number(
 ) -> float:
     """Return `value` as a finite float, or raise `ValueError` naming the argument and its allowed range."""
     allowed = "a finite number" + _range_words(at_least, at_most, more_than)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
+    number = float("nan") if isinstance(value, bool) else _as_float(value)
+    if not math.isfinite(number):
         raise ValueError(f"{name} must be {allowed}, got {shown(value)}")
-    too_small = (at_least is not None and value < at_least) or (more_than is not None and value <= more_than)
-    if too_small or (at_most is not None and value > at_most):
+    too_small = (at_least is not None and number < at_least) or (
+        more_than is not None and number <= more_than
+    )
+    if too_small or (at_most is not None and number > at_most):
         raise ValueError(f"{name} must be {allowed}, got {shown(value)}")
-    return float(value)
+    return number
 
 
 def check_boolean(name: str, value: object) -> bool:
@@ -54,24 +83,63 @@ def check_choice(name: str, value: object, allowed: Sequence[str]) -> str:
     """Return `value` if it is one of `allowed`, or raise `ValueError` listing them all."""
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {shown(value)}")
-    return value
+    return str(value)
 
 
-def shown(value: object) -> str:
-    """A value as a message shows it: its `repr`, shortened where it is long, wide or deep."""
-    return _SHORT.repr(value)
+def check_text(name: str, value: object, *, may_be_empty: bool = True) -> str:
+    """Return `value` if it is a string that UTF-8 can express, or raise `ValueError` naming the argument.
 
-
-_SHORT = Repr()
-_SHORT.maxstring = _SHORT.maxother = 100
-_SHORT.maxlong, _SHORT.maxlevel = 40, 3
-
-
-def _is_finite(value: float) -> bool:
+    Half of a surrogate pair is no character: JSON, tokenizers and terminals refuse it, each in its own way.
+    """
+    if not isinstance(value, str) or not (value or may_be_empty):
+        wanted = "a string" if may_be_empty else "a string that is not empty"
+        raise ValueError(f"{name} must be {wanted}, got {shown(value)}")
     try:
-        return math.isfinite(value)
+        return value.encode().decode()  # numpy's strings become Python's
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name} must be text, but its character {error.start} is none (a lone surrogate): "
+            f"got {shown(value[error.start : error.end])}"
+        ) from None
+
+
+def check_path(name: str, value: str | Path) -> str | Path:
+    """Return `value` if a file can have that name, or raise `ValueError` naming the argument."""
+    text = str(value)
+    try:
+        is_possible = b"\0" not in os.fsencode(text) and len(text) <= LONGEST_PATH
+    except UnicodeEncodeError:  # half of a surrogate pair
+        is_possible = False
+    if not is_possible:
+        raise ValueError(
+            f"{name} must be a name that a file can have, of at most {LONGEST_PATH} characters, "
+            f"got {shown(value)}"
+        )
+    return value if isinstance(value, Path) else text
+
+
+def check_list(name: str, value: object, *, of: str, may_be_set: bool = False) -> list[Any]:
+    """The items of a list, a tuple, an array, a tensor (or a set), or `ValueError` naming the argument."""
+    texts = str | bytes | bytearray | memoryview  # sequences, too, of something else than is meant
+    items = value.tolist() if hasattr(value, "tolist") and not isinstance(value, texts) else value
+    wanted = Sequence | Set if may_be_set else Sequence
+    if isinstance(items, texts) or not isinstance(items, wanted):
+        raise ValueError(f"{name} must be a list of {of}, got {shown(value)}")
+    return list(items)
+
+
+def check_token_ids(name: str, value: object, *, may_be_set: bool = False) -> list[int]:
+    """The token ids of a list, an array or a tensor, or `ValueError` naming the one that is none."""
+    ids = check_list(name, value, of="token ids", may_be_set=may_be_set)
+    return [check_integer(f"{name}[{index}]", token, at_least=0) for index, token in enumerate(ids)]
+
+
+def _as_float(value: object) -> float:
+    """NaN if it is none."""
+    try:
+        return float(value) if isinstance(value, Real) else float("nan")
     except OverflowError:  # an integer too large for any float
-        return False
+        return float("inf")
 
 
 def _range_words(at_least: float | None, at_most: float | None, more_than: float | None = None) -> str:

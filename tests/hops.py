@@ -59,8 +59,8 @@ def walk(backend: str) -> Walk:
 
     step = llm.engine.step
 
-    def counted_step():
-        outputs = step()
+    def counted_step(*call):
+        outputs = step(*call)
         ends.append(len(frames))
         return outputs
 

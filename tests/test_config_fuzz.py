@@ -13,7 +13,9 @@ from minivllm import LLM, SamplingParams
 from minivllm.engine.engine_args import EngineArgs
 from minivllm.model.tiny import MODEL_PATH
 
-nonsense = st.sampled_from([None, True, -1, 0, 0.5, 1.5, float("nan"), "", "16", [], {}, 10**12])
+nonsense = st.sampled_from(
+    [None, True, -1, 0, 0.5, 1.5, 1e300, float("nan"), "", "16", "y" * 5000, [], {}, 10**12, 10**18, 10**400]
+)
 SETTINGS = {
     "dtype": st.sampled_from(["auto", "float32", "float64", "bfloat16", "float", "int8"]),
     "seed": st.integers(0, 5),

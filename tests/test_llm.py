@@ -63,6 +63,15 @@ def test_an_output_has_vllms_fields(llm):
     assert (output.num_cached_tokens, completion.index) == (0, 0)
 
 
+def test_no_text_at_all_is_what_the_tokenizer_makes_of_it(llm):
+    """Most tokenizers begin every text with a token of its own: then there is something to continue."""
+    beginning = llm.get_tokenizer().encode("")
+    (output,) = llm.generate("", greedy(), use_tqdm=False)
+    (same,) = llm.generate([beginning], greedy(), use_tqdm=False)
+    assert len(beginning) == 1 and output.prompt_token_ids == beginning
+    assert output.outputs[0].token_ids == same.outputs[0].token_ids
+
+
 def test_chat_puts_the_models_template_around_the_messages(llm):
     messages = [{"role": "user", "content": "What is a KV cache?"}]
     one, two = llm.chat([messages, messages], greedy(), use_tqdm=False)
@@ -120,13 +129,19 @@ def test_chat_obeys_every_argument_of_vllms(llm, tmp_path):
 @pytest.mark.parametrize(
     ("prompts", "params", "message"),
     [
-        ([PROMPT, ""], {}, r"prompts\[1\]: the prompt is empty"),
+        ([PROMPT, "\ud800"], {}, r"prompts\[1\] must be text, but its character 0 is none"),
+        (
+            [PROMPT, {"prompt": PROMPT, "image": 5}],
+            {},
+            r"prompts\[1\] may have the keys prompt, .* got 'image'",
+        ),
+        (b"text", {}, "prompts must be a string, a dictionary, or a list of those; got b'text'"),
         ([PROMPT, []], {}, r"prompts\[1\]: the prompt is empty"),
         ([PROMPT, [10**6]], {}, r"prompts\[1\]: prompt_token_ids\[0\] must be an integer from 0 to"),
         ([[1] * 300], {}, r"prompts\[0\]: the prompt has 300 tokens; with max_model_len 256"),
         ([PROMPT, 3.5], {}, r"prompts\[1\] must be a string, a list of token ids"),
         (5, {}, "prompts must be a string, a dictionary, or a list"),
-        ([{"text": "x"}], {}, r"prompts\[0\] must be a string"),
+        ([{"text": "x"}], {}, r"prompts\[0\] may have the keys prompt, .* got 'text'"),
     ],
 )
 def test_a_prompt_that_cannot_be_served_is_named_and_nothing_is_computed(llm, prompts, params, message):

@@ -154,7 +154,7 @@ def test_pressure_changes_no_text(llm, params, mode):
         (STORY, {"n": 200}, r"n \(best_of\) must be at most max_num_seqs \(128\).* got 200"),
         (STORY, {"n": 40, "max_tokens": 2000}, "40 sequences need .* blocks of 16 tokens, the pool has 128"),
         (STORY, {"use_beam_search": True, "best_of": 5000}, r"must be at most 4096, the vocabulary's size"),
-        ({"prompt": STORY, "cache_salt": 7}, {}, "cache_salt must be a string that is not empty, or None"),
+        ({"prompt": STORY, "cache_salt": 7}, {}, "cache_salt must be a string that is not empty, got 7"),
     ],
 )
 def test_what_can_never_be_served_is_refused_and_the_engine_serves_on(llm, prompt, params, message):

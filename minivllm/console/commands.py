@@ -27,6 +27,7 @@ from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
 from minivllm import __version__
+from minivllm.console.locale_text import print_all_languages
 
 USAGE_ERROR = 2
 
@@ -149,6 +150,7 @@ def version(
 
 def run(arguments: Sequence[str]) -> int:
     """Run a command line and return its exit code: 0, or 2 for a mistake, said in a sentence on stderr."""
+    print_all_languages()
     try:
         code = app(list(arguments), prog_name="minivllm", standalone_mode=False)
         return code if isinstance(code, int) else 0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from minivllm.console.locale_text import typed_text
 from minivllm.engine.engine_flags import with_engine_flags
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def generate(
     from minivllm import LLM, SamplingParams
     from minivllm.model.tiny import MODEL_PATH
 
+    prompts = [typed_text(prompt) for prompt in prompts]
     sampling = SamplingParams(
         n=n,
         use_beam_search=use_beam_search,

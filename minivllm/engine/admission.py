@@ -1,7 +1,10 @@
-"""Before a request is queued: could it ever be served? If not, it is refused at once, with the numbers.
+"""Before a request is queued: is it one, and could it ever be served? If not, it is refused at once.
+
+    arguments ──► RequestArguments ──► check_request ──► its final limit of output tokens
+                  each has its type     it would fit
 
 A request that outgrows the cache half-way, or that waits for blocks which do not exist, would hang its
-client for ever. Both can be known before anything is computed, so they are.
+client for ever. Both can be known before anything is computed, so they are, and the refusal has the numbers.
 
 Read next: `engine.py`, which asks before it queues anything.
 """
@@ -9,18 +12,54 @@ Read next: `engine.py`, which asks before it queues anything.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from typing import NamedTuple
 
 from minivllm.config import SchedulerConfig
 from minivllm.memory.cache_manager import CacheManager
-from minivllm.sampling_params import BeamSearchParams, SamplingParams, in_sampling_params
+from minivllm.sampling_params import BeamSearchParams, SamplingParams, in_sampling_params, own_copy
+from minivllm.validation import check_int64, check_integer, check_list, check_number, check_text, shown
+
+
+class RequestArguments(NamedTuple):
+    """What `Engine.add_request` was given, each argument in its one form."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    params: SamplingParams | BeamSearchParams
+    arrival_time: float
+    priority: int
+    cache_salt: str | None
+
+    @classmethod
+    def checked(
+        cls,
+        request_id: object,
+        prompt: object,
+        prompt_token_ids: object,
+        params: SamplingParams | BeamSearchParams | None,
+        arrival_time: object,
+        priority: object,
+        cache_salt: object,
+    ) -> RequestArguments:
+        """The arguments, if each of them is what it should be; else `ValueError`, which names the first."""
+        tokens = check_list("prompt_token_ids", prompt_token_ids, of="token ids")
+        return cls(
+            check_text("request_id", request_id, may_be_empty=False),
+            None if prompt is None else check_text("prompt", prompt),
+            [
+                token if type(token) is int else check_integer(f"prompt_token_ids[{position}]", token)
+                for position, token in enumerate(tokens)
+            ],
+            own_copy(params),
+            check_number("arrival_time", arrival_time),
+            check_int64("priority", priority),
+            None if cache_salt is None else check_text("cache_salt", cache_salt, may_be_empty=False),
+        )
 
 
 def check_request(
-    request_id: str,
-    prompt_token_ids: Sequence[int],
-    params: SamplingParams | BeamSearchParams,
-    cache_salt: str | None,
+    arguments: RequestArguments,
     *,
     config: SchedulerConfig,
     memory: CacheManager,
@@ -32,37 +71,28 @@ def check_request(
     Raises:
         ValueError: it never could, and why.
     """
-    params = in_sampling_params(params)
-    if not isinstance(request_id, str) or not request_id:
-        raise ValueError(f"request_id must be a non-empty string, got {request_id!r}")
-    check_prompt(prompt_token_ids, vocab_size, config.max_model_len)
-    check_salt(cache_salt)
+    params, prompt = in_sampling_params(arguments.params), arguments.prompt_token_ids
+    check_prompt(prompt, vocab_size, config.max_model_len)
     params.verify(vocab_size, has_tokenizer=has_tokenizer)
     check_width(params.width, is_beam_search=params.use_beam_search, config=config)
-    return limit_output(len(prompt_token_ids), params.max_tokens, config, memory, params.width)
+    return limit_output(len(prompt), params.max_tokens, config, memory, params.width)
 
 
-def check_prompt(token_ids: Sequence[int], vocab_size: int, max_model_len: int) -> None:
+def check_prompt(token_ids: list[int], vocab_size: int, max_model_len: int) -> None:
     """Raise `ValueError` unless there are tokens, all of them exist, and one more would fit the model."""
-    if not len(token_ids):
+    if not token_ids:
         raise ValueError("the prompt is empty: it must have at least one token")
     for position, token in enumerate(token_ids):
-        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
+        if not 0 <= token < vocab_size:
             raise ValueError(
                 f"prompt_token_ids[{position}] must be an integer from 0 to {vocab_size - 1} "
-                f"(the vocabulary has {vocab_size} tokens), got {token!r}"
+                f"(the vocabulary has {vocab_size} tokens), got {shown(token)}"
             )
     if len(token_ids) >= max_model_len:
         raise ValueError(
             f"the prompt has {len(token_ids)} tokens; with max_model_len {max_model_len} it may have at most "
             f"{max_model_len - 1}, so that one token can be generated"
         )
-
-
-def check_salt(salt: object) -> None:
-    """Raise `ValueError` unless it is None or a text that is not empty."""
-    if salt is not None and (not isinstance(salt, str) or not salt):
-        raise ValueError(f"cache_salt must be a string that is not empty, or None, got {salt!r}")
 
 
 def check_width(width: int, *, is_beam_search: bool, config: SchedulerConfig) -> None:

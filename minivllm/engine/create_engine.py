@@ -68,7 +68,7 @@ def create_engine(args: EngineArgs, sinks: Iterable[Sink] = ()) -> Engine:
         sinks=sinks,
         model_shape=executor.model_shape,
         settings={
-            "model": str(args.model),
+            "model": os.fsencode(args.model).decode(errors="replace"),  # a folder may be named in any bytes
             "dtype": executor.model_shape.dtype,
             "seed": args.seed,
             "device": str(executor.device),

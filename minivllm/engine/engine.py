@@ -11,6 +11,9 @@ one to the next; the model, the tokenizer, the clock and the callers are its bus
 A step that fails (out of memory, say) or is interrupted loses no token and no request: those that were in it
 compute their caches anew, and every request can still be aborted.
 
+One thread at a time drives an engine. A caller that waits for some requests only, as `LLM.generate` does,
+begins a *call* and names it in each `step`; the outputs of all other requests are kept for a plain `step`.
+
 Source: the `LLMEngine` of vLLM, `step` and `add_request`. Read next: `core.py`.
 """
 
@@ -19,11 +22,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
 from time import perf_counter, sleep
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from minivllm.config import SchedulerConfig
 from minivllm.decoding.detokenizer import token_texts
-from minivllm.engine.admission import check_request
+from minivllm.engine.admission import RequestArguments, check_request
 from minivllm.engine.core import EngineCore
 from minivllm.engine.request_state import RequestState, make_request_state
 from minivllm.engine.sample_step import StepSample, TokenSampler, advance_search, sample_step
@@ -38,6 +41,7 @@ from minivllm.trace.events import ModelShape, RequestRefused, StepFinished
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.replay import EngineSnapshot
 from minivllm.trace.tee import Sink, make_emit
+from minivllm.validation import check_integer, check_text, check_token_ids, shown
 
 if TYPE_CHECKING:
     from minivllm.executor.executor import Executor
@@ -55,6 +59,9 @@ class Outbox(NamedTuple):
 
 
 NOTHING = Outbox([], [])
+
+Call: TypeAlias = frozenset[str]
+"""The ids of the requests that one caller waits for."""
 
 
 class Engine:
@@ -78,6 +85,9 @@ class Engine:
         sleep: lets so many seconds pass on that clock, when a policy would rather wait for more requests.
         policy: in which order requests are scheduled; the one that `config` names, if None.
         pages: how the executor's storage gives memory back, for the allocator "virtual_memory".
+
+    Raises:
+        ValueError: a number that cannot work, or no such configuration; named, with what is allowed.
 
     Attributes:
         requests: the state of each unfinished request, by its id.
@@ -103,14 +113,16 @@ class Engine:
         policy: SchedulingPolicy | None = None,
         pages: Pages | None = None,
     ) -> None:
+        if not isinstance(config, SchedulerConfig):
+            raise ValueError(f"config must be a SchedulerConfig, got {shown(config)}")
         self.config = config
         self.executor = executor
         self.sampler = sampler
-        self.vocab_size = vocab_size
+        self.vocab_size = check_integer("vocab_size", vocab_size, at_least=1)
         self.tokenizer = tokenizer
-        self.eos_token_ids = tuple(eos_token_ids)
+        self.eos_token_ids = tuple(check_token_ids("eos_token_ids", eos_token_ids))
         self.default_params = default_params or SamplingParams()
-        self.seed = seed
+        self.seed = check_integer("seed", seed, at_least=0)
         self.recorder = recorder
         self.requests: dict[str, RequestState] = {}
         self._clock = clock
@@ -118,7 +130,8 @@ class Engine:
         self._emit = emit = make_emit([*([recorder] if recorder else []), *sinks])
         self._is_busy = False  # left True by an interrupt: something may be half-done
         self._outbox = NOTHING
-        self._late: list[RequestOutput] = []
+        self._late: list[RequestOutput] = []  # for the next step to tell
+        self._call: Call | None = None
         self.core = EngineCore(
             config, emit, policy=policy, make_cache=lambda: make_cache_manager(config, emit, pages)
         )
@@ -145,12 +158,12 @@ class Engine:
         """Queue a request. It is computed by later calls of `step`. All or nothing, interrupts included.
 
         Args:
-            request_id: the caller's name for it, unique among the requests that are not finished.
+            request_id: the caller's name for it, unique among the requests whose last output it has not got.
             prompt_token_ids: at least one token.
             params: how to sample (or search) and when to stop; the engine's defaults if None.
             prompt: the prompt as text, for outputs and trace.
             arrival_time: on the engine's clock; now if None.
-            priority: kept for policies that look at it.
+            priority: kept for policies that look at it; the smaller is the more important.
             cache_salt: cached prefixes are shared only among requests with the same salt.
 
         Raises:
@@ -184,36 +197,34 @@ class Engine:
         Raises:
             ValueError: it could never be served, and why. The refusal is recorded in the trace.
         """
-        params = params or self.default_params
+        params = self.default_params if params is None else params
         try:
-            if request_id in self.requests:
-                raise ValueError(f"request_id {request_id!r} is in use by a request that is not finished")
-            max_tokens = check_request(
+            arguments = RequestArguments.checked(
                 request_id,
+                prompt,
                 prompt_token_ids,
                 params,
+                self._clock() if arrival_time is None else arrival_time,
+                priority,
                 cache_salt,
+            )
+            if self.is_in_use(request_id):
+                raise ValueError(f"request_id {request_id!r} is in use by a request that is not finished")
+            max_tokens = check_request(
+                arguments,
                 config=self.config,
                 memory=self.cache,
                 vocab_size=self.vocab_size,
                 has_tokenizer=self.tokenizer is not None,
             )
             return make_request_state(
-                request_id,
-                prompt,
-                prompt_token_ids,
-                params,
-                max_tokens=max_tokens,
-                arrival_time=self._clock() if arrival_time is None else arrival_time,
-                priority=priority,
-                cache_salt=cache_salt,
-                tokenizer=self.tokenizer,
-                eos_token_ids=self.eos_token_ids,
+                arguments, max_tokens=max_tokens, tokenizer=self.tokenizer, eos_token_ids=self.eos_token_ids
             )
         except ValueError as error:
             if self._emit:
                 now = self.core.time_of(self._clock())
-                self._emit(RequestRefused(str(request_id), now, str(error)))
+                name = request_id if isinstance(request_id, str) else shown(request_id)
+                self._emit(RequestRefused(name.encode(errors="replace").decode(), now, str(error)))
             raise
 
     def enqueue(self, state: RequestState) -> None:
@@ -243,7 +254,11 @@ class Engine:
 
         Returns:
             Its output so far, with reason "abort" (or its own, if it is parked); None if it is not here.
+
+        Raises:
+            ValueError: `request_id` is no text.
         """
+        check_text("request_id", request_id)
         self._settle()
         self._late = [output for output in self._late if output.request_id != request_id]
         state = self.requests.get(request_id)
@@ -266,6 +281,10 @@ class Engine:
         self._is_busy = False
         return not self.requests
 
+    def is_in_use(self, request_id: str) -> bool:
+        """Is there a request of this id that is unfinished, or whose last output was not told yet?"""
+        return request_id in self.requests or any(late.request_id == request_id for late in self._late)
+
     def has_unfinished_requests(self) -> bool:
         self._settle()
         return bool(self.requests or self._late)
@@ -286,13 +305,37 @@ class Engine:
 
     # ── the loop ──────────────────────────────────────────────────────────────────────────────────────
 
-    def step(self) -> list[RequestOutput]:
+    def begin_call(self, request_ids: Iterable[str]) -> Call:
+        """Before these requests are queued: they belong to one caller, which passes the call to `step`."""
+        self.end_call()
+        self._call = frozenset(request_ids)
+        return self._call
+
+    def end_call(self) -> None:
+        """Abort what is left of the call that was begun last; nothing else changes."""
+        if self._call is None:
+            return
+        self._settle()
+        for request_id in self._call & self.requests.keys():
+            self.abort(request_id)
+        self._late = [output for output in self._late if output.request_id not in self._call]
+        self._call = None
+
+    def step(self, call: Call | None = None) -> list[RequestOutput]:
         """Compute one step of everything that is scheduled.
+
+        Args:
+            call: tell only the outputs of its requests (`begin_call`). A step that does not name the call
+                that was begun last ends it: an interrupt has taken its caller away.
 
         Returns:
             One output for each request that got a token (or, with `output_kind=FINAL_ONLY` and for beam
-            searches, that finished); empty if there is nothing to do.
+            searches, that finished); empty if there is nothing to do. Outputs that do not belong to `call`
+            are returned by the next plain step.
         """
+        if call is not self._call:
+            self.end_call()
+            self._call = call
         if self._is_busy:
             self._settle()
         self._outbox = NOTHING  # the caller has come back, so it has got what was in it
@@ -376,10 +419,16 @@ class Engine:
     def _send(self, outbox: Outbox) -> list[RequestOutput]:
         """Give outputs to the caller; they are kept until it comes back, in case that it never gets them."""
         self._outbox = outbox
-        self._late = []
         for state in outbox.states:
             state.outputs.mark_sent()
-        return vars(self).update(_is_busy=False) or outbox.outputs  # one line: nothing can come in between
+        told = outbox.outputs
+        late: list[RequestOutput] = []
+        if self._call is not None:
+            told = []
+            for output in outbox.outputs:
+                (told if output.request_id in self._call else late).append(output)
+        # One line, so that nothing can come in between.
+        return vars(self).update(_is_busy=False, _late=late) or told
 
     # ── after an interrupt ────────────────────────────────────────────────────────────────────────────
 

@@ -25,6 +25,7 @@ from minivllm.memory.allocators import ALLOCATORS
 from minivllm.memory.make_cache_manager import PREFIX_CACHES
 from minivllm.scheduling.choose_policy import POLICIES, make_policy
 from minivllm.trace.recorder import Recorder
+from minivllm.validation import shown
 
 
 @dataclass
@@ -125,7 +126,8 @@ class EngineArgs:
         bool | None, Setting("vLLM's name for prefix_cache: True means 'hash', False none.")
     ] = None
     swap_space: Annotated[
-        float, Setting("GiB of the host's memory for the blocks of preempted requests.", at_least=0)
+        float,
+        Setting("GiB of the host's memory for the blocks of preempted requests.", at_least=0, at_most=10**6),
     ] = 0
     preemption_mode: Annotated[
         str | None,
@@ -164,10 +166,12 @@ class EngineArgs:
     ] = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.model, str | Path) or not str(self.model):
-            raise ValueError(f"model must be a folder or a hub id, got {self.model!r}")
-        self.dtype = str(self.dtype).removeprefix("torch.")  # torch's own name for a type will do
+        if type(self.dtype).__module__ == "torch":  # its own name for a type will do
+            self.dtype = str(self.dtype).removeprefix("torch.")
         check_settings(self)
+        for name in ("model", "tokenizer"):
+            if getattr(self, name) == "":
+                raise ValueError(f"{name} must be a folder or a hub id, got ''")
         make_policy(self.scheduling_policy)  # before a model is loaded for nothing
         self._resolve_prefix_cache()
         self._resolve_preemption_mode()
@@ -192,7 +196,9 @@ class EngineArgs:
         for name, only in allowed.items():
             value = getattr(self, name)
             if value != only:
-                raise ValueError(f"{name} must be {only!r}: this version has nothing else yet; got {value!r}")
+                raise ValueError(
+                    f"{name} must be {only!r}: this version has nothing else yet; got {shown(value)}"
+                )
 
 
 EngineArgs.__doc__ = documented(EngineArgs.__doc__, EngineArgs)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from minivllm.decoding.beam_decoding import BeamDecoding
 from minivllm.decoding.output_state import OutputState
 from minivllm.decoding.parallel_sampling import ParallelSampling
+from minivllm.engine.admission import RequestArguments
 from minivllm.outputs import RequestMetrics, RequestOutput
 from minivllm.sampling_params import (
     BeamSearchParams,
@@ -90,40 +91,35 @@ class RequestState:
 
 
 def make_request_state(
-    request_id: str,
-    prompt: str | None,
-    prompt_token_ids: Sequence[int],
-    params: SamplingParams | BeamSearchParams,
+    arguments: RequestArguments,
     *,
     max_tokens: int,
-    arrival_time: float,
-    priority: int,
-    cache_salt: str | None,
     tokenizer: Tokenizer | None,
     eos_token_ids: Sequence[int],
 ) -> RequestState:
-    """A request with its one sequence, not numbered yet, and the outputs that `params` asks for, not begun.
+    """A request with its one sequence, not numbered yet, and the outputs that it asks for, not begun.
 
     Raises:
         ValueError: a bad word that has no tokens.
     """
+    params = arguments.params
     beam_temperature = params.temperature if isinstance(params, BeamSearchParams) else 0.0
     wanted = in_sampling_params(params)
     sequence = TokenSequence(
         -1,
-        prompt_token_ids,
-        request_id=request_id,
+        arguments.prompt_token_ids,
+        request_id=arguments.request_id,
         wants_prompt_logits=wanted.prompt_logprobs is not None,
     )
     request = Request(
-        request_id,
+        arguments.request_id,
         [sequence],
         max_tokens=max_tokens,
-        arrival_time=arrival_time,
-        priority=priority,
+        arrival_time=arguments.arrival_time,
+        priority=arguments.priority,
         max_num_sequences=wanted.width,
         is_beam_search=wanted.use_beam_search,
-        salt=cache_salt,
+        salt=arguments.cache_salt,
     )
     sampling = search = None
     if wanted.use_beam_search:
@@ -135,10 +131,10 @@ def make_request_state(
     final_only = wanted.output_kind is RequestOutputKind.FINAL_ONLY
     return RequestState(
         request,
-        prompt,
-        sequence.token_ids.tolist(),
+        arguments.prompt,
+        arguments.prompt_token_ids,
         wanted,
-        RequestMetrics(arrival_time=arrival_time),
+        RequestMetrics(arrival_time=arguments.arrival_time),
         sampling,
         search,
         is_silent=wanted.use_beam_search or final_only,  # a beam may be replaced as a whole until the end

@@ -27,7 +27,7 @@ from textwrap import fill
 from types import NoneType, UnionType
 from typing import Any, Concatenate, ParamSpec, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from minivllm.validation import check_boolean, check_choice, check_integer, check_number
+from minivllm.validation import check_boolean, check_choice, check_int64, check_number, check_path, shown
 
 P = ParamSpec("P")
 Owner = TypeVar("Owner")
@@ -62,28 +62,29 @@ class DeclaredSetting:
     def is_required(self) -> bool:
         return self.default is MISSING
 
-    def check(self, value: object) -> None:
-        """Raise `ValueError` unless the setting can have this value."""
+    def checked(self, value: object) -> object:
+        """The value in its one form; `ValueError` unless the setting can have it."""
         setting = self.setting
         if value is None and self.is_optional:
-            return
+            return None
         if setting.choices:
-            check_choice(self.name, value, setting.choices)
-        elif self.types == (bool,):
-            check_boolean(self.name, value)
-        elif self.types == (int,):
-            check_integer(self.name, value, at_least=setting.at_least, at_most=setting.at_most)
-        elif self.types == (float,):
-            check_number(
+            return check_choice(self.name, value, setting.choices)
+        if self.types == (bool,):
+            return check_boolean(self.name, value)
+        if self.types == (int,):
+            return check_int64(self.name, value, at_least=setting.at_least, at_most=setting.at_most)
+        if self.types == (float,):
+            return check_number(
                 self.name,
                 value,
                 at_least=setting.at_least,
                 more_than=setting.more_than,
                 at_most=setting.at_most,
             )
-        elif not isinstance(value, self.types):
+        if not isinstance(value, self.types):
             words = " or ".join(TYPE_WORDS.get(kind, f"a {kind.__name__}") for kind in self.types)
-            raise ValueError(f"{self.name} must be {words}, got {value!r}")
+            raise ValueError(f"{self.name} must be {words}, got {shown(value)}")
+        return check_path(self.name, value) if isinstance(value, str | Path) else value
 
     def annotation(self) -> Any:
         """The plain type, as a signature shows it."""
@@ -105,9 +106,9 @@ def settings_of(args_class: Callable[..., Any]) -> Mapping[str, DeclaredSetting]
 
 
 def check_settings(args: Any) -> None:
-    """Raise `ValueError` for the first setting whose value has the wrong type, range or choice."""
+    """Put every value into its one form; `ValueError` for the first of a wrong type, range or choice."""
     for name, declared in settings_of(args.__class__).items():
-        declared.check(getattr(args, name))
+        setattr(args, name, declared.checked(getattr(args, name)))
 
 
 def takes_settings(

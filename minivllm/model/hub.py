@@ -13,6 +13,8 @@ import os
 import re
 from pathlib import Path
 
+from minivllm.validation import shown
+
 TOKENIZER_FILES = ["*.json", "*.jinja", "tokenizer*"]
 MODEL_FILES = [*TOKENIZER_FILES, "*.safetensors"]
 FILES_DOUBLED = ["consolidated*", "original/*"]
@@ -29,13 +31,13 @@ class ModelNotFoundError(ValueError):
 
 def resolve_model(name_or_path: str | os.PathLike[str]) -> Path:
     """The folder of a model, downloaded if need be, with everything in it that loading requires."""
-    folder = _local_or_fetched(os.fspath(name_or_path), MODEL_FILES)
+    folder = _local_or_fetched("model", os.fspath(name_or_path), MODEL_FILES)
     return _complete(folder, missing_files(folder), "model")
 
 
 def resolve_tokenizer(name_or_path: str | os.PathLike[str]) -> Path:
     """The folder of a tokenizer: as `resolve_model`, but only `tokenizer.json` has to be there."""
-    folder = _local_or_fetched(os.fspath(name_or_path), TOKENIZER_FILES)
+    folder = _local_or_fetched("tokenizer", os.fspath(name_or_path), TOKENIZER_FILES)
     return _complete(folder, [] if (folder / "tokenizer.json").is_file() else ["tokenizer.json"], "tokenizer")
 
 
@@ -58,17 +60,16 @@ def conversion_hint(folder: Path) -> str:
     )
 
 
-def _local_or_fetched(name: str, files: list[str]) -> Path:
+def _local_or_fetched(kind: str, name: str, files: list[str]) -> Path:
     folder = Path(os.path.expanduser(name))  # those of `os.path` raise nothing, whatever the name
     if os.path.isdir(folder):
         return folder
     if os.path.exists(folder):
-        raise ModelNotFoundError(f"{name} is a file; give the folder that holds it")
+        raise ModelNotFoundError(f"{kind}: {shown(name)} is a file; give the folder that holds it")
     if _looks_like_a_path(name):
-        raise ModelNotFoundError(
-            f"there is no folder {name[:200]} (looked in {str(folder.absolute())[:300]})"
-        )
-    return _from_hub(name, files)
+        where = shown(str(folder.absolute()))
+        raise ModelNotFoundError(f"{kind}: there is no folder {shown(name)} (looked in {where})")
+    return _from_hub(kind, name, files)
 
 
 def _complete(folder: Path, missing: list[str], kind: str) -> Path:
@@ -86,7 +87,7 @@ def _looks_like_a_path(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is None or (os.sep in name and os.path.isdir(Path(name).parent))
 
 
-def _from_hub(name: str, files: list[str]) -> Path:
+def _from_hub(kind: str, name: str, files: list[str]) -> Path:
     from huggingface_hub import snapshot_download  # imported late: a local folder needs no hub
 
     try:
@@ -94,8 +95,8 @@ def _from_hub(name: str, files: list[str]) -> Path:
     except Exception as error:  # the hub's errors are many (offline, unknown, gated, proxy …); all end here
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelNotFoundError(
-            f"{name!r} is neither a folder here nor a model that could be fetched from the Hugging Face hub "
-            f"({type(error).__name__}: {reason}). Give a local folder, or run `hf download {name}` on a "
-            "machine with network access and copy the folder here."
+            f"{kind}: {name!r} is neither a folder here nor a model that could be fetched from the Hugging "
+            f"Face hub ({type(error).__name__}: {reason}). Give a local folder, or run `hf download {name}` "
+            "on a machine with network access and copy the folder here."
         ) from error
     return Path(path)

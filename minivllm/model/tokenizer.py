@@ -18,6 +18,7 @@ import tokenizers
 
 from minivllm.model.chat.template import ChatTemplates
 from minivllm.model.tokenizer_files import TokenizerError, TokenizerFiles, is_panic, read_folder
+from minivllm.validation import check_text
 
 __all__ = ["Tokenizer", "TokenizerError"]
 
@@ -96,6 +97,7 @@ class Tokenizer:
         What that is, tokenizer.json alone says: `add_bos_token` in tokenizer_config.json has no effect, as in
         `transformers` 5.
         """
+        text = check_text("text", text)
         try:
             ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         except BaseException as error:

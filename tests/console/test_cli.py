@@ -144,7 +144,10 @@ def test_generate_continues_a_prompt(tmp_path):
         ),
         (("generate", "x", "--tensor-parallel-size", "2"), "tensor_parallel_size must be 1"),
         (("generate", "x", "--quantization", "awq"), "quantization must be None"),
-        (("generate", "x", "--swap-space", "-1"), "swap_space must be a finite number of at least 0, got -1"),
+        (
+            ("generate", "x", "--swap-space", "-1"),
+            "swap_space must be a finite number of at least 0",
+        ),
         (("simulate", "--block-size", "0"), "block_size must be an integer of at least 1, got 0"),
         (("simulate", "--router", "dice"), "router must be one of"),
         (("compare", "memory", "--block-size", "0"), "block_size must be"),

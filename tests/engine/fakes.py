@@ -4,6 +4,8 @@ The next token is a hash of everything that the block table leads to. So if any 
 written late, or shared by mistake, the very next token is wrong: the cheapest oracle there is for paging.
 """
 
+from unittest.mock import patch
+
 import numpy as np
 import torch
 
@@ -11,6 +13,7 @@ from minivllm.config import SchedulerConfig
 from minivllm.decoding.beam_candidates import best_continuations
 from minivllm.decoding.sampler import SampledToken
 from minivllm.engine.engine import Engine
+from minivllm.llm import LLM
 from minivllm.scheduling import choose_policy
 
 VOCAB_SIZE = 97
@@ -127,3 +130,9 @@ def make_engine(num_blocks=64, block_size=4, recorder=None, eos_token_ids=(), **
         eos_token_ids=eos_token_ids,
         recorder=recorder,
     )
+
+
+def make_llm(**settings) -> LLM:
+    """An `LLM` around the fake model; settings are those of `make_engine`."""
+    with patch("minivllm.llm.create_engine", lambda args: make_engine(**settings)):
+        return LLM("fake")
