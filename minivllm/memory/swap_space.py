@@ -74,7 +74,7 @@ def map_elsewhere(
     mapped: set[int] = set()
     for seq_id, table in tables.items():
         blocks = [new_of[block] for block in table.blocks]
-        pool.touch(block for block in blocks if block in mapped)
+        pool.touch([block for block in blocks if block in mapped])
         mapped.update(blocks)
         new_tables[seq_id] = BlockTable(table.block_size, blocks, table.salt)
     return new_of, new_tables
