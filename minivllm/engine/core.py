@@ -136,12 +136,13 @@ class EngineCore:
         self._is_changing = False
         return True
 
-    def reset_prefix_cache(self) -> None:
-        """Forget all cached blocks that no table maps."""
+    def reset_prefix_cache(self) -> bool:
+        """Forget all cached blocks that no table maps. Returns whether no block is cached now."""
         self.settle()
         self._is_changing = True
-        self.cache.reset_prefix_cache()
+        is_empty = self.cache.reset_prefix_cache()
         self._is_changing = False
+        return is_empty
 
     # ── the loop body ─────────────────────────────────────────────────────────────────────────────────
 

@@ -258,9 +258,9 @@ class Engine:
         """Forget all cached prefixes that no request uses. Returns whether nothing is left in the cache."""
         self._settle()
         self._is_busy = True
-        self.core.reset_prefix_cache()
+        is_empty = self.core.reset_prefix_cache()
         self._is_busy = False
-        return not self.requests
+        return is_empty
 
     def has_unfinished_requests(self) -> bool:
         self._settle()

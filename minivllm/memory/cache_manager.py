@@ -64,6 +64,14 @@ class Admission(NamedTuple):
         )
 
 
+class SwapOut(NamedTuple):
+    """What became of a wish to swap out."""
+
+    is_done: bool
+    reason: str = ""
+    """Why it was not done, in words."""
+
+
 class PoolView(Protocol):
     """How often each block is mapped: for tests, snapshots and views."""
 
@@ -153,12 +161,8 @@ class CacheManager(Protocol):
         """Free everything that a sequence holds, here or in the swap space. Nothing held is no error."""
         ...
 
-    def swap_out(self, seq_ids: Sequence[int]) -> str:
-        """Move a request's tables to the swap space, all or nothing.
-
-        Returns:
-            "" if they are there now, else the reason why not, in words; then nothing has changed.
-        """
+    def swap_out(self, seq_ids: Sequence[int]) -> SwapOut:
+        """Move a request's tables to the swap space, or say why not; then nothing has changed."""
         ...
 
     def swap_in(self, spans: Sequence[Span], reserved_blocks: int) -> bool:
@@ -185,8 +189,8 @@ class CacheManager(Protocol):
         """The step failed: forget what it would have filled. The caller has freed its sequences."""
         ...
 
-    def reset_prefix_cache(self) -> None:
-        """Forget every cached block that no table maps."""
+    def reset_prefix_cache(self) -> bool:
+        """Forget every cached block that no table maps. Returns whether no block is cached now."""
         ...
 
     def check_invariants(self) -> None:

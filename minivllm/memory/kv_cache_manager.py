@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from minivllm.memory.block_move import BlockMove
 from minivllm.memory.block_pool import BlockPool
 from minivllm.memory.block_table import BlockTable, blocks_needed
-from minivllm.memory.cache_manager import Admission, Span
+from minivllm.memory.cache_manager import Admission, Span, SwapOut
 from minivllm.memory.copy_on_write import CopyOnWrite
 from minivllm.memory.prefix_cache import PrefixCache
 from minivllm.memory.prefix_caching import PrefixCaching
@@ -204,21 +204,23 @@ class KVCacheManager:
         """Is its table in the swap space?"""
         return self.swap_space is not None and seq_id in self.swap_space.tables
 
-    def swap_out(self, seq_ids: Sequence[int]) -> str:
-        """Move a request's tables to the swap space, all or nothing. Returns why not, or ""."""
+    def swap_out(self, seq_ids: Sequence[int]) -> SwapOut:
+        """Move a request's tables to the swap space, all or nothing."""
         if self.swap_space is None:
-            return "there is no swap space"
+            return SwapOut(False, "there is no swap space")
         held = [seq_id for seq_id in seq_ids if seq_id in self.tables]
         tables = {seq_id: self.tables[seq_id] for seq_id in held if self.tables[seq_id].blocks}
-        if shortage := self.swap_space.shortage(tables):
-            return shortage
+        needed, room = len(distinct_blocks(tables.values())), self.swap_space.pool.num_free_blocks
+        if needed > room:
+            shortage = f"{needed} blocks do not fit into the {room} that are free in the swap space"
+            return SwapOut(False, shortage)
         host_of = self.swap_space.take(tables)
         self._moves += [BlockMove("swap_out", device, host) for device, host in host_of.items()]
         for seq_id in held:  # also those whose table is empty, and that have nothing to swap
             blocks = self._remove_table(seq_id)
             if self._emit and blocks:
                 self._emit(BlocksSwappedOut(seq_id, blocks, tuple(host_of[block] for block in blocks)))
-        return ""
+        return SwapOut(True)
 
     def swap_in(self, spans: Sequence[Span], reserved_blocks: int) -> bool:
         """Bring sequences back, if there is room for them and for what `spans` will need. All or nothing."""
@@ -255,10 +257,12 @@ class KVCacheManager:
         if self.prefix_caching:
             self.prefix_caching.abandon()
 
-    def reset_prefix_cache(self) -> None:
-        """Forget every cached block that no table maps."""
-        if self.prefix_caching:
-            self.prefix_caching.reset()
+    def reset_prefix_cache(self) -> bool:
+        """Forget every cached block that no table maps. Returns whether no block is cached now."""
+        if self.prefix_caching is None:
+            return True
+        self.prefix_caching.reset()
+        return not len(self.prefix_caching.cache)
 
     # ── how it is done ────────────────────────────────────────────────────────────────────────────────
 

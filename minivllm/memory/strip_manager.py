@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from minivllm.memory.block_move import BlockMove
 from minivllm.memory.block_table import BlockTable, blocks_needed
-from minivllm.memory.cache_manager import Admission, Span
+from minivllm.memory.cache_manager import Admission, Span, SwapOut
 from minivllm.memory.strips import NamedPool, Strip
 from minivllm.trace.events import BlockCopied, BlocksAllocated, BlocksFreed, BlocksShared, Event
 from minivllm.validation import check_integer
@@ -161,9 +161,9 @@ class StripManager(ABC):
         """Never."""
         return False
 
-    def swap_out(self, seq_ids: Sequence[int]) -> str:
+    def swap_out(self, seq_ids: Sequence[int]) -> SwapOut:
         """Always declined."""
-        return "there is no swap space: only paged memory has one"
+        return SwapOut(False, "there is no swap space: only paged memory has one")
 
     def swap_in(self, spans: Sequence[Span], reserved_blocks: int) -> bool:
         raise AssertionError("nothing can be swapped in where nothing is ever swapped out")
@@ -180,8 +180,9 @@ class StripManager(ABC):
         """The step failed; the caller has freed its sequences."""
         self._moves.clear()
 
-    def reset_prefix_cache(self) -> None:  # noqa: B027
+    def reset_prefix_cache(self) -> bool:
         """Nothing is cached."""
+        return True
 
     # ── how it is done ────────────────────────────────────────────────────────────────────────────────
 

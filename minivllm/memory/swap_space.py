@@ -29,13 +29,6 @@ class SwapSpace:
         self.pool = BlockPool(num_blocks)
         self.tables: dict[int, BlockTable] = {}
 
-    def shortage(self, tables: Mapping[int, BlockTable]) -> str:
-        """Why these tables cannot come here, in words; "" if they can."""
-        needed, room = len(distinct_blocks(tables.values())), self.pool.num_free_blocks
-        if needed <= room:
-            return ""
-        return f"{needed} blocks do not fit into the {room} that are free in the swap space"
-
     def take(self, tables: Mapping[int, BlockTable]) -> dict[int, int]:
         """Map these tables to host blocks, one for each device block that they map.
 

@@ -87,9 +87,9 @@ class Preemption:
         self.ranking.key(request)
         mode, reason = self.config.preemption_mode, ""
         if mode == "swap":
-            reason = self.cache.swap_out([sequence.seq_id for sequence in request.sequences])
-            if reason:
-                mode = "recompute"
+            swapped = self.cache.swap_out([sequence.seq_id for sequence in request.sequences])
+            if not swapped.is_done:
+                mode, reason = "recompute", swapped.reason
                 logger.warning("request %s is recomputed instead of swapped: %s", request.request_id, reason)
         self._requeue(request, mode, reason, preempting.request_id if preempting else "", shortage)
 

@@ -126,8 +126,20 @@ def test_what_is_said_depends_on_nothing_but_prompt_and_parameters(work, data):
     done = play(engine, work, after_step=engine.check_invariants)
     assert done == {str(n): expected(prompt, params) for n, (prompt, params) in enumerate(work)}
     assert engine.cache.num_free_blocks == engine.config.num_blocks, "every block comes back"
-    engine.reset_prefix_cache()
+    assert engine.reset_prefix_cache()
     assert engine.cache.pool.num_free_blocks == engine.config.num_blocks
+
+
+@given(work=requests, data=st.data())
+def test_a_reset_says_whether_the_prefix_cache_is_empty_whatever_else_is_going_on(work, data):
+    engine = make_engine(eos_token_ids=EOS, **data.draw(limits(work)))
+    for number, (prompt, params) in enumerate(work):
+        engine.add_request(str(number), prompt, params)
+    assert engine.reset_prefix_cache(), "requests that wait hold nothing"
+    while engine.has_unfinished_requests():
+        engine.step()
+        if data.draw(st.booleans()):
+            assert engine.reset_prefix_cache() == (not engine.snapshot().cached)
 
 
 @given(work=requests, data=st.data())
