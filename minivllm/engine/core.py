@@ -109,7 +109,7 @@ class EngineCore:
         if request.request_id in self.requests:
             raise ValueError(f"request_id {request.request_id!r} is in use by a request that is not finished")
         request.arrival_index = self._num_arrivals
-        key = self.scheduler.ranking.key(request)
+        request.rank = self.scheduler.ranking.rank(request)
         (sequence,) = request.sequences
         self._is_changing = True
         if sequence.seq_id < 0:
@@ -117,7 +117,7 @@ class EngineCore:
         request.first_seq_id = sequence.seq_id
         self._num_arrivals += 1
         self.requests[request.request_id] = request
-        self.state.enqueue(request, key)
+        self.state.enqueue(request, self.scheduler.ranking.last_key(request))
         if self._emit:
             self._emit_queued(request, sequence, now, prompt, pieces)
         self._is_changing = False

@@ -145,7 +145,8 @@ class Engine:
             prompt_token_ids: at least one token.
             params: how to sample (or search) and when to stop; vLLM's defaults if None.
             prompt: the prompt as text, for outputs and trace.
-            arrival_time: on the engine's clock; now if None.
+            arrival_time: on the engine's clock; now if None. Of requests that the policy ranks the same, the
+                earlier goes first.
             priority: kept for policies that look at it.
             cache_salt: cached prefixes are shared only among requests with the same salt.
 

@@ -84,13 +84,14 @@ class Preemption:
         Raises:
             PolicyError: the policy failed to rank it; nothing has changed.
         """
-        self.ranking.key(request)
+        rank = self.ranking.rank(request)
         mode, reason = self.config.preemption_mode, ""
         if mode == "swap":
             swapped = self.cache.swap_out([sequence.seq_id for sequence in request.sequences])
             if not swapped.is_done:
                 mode, reason = "recompute", swapped.reason
                 logger.warning("request %s is recomputed instead of swapped: %s", request.request_id, reason)
+        request.rank = rank
         self._requeue(request, mode, reason, preempting.request_id if preempting else "", shortage)
 
     def restart(self, request: Request, reason: str) -> None:

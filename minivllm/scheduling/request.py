@@ -124,9 +124,10 @@ class Request:
             the search chooses among all of them.
         salt: only requests with the same salt share cached prefixes with it.
         num_cached_tokens: prompt tokens that the prefix cache knew when it was first scheduled; None before.
-        arrival_index: its place in the order of arrival, given by the engine core.
+        arrival_time: on the engine's clock; of requests with the same rank, the earlier goes first.
+        arrival_index: its place in the order in which requests were added, given by the engine core.
         first_seq_id: of the sequence that it began with.
-        rank: what the scheduling policy last said of it; the smaller goes first.
+        rank: what the scheduling policy said of it when it last began to wait; the smaller goes first.
         finish: why its last sequence ended; None while it goes on.
     """
 
