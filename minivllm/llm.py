@@ -26,7 +26,7 @@ from minivllm.engine.create_engine import create_engine
 from minivllm.engine.engine_args import EngineArgs
 from minivllm.engine.settings import documented, takes_settings
 from minivllm.model.tokenizer import Tokenizer
-from minivllm.outputs import BeamSearchOutput, BeamSearchSequence, RequestOutput
+from minivllm.outputs import BeamSearchOutput, BeamSearchSequence, RequestOutput, refuse_errors
 from minivllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 from minivllm.validation import check_integer
 
@@ -79,6 +79,8 @@ class LLM:
 
         Raises:
             ValueError: a prompt that cannot be served, by its number and the reason. Nothing was computed.
+            FailedRequestsError: the model's logits for a prompt are no numbers (NaN, infinity). All other
+                prompts were finished first: the error's `outputs` has them.
         """
         many = _as_list(prompts)
         tokenized = [self._tokenize(prompt, f"prompts[{index}]") for index, prompt in enumerate(many)]
@@ -253,7 +255,7 @@ class LLM:
                 for output in self.engine.step():
                     done[output.request_id] = output
                     bar.update()
-        return [done[request_id] for request_id in ids]
+        return refuse_errors([done[request_id] for request_id in ids])
 
 
 LLM.__doc__ = documented(LLM.__doc__, EngineArgs)

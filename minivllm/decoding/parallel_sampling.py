@@ -106,6 +106,12 @@ class ParallelSampling:
             if output.finish is None:
                 output.abort()
 
+    def fail(self, reason: str) -> None:
+        """End all outputs that still go on: those that have ended stay as they are."""
+        for output in self.outputs:
+            if output.finish is None:
+                output.fail(reason)
+
     def completions(self) -> list[CompletionOutput]:
         """All outputs so far; of `best_of`, the `n` likeliest, the likeliest first."""
         if self.params.width == self.params.n:

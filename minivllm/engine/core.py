@@ -28,7 +28,7 @@ from minivllm.memory.cache_manager import CacheManager
 from minivllm.memory.make_cache_manager import make_cache_manager
 from minivllm.scheduling.batch_state import BatchState
 from minivllm.scheduling.choose_policy import make_policy
-from minivllm.scheduling.plan import Sampled, StepPlan
+from minivllm.scheduling.plan import BeamStep, Sampled, StepPlan
 from minivllm.scheduling.policy import Pause, PolicyError, SchedulingPolicy
 from minivllm.scheduling.request import Finish, Request, RequestStatus
 from minivllm.scheduling.request import Sequence as TokenSequence
@@ -209,6 +209,11 @@ class EngineCore:
             if beam_step.finish is not None:
                 beams = self.requests[beam_step.request_id].sequences
                 ended.update((beam.seq_id, beam_step.finish) for beam in beams)
+        for request_id, finish in sampled.failed:
+            request = self.requests[request_id]
+            if request.is_beam_search and request.sequences[0].num_output_tokens:
+                lifecycle.advance_beams(BeamStep(request_id, ()), changes, time)  # the search is over
+            ended.update((sequence.seq_id, finish) for sequence in request.sequences)
         if self._emit and pieces:
             self._emit(TokensSampled(tuple(pieces)))
         if ended or self.state.num_parked:

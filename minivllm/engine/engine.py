@@ -9,7 +9,8 @@ of each request turn tokens into text and know when to stop (`request_state.py`)
 one to the next; the model, the tokenizer, the clock and the callers are its business, and no other's.
 
 A step that fails (out of memory, say) or is interrupted loses no token and no request: those that were in it
-compute their caches anew, and every request can still be aborted.
+compute their caches anew, and every request can still be aborted. A request whose logits are no numbers (NaN,
+infinity) ends alone, with the `finish_reason` "error"; the others in its step go on.
 
 Source: the `LLMEngine` of vLLM, `step` and `add_request`. Read next: `core.py`.
 """
@@ -52,9 +53,11 @@ class Outbox(NamedTuple):
     outputs: list[RequestOutput]
     states: list[RequestState]
     """Those of its requests that go on: what was told of them must be noted (`mark_sent`)."""
+    left: list[str]
+    """Those that do not: they are forgotten once their outputs cannot be lost any more."""
 
 
-NOTHING = Outbox([], [])
+NOTHING = Outbox([], [], [])
 
 
 class Engine:
@@ -303,7 +306,7 @@ class Engine:
         if not isinstance(plan, StepPlan):
             if plan is not None:
                 self._sleep(min(plan.until - began, MAX_SLEEP_SECONDS))
-            return self._send(Outbox(self._late, []))
+            return self._send(Outbox(self._late, [], []))
         planned = self._clock()
         try:
             logits = self.executor.execute(plan)
@@ -340,7 +343,9 @@ class Engine:
             text = output.append(token)
             tokens.append(NextToken(parent.seq_id, token.token_id, text, is_fork, output.finish))
         beams = [advance_search(search) for search in sample.searches] if sample.searches else ()
-        changes = self.core.finish_step(plan, Sampled(tokens, beams), now)
+        for request_id, finish in sample.failed:
+            requests[request_id].outputs.fail(str(finish.stop))
+        changes = self.core.finish_step(plan, Sampled(tokens, beams, sample.failed), now)
         grown: dict[str, RequestState] = {}
         for (_, output, _), sequence in zip(sample.slots, changes.grown, strict=True):
             state = grown[sequence.request_id] = requests[sequence.request_id]
@@ -348,7 +353,7 @@ class Engine:
                 state.sampling.attach(output, sequence)
         for search in sample.searches:
             grown[search.state.request.request_id] = search.state
-        outbox = Outbox([*self._late], [])
+        outbox = Outbox([*self._late], [], [])
         released = dict.fromkeys([request.request_id for request in changes.released])
         for request_id, state in grown.items():
             state.metrics.last_token_time = now
@@ -360,7 +365,7 @@ class Engine:
             elif not state.is_silent and state.request.finish is None:
                 outbox.outputs.append(state.output())
                 outbox.states.append(state)
-        for request_id in released:  # they were parked
+        for request_id in released:  # they were parked, or have failed
             self._take_finished(request_id, outbox, now)
         return outbox
 
@@ -368,7 +373,7 @@ class Engine:
         state = self.requests[request_id]
         state.metrics.finished_time = now
         outbox.outputs.append(state.output())
-        del self.requests[request_id]
+        outbox.left.append(request_id)
 
     def _send(self, outbox: Outbox) -> list[RequestOutput]:
         """Give outputs to the caller; they are kept until it comes back, in case that it never gets them."""
@@ -376,6 +381,8 @@ class Engine:
         self._late = []
         for state in outbox.states:
             state.outputs.mark_sent()
+        for request_id in outbox.left:
+            del self.requests[request_id]
         return vars(self).update(_is_busy=False) or outbox.outputs  # one line: nothing can come in between
 
     # ── after an interrupt ────────────────────────────────────────────────────────────────────────────
@@ -393,7 +400,9 @@ class Engine:
         core.settle(now, is_suspect=True)
         for state in self._outbox.states:
             state.outputs.mark_sent()
-        self._late = self._outbox.outputs or self._late
+        for request_id in self._outbox.left:
+            self.requests.pop(request_id, None)
+        vars(self).update(_late=self._outbox.outputs or self._late, _outbox=NOTHING)
         for request_id, state in tuple(self.requests.items()):
             if request_id in core.requests:
                 state.rewind()

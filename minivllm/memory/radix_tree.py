@@ -181,10 +181,10 @@ class RadixTree:
 
     def _cut(self, after: int | None, token_ids: Sequence[int], salt: str | None) -> list[Tokens]:
         """The tokens of each block behind the path that ends with block `after`."""
-        blocks: list[Tokens] = [*cut_into_blocks(token_ids, self.block_size)]
-        if after is None:
-            blocks[:1] = [(salt, tokens) for tokens in blocks[:1]]
-        return blocks
+        first, *others = cut_into_blocks(token_ids, self.block_size) or [b""]
+        if not first:
+            return []
+        return [(salt, first) if after is None else first, *others]
 
     def _use(self, node: Node) -> None:
         """The path to this node is used now."""

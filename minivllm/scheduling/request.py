@@ -32,19 +32,20 @@ class RequestStatus(enum.Enum):
     FINISHED_STOPPED = "stop"
     FINISHED_LENGTH_CAPPED = "length"
     FINISHED_ABORTED = "abort"
+    FINISHED_ERROR = "error"
 
     @property
     def is_finished(self) -> bool:
-        return self in (self.FINISHED_STOPPED, self.FINISHED_LENGTH_CAPPED, self.FINISHED_ABORTED)
+        return self not in (self.WAITING, self.RUNNING, self.PREEMPTED)
 
 
 class Finish(NamedTuple):
     """Why a sequence ended."""
 
     reason: str
-    """"stop", "length" or "abort"."""
+    """"stop", "length", "abort" or "error"."""
     stop: int | str | None = None
-    """The stop token id or stop string that ended it, if one did."""
+    """The stop token id or stop string that ended it, if one did; of an error, what went wrong."""
 
 
 class Sequence:
