@@ -17,7 +17,7 @@ Read next: `kv_cache_manager.py`, the paged one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from minivllm.memory.block_move import BlockMove
@@ -145,6 +145,15 @@ class CacheManager(Protocol):
         """
         ...
 
+    def could_admit(self, admission: Admission, computed: Sequence[int], without: Collection[int]) -> bool:
+        """Would `allocate_slots` admit it, if the sequences `without` held nothing? Nothing changes.
+
+        Args:
+            without: all sequences of some requests: what they share with each other comes free with them, and
+                what they share with others does not.
+        """
+        ...
+
     def cache_full_blocks(self, seq_id: int, token_ids: Sequence[int], end: int) -> None:
         """The first `end` tokens are computed once this step is done: other requests may find full blocks."""
         ...
@@ -171,6 +180,10 @@ class CacheManager(Protocol):
         There is one span for each sequence, and `reserved_blocks` must stay free. All or nothing. The caller
         then calls `cache_full_blocks` for each: the prefix cache does not know the blocks they are in now.
         """
+        ...
+
+    def could_swap_in(self, spans: Sequence[Span], reserved_blocks: int, without: Collection[int]) -> bool:
+        """Would `swap_in` do it, if the sequences `without` held nothing? See `could_admit`."""
         ...
 
     def is_swapped(self, seq_id: int) -> bool:

@@ -18,7 +18,7 @@ Read next: `reservation.py` (a strip of fixed length) and `virtual_memory.py` (o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from minivllm.memory.block_move import BlockMove
@@ -58,6 +58,11 @@ class StripManager(ABC):
         self._emit = emit
 
     # ── where subclasses differ ───────────────────────────────────────────────────────────────────────
+
+    @abstractmethod
+    def could_admit(
+        self, admission: Admission, computed: Sequence[int], without: Collection[int]
+    ) -> bool: ...
 
     @abstractmethod
     def _admit(self, admission: Admission) -> bool:
@@ -164,6 +169,9 @@ class StripManager(ABC):
     def swap_out(self, seq_ids: Sequence[int]) -> SwapOut:
         """Always declined."""
         return SwapOut(False, "there is no swap space: only paged memory has one")
+
+    def could_swap_in(self, spans: Sequence[Span], reserved_blocks: int, without: Collection[int]) -> bool:
+        raise AssertionError("nothing can be swapped in where nothing is ever swapped out")
 
     def swap_in(self, spans: Sequence[Span], reserved_blocks: int) -> bool:
         raise AssertionError("nothing can be swapped in where nothing is ever swapped out")
