@@ -209,15 +209,17 @@ class Scheduler:
 
     def _fits_budget(self, request: Request, step: StepBuilder) -> bool:
         """Could a waiting request be computed in this step, if there were slots and blocks for it?"""
-        if not self.config.enable_chunked_prefill:  # all that is left of its prompt goes in one step
-            first = request.sequences[0]
-            uncomputed = first.num_uncomputed_tokens
-            if not self.cache.is_swapped(first.seq_id):
-                computed = self.cache.get_computed_blocks(self._admission(request))
-                uncomputed = first.num_tokens - len(computed) * self.cache.block_size
-            if uncomputed > step.budget:
-                return False
-        return not self.policy.pads or rectangle_fits(step, request)
+        in_one_step, pads = not self.config.enable_chunked_prefill, self.policy.pads
+        if not in_one_step and not pads:
+            return True
+        first = request.sequences[0]
+        uncomputed = first.num_uncomputed_tokens
+        if not self.cache.is_swapped(first.seq_id):
+            computed = self.cache.get_computed_blocks(self._admission(request))
+            uncomputed -= len(computed) * self.cache.block_size
+        if in_one_step and uncomputed > step.budget:
+            return False
+        return not pads or rectangle_fits(step, uncomputed)
 
     def _has_slots(self, request: Request) -> bool:
         return self.state.num_running_seqs + request.max_num_sequences <= self.config.max_num_seqs

@@ -381,6 +381,25 @@ def test_a_shared_block_comes_free_once_however_many_tables_map_it(num_free, adm
     assert ("newcomer" in engine.requests, "shared" in engine.core.state.running) == (not admitted,) * 2
 
 
+@pytest.mark.parametrize("cache", ["hash", "radix"])
+@pytest.mark.parametrize("policy", ["fcfs", "static(batch_size=2, timeout_seconds=0)"])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_what_the_prefix_cache_knows_of_a_prompt_takes_nothing_of_the_budget(cache, policy, chunked):
+    """20 tokens a step: two prompts of 19 of which 16 are cached go together, in a rectangle as well."""
+    engine = make_engine(
+        prefix_cache=cache,
+        scheduling_policy=policy,
+        enable_chunked_prefill=chunked,
+        max_num_batched_tokens=20,
+        max_model_len=20,
+    )
+    greedy = SamplingParams(temperature=0, max_tokens=1)
+    assert play(engine, [([7] * 16 + [1], greedy)])
+    for number in range(2):
+        engine.add_request(str(number), [7] * 16 + [2, 3, number], greedy)
+    assert [output.num_cached_tokens for output in engine.step()] == [16, 16]
+
+
 def test_more_beams_than_a_step_can_compute_are_refused():
     engine = make_engine(max_num_batched_tokens=3)
     with pytest.raises(ValueError, match=r"beam_width .* at most max_num_batched_tokens \(3\).* got 4"):
