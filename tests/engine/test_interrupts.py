@@ -168,7 +168,7 @@ PLACES = ("policy", "get_computed_blocks", "allocate_slots", "cache_full_blocks"
 
 
 def interrupt_step(engine, place, count):
-    """Step; Ctrl-C comes when `place` has been called for the `count`-th time, or has named so many requests."""
+    """Step; Ctrl-C comes at the `count`-th call of `place`, or when the policy has named so many."""
     left = [count]
 
     def passed(result):
