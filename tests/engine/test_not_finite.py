@@ -7,14 +7,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minivllm import LLM
+from minivllm.console.commands import mistake
 from minivllm.decoding.sampler import Sampler
 from minivllm.model.tiny import MODEL_PATH
+from minivllm.outputs import FailedRequestsError
 from minivllm.sampling_params import SamplingParams
 from minivllm.trace.events import SequenceFinished
+from minivllm.trace.reader import read_trace
 from minivllm.trace.recorder import Recorder
+from minivllm.trace.summary import summarize
+from minivllm.trace.timeline import make_timeline
 from tests.engine.fakes import VOCAB_SIZE, FakeExecutor, make_engine
 from tests.engine.test_interrupts import Interrupt
 from tests.engine.test_sharing import EOS, follow, limits, play, searches
+from viz.figures.beam_tree import beam_tree
+from viz.figures.captions import captions
+from viz.figures.overview import overview
 
 POISON = 90
 """Prompts that begin with this token or a larger one are those whose logits go wrong."""
@@ -145,6 +153,27 @@ def test_a_request_whose_own_parameters_leave_no_token_is_told_so_and_fails_alon
         "its logits, after its own allowed_token_ids, logit_bias and penalties, are all minus infinity: "
         "no token is possible"
     )
+
+
+def test_summary_and_dashboard_say_that_samples_and_searches_have_failed(tmp_path):
+    path = tmp_path / "run.jsonl"
+    with Recorder(path) as recorder:
+        engine = make_poisoned({POISON: 4, POISON + 1: 4}, recorder=recorder)
+        for number, beams in enumerate((False, True)):
+            params = SamplingParams(n=2, max_tokens=5, use_beam_search=beams, temperature=0)
+            engine.add_request("ab"[number], [POISON + number, 2], params)
+        while engine.has_unfinished_requests():
+            engine.step()
+    trace = read_trace(path)
+    timeline = make_timeline(trace)
+    assert summarize(trace).lines()[0].split(maxsplit=1)[1] == "2 (0 finished, 2 failed)"
+    assert "a finishes after 2 tokens: failed, because its logits are no numbers." in captions(timeline)[-1]
+    assert "b's search fails, because its logits are no numbers, and is over." in captions(timeline)[-1]
+    assert beam_tree(timeline, "b") and overview(timeline), "and they can be drawn"
+
+
+def test_a_command_line_says_it_in_a_sentence():
+    assert mistake(FailedRequestsError("prompts[0]: NaN", []), []) == "prompts[0]: NaN"
 
 
 @pytest.mark.parametrize("beams", [False, True])
