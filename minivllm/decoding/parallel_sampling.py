@@ -113,11 +113,15 @@ class ParallelSampling:
                 output.fail(reason)
 
     def completions(self) -> list[CompletionOutput]:
-        """All outputs so far; of `best_of`, the `n` likeliest, the likeliest first."""
+        """All outputs so far; of `best_of`, the `n` likeliest, the likeliest first.
+
+        One that has failed goes before all: without it, none of the others is known to be the best.
+        """
         if self.params.width == self.params.n:
             wanted = self.outputs
         else:
             by_likelihood = sorted(self.outputs, key=lambda item: -item.cumulative_logprob)
+            by_likelihood.sort(key=lambda item: item.finish is None or item.finish.reason != "error")
             wanted = by_likelihood[: self.params.n]
         numbered = list(enumerate(wanted))
         if self.params.output_kind is RequestOutputKind.DELTA and len(wanted) > 1:

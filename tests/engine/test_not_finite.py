@@ -155,6 +155,19 @@ def test_a_request_whose_own_parameters_leave_no_token_is_told_so_and_fails_alon
     )
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_best_of_several_is_not_known_if_one_of_them_has_failed(seed):
+    engine = make_poisoned({POISON: 4})
+    stops = list(range(0, VOCAB_SIZE, 3))
+    params = SamplingParams(n=1, best_of=4, seed=seed, max_tokens=8, stop_token_ids=stops)
+    engine.add_request("it", [POISON, 2], params)
+    samples = engine.requests["it"].sampling.outputs
+    while engine.has_unfinished_requests():
+        (*_, output) = engine.step()
+    assert {sample.finish.reason for sample in samples} == {"stop", "error"}
+    assert [item.finish_reason for item in output.outputs] == ["error"]
+
+
 def test_summary_and_dashboard_say_that_samples_and_searches_have_failed(tmp_path):
     path = tmp_path / "run.jsonl"
     with Recorder(path) as recorder:
