@@ -35,7 +35,7 @@ from minivllm.engine.settings import documented, takes_settings
 from minivllm.engine.turns import Turns
 from minivllm.model.chat.template import render_chat
 from minivllm.model.tokenizer import Tokenizer
-from minivllm.outputs import BeamSearchOutput, BeamSearchSequence, RequestOutput
+from minivllm.outputs import BeamSearchOutput, BeamSearchSequence, RequestOutput, refuse_errors
 from minivllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 from minivllm.validation import check_boolean, check_integer, check_list, check_text, shown
 
@@ -113,6 +113,8 @@ class LLM:
         Raises:
             ValueError: a prompt that cannot be served, by its number and the reason. Nothing was computed.
             RuntimeError: it is called from within another call, by a policy, say.
+            FailedRequestsError: the model's logits for a prompt are no numbers (NaN, infinity). All other
+                prompts were finished first: the error's `outputs` has them.
         """
         many = _as_list(prompts)
         tokenized = self._tokenize(many)
@@ -313,7 +315,7 @@ class LLM:
                     for output in self.engine.step(call):
                         done[output.request_id] = output
                         bar.update()
-        return [done[request_id] for request_id in ids]
+        return refuse_errors([done[request_id] for request_id in ids])
 
 
 LLM.__doc__ = documented(LLM.__doc__, EngineArgs)

@@ -12,6 +12,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 
+class FailedRequestsError(FloatingPointError):
+    """Requests for which no token could be chosen, because the model's logits are no numbers.
+
+    Attributes:
+        outputs: of all requests, in the order of their prompts: those that did not fail are complete, those
+            that did have the `finish_reason` "error", and their tokens up to there.
+    """
+
+    def __init__(self, message: str, outputs: list[RequestOutput]) -> None:
+        super().__init__(message)
+        self.outputs = outputs
+
+
+def refuse_errors(outputs: list[RequestOutput]) -> list[RequestOutput]:
+    """The same outputs, if none of them has failed.
+
+    Raises:
+        FailedRequestsError: it names the prompts that failed, and why.
+    """
+    reasons = [
+        f"prompts[{index}]: {errors[0].stop_reason}"
+        for index, output in enumerate(outputs)
+        if (errors := [item for item in output.outputs if item.finish_reason == "error"])
+    ]
+    if not reasons:
+        return outputs
+    shown = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
+    raise FailedRequestsError(f"{shown} (`outputs` of this error has those of all prompts)", outputs)
+
+
 @dataclass
 class Logprob:
     """How likely one token was at one position."""
@@ -34,9 +64,9 @@ class CompletionOutput:
     """Sum over the output tokens; None unless `logprobs` was asked for, or a beam search needed it."""
     logprobs: list[dict[int, Logprob]] | None = None
     finish_reason: str | None = None
-    """"stop", "length" or "abort"; None while it goes on."""
+    """"stop", "length", "abort" or "error"; None while it goes on."""
     stop_reason: int | str | None = None
-    """The stop token id or stop string; None if the end-of-sequence token or a length ended it."""
+    """The stop token id or stop string; of an error, what went wrong, in words; else None."""
     score: float | None = None
     """Of a beam search: `cumulative_logprob / length ** length_penalty`, by which outputs are ordered."""
 

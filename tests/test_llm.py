@@ -223,7 +223,7 @@ def test_a_trace_of_everything_is_written_on_request(tmp_path):
         ({"tokenizer": 5}, "tokenizer must be a string or a path, got 5"),
         ({"trace": 5}, "trace must be a string or a path or a Recorder, got 5"),
         ({"scheduling_policy": None}, "scheduling_policy must be a string, got None"),
-        ({"model": "./nowhere"}, "there is no folder ./nowhere"),
+        ({"model": "./nowhere"}, "model: there is no folder './nowhere'"),
         ({"model": ""}, "model must be a folder or a hub id"),
     ],
 )

@@ -53,7 +53,7 @@ def latencies(timeline: Timeline) -> Latencies:
     ended: dict[_Request, list[float]] = {}
     left_out: set[_Request] = set()
     for seq, sequence in timeline.sequences.items():
-        if sequence.finish_reason in (None, "abort"):
+        if sequence.finish_reason in (None, "abort", "error"):
             left_out.add(requests[seq])
         ended.setdefault(requests[seq], []).append(sequence.finished_time or 0.0)
     found.end_to_end.extend(

@@ -28,6 +28,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from minivllm import __version__
 from minivllm.console.locale_text import print_all_languages
+from minivllm.outputs import FailedRequestsError
 
 USAGE_ERROR = 2
 
@@ -169,7 +170,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def mistake(error: Exception, arguments: Sequence[str]) -> str | None:
     """What a user did wrong, in a sentence; None if the program is at fault; empty if it has been said."""
-    if isinstance(error, ValueError):
+    if isinstance(error, ValueError | FailedRequestsError):
         return str(error)
     if not hasattr(error, "format_message"):  # typer has no public name for all of its usage errors
         return None

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from minivllm.decoding.beam_search import Candidate
+from minivllm.decoding.finite_logits import NotFiniteError
 
 GROUP_SIZE = 128
 """Cells of which only the largest is looked at first."""
@@ -43,11 +44,13 @@ def best_continuations(
     Computed in float32 (float64 if the logits are).
 
     Raises:
-        FloatingPointError: a row has no probabilities: its logits hold NaN or infinity, or nothing else
-            than minus infinity.
+        NotFiniteError: a row has no probabilities: its logits hold NaN or infinity, or nothing else than
+            minus infinity.
     """
     num_beams, vocab_size = logits.shape
     assert len(scores) == num_beams and count >= 1 and temperature >= 0
+    if not logits.amax(dim=-1).isfinite().all():
+        raise NotFiniteError.of(logits)
     precise = torch.float64 if logits.dtype == torch.float64 else torch.float32
     if temperature not in (0, 1):
         # Relative to the largest, so that a temperature near 0 cannot carry it beyond what floats can hold.
@@ -55,9 +58,6 @@ def best_continuations(
         smallest = torch.finfo(precise).tiny
         logits = (logits - logits.amax(dim=-1, keepdim=True)) / max(temperature, smallest)
     table = logits.log_softmax(dim=-1, dtype=precise)
-    # What spoils one probability spoils the sum, and by it the whole row: one column tells.
-    if table[:, 0].isnan().any():
-        raise FloatingPointError("the model's logits hold NaN or infinity: there is nothing to choose from")
     table += torch.tensor(scores, dtype=precise, device=table.device).unsqueeze(1)
     flat = table.flatten()
     if missing := -len(flat) % GROUP_SIZE:

@@ -67,7 +67,8 @@ class BeamDecoding:
         self._tokenizer = tokenizer if params.detokenize else None
         self._eos_token_ids = () if params.ignore_eos else tuple(eos_token_ids)
         self.search = self._new_search()
-        self.was_aborted = False
+        self._ended_early: Finish | None = None  # by its caller, or by logits that are no numbers
+        self._last: list[CompletionOutput] | None = None  # of a search that failed: its beams are dropped
 
     def _new_search(self) -> BeamSearch:
         params = self.params
@@ -81,13 +82,17 @@ class BeamDecoding:
 
     @property
     def is_finished(self) -> bool:
-        return self.was_aborted or self.search.is_done
+        return self._ended_early is not None or self.search.is_done
+
+    @property
+    def was_aborted(self) -> bool:
+        return self._ended_early is not None and self._ended_early.reason == "abort"
 
     @property
     def finish(self) -> Finish | None:
         """Why the best output ended; None while the search goes on."""
-        if self.was_aborted:
-            return Finish("abort")
+        if self._ended_early:
+            return self._ended_early
         return Finish(self.search.best(1)[0].finish_reason) if self.search.is_done else None
 
     def advance(
@@ -111,23 +116,37 @@ class BeamDecoding:
         """Nothing to note: a search is told only once, at its end."""
 
     def rewind(self) -> None:
-        """After an interrupt, the search begins again from the prompt (`EngineCore`)."""
+        """After an interrupt, the search begins again from the prompt (`EngineCore`), unless aborted."""
         self.search = self._new_search()
+        if not self.was_aborted:
+            self._ended_early = self._last = None
 
     def abort(self) -> None:
         """End the search here; what has been found so far is the result."""
-        self.was_aborted = not self.search.is_done
+        if not self.is_finished:
+            self._ended_early = Finish("abort")
+
+    def fail(self, reason: str) -> None:
+        """End the search here, because its beams cannot be compared any more."""
+        self._ended_early = Finish("error", reason)
+        self._last = self.completions()
+        for completion in self._last:
+            completion.finish_reason, completion.stop_reason = self._ended_early
 
     def completions(self) -> list[CompletionOutput]:
-        """The `n` best outputs; after an abort, unfinished beams fill up what is missing."""
+        """The `n` best outputs. If the search ended early, unfinished beams fill up what is missing; if it
+        failed, all of them say so, because none is known to be among the best."""
+        if self._last is not None:
+            return self._last
         hypotheses = self.search.best(self.params.n)
         completions = [self._completion(index, item) for index, item in enumerate(hypotheses)]
-        if self.was_aborted:
+        if self._ended_early:
             running = list(zip(self.beams, self.search.scores, strict=True))
             for beam, score in running[: self.params.n - len(completions)]:
                 tokens = beam.output_token_ids()
                 text = self._detokenize(tokens)
-                completions.append(CompletionOutput(len(completions), text, tokens, score, None, "abort"))
+                unfinished = CompletionOutput(len(completions), text, tokens, score, None, *self._ended_early)
+                completions.append(unfinished)
         return completions
 
     def _completion(self, index: int, hypothesis: Hypothesis) -> CompletionOutput:

@@ -139,6 +139,10 @@ class OutputState:
         self.was_aborted = True
         self._end(Stop("abort"))
 
+    def fail(self, reason: str) -> None:
+        """End here, because no token can be chosen. `rewind` forgets it: the step will fail again."""
+        self._end(Stop("error", reason))
+
     def append_prompt_logprobs(self, entries: list[dict[int, Logprob]]) -> None:
         """Note how likely the next prompt tokens were."""
         assert self.prompt_logprobs is not None, "prompt_logprobs were not asked for"

@@ -106,12 +106,22 @@ class ParallelSampling:
             if output.finish is None:
                 output.abort()
 
+    def fail(self, reason: str) -> None:
+        """End all outputs that still go on: those that have ended stay as they are."""
+        for output in self.outputs:
+            if output.finish is None:
+                output.fail(reason)
+
     def completions(self) -> list[CompletionOutput]:
-        """All outputs so far; of `best_of`, the `n` likeliest, the likeliest first."""
+        """All outputs so far; of `best_of`, the `n` likeliest, the likeliest first.
+
+        One that has failed goes before all: without it, none of the others is known to be the best.
+        """
         if self.params.width == self.params.n:
             wanted = self.outputs
         else:
             by_likelihood = sorted(self.outputs, key=lambda item: -item.cumulative_logprob)
+            by_likelihood.sort(key=lambda item: item.finish is None or item.finish.reason != "error")
             wanted = by_likelihood[: self.params.n]
         numbered = list(enumerate(wanted))
         if self.params.output_kind is RequestOutputKind.DELTA and len(wanted) > 1:

@@ -28,7 +28,7 @@ from minivllm.memory.cache_manager import CacheManager
 from minivllm.memory.make_cache_manager import make_cache_manager
 from minivllm.scheduling.batch_state import BatchState
 from minivllm.scheduling.choose_policy import make_policy
-from minivllm.scheduling.plan import Sampled, StepPlan
+from minivllm.scheduling.plan import BeamStep, Sampled, StepPlan
 from minivllm.scheduling.policy import Pause, PolicyError, SchedulingPolicy
 from minivllm.scheduling.request import Finish, Request, RequestStatus
 from minivllm.scheduling.request import Sequence as TokenSequence
@@ -109,7 +109,7 @@ class EngineCore:
         if request.request_id in self.requests:
             raise ValueError(f"request_id {request.request_id!r} is in use by a request that is not finished")
         request.arrival_index = self._num_arrivals
-        key = self.scheduler.ranking.key(request)
+        request.rank = self.scheduler.ranking.rank(request)
         (sequence,) = request.sequences
         self._is_changing = True
         if sequence.seq_id < 0:
@@ -117,7 +117,7 @@ class EngineCore:
         request.first_seq_id = sequence.seq_id
         self._num_arrivals += 1
         self.requests[request.request_id] = request
-        self.state.enqueue(request, key)
+        self.state.enqueue(request, self.scheduler.ranking.last_key(request))
         if self._emit:
             self._emit_queued(request, sequence, now, prompt, pieces)
         self._is_changing = False
@@ -136,12 +136,13 @@ class EngineCore:
         self._is_changing = False
         return True
 
-    def reset_prefix_cache(self) -> None:
-        """Forget all cached blocks that no table maps."""
+    def reset_prefix_cache(self) -> bool:
+        """Forget all cached blocks that no table maps. Returns whether no block is cached now."""
         self.settle()
         self._is_changing = True
-        self.cache.reset_prefix_cache()
+        is_empty = self.cache.reset_prefix_cache()
         self._is_changing = False
+        return is_empty
 
     # ── the loop body ─────────────────────────────────────────────────────────────────────────────────
 
@@ -208,6 +209,11 @@ class EngineCore:
             if beam_step.finish is not None:
                 beams = self.requests[beam_step.request_id].sequences
                 ended.update((beam.seq_id, beam_step.finish) for beam in beams)
+        for request_id, finish in sampled.failed:
+            request = self.requests[request_id]
+            if request.is_beam_search and request.sequences[0].num_output_tokens:
+                lifecycle.advance_beams(BeamStep(request_id, ()), changes, time)  # the search is over
+            ended.update((sequence.seq_id, finish) for sequence in request.sequences)
         if self._emit and pieces:
             self._emit(TokensSampled(tuple(pieces)))
         if ended or self.state.num_parked:

@@ -9,7 +9,8 @@ of each request turn tokens into text and know when to stop (`request_state.py`)
 one to the next; the model, the tokenizer, the clock and the callers are its business, and no other's.
 
 A step that fails (out of memory, say) or is interrupted loses no token and no request: those that were in it
-compute their caches anew, and every request can still be aborted.
+compute their caches anew, and every request can still be aborted. A request whose logits are no numbers (NaN,
+infinity) ends alone, with the `finish_reason` "error"; the others in its step go on.
 
 One thread at a time drives an engine. A caller that waits for some requests only, as `LLM.generate` does,
 begins a *call* and names it in each `step`; the outputs of all other requests are kept for a plain `step`.
@@ -56,9 +57,11 @@ class Outbox(NamedTuple):
     outputs: list[RequestOutput]
     states: list[RequestState]
     """Those of its requests that go on: what was told of them must be noted (`mark_sent`)."""
+    left: list[str]
+    """Those that do not: they are forgotten once their outputs cannot be lost any more."""
 
 
-NOTHING = Outbox([], [])
+NOTHING = Outbox([], [], [])
 
 Call: TypeAlias = frozenset[str]
 """The ids of the requests that one caller waits for."""
@@ -162,7 +165,8 @@ class Engine:
             prompt_token_ids: at least one token.
             params: how to sample (or search) and when to stop; the engine's defaults if None.
             prompt: the prompt as text, for outputs and trace.
-            arrival_time: on the engine's clock; now if None.
+            arrival_time: on the engine's clock; now if None. Of requests that the policy ranks the same, the
+                earlier goes first.
             priority: kept for policies that look at it; the smaller is the more important.
             cache_salt: cached prefixes are shared only among requests with the same salt.
 
@@ -277,9 +281,9 @@ class Engine:
         """Forget all cached prefixes that no request uses. Returns whether nothing is left in the cache."""
         self._settle()
         self._is_busy = True
-        self.core.reset_prefix_cache()
+        is_empty = self.core.reset_prefix_cache()
         self._is_busy = False
-        return not self.requests
+        return is_empty
 
     def is_in_use(self, request_id: str) -> bool:
         """Is there a request of this id that is unfinished, or whose last output was not told yet?"""
@@ -349,7 +353,7 @@ class Engine:
         if not isinstance(plan, StepPlan):
             if plan is not None:
                 self._sleep(min(plan.until - began, MAX_SLEEP_SECONDS))
-            return self._send(Outbox(self._late, []))
+            return self._send(Outbox(self._late, [], []))
         planned = self._clock()
         try:
             logits = self.executor.execute(plan)
@@ -386,7 +390,9 @@ class Engine:
             text = output.append(token)
             tokens.append(NextToken(parent.seq_id, token.token_id, text, is_fork, output.finish))
         beams = [advance_search(search) for search in sample.searches] if sample.searches else ()
-        changes = self.core.finish_step(plan, Sampled(tokens, beams), now)
+        for request_id, finish in sample.failed:
+            requests[request_id].outputs.fail(str(finish.stop))
+        changes = self.core.finish_step(plan, Sampled(tokens, beams, sample.failed), now)
         grown: dict[str, RequestState] = {}
         for (_, output, _), sequence in zip(sample.slots, changes.grown, strict=True):
             state = grown[sequence.request_id] = requests[sequence.request_id]
@@ -394,7 +400,7 @@ class Engine:
                 state.sampling.attach(output, sequence)
         for search in sample.searches:
             grown[search.state.request.request_id] = search.state
-        outbox = Outbox([*self._late], [])
+        outbox = Outbox([*self._late], [], [])
         released = dict.fromkeys([request.request_id for request in changes.released])
         for request_id, state in grown.items():
             state.metrics.last_token_time = now
@@ -406,7 +412,7 @@ class Engine:
             elif not state.is_silent and state.request.finish is None:
                 outbox.outputs.append(state.output())
                 outbox.states.append(state)
-        for request_id in released:  # they were parked
+        for request_id in released:  # they were parked, or have failed
             self._take_finished(request_id, outbox, now)
         return outbox
 
@@ -414,13 +420,15 @@ class Engine:
         state = self.requests[request_id]
         state.metrics.finished_time = now
         outbox.outputs.append(state.output())
-        del self.requests[request_id]
+        outbox.left.append(request_id)
 
     def _send(self, outbox: Outbox) -> list[RequestOutput]:
         """Give outputs to the caller; they are kept until it comes back, in case that it never gets them."""
         self._outbox = outbox
         for state in outbox.states:
             state.outputs.mark_sent()
+        for request_id in outbox.left:
+            del self.requests[request_id]
         told = outbox.outputs
         late: list[RequestOutput] = []
         if self._call is not None:
@@ -445,7 +453,9 @@ class Engine:
         core.settle(now, is_suspect=True)
         for state in self._outbox.states:
             state.outputs.mark_sent()
-        self._late = self._outbox.outputs or self._late
+        for request_id in self._outbox.left:
+            self.requests.pop(request_id, None)
+        vars(self).update(_late=self._outbox.outputs or self._late, _outbox=NOTHING)
         for request_id, state in tuple(self.requests.items()):
             if request_id in core.requests:
                 state.rewind()

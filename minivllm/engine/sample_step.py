@@ -8,6 +8,9 @@ best continuations of its own beams.
     logits       –           row 0   rows 1 2 3           row 4
     sampled                  1 token    candidates           3 tokens from the same row
 
+A row without a likeliest token (NaN, infinity) fails its request, with all its sequences, and no other: the
+others are sampled again, and draw the same.
+
 Read next: `minivllm/decoding/sampler.py`, `beam_candidates.py`; `core.py` for what becomes of the tokens.
 """
 
@@ -18,10 +21,11 @@ from collections.abc import Sequence as SequenceOf
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from minivllm.decoding.beam_search import Candidate
+from minivllm.decoding.finite_logits import NotFiniteError
 from minivllm.decoding.parallel_sampling import SampleSlot
 from minivllm.engine.request_state import RequestState
 from minivllm.scheduling.plan import BeamStep, StepPlan
-from minivllm.scheduling.request import Sequence
+from minivllm.scheduling.request import Finish, Sequence
 
 if TYPE_CHECKING:
     from minivllm.decoding.sampler import SampledToken
@@ -33,7 +37,7 @@ class TokenSampler(Protocol):
     """What the engine needs of a sampler."""
 
     def sample(self, logits: Any, states: SequenceOf[SamplingState]) -> list[SampledToken]:
-        """One token for each row of logits."""
+        """One token for each row of logits; here and below, `NotFiniteError` names rows that have none."""
         ...
 
     def prompt_logprobs(
@@ -64,6 +68,8 @@ class StepSample(NamedTuple):
     tokens: list[SampledToken]
     """The token of each slot."""
     searches: list[SearchSlot]
+    failed: list[tuple[str, Finish]]
+    """Requests for which no token can be chosen, and what to say of each. They have no slots here."""
 
 
 def sample_step(
@@ -82,14 +88,18 @@ def sample_step(
     slots: list[SampleSlot] = []
     rows: list[int] = []  # that the token of each slot is drawn from
     members: dict[str, list[tuple[Sequence, int]]] = {}
+    failed: dict[str, str] = {}  # what is wrong with the logits of a request
     end = 0
     for item in plan.scheduled:
         sequence = sequences[item.seq_id]
         state = requests[sequence.request_id]
         start, end = end, end + item.num_logits
         if sequence.wants_prompt_logits and item.start < sequence.num_prompt_tokens:
-            _note_prompt_logprobs(state, sequence, item.start, logits[start:end], sampler)
-        if item.start + len(item.token_ids) < len(sequence.token_ids):
+            try:
+                _note_prompt_logprobs(state, sequence, item.start, logits[start:end], sampler)
+            except NotFiniteError as error:
+                failed[sequence.request_id] = error.words
+        if item.start + len(item.token_ids) < len(sequence.token_ids) or sequence.request_id in failed:
             continue
         if state.sampling is None:
             members.setdefault(sequence.request_id, []).append((sequence, end - 1))
@@ -100,12 +110,28 @@ def sample_step(
             first = state.sampling.first_slots(sequence)
             slots += first
             rows += [end - 1] * len(first)
-    searches = [_continue_search(requests[name], own, logits, sampler) for name, own in members.items()]
-    if not slots:
-        return StepSample([], [], searches)
-    if rows != list(range(len(logits))):
-        logits = logits[rows]
-    return StepSample(slots, sampler.sample(logits, [slot.output.sampling for slot in slots]), searches)
+    searches: list[SearchSlot] = []
+    for name, own in members.items():
+        try:
+            searches.append(_continue_search(requests[name], own, logits, sampler))
+        except NotFiniteError as error:
+            failed[name] = error.words
+    tokens: list[SampledToken] = []
+    while slots:
+        wanted = logits if rows == list(range(len(logits))) else logits[rows]
+        try:
+            tokens = sampler.sample(wanted, [slot.output.sampling for slot in slots])
+            break
+        except NotFiniteError as error:
+            failed |= {slots[place].parent.request_id: words for place, words in error.found.items()}
+            kept = [place for place, slot in enumerate(slots) if slot.parent.request_id not in failed]
+            slots, rows = [slots[place] for place in kept], [rows[place] for place in kept]
+    return StepSample(slots, tokens, searches, [_failure(name, plan, failed[name]) for name in failed])
+
+
+def _failure(request_id: str, plan: StepPlan, words: str) -> tuple[str, Finish]:
+    """How a request ends for whose logits `words` are true."""
+    return request_id, Finish("error", f"request {request_id!r} failed in step {plan.step}: {words}")
 
 
 def _continue_search(

@@ -21,7 +21,8 @@ Source: Kwon et al., "Efficient Memory Management for Large Language Model Servi
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 
 from minivllm.validation import check_integer
 
@@ -32,6 +33,8 @@ class OutOfBlocksError(RuntimeError):
 
 class BlockPool:
     """`num_blocks` physical blocks, numbered from 0; every operation costs O(blocks touched).
+
+    Every operation looks at all of its blocks first: it happens as a whole, or it raises and changes nothing.
 
     Raises:
         ValueError: `num_blocks` is not an integer of at least 1.
@@ -68,12 +71,15 @@ class BlockPool:
         """Allocate `count` free blocks, each with one reference.
 
         Raises:
-            OutOfBlocksError: fewer than `count` are free; the pool is unchanged.
+            OutOfBlocksError: fewer than `count` are free.
+            ValueError: `count` is negative.
         """
         if count > self._num_free:
             raise OutOfBlocksError(
                 f"{count} blocks were asked for, {self._num_free} of {self.num_blocks} are free"
             )
+        if count < 0:
+            raise ValueError(f"count must be at least 0, got {count}")
         blocks = self._first_free(count)
         self._head = (self._head + count) % self.num_blocks
         self._num_free -= count
@@ -81,32 +87,40 @@ class BlockPool:
             self.ref_counts[block] = 1
         return blocks
 
-    def touch(self, blocks: Iterable[int]) -> None:
+    def touch(self, blocks: Sequence[int]) -> None:
         """One more table maps each of these blocks.
 
         Raises:
             ValueError: a block is free, so what it holds may be overwritten at any time.
         """
-        for block in blocks:
-            count = self.ref_counts[block]
-            if count == 0:
-                if not self.cached[block]:
+        self._check_numbers(blocks)
+        ref_counts, cached = self.ref_counts, self.cached
+        if not all(map(ref_counts.__getitem__, blocks)):
+            for block in blocks:
+                if not ref_counts[block] and not cached[block]:
                     raise ValueError(f"block {block} is free: it cannot be shared, only newly taken")
+        for block in blocks:
+            count = ref_counts[block]
+            if not count:
                 self.num_evictable_blocks -= 1
-            self.ref_counts[block] = count + 1
+            ref_counts[block] = count + 1
 
-    def free_blocks(self, blocks: Iterable[int]) -> None:
+    def free_blocks(self, blocks: Sequence[int]) -> None:
         """Drop one reference to each block; those that lose their last one become free, in this order.
 
         Raises:
-            ValueError: a block is free already (or is named more often than it is referenced).
+            ValueError: a block is free already, or is named more often than it is referenced.
         """
+        self._check_numbers(blocks)
+        ref_counts = self.ref_counts
+        # The first look is without a Python loop: freeing a table must cost little.
+        if len(set(blocks)) < len(blocks) or not all(map(ref_counts.__getitem__, blocks)):
+            for block, count in Counter(blocks).items():
+                if count > ref_counts[block]:
+                    raise ValueError(f"block {block} was freed twice: it has no reference left to drop")
         for block in blocks:
-            count = self.ref_counts[block]
-            if count == 0:
-                raise ValueError(f"block {block} was freed twice: it has no reference left to drop")
-            self.ref_counts[block] = count - 1
-            if count == 1:
+            ref_counts[block] = count = ref_counts[block] - 1
+            if not count:
                 if self.cached[block]:
                     self.num_evictable_blocks += 1
                 else:
@@ -116,8 +130,9 @@ class BlockPool:
         """The prefix cache knows these blocks now: they stay off the free list, even if no table maps them.
 
         Raises:
-            ValueError: a block is free, or cached already; nothing has changed.
+            ValueError: a block is free, or cached already, or named twice.
         """
+        self._check_numbers(blocks, once=True)
         for block in blocks:
             if self.ref_counts[block] == 0 or self.cached[block]:
                 raise ValueError(f"block {block} cannot be cached: it is free, or cached already")
@@ -128,8 +143,9 @@ class BlockPool:
         """The prefix cache has forgotten these blocks; those that no table maps become free, in this order.
 
         Raises:
-            ValueError: a block is not cached; nothing has changed.
+            ValueError: a block is not cached, or named twice.
         """
+        self._check_numbers(blocks, once=True)
         for block in blocks:
             if not self.cached[block]:
                 raise ValueError(f"block {block} is not cached")
@@ -138,6 +154,13 @@ class BlockPool:
             if self.ref_counts[block] == 0:
                 self.num_evictable_blocks -= 1
                 self._append_to_ring(block)
+
+    def _check_numbers(self, blocks: Sequence[int], *, once: bool = False) -> None:
+        """Raise `ValueError` unless there are such blocks; with `once`, unless each is named only once."""
+        if blocks and not 0 <= min(blocks) <= max(blocks) < self.num_blocks:
+            raise ValueError(f"blocks must have numbers from 0 to {self.num_blocks - 1}, got {list(blocks)}")
+        if once and len(set(blocks)) < len(blocks):
+            raise ValueError(f"each block must be named once, got {list(blocks)}")
 
     def _append_to_ring(self, block: int) -> None:
         self._ring[(self._head + self._num_free) % self.num_blocks] = block

@@ -17,7 +17,7 @@ Read next: `kv_cache_manager.py`, the paged one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from minivllm.memory.block_move import BlockMove
@@ -62,6 +62,14 @@ class Admission(NamedTuple):
             f"the first span of sequence {self.seq_id} cannot be {start} … {end}: it has "
             f"{len(self.token_ids)} tokens, {num_computed_tokens} of them computed"
         )
+
+
+class SwapOut(NamedTuple):
+    """What became of a wish to swap out."""
+
+    is_done: bool
+    reason: str = ""
+    """Why it was not done, in words."""
 
 
 class PoolView(Protocol):
@@ -137,6 +145,15 @@ class CacheManager(Protocol):
         """
         ...
 
+    def could_admit(self, admission: Admission, computed: Sequence[int], without: Collection[int]) -> bool:
+        """Would `allocate_slots` admit it, if the sequences `without` held nothing? Nothing changes.
+
+        Args:
+            without: all sequences of some requests: what they share with each other comes free with them, and
+                what they share with others does not.
+        """
+        ...
+
     def cache_full_blocks(self, seq_id: int, token_ids: Sequence[int], end: int) -> None:
         """The first `end` tokens are computed once this step is done: other requests may find full blocks."""
         ...
@@ -153,12 +170,8 @@ class CacheManager(Protocol):
         """Free everything that a sequence holds, here or in the swap space. Nothing held is no error."""
         ...
 
-    def swap_out(self, seq_ids: Sequence[int]) -> str:
-        """Move a request's tables to the swap space, all or nothing.
-
-        Returns:
-            "" if they are there now, else the reason why not, in words; then nothing has changed.
-        """
+    def swap_out(self, seq_ids: Sequence[int]) -> SwapOut:
+        """Move a request's tables to the swap space, or say why not; then nothing has changed."""
         ...
 
     def swap_in(self, spans: Sequence[Span], reserved_blocks: int) -> bool:
@@ -167,6 +180,10 @@ class CacheManager(Protocol):
         There is one span for each sequence, and `reserved_blocks` must stay free. All or nothing. The caller
         then calls `cache_full_blocks` for each: the prefix cache does not know the blocks they are in now.
         """
+        ...
+
+    def could_swap_in(self, spans: Sequence[Span], reserved_blocks: int, without: Collection[int]) -> bool:
+        """Would `swap_in` do it, if the sequences `without` held nothing? See `could_admit`."""
         ...
 
     def is_swapped(self, seq_id: int) -> bool:
@@ -185,8 +202,8 @@ class CacheManager(Protocol):
         """The step failed: forget what it would have filled. The caller has freed its sequences."""
         ...
 
-    def reset_prefix_cache(self) -> None:
-        """Forget every cached block that no table maps."""
+    def reset_prefix_cache(self) -> bool:
+        """Forget every cached block that no table maps. Returns whether no block is cached now."""
         ...
 
     def check_invariants(self) -> None:

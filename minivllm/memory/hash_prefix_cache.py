@@ -152,6 +152,12 @@ class HashPrefixCache:
                 assert cached.parent.num_tables >= cached.num_tables, (
                     f"a table maps block {block} and not its beginning"
                 )
+        chained = 0
+        for cached_block in self._by_key.values():
+            link: _CachedBlock | None = cached_block
+            while link is not None:
+                chained, link = chained + 1, link.same_key
+        assert chained == len(self._by_block), "a key leads to a block that is not cached any more"
         order = {block: place for place, block in enumerate(self._evictable)}
         for block, place in order.items():
             parent = self._by_block[block].parent

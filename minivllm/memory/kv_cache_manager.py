@@ -20,12 +20,14 @@ Source: Kwon et al. (SOSP 2023), sections 4.2–4.5; vLLM's `KVCacheManager`. Re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import chain
 
 from minivllm.memory.block_move import BlockMove
 from minivllm.memory.block_pool import BlockPool
 from minivllm.memory.block_table import BlockTable, blocks_needed
-from minivllm.memory.cache_manager import Admission, Span
+from minivllm.memory.cache_manager import Admission, Span, SwapOut
 from minivllm.memory.copy_on_write import CopyOnWrite
 from minivllm.memory.prefix_cache import PrefixCache
 from minivllm.memory.prefix_caching import PrefixCaching
@@ -126,18 +128,35 @@ class KVCacheManager:
             and not self.copy_on_write.copy_on_fork
         )
 
-    def _admit(self, spans: Sequence[Span], admission: Admission, computed: Sequence[int]) -> bool:
-        """Give a sequence a table that begins with `computed`, if there is room for all of its tokens.
+    def could_admit(
+        self, admission: Admission, computed: Sequence[int], without: Collection[int] = ()
+    ) -> bool:
+        """Is there room for all tokens of a sequence whose table begins with `computed`?
 
         Nothing is reserved for the tokens and forks to come: not having to know them is what paging is for.
         """
-        admission.check(spans, self.tables, len(computed) * self.block_size)
+        gone = self._count_references(without)
         missing = blocks_needed(len(admission.token_ids), self.block_size) - len(computed)
         # Computed blocks that no table maps count as free until now, and not once they are mapped.
-        evictable = [block for block in computed if self.pool.ref_counts[block] == 0]
+        evictable = [block for block in computed if self.pool.ref_counts[block] == gone.get(block, 0)]
         assert all(self.pool.cached[block] for block in evictable), "a computed block has been evicted"
         wanted = missing + admission.extra_blocks + admission.reserved_blocks
-        if wanted > self.num_free_blocks - len(evictable):
+        return wanted <= self.num_free_blocks + self._num_freed(gone) - len(evictable)
+
+    def _count_references(self, seq_ids: Collection[int]) -> Mapping[int, int]:
+        """Block → tables of these sequences that map it."""
+        tables = (self.tables[seq_id].blocks for seq_id in seq_ids if seq_id in self.tables)
+        return Counter(chain.from_iterable(tables)) if seq_ids else {}
+
+    def _num_freed(self, gone: Mapping[int, int]) -> int:
+        """Blocks that no table would map without so many references to each."""
+        ref_counts = self.pool.ref_counts
+        return sum(ref_counts[block] == count for block, count in gone.items())
+
+    def _admit(self, spans: Sequence[Span], admission: Admission, computed: Sequence[int]) -> bool:
+        """Give a sequence a table that begins with `computed`, if there is room for all of its tokens."""
+        admission.check(spans, self.tables, len(computed) * self.block_size)
+        if not self.could_admit(admission, computed):
             return False
         table = BlockTable(self.block_size, computed, admission.salt)
         self._add_table(admission.seq_id, table, num_cached_blocks=len(computed))
@@ -204,31 +223,43 @@ class KVCacheManager:
         """Is its table in the swap space?"""
         return self.swap_space is not None and seq_id in self.swap_space.tables
 
-    def swap_out(self, seq_ids: Sequence[int]) -> str:
-        """Move a request's tables to the swap space, all or nothing. Returns why not, or ""."""
+    def swap_out(self, seq_ids: Sequence[int]) -> SwapOut:
+        """Move a request's tables to the swap space, all or nothing."""
         if self.swap_space is None:
-            return "there is no swap space"
+            return SwapOut(False, "there is no swap space")
         held = [seq_id for seq_id in seq_ids if seq_id in self.tables]
         tables = {seq_id: self.tables[seq_id] for seq_id in held if self.tables[seq_id].blocks}
-        if shortage := self.swap_space.shortage(tables):
-            return shortage
+        needed, room = len(distinct_blocks(tables.values())), self.swap_space.pool.num_free_blocks
+        if needed > room:
+            shortage = f"{needed} blocks do not fit into the {room} that are free in the swap space"
+            return SwapOut(False, shortage)
         host_of = self.swap_space.take(tables)
         self._moves += [BlockMove("swap_out", device, host) for device, host in host_of.items()]
         for seq_id in held:  # also those whose table is empty, and that have nothing to swap
             blocks = self._remove_table(seq_id)
             if self._emit and blocks:
                 self._emit(BlocksSwappedOut(seq_id, blocks, tuple(host_of[block] for block in blocks)))
-        return ""
+        return SwapOut(True)
+
+    def could_swap_in(
+        self, spans: Sequence[Span], reserved_blocks: int, without: Collection[int] = ()
+    ) -> bool:
+        """Is there room for these sequences and for what `spans` will need?"""
+        assert self.swap_space is not None, "nothing can be swapped in where nothing was swapped out"
+        host_tables = {span.seq_id: self.swap_space.tables[span.seq_id] for span in spans}
+        needed = len(distinct_blocks(host_tables.values()))
+        needed += self.copy_on_write.count_new_blocks(spans, host_tables, self.swap_space.pool)
+        room = self.num_free_blocks + self._num_freed(self._count_references(without))
+        return needed + reserved_blocks <= room
 
     def swap_in(self, spans: Sequence[Span], reserved_blocks: int) -> bool:
         """Bring sequences back, if there is room for them and for what `spans` will need. All or nothing."""
-        assert self.swap_space is not None, "nothing can be swapped in where nothing was swapped out"
-        host_tables = {span.seq_id: self.swap_space.tables[span.seq_id] for span in spans}
-        num_moved = len(distinct_blocks(host_tables.values()))
-        needed = num_moved + self.copy_on_write.count_new_blocks(spans, host_tables, self.swap_space.pool)
-        if needed + reserved_blocks > self.num_free_blocks:
+        if not self.could_swap_in(spans, reserved_blocks):
             return False
-        device_of, tables = map_elsewhere(host_tables, self.pool, self._get_new_blocks(num_moved))
+        assert self.swap_space is not None, "there is something to swap in"
+        host_tables = {span.seq_id: self.swap_space.tables[span.seq_id] for span in spans}
+        new_blocks = self._get_new_blocks(len(distinct_blocks(host_tables.values())))
+        device_of, tables = map_elsewhere(host_tables, self.pool, new_blocks)
         self._moves += [BlockMove("swap_in", host, device) for host, device in device_of.items()]
         self.tables |= tables
         for seq_id, table in tables.items():
@@ -255,10 +286,12 @@ class KVCacheManager:
         if self.prefix_caching:
             self.prefix_caching.abandon()
 
-    def reset_prefix_cache(self) -> None:
-        """Forget every cached block that no table maps."""
-        if self.prefix_caching:
-            self.prefix_caching.reset()
+    def reset_prefix_cache(self) -> bool:
+        """Forget every cached block that no table maps. Returns whether no block is cached now."""
+        if self.prefix_caching is None:
+            return True
+        self.prefix_caching.reset()
+        return not len(self.prefix_caching.cache)
 
     # ── how it is done ────────────────────────────────────────────────────────────────────────────────
 

@@ -6,6 +6,9 @@ a long prompt that is not shared is one node, and the tree is as large as what d
     root ──[ 4 blocks: "You are a helpful …" ]──┬──[ 2 blocks: "What is a …" ]      lock 1: one table maps it
                  lock 3                          └──[ 1 block: "Why does …" ]       lock 2
 
+There is one root. A salt is part of the first block's tokens, so requests with different salts never meet,
+and when the last block of a salt is forgotten, nothing of the salt is left.
+
 A node's lock is the number of tables that map its blocks, always all of them: where a table's path ends
 inside an edge, the node is split there. A look-up alone changes nothing.
 
@@ -20,19 +23,22 @@ section 3. Read next: `prefix_caching.py`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from minivllm.memory.prefix_cache import cut_into_blocks
 
+Tokens = bytes | tuple[str | None, bytes]
+"""The tokens of a block; of the first block in a path, the salt and the tokens."""
+
 
 class RadixTree:
-    """See `PrefixCache`. One root for each salt."""
+    """See `PrefixCache`."""
 
     name = "radix"
 
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
-        self._roots: dict[str | None, Node] = {}
+        self._root = Node(None, [], [])
         self._node_of: dict[int, Node] = {}
         self._num_evictable = 0
         self._clock = 0  # counts uses: plain logical time
@@ -50,8 +56,8 @@ class RadixTree:
         return block in self._node_of
 
     def nodes(self) -> Iterator[Node]:
-        """Every node, parents before children, the roots (which have no blocks) left out."""
-        waiting = list(self._roots.values())
+        """Every node, parents before children, the root (which has no blocks) left out."""
+        waiting = [self._root]
         while waiting:
             node = waiting.pop()
             if node.blocks:
@@ -59,11 +65,9 @@ class RadixTree:
             waiting += node.children.values()
 
     def match(self, after: int | None, token_ids: Sequence[int], salt: str | None = None) -> list[int]:
-        wanted = cut_into_blocks(token_ids, self.block_size)
+        wanted = self._cut(after, token_ids, salt)
         if after is None:
-            node, place = self._roots.get(salt), 0
-            if node is None:
-                return []
+            node, place = self._root, 0
         else:
             node = self._node_of[after]
             place = node.blocks.index(after) + 1 if node.blocks[-1] != after else len(node.blocks)
@@ -83,9 +87,9 @@ class RadixTree:
     def insert(
         self, after: int | None, token_ids: Sequence[int], blocks: Sequence[int], salt: str | None = None
     ) -> int:
-        tokens = cut_into_blocks(token_ids, self.block_size)
+        tokens = self._cut(after, token_ids, salt)
         if after is None:
-            node = self._roots.setdefault(salt, Node(None, [], []))
+            node = self._root
         else:
             node = self._node_of[after]
             if node.blocks[-1] != after:
@@ -160,6 +164,9 @@ class RadixTree:
                 "an evictable end of a path"
             )
             self._drop_last(node)
+        if len(self._leaves) > 2 * len(self._node_of) + 64:  # a removed node leaves its entry in the heap
+            self._leaves = [entry for entry in self._leaves if entry[2].blocks]
+            heapify(self._leaves)
 
     def reset(self) -> list[int]:
         return self.evict(self._num_evictable)
@@ -171,6 +178,13 @@ class RadixTree:
             return node.blocks[place - 1]
         assert node.parent is not None
         return node.parent.blocks[-1] if node.parent.blocks else None
+
+    def _cut(self, after: int | None, token_ids: Sequence[int], salt: str | None) -> list[Tokens]:
+        """The tokens of each block behind the path that ends with block `after`."""
+        first, *others = cut_into_blocks(token_ids, self.block_size) or [b""]
+        if not first:
+            return []
+        return [(salt, first) if after is None else first, *others]
 
     def _use(self, node: Node) -> None:
         """The path to this node is used now."""
@@ -228,6 +242,7 @@ class RadixTree:
                 num_evictable += len(node.blocks)
                 assert node.children or node.in_heap, "an evictable leaf that eviction would never find"
             seen += len(node.blocks)
+            assert (node.parent is self._root) == isinstance(node.tokens[0], tuple), "a salt is at the root"
         assert seen == len(self._node_of) and num_evictable == self._num_evictable
 
 
@@ -236,12 +251,12 @@ class Node:
 
     __slots__ = ("blocks", "children", "in_heap", "last_used", "lock", "parent", "tokens")
 
-    def __init__(self, parent: Node | None, tokens: list[bytes], blocks: list[int]) -> None:
+    def __init__(self, parent: Node | None, tokens: list[Tokens], blocks: list[int]) -> None:
         self.parent = parent
         self.tokens = tokens
         """Of each block: its tokens."""
         self.blocks = blocks
-        self.children: dict[bytes, Node] = {}
+        self.children: dict[Tokens, Node] = {}
         """By the tokens of their first block."""
         self.lock = 0
         self.last_used = 0

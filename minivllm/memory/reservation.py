@@ -21,7 +21,8 @@ Read next: `virtual_memory.py`; `waste.py`, which measures what is lost; `minivl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 
 from minivllm.memory.block_table import blocks_needed
@@ -123,17 +124,32 @@ class ReservationManager(StripManager):
 
     # ── how it is done ────────────────────────────────────────────────────────────────────────────────
 
+    def could_admit(self, admission: Admission, computed: Sequence[int], without: Collection[int]) -> bool:
+        """Are there gaps for all of its strips? Tried out on a copy: what counts is where they lie."""
+        placement = deepcopy(self.placement)
+        groups = {id(group): group for seq_id in without if (group := self._reservations.get(seq_id))}
+        strips = [strip for group in groups.values() for strip in group.spare]
+        for strip in [*strips, *(self._strips[seq_id] for seq_id in without if seq_id in self._strips)]:
+            placement.give_back(strip)
+        num_blocks = self._blocks_to_reserve(admission)
+        return all(placement.take(num_blocks) for _ in range(admission.max_num_sequences))
+
+    def _blocks_to_reserve(self, admission: Admission) -> int:
+        """Blocks of each of its strips."""
+        num_tokens = len(admission.token_ids)
+        num_tokens = self._tokens(num_tokens, max(admission.max_total_tokens - 1, num_tokens))
+        return blocks_needed(num_tokens, self.block_size)
+
     def _admit(self, admission: Admission) -> bool:
         """Reserve a strip for each of its sequences and let the first sequence have the first strip.
 
         `extra_blocks` are part of what is reserved, and `reserved_blocks` are not needed: running requests
         have reserved all that they will grow into.
         """
-        num_tokens = len(admission.token_ids)
-        num_tokens = self._tokens(num_tokens, max(admission.max_total_tokens - 1, num_tokens))
+        num_blocks = self._blocks_to_reserve(admission)
         reservation = Reservation(members={admission.seq_id})
         for _ in range(admission.max_num_sequences):
-            strip = self.placement.take(blocks_needed(num_tokens, self.block_size))
+            strip = self.placement.take(num_blocks)
             if strip is None:
                 self._cancel(reservation)
                 return False

@@ -18,12 +18,12 @@ Read next: `reservation.py` (a strip of fixed length) and `virtual_memory.py` (o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from minivllm.memory.block_move import BlockMove
 from minivllm.memory.block_table import BlockTable, blocks_needed
-from minivllm.memory.cache_manager import Admission, Span
+from minivllm.memory.cache_manager import Admission, Span, SwapOut
 from minivllm.memory.strips import NamedPool, Strip
 from minivllm.trace.events import BlockCopied, BlocksAllocated, BlocksFreed, BlocksShared, Event
 from minivllm.validation import check_integer
@@ -58,6 +58,11 @@ class StripManager(ABC):
         self._emit = emit
 
     # ── where subclasses differ ───────────────────────────────────────────────────────────────────────
+
+    @abstractmethod
+    def could_admit(
+        self, admission: Admission, computed: Sequence[int], without: Collection[int]
+    ) -> bool: ...
 
     @abstractmethod
     def _admit(self, admission: Admission) -> bool:
@@ -161,9 +166,12 @@ class StripManager(ABC):
         """Never."""
         return False
 
-    def swap_out(self, seq_ids: Sequence[int]) -> str:
+    def swap_out(self, seq_ids: Sequence[int]) -> SwapOut:
         """Always declined."""
-        return "there is no swap space: only paged memory has one"
+        return SwapOut(False, "there is no swap space: only paged memory has one")
+
+    def could_swap_in(self, spans: Sequence[Span], reserved_blocks: int, without: Collection[int]) -> bool:
+        raise AssertionError("nothing can be swapped in where nothing is ever swapped out")
 
     def swap_in(self, spans: Sequence[Span], reserved_blocks: int) -> bool:
         raise AssertionError("nothing can be swapped in where nothing is ever swapped out")
@@ -180,8 +188,9 @@ class StripManager(ABC):
         """The step failed; the caller has freed its sequences."""
         self._moves.clear()
 
-    def reset_prefix_cache(self) -> None:  # noqa: B027
+    def reset_prefix_cache(self) -> bool:
         """Nothing is cached."""
+        return True
 
     # ── how it is done ────────────────────────────────────────────────────────────────────────────────
 

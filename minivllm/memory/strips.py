@@ -15,7 +15,8 @@ Read next: `contiguous.py` and `buddy.py`, which say where a strip may lie.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from minivllm.validation import check_integer
@@ -75,27 +76,40 @@ class NamedPool:
         """The blocks that no table maps, those that were freed last at the end."""
         return tuple(self._free)
 
-    def take(self, blocks: Iterable[int]) -> None:
-        """One table maps these free blocks now. `KeyError` if one is not free."""
+    def take(self, blocks: Sequence[int]) -> None:
+        """One table maps these blocks now.
+
+        Raises:
+            ValueError: a block is in use already, or named twice; nothing has changed.
+        """
+        if len(set(blocks)) < len(blocks) or not self._free.keys() >= set(blocks):
+            raise ValueError(f"blocks must be free and named once, got {list(blocks)}")
         for block in blocks:
             del self._free[block]
             self.ref_counts[block] = 1
 
-    def touch(self, blocks: Iterable[int]) -> None:
-        """One more table maps each of these blocks, which are in use already."""
-        for block in blocks:
-            assert self.ref_counts[block] > 0, f"block {block} is free: it cannot be shared"
-            self.ref_counts[block] += 1
-
-    def release(self, blocks: Iterable[int]) -> None:
-        """One table less maps each of these blocks; those that lose the last one are free, in this order.
+    def touch(self, blocks: Sequence[int]) -> None:
+        """One more table maps each of these blocks.
 
         Raises:
-            ValueError: a block is free already.
+            ValueError: a block is free; nothing has changed.
         """
         for block in blocks:
             if self.ref_counts[block] == 0:
+                raise ValueError(f"block {block} is free: it cannot be shared")
+        for block in blocks:
+            self.ref_counts[block] += 1
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """One table less maps each of these blocks; those that lose the last one are free, in this order.
+
+        Raises:
+            ValueError: a block is free already, or named more often than it is mapped; nothing has changed.
+        """
+        for block, count in Counter(blocks).items():
+            if count > self.ref_counts[block]:
                 raise ValueError(f"block {block} was freed twice: it has no reference left to drop")
+        for block in blocks:
             self.ref_counts[block] -= 1
             if self.ref_counts[block] == 0:
                 self._free[block] = None

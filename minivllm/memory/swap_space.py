@@ -29,13 +29,6 @@ class SwapSpace:
         self.pool = BlockPool(num_blocks)
         self.tables: dict[int, BlockTable] = {}
 
-    def shortage(self, tables: Mapping[int, BlockTable]) -> str:
-        """Why these tables cannot come here, in words; "" if they can."""
-        needed, room = len(distinct_blocks(tables.values())), self.pool.num_free_blocks
-        if needed <= room:
-            return ""
-        return f"{needed} blocks do not fit into the {room} that are free in the swap space"
-
     def take(self, tables: Mapping[int, BlockTable]) -> dict[int, int]:
         """Map these tables to host blocks, one for each device block that they map.
 
@@ -74,7 +67,7 @@ def map_elsewhere(
     mapped: set[int] = set()
     for seq_id, table in tables.items():
         blocks = [new_of[block] for block in table.blocks]
-        pool.touch(block for block in blocks if block in mapped)
+        pool.touch([block for block in blocks if block in mapped])
         mapped.update(blocks)
         new_tables[seq_id] = BlockTable(table.block_size, blocks, table.salt)
     return new_of, new_tables

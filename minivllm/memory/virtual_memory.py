@@ -22,7 +22,7 @@ Source: Prabhu et al., "vAttention: Dynamic Memory Management for Serving LLMs w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from minivllm.memory.block_table import blocks_needed
 from minivllm.memory.cache_manager import Admission, Span
@@ -100,10 +100,18 @@ class VirtualMemoryManager(StripManager):
 
     # ── how it is done ────────────────────────────────────────────────────────────────────────────────
 
+    def could_admit(
+        self, admission: Admission, computed: Sequence[int] = (), without: Collection[int] = ()
+    ) -> bool:
+        """Is there a slot, and memory for all tokens that a sequence has?"""
+        strips = [self._strips[seq_id] for seq_id in without if seq_id in self._strips]
+        room = self._num_free + sum(self._committed[strip] for strip in strips)
+        needed = self._blocks_for(len(admission.token_ids)) + admission.extra_blocks
+        return bool(self._slots or strips) and needed + admission.reserved_blocks <= room
+
     def _admit(self, admission: Admission) -> bool:
         """Give a sequence a slot, if there is memory for all tokens it has."""
-        needed = self._blocks_for(len(admission.token_ids)) + admission.extra_blocks
-        if not self._slots or needed + admission.reserved_blocks > self._num_free:
+        if not self.could_admit(admission):
             return False
         self._place(admission.seq_id, self._take_slot())
         return True

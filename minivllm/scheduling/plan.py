@@ -106,3 +106,5 @@ class Sampled(NamedTuple):
 
     tokens: Sequence[NextToken] = ()
     beams: Sequence[BeamStep] = ()
+    failed: Sequence[tuple[str, Finish]] = ()
+    """Requests that end with all their sequences, because no token could be chosen; and why."""

@@ -62,7 +62,7 @@ class DecodeFirst(SchedulingPolicy):
 
 
 class Priority(SchedulingPolicy):
-    """By `priority`, smaller first (vLLM's rule); a more important request preempts others.
+    """By `priority`, smaller first, then by `arrival_time` (vLLM's rule); the important preempt others.
 
     Args:
         ageing_seconds: so long a wait is worth one step of priority, so that none waits for ever; 0 means

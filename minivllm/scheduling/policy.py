@@ -111,7 +111,7 @@ class SchedulingPolicy:
     releases_together = False
 
     def rank(self, request: Request) -> float:
-        """The smaller is admitted earlier and preempted later; of equals, the one that arrived first.
+        """The smaller is admitted earlier and preempted later; of equals, that with the least `arrival_time`.
 
         Asked when a request begins to wait, and again of all running ones when one must be preempted.
         """

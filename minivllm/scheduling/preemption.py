@@ -16,7 +16,6 @@ import logging
 from collections.abc import Callable, Collection
 
 from minivllm.config import SchedulerConfig
-from minivllm.memory.block_table import blocks_needed
 from minivllm.memory.cache_manager import CacheManager
 from minivllm.scheduling.batch_state import BatchState
 from minivllm.scheduling.ranking import Ranking
@@ -60,37 +59,20 @@ class Preemption:
         ]
         return [other for _, other in sorted(keyed, key=lambda pair: pair[0])]
 
-    def could_make_room(
-        self, request: Request, candidates: Collection[Request], reserved_blocks: int
-    ) -> bool:
-        """Would there be enough slots and blocks for `request` without all the candidates?"""
-        slots = self.config.max_num_seqs - self.state.num_running_seqs
-        blocks = self.cache.num_free_blocks
-        if len(candidates) < len(self.state.running):
-            blocks -= reserved_blocks
-        for candidate in candidates:
-            slots += candidate.max_num_sequences
-            blocks += sum(
-                len(self.cache.tables[sequence.seq_id])
-                for sequence in candidate.sequences
-                if sequence.seq_id in self.cache.tables
-            )
-        tokens = request.sequences[0].num_tokens
-        return slots >= request.max_num_sequences and blocks >= blocks_needed(tokens, self.cache.block_size)
-
     def preempt(self, request: Request, preempting: Request | None = None, shortage: str = "blocks") -> None:
         """Take a running request out of the batch, for the sake of the request `preempting`.
 
         Raises:
             PolicyError: the policy failed to rank it; nothing has changed.
         """
-        self.ranking.key(request)
+        rank = self.ranking.rank(request)
         mode, reason = self.config.preemption_mode, ""
         if mode == "swap":
-            reason = self.cache.swap_out([sequence.seq_id for sequence in request.sequences])
-            if reason:
-                mode = "recompute"
+            swapped = self.cache.swap_out([sequence.seq_id for sequence in request.sequences])
+            if not swapped.is_done:
+                mode, reason = "recompute", swapped.reason
                 logger.warning("request %s is recomputed instead of swapped: %s", request.request_id, reason)
+        request.rank = rank
         self._requeue(request, mode, reason, preempting.request_id if preempting else "", shortage)
 
     def restart(self, request: Request, reason: str) -> None:

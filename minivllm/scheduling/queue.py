@@ -19,7 +19,7 @@ from itertools import count
 
 from minivllm.scheduling.request import Request
 
-Key = tuple[bool, float, int]
+Key = tuple[bool, float, float, int]
 """What requests are ordered by; the smaller goes first (`ranking.py`)."""
 
 

@@ -3,7 +3,9 @@
 A request's key is compared everywhere that an order is needed: in the waiting queue (the smallest key is
 admitted first) and when a request must be preempted (the largest key is preempted first).
 
-    key   (protected first,  rank by the policy,  order of arrival)
+    key   (protected first,  rank by the policy,  time of arrival,  order in which they were added)
+
+Of equals, the one that arrived first goes first, by the `arrival_time` that its caller gave (vLLM's order).
 
 No request is ever preempted for one with a larger key. So there is always one that keeps what it has
 computed, and everything finishes. A policy whose ranks jump about could still let two requests preempt each
@@ -31,11 +33,11 @@ class Ranking:
     def __init__(self, policy: SchedulingPolicy) -> None:
         self.policy = policy
 
-    def key(self, request: Request) -> Key:
-        """Ask the policy for the request's rank, and return its key.
+    def rank(self, request: Request) -> float:
+        """What the policy says of a request now. Nothing changes.
 
         Raises:
-            PolicyError: the policy failed, or its rank is not a number; nothing has changed.
+            PolicyError: the policy failed, or its rank is not a number.
         """
         try:
             rank = float(self.policy.rank(request))
@@ -43,11 +45,16 @@ class Ranking:
                 raise ValueError("a rank must be a number, got nan")
         except Exception as error:
             raise PolicyError.in_method(self.policy, "rank", error) from error
-        request.rank = rank
-        return self.last_key(request)
+        return rank
+
+    def key(self, request: Request) -> Key:
+        """Its key now. Nothing changes; `PolicyError` as for `rank`."""
+        return self._key(request, self.rank(request))
 
     def last_key(self, request: Request) -> Key:
-        """The key by the rank that the policy last gave."""
-        if request.num_preemptions >= MAX_PREEMPTIONS:
-            return False, 0.0, request.arrival_index
-        return True, request.rank, request.arrival_index
+        """Its key by the rank with which it last began to wait: the policy is not asked."""
+        return self._key(request, request.rank)
+
+    def _key(self, request: Request, rank: float) -> Key:
+        is_protected = request.num_preemptions >= MAX_PREEMPTIONS
+        return not is_protected, 0.0 if is_protected else rank, request.arrival_time, request.arrival_index

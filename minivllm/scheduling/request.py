@@ -32,19 +32,20 @@ class RequestStatus(enum.Enum):
     FINISHED_STOPPED = "stop"
     FINISHED_LENGTH_CAPPED = "length"
     FINISHED_ABORTED = "abort"
+    FINISHED_ERROR = "error"
 
     @property
     def is_finished(self) -> bool:
-        return self in (self.FINISHED_STOPPED, self.FINISHED_LENGTH_CAPPED, self.FINISHED_ABORTED)
+        return self not in (self.WAITING, self.RUNNING, self.PREEMPTED)
 
 
 class Finish(NamedTuple):
     """Why a sequence ended."""
 
     reason: str
-    """"stop", "length" or "abort"."""
+    """"stop", "length", "abort" or "error"."""
     stop: int | str | None = None
-    """The stop token id or stop string that ended it, if one did."""
+    """The stop token id or stop string that ended it, if one did; of an error, what went wrong."""
 
 
 class Sequence:
@@ -124,9 +125,10 @@ class Request:
             the search chooses among all of them.
         salt: only requests with the same salt share cached prefixes with it.
         num_cached_tokens: prompt tokens that the prefix cache knew when it was first scheduled; None before.
-        arrival_index: its place in the order of arrival, given by the engine core.
+        arrival_time: on the engine's clock; of requests with the same rank, the earlier goes first.
+        arrival_index: its place in the order in which requests were added, given by the engine core.
         first_seq_id: of the sequence that it began with.
-        rank: what the scheduling policy last said of it; the smaller goes first.
+        rank: what the scheduling policy said of it when it last began to wait; the smaller goes first.
         finish: why its last sequence ended; None while it goes on.
     """
 

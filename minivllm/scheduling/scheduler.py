@@ -209,20 +209,22 @@ class Scheduler:
 
     def _fits_budget(self, request: Request, step: StepBuilder) -> bool:
         """Could a waiting request be computed in this step, if there were slots and blocks for it?"""
-        if not self.config.enable_chunked_prefill:  # all that is left of its prompt goes in one step
-            first = request.sequences[0]
-            uncomputed = first.num_uncomputed_tokens
-            if not self.cache.is_swapped(first.seq_id):
-                computed = self.cache.get_computed_blocks(self._admission(request))
-                uncomputed = first.num_tokens - len(computed) * self.cache.block_size
-            if uncomputed > step.budget:
-                return False
-        return not self.policy.pads or rectangle_fits(step, request)
+        in_one_step, pads = not self.config.enable_chunked_prefill, self.policy.pads
+        if not in_one_step and not pads:
+            return True
+        first = request.sequences[0]
+        uncomputed = first.num_uncomputed_tokens
+        if not self.cache.is_swapped(first.seq_id):
+            computed = self.cache.get_computed_blocks(self._admission(request))
+            uncomputed -= len(computed) * self.cache.block_size
+        if in_one_step and uncomputed > step.budget:
+            return False
+        return not pads or rectangle_fits(step, uncomputed)
 
     def _has_slots(self, request: Request) -> bool:
         return self.state.num_running_seqs + request.max_num_sequences <= self.config.max_num_seqs
 
-    def _admission(self, request: Request) -> Admission:
+    def _admission(self, request: Request, num_gone: int = 0) -> Admission:
         first = request.sequences[0]
         return Admission(
             first.seq_id,
@@ -230,7 +232,7 @@ class Scheduler:
             request.max_total_tokens,
             request.max_num_sequences,
             blocks_for_siblings(request, self.cache.block_size, shared=self._forks_share),
-            self._reserved_blocks(request) if self.state.running else 0,
+            self._reserved_blocks(request, num_gone),
             request.salt,
             use_cache=not first.wants_prompt_logits,  # a token that is not computed has no logits
         )
@@ -257,21 +259,18 @@ class Scheduler:
         assert granted, "there was room for the whole request, so there is room for its first chunk"
         return spans
 
-    def _reserved_blocks(self, request: Request) -> int:
+    def _reserved_blocks(self, request: Request, num_gone: int = 0) -> int:
         """Blocks that must stay free when it is admitted beside others: room for those that run to grow
-        into (the watermark), and for the forks that it will have itself."""
+        into (the watermark), and for the forks that it will have itself; `num_gone` of them run no more."""
+        if len(self.state.running) == num_gone:
+            return 0
         return self._watermark_blocks + request.max_num_sequences - len(request.sequences)
 
     # ── edges ─────────────────────────────────────────────────────────────────────────────────────────
 
     def _swap_in(self, request: Request, step: StepBuilder) -> list[Span] | None:
         """Bring the blocks of a request back from the swap space, if there is room for all that is left."""
-        spans = [
-            Span(sequence.seq_id, sequence.num_computed_tokens, sequence.num_tokens)
-            for sequence in request.sequences
-            if self.cache.is_swapped(sequence.seq_id)
-        ]
-        if not self.cache.swap_in(spans, self._reserved_blocks(request) if self.state.running else 0):
+        if not self.cache.swap_in(self._swapped_spans(request), self._reserved_blocks(request)):
             return None
         for sequence in request.sequences:
             if sequence.seq_id in self.cache.tables:
@@ -281,11 +280,30 @@ class Scheduler:
         spans = self._next_spans(request, step.budget)
         return spans if self.cache.allocate_slots(spans) else []
 
+    def _swapped_spans(self, request: Request) -> list[Span]:
+        """What is left to compute of its sequences that are in the swap space."""
+        return [
+            Span(sequence.seq_id, sequence.num_computed_tokens, sequence.num_tokens)
+            for sequence in request.sequences
+            if self.cache.is_swapped(sequence.seq_id)
+        ]
+
+    def _could_admit(self, request: Request, candidates: Sequence[Request]) -> bool:
+        """Would there be a slot and blocks for a waiting request, if all candidates were preempted?"""
+        slots = self.config.max_num_seqs - self.state.num_running_seqs
+        if slots + sum(other.max_num_sequences for other in candidates) < request.max_num_sequences:
+            return False
+        without = [sequence.seq_id for other in candidates for sequence in other.sequences]
+        if self.cache.is_swapped(request.sequences[0].seq_id):
+            reserved = self._reserved_blocks(request, len(candidates))
+            return self.cache.could_swap_in(self._swapped_spans(request), reserved, without)
+        admission = self._admission(request, len(candidates))
+        return self.cache.could_admit(admission, self.cache.get_computed_blocks(admission), without)
+
     def _allocate_by_preempting(self, request: Request, step: StepBuilder) -> list[Span] | None:
         """Preempt requests that rank behind this one until it can be admitted; none if that is not enough."""
         candidates = self.preemption.candidates(request, step.touched)
-        reserved = self._reserved_blocks(request)
-        if not candidates or not self.preemption.could_make_room(request, candidates, reserved):
+        if not candidates or not self._could_admit(request, candidates):
             return None
         while candidates:
             shortage = "blocks" if self._has_slots(request) else "batch_slots"

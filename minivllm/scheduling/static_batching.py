@@ -64,10 +64,10 @@ def padding_tokens(step: StepBuilder) -> int:
     return min(max(lengths) * num_rows - sum(lengths), step.budget)
 
 
-def rectangle_fits(step: StepBuilder, request: Request) -> bool:
-    """Would the padded batch still be within the budget with this request? Alone it always is."""
+def rectangle_fits(step: StepBuilder, num_tokens: int) -> bool:
+    """Would the padded batch still be within the budget with a row of so many tokens? Alone it always is."""
     if not step.planned:
         return True
     lengths = [len(item.token_ids) for item in step.planned]
-    lengths.append(request.sequences[0].num_uncomputed_tokens)
+    lengths.append(num_tokens)
     return max(lengths) * len(lengths) <= step.config.max_num_batched_tokens

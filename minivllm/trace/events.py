@@ -321,10 +321,11 @@ class SequenceFinished(Event, frozen=True):
 
     seq: int
     reason: str
-    """"stop", "length" or "abort"; "pruned" for a beam whose candidates were all worse than others."""
+    """"stop", "length" or "abort"; "error" if its logits were no numbers; "pruned" for a beam whose
+    candidates were all worse than others."""
     time: float
     stop: int | str | None = None
-    """The stop token id or stop string that ended it, if one did."""
+    """The stop token id or stop string that ended it, if one did; of an error, what went wrong."""
 
 
 class StepFinished(Event, frozen=True):

@@ -20,6 +20,8 @@ class RunSummary:
     num_requests: int
     num_finished: int
     num_aborted: int
+    num_failed: int
+    """Their logits were no numbers."""
     num_refused: int
     num_preemptions: int
     prompt_tokens: int
@@ -142,8 +144,9 @@ class RunSummary:
 
     def _requests_in_words(self) -> str:
         parts = [f"{self.num_finished} finished"]
-        unfinished = self.num_requests - self.num_finished - self.num_aborted
-        for count, word in ((unfinished, "unfinished"), (self.num_aborted, "aborted")):
+        unfinished = self.num_requests - self.num_finished - self.num_aborted - self.num_failed
+        ends = ((unfinished, "unfinished"), (self.num_aborted, "aborted"), (self.num_failed, "failed"))
+        for count, word in ends:
             if count:
                 parts.append(f"{count} {word}")
         refused = f"; {self.num_refused} refused at the door" if self.num_refused else ""

@@ -139,6 +139,7 @@ class _Tally:
             num_requests=len(requests.prompt_tokens),
             num_finished=len(requests.finished_times),
             num_aborted=requests.num_aborted,
+            num_failed=requests.num_failed,
             num_refused=state.num_refused,
             num_preemptions=sums["preemptions"],
             prompt_tokens=sum(requests.prompt_tokens.values()),
@@ -178,8 +179,9 @@ class _Requests(NamedTuple):
 
     prompt_tokens: dict[_Request, int]
     finished_times: dict[_Request, float]
-    """Of requests that finished, and were not aborted."""
+    """Of requests that finished, and were not aborted and did not fail."""
     num_aborted: int
+    num_failed: int
     first_arrival: float
 
     @classmethod
@@ -190,14 +192,17 @@ class _Requests(NamedTuple):
         for sequence in state.finished.values():
             if (request := _request_of(sequence)) not in unfinished:
                 ended.setdefault(request, []).append(sequence)
+        reasons = {request: {item.finish_reason for item in ended[request]} for request in ended}
+        num_failed = sum("error" in own for own in reasons.values())
         finished_times = {
             request: max(sequence.finished_time or 0.0 for sequence in sequences)
             for request, sequences in ended.items()
-            if all(sequence.finish_reason != "abort" for sequence in sequences)
+            if not reasons[request] & {"abort", "error"}
         }
         prompt_tokens = {
             _request_of(sequence): sequence.num_prompt_tokens
             for sequence in (*state.finished.values(), *state.sequences.values())
         }
         first_arrival = min((queued for _, queued in prompt_tokens), default=state.time)
-        return cls(prompt_tokens, finished_times, len(ended) - len(finished_times), first_arrival)
+        num_aborted = len(ended) - len(finished_times) - num_failed
+        return cls(prompt_tokens, finished_times, num_aborted, num_failed, first_arrival)

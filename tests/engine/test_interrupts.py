@@ -5,6 +5,7 @@ Each case plays a random workload, counts the lines that one call executes, play
 """
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import minivllm
 from minivllm.sampling_params import RequestOutputKind, SamplingParams
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.replay import ReplayState
-from tests.engine.fakes import make_engine
+from tests.engine.fakes import expected_output, make_engine
 from tests.engine.test_sharing import EOS, expected, limits, requests
 
 ROOT = str(Path(minivllm.__file__).parent)
@@ -161,3 +162,50 @@ def test_a_streamed_output_whose_step_was_interrupted_is_told_once_and_whole():
     assert [len(tokens) for tokens in whole.values()] == [9, 9] and num_lines > 100
     for line in range(1, num_lines + 1):
         assert stream(line)[0] == whole, f"interrupted at line {line}"
+
+
+PLACES = ("policy", "get_computed_blocks", "allocate_slots", "cache_full_blocks", "take_moves")
+
+
+def interrupt_step(engine, place, count):
+    """Step; Ctrl-C comes at the `count`-th call of `place`, or when the policy has named so many."""
+    left = [count]
+
+    def passed(result):
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        return result
+
+    if place == "policy":
+        order = engine.core.policy.schedule_order
+        engine.core.policy.schedule_order = lambda view: map(passed, order(view))
+    else:
+        method = getattr(engine.cache, place)
+        setattr(engine.cache, place, lambda *args: passed(method(*args)))
+    with suppress(KeyboardInterrupt):
+        engine.step()
+    left[0] = 0  # from now on nothing interrupts
+
+
+@pytest.mark.parametrize("cache", ["hash", "radix"])
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("is_dropped", [False, True])
+def test_a_plan_that_was_interrupted_caches_no_block_that_nobody_computed(cache, place, count, is_dropped):
+    engine = make_engine(prefix_cache=cache, num_blocks=12, watermark=0)
+    greedy = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
+    prompts = {"a": [7] * 16 + [1], "b": [7] * 16 + [2]}
+    engine.add_request("a", prompts["a"], greedy)
+    engine.add_request("b", prompts["b"], greedy)
+    interrupt_step(engine, place, count)
+    assert not engine.snapshot().cached or engine.num_steps, "nothing is computed, so nothing is cached"
+    if is_dropped:  # the next to come must not take over what the interrupted ones began
+        assert engine.abort("a") and engine.abort("b")
+        prompts = {"c": [7] * 16 + [3]}
+        engine.add_request("c", prompts["c"], greedy)
+    outputs = {}
+    while engine.has_unfinished_requests():
+        outputs |= {output.request_id: output.outputs[0].token_ids for output in engine.step()}
+        engine.check_invariants()
+    assert outputs == {name: expected_output(prompt, 5) for name, prompt in prompts.items()}

@@ -7,16 +7,17 @@ too late, shared by mistake, lost in a swap or found under a stale name changes 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minivllm.decoding.beam_candidates import best_continuations
+from minivllm.memory.allocators import BASELINES
 from minivllm.sampling_params import SamplingParams
-from minivllm.trace.events import BlockCopied, BlocksShared, RequestPreempted
+from minivllm.trace.events import BlockCopied, BlocksShared, RequestPreempted, RequestScheduled
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.replay import ReplayState
 from tests.decoding.beams import BeamSearch
-from tests.engine.fakes import POLICIES, expected_output, logits_after, make_engine
+from tests.engine.fakes import POLICIES, FakeExecutor, expected_output, logits_after, make_engine
 
 EOS = (3, 17, 42, 60, 88)
 
@@ -126,8 +127,20 @@ def test_what_is_said_depends_on_nothing_but_prompt_and_parameters(work, data):
     done = play(engine, work, after_step=engine.check_invariants)
     assert done == {str(n): expected(prompt, params) for n, (prompt, params) in enumerate(work)}
     assert engine.cache.num_free_blocks == engine.config.num_blocks, "every block comes back"
-    engine.reset_prefix_cache()
+    assert engine.reset_prefix_cache()
     assert engine.cache.pool.num_free_blocks == engine.config.num_blocks
+
+
+@given(work=requests, data=st.data())
+def test_a_reset_says_whether_the_prefix_cache_is_empty_whatever_else_is_going_on(work, data):
+    engine = make_engine(eos_token_ids=EOS, **data.draw(limits(work)))
+    for number, (prompt, params) in enumerate(work):
+        engine.add_request(str(number), prompt, params)
+    assert engine.reset_prefix_cache(), "requests that wait hold nothing"
+    while engine.has_unfinished_requests():
+        engine.step()
+        if data.draw(st.booleans()):
+            assert engine.reset_prefix_cache() == (not engine.snapshot().cached)
 
 
 @given(work=requests, data=st.data())
@@ -309,6 +322,82 @@ def test_idle_blocks_that_are_about_to_be_shared_are_not_counted_as_room(cache):
         outputs = engine.step()
         engine.check_invariants()
     assert (outputs[0].request_id, outputs[0].num_cached_tokens) == ("c", 16)
+
+
+def admitted_or_not(recorder, engine):
+    """Step, and whom each preempted request had to yield to: `(waiting request, was it admitted?)`."""
+    told, running = len(recorder.events), set(engine.core.state.running)
+    engine.step()
+    events = recorder.events[told:]
+    admitted = {event.request for event in events if isinstance(event, RequestScheduled)}
+    favoured = [event.preempted_for for event in events if isinstance(event, RequestPreempted)]
+    return [(name, name in admitted) for name in favoured if name and name not in running]
+
+
+@settings(max_examples=max(15, settings().max_examples // 2))
+@given(data=st.data(), work=st.lists(st.tuples(prompts, samplings | searches), min_size=3, max_size=5))
+def test_a_request_is_preempted_for_a_waiting_one_only_if_that_one_is_then_admitted(data, work):
+    limited = data.draw(limits(work))
+    limited["scheduling_policy"] = data.draw(st.sampled_from(["priority", "shortest-remaining"]))
+    recorder = Recorder()
+    engine = make_engine(recorder=recorder, eos_token_ids=EOS, **limited)
+    for number, (prompt, params) in enumerate(work):
+        engine.add_request(str(number), prompt, params, priority=data.draw(st.integers(0, 2)))
+        for _ in range(data.draw(st.integers(0, 3))):
+            assert all(admitted for _, admitted in admitted_or_not(recorder, engine))
+    while engine.has_unfinished_requests():
+        assert all(admitted for _, admitted in admitted_or_not(recorder, engine))
+
+
+@settings(max_examples=max(15, settings().max_examples // 2))
+@given(
+    allocator=st.sampled_from(BASELINES),
+    work=st.lists(st.tuples(prompts, st.integers(1, 14), st.integers(0, 3)), min_size=3, max_size=8),
+    num_blocks=st.integers(16, 40),
+)
+def test_also_where_memory_is_in_strips_and_what_is_free_is_scattered(allocator, work, num_blocks):
+    recorder = Recorder()
+    limited = dict(max_model_len=32, max_num_seqs=6, watermark=0, scheduling_policy="priority")
+    engine = make_engine(num_blocks, 2, recorder=recorder, allocator=allocator, **limited)
+    engine.executor = FakeExecutor(len(engine.cache.pool.ref_counts), 2)  # addresses may be more than blocks
+    for number, (prompt, count, priority) in enumerate(work):
+        params = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True)
+        engine.add_request(str(number), prompt, params, priority=priority)
+        assert all(admitted for _, admitted in admitted_or_not(recorder, engine))
+    while engine.has_unfinished_requests():
+        assert all(admitted for _, admitted in admitted_or_not(recorder, engine))
+
+
+@pytest.mark.parametrize(("num_free", "admitted"), [(3, False), (4, True)])
+def test_a_shared_block_comes_free_once_however_many_tables_map_it(num_free, admitted):
+    """Four samples share 2 blocks and have 1 each: to preempt them makes room for 6 blocks, not for 12."""
+    engine = make_engine(num_blocks=4 + 6 + num_free, watermark=0, scheduling_policy="priority", block_size=4)
+    engine.add_request("first", [1] * 13, SamplingParams(temperature=0, max_tokens=3), priority=0)
+    engine.add_request("shared", [2] * 8, SamplingParams(n=4, max_tokens=4, seed=1), priority=2)
+    engine.step(), engine.step()
+    assert engine.cache.num_free_blocks == num_free
+    engine.add_request("newcomer", [3] * 39, SamplingParams(max_tokens=1), priority=1)
+    engine.step()
+    assert ("newcomer" in engine.requests, "shared" in engine.core.state.running) == (not admitted,) * 2
+
+
+@pytest.mark.parametrize("cache", ["hash", "radix"])
+@pytest.mark.parametrize("policy", ["fcfs", "static(batch_size=2, timeout_seconds=0)"])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_what_the_prefix_cache_knows_of_a_prompt_takes_nothing_of_the_budget(cache, policy, chunked):
+    """20 tokens a step: two prompts of 19 of which 16 are cached go together, in a rectangle as well."""
+    engine = make_engine(
+        prefix_cache=cache,
+        scheduling_policy=policy,
+        enable_chunked_prefill=chunked,
+        max_num_batched_tokens=20,
+        max_model_len=20,
+    )
+    greedy = SamplingParams(temperature=0, max_tokens=1)
+    assert play(engine, [([7] * 16 + [1], greedy)])
+    for number in range(2):
+        engine.add_request(str(number), [7] * 16 + [2, 3, number], greedy)
+    assert [output.num_cached_tokens for output in engine.step()] == [16, 16]
 
 
 def test_more_beams_than_a_step_can_compute_are_refused():

@@ -140,7 +140,7 @@ class SharingMachine(RuleBasedStateMachine):
             return
         self.open = True
         before = self.state()
-        if self.manager.swap_out(members):
+        if not self.manager.swap_out(members).is_done:
             assert self.state() == before, "a refusal changes nothing"
         else:
             self.touched.add(group)

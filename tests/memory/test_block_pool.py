@@ -1,10 +1,14 @@
 """Every block is free or in use, never both, never neither, whatever is done to the pool."""
 
+import copy
+
 import pytest
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from minivllm.memory import BlockPool, OutOfBlocksError
+from minivllm.memory.strips import NamedPool
 
 
 class BlockPoolMachine(RuleBasedStateMachine):
@@ -129,6 +133,34 @@ def test_a_list_with_one_wrong_block_is_refused_as_a_whole(cached):
     with pytest.raises(ValueError, match="block 3"):
         (pool.uncache if cached else pool.cache)([right, 3])
     assert pool.cached == bytes([cached, 0, 0, 0])
+    pool.check_invariants()
+
+
+pools = st.sampled_from([BlockPool, NamedPool])
+wrong_lists = st.lists(st.integers(-2, 8), max_size=6)
+
+
+@given(
+    pool_class=pools, operation=st.sampled_from(["take", "touch", "free", "cache", "uncache"]), data=st.data()
+)
+def test_a_list_of_blocks_is_taken_as_a_whole_or_refused_as_a_whole(pool_class, operation, data):
+    pool = pool_class(6)
+    if pool_class is BlockPool:
+        pool.get_new_blocks(4)
+        pool.touch([1, 2])
+        pool.cache([0, 2])
+        pool.free_blocks([0])
+        names = {"free": "free_blocks", "take": "touch"}
+    else:
+        pool.take([0, 1, 2, 3])
+        pool.touch([1, 2])
+        names = {"free": "release", "cache": "take", "uncache": "release"}
+    before = vars(copy.deepcopy(pool))
+    blocks = data.draw(wrong_lists)
+    try:
+        getattr(pool, names.get(operation, operation))(blocks)
+    except (ValueError, IndexError):
+        assert vars(pool) == before
     pool.check_invariants()
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from minivllm.memory import KVCacheManager
 from minivllm.memory.block_move import BlockMove
-from minivllm.memory.cache_manager import Admission, Span
+from minivllm.memory.cache_manager import Admission, Span, SwapOut
 from minivllm.memory.make_cache_manager import make_prefix_cache
 from minivllm.trace.events import (
     BlockCopied,
@@ -121,7 +121,7 @@ def test_a_request_is_swapped_as_a_whole_and_its_shared_blocks_travel_once():
     assert manager.allocate_slots([Span(0, 8, 9), Span(1, 8, 9)])
     manager.take_moves()
     events.clear()
-    assert manager.swap_out([0, 1]) == ""
+    assert manager.swap_out([0, 1]).is_done
     assert manager.take_moves() == tuple(BlockMove("swap_out", block, block) for block in range(4))
     assert list(manager.swap_space.pool.ref_counts) == [2, 2, 1, 1]
     assert events == [
@@ -142,16 +142,18 @@ def test_a_request_is_swapped_as_a_whole_and_its_shared_blocks_travel_once():
 def test_too_little_swap_space_is_a_reason_in_words_and_changes_nothing():
     manager, events = make(num_host_blocks=1)
     start(manager, 0, 8)
-    assert manager.swap_out([0]) == "2 blocks do not fit into the 1 that are free in the swap space"
+    swapped = manager.swap_out([0])
+    assert not swapped.is_done
+    assert swapped.reason == "2 blocks do not fit into the 1 that are free in the swap space"
     assert 0 in manager.tables and manager.take_moves() == () and len(events) == 1
-    assert make()[0].swap_out([]) == "there is no swap space"
+    assert make()[0].swap_out([]) == SwapOut(False, "there is no swap space")
 
 
 def test_a_sibling_that_holds_nothing_yet_has_nothing_to_swap():
     manager, events = make(num_host_blocks=4)
     start(manager, 0, 3)
     manager.share(0, 1, 0)
-    assert manager.swap_out([0, 1]) == ""
+    assert manager.swap_out([0, 1]).is_done
     assert not manager.is_swapped(1) and not manager.tables
     assert [event.seq for event in events if isinstance(event, BlocksSwappedOut)] == [0]
     manager.free(1)

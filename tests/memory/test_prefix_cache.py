@@ -1,11 +1,15 @@
 """Both prefix caches against a dictionary of all known prefixes, asked by brute force."""
 
+import gc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from minivllm.memory.cache_manager import Admission, Span
 from minivllm.memory.hash_prefix_cache import HashPrefixCache
+from minivllm.memory.kv_cache_manager import KVCacheManager
 from minivllm.memory.make_cache_manager import make_prefix_cache
 from minivllm.memory.radix_tree import RadixTree
 from tests.memory.sharing_machine import recency
@@ -232,3 +236,57 @@ def test_a_sequence_that_grows_alone_is_one_node():
 
 def test_no_prefix_cache_is_none():
     assert make_prefix_cache(None, 4) is None
+
+
+def num_objects(owner):
+    """Objects that are reachable from `owner`, numbers and code aside."""
+    seen, waiting = {}, [owner]
+    while waiting:
+        item = waiting.pop()
+        if id(item) not in seen and not isinstance(item, int | type) and not callable(item):
+            seen[id(item)] = item
+            waiting += gc.get_referents(item)
+    return len(seen)
+
+
+def serve(manager, number, tokens, salt, *, fails=False):
+    """A sequence comes, is computed in one step, and goes."""
+    admission = Admission(number, tokens, len(tokens), salt=salt)
+    computed = manager.get_computed_blocks(admission)
+    start = len(computed) * manager.block_size
+    assert manager.allocate_slots([Span(number, start, len(tokens))], admission, computed)
+    manager.cache_full_blocks(number, tokens, len(tokens))
+    if fails:
+        manager.free(number)
+        manager.abandon()
+    else:
+        manager.commit()
+        manager.free(number)
+
+
+tenants = st.lists(
+    st.tuples(st.sampled_from([None, *"abcdefgh"]), st.lists(st.integers(0, 1), min_size=1, max_size=9))
+)
+
+
+@pytest.mark.parametrize("form", ["hash", "radix"])
+@given(work=tenants)
+def test_what_is_forgotten_leaves_nothing_behind(form, work):
+    manager = KVCacheManager(5, 2, prefix_cache=make_prefix_cache(form, 2))
+    fresh = num_objects(manager)
+    for number, (salt, tokens) in enumerate(work):
+        serve(manager, number, tokens, salt)
+        manager.check_invariants()
+    manager.reset_prefix_cache()
+    assert num_objects(manager) == fresh
+
+
+@pytest.mark.parametrize("form", ["hash", "radix"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_three_hundred_tenants_leave_no_more_than_the_pool_holds(form, fails):
+    manager = KVCacheManager(4, 2, prefix_cache=make_prefix_cache(form, 2))
+    sizes = []
+    for number in range(300):
+        serve(manager, number, [1, 2, 3], f"tenant {number}", fails=fails)
+        sizes.append(num_objects(manager))
+    assert max(sizes) == max(sizes[:150])

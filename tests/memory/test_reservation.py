@@ -180,5 +180,6 @@ def test_bad_numbers_are_refused_by_name(arguments, message):
 def test_swapping_is_declined_with_a_reason(allocator):
     manager = make(allocator, 40, 4)
     admit(manager, Admission(0, [1], 5))
-    assert "no swap space" in manager.swap_out([0])
+    swapped = manager.swap_out([0])
+    assert not swapped.is_done and "no swap space" in swapped.reason
     assert 0 in manager.tables and not manager.is_swapped(0)

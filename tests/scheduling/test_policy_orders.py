@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minivllm.config import SchedulerConfig
-from minivllm.scheduling.choose_policy import make_policy
+from minivllm.scheduling.choose_policy import POLICIES, make_policy
 from minivllm.scheduling.policy import Pause, SchedulingPolicy, num_tokens_left
 from minivllm.scheduling.queue import WaitingQueue
 from minivllm.scheduling.ranking import MAX_PREEMPTIONS
@@ -227,9 +227,24 @@ def test_admission_leaves_running_requests_the_blocks_of_the_watermark():
         assert (1 in {item.seq_id for item in run.step(1).scheduled}) == joins
 
 
+def keys_at_preemption(run):
+    """The keys of the preempting and of the preempted request, at that moment, by their numbers."""
+    keys, preemption = {}, run.scheduler.preemption
+    preempt, key = preemption.preempt, preemption.ranking.key
+
+    def noting(request, preempting, shortage):
+        pair = int(preempting.request_id[1:]), int(request.request_id[1:])
+        keys[pair] = key(preempting), key(request)
+        preempt(request, preempting, shortage)
+
+    preemption.preempt = noting
+    return keys
+
+
 @given(run=runs(), name=st.sampled_from(["priority", "shortest-remaining", "priority(ageing_seconds=2)"]))
 def test_a_preempted_request_ranks_behind_and_the_other_is_then_admitted(run, name):
     fresh = play(run, name, watermark=0.0)
+    keys = keys_at_preemption(fresh)
     for step in range(200):
         running = set(fresh.core.state.running)
         fresh.events.clear()
@@ -241,8 +256,7 @@ def test_a_preempted_request_ranks_behind_and_the_other_is_then_admitted(run, na
             assert event.request in running
             if event.preempted_for not in running:
                 assert favoured in scheduled, "a request was preempted for one that was not admitted"
-            more, less = fresh.requests[favoured], fresh.requests[gone]
-            assert (more.rank, more.arrival_index) < (less.rank, less.arrival_index)
+            assert keys[favoured, gone][0] < keys[favoured, gone][1]
 
 
 def test_for_a_slot_and_for_blocks_the_least_important_is_preempted_and_says_for_what():
@@ -279,6 +293,35 @@ def test_a_request_preempted_too_often_goes_before_all_and_the_oldest_of_them_fi
     others = [n for n in range(len(ranks)) if n not in protected]
     in_order = sorted(run.requests, key=lambda number: run.scheduler.ranking.key(run.requests[number]))
     assert in_order == protected + sorted(others, key=ranks.__getitem__)
+
+
+times = st.lists(st.tuples(st.integers(0, 4), st.integers(-1, 1)), min_size=2, max_size=8)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@given(times=times)
+def test_of_equals_the_first_to_arrive_goes_first_in_whatever_order_they_are_added(name, times):
+    run = Run(replace(ROOMY, max_num_seqs=1), [], make_policy(name), may_idle=True)
+    for number, (arrival, priority) in enumerate(times):
+        run.arrive(number, 3, 2, step=arrival, priority=priority if name == "priority" else 0)
+    for step in range(5, 5 + 40 * len(times)):
+        run.step(step)
+    by_priority = [(priority if name == "priority" else 0, arrival) for arrival, priority in times]
+    assert run.finished == sorted(range(len(times)), key=by_priority.__getitem__)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@given(run=runs(), num_steps=st.integers(1, 20))
+def test_to_ask_for_keys_and_candidates_changes_nothing(name, run, num_steps):
+    fresh = play(run, name)
+    fresh.may_idle = True
+    for step in range(num_steps):
+        fresh.step(step)
+    before = repr(fresh.requests)
+    for request in fresh.requests.values():
+        assert fresh.scheduler.ranking.key(request) == fresh.scheduler.ranking.key(request)
+        fresh.scheduler.preemption.candidates(request, ())
+    assert repr(fresh.requests) == before
 
 
 # ── static batches ────────────────────────────────────────────────────────────────────────────────────────

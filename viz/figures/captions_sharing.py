@@ -74,6 +74,8 @@ def _beams(record: StepRecord, names: Mapping[str, Name], requests: Requests, bl
             count = len(event.finished)
             noun = "hypothesis" if count == 1 else "hypotheses"
             parts.append(f"finishes {count} {noun}, the best with a score of {signed(best)} by length")
+        if not parts:
+            parts.append("fails, because its logits are no numbers")
         words.append(f"{tag}'s search {listing(parts)}{'' if event.kept else ', and is over'}.")
     return _told(words)
 

@@ -34,7 +34,13 @@ DOING = {
     Phase.PREEMPTED: "preempted, waits",
     Phase.SWAPPED: "swapped out, waits",
 }
-ENDED = {"stop": "finished (stop)", "length": "finished (length)", "abort": "aborted", "pruned": "pruned"}
+ENDED = {
+    "stop": "finished (stop)",
+    "length": "finished (length)",
+    "abort": "aborted",
+    "error": "failed",
+    "pruned": "pruned",
+}
 
 
 def overview(timeline: Timeline) -> list[Scene]:
