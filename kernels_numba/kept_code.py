@@ -64,7 +64,8 @@ def cache_folder() -> Path:
 
 def usual_folder() -> Path:
     """Where compiled code is kept, if that folder can be written."""
-    whole = sha256("\n".join((source_hash(), *_surroundings())).encode())
+    where = str(SOURCES)  # Numba keeps apart what lies in different folders
+    whole = sha256("\n".join((source_hash(), where, *_surroundings())).encode())
     return _user_caches() / "minivllm" / f"kernels-{whole.hexdigest()[:16]}"
 
 

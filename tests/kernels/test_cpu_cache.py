@@ -34,14 +34,17 @@ def package(tmp_path, monkeypatch):
     return folder
 
 
-def test_a_change_in_any_file_is_another_folder(package):
+def test_a_change_in_any_file_is_another_folder(package, monkeypatch):
     before = kept_code.usual_folder()
     assert kept_code.usual_folder() == before
     (package / "b.py").write_text("x = 2\n")
     changed = kept_code.usual_folder()
     assert changed != before
     (package / "b.py").rename(package / "c.py")
-    assert kept_code.usual_folder() not in (before, changed)
+    renamed = kept_code.usual_folder()
+    assert renamed not in (before, changed)
+    monkeypatch.setattr(kept_code, "SOURCES", package.rename(package.with_name("moved")))
+    assert kept_code.usual_folder() not in (before, changed, renamed)
 
 
 def test_another_compiler_or_processor_is_another_folder(package, monkeypatch):
