@@ -9,7 +9,7 @@ is written here as LLVM's instructions:
                                                 `numba.set_num_threads` allows
 
 It hands the arguments' addresses to the very routine that `prange` ends in, so threads are Numba's, whichever
-they are (OpenMP, TBB, a queue). Functions must not raise: there is no one to tell.
+they are (OpenMP, TBB, a queue). Functions must not raise: their errors are lost.
 
 Source: `build_gufunc_kernel` in Numba's `numba/np/ufunc/parallel.py`. Read next: `paged_decode.py`.
 """

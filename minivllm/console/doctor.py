@@ -114,7 +114,7 @@ def report(console: Any = None) -> int:
 
 
 def warm_up(say: Callable[[str], None]) -> int:
-    """Compile all kernels for this processor that are not compiled yet. Returns 0, or 1 if one cannot be."""
+    """Compile all kernels for this processor, or find that they are. Returns 0, or 1 if some cannot be."""
     from minivllm.executor.warm_up import ALL_KINDS, compile_kind, warming_up
 
     failed = 0
@@ -123,7 +123,7 @@ def warm_up(say: Callable[[str], None]) -> int:
             began = perf_counter()
             try:
                 compile_kind(folder, kind)
-                say(f"{OK} {kind}: compiled, {perf_counter() - began:.0f} s")
+                say(f"{OK} {kind}: compiled, after {perf_counter() - began:.0f} s")
             except Exception as error:
                 failed = 1
                 say(f"{FAIL} {kind}: {type(error).__name__}: {error}")
@@ -298,9 +298,8 @@ def check_shipped_model() -> Check:
         )
     try:
         executor = import_module("minivllm.executor.torch_executor").TorchExecutor
-        plain = import_module("minivllm.executor.attention.choose").backend_factory(
-            "torch"
-        )  # compiles nothing
+        choose = import_module("minivllm.executor.attention.choose")
+        plain = choose.backend_factory("torch")  # which compiles nothing
         shape = executor.from_folder(path, device="cpu", num_blocks=1, backend=plain).model_shape
         import_module("minivllm.model.tokenizer").Tokenizer.from_folder(path)
     except ImportError as error:
