@@ -6,6 +6,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MINIVLLM_WAIT_FOR_COMPILER", "1")  # the same runner in every run, compiled or not
 
 import pytest
 from hypothesis import HealthCheck, settings

@@ -10,9 +10,13 @@ All are imported here, so that their compiled code is kept in one place (`cache.
 Read next: `whole_step.py`.
 """
 
-from kernels_numba.cpu.cache import cache_folder, kept_in
+from kernels_numba.cpu.cache import kept_in
+from kernels_numba.kept_code import cache_folder
 
-with kept_in(cache_folder()):
+FOLDER = cache_folder()
+"""Where the compiled code is kept."""
+
+with kept_in(FOLDER):
     from kernels_numba.cpu import arithmetic, paged_decode, paged_prefill, panels, rows, whole_step
 
-__all__ = ["arithmetic", "paged_decode", "paged_prefill", "panels", "rows", "whole_step"]
+__all__ = ["FOLDER", "arithmetic", "paged_decode", "paged_prefill", "panels", "rows", "whole_step"]

@@ -1,33 +1,33 @@
-"""Where compiled code is kept between runs.
+"""Numba's cache, made safe: several processes, damaged files, full disks.
 
-Numba keeps it beside the source and takes it for current as long as *that file* is unchanged. Our kernels are
-compiled into each other across files, so a change in one would leave the others as they were. Here the folder
-has a name made from all of them together: change any, and everything is compiled anew.
+Numba looks whether a function is kept, compiles it if not, and keeps it. It believes every file that it
+finds, and processes that compile at once may choose the same file for different code (seen: crashes). Here
 
-    NUMBA_CACHE_DIR, or the user's folder for caches  /  minivllm  /  kernels-<hash of the sources>
+    files are sealed     a damaged one counts as missing, and what cannot be written is not kept
+    one compiles         a function called from Python is compiled, with all that it calls, by one process
+                         at a time; the others wait, say so, and find it
+    code has its key     so reading needs no lock: code for other types is never taken for what was wanted
 
-If none of these folders can be written, a temporary one is used, and a warning says so.
-
-Numba looks whether a function is kept, compiles it if not, and keeps it. Two processes that do so at once
-could take the same file, or call each other's code by names that only one of them knows (seen: crashes). So
-one at a time compiles or loads here, and the others then find what it has compiled.
+Read next: `kernels_numba/kept_code.py`, which says where files are and what sealed means.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from hashlib import sha256
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from tempfile import TemporaryFile, mkdtemp
-from typing import Any
+from typing import IO, Any
 
 import numba
+from numba.core import dispatcher as numba_dispatcher
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.dispatcher import Dispatcher
+from numba.core.event import Listener
+
+from kernels_numba.kept_code import read_sealed, say_damaged, write_sealed
 
 try:
     import fcntl
@@ -36,74 +36,146 @@ except ImportError:  # Windows
 
 logger = logging.getLogger(__name__)
 
+files_in_use: set[Path] = set()
+"""Files of the functions that this process has called from Python."""
+
+
+class SealedFiles(IndexDataCacheFile):  # type: ignore[misc]
+    """The files of one function: an index, which names a file for each key, and those files."""
+
+    def load(self, key: Any) -> Any:
+        name = self._load_index().get(key)
+        kept = None if name is None else _read(self._data_path(name))
+        return kept[1] if kept is not None and kept[0] == key else None
+
+    def save(self, key: Any, data: Any) -> None:
+        super().save(key, (key, data))
+
+    def paths(self, key: Any) -> list[Path]:
+        """The files that `load` reads."""
+        name = self._load_index().get(key)
+        return [] if name is None else [Path(self._index_path), Path(self._data_path(name))]
+
+    def _load_index(self) -> dict[Any, str]:
+        stamp, names = _read(self._index_path) or (None, {})
+        return names if stamp == self._source_stamp else {}
+
+    def _save_index(self, overloads: dict[Any, str]) -> None:
+        write_sealed(Path(self._index_path), self._dump((self._source_stamp, overloads)))
+
+    def _save_data(self, name: str, data: Any) -> None:
+        write_sealed(Path(self._data_path(name)), self._dump(data))
+
+
+def _read(path: str) -> Any:
+    """What a sealed file holds; None if there is none that can be read."""
+    try:
+        return pickle.loads(read_sealed(Path(path)))
+    except FileNotFoundError:
+        return None
+    except Exception:  # damaged, or an object of a class that is gone
+        say_damaged(Path(path).parent)
+        return None
+
+
+class KernelCache(FunctionCache):  # type: ignore[misc]
+    """The compiled code of one function. Whatever is wrong with it, the function is compiled."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__(function)
+        stamp = self._impl.locator.get_source_stamp()
+        self.files = SealedFiles(self._cache_path, self._impl.filename_base, stamp)
+        self._cache_file = self.files
+
+    def key(self, signature: Any, target: Any) -> Any:
+        """Of the function, compiled for these types on this processor."""
+        return self._index_key(signature, target.codegen())
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # whole, but not code that can be loaded here
+            say_damaged(Path(self._cache_path))
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            reason = error.strerror or error
+            logger.warning("compiled code cannot be kept in %s (%s)", self._cache_path, reason)
+            self.disable()
+
 
 _compile = Dispatcher.compile
 _num_entered = 0  # compiling a function compiles those that it calls; guarded by Numba's own lock
 
 
-def _compile_alone(self: Any, signature: Any) -> Any:
-    """As Numba loads or compiles a function, while no other process does so with the same folder."""
+def _load_or_compile(self: Any, signature: Any) -> Any:
+    """As Numba loads or compiles a function; if it is one of ours, no other process compiles meanwhile."""
     global _num_entered
-    folder = self._cache.cache_path
+    cache = self._cache
     with global_compiler_lock:
-        if fcntl is None or folder is None or _num_entered:
+        if _num_entered or not isinstance(cache, KernelCache):
             return _compile(self, signature)
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with open(Path(folder) / "compiling.lock", "wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the file is closed, or its process dies
+        key = cache.key(signature, self.targetctx)
+        folder = Path(cache.cache_path)
+        with nullcontext() if cache.files.load(key) is not None else compiling_alone(folder):
             _num_entered += 1
             try:
                 return _compile(self, signature)
             finally:
                 _num_entered -= 1
+                files_in_use.update(cache.files.paths(key) or [folder / "not kept"])
 
 
-Dispatcher.compile = _compile_alone  # type: ignore[assignment, method-assign]
+Dispatcher.compile = _load_or_compile  # type: ignore[assignment, method-assign]
 
 
-def cache_folder() -> Path:
-    """A folder that can be written, the same for the same sources if possible."""
-    folder = _user_caches() / "minivllm" / f"kernels-{source_hash()}"
+@contextmanager
+def compiling_alone(folder: Path) -> Iterator[None]:
+    """While this lasts, no other process compiles code that is kept in the folder."""
+    with ExitStack() as stack:  # a lock is let go when its file is closed, or its process dies
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _wait_for(stack.enter_context(open(folder / "compiling.lock", "ab")))
+        except OSError as error:  # compiled twice is better than not at all
+            logger.info("no lock in %s: %s", folder, error)
+        yield
+
+
+def _wait_for(lock: IO[bytes]) -> None:
+    if fcntl is None:
+        return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        temporary = Path(mkdtemp(prefix="minivllm-kernels-"))
-        logger.warning(
-            "compiled code cannot be kept in %s (%s): it goes to %s, and the next start compiles again; "
-            "set NUMBA_CACHE_DIR to a folder that can be written",
-            folder,
-            error.strerror or error,
-            temporary,
-        )
-        return temporary
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        logger.warning("another process is compiling the same code; this one waits for it")
+        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
-def source_hash() -> str:
-    """Of all modules in this package."""
-    digest = sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
+class Announcement(Listener):  # type: ignore[misc]
+    """Calls a function when the first of some functions is compiled, for which Numba's events are asked."""
 
+    def __init__(self, announce: Callable[[], None]) -> None:
+        self._announce: Callable[[], None] | None = announce
 
-def _user_caches() -> Path:
-    if given := os.environ.get("NUMBA_CACHE_DIR"):
-        return Path(given)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    def on_start(self, event: Any) -> None:
+        if self._announce is not None:
+            self._announce()
+        self._announce = None
+
+    def on_end(self, event: Any) -> None:
+        pass
 
 
 @contextmanager
 def kept_in(folder: Path) -> Iterator[None]:
     """Functions decorated meanwhile keep their compiled code in this folder."""
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(folder)
+    dispatchers: Any = numba_dispatcher
+    before = numba.config.CACHE_DIR, dispatchers.FunctionCache
+    numba.config.CACHE_DIR, dispatchers.FunctionCache = str(folder), KernelCache
     try:
         yield
     finally:
-        numba.config.CACHE_DIR = before
+        numba.config.CACHE_DIR, dispatchers.FunctionCache = before

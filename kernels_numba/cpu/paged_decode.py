@@ -23,10 +23,11 @@ Read next: `decode_items.py`, then `row_dots.py`.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange, types
+from numba import njit, types
 from numba.extending import overload
 
 from kernels_numba.cpu.arithmetic import exp_fast, narrow, prefetch, widen
+from kernels_numba.cpu.parallel import in_parallel
 from kernels_numba.cpu.row_dots import ROWS, dots
 from kernels_numba.cpu.tile_product import tile
 from kernels_numba.cpu.vectors import HAS_PAIRS, LANES, LINE_BYTES, MANY_REGISTERS, as_pairs
@@ -183,7 +184,7 @@ def _weigh(scores, begin, stop, scale, maximum, weight_sum, total):  # type: ign
     weight_sum[0] += added
 
 
-@njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
+@njit(inline="always")
 def _attend(query, keys, values, table, first, end, head, scale, maxima, sums, total, room, soon):  # type: ignore[no-untyped-def]
     """Positions `first … end` of one sequence for the query heads of one KV head.
 
@@ -258,12 +259,12 @@ def _make_room(keys, group, width):  # type: ignore[no-untyped-def]
     )
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def _attend_items(query, keys, values, rows, tables, items, begin, end, scale, maxima, sums, totals):  # type: ignore[no-untyped-def]
-    """Work `begin … end`, on one thread: each is a KV head of an item."""
+@njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
+def _attend_items(thread, query, keys, values, rows, tables, items, shares, scale, maxima, sums, totals):  # type: ignore[no-untyped-def]
+    """The work of one thread: each is a KV head of an item."""
     kv_heads, block_size, group = keys.shape[1], keys.shape[2], totals.shape[1]
     room = _make_room(keys, group, totals.shape[2])
-    for work in range(begin, end):
+    for work in range(shares[thread], shares[thread + 1]):
         item, head = work // kv_heads, work % kv_heads
         sequence, first, stop = items[item]
         own = query[rows[sequence], head * group : (head + 1) * group]
@@ -276,7 +277,7 @@ def _attend_items(query, keys, values, rows, tables, items, begin, end, scale, m
         )  # fmt: skip
 
 
-@njit(nogil=True, cache=True, error_model="numpy", parallel=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def paged_decode(query, keys, values, rows, tables, items, item_starts, shares, out, scale):  # type: ignore[no-untyped-def]
     """One new token of each sequence.
 
@@ -296,11 +297,10 @@ def paged_decode(query, keys, values, rows, tables, items, item_starts, shares, 
     num_work = len(items) * kv_heads
     maxima, sums = np.empty((num_work, group), np.float32), np.empty((num_work, group), np.float32)
     totals = np.empty((num_work, group, width), np.float32)
-    for thread in prange(len(shares) - 1):
-        _attend_items(
-            query, keys, values, rows, tables, items, shares[thread], shares[thread + 1], scale,
-            maxima, sums, totals,
-        )  # fmt: skip
+    in_parallel(
+        _attend_items, len(shares) - 1,
+        (query, keys, values, rows, tables, items, shares, scale, maxima, sums, totals),
+    )  # fmt: skip
     for sequence in range(len(item_starts) - 1):
         for head in range(kv_heads):
             for g in range(group):

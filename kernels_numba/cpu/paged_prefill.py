@@ -24,10 +24,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange, types
+from numba import njit, types
 from numba.extending import overload
 
 from kernels_numba.cpu.arithmetic import exp_fast, narrow, pair_of, widen
+from kernels_numba.cpu.parallel import in_parallel
 from kernels_numba.cpu.tile_product import add_product
 from kernels_numba.cpu.vectors import HAS_PAIRS, LANES, as_pairs
 
@@ -179,7 +180,7 @@ def _values_added(values, table, head, begin, end, weights, total, width, distan
     return one_by_one
 
 
-@njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
+@njit(inline="always")
 def _attend(query, keys, values, table, head, first_position, scale, window, out):  # type: ignore[no-untyped-def]
     """A tile of queries of one sequence, for the heads that share a KV head.
 
@@ -236,10 +237,10 @@ def _attend(query, keys, values, table, head, first_position, scale, window, out
             row[c] = narrow(total[c * width + i] * factor, out)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def _attend_items(query, keys, values, tables, items, begin, end, out, scale):  # type: ignore[no-untyped-def]
-    """Items `begin … end`, on one thread."""
-    for item in range(begin, end):
+@njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
+def _attend_items(thread, query, keys, values, tables, items, shares, out, scale):  # type: ignore[no-untyped-def]
+    """The items of one thread."""
+    for item in range(shares[thread], shares[thread + 1]):
         sequence, head, row, row_end, position, window = items[item]
         _attend(
             query[row:row_end], keys, values, tables[sequence], head, position, scale, window,
@@ -247,7 +248,7 @@ def _attend_items(query, keys, values, tables, items, begin, end, out, scale):  
         )  # fmt: skip
 
 
-@njit(nogil=True, cache=True, error_model="numpy", parallel=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def paged_prefill(query, keys, values, tables, items, shares, out, scale):  # type: ignore[no-untyped-def]
     """Many new tokens of each sequence.
 
@@ -261,8 +262,7 @@ def paged_prefill(query, keys, values, tables, items, shares, out, scale):  # ty
         shares: [threads + 1]: where the items of each thread begin.
         scale: of the scores.
     """
-    for thread in prange(len(shares) - 1):
-        _attend_items(query, keys, values, tables, items, shares[thread], shares[thread + 1], out, scale)
+    in_parallel(_attend_items, len(shares) - 1, (query, keys, values, tables, items, shares, out, scale))
 
 
 NO_WINDOW = 2**30

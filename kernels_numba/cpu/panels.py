@@ -23,9 +23,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange, types
+from numba import njit, types
 from numba.extending import overload
 
+from kernels_numba.cpu.parallel import in_parallel
 from kernels_numba.cpu.tile_product import VECTORS, tile
 from kernels_numba.cpu.vectors import HAS_PAIRS, LANES
 
@@ -101,8 +102,9 @@ def _multiply(x, first, row, panels, source, out, target, out_row, rows, steps, 
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _multiply_part(x, panels, out, fresh, column, columns, band, bands):  # type: ignore[no-untyped-def]
-    """One of so many parts of the panels, and of the rows, of `multiply`, on one thread."""
+def _multiply_part(part, x, panels, out, fresh, columns, bands):  # type: ignore[no-untyped-def]
+    """One part of `multiply`, on one thread: panels are divided among `columns`, rows among `bands`."""
+    column, band = part % columns, part // columns
     panel_begin, panel_end = column * len(panels) // columns, (column + 1) * len(panels) // columns
     row_begin, row_end = band * len(x) // bands, (band + 1) * len(x) // bands
     all_steps = panels.shape[1]
@@ -133,12 +135,6 @@ def _multiply_part(x, panels, out, fresh, column, columns, band, bands):  # type
                     row += rows
 
 
-@njit(nogil=True, cache=True, parallel=True, error_model="numpy")
-def _multiply_parallel(x, panels, out, fresh, columns, bands):  # type: ignore[no-untyped-def]
-    for part in prange(columns * bands):
-        _multiply_part(x, panels, out, fresh, part % columns, columns, part // columns, bands)
-
-
 @njit(nogil=True, cache=True, error_model="numpy")
 def multiply(x, panels, out, fresh, num_threads):  # type: ignore[no-untyped-def]
     """`out = x Wᵀ`, or `out += x Wᵀ` if not `fresh`.
@@ -154,9 +150,9 @@ def multiply(x, panels, out, fresh, num_threads):  # type: ignore[no-untyped-def
         columns = min(num_threads, len(panels))
         bands = max(1, min(num_threads // columns, len(x) // ROWS))
     if columns * bands > 1:
-        _multiply_parallel(pairs, panels, out, fresh, columns, bands)
+        in_parallel(_multiply_part, columns * bands, (pairs, panels, out, fresh, columns, bands))
     else:
-        _multiply_part(pairs, panels, out, fresh, columns - 1, columns, bands - 1, bands)
+        _multiply_part(columns - 1, pairs, panels, out, fresh, columns, bands)
 
 
 def as_left(x, panels):  # type: ignore[no-untyped-def]

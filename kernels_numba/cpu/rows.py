@@ -13,6 +13,8 @@ is not negative (which in Python means "from the end"), and without that it comp
 
 Arithmetic is float32 whatever the arrays are; a bfloat16 array is given as uint16. Each has two forms:
 `…_rows` for a range of rows, on one thread, and one of all rows, on all threads if there is enough to do.
+(A literal number as an argument would be a type of its own: where one thread does it all, it is called with
+variables, so that it is compiled once.)
 
 The plain twins are in `minivllm/model/layers.py`; `tests/kernels/test_cpu_rows.py` says that they agree.
 Read next: `minivllm/executor/runners/fused.py`, which calls these.
@@ -23,9 +25,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from kernels_numba.cpu.arithmetic import exp_fast, narrow, widen
+from kernels_numba.cpu.parallel import in_parallel
 
 ONE, ZERO = np.float32(1), np.float32(0)
 PARALLEL_CELLS = 1 << 15
@@ -115,58 +118,66 @@ def rotate_rows(  # type: ignore[no-untyped-def]
                 target[c] = narrow(widen(value[c]), values)
 
 
-@njit(nogil=True, cache=True, parallel=True)
-def _norm_parallel(x, weight, eps, out, parts):  # type: ignore[no-untyped-def]
-    for part in prange(parts):
-        norm_rows(x, weight, eps, out, part * len(x) // parts, (part + 1) * len(x) // parts)
+@njit(nogil=True, cache=True, error_model="numpy")
+def _norm_part(part, parts, x, weight, eps, out):  # type: ignore[no-untyped-def]
+    norm_rows(x, weight, eps, out, part * len(x) // parts, (part + 1) * len(x) // parts)
 
 
-@njit(nogil=True, cache=True, parallel=True)
-def _gate_parallel(gate_up, out, parts):  # type: ignore[no-untyped-def]
-    for part in prange(parts):
-        gate_rows(gate_up, out, part * len(out) // parts, (part + 1) * len(out) // parts)
+@njit(nogil=True, cache=True, error_model="numpy")
+def _gate_part(part, parts, gate_up, out):  # type: ignore[no-untyped-def]
+    gate_rows(gate_up, out, part * len(out) // parts, (part + 1) * len(out) // parts)
 
 
-@njit(nogil=True, cache=True, parallel=True)
-def _rotate_parallel(  # type: ignore[no-untyped-def]
-    qkv, pairs, positions, query_weight, key_weight, eps, slots, keys, values, queries, parts
+@njit(nogil=True, cache=True, error_model="numpy")
+def _rotate_part(  # type: ignore[no-untyped-def]
+    part, parts, qkv, pairs, positions, query_weight, key_weight, eps, slots, keys, values, queries
 ):
-    for part in prange(parts):
-        rotate_rows(
-            qkv, pairs, positions, query_weight, key_weight, eps, slots, keys, values, queries,
-            part * len(slots) // parts, (part + 1) * len(slots) // parts,
-        )  # fmt: skip
+    rotate_rows(
+        qkv, pairs, positions, query_weight, key_weight, eps, slots, keys, values, queries,
+        part * len(slots) // parts, (part + 1) * len(slots) // parts,
+    )  # fmt: skip
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _num_parts(array, num_threads):  # type: ignore[no-untyped-def]
+    """Among how many threads to divide the work on so many numbers."""
+    return num_threads if array.size >= PARALLEL_CELLS else min(num_threads, 1)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def norm(x, weight, eps, out, num_threads):  # type: ignore[no-untyped-def]
     """`norm_rows` of all rows."""
-    if num_threads == 1 or out.size < PARALLEL_CELLS:
-        norm_rows(x, weight, eps, out, 0, len(x))
+    parts = _num_parts(out, num_threads)
+    if parts > 1:
+        in_parallel(_norm_part, parts, (parts, x, weight, eps, out))
     else:
-        _norm_parallel(x, weight, eps, out, num_threads)
+        _norm_part(parts - 1, parts, x, weight, eps, out)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def gate(gate_up, out, num_threads):  # type: ignore[no-untyped-def]
     """`gate_rows` of all rows."""
-    if num_threads == 1 or out.size < PARALLEL_CELLS:
-        gate_rows(gate_up, out, 0, len(out))
+    parts = _num_parts(out, num_threads)
+    if parts > 1:
+        in_parallel(_gate_part, parts, (parts, gate_up, out))
     else:
-        _gate_parallel(gate_up, out, num_threads)
+        _gate_part(parts - 1, parts, gate_up, out)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def rotate(qkv, pairs, positions, query_weight, key_weight, eps, slots, keys, values, queries, num_threads):  # type: ignore[no-untyped-def]
     """`rotate_rows` of all rows that have a slot. No two may have the same."""
-    if num_threads == 1 or qkv.size < PARALLEL_CELLS:
-        rotate_rows(
-            qkv, pairs, positions, query_weight, key_weight, eps, slots, keys, values, queries, 0, len(slots)
-        )
+    parts = _num_parts(qkv, num_threads)
+    if parts > 1:
+        in_parallel(
+            _rotate_part, parts,
+            (parts, qkv, pairs, positions, query_weight, key_weight, eps, slots, keys, values, queries),
+        )  # fmt: skip
     else:
-        _rotate_parallel(
-            qkv, pairs, positions, query_weight, key_weight, eps, slots, keys, values, queries, num_threads
-        )
+        _rotate_part(
+            parts - 1, parts, qkv, pairs, positions, query_weight, key_weight, eps, slots, keys, values,
+            queries,
+        )  # fmt: skip
 
 
 def compile_all(dtype: Any) -> None:

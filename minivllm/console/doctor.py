@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from minivllm.executor.cpu_hazards import usable_cores
@@ -110,6 +111,23 @@ def report(console: Any = None) -> int:
             sys.stdout.reconfigure(errors="replace")  # a terminal without ✔ should not end in an exception
         print(render(checks))
     return 0 if can_run_demo(checks) else 1
+
+
+def warm_up(say: Callable[[str], None]) -> int:
+    """Compile all kernels for this processor, or find that they are. Returns 0, or 1 if some cannot be."""
+    from minivllm.executor.warm_up import ALL_KINDS, compile_kind, warming_up
+
+    failed = 0
+    with warming_up(say) as folder:
+        for kind in ALL_KINDS:
+            began = perf_counter()
+            try:
+                compile_kind(folder, kind)
+                say(f"{OK} {kind}: compiled, after {perf_counter() - began:.0f} s")
+            except Exception as error:
+                failed = 1
+                say(f"{FAIL} {kind}: {type(error).__name__}: {error}")
+    return failed
 
 
 # ---- Python and its packages ---------------------------------------------------------------------------
@@ -244,14 +262,15 @@ def check_compiled_code() -> Check:
     if installed_version("numba") is None:
         return Check("compiled code", EXTRA, "none without numba", "pip install numba")
     try:
-        kernel = import_module("kernels_numba.cpu.rows").norm_rows
-        folder = Path(kernel.stats.cache_path)
+        folder = import_module("kernels_numba.cpu").FOLDER
+        kinds = import_module("kernels_numba.kept_code").complete_kinds(folder)
     except Exception as error:
         return Check(
             "compiled code", EXTRA, f"numba cannot prepare it: {error}", "plain torch is used instead"
         )
     layers = [name for name in ("tbb", "omp") if _import(f"numba.np.ufunc.{name}pool") is not None]
-    fact = f"kept in {folder}; threads: {layers[0] if layers else 'workqueue'}"
+    compiled = ", ".join(kinds) or "none yet (minivllm doctor --warm-up)"
+    fact = f"kept in {folder}; compiled: {compiled}; threads: {layers[0] if layers else 'workqueue'}"
     if layers:
         return Check("compiled code", OK, fact)
     return Check("compiled code", EXTRA, fact, "engines in several threads take turns: pip install tbb")
@@ -279,7 +298,9 @@ def check_shipped_model() -> Check:
         )
     try:
         executor = import_module("minivllm.executor.torch_executor").TorchExecutor
-        shape = executor.from_folder(path, device="cpu", num_blocks=1).model_shape
+        choose = import_module("minivllm.executor.attention.choose")
+        plain = choose.backend_factory("torch")  # which compiles nothing
+        shape = executor.from_folder(path, device="cpu", num_blocks=1, backend=plain).model_shape
         import_module("minivllm.model.tokenizer").Tokenizer.from_folder(path)
     except ImportError as error:
         return Check(name, FAIL, f"cannot be tried: {error}", "install the missing package, then look again")

@@ -71,8 +71,15 @@ def lesson(context: typer.Context) -> None:
     raise typer.Exit(subprocess.call([sys.executable, "-m", "lessons", *context.args]))
 
 
-def doctor() -> None:
+def doctor(
+    warm_up: Annotated[
+        bool, typer.Option("--warm-up", help="First compile all kernels for this processor, in minutes.")
+    ] = False,
+) -> None:
     """Say what this machine can do, and what to install."""
-    from minivllm.console.doctor import report
+    from minivllm.console import doctor
 
-    raise typer.Exit(report(Console()))
+    console = Console()
+    if warm_up and doctor.warm_up(lambda text: console.print(text, markup=False, highlight=False)):
+        raise typer.Exit(1)
+    raise typer.Exit(doctor.report(console))

@@ -13,10 +13,13 @@
                                    the process
     compiling at first use         seconds of silence in the middle      done at the start, announced,
                                    of a step                             and kept on disk
+    compiling at the first start   a minute before the first token       plain torch computes, another
+                                                                         process compiles: `warm_up.py`
     oneDNN forgets its code        it compiles again for a number of     it may keep four times as much, and
                                    rows that it has seen before          prompts are rounded up
-    code kept for one file         a change in another goes unseen       `kernels_numba/cpu/cache.py`: one
+    code kept for one file         a change in another goes unseen       `kernels_numba/kept_code.py`: one
                                                                          folder for each state of all files
+    kept code that is damaged      the process crashes                   checksums, verified before loading
     nowhere to keep it             Numba refuses to compile              a temporary folder, and a warning
     a type without a fast path     slower, without a sign of why         a warning
 
@@ -31,13 +34,10 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 logger = logging.getLogger("minivllm")
-
-SILENT_SECONDS = 1.0
-"""A compilation that takes longer is announced while it runs."""
 
 _alone = threading.Lock()
 _has_run_parallel = False
@@ -127,18 +127,35 @@ def _layer_allows_one_caller() -> bool:
 # ---- compiling ---------------------------------------------------------------------------------------
 
 
-@contextmanager
-def compiling(what: str) -> Iterator[None]:
-    """Around first calls of compiled functions: says so if it takes long; torch keeps its threads."""
-    import torch
+STEP, FUSED = "step", "fused"
+"""Runners that need compiled code: `runners/compiled.py` and `runners/fused.py`."""
 
-    num_threads = torch.get_num_threads()
-    text = f"compiling {what} for this machine; it takes some seconds, once"
-    announcement = threading.Timer(SILENT_SECONDS, logger.warning, (text,))
-    announcement.daemon = True
-    announcement.start()
+
+def code_kind(dtype: Any, runner: str) -> str:
+    """The name of all compiled code that this runner needs for this type: "float32-step"."""
+    return f"{str(dtype).removeprefix('torch.')}-{runner}"
+
+
+@contextmanager
+def compiling(kind: str) -> Iterator[None]:
+    """Around the first calls of all functions of one kind (`code_kind`).
+
+    Says so if one is compiled indeed, and notes that the kind is complete; torch keeps its threads.
+    """
+    import torch
+    from numba.core.event import install_listener
+
+    from kernels_numba.cpu import FOLDER
+    from kernels_numba.cpu.cache import Announcement, files_in_use
+    from kernels_numba.kept_code import mark_complete
+
+    num_threads, before = torch.get_num_threads(), set(files_in_use)
+    text = f"compiling kernels for this machine ({kind}); it takes a minute or so, once"
     try:
-        yield
+        with install_listener("numba:compile", Announcement(lambda: logger.warning(text))):
+            yield
     finally:
-        announcement.cancel()
         torch.set_num_threads(num_threads)  # starting Numba's threads has changed it
+    if files := files_in_use - before:
+        with suppress(OSError):  # where nothing can be kept, that has been said
+            mark_complete(FOLDER, kind, files)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from minivllm.config import DTYPES as DTYPE_NAMES
-from minivllm.executor.attention.choose import BackendFactory, automatic
+from minivllm.executor.attention.choose import BackendFactory, fastest
 from minivllm.executor.attention.metadata import build_metadata
 from minivllm.executor.attention.torch_backend import TorchAttention
 from minivllm.executor.block_mover import BlockMover
@@ -95,7 +95,7 @@ class TorchExecutor:
         max_model_len: int | None = None,
         swap_space_bytes: int = 0,
         virtual_memory: bool = False,
-        backend: BackendFactory = automatic,
+        backend: BackendFactory = fastest,
         enforce_eager: bool = False,
     ) -> TorchExecutor:
         """Load a model from a folder or a hub id, and allocate its cache.

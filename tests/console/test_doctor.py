@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
+import kernels_numba.cpu
+from kernels_numba.kept_code import complete_kinds, mark_complete
 from minivllm.console import doctor
 from minivllm.console.doctor import EXTRA, FAIL, OK, Check
+from minivllm.executor import warm_up
 
 
 def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
@@ -185,3 +188,22 @@ def test_chromium_is_found_where_playwright_puts_it(tmp_path: Path, monkeypatch:
     assert doctor.check_chromium().status == EXTRA
     (tmp_path / "chromium-1200").mkdir()
     assert doctor.check_chromium().status == OK
+
+
+def test_warming_up_compiles_every_kind_and_says_what_failed(monkeypatch, tmp_path):
+    def make_runner(kind):
+        if kind == "bfloat16-step":
+            raise RuntimeError("no compiler")
+        mark_complete(tmp_path, kind, [])
+
+    monkeypatch.setattr(kernels_numba.cpu, "FOLDER", tmp_path)
+    monkeypatch.setattr(warm_up, "make_runner", make_runner)
+    said = []
+    assert doctor.warm_up(said.append) == 1
+    assert [line.split(":")[0] for line in said] == [
+        f"{FAIL if kind == 'bfloat16-step' else OK} {kind}" for kind in warm_up.ALL_KINDS
+    ]
+    assert complete_kinds(tmp_path) == sorted(set(warm_up.ALL_KINDS) - {"bfloat16-step"})
+    monkeypatch.setattr(warm_up, "make_runner", lambda kind: mark_complete(tmp_path, kind, []))
+    assert doctor.warm_up(said.append) == 0 and not list(tmp_path.glob("*.attempts"))
+    assert "bfloat16-step" in doctor.check_compiled_code().fact

@@ -107,7 +107,7 @@ def test_a_row_without_probabilities_is_refused(table, temperature, bad, data):
     logits, scores = table
     row = data.draw(st.integers(0, logits.shape[0] - 1))
     logits[row, data.draw(st.integers(0, logits.shape[1] - 1))] = bad
-    with pytest.raises(FloatingPointError, match="logits hold 1 (NaN|infinity) among"):
+    with pytest.raises(FloatingPointError, match=r"logits hold 1 (NaN|infinity) among"):
         best_continuations(logits, scores, 5, temperature)
 
 

@@ -83,7 +83,7 @@ def test_logits_that_are_no_numbers_are_refused_before_any_number_is_taken(value
     state = state_of(seed=3)
     logits = torch.zeros(1, VOCAB)
     logits[0, 4] = value
-    with pytest.raises(FloatingPointError, match="logits hold 1 (NaN|infinity) among"):
+    with pytest.raises(FloatingPointError, match=r"logits hold 1 (NaN|infinity) among"):
         Sampler(VOCAB).sample(logits, [state])
     assert state.next_uniform() == state_of(seed=3).next_uniform()
 

@@ -6,9 +6,13 @@ import subprocess
 import sys
 from types import ModuleType
 
+import numba
 import pytest
 import torch
 
+import kernels_numba.cpu
+from kernels_numba.cpu import cache
+from kernels_numba.kept_code import complete_kinds, write_sealed
 from minivllm import environment
 from minivllm.executor import cpu_hazards as hazards
 from tests import patience
@@ -65,7 +69,7 @@ import os, torch
 from minivllm import LLM, SamplingParams
 from minivllm.model.tiny import MODEL_PATH
 torch.set_num_threads(2)
-llm = LLM(MODEL_PATH, num_gpu_blocks_override=8)
+llm = LLM(MODEL_PATH, num_gpu_blocks_override=8, attention_backend="torch")
 if os.fork() == 0:
     short = SamplingParams(max_tokens=2)
     for work in (lambda: llm.generate("a", short, use_tqdm=False), lambda: LLM(MODEL_PATH)):
@@ -111,23 +115,37 @@ def test_only_a_layer_that_bears_one_caller_makes_steps_wait(monkeypatch):
     assert hazards.one_at_a_time() is not hazards._alone
 
 
-def test_compiling_leaves_the_number_of_threads_as_it_was_and_says_so_if_it_takes_long(monkeypatch, caplog):
+def test_compiling_leaves_the_number_of_threads_as_it_was(monkeypatch):
     before = torch.get_num_threads()
-    monkeypatch.setattr(hazards, "SILENT_SECONDS", 0.0)
-    said = []
-    monkeypatch.setattr(hazards.logger, "warning", lambda text: said.append(text))
     try:
-        with hazards.compiling("a kernel"):
+        with hazards.compiling("a-kind"):
             torch.set_num_threads(before + 1)
-            while not said:  # the announcement comes from another thread
-                pass
         assert torch.get_num_threads() == before
-        assert said == ["compiling a kernel for this machine; it takes some seconds, once"]
     finally:
         torch.set_num_threads(before)
 
 
-def test_a_short_compilation_is_silent(caplog):
-    with caplog.at_level(logging.INFO), hazards.compiling("a kernel"):
+def test_compiling_is_announced_once_and_only_if_something_is_compiled(caplog):
+    with caplog.at_level(logging.INFO), hazards.compiling("a-kind"):
         pass
     assert not caplog.records
+    with hazards.compiling("a-kind"):
+        for _ in range(2):  # as Numba does whenever it compiles a function that it has not found
+            with numba.core.event.trigger_event("numba:compile"):
+                pass
+    assert caplog.messages == ["compiling kernels for this machine (a-kind); it takes a minute or so, once"]
+
+
+def test_what_was_compiled_or_found_is_complete_from_then_on(monkeypatch, tmp_path):
+    monkeypatch.setattr(kernels_numba.cpu, "FOLDER", tmp_path)
+    monkeypatch.setattr(cache, "files_in_use", {tmp_path / "older"})
+    write_sealed(tmp_path / "code", b"")
+    with hazards.compiling("a-kind"):
+        cache.files_in_use.add(tmp_path / "code")
+    assert complete_kinds(tmp_path) == ["a-kind"]
+    with pytest.raises(ZeroDivisionError), hazards.compiling("another-kind"):
+        cache.files_in_use.add(tmp_path / "other")
+        _ = 1 / 0
+    with hazards.compiling("a-third-kind"):
+        cache.files_in_use.add(tmp_path / "not kept")
+    assert complete_kinds(tmp_path) == ["a-kind"]

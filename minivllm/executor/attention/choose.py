@@ -1,12 +1,12 @@
 """Which attention backend: by name, or the best that there is for this device and type.
 
-    "auto"          "numba-cpu" on a CPU in float32 or bfloat16, otherwise "torch"
+    "auto"          "numba-cpu" on a CPU in float32 or bfloat16, as soon as it is compiled; otherwise "torch"
     "torch"         plain: works on every device and in every type
     "numba-cpu"     our kernel for decoding on a CPU
     "numba-cuda"    our kernels on an NVIDIA GPU
     "microscope"    those kernels, interpreted: on any machine, and slowly
 
-Read next: `backend.py`.
+Read next: `backend.py`, and `minivllm/executor/warm_up.py` for how it is compiled meanwhile.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from minivllm.executor.attention.backend import AttentionBackend
 from minivllm.executor.attention.torch_backend import TorchAttention
 from minivllm.executor.cpu_hazards import warn_of_dtype
 from minivllm.executor.kv_storage import KVStorage
+from minivllm.executor.warm_up import can_start_compiled
 from minivllm.model.config import ModelConfig
 from minivllm.model.packed import DTYPES
 
@@ -40,6 +41,14 @@ def backend_factory(name: str) -> BackendFactory:
 
 
 def automatic(config: ModelConfig, storage: KVStorage) -> AttentionBackend:
+    """As `fastest`, but without waiting for a compiler: torch until that is done, in another process."""
+    cache = storage.keys[0]
+    if cache.device.type == "cpu" and cache.dtype in DTYPES and not can_start_compiled(config, cache.dtype):
+        return TorchAttention(config, storage)
+    return fastest(config, storage)
+
+
+def fastest(config: ModelConfig, storage: KVStorage) -> AttentionBackend:
     """Our kernel if there is one for this cache and it can be compiled here; torch otherwise."""
     cache = storage.keys[0]
     if cache.device.type != "cpu":

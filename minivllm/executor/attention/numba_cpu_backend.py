@@ -25,7 +25,7 @@ from kernels_numba.cpu.whole_step import AttentionWork, attend
 from minivllm.executor.attention.cpu_work import NO_ITEMS, NO_TILES, plan_attention
 from minivllm.executor.attention.metadata import AttentionMetadata, IntArray
 from minivllm.executor.attention.torch_backend import GatheredWork, TorchAttention
-from minivllm.executor.cpu_hazards import compiling, set_numba_threads
+from minivllm.executor.cpu_hazards import FUSED, code_kind, compiling, set_numba_threads
 from minivllm.executor.kv_storage import KVStorage
 from minivllm.model.config import ModelConfig
 from minivllm.model.packed import DTYPES, as_array
@@ -103,7 +103,7 @@ class NumbaCpuAttention(TorchAttention):
         row = np.zeros((0, self.config.num_heads, self.config.head_dim), self._caches[0][0].dtype)
         none, no_tables = np.zeros(0, np.int64), np.zeros((0, 1), np.int64)
         nothing = AttentionWork(none, no_tables, *NO_ITEMS, no_tables, *NO_TILES)
-        with compiling("attention and what is around it"):
+        with compiling(code_kind(self._dtype, FUSED)):
             attend(row, *self._caches[0], nothing, row, self._scale)
             rows.compile_all(row.dtype)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 from minivllm.executor.attention.backend import AttentionBackend
 from minivllm.executor.runners.eager import EagerRunner
 from minivllm.executor.runners.model_runner import FirstSupporting, ModelRunner
+from minivllm.model.config import ModelConfig
 from minivllm.model.decoder import Decoder
 
 
@@ -43,14 +44,19 @@ def choose_runner(
     return FirstSupporting(graphs, eager)
 
 
+def has_compiled_step(config: ModelConfig) -> bool:
+    """Is there a compiled step for models like this one?"""
+    return config.hidden_act in ("silu", "swish") and len(set(config.layer_windows)) == 1
+
+
 def _choose_cpu_runner(decoder: Decoder, attention: AttentionBackend) -> ModelRunner:
     from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention, has_matrix_units
-    from minivllm.executor.runners.compiled import CompiledRunner
+    from minivllm.executor.runners.compiled import MAX_COPY_BYTES, CompiledRunner
     from minivllm.executor.runners.fused import FusedRunner
 
     assert isinstance(attention, NumbaCpuAttention)
     is_copy = has_matrix_units(decoder.dtype)
-    if not CompiledRunner.fits(decoder, is_copy=is_copy):
+    if not has_compiled_step(decoder.config) or (is_copy and decoder.num_bytes > MAX_COPY_BYTES):
         return FusedRunner(decoder, attention)
     compiled = CompiledRunner(decoder, attention.storage, is_copy=is_copy)
     return FirstSupporting(compiled, FusedRunner(decoder, attention)) if is_copy else compiled

@@ -31,7 +31,7 @@ from kernels_numba.cpu.panels import pack, padded, unpack
 from kernels_numba.cpu.whole_step import ATTENTION, STAGES, Batch, Scratch, Weights, make_scratch, whole_step
 from minivllm.executor.attention.cpu_work import plan_attention
 from minivllm.executor.attention.metadata import AttentionMetadata
-from minivllm.executor.cpu_hazards import compiling, set_numba_threads
+from minivllm.executor.cpu_hazards import STEP, code_kind, compiling, set_numba_threads
 from minivllm.executor.kv_storage import KVStorage
 from minivllm.executor.runners.model_runner import ModelRunner
 from minivllm.model.decoder import Decoder
@@ -74,17 +74,7 @@ class CompiledRunner(ModelRunner):
         matrices = (weights := self._weights).qkv, weights.output, weights.gate_up, weights.down, weights.head
         self._products_per_token = sum(panels.nbytes for panels in matrices) // decoder.dtype.itemsize
         self._room = self._make_room(MIN_CAPACITY)
-        self._compile()
-
-    @staticmethod
-    def fits(decoder: Decoder, *, is_copy: bool = False) -> bool:
-        """Is there a compiled step for this model, and is its copy, if it is one, worth the memory?"""
-        config = decoder.config
-        return (
-            decoder.layers[0].mlp.has_silu
-            and len(set(config.layer_windows)) == 1
-            and (not is_copy or decoder.num_bytes <= MAX_COPY_BYTES)
-        )
+        self._compile(decoder.dtype)
 
     def supports(self, metadata: AttentionMetadata, num_padding: int) -> bool:
         return not self._is_copy or metadata.num_tokens + num_padding <= MAX_COPIED_TOKENS
@@ -126,7 +116,7 @@ class CompiledRunner(ModelRunner):
             config.intermediate_size, self._cells.dtype,
         )  # fmt: skip
 
-    def _compile(self) -> None:
+    def _compile(self, dtype: torch.dtype) -> None:
         """Once for each type of numbers on a machine, by a step without tokens; then it is found on disk."""
         none = np.zeros(0, np.int64)
         empty = AttentionMetadata(
@@ -135,7 +125,7 @@ class CompiledRunner(ModelRunner):
         work = plan_attention(empty, self._window, self.config, self._block_size, 1)
         batch = Batch(none, self._angles.upto(none), none, none, none, work)
         logits = torch.empty(0, padded(self.config.vocab_size))
-        with compiling("the model's step"):
+        with compiling(code_kind(dtype, STEP)):
             self._call(batch, 1, logits, np.zeros(len(STAGES), np.int64))
 
 
