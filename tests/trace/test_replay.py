@@ -124,7 +124,7 @@ def test_a_complete_trace_has_no_warning(recorded):
         (b"[1, 2]\n", "is not a minivllm trace"),
         (b'{"event":"StepStarted","step":0,"time":0}\n', "is not a minivllm trace"),
         (b'{"event":"TraceHeader","version":%d}\n' % (VERSION + 1), f"version {VERSION + 1}"),
-        (b'{"event":"TraceHeader","version":%d}\n' % VERSION, "damaged trace header"),
+        (b'{"event":"TraceHeader","version":%d}\n' % VERSION, "damaged header"),
     ],
 )
 def test_what_is_not_a_trace_is_refused_in_one_sentence(tmp_path, content, message):

@@ -215,7 +215,7 @@ BAD_FILES = {
     "garbage": ([b"\x00\xff\x89PNG garbage"], "is not a minivllm trace"),
     "other json": (["[1, 2]"], "is not a minivllm trace"),
     "future": ([header(version=VERSION + 1)], f"this program reads versions 1 to {VERSION}"),
-    "damaged header": ([header(num_blocks="many")], "damaged trace header"),
+    "damaged header": ([header(num_blocks="many")], "damaged header"),
     "damaged line": (
         [header(), "{]", '{"event":"StepStarted","step":0,"time":0.0}'],
         "line 2, is not an event",

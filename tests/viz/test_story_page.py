@@ -93,7 +93,7 @@ def test_a_story_that_was_cut_off_opens_with_a_warning(story_file):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"event":"StoryHeader","version":"one"}', "damaged header"),
+        ('{"event":"StoryHeader","version":"one"}', 'of version "one"'),
         ('{"event":"StoryHeader"', "damaged header"),
         ("", "is empty"),
         ("\x00garbage", "is not a minivllm trace"),
