@@ -34,9 +34,7 @@ class Console(rich_console.Console):
         """A string as it is: also the cells of a table, its title, and the text of a rule."""
         return super().render_str(printable(text), **options)
 
-    def render(
-        self, renderable: RenderableType, options: ConsoleOptions | None = None
-    ) -> Iterable[Segment]:
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """What is written in the end: no text gets past here."""
         for segment in super().render(renderable, options):
             is_text = not segment.control

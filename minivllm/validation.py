@@ -74,6 +74,22 @@ def _range_words(at_least: float | None, at_most: float | None, more_than: float
     return (" " + " and ".join(words)) if words else ""
 
 
+def check_input_file(name: str, path: str | Path) -> Path:
+    """A file that can be read to its end: a pipe or a device might never end.
+
+    Raises:
+        ValueError: it is not there, or is no file.
+    """
+    path = Path(path)
+    try:
+        if path.is_file():
+            return path
+        why = "it is not a file" if path.exists() else "there is no such file"
+    except (OSError, ValueError) as error:  # a name that cannot be one
+        why = getattr(error, "strerror", None) or str(error)
+    raise ValueError(f"{name}: {str(path)[:300]} cannot be read: {why}")
+
+
 def check_output_file(name: str, path: Path | None) -> Path | None:
     """A file that can be written, or None: said before the work, not after it.
 
