@@ -16,6 +16,7 @@ from html import escape
 from pathlib import Path
 
 from minivllm.files import write_file
+from minivllm.text import printable
 from viz import player
 from viz.player import Jump
 from viz.scene import Scene
@@ -54,7 +55,7 @@ def to_html(title: str, scenes: Sequence[Scene], jumps: Sequence[Jump] = ()) -> 
     fingerprint = sha256(repr((title, scenes[0].captions)).encode()).hexdigest()[:16]
     data = player.player_data(fingerprint, fingerprint, scenes, jumps)
     return PAGE.format(
-        title=escape(title),
+        title=escape(printable(title)),
         css=player.css(),
         html=player.html(),
         data=_json_for_html(data),
