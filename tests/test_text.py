@@ -3,6 +3,7 @@
 import html
 import re
 from io import StringIO
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -36,6 +37,13 @@ def test_a_printable_text_is_as_long_and_acts_on_nothing(text):
 @pytest.mark.parametrize("value", ["x" * 10**6, b"x" * 10**6, list(range(10**5)), NASTY, None, 10**70])
 def test_enough_of_a_value_is_shown_on_one_line(value):
     assert len(shown(value)) <= 90 and "\n" not in shown(value) and "\x1b" not in shown(value)
+
+
+def test_no_other_console_is_made():
+    root = Path(__file__).parent.parent
+    files = [path for room in ("minivllm", "lessons", "viz") for path in (root / room).rglob("*.py")]
+    makers = {path.name for path in files if "from rich.console import Console" in path.read_text("utf-8")}
+    assert not makers - {"terminal.py"}, "on a console of minivllm/terminal.py, text is text"
 
 
 def printed(*things, method="print"):

@@ -17,6 +17,7 @@ Read next: `minivllm/console/generate_command.py`.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Annotated, Any, NamedTuple
@@ -28,6 +29,7 @@ from typer.core import TyperCommand, TyperGroup
 from minivllm import __version__
 from minivllm.files import CannotWrite
 from minivllm.terminal import Console
+from minivllm.text import printable
 
 FAILED, USAGE_ERROR = 1, 2
 
@@ -151,6 +153,8 @@ def version(
 def run(arguments: Sequence[str]) -> int:
     """Run a command line and return its exit code: 0, or a sentence on stderr and 2 for a mistake of the
     user's, 1 for a result that could not be written."""
+    # What the engine warns of (a full disk) is one sentence, too, without a line of its source.
+    warnings.formatwarning = lambda message, *rest, **more: f"warning: {printable(str(message))}\n"
     try:
         code = app(list(arguments), prog_name="minivllm", standalone_mode=False)
         return code if isinstance(code, int) else 0

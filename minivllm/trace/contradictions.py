@@ -47,6 +47,9 @@ from minivllm.trace.events import (
 from minivllm.trace.lines import words
 from minivllm.trace.reader import refuse_event
 
+MOST_REBUILT_BLOCKS = 2**28
+"""In all, of a trace: a line of sixty bytes makes replay free a pool, which may have millions of blocks."""
+
 if TYPE_CHECKING:
     from minivllm.trace.replay import ReplayState
 
@@ -78,7 +81,7 @@ def contradiction(event: AnyEvent, state: ReplayState) -> str:
         case BeamsAdvanced():
             return _of_beams(event, state)
         case StateRebuilt():
-            return _of_rebuilt(event)
+            return _of_rebuilt(event, state)
         case RequestRefused() | StepAbandoned() | TraceEnded():
             return ""
         case BlocksEvicted():
@@ -191,7 +194,9 @@ def _of_evicted(event: BlocksEvicted, state: ReplayState) -> str:
     return _repeated(event.blocks)
 
 
-def _of_rebuilt(event: StateRebuilt) -> str:
+def _of_rebuilt(event: StateRebuilt, state: ReplayState) -> str:
+    if state.num_rebuilds * state.header.num_blocks > MOST_REBUILT_BLOCKS:
+        return f"the state is rebuilt again, after {state.num_rebuilds:,} times"
     seqs = [sequence.seq for request in event.requests for sequence in request.sequences]
     names = [request.request for request in event.requests]
     for request in event.requests:

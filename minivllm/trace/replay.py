@@ -120,6 +120,7 @@ class ReplayState:
     first_sequences: dict[str, int] = field(default_factory=dict)
     """The sequence that each unfinished request began with."""
     num_refused: int = 0
+    num_rebuilds: int = 0
     batch: tuple[tuple[int, int, int], ...] = ()
     """`(seq, start, num_tokens)` of the latest step."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -296,6 +297,7 @@ class ReplayState:
     def _rebuild(self, event: StateRebuilt) -> None:
         """Start again from what the event names; what it does not name is gone."""
         self.time, self.num_steps, self.batch = event.time, event.num_steps, ()
+        self.num_rebuilds += 1
         gone, self.sequences = self.sequences, {}
         self.members, self.first_sequences = {}, {}
         self.waiting, self.running = [request.request for request in event.requests], []

@@ -30,7 +30,6 @@ COMMANDS = [
     ["simulate", "--workload", NASTY],
     ["calibrate", "--out", NASTY],
     ["figures", "--only", NASTY],
-    ["microscope", f"/nowhere/{NASTY}.py:kernel"],
     [NASTY],
     ["generate", "x", f"--{NASTY}"],
 ]

@@ -18,6 +18,7 @@ from viz.charts import latencies as latency_charts
 from viz.charts import over_time
 from viz.figures.moments import merge, steps_of_first
 from viz.palette import DARK, LIGHT
+from viz.plain import plain
 from viz.views import compare, metrics
 
 __all__ = ["sharing_file", "trace_file"]
@@ -131,7 +132,7 @@ def test_a_second_trace_that_cannot_be_read_is_told_in_a_sentence(folder, conten
         path.write_bytes(content)
     app = compare_app(folder / "static.jsonl", path)
     assert not app.exception and not payloads(app)
-    assert "bad.jsonl" in app.error[0].value
+    assert plain("bad.jsonl") in app.error[0].value
     assert app.text_input, "another one can be chosen at once"
 
 
