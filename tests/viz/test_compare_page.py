@@ -82,7 +82,8 @@ def test_a_link_opens_both_runs_and_their_numbers(folder):
     [data] = payloads(app)
     assert len(data["scenes"]) == 4, "two pictures, for wide screens and for narrow ones"
     table = app.table[0].value
-    assert list(table.columns) == ["", "static.jsonl", "continuous.jsonl", "second : first"]
+    labels = plain("static.jsonl"), plain("continuous.jsonl")
+    assert list(table.columns) == ["", *labels, "second : first"]
     names = list(table[""])
     assert {
         "Throughput",

@@ -277,7 +277,8 @@ def test_a_second_trace_is_put_beside_the_first(file):
     assert app.selectbox[0].options == ["flash-2.jsonl"]
     app.selectbox[0].set_value(second).run()
     assert not app.exception and not app.warning
-    assert list(app.table[0].value.columns) == ["", "flash-1.jsonl", "flash-2.jsonl", "second : first"]
+    labels = plain("flash-1.jsonl"), plain("flash-2.jsonl")
+    assert list(app.table[0].value.columns) == ["", *labels, "second : first"]
     assert str(second) in app.query_params["with"]
 
 
