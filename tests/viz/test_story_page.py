@@ -57,7 +57,7 @@ def test_a_story_is_played_and_opens_where_the_lanes_part(story_file):
     told = app.error[0].value
     assert "**P2** Free and held blocks are all blocks\\." in told
     assert "expected: `3 free blocks`" in told and "got: `2`" in told
-    assert "`work/04_paging.py`" in told and "` line 7, in free_blocks: self._free.pop() `" in told
+    assert "`work/04_paging.py`" in told and "`line 7, in free_blocks: self._free.pop()`" in told
     assert "04 Paging" in words(app)
     assert app.code[0].value == "minivllm lesson check 04\nminivllm lesson hint 04"
 
