@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from stat import S_ISREG
 
 
 def check_integer(
@@ -82,12 +83,13 @@ def check_input_file(name: str, path: str | Path) -> Path:
     """
     path = Path(path)
     try:
-        if path.is_file():
-            return path
-        why = "it is not a file" if path.exists() else "there is no such file"
-    except (OSError, ValueError) as error:  # a name that cannot be one
+        is_file = S_ISREG(path.stat().st_mode)
+    except (OSError, ValueError) as error:  # the latter: a name that cannot be one
         why = getattr(error, "strerror", None) or str(error)
-    raise ValueError(f"{name}: {str(path)[:300]} cannot be read: {why}")
+        raise ValueError(f"{name} {str(path)[:300]!r} cannot be read: {why}") from error
+    if not is_file:
+        raise ValueError(f"{name} {str(path)[:300]!r} cannot be read: it is not a file")
+    return path
 
 
 def check_output_file(name: str, path: Path | None) -> Path | None:
