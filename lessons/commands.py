@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from lessons.catalogue import Lesson, find_lesson, lessons, relative
 from lessons.desk_work import diff_lines, keep, keep_catch, ladder, next_hint, wrong_solution
 from lessons.report import next_step, print_catch, print_result
 from lessons.runner import NOT_STARTED, PASSED, Result, check
 from lessons.work import Desk
+from minivllm.terminal import Console
 from minivllm.trace.reader import TraceError
 from minivllm.trace.story_events import read_story
 
@@ -46,7 +46,7 @@ def list_lessons(work: Work = WORK) -> None:
     desk = Desk(work)
     table = Table(box=None, pad_edge=False, show_header=False)
     for lesson in lessons():
-        table.add_row(f"[bold]{escape(lesson.heading())}[/bold]", escape(lesson.about()), desk.state(lesson))
+        table.add_row(Text(lesson.heading(), "bold"), lesson.about(), desk.state(lesson))
     console.print(table)
     following = next((one for one in lessons() if desk.state(one) != "passed"), None)
     if following:
@@ -60,7 +60,7 @@ def start(lesson: Number, work: Work = WORK) -> None:
     chosen, desk = find_lesson(lesson), Desk(work)
     fresh = desk.start(chosen)
     solution = relative(desk.solution(chosen))
-    _say(f"[bold]{escape(chosen.heading())}[/bold]   {escape(chosen.about())}")
+    _say((chosen.heading(), "bold"), f"   {chosen.about()}")
     _say(f"  read  : {relative(chosen.folder / 'lesson.md')}   (中文: lesson.zh.md)")
     _say(f"  step  : python {relative(chosen.walkthrough)}   or: {relative(desk.notebook(chosen))}")
     _say("          or, with its pictures: minivllm dashboard, page Lessons")
@@ -100,7 +100,7 @@ def _watched_check(lesson: Lesson, path: Path, desk: Desk, edited: bool) -> Resu
         def progress(result: Result) -> None:
             playing = next((one for one in result.outcomes if one.status == "playing"), None)
             if playing and playing.stories % 10 == 1:
-                status.update(f"{playing.number} {escape(playing.sentence)}  {playing.stories} stories")
+                status.update(f"{playing.number} {playing.sentence}  {playing.stories} stories")
 
         earlier = desk.stories(lesson)
         return check(lesson, path, earlier=earlier, progress=progress, even_if_edited=edited)
@@ -120,8 +120,8 @@ def hint(lesson: Number, work: Work = WORK) -> None:
     """The next hint for the property that failed."""
     chosen, desk = find_lesson(lesson), Desk(work)
     words, number, count, name = next_hint(desk, chosen)
-    _say(f"{escape(name)}   hint {number} of {count}")
-    _say(f"  {escape(words)}")
+    _say(f"{name}   hint {number} of {count}")
+    _say(f"  {words}")
 
 
 @app.command()
@@ -156,7 +156,7 @@ def diff(lesson: Number, work: Work = WORK) -> None:
     lines = diff_lines(Desk(work), find_lesson(lesson))
     colours = {"+": "green", "-": "red", "@": "cyan"}
     for line in lines:
-        console.print(line, style=colours.get(line[:1]), markup=False, highlight=False, soft_wrap=True)
+        console.print(line, style=colours.get(line[:1]), soft_wrap=True)
 
 
 @app.command()
@@ -164,14 +164,12 @@ def reset(lesson: Number, work: Work = WORK) -> None:
     """Begin a lesson anew; your solution is put aside, not thrown away."""
     chosen = find_lesson(lesson)
     aside = Desk(work).reset(chosen)
-    _say(
-        f"{escape(chosen.heading())} begins anew"
-        + (f"; your solution is now {relative(aside)}" if aside else "")
-    )
+    _say(f"{chosen.heading()} begins anew" + (f"; your solution is now {relative(aside)}" if aside else ""))
 
 
-def _say(text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True)
+def _say(*parts: str | tuple[str, str]) -> None:
+    """A line, however long, of texts and of texts with a style."""
+    console.print(Text.assemble(*parts), soft_wrap=True)
 
 
 def main() -> None:
@@ -181,9 +179,8 @@ def main() -> None:
     except ValueError as error:
         if os.environ.get("MINIVLLM_DEBUG"):
             raise
-        Console(stderr=True).print(
-            f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True
-        )
+        words = Text.assemble(("error:", "bold red"), f" {error}")
+        Console(stderr=True).print(words, soft_wrap=True)
         sys.exit(NOT_STARTED)
     except KeyboardInterrupt:
         sys.exit(130)

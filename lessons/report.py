@@ -12,76 +12,74 @@ Read next: `commands.py`.
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from lessons.catalogue import relative
 from lessons.catching import BROKEN, CAUGHT, MISSED, TOO_STRICT, Catch
 from lessons.runner import FAILED, NOT_STARTED, PASSED, Outcome, Result
+from minivllm.terminal import Console
 
 MOST_STEPS = 14
 WIDTH = 60
+CHECK, CROSS, DASH = (" ✔ ", "green"), (" ✘ ", "red"), (" – ", "dim")
 
 
 def print_head(console: Console, result_title: str, path: str) -> None:
-    console.print(f"[bold]{escape(result_title)}[/bold]   judging: {escape(path)}", highlight=False)
+    console.print(Text.assemble((result_title, "bold"), f"   judging: {path}"))
 
 
 def print_result(console: Console, result: Result, raw: bool = False, hint: str = "") -> None:
     """Everything that was found; the path comes first. `hint` says how many there are."""
     print_head(console, result.lesson.heading(), relative(result.path))
     if result.problem:
-        _say(console, f" [red]✘[/red] your file could not be judged: {escape(result.problem)}")
+        _say(console, CROSS, f"your file could not be judged: {result.problem}")
         if raw and result.raw:
-            _say(console, escape(result.raw))
+            _say(console, result.raw)
         elif result.raw:
             _say(console, f"   all that Python says: minivllm lesson check {result.lesson.number} --raw")
         return
     for words in result.missing:
-        _say(console, f" [red]✘[/red] {escape(words)}, which the exercise asks for")
+        _say(console, CROSS, f"{words}, which the exercise asks for")
     for outcome in result.outcomes:
         _print_outcome(console, result, outcome, hint)
     if not result.missing:
         _say(console, f"   {result.num_passed}/{len(result.outcomes)} properties")
     if result.code == NOT_STARTED:
-        _say(console, f"   Not started: write {_unwritten(result)} in {escape(relative(result.path))}.")
+        _say(console, f"   Not started: write {_unwritten(result)} in {relative(result.path)}.")
 
 
 def print_catch(console: Console, catch: Catch, path: str, hint: str) -> None:
     """What came of the learner's own property."""
-    words = escape(catch.words)
+    words = catch.words
     if catch.status == CAUGHT:
-        _say(console, f" [green]✔[/green] your own property catches the wrong solution: {words}")
+        _say(console, CHECK, f"your own property catches the wrong solution: {words}")
     elif catch.status in (MISSED, TOO_STRICT):
-        _say(console, f" [red]✘[/red] your own property ({escape(path)}): {words}")
+        _say(console, CROSS, f"your own property ({path}): {words}")
     elif catch.status == BROKEN:
-        _say(console, f" [red]✘[/red] your own property ({escape(path)}) could not be judged: {words}")
+        _say(console, CROSS, f"your own property ({path}) could not be judged: {words}")
     else:
-        _say(
-            console,
-            f" [dim]–[/dim] one task is left: in {escape(path)}, write the property that catches {hint}",
-        )
+        _say(console, DASH, f"one task is left: in {path}, write the property that catches {hint}")
 
 
 def _print_outcome(console: Console, result: Result, outcome: Outcome, hint: str) -> None:
-    name = f"{outcome.number} {escape(outcome.sentence)}"
+    name = f"{outcome.number} {outcome.sentence}"
     if outcome.status == "passed":
-        _say(console, f" [green]✔[/green] {name}   [dim]{outcome.stories} stories[/dim]")
+        _say(console, CHECK, f"{name}   ", (f"{outcome.stories} stories", "dim"))
     elif outcome.status == "unwritten":
-        _say(console, f" [dim]–[/dim] {name}   [dim]`{escape(outcome.missing)}` is still to be written[/dim]")
+        _say(console, DASH, f"{name}   ", (f"`{outcome.missing}` is still to be written", "dim"))
     elif outcome.status == "failed":
         _print_failure(console, result, outcome, name, hint)
     elif result.failed:
-        _say(console, f" [dim]–[/dim] {name}   [dim]waits for {result.failed.number}[/dim]")
+        _say(console, DASH, f"{name}   ", (f"waits for {result.failed.number}", "dim"))
     else:
-        _say(console, f" [dim]–[/dim] {name}")
+        _say(console, DASH, name)
 
 
 def _print_failure(console: Console, result: Result, outcome: Outcome, name: str, hint: str) -> None:
     steps = outcome.steps
     length = f"{len(steps)} step{'s' * (len(steps) != 1)}"
     how = f"smallest failing story, {length}" if steps else "failed"
-    _say(console, f" [red]✘[/red] {name}   [bold]{how}[/bold]")
+    _say(console, CROSS, f"{name}   ", (how, "bold"))
     before: dict[str, str] = {}
     left_out = len(steps) - MOST_STEPS
     for number, step in enumerate(steps, 1):
@@ -92,18 +90,18 @@ def _print_failure(console: Console, result: Result, outcome: Outcome, name: str
                 _say(console, f"     … {left_out} more steps …", style="dim")
             continue
         facts = "  ".join(f"{key}={value}" for key, value in changed.items())
-        _say(console, f"     {number} {escape(step['text']):<{WIDTH - 8}} [dim]{escape(facts)}[/dim]")
+        _say(console, f"     {number} {step['text']:<{WIDTH - 8}} ", (facts, "dim"))
     if not steps and outcome.case is not None:
-        _say(console, f"     in this story: {escape(str(outcome.case))[:500]}")
-    _say(console, f"   expected: {escape(outcome.expected)}")
-    _say(console, f"   got     : {escape(outcome.got)}")
+        _say(console, f"     in this story: {str(outcome.case)[:500]}")
+    _say(console, f"   expected: {outcome.expected}")
+    _say(console, f"   got     : {outcome.got}")
     if outcome.where:
-        _say(console, f"   where   : {escape(outcome.where)}")
+        _say(console, f"   where   : {outcome.where}")
     if outcome.printed:
         lines = outcome.printed.rstrip().splitlines()
         _say(console, f"   your code printed meanwhile ({len(lines)} line{'s' * (len(lines) != 1)}):")
         for line in lines[:10]:
-            _say(console, f"     | {escape(line[:160])}", style="dim")
+            _say(console, f"     | {line[:160]}", style="dim")
     lesson = result.lesson.number
     _say(console, f"   see it  : minivllm lesson see {lesson}")
     _say(console, f"   hint    : minivllm lesson hint {lesson}   {hint}".rstrip())
@@ -124,5 +122,6 @@ def next_step(result: Result) -> str:
     return ""
 
 
-def _say(console: Console, text: str, style: str | None = None) -> None:
-    console.print(text, highlight=False, soft_wrap=True, style=style)
+def _say(console: Console, *parts: str | tuple[str, str], style: str | None = None) -> None:
+    """A line, however long, of texts and of texts with a style."""
+    console.print(Text.assemble(*parts), soft_wrap=True, style=style)

@@ -21,6 +21,7 @@ from typing import Any
 from lessons.catalogue import Lesson, relative
 from lessons.notebook import as_notebook
 from lessons.seal import digest
+from minivllm.files import CannotWrite, write_file
 
 MOST_KEPT_STORIES = 5
 ENVIRONMENT = "MINIVLLM_WORK"
@@ -140,6 +141,6 @@ class Desk:
     def _write(self, everything: dict[str, Any]) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._file.write_text(json.dumps(everything, indent=1), encoding="utf-8")
         except OSError as error:
-            raise ValueError(f"work: {relative(self._file)} cannot be written: {error.strerror}") from error
+            raise CannotWrite(f"work: {relative(self.folder)} cannot be made: {error.strerror}") from error
+        write_file(self._file, json.dumps(everything, indent=1), "work")

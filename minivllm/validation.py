@@ -14,6 +14,7 @@ from collections.abc import Sequence, Set
 from numbers import Integral, Real
 from pathlib import Path
 from reprlib import Repr
+from stat import S_ISREG
 from typing import Any
 
 LONGEST_PATH = 4096
@@ -151,6 +152,23 @@ def _range_words(at_least: float | None, at_most: float | None, more_than: float
     if at_most is not None:
         words.append(f"at most {at_most}")
     return (" " + " and ".join(words)) if words else ""
+
+
+def check_input_file(name: str, path: str | Path) -> Path:
+    """A file that can be read to its end: a pipe or a device might never end.
+
+    Raises:
+        ValueError: it is not there, or is no file.
+    """
+    path = Path(path)
+    try:
+        is_file = S_ISREG(path.stat().st_mode)
+    except (OSError, ValueError) as error:  # the latter: a name that cannot be one
+        why = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"{name} {str(path)[:300]!r} cannot be read: {why}") from error
+    if not is_file:
+        raise ValueError(f"{name} {str(path)[:300]!r} cannot be read: it is not a file")
+    return path
 
 
 def check_output_file(name: str, path: Path | None) -> Path | None:

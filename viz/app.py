@@ -25,6 +25,7 @@ from minivllm.trace.reader import TraceError
 from viz import links, loading
 from viz.loading import KernelRun, Run, StoryRun
 from viz.palette import FAMILIES
+from viz.plain import plain
 from viz.views import (
     beam_tree,
     compare,
@@ -124,13 +125,13 @@ def _page_of_a_trace(page: ModuleType, run: AnyRun | None, problem: str) -> None
         return
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"):
         st.title(page.TITLE, width="content")
-        with st.popover(f"Trace: {run.path.name}", help="Open another trace"):
+        with st.popover(f"Trace: {plain(run.path.name)}", help="Open another trace"):
             loading.chooser()
     if not isinstance(run, kind):
         _other_kind(run, kind)
         return
     for warning in loading.warnings_of(run):
-        st.warning(warning)
+        st.warning(plain(warning))
     page.page(run)
 
 
@@ -147,7 +148,7 @@ def _other_kind(run: AnyRun, wanted: type) -> None:
 
 def _welcome(problem: str, kind: type) -> None:
     if problem:
-        st.error(problem)
+        st.error(plain(problem))
     if kind is not Run:
         page = KINDS[kind][2]
         st.markdown(page.WITHOUT)

@@ -23,7 +23,7 @@ from lessons.work import Desk
 from viz import jobs, lesson_verdict, links
 from viz.jobs import Job
 from viz.lesson_words import say
-from viz.views.overview import plain
+from viz.plain import plain
 
 STORY_PAGE = "story"
 
@@ -64,7 +64,7 @@ def _start(desk: Desk, lesson: Lesson, language: str) -> None:
         try:
             desk.start(lesson)
         except (ValueError, OSError) as error:
-            st.error(str(error))
+            st.error(plain(error))
             return
         jobs.forget(name_of_job(desk.solution(lesson)))
         st.rerun()
@@ -142,7 +142,7 @@ def _hints(desk: Desk, lesson: Lesson, language: str) -> None:
     try:
         ladder = desk_work.ladder(desk, lesson)
     except ValueError as error:
-        st.error(str(error))
+        st.error(plain(error))
         return
     count = len(ladder.hints)
     with st.container(border=True):
@@ -157,7 +157,7 @@ def _hints(desk: Desk, lesson: Lesson, language: str) -> None:
             try:
                 desk_work.next_hint(desk, lesson)
             except ValueError as error:
-                st.error(str(error))
+                st.error(plain(error))
                 return
             st.rerun()
 
@@ -198,7 +198,7 @@ def _quoted(path: Path) -> None:
     try:
         st.code(desk_work.read_text(path), language="python", line_numbers=True)
     except ValueError as error:
-        st.error(str(error))
+        st.error(plain(error))
 
 
 def _diff(desk: Desk, lesson: Lesson, language: str) -> None:
@@ -206,7 +206,7 @@ def _diff(desk: Desk, lesson: Lesson, language: str) -> None:
         try:
             lines = desk_work.diff_lines(desk, lesson)
         except ValueError as error:
-            st.error(str(error))
+            st.error(plain(error))
             return
         if lines:
             st.code("\n".join(lines), language="diff")

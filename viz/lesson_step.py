@@ -26,6 +26,7 @@ from viz import jobs, links, loading
 from viz.jobs import Job
 from viz.lesson_words import say
 from viz.loading import KernelRun, Run
+from viz.plain import plain
 from viz.views import (
     beam_tree,
     compare,
@@ -53,7 +54,7 @@ def show(lesson: Lesson, language: str) -> None:
     try:
         constants = lesson.constants()
     except (OSError, SyntaxError, ValueError) as error:
-        st.error(f"{_place(lesson)} cannot be read: {error}")
+        st.error(f"{plain(_place(lesson))} cannot be read: {plain(error)}")
         return
     traces = [trace_folder() / Path(name).name for name in constants.get("TRACES", ())]
     st.markdown(say(language, "about step", file=_place(lesson)))
@@ -87,7 +88,7 @@ def _run_it(lesson: Lesson, language: str, is_there: bool) -> None:
         jobs.watch(job, lambda job: _progress(job, language))
         return
     if job is not None and job.problem:
-        st.error(job.problem)
+        st.error(plain(job.problem))
     with st.expander(say(language, "questions")):
         st.code(lesson.walkthrough.read_text(encoding="utf-8"), language="python")
     if printed_file(lesson).is_file():
@@ -162,7 +163,7 @@ def _draw(page: str, traces: list[Path], language: str) -> None:
         else:
             st.info(say(language, "unknown page", file=relative(traces[0])))
     except TraceError as error:
-        st.error(str(error))
+        st.error(plain(error))
 
 
 def _one_of(traces: list[Path], language: str) -> Path:

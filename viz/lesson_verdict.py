@@ -16,7 +16,7 @@ import streamlit as st
 from lessons.catalogue import relative
 from lessons.runner import NOT_STARTED, PASSED, Outcome, Result
 from viz.lesson_words import say
-from viz.views.overview import plain
+from viz.plain import plain
 
 FIRST_STEPS, LAST_STEPS = 3, 11
 """Of a long story, these are shown."""
@@ -46,7 +46,7 @@ def show_result(result: Result, language: str) -> None:
     else:
         st.warning(say(language, "some hold", **numbers))
     for words in result.missing:
-        st.error("✘ " + say(language, "lacks", words=words))
+        st.error("✘ " + say(language, "lacks", words=plain(words)))
     _list(result, language)
     if result.failed:
         _story(result.failed, language)

@@ -7,6 +7,10 @@ Read next: `views/lessons.py`.
 
 from __future__ import annotations
 
+import re
+
+from viz.plain import code
+
 LANGUAGES = {"en": "English", "zh": "中文"}
 
 WORDS = {
@@ -141,5 +145,9 @@ WORDS = {
 
 
 def say(language: str, name: str, /, **values: object) -> str:
-    """One of the sentences above."""
-    return WORDS[name][language == "zh"].format(**values)
+    """One of the sentences above. What stands between backticks there is shown as it is."""
+    sentence = WORDS[name][language == "zh"]
+    for key in re.findall(r"`{(\w+)}`", sentence):
+        sentence = sentence.replace(f"`{{{key}}}`", f"{{{key}}}")
+        values[key] = code(values[key])
+    return sentence.format(**values)

@@ -19,12 +19,12 @@ import tempfile
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from stat import S_ISREG
 from typing import NamedTuple
 
 import streamlit as st
 
 from minivllm.trace.kernel_events import KernelTrace, WarpAccess, is_kernel_trace, read_kernel_traces
+from minivllm.trace.lines import begins_as, check_is_file, words
 from minivllm.trace.reader import TraceError, read_trace
 from minivllm.trace.story_events import StoryTrace, is_story, read_story
 from minivllm.trace.summary import RunSummary, summarize
@@ -68,11 +68,11 @@ def open_run(path: Path) -> Run:
     Raises:
         TraceError: it cannot be shown, and why.
     """
-    modified, size = _looked_at(path)
+    modified, size = check_is_file(path)
     if is_kernel_trace(path):
-        raise TraceError(f"{path} is a trace of a kernel; here one of the engine is needed")
+        raise TraceError(f"{words(path)} is a trace of a kernel; here one of the engine is needed")
     if is_story(path):
-        raise TraceError(f"{path} is a story of a lesson; here a trace of the engine is needed")
+        raise TraceError(f"{words(path)} is a story of a lesson; here a trace of the engine is needed")
     return _open_cached(path, modified, size)
 
 
@@ -82,9 +82,11 @@ def open_kernel_run(path: Path) -> KernelRun:
     Raises:
         TraceError: it cannot be shown, and why.
     """
-    modified, size = _looked_at(path)
+    modified, size = check_is_file(path)
     if not is_kernel_trace(path):
-        raise TraceError(f"{path} is not a trace of a kernel: `minivllm microscope … --trace …` makes one")
+        raise TraceError(
+            f"{words(path)} is not a trace of a kernel: `minivllm microscope … --trace …` makes one"
+        )
     return _open_kernels_cached(path, modified, size)
 
 
@@ -94,7 +96,7 @@ def open_story(path: Path) -> StoryRun:
     Raises:
         TraceError: it cannot be shown, and why.
     """
-    modified, size = _looked_at(path)
+    modified, size = check_is_file(path)
     return _open_story_cached(path, modified, size)
 
 
@@ -122,27 +124,14 @@ def warnings_of(run: Run | KernelRun | StoryRun) -> list[str]:
     )
 
 
-def _looked_at(path: Path) -> tuple[int, int]:
-    """When the file was changed, and its size."""
-    try:
-        info = path.stat()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise TraceError(f"{str(path)[:300]} cannot be read: {reason}") from error
-    # A pipe or a device might never end.
-    if not S_ISREG(info.st_mode):
-        raise TraceError(f"{path} is not a file: give the path of a trace, such as minivllm-out/trace.jsonl")
-    return info.st_mtime_ns, info.st_size
-
-
 @st.cache_resource(max_entries=4, show_spinner="Reading the trace …")
 def _open_cached(path: Path, modified: int, size: int) -> Run:
     trace = read_trace(path)
     if not trace.num_steps:
-        raise TraceError(f"{path} has no steps yet: a header, and nothing that happened after it")
+        raise TraceError(f"{words(path)} has no steps yet: a header, and nothing that happened after it")
     timeline = make_timeline(trace)
     if not timeline.spans:
-        raise TraceError(f"{path} holds no request that was accepted, so there is nothing to draw")
+        raise TraceError(f"{words(path)} holds no request that was accepted, so there is nothing to draw")
     return Run(path, _fingerprint(path, modified, size), timeline, summarize(trace))
 
 
@@ -151,7 +140,7 @@ def _open_kernels_cached(path: Path, modified: int, size: int) -> KernelRun:
     traces = read_kernel_traces(path)
     shown = [trace for trace in traces if any(isinstance(event, WarpAccess) for event in trace.events)]
     if not shown:
-        raise TraceError(f"{path} holds no kernel that accessed memory, so there is nothing to draw")
+        raise TraceError(f"{words(path)} holds no kernel that accessed memory, so there is nothing to draw")
     is_whole = all(trace.is_whole for trace in traces)
     return KernelRun(path, _fingerprint(path, modified, size), shown, is_whole)
 
@@ -209,11 +198,7 @@ def neighbours(path: Path, *, kernels: bool = False) -> list[Path]:
 
 def _is_trace(path: Path) -> bool:
     """By its first characters: the page lists files that it has not read."""
-    try:
-        with path.open("rb") as file:
-            return b'"TraceHeader"' in file.read(200)
-    except OSError:
-        return False
+    return begins_as(path, "TraceHeader")
 
 
 def chooser(take: Callable[[Path], None] = choose, key: str = "open") -> None:

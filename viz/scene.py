@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from math import ceil, floor
 from typing import Any
 
+from minivllm.text import printable
+
 Value = str | float
 Shape = dict[str, Value]
 
@@ -103,6 +105,9 @@ class Scene:
     screen: str = ""
     _now: list[Shape] = field(default_factory=list, repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        self.title = printable(self.title)
+
     @property
     def num_steps(self) -> int:
         return len(self.patches)
@@ -122,12 +127,13 @@ class Scene:
     def begin_step(self, caption: str) -> None:
         """What is `set` from here on happens in the next step."""
         self.patches.append({})
-        self.captions.append(caption)
+        self.captions.append(printable(caption))
 
     def set(self, shape: int, **attributes: Value) -> None:
         """Change a shape in this step. What stays the same is left out of the patch."""
         now = self._now[shape]
-        changes = {name: value for name, value in attributes.items() if now[name] != value}
+        shown = ((name, _shown(value)) for name, value in attributes.items())
+        changes = {name: value for name, value in shown if now[name] != value}
         if changes:
             now.update(changes)
             self.patches[-1].setdefault(shape, {}).update(changes)
@@ -156,9 +162,14 @@ class Scene:
         assert not self.patches, "shapes are added before the first step, and only change afterwards"
         unknown = attributes.keys() - DEFAULTS[kind].keys()
         assert not unknown, f"a {kind} has no {', '.join(sorted(unknown))}"
-        self.shapes.append({"kind": kind, **attributes})
+        self.shapes.append({"kind": kind, **{name: _shown(value) for name, value in attributes.items()}})
         self._now.append(DEFAULTS[kind] | self.shapes[-1])
         return len(self.shapes) - 1
+
+
+def _shown(value: Value) -> Value:
+    """A trace may hold any text; none may act on what stands around it, in whichever backend."""
+    return printable(value) if isinstance(value, str) else value
 
 
 def rounded(value: float) -> float:

@@ -14,6 +14,7 @@ import streamlit as st
 from minivllm.trace.reader import TraceError
 from viz import loading
 from viz.loading import KernelRun, Run
+from viz.plain import plain
 
 AnyRun = TypeVar("AnyRun", Run, KernelRun)
 
@@ -32,12 +33,12 @@ def second_trace(
             other = open_trace(path)
             st.query_params["with"] = str(path)
         except TraceError as error:
-            st.error(str(error))
+            st.error(plain(error))
     if other is None:
         ask()
         _choose(first)
     else:
-        with st.popover(f"Beside it: {other.path.name}", help="Choose another second trace"):
+        with st.popover(f"Beside it: {plain(other.path.name)}", help="Choose another second trace"):
             _choose(first)
     return other
 

@@ -8,8 +8,8 @@ when it runs.
     minivllm bench --help      and lab/bench/commands.py
     minivllm bench             and torch, the model, the measurement
 
-A mistake of the user's is one sentence on stderr and exit code 2, never a stack trace (set MINIVLLM_DEBUG=1
-to see it all the same).
+A mistake of the user's is one sentence on stderr and exit code 2, and a result that cannot be written exit
+code 1, never a stack trace (set MINIVLLM_DEBUG=1 to see it all the same).
 
 Read next: `minivllm/console/generate_command.py`.
 """
@@ -17,20 +17,23 @@ Read next: `minivllm/console/generate_command.py`.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Annotated, Any, NamedTuple
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from minivllm import __version__
 from minivllm.console.locale_text import print_all_languages
+from minivllm.files import CannotWrite
 from minivllm.outputs import FailedRequestsError
+from minivllm.terminal import Console
+from minivllm.text import printable
 
-USAGE_ERROR = 2
+FAILED, USAGE_ERROR = 1, 2
 
 
 class Place(NamedTuple):
@@ -150,8 +153,11 @@ def version(
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run a command line and return its exit code: 0, or 2 for a mistake, said in a sentence on stderr."""
+    """Run a command line and return its exit code: 0, or a sentence on stderr and 2 for a mistake of the
+    user's, 1 for a result that could not be written."""
     print_all_languages()
+    # What the engine warns of (a full disk) is one sentence, too, without a line of its source.
+    warnings.formatwarning = lambda message, *rest, **more: f"warning: {printable(str(message))}\n"
     try:
         code = app(list(arguments), prog_name="minivllm", standalone_mode=False)
         return code if isinstance(code, int) else 0
@@ -162,10 +168,9 @@ def run(arguments: Sequence[str]) -> int:
         if message is None or os.environ.get("MINIVLLM_DEBUG"):
             raise
         if message:
-            Console(stderr=True).print(
-                f"[bold red]error:[/bold red] {escape(message)}", highlight=False, soft_wrap=True
-            )
-        return USAGE_ERROR
+            words = Text.assemble(("error:", "bold red"), f" {message}")
+            Console(stderr=True).print(words, soft_wrap=True)
+        return FAILED if isinstance(error, CannotWrite) else USAGE_ERROR
 
 
 def mistake(error: Exception, arguments: Sequence[str]) -> str | None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from pathlib import Path
 from time import perf_counter
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -26,9 +26,11 @@ from minivllm.console.demo_scenarios import DEMO_SCENARIOS, DemoScenario
 from minivllm.engine.create_engine import create_engine
 from minivllm.engine.engine import Engine
 from minivllm.engine.engine_args import EngineArgs
+from minivllm.files import CannotWrite
 from minivllm.model.tiny import MODEL_PATH
 from minivllm.outputs import RequestOutput
 from minivllm.sampling_params import RequestOutputKind
+from minivllm.terminal import Console
 from minivllm.trace.events import Event, TraceHeader
 from minivllm.trace.reader import read_trace
 from minivllm.trace.recorder import Recorder
@@ -42,11 +44,12 @@ def run_demo(out: Path, console: Console, scenario: str = "paging") -> Path:
 
     Raises:
         ValueError: there is no such scenario, or the folder cannot be written to.
+        CannotWrite: all texts are printed, but the trace ended before the run did.
     """
     chosen = DEMO_SCENARIOS[check_choice("scenario", scenario, tuple(DEMO_SCENARIOS))]
     path = out / chosen.file_name
     view = LiveView()
-    console.print("Loading the shipped model …", highlight=False)
+    console.print("Loading the shipped model …")
     with Recorder(path) as recorder:
         engine = create_engine(EngineArgs(MODEL_PATH, trace=recorder, **chosen.limits), sinks=(view,))
         with Live(view, console=console, refresh_per_second=12, transient=True):
@@ -54,9 +57,11 @@ def run_demo(out: Path, console: Console, scenario: str = "paging") -> Path:
     for number, arrival in enumerate(chosen.arrivals):
         _print_texts(console, number, arrival.text, outputs[str(number)])
     console.print()
+    if recorder.problem:
+        raise CannotWrite(recorder.problem)
     for line in summarize(read_trace(path)).lines():
-        console.print(line, markup=False, highlight=False)
-    console.print(f"\nEvery step of it is in [bold]{path}[/bold].", highlight=False)
+        console.print(line)
+    console.print(Text.assemble("\nEvery step of it is in ", (str(path), "bold"), "."))
     return path
 
 

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.text import Text
+
+from minivllm.terminal import Console
 
 lesson_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -34,7 +36,7 @@ def demo(
     console = Console()
     trace = run_demo(out, console, scenario)
     if headless:
-        console.print(f"To look at it: [bold]minivllm dashboard {trace}[/bold]", highlight=False)
+        console.print(Text.assemble("To look at it: ", (f"minivllm dashboard {trace}", "bold")))
     else:
         dashboard(trace, port=port)
 
@@ -56,7 +58,7 @@ def dashboard(
             is_story(trace) and read_story(trace)
         )
         for warning in () if is_other else read_trace(trace).warnings:
-            Console().print(f"[yellow]{warning}[/yellow]")
+            Console().print(Text(warning, "yellow"))
     command = [sys.executable, "-m", "viz.serve", *([str(trace)] if trace else []), "--port", str(port)]
     raise typer.Exit(subprocess.call(command if browser else [*command, "--no-browser"]))
 

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.text import Text
 
 from minivllm.console.locale_text import typed_text
 from minivllm.engine.engine_flags import with_engine_flags
+from minivllm.terminal import Console
 
 if TYPE_CHECKING:
     from minivllm.outputs import RequestOutput
@@ -62,15 +63,15 @@ def generate(
     console = Console()
     print_outputs(prompts, outputs, console)
     if trace := engine_settings["trace"]:
-        console.print(f"To look at it: [bold]minivllm dashboard {trace}[/bold]", highlight=False)
+        console.print(Text.assemble("To look at it: ", (f"minivllm dashboard {trace}", "bold")))
 
 
 def print_outputs(prompts: Sequence[str], outputs: Sequence[RequestOutput], console: Console) -> None:
     """Each prompt, and below it what the model has made of it."""
     for prompt, output in zip(prompts, outputs, strict=True):
-        console.rule(prompt.replace("\n", " ")[:60], align="left")
+        console.rule(Text(prompt.replace("\n", " ")[:60]), align="left")
         for completion in output.outputs:
             if len(output.outputs) > 1:
                 score = "" if completion.score is None else f"   score {completion.score:.4f}"
-                console.print(f"\\[{completion.index}]{score}", style="dim", highlight=False)
-            console.print(completion.text, markup=False, highlight=False)
+                console.print(f"[{completion.index}]{score}", style="dim")
+            console.print(completion.text)

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.text import Text
+
+from minivllm.terminal import Console
 
 trace_app = typer.Typer(
     no_args_is_help=True,
@@ -30,17 +32,17 @@ def trace_summary(file: TraceFile) -> None:
 
     console = Console()
     if is_story(file):
-        console.print("\n".join(story_summary_lines(read_story(file))), markup=False, highlight=False)
+        console.print("\n".join(story_summary_lines(read_story(file))))
         return
     if is_kernel_trace(file):
         for kernel in read_kernel_traces(file):
-            console.print("\n".join(kernel_summary_lines(kernel)), markup=False, highlight=False)
+            console.print("\n".join(kernel_summary_lines(kernel)))
         return
     trace = read_trace(file)
     for warning in trace.warnings:
-        console.print(f"[yellow]{warning}[/yellow]")
+        console.print(Text(warning, "yellow"))
     for line in summarize(trace).lines():
-        console.print(line, markup=False, highlight=False)
+        console.print(line)
 
 
 @trace_app.command("export")
@@ -59,4 +61,4 @@ def trace_export(
 
     target = out or file.with_suffix(".perfetto.json")
     write_perfetto(read_trace(file), target)
-    Console().print(f"Wrote {target}. Open it at ui.perfetto.dev or in chrome://tracing.", highlight=False)
+    Console().print(f"Wrote {target}. Open it at ui.perfetto.dev or in chrome://tracing.")

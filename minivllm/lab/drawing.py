@@ -6,11 +6,15 @@ Read next: `figures/request_rate.py`, which draws with it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from minivllm.files import write_file
+from minivllm.text import printable
 
 INK, MUTED, GRID, PAPER = "#1F2328", "#57606A", "#D8DCE1", "#E69F00"
 OURS = "#0072B2"
@@ -30,16 +34,20 @@ def check_picture(path: Path) -> None:
         raise ValueError(f"plot must be in a folder that exists, got {str(path)!r}")
 
 
-def write_picture(figure: Figure, path: Path) -> None:
+def write_picture(figure: Figure, path: Path, option: str = "plot", dpi: int = 150) -> None:
     """Write the picture; the file's ending says the format.
 
     Raises:
-        ValueError: it cannot be written.
+        CannotWrite: and a picture that was there before is still there.
     """
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise ValueError(f"the picture cannot be written: {error}") from error
+    drawn = BytesIO()
+    figure.savefig(drawn, format=path.suffix[1:].lower(), dpi=dpi)
+    write_file(path, drawn.getvalue(), option)
+
+
+def plain(text: str) -> str:
+    """A text of the user's for a picture: matplotlib takes what stands between dollar signs for a formula."""
+    return printable(text).replace("$", r"\$")
 
 
 def panels(

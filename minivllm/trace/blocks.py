@@ -85,7 +85,7 @@ class PoolBooks:
 
 @dataclass
 class BlockBooks:
-    """The state of all blocks after the events applied so far."""
+    """The state of all blocks after the events applied so far, which must fit (`contradictions.py`)."""
 
     device: PoolBooks
     host: PoolBooks
@@ -105,14 +105,10 @@ class BlockBooks:
 
         Raises:
             TraceError: it is none of the events that change blocks.
-            AssertionError, KeyError, IndexError: it contradicts what came before.
         """
         match event:
             case BlocksAllocated():
-                assert all(self.device.ref_counts[block] == 0 for block in event.blocks)
-                for block in event.blocks:
-                    del self.device.free[block]  # KeyError if it was not free
-                    self.device.ref_counts[block] = 1
+                self.device.take(event.blocks)
                 self.tables.setdefault(event.seq, []).extend(event.blocks)
             case BlocksShared():
                 self._map(event.seq, event.blocks)

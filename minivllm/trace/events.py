@@ -43,13 +43,26 @@ Read next: `recorder.py`, which writes events to a file; `replay.py`, which appl
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 VERSION = 3
 """2 added sharing: forks, copies, prefix caches, swapping, beams. Version 1 is a subset of it.
 3 added `StateRebuilt` and renamed what `upgrade.py` lists."""
+
+# What a field may be. A reader holds every line to these, so that no value of a trace is absurd.
+MOST = 10**15
+"""Of anything that is counted: products of such numbers still fit a float."""
+MOST_BLOCKS = 2**22
+"""Of a pool: a replay keeps a hundred bytes for each."""
+Count = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=MOST)]
+Integer = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=MOST)]
+Rate = Annotated[float, msgspec.Meta(gt=0, le=1e30)]
+Score = Annotated[float, msgspec.Meta(ge=-1e39, le=1e39)]
+"""A logarithm of a probability, or some of them; a logit that was masked may be the lowest float32."""
 
 
 class Event(msgspec.Struct, frozen=True, tag_field="event", tag=True, gc=False):
@@ -60,16 +73,16 @@ class ModelShape(msgspec.Struct, frozen=True):
     """The few numbers of a model that explain its KV cache."""
 
     name: str
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    vocab_size: int
-    num_parameters: int
+    num_layers: Count
+    num_heads: Count
+    num_kv_heads: Count
+    head_dim: Count
+    vocab_size: Count
+    num_parameters: Count
     dtype: str
-    kv_bytes_per_token: int
+    kv_bytes_per_token: Count
     """2 (keys and values) · layers · KV heads · head_dim · bytes per element."""
-    hidden_size: int = 0
+    hidden_size: Count = 0
     """Width of the stream between layers; 0 in a trace that does not say."""
     is_tied: bool = False
     """Is the embedding the output matrix, too?"""
@@ -79,32 +92,32 @@ class HardwareShape(msgspec.Struct, frozen=True):
     """The few numbers of a device that make its roofline: what it can do in a second at most."""
 
     name: str
-    peak_flops: float
+    peak_flops: Rate
     """FLOP/s of matrix products in the model's dtype."""
-    memory_bandwidth: float
+    memory_bandwidth: Rate
     """Bytes/s between the memory that holds weights and cache, and the processor."""
-    num_devices: int = 1
+    num_devices: Positive = 1
     """Devices that work on one model; the numbers above are for one."""
 
 
 class TraceHeader(Event, frozen=True):
     """The first line: who wrote this, with which limits, about which model."""
 
-    version: int
+    version: Count
     created: str
     """Wall-clock time of the start, ISO 8601 in UTC."""
     clock: str
     """"wall" (seconds as they passed) or "virtual" (a simulator's)."""
-    num_blocks: int
-    block_size: int
+    num_blocks: Annotated[int, msgspec.Meta(ge=1, le=MOST_BLOCKS)]
+    block_size: Positive
     """Tokens per block."""
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_model_len: int
+    max_num_seqs: Positive
+    max_num_batched_tokens: Positive
+    max_model_len: Positive
     model: ModelShape | None = None
     hardware: HardwareShape | None = None
     """Where it ran, or was simulated to run, if that was measured or is known."""
-    num_host_blocks: int = 0
+    num_host_blocks: Annotated[int, msgspec.Meta(ge=0, le=MOST_BLOCKS)] = 0
     """Blocks of the swap space."""
     prefix_cache: str | None = None
     """"hash", "radix", or None if nothing is cached across requests."""
@@ -117,17 +130,17 @@ class RequestQueued(Event, frozen=True):
     """A request was accepted and added to the waiting queue."""
 
     request: str
-    seq: int
-    time: float
+    seq: Count
+    time: Seconds
     """When it arrived: perhaps during a step, although the engine queued it only after that step."""
-    prompt_token_ids: tuple[int, ...]
-    max_tokens: int
+    prompt_token_ids: tuple[Count, ...]
+    max_tokens: Count
     """Most output tokens it may still produce, after capping to the model's length."""
     prompt: str | None = None
     prompt_pieces: tuple[str, ...] = ()
     """The text of each prompt token, special tokens by name; empty if there is no tokenizer."""
-    priority: int = 0
-    num_outputs: int = 1
+    priority: Integer = 0
+    num_outputs: Count = 1
     """Outputs that were asked for (`n`, or the beam width)."""
     is_beam_search: bool = False
     salt: str | None = None
@@ -137,15 +150,15 @@ class RequestRefused(Event, frozen=True):
     """A request that could never be served, with the reason in words for its sender."""
 
     request: str
-    time: float
+    time: Seconds
     reason: str
 
 
 class StepStarted(Event, frozen=True):
     """The scheduler begins to plan step `step` (counted from 0)."""
 
-    step: int
-    time: float
+    step: Count
+    time: Seconds
 
 
 class RequestScheduled(Event, frozen=True):
@@ -161,7 +174,7 @@ class RequestPreempted(Event, frozen=True):
     mode: str
     """"recompute": its blocks are gone, its tokens will be computed anew. "swap": its blocks are in the
     swap space, and nothing needs to be computed again."""
-    num_computed_tokens: int
+    num_computed_tokens: Count
     """Tokens whose keys and values were given up; 0 if they were swapped out."""
     reason: str = ""
     """Why it was not the mode that was asked for, in words; or empty."""
@@ -174,8 +187,8 @@ class RequestPreempted(Event, frozen=True):
 class BlocksAllocated(Event, frozen=True):
     """Physical blocks were taken from the head of the free list and appended to a block table."""
 
-    seq: int
-    blocks: tuple[int, ...]
+    seq: Count
+    blocks: tuple[Count, ...]
 
 
 class BlocksShared(Event, frozen=True):
@@ -184,8 +197,8 @@ class BlocksShared(Event, frozen=True):
     Each has one more reference now; one that was evictable is in use again.
     """
 
-    seq: int
-    blocks: tuple[int, ...]
+    seq: Count
+    blocks: tuple[Count, ...]
     source: str
     """"cache": the prefix cache had them. "sibling": another sequence of the same request has them."""
 
@@ -197,10 +210,10 @@ class BlockCopied(Event, frozen=True):
     has one reference less. The data is copied before anything of this step is written.
     """
 
-    seq: int
-    index: int
-    source: int
-    target: int
+    seq: Count
+    index: Count
+    source: Count
+    target: Count
 
 
 class BlocksCached(Event, frozen=True):
@@ -209,9 +222,9 @@ class BlocksCached(Event, frozen=True):
     They follow, in the cache, the block before them in that table (or the root, if `first` is 0).
     """
 
-    seq: int
-    first: int
-    blocks: tuple[int, ...]
+    seq: Count
+    first: Count
+    blocks: tuple[Count, ...]
     salt: str | None = None
     """Only requests with the same salt can find them."""
 
@@ -219,16 +232,16 @@ class BlocksCached(Event, frozen=True):
 class BlockMerged(Event, frozen=True):
     """Two sequences filled the same block at the same time: `seq` maps `twin` now, and `block` no more."""
 
-    seq: int
-    index: int
-    block: int
-    twin: int
+    seq: Count
+    index: Count
+    block: Count
+    twin: Count
 
 
 class BlocksEvicted(Event, frozen=True):
     """The prefix cache forgot evictable blocks, which went to the tail of the free list in this order."""
 
-    blocks: tuple[int, ...]
+    blocks: tuple[Count, ...]
     reason: str = "capacity"
     """"capacity": a table needs free blocks. "abandoned": the step that was to fill them failed.
     "reset": the caller emptied the cache."""
@@ -241,8 +254,8 @@ class BlocksFreed(Event, frozen=True):
     remembers it: then it is evictable.
     """
 
-    seq: int
-    blocks: tuple[int, ...]
+    seq: Count
+    blocks: tuple[Count, ...]
 
 
 class BlocksSwappedOut(Event, frozen=True):
@@ -252,9 +265,9 @@ class BlocksSwappedOut(Event, frozen=True):
     sequences share has one host block, with as many references.
     """
 
-    seq: int
-    blocks: tuple[int, ...]
-    host_blocks: tuple[int, ...]
+    seq: Count
+    blocks: tuple[Count, ...]
+    host_blocks: tuple[Count, ...]
 
 
 class BlocksSwappedIn(Event, frozen=True):
@@ -263,24 +276,24 @@ class BlocksSwappedIn(Event, frozen=True):
     Blocks were taken from the head of the free list, except those that a sibling's swap-in had taken.
     """
 
-    seq: int
-    host_blocks: tuple[int, ...]
-    blocks: tuple[int, ...]
+    seq: Count
+    host_blocks: tuple[Count, ...]
+    blocks: tuple[Count, ...]
 
 
 class HostBlocksFreed(Event, frozen=True):
     """A swapped-out sequence's table was dropped, one reference to each host block."""
 
-    seq: int
-    host_blocks: tuple[int, ...]
+    seq: Count
+    host_blocks: tuple[Count, ...]
 
 
 class SequenceForked(Event, frozen=True):
     """A sequence became two: `child` has the tokens of `parent` and shares every block of its table."""
 
     request: str
-    parent: int
-    child: int
+    parent: Count
+    child: Count
 
 
 class BatchPlanned(Event, frozen=True):
@@ -289,8 +302,8 @@ class BatchPlanned(Event, frozen=True):
     `start` tokens were computed before; after `StepFinished`, `start + num_tokens` are.
     """
 
-    items: tuple[tuple[int, int, int], ...]
-    num_padding_tokens: int = 0
+    items: tuple[tuple[Count, Count, Count], ...]
+    num_padding_tokens: Count = 0
     """Tokens that are computed only to make a static batch rectangular, and thrown away."""
 
 
@@ -300,31 +313,31 @@ class TokensSampled(Event, frozen=True):
     `text` is what the token added to the output: empty while a multi-byte character is incomplete.
     """
 
-    items: tuple[tuple[int, int, str], ...]
+    items: tuple[tuple[Count, Count, str], ...]
 
 
 class BeamsAdvanced(Event, frozen=True):
     """One step of a beam search. Scores are sums of log-probabilities, except those of `finished`."""
 
     request: str
-    kept: tuple[tuple[int, int, int, float, str], ...]
+    kept: tuple[tuple[Count, Count, Count, Score, str], ...]
     """`(parent seq, seq, token_id, score, text)` of each beam that continues, best first."""
-    finished: tuple[tuple[int, int, float, str], ...] = ()
+    finished: tuple[tuple[Count, Count, Score, str], ...] = ()
     """`(parent seq, token_id, score, text)` of each hypothesis that ended here and is among the best so
     far; this score is divided by length ** length_penalty."""
-    rejected: tuple[tuple[int, int, float, str], ...] = ()
+    rejected: tuple[tuple[Count, Count, Score, str], ...] = ()
     """`(parent seq, token_id, score, text)` of the best candidates that were not kept."""
 
 
 class SequenceFinished(Event, frozen=True):
     """A sequence is done; its request leaves its queue with its last sequence."""
 
-    seq: int
+    seq: Count
     reason: str
     """"stop", "length" or "abort"; "error" if its logits were no numbers; "pruned" for a beam whose
     candidates were all worse than others."""
-    time: float
-    stop: int | str | None = None
+    time: Seconds
+    stop: Count | str | None = None
     """The stop token id or stop string that ended it, if one did; of an error, what went wrong."""
 
 
@@ -334,26 +347,26 @@ class StepFinished(Event, frozen=True):
     `attention` is the part of `model` spent in the attention backend.
     """
 
-    step: int
-    time: float
-    seconds: dict[str, float] = {}
+    step: Count
+    time: Seconds
+    seconds: dict[str, Seconds] = {}
 
 
 class StepAbandoned(Event, frozen=True):
     """The executor failed. The requests of the step start again from zero (see the events before)."""
 
-    step: int
-    time: float
+    step: Count
+    time: Seconds
     error: str
 
 
 class RebuiltSequence(msgspec.Struct, frozen=True):
     """One live sequence as the engine has it after an interrupt."""
 
-    seq: int
-    token_ids: tuple[int, ...]
+    seq: Count
+    token_ids: tuple[Count, ...]
     """Prompt and output so far. None of their keys and values are in the cache."""
-    beam_score: float | None = None
+    beam_score: Score | None = None
     """Sum of log-probabilities, if it is a beam with at least one output token."""
 
 
@@ -364,12 +377,12 @@ class RebuiltRequest(msgspec.Struct, frozen=True):
     """
 
     request: str
-    time: float
+    time: Seconds
     """When it arrived, as in `RequestQueued`."""
-    first_seq: int
+    first_seq: Count
     """The sequence that it began with, though that one may have finished: it is the order of arrival."""
-    num_prompt_tokens: int
-    max_tokens: int
+    num_prompt_tokens: Count
+    max_tokens: Count
     sequences: tuple[RebuiltSequence, ...]
 
 
@@ -381,8 +394,8 @@ class StateRebuilt(Event, frozen=True):
     gone. Events just before this one may be missing: what they would have told is in these fields.
     """
 
-    time: float
-    num_steps: int
+    time: Seconds
+    num_steps: Count
     """Finished steps, which is the number of the step that comes next."""
     requests: tuple[RebuiltRequest, ...]
     """All unfinished requests, in order of arrival."""
@@ -391,7 +404,7 @@ class StateRebuilt(Event, frozen=True):
 class TraceEnded(Event, frozen=True):
     """The recorder was closed properly; a trace without this line was cut off or is still being written."""
 
-    time: float
+    time: Seconds
 
 
 BlockEvent = (

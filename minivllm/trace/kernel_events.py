@@ -18,16 +18,29 @@ Read next: `kernels_numba/microscope/observation.py`, which sees all this;
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
-from minivllm.trace.events import Event
-from minivllm.trace.reader import TraceError
+from minivllm.files import write_file
+from minivllm.trace.events import Count, Event, Positive, Score
+from minivllm.trace.lines import TraceError, begins_as, open_trace, read_events, read_header, words
 
 KERNEL_VERSION = 1
+WARP_SIZE = 32
+MOST_LANE_BYTES = 4096
+"""That a lane requests at once."""
+MOST_TILE = 4096
+"""Queries or keys of a tile."""
+
+Line = Annotated[int, msgspec.Meta(ge=0, le=10**7)]
+Lane = Annotated[int, msgspec.Meta(ge=0, lt=WARP_SIZE)]
+Lanes = Annotated[tuple[Lane, ...], msgspec.Meta(min_length=1)]
+Shape = Annotated[tuple[Count, ...], msgspec.Meta(min_length=1, max_length=16)]
 
 
 class KernelArray(msgspec.Struct, frozen=True):
@@ -36,83 +49,83 @@ class KernelArray(msgspec.Struct, frozen=True):
     name: str
     is_shared: bool
     """In the shared memory of a block; otherwise in global memory."""
-    shape: tuple[int, ...]
+    shape: Shape
     dtype: str
-    itemsize: int
+    itemsize: Positive
     """Bytes of an element."""
 
 
 class KernelHeader(Event, frozen=True):
     """The first line: which kernel, with which threads, on which arrays."""
 
-    version: int
+    version: Count
     created: str
     """ISO 8601, in UTC."""
     kernel: str
     title: str
     """What it was run on, in words."""
     file: str
-    first_line: int
+    first_line: Line
     """Of the kernel."""
     source: tuple[str, ...]
     """The whole file; line n is `source[n - 1]`."""
-    grid: tuple[int, int, int]
-    block: tuple[int, int, int]
+    grid: tuple[Positive, Positive, Positive]
+    block: tuple[Positive, Positive, Positive]
     arrays: tuple[KernelArray, ...]
-    shared_bytes: int
+    shared_bytes: Count
     """Shared memory of a block."""
-    launch: int = 0
+    launch: Count = 0
     """Kernels of one computation are numbered in their order; each has a header of its own."""
 
 
 class TileStarted(Event, frozen=True):
     """A block begins to work on queries `first_query … end_query` and keys `first_key … end_key`."""
 
-    block: int
-    head: int
-    first_query: int
-    end_query: int
-    first_key: int
-    end_key: int
+    block: Count
+    head: Count
+    first_query: Count
+    end_query: Count
+    first_key: Count
+    end_key: Count
 
 
 class WarpAccess(Event, frozen=True):
     """One instruction of one warp."""
 
-    block: int
-    warp: int
-    epoch: int
+    block: Count
+    warp: Count
+    epoch: Count
     """Barriers that the block has passed."""
-    array: int
+    array: Count
     """Place in the header's `arrays`."""
     kind: str
     """"read", "write" or "atomic"."""
-    line: int
+    line: Line
     """In the file; 0 if it is in another one."""
-    column: int
-    end_column: int
+    column: Count
+    end_column: Count
     """Of that line; beyond it if the expression continues on the next line."""
-    loops: tuple[int, ...]
+    loops: tuple[Count, ...]
     """Iterations of the `for` loops that it is in, outermost first."""
-    lanes: tuple[int, ...]
-    first: tuple[int, ...]
+    lanes: Lanes
+    first: tuple[Count, ...]
     """Element at which each of these lanes begins."""
-    count: int
+    count: Positive
     """Neighbours that each of them accesses."""
-    units: int
+    units: Count
     """Sectors of global memory, or turns of shared memory."""
-    ideal_units: int
+    ideal_units: Count
 
 
 class SoftmaxUpdated(Event, frozen=True):
     """The running softmax of one query after a tile of keys."""
 
-    block: int
-    head: int
-    query: int
-    maximum: float
-    total: float
-    rescale: float
+    block: Count
+    head: Count
+    query: Count
+    maximum: Score
+    total: Score
+    rescale: Score
     """What the old sum and output were multiplied with: 1 if the maximum stayed."""
 
 
@@ -121,20 +134,20 @@ class FaultFound(Event, frozen=True):
 
     kind: str
     array: str
-    cell: tuple[int, ...]
+    cell: tuple[Count, ...]
     message: str
-    lines: tuple[int, ...]
+    lines: tuple[Line, ...]
     """Where in the file threads touch the cell; 0 if it is in another one."""
-    blocks: tuple[int, ...] = ()
+    blocks: tuple[Count, ...] = ()
     """The block of the thread at each of these lines."""
 
 
 class KernelEnded(Event, frozen=True):
     """The kernel ran to its end; by array, bytes asked for by all lanes together."""
 
-    read_bytes: dict[str, int]
-    written_bytes: dict[str, int]
-    moved_bytes: dict[str, int]
+    read_bytes: dict[str, Count]
+    written_bytes: dict[str, Count]
+    moved_bytes: dict[str, Count]
     """Of global arrays: in whole sectors, request by request."""
 
 
@@ -158,23 +171,16 @@ def write_kernel_traces(path: str | Path, traces: Iterable[KernelTrace]) -> None
     """Kernels of one computation, one behind the other.
 
     Raises:
-        ValueError: the file cannot be written.
+        CannotWrite: and a file that was there before is still there.
     """
     encode = msgspec.json.Encoder().encode
     lines = [encode(event) for trace in traces for event in (trace.header, *trace.events)]
-    try:
-        Path(path).write_bytes(b"\n".join(lines) + b"\n")
-    except OSError as error:
-        raise ValueError(f"trace: cannot write to {path}: {error.strerror}") from error
+    write_file(path, b"\n".join(lines) + b"\n", "trace")
 
 
 def is_kernel_trace(path: str | Path) -> bool:
     """Does the file begin like one?"""
-    try:
-        with Path(path).open("rb") as file:
-            return b'"KernelHeader"' in file.read(100)
-    except (OSError, ValueError):  # the latter: a path that cannot be one
-        return False
+    return begins_as(path, "KernelHeader")
 
 
 def read_kernel_traces(path: str | Path) -> list[KernelTrace]:
@@ -182,37 +188,51 @@ def read_kernel_traces(path: str | Path) -> list[KernelTrace]:
 
     Raises:
         TraceError: it cannot be read, is not such a file, is of a version that this program does not know, or
-            is damaged in its middle.
+            is damaged or absurd in its middle.
     """
     path = Path(path)
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise TraceError(f"{path} cannot be read: {error.strerror}") from error
-    return _decode(path, [line for line in lines if line])
-
-
-def _decode(path: Path, lines: Sequence[bytes]) -> list[KernelTrace]:
-    decoder = msgspec.json.Decoder(KernelHeader | KernelEvent)
+    decode = msgspec.json.Decoder(KernelHeader | KernelEvent).decode
+    with open_trace(path) as file:
+        header = read_header(path, file, "KernelHeader", KERNEL_VERSION, decode)
+        rest, _ = read_events(path, file, decode, "an event of a kernel")
     traces: list[KernelTrace] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            event = decoder.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            if number == len(lines) and traces:
-                break  # cut off
-            raise TraceError(f"{path}, line {number}, is not an event of a kernel: {error}") from error
+    epochs: dict[int, int] = {}
+    for number, event in enumerate((header, *rest), 1):
         if isinstance(event, KernelHeader):
-            if event.version != KERNEL_VERSION:
-                raise TraceError(
-                    f"{path} is a kernel trace of version {event.version}; this program reads "
-                    f"{KERNEL_VERSION}. Record it again."
-                )
             traces.append(KernelTrace(event))
-        elif not traces:
-            raise TraceError(f"{path} is not a trace of a kernel: its first line is not a header")
+            epochs = {}
+            problem = "" if event.version == KERNEL_VERSION else f"its version is {event.version}"
         else:
+            problem = _contradiction(event, traces[-1].header, epochs)
             traces[-1].events.append(event)
-    if not traces:
-        raise TraceError(f"{path} is empty: a trace has at least a header line")
+        if problem:
+            raise TraceError(f"{words(path)}, line {number}, cannot be: {problem}")
     return traces
+
+
+def _contradiction(event: KernelEvent, header: KernelHeader, epochs: dict[int, int]) -> str:
+    """Why this event cannot be of this kernel, or empty. `epochs` has the latest one of each block."""
+    if isinstance(event, WarpAccess):
+        if event.epoch < epochs.setdefault(event.block, event.epoch):
+            return f"thread block {event.block} goes back to epoch {event.epoch}"
+        epochs[event.block] = event.epoch
+        return _of_access(event, header)
+    if isinstance(event, TileStarted):
+        sizes = event.end_query - event.first_query, event.end_key - event.first_key
+        return "" if all(1 <= size <= MOST_TILE for size in sizes) else f"a tile of {sizes[0]} × {sizes[1]}"
+    if isinstance(event, FaultFound) and event.blocks and len(event.blocks) != len(event.lines):
+        return "the fault has as many blocks as lines, or none"
+    return ""
+
+
+def _of_access(access: WarpAccess, header: KernelHeader) -> str:
+    if access.array >= len(header.arrays):
+        return f"there is no array {access.array}"
+    array = header.arrays[access.array]
+    if len(access.first) != len(access.lanes):
+        return f"{len(access.lanes)} lanes begin at {len(access.first)} elements"
+    if max(access.first) + access.count > prod(array.shape):
+        return f"a lane goes beyond the array {words(array.name, 40)}"
+    if access.count * array.itemsize > MOST_LANE_BYTES:
+        return f"a lane requests {access.count * array.itemsize} bytes"
+    return ""

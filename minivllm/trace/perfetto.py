@@ -22,6 +22,7 @@ from typing import Any
 
 import msgspec
 
+from minivllm.files import write_file
 from minivllm.trace.reader import Trace
 from minivllm.trace.timeline import Phase, StepRecord, Timeline, make_timeline
 
@@ -52,11 +53,8 @@ def to_chrome_trace(trace: Trace) -> dict[str, Any]:
 
 
 def write_perfetto(trace: Trace, path: str | Path) -> None:
-    """Write the export to a file. Raises `ValueError` if the file cannot be written."""
-    try:
-        Path(path).write_bytes(msgspec.json.encode(to_chrome_trace(trace)))
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error.strerror}") from error
+    """Write the export to a file, whole or not at all. Raises `CannotWrite` if that cannot be."""
+    write_file(path, msgspec.json.encode(to_chrome_trace(trace)), "out")
 
 
 def _microseconds(seconds: float) -> float:

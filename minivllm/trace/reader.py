@@ -13,6 +13,7 @@ Read next: `replay.py`, which turns these events into the engine's state.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Never, NoReturn
@@ -20,11 +21,10 @@ from typing import Any, Never, NoReturn
 import msgspec
 
 from minivllm.trace.events import VERSION, AnyEvent, StepFinished, TraceEnded, TraceHeader
+from minivllm.trace.lines import TraceError, open_trace, read_events, read_header, words
 from minivllm.trace.upgrade import upgrade_event
 
-
-class TraceError(ValueError):
-    """This trace cannot be read or replayed, and why, in one sentence."""
+__all__ = ["Trace", "TraceError", "make_trace", "read_trace", "refuse_event"]
 
 
 def refuse_event(event: Never) -> NoReturn:
@@ -45,12 +45,14 @@ class Trace:
         events: all events, in order, without the header.
         starts: `starts[k]` is the index of step k's first event; one more entry marks the end.
         warnings: what a reader should know about the file, in sentences.
+        path: the file, if it was read from one.
     """
 
     header: TraceHeader
     events: list[AnyEvent]
     starts: list[int]
     warnings: list[str] = field(default_factory=list)
+    path: Path | None = None
 
     @property
     def num_steps(self) -> int:
@@ -60,14 +62,20 @@ class Trace:
         """The events of one step, arrivals before it included."""
         return self.events[self.starts[step] : self.starts[step + 1]]
 
+    def place(self, index: int) -> str:
+        """Where an event stands, for a message: `run.jsonl, line 12`."""
+        return f"event {index + 1}" if self.path is None else f"{words(self.path)}, line {index + 2}"
 
-def make_trace(header: TraceHeader, events: list[AnyEvent], warnings: list[str] | None = None) -> Trace:
+
+def make_trace(
+    header: TraceHeader, events: list[AnyEvent], warnings: list[str] | None = None, path: Path | None = None
+) -> Trace:
     """Cut events into steps."""
     ends = [index + 1 for index, event in enumerate(events) if isinstance(event, StepFinished)]
     starts = [0, *ends]
     if any(not isinstance(event, TraceEnded) for event in events[starts[-1] :]):
         starts.append(len(events))
-    return Trace(header, events, starts, warnings or [])
+    return Trace(header, events, starts, warnings or [], path)
 
 
 def read_trace(path: str | Path) -> Trace:
@@ -75,54 +83,20 @@ def read_trace(path: str | Path) -> Trace:
 
     Raises:
         TraceError: there is no such file, it is empty, it is not a trace, it is of a version that this
-            program does not know, or a line in its middle is damaged (named by number).
+            program does not know, or a line in its middle is damaged or absurd (named by number).
     """
     path = Path(path)
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise TraceError(f"{path} cannot be read: {error.strerror}") from error
-    if not any(lines):
-        raise TraceError(f"{path} is empty: a trace has at least a header line")
-    header = _read_header(path, lines[0])
-    events, warnings = _read_events(path, lines, header.version)
+    with open_trace(path) as file:
+        header = read_header(path, file, "TraceHeader", VERSION, msgspec.json.Decoder(TraceHeader).decode)
+        events, cut = read_events(path, file, _decoder(header.version), "an event")
+    warnings = [f"The last line ({cut}) was cut off and is left out."] if cut else []
     if not events or not isinstance(events[-1], TraceEnded):
         warnings.append("The trace has no end mark: the run was cut off, or is still going on.")
-    return make_trace(msgspec.structs.replace(header, version=VERSION), events, warnings)
+    return make_trace(msgspec.structs.replace(header, version=VERSION), events, warnings, path)
 
 
-def _read_header(path: Path, line: bytes) -> TraceHeader:
-    try:
-        fields = msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        fields = None
-    if isinstance(fields, dict) and fields.get("event") == "KernelHeader":
-        raise TraceError(f"{path} is a trace of a kernel, not of a run of the engine")
-    if not isinstance(fields, dict) or fields.get("event") != "TraceHeader":
-        raise TraceError(f"{path} is not a minivllm trace: its first line is not a trace header")
-    if fields.get("version") not in range(1, VERSION + 1):
-        raise TraceError(
-            f"{path} is a trace of version {fields.get('version')!r}; this program reads versions 1 to "
-            f"{VERSION}. Open it with the minivllm that wrote it, or record it again."
-        )
-    try:
-        return msgspec.convert(fields, TraceHeader)
-    except msgspec.ValidationError as error:
-        raise TraceError(f"{path} has a damaged trace header: {error}") from error
-
-
-def _read_events(path: Path, lines: list[bytes], version: int) -> tuple[list[AnyEvent], list[str]]:
-    decode = msgspec.json.Decoder(AnyEvent).decode if version == VERSION else _decode_old
-    last = max(index for index, line in enumerate(lines) if line)
-    events: list[AnyEvent] = []
-    for index in range(1, last + 1):
-        try:
-            events.append(decode(lines[index]))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            if index < last:
-                raise TraceError(f"{path}, line {index + 1}, is not an event: {error}") from error
-            return events, [f"The last line ({index + 1}) was cut off and is left out."]
-    return events, []
+def _decoder(version: int) -> Callable[[bytes], AnyEvent]:
+    return msgspec.json.Decoder(AnyEvent).decode if version == VERSION else _decode_old
 
 
 def _decode_old(line: bytes) -> AnyEvent:

@@ -24,6 +24,8 @@ from typing import BinaryIO
 
 import msgspec
 
+from minivllm.files import reason
+from minivllm.text import shown
 from minivllm.trace.clock import TraceClock
 from minivllm.trace.events import Event, StepFinished, TraceEnded, TraceHeader
 
@@ -33,8 +35,8 @@ class Recorder:
 
     After `max_steps` steps, if given, it closes itself: the beginning of a very long run.
     `seconds` is the time that recording itself has taken so far, for the benchmark's honesty.
-    A disk that fills up, or an event that JSON cannot express, ends the recording with a warning; neither
-    ever stops the engine.
+    A disk that fills up, or an event that JSON cannot express, ends the recording with a warning, which
+    `problem` keeps; neither ever stops the engine. What was written until then can be read.
 
     Raises:
         ValueError: the file cannot be created.
@@ -53,6 +55,7 @@ class Recorder:
         self.path = Path(path) if path is not None else None
         self.events: list[Event] = []
         self.seconds = 0.0
+        self.problem = ""
         self._steps_left = max_steps
         self._clock = TraceClock(clock)
         self._encode = msgspec.json.Encoder().encode
@@ -63,8 +66,8 @@ class Recorder:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = self.path.open("wb")
-            except OSError as error:
-                raise ValueError(f"trace: cannot write to {self.path}: {error.strerror}") from error
+            except (OSError, ValueError) as error:
+                raise ValueError(f"trace: cannot write to {self.path}: {reason(error)}") from error
 
     def use_clock(self, clock: Callable[[], float]) -> None:
         """Take the time from another clock from now on: a simulator's."""
@@ -90,7 +93,7 @@ class Recorder:
         if self._file is not None:
             try:
                 self._buffer += self._encode(event) + b"\n"  # at once: no half line, ever
-            except (TypeError, ValueError) as error:  # a lone surrogate, or a setting of no JSON type
+            except Exception as error:  # a lone surrogate, or a setting that JSON cannot express
                 self.flush()
                 self._give_up(error)
         elif self.path is None:
@@ -115,15 +118,16 @@ class Recorder:
         try:
             self._file.write(lines)
             self._file.flush()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # the latter: somebody closed the file
             self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
         """The trace ends here; the run continues."""
-        warnings.warn(f"the trace {self.path} ends here, it cannot be written: {error}", stacklevel=3)
+        self.problem = f"the trace {shown(str(self.path))} ends here, it cannot be written: {reason(error)}"
+        warnings.warn(self.problem, stacklevel=3)
         file, self._file = self._file, None
         if file is not None:
-            with suppress(OSError):  # closing tries to write once more
+            with suppress(OSError, ValueError):  # closing tries to write once more
                 file.close()
 
     def close(self) -> None:
@@ -133,9 +137,12 @@ class Recorder:
         self._closed = True
         self.emit(TraceEnded(self.now()))
         self.flush()
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            try:
+                file.close()
+            except OSError as error:  # some file systems say only now that the disk is full
+                self._give_up(error)
 
     def __enter__(self) -> Recorder:
         return self

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import bisect
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from minivllm.trace.blocks import BlockBooks
+from minivllm.trace.contradictions import contradiction
 from minivllm.trace.events import (
     AnyEvent,
     BatchPlanned,
@@ -40,7 +41,7 @@ from minivllm.trace.events import (
     TraceEnded,
     TraceHeader,
 )
-from minivllm.trace.reader import Trace
+from minivllm.trace.reader import Trace, TraceError
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ class ReplayState:
     first_sequences: dict[str, int] = field(default_factory=dict)
     """The sequence that each unfinished request began with."""
     num_refused: int = 0
+    num_rebuilds: int = 0
     batch: tuple[tuple[int, int, int], ...] = ()
     """`(seq, start, num_tokens)` of the latest step."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -148,13 +150,19 @@ class ReplayState:
         """Device blocks that a table maps."""
         return self.header.num_blocks - len(self.free) - self.blocks.num_evictable
 
-    def apply(self, event: AnyEvent) -> None:
+    def apply(self, event: AnyEvent, before: Callable[[AnyEvent, ReplayState], None] | None = None) -> None:
         """Let one event happen.
 
+        Args:
+            before: is told of the event, with this state, once the event is known to fit it.
+
         Raises:
-            TraceError: it is not an event of `AnyEvent`.
-            AssertionError, KeyError, IndexError, ValueError: it contradicts what came before.
+            TraceError: it contradicts what came before, and how, or it is not an event of `AnyEvent`.
         """
+        if problem := contradiction(event, self):
+            raise TraceError(f"{type(event).__name__}: {problem}")
+        if before is not None:
+            before(event, self)
         match event:
             case StepStarted():
                 self.step, self.time, self.batch = event.step, event.time, ()
@@ -289,6 +297,7 @@ class ReplayState:
     def _rebuild(self, event: StateRebuilt) -> None:
         """Start again from what the event names; what it does not name is gone."""
         self.time, self.num_steps, self.batch = event.time, event.num_steps, ()
+        self.num_rebuilds += 1
         gone, self.sequences = self.sequences, {}
         self.members, self.first_sequences = {}, {}
         self.waiting, self.running = [request.request for request in event.requests], []
@@ -325,16 +334,46 @@ def _lost_sequence(request: RebuiltRequest, seq: int, first: SequenceState | Non
     )
 
 
+def replay_step(
+    trace: Trace,
+    step: int,
+    state: ReplayState,
+    before: Callable[[AnyEvent, ReplayState], None] | None = None,
+) -> None:
+    """Let a step's events happen to the state before it.
+
+    Args:
+        before: as for `ReplayState.apply`.
+
+    Raises:
+        TraceError: an event contradicts what came before; with its place in the file.
+    """
+    for index, event in enumerate(trace.step_events(step), trace.starts[step]):
+        try:
+            state.apply(event, before)
+        except TraceError as error:
+            raise TraceError(
+                f"{trace.place(index)}, contradicts what came before ({error}): the file was changed after "
+                f"it was recorded, or the recorder has a fault"
+            ) from error
+
+
 class Replay:
-    """Any step of a trace, quickly: a copy of the state every `KEYFRAME` steps, and the events between."""
+    """Any step of a trace, quickly: a copy of the state every `KEYFRAME` steps, and the events between.
+
+    Of a large pool there are fewer copies, so that all of them together hold at most `MOST_COPIED` blocks.
+    """
 
     KEYFRAME = 64
+    MOST_COPIED = 2**24
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
+        num_blocks = trace.header.num_blocks + trace.header.num_host_blocks
+        self._every = max(self.KEYFRAME, -(-trace.num_steps * num_blocks // self.MOST_COPIED))
         self._keyframes = [ReplayState(trace.header)]
         for step, state in self.walk():
-            if (step + 1) % self.KEYFRAME == 0:
+            if (step + 1) % self._every == 0:
                 self._keyframes.append(_copy(state))
 
     def walk(self) -> Iterator[tuple[int, ReplayState]]:
@@ -346,15 +385,14 @@ class Replay:
 
     def state_at(self, step: int) -> ReplayState:
         """The state after `step`; the caller may keep it."""
-        nearest = (step + 1) // self.KEYFRAME
+        nearest = (step + 1) // self._every
         state = _copy(self._keyframes[nearest])
-        for index in range(nearest * self.KEYFRAME, step + 1):
+        for index in range(nearest * self._every, step + 1):
             self._advance(state, index)
         return state
 
     def _advance(self, state: ReplayState, step: int) -> None:
-        for event in self.trace.step_events(step):
-            state.apply(event)
+        replay_step(self.trace, step, state)
 
 
 def _copy(state: ReplayState) -> ReplayState:

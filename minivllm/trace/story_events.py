@@ -15,14 +15,14 @@ Read next: `lessons/story.py`, which records it; `viz/figures/story.py`, which d
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
-from minivllm.trace.events import Event
-from minivllm.trace.reader import TraceError
+from minivllm.files import CannotWrite, reason, write_file
+from minivllm.trace.events import Event, Integer
+from minivllm.trace.lines import begins_as, open_trace, read_events, read_header
 
 STORY_VERSION = 1
 YOURS, REFERENCE = "yours", "reference"
@@ -33,7 +33,7 @@ class Cell(msgspec.Struct, frozen=True):
     """One box of a row."""
 
     text: str
-    owner: int = -1
+    owner: Integer = -1
     """The number of its owner: cells of one owner have one colour; -1 for a cell without one."""
     mark: str = ""
     """"free", "waste" (held, and of no use), "new" (written in this step), "wrong", or nothing."""
@@ -49,7 +49,7 @@ class Row(msgspec.Struct, frozen=True):
 class StoryHeader(Event, frozen=True):
     """The first line: which lesson and property, and what went wrong."""
 
-    version: int
+    version: Integer
     created: str
     """ISO 8601, in UTC."""
     lesson: str
@@ -65,7 +65,7 @@ class StoryHeader(Event, frozen=True):
     """The learner's."""
     where: str = ""
     """The learner's line in which it was noticed, if it was in one."""
-    parted: int = 0
+    parted: Integer = 0
     """The first step in which the two lanes differ."""
     kernels: tuple[str, ...] = ()
     """Files beside this one with the learner's kernel, and the reference's, under the microscope."""
@@ -111,49 +111,34 @@ def write_story(path: Path, story: StoryTrace) -> None:
     """Write a story to a file.
 
     Raises:
-        ValueError: the file cannot be written.
+        CannotWrite: and a file that was there before is still there.
     """
     encode = msgspec.json.Encoder().encode
     lines = [encode(event) for event in (story.header, *story.yours, *story.reference, StoryEnded())]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"\n".join(lines) + b"\n")
     except OSError as error:
-        raise ValueError(f"story: cannot write to {path}: {error.strerror}") from error
+        raise CannotWrite(f"story: cannot write to {path}: {reason(error)}") from error
+    write_file(path, b"\n".join(lines) + b"\n", "story")
 
 
 def is_story(path: str | Path) -> bool:
     """Does the file begin like one?"""
-    try:
-        with Path(path).open("rb") as file:
-            return b'"StoryHeader"' in file.read(100)
-    except (OSError, ValueError):  # the latter: a path that cannot be one
-        return False
+    return begins_as(path, "StoryHeader")
 
 
 def read_story(path: str | Path) -> StoryTrace:
     """Open a file that `write_story` wrote; one that was cut off is read as far as it goes.
 
     Raises:
-        TraceError: it cannot be read, is not such a file, is of an unknown version, or is damaged.
+        TraceError: it cannot be read, is not such a file, is of an unknown version, or is damaged or absurd.
     """
     path = Path(path)
-    try:
-        lines = [line for line in path.read_bytes().split(b"\n") if line]
-    except OSError as error:
-        raise TraceError(f"{path} cannot be read: {error.strerror}") from error
-    if not lines or not is_story(path):
-        raise TraceError(f"{path} is not a story of a lesson: its first line is not a story's header")
-    try:
-        header = msgspec.json.decode(lines[0], type=StoryHeader)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise TraceError(f"{path} has a damaged header: {error}") from error
-    if header.version != STORY_VERSION:
-        raise TraceError(
-            f"{path} is a story of version {header.version}; this program reads {STORY_VERSION}. "
-            f"Let `minivllm lesson check` write it again."
+    with open_trace(path) as file:
+        header = read_header(
+            path, file, "StoryHeader", STORY_VERSION, msgspec.json.Decoder(StoryHeader).decode
         )
-    events = list(_decode(path, lines[1:]))
+        events, _ = read_events(path, file, msgspec.json.Decoder(StoryEvent).decode, "an event of a story")
     steps = [event for event in events if isinstance(event, StoryStep)]
     return StoryTrace(
         header,
@@ -161,14 +146,3 @@ def read_story(path: str | Path) -> StoryTrace:
         [step for step in steps if step.lane != YOURS],
         is_whole=any(isinstance(event, StoryEnded) for event in events),
     )
-
-
-def _decode(path: Path, lines: list[bytes]) -> Iterable[StoryEvent]:
-    decoder = msgspec.json.Decoder(StoryEvent)
-    for number, line in enumerate(lines, 2):
-        try:
-            yield decoder.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            if number == len(lines) + 1:
-                return  # cut off
-            raise TraceError(f"{path}, line {number}, is not an event of a story: {error}") from error

@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from minivllm.trace.reader import Trace, TraceError
-from minivllm.trace.replay import ReplayState, SequenceState
+from minivllm.trace.reader import Trace
+from minivllm.trace.replay import ReplayState, SequenceState, replay_step
 from minivllm.trace.spans import Span, SpanBuilder
 from minivllm.trace.step_record import BatchItem, Phase, StepRecord
 
@@ -58,19 +58,11 @@ def walk(trace: Trace) -> Iterator[tuple[StepRecord, ReplayState]]:
     """Every step's record, with the state after it. It is one state that changes: copy what you keep.
 
     Raises:
-        TraceError: the events contradict each other (a block taken twice, an unknown sequence).
+        TraceError: the events contradict each other (a block taken twice, an unknown sequence), and where.
     """
     state = ReplayState(trace.header)
     for step in range(trace.num_steps):
         record = StepRecord(step, start=state.time)
-        try:
-            for event in trace.step_events(step):
-                record.note(event, state)
-                state.apply(event)
-            record.close(state)
-        except (KeyError, IndexError, ValueError, AssertionError) as error:
-            raise TraceError(
-                f"step {step} of the trace contradicts what came before ({type(error).__name__}: {error}); "
-                f"the file was changed after it was recorded, or the recorder has a fault"
-            ) from error
+        replay_step(trace, step, state, record.note)
+        record.close(state)
         yield record, state

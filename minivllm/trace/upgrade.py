@@ -31,5 +31,6 @@ def upgrade_event(fields: dict[str, Any]) -> dict[str, Any]:
     upgraded = {names.get(name, name): value for name, value in fields.items()}
     for (kind, name), values in RENAMED_VALUES.items():
         if event == kind and name in upgraded:
-            upgraded[name] = values.get(upgraded[name], upgraded[name])
+            value = upgraded[name]
+            upgraded[name] = values.get(value, value) if isinstance(value, str) else value
     return upgraded

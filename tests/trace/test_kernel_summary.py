@@ -82,6 +82,6 @@ def test_a_damaged_kernel_trace_is_one_sentence(file, here):
 
 def test_a_kernel_trace_cannot_be_exported_to_perfetto(file, here, tmp_path):
     code, out, err = here("trace", "export", "--perfetto", file)
-    assert code == 2 and "is a trace of a kernel, not of a run of the engine" in " ".join(err.split())
+    assert code == 2 and "is a trace of a kernel, not a minivllm trace of a run" in " ".join(err.split())
     assert "Traceback" not in out + err
     assert not file.with_suffix(".perfetto.json").exists()

@@ -8,12 +8,20 @@ from hypothesis import strategies as st
 
 from minivllm.model.tiny import MODEL_PATH
 from minivllm.model.tokenizer import Tokenizer
-from minivllm.trace.events import VERSION, RequestQueued, StepFinished, TraceEnded
+from minivllm.trace import contradictions
+from minivllm.trace.events import (
+    VERSION,
+    RequestQueued,
+    StateRebuilt,
+    StepFinished,
+    TraceEnded,
+)
 from minivllm.trace.reader import TraceError, make_trace, read_trace
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.replay import Replay, ReplayState
 from tests.engine.fakes import VOCAB_SIZE, make_engine
 from tests.engine.test_engine import greedy, limits, requests
+from tests.trace.every_event import HEADER
 
 
 def follow(recorder, state, position):
@@ -91,6 +99,24 @@ def test_seeking_gives_what_walking_gives_and_the_result_may_be_kept(recorded):
             assert kept[step] == state
 
 
+def test_of_a_large_pool_fewer_states_are_kept_and_any_step_can_be_sought(recorded, monkeypatch):
+    monkeypatch.setattr(Replay, "MOST_COPIED", 20)
+    replay = Replay(read_trace(recorded[0]))
+    assert len(replay._keyframes) <= 2
+    for step, state in Replay(replay.trace).walk():
+        if step % 50 == 0:
+            assert replay.state_at(step) == state
+
+
+def test_a_pool_is_not_rebuilt_without_end(monkeypatch):
+    monkeypatch.setattr(contradictions, "MOST_REBUILT_BLOCKS", 2 * HEADER.num_blocks)
+    state = ReplayState(HEADER)
+    for _ in range(3):
+        state.apply(StateRebuilt(0.0, 0, ()))
+    with pytest.raises(TraceError, match="rebuilt again"):
+        state.apply(StateRebuilt(0.0, 0, ()))
+
+
 @given(data=st.data())
 def test_a_trace_cut_anywhere_after_its_header_opens_with_a_warning(recorded, tmp_path_factory, data):
     content = recorded[0].read_bytes()
@@ -124,7 +150,7 @@ def test_a_complete_trace_has_no_warning(recorded):
         (b"[1, 2]\n", "is not a minivllm trace"),
         (b'{"event":"StepStarted","step":0,"time":0}\n', "is not a minivllm trace"),
         (b'{"event":"TraceHeader","version":%d}\n' % (VERSION + 1), f"version {VERSION + 1}"),
-        (b'{"event":"TraceHeader","version":%d}\n' % VERSION, "damaged trace header"),
+        (b'{"event":"TraceHeader","version":%d}\n' % VERSION, "damaged header"),
     ],
 )
 def test_what_is_not_a_trace_is_refused_in_one_sentence(tmp_path, content, message):

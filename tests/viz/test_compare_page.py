@@ -19,6 +19,7 @@ from viz.charts import latencies as latency_charts
 from viz.charts import over_time
 from viz.figures.moments import merge, steps_of_first
 from viz.palette import DARK, LIGHT
+from viz.plain import plain
 from viz.views import compare, metrics
 
 __all__ = ["sharing_file", "trace_file"]
@@ -82,7 +83,8 @@ def test_a_link_opens_both_runs_and_their_numbers(folder):
     [data] = payloads(app)
     assert len(data["scenes"]) == 4, "two pictures, for wide screens and for narrow ones"
     table = app.table[0].value
-    assert list(table.columns) == ["", "static.jsonl", "continuous.jsonl", "second : first"]
+    labels = plain("static.jsonl"), plain("continuous.jsonl")
+    assert list(table.columns) == ["", *labels, "second : first"]
     names = list(table[""])
     assert {
         "Throughput",
@@ -132,7 +134,7 @@ def test_a_second_trace_that_cannot_be_read_is_told_in_a_sentence(folder, conten
         path.write_bytes(content)
     app = compare_app(folder / "static.jsonl", path)
     assert not app.exception and not payloads(app)
-    assert "bad.jsonl" in app.error[0].value
+    assert plain("bad.jsonl") in app.error[0].value
     assert app.text_input, "another one can be chosen at once"
 
 

@@ -14,6 +14,7 @@ from tests.viz.test_pages import APP, payloads, words, write
 from tests.viz.trace_factory import Workload
 from viz import loading
 from viz.figures.kernel_softmax import LATE
+from viz.plain import plain
 from viz.views import flash_attention, kv_pool, microscope, overview
 
 KERNEL_PAGES = [microscope, flash_attention]
@@ -111,8 +112,8 @@ HEADER = '{"event":"KernelHeader","version":'
         ("", "is empty"),
         ("\x00garbage", "is not a minivllm trace"),
         ('{"some": "notes"}', "is not a minivllm trace"),
-        (HEADER + '"one"}', "line 1, is not an event of a kernel"),
-        (HEADER, "line 1, is not an event of a kernel"),
+        (HEADER + '"one"}', 'of version "one"'),
+        (HEADER, "has a damaged header"),
     ],
 )
 def test_a_bad_file_is_told_in_a_sentence(page, content, message, tmp_path):
@@ -121,7 +122,7 @@ def test_a_bad_file_is_told_in_a_sentence(page, content, message, tmp_path):
         write(path, content)
     app = open_page(page, path)
     assert not app.exception and not payloads(app)
-    assert message in app.error[0].value and "bad.jsonl" in app.error[0].value
+    assert plain(message) in app.error[0].value and plain("bad.jsonl") in app.error[0].value
     assert app.text_input, "another one can be chosen at once"
 
 
@@ -277,7 +278,8 @@ def test_a_second_trace_is_put_beside_the_first(file):
     assert app.selectbox[0].options == ["flash-2.jsonl"]
     app.selectbox[0].set_value(second).run()
     assert not app.exception and not app.warning
-    assert list(app.table[0].value.columns) == ["", "flash-1.jsonl", "flash-2.jsonl", "second : first"]
+    labels = plain("flash-1.jsonl"), plain("flash-2.jsonl")
+    assert list(app.table[0].value.columns) == ["", *labels, "second : first"]
     assert str(second) in app.query_params["with"]
 
 

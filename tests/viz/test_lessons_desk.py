@@ -13,6 +13,7 @@ from tests.viz.test_kernel_pages import open_page
 from tests.viz.test_pages import payloads, words
 from tests.viz.trace_factory import Workload
 from viz import jobs, lesson_desk, lesson_step, loading
+from viz.plain import plain
 from viz.views import compare, kv_pool
 from viz.views import lessons as page
 
@@ -67,7 +68,7 @@ def test_two_runs_are_compared(catalogue_of, recorded):
     lesson = catalogue_of(page="compare")
     app = run_it(open_page(page, lesson="04", part="step"), lesson)
     assert not app.exception and app.subheader[0].value == compare.TITLE
-    assert list(app.table[0].value.columns)[1:3] == ["own.jsonl", "second.jsonl"]
+    assert list(app.table[0].value.columns)[1:3] == [plain("own.jsonl"), plain("second.jsonl")]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from hashlib import sha256
 from html import escape
 from pathlib import Path
 
+from minivllm.files import write_file
+from minivllm.text import printable
 from viz import player
 from viz.player import Jump
 from viz.scene import Scene
@@ -53,7 +55,7 @@ def to_html(title: str, scenes: Sequence[Scene], jumps: Sequence[Jump] = ()) -> 
     fingerprint = sha256(repr((title, scenes[0].captions)).encode()).hexdigest()[:16]
     data = player.player_data(fingerprint, fingerprint, scenes, jumps)
     return PAGE.format(
-        title=escape(title),
+        title=escape(printable(title)),
         css=player.css(),
         html=player.html(),
         data=_json_for_html(data),
@@ -62,8 +64,8 @@ def to_html(title: str, scenes: Sequence[Scene], jumps: Sequence[Jump] = ()) -> 
 
 
 def save_html(path: str | Path, title: str, scenes: Sequence[Scene], jumps: Sequence[Jump] = ()) -> None:
-    """Write the page to a file."""
-    Path(path).write_text(to_html(title, scenes, jumps), encoding="utf-8")
+    """Write the page to a file, whole or not at all. Raises `CannotWrite` if that cannot be."""
+    write_file(path, to_html(title, scenes, jumps), "path")
 
 
 def _json_for_html(data: object) -> str:

@@ -22,6 +22,7 @@ from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path as Outline
 from PIL import Image
 
+from minivllm.files import write_file
 from viz.palette import LIGHT, colour
 from viz.scene import Scene, Shape
 
@@ -67,21 +68,24 @@ def to_png(scene: Scene, step: int, theme: int = LIGHT, dpi: float = 150) -> byt
 def save_gif(
     scene: Scene, path: str | Path, steps: Iterable[int], *, per_second: float = 4, theme: int = LIGHT
 ) -> None:
-    """The given steps as an animation that repeats."""
+    """The given steps as an animation that repeats. Raises `CannotWrite` if the file cannot be written."""
     frames = []
     for step in steps:
         picture = Image.open(BytesIO(to_png(scene, step, theme, dpi=UNITS_PER_INCH)))
         frames.append(picture.convert("RGB").quantize(64))
     if not frames:
         raise ValueError("a GIF needs at least one step")
+    drawn = BytesIO()
     frames[0].save(
-        path,
+        drawn,
+        format="GIF",
         save_all=True,
         append_images=frames[1:],
         duration=round(1000 / per_second),
         loop=0,
         optimize=True,
     )
+    write_file(path, drawn.getvalue(), "path")
 
 
 def _colours(shape: Shape, theme: int) -> dict[str, Any]:

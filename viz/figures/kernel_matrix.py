@@ -26,6 +26,9 @@ from viz.scene import Scene, hatch_path, lines_path, rounded
 LEFT, TOP = 66.0, 62.0
 MOST_WIDTH, MOST_HEIGHT = 480.0, 360.0
 LEAST_LABEL = (20.0, 12.0)
+MOST_CELLS = 8000
+"""Of the grid that pieces lie on; of a larger one, no cell is told to be skipped."""
+MOST_STAIRS = 1000
 WORDS = {"computes": "tile", "writes": "block", "reads": "block"}
 
 
@@ -134,6 +137,8 @@ def skipped_boxes(boxes: Sequence[Box]) -> list[Box]:
     """Of the grid that the pieces lie on, the cells that none of them covers."""
     queries = sorted({(box.first_query, box.end_query) for box in boxes})
     keys = sorted({(box.first_key, box.end_key) for box in boxes})
+    if len(queries) * len(keys) > MOST_CELLS:
+        return []
     known = set(boxes)
     grid = [Box(*rows, *columns) for rows in queries for columns in keys]
     return [
@@ -158,9 +163,10 @@ def _diagonal(scene: Scene, grid: _Grid) -> None:
     """Query i sees the keys up to i + offset: the stairs between what it sees and what it does not."""
     num_queries, num_keys, x_unit, y_unit = grid
     points = [(LEFT + max(0, num_keys - num_queries + 1) * x_unit, TOP)]
-    for query in range(num_queries):
+    stride = max(1, num_queries // MOST_STAIRS)
+    for query in range(0, num_queries, stride):
         x = LEFT + min(num_keys, max(0, query + num_keys - num_queries + 1)) * x_unit
-        points += [(x, TOP + query * y_unit), (x, TOP + (query + 1) * y_unit)]
+        points += [(x, TOP + query * y_unit), (x, TOP + min(num_queries, query + stride) * y_unit)]
     path = lines_path([(rounded(x), rounded(y)) for x, y in points])
     scene.path(path, stroke="ink", dash="3 2", stroke_width=1.2)
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from minivllm.text import printable
 from viz.palette import css_variables
 from viz.scene import Scene
 
@@ -73,7 +74,7 @@ def player_data(
         "first": first,
         "start": start,
         "linked": linked,
-        "jumps": [jump._asdict() for jump in jumps],
+        "jumps": [{"label": printable(jump.label), "step": jump.step} for jump in jumps],
         "scenes": [scene.to_data() for scene in scenes],
     }
 

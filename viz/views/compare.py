@@ -14,10 +14,10 @@ from viz import figures, loading, stage
 from viz.figures.common import PHONE, WIDE
 from viz.figures.moments import Moment, merge, steps_of_first
 from viz.loading import Run
+from viz.plain import plain
 from viz.player import Jump
 from viz.second_trace import second_trace
 from viz.side_by_side import side_by_side
-from viz.views.overview import plain
 
 TITLE = "Compare"
 URL = "compare"
@@ -54,7 +54,7 @@ def page(run: Run) -> None:
 def both(run: Run, other: Run) -> None:
     """Two runs side by side. The page has already shown the first one's warnings."""
     for warning in other.timeline.trace.warnings:
-        st.warning(f"{plain(other.path.name)}: {warning}")
+        st.warning(f"{plain(other.path.name)}: {plain(warning)}")
     first, second = run.timeline, other.timeline
     if not set(first.spans) & set(second.spans):
         st.warning(STRANGERS)
@@ -89,8 +89,8 @@ def both(run: Run, other: Run) -> None:
     st.table(
         {
             "": [row.name for row in rows],
-            labels[0]: [row.first for row in rows],
-            labels[1]: [row.second for row in rows],
+            plain(labels[0]): [row.first for row in rows],
+            plain(labels[1]): [row.second for row in rows],
             "second : first": [row.ratio for row in rows],
         },
         border="horizontal",

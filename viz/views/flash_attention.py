@@ -18,13 +18,13 @@ from viz.figures.kernel_tiles import Piece, pieces
 from viz.figures.kernel_traffic import kernel_shared, kernel_traffic
 from viz.kernel_side_by_side import SENTENCES, column, same_sizes, table
 from viz.loading import KernelRun
+from viz.plain import plain
 from viz.player import Jump
 from viz.scene import Scene
 from viz.second_trace import second_trace
 from viz.views import microscope
 from viz.views.compare import side_labels
 from viz.views.microscope import choose_kernel
-from viz.views.overview import plain
 
 TITLE = "FlashAttention"
 URL = "flash_attention"
@@ -135,12 +135,12 @@ def _side_by_side(run: KernelRun) -> None:
     st.subheader("Side by side")
     other = second_trace(run, loading.open_kernel_run, _ask)
     if other is None:
-        columns = [column(f"{n}. {t.header.kernel}", [t]) for n, t in enumerate(run.traces, 1)]
+        columns = [column(plain(f"{n}. {t.header.kernel}"), [t]) for n, t in enumerate(run.traces, 1)]
         if len(columns) > 1:
             columns.append(column("together", run.traces))
     else:
         labels = side_labels(run.path, other.path)
-        columns = [column(labels[0], run.traces), column(labels[1], other.traces)]
+        columns = [column(plain(labels[0]), run.traces), column(plain(labels[1]), other.traces)]
         if not same_sizes(run.traces, other.traces):
             st.warning(OTHER_SIZES)
     st.table(table(columns, with_ratio=other is not None), border="horizontal", hide_index=True)

@@ -20,6 +20,7 @@ from lessons.work import Desk
 from viz import lesson_desk, lesson_step, lesson_text, links
 from viz.cards import card
 from viz.lesson_words import LANGUAGES, say
+from viz.plain import plain
 
 TITLE = "Lessons"
 URL = "lessons"
@@ -65,7 +66,7 @@ def _chosen(lessons: tuple[Lesson, ...]) -> Lesson | None:
     try:
         lesson = catalogue.find_lesson(wanted)
     except ValueError as error:
-        st.error(str(error))
+        st.error(plain(error))
         links.keep("lesson", "")
         return None
     if lesson not in lessons:

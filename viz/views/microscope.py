@@ -16,8 +16,8 @@ from viz.figures.kernel_source import kernel_source
 from viz.figures.kernel_totals import kernel_totals
 from viz.kernel_steps import Follow, Played, choices, faults, microscope_jumps, played
 from viz.loading import KernelRun
+from viz.plain import plain
 from viz.scene import Scene
-from viz.views.overview import plain
 
 TITLE = "Kernel microscope"
 URL = "microscope"
@@ -127,4 +127,4 @@ def _tell_faults(trace: KernelTrace) -> None:
     if not found and trace.is_whole:  # faults are told at the end
         st.success(NO_FAULT)
     for fault in found:
-        st.error(f"**{fault.kind}**: {plain(fault.message)}")
+        st.error(f"**{plain(fault.kind)}**: {plain(fault.message)}")

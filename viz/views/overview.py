@@ -10,6 +10,7 @@ import streamlit as st
 from minivllm.trace.summary import RunSummary, format_seconds
 from viz import figures, links, stage
 from viz.loading import Run
+from viz.plain import plain
 
 TITLE = "Overview"
 URL = "overview"
@@ -33,7 +34,7 @@ def page(run: Run) -> None:
     if count > most:
         st.caption(f"The first {most} of {count:,} requests are shown.")
     with st.expander("All numbers of this run"):
-        st.table(dict(run.summary.facts()), border="horizontal")
+        st.table({name: plain(value) for name, value in run.summary.facts()}, border="horizontal")
 
 
 def _new_here() -> None:
@@ -67,11 +68,6 @@ def _setting(run: Run) -> str:
     if header.clock != "wall":
         parts.append("Times are those of a simulated clock.")
     return " ".join(parts)
-
-
-def plain(text: str) -> str:
-    """A name from the trace as it is, with nothing in it taken for Markdown."""
-    return "".join(f"\\{char}" if char in "\\`*_{}[]<>()#+-.!|~$:" else char for char in text)
 
 
 def _facts(summary: RunSummary) -> None:

@@ -15,8 +15,8 @@ from viz.figures.log_axis import engineering
 from viz.figures.roofline import Roof, roofline_captions
 from viz.figures.step_work import PhaseWork, timed_work
 from viz.loading import Run
+from viz.plain import plain
 from viz.player import Jump
-from viz.views.overview import plain
 
 TITLE = "Roofline"
 URL = "roofline"

@@ -14,8 +14,8 @@ from viz import stage
 from viz.figures.story import story_scenes
 from viz.figures.story_words import num_shown, parted_step
 from viz.loading import StoryRun
+from viz.plain import code, plain
 from viz.player import Jump
-from viz.views.overview import plain
 
 TITLE = "Your bug"
 URL = "story"
@@ -47,10 +47,10 @@ def page(run: StoryRun) -> None:
     story = run.story
     header = story.header
     st.markdown(f"**{plain(header.title)}** · {INTRODUCTION}")
-    where = f"in {_code(header.file)}" + (f", {_code(header.where)}" if header.where else "")
+    where = f"in {code(header.file)}" + (f", {code(header.where)}" if header.where else "")
     st.error(
         f"**{plain(header.property)}** {plain(header.sentence)}\n\n"
-        f"expected: {_code(header.expected)}  \ngot: {_code(header.got)}  \nnoticed {where}"
+        f"expected: {code(header.expected)}  \ngot: {code(header.got)}  \nnoticed {where}"
     )
     parted = parted_step(story)
     jumps = [Jump("where they part", parted), Jump("end", num_shown(story) - 1)]
@@ -78,10 +78,3 @@ def _kernels(run: StoryRun) -> None:
         st.link_button("Your kernel", f"/microscope?trace={yours}")
         st.link_button("The reference's kernel", f"/microscope?trace={reference}")
         st.link_button("Both, side by side", f"/flash_attention?trace={yours}&with={reference}")
-
-
-def _code(text: str) -> str:
-    """Text that is shown as it is, whatever characters it has."""
-    line = " ".join(text.split()) or " "
-    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
-    return f"{fence} {line} {fence}"

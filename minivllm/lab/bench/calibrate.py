@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+from minivllm.files import write_file
 from minivllm.lab.simulation.cards import HardwareCard, ModelCard, model_card
 from minivllm.lab.simulation.fit import Sample, fit_card, relative_errors, samples_of
 from minivllm.lab.subjects.real_time import play
@@ -75,11 +76,8 @@ class Calibration:
         return self.errors["all steps"][1]
 
     def write(self, path: Path) -> None:
-        """Write the card, for `hardware_card(path)`. Raises `ValueError` if that cannot be."""
-        try:
-            path.write_text(json.dumps(asdict(self.card), indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise ValueError(f"out: cannot write to {path}: {error.strerror}") from error
+        """Write the card, for `hardware_card(path)`. Raises `CannotWrite` if that cannot be."""
+        write_file(path, json.dumps(asdict(self.card), indent=1) + "\n", "out")
 
 
 def calibrate(settings: Settings, progress: Callable[[str], None] = lambda what: None) -> Calibration:

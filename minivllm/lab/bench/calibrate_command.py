@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from minivllm.terminal import Console
 
 
 def calibrate(
@@ -51,7 +53,7 @@ def calibrate(
         ("each sequence in a step", f"{card.sequence_overhead_seconds * 1e6:,.1f} µs"),
     ):
         table.add_row(name, value)
-    console.print(f"[bold]{card.title}[/bold], from {result.num_fitted:,} steps", highlight=False)
+    console.print(Text.assemble((card.title, "bold"), f", from {result.num_fitted:,} steps"))
     console.print(table, highlight=False)
     console.print("Simulated against real, on steps that it was not made from:", highlight=False)
     errors = Table(show_header=False, box=None, pad_edge=False)
@@ -59,7 +61,5 @@ def calibrate(
         errors.add_row(kind, f"{count:,} steps", f"off by {middle:.0%} (median), {high:.0%} (p90)")
     console.print(errors, highlight=False)
     name = model or "tiny"
-    console.print(
-        f"The card is {out}. Use it: [bold]minivllm simulate --hardware {out} --model {name}[/bold]",
-        highlight=False,
-    )
+    command = (f"minivllm simulate --hardware {out} --model {name}", "bold")
+    console.print(Text.assemble(f"The card is {out}. Use it: ", command))

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from minivllm.lab.subjects.workload import DEFAULT_SEED
+from minivllm.terminal import Console
 
 if TYPE_CHECKING:
     from minivllm.lab.subjects.settings import Settings
@@ -192,7 +193,7 @@ def scaling(
     )
     check_picture(out)  # before the minutes of measuring, not after
     save_picture(_measure("scaling", json, settings), out)
-    typer.echo(f"Drew {out}.")
+    Console().print(f"Drew {out}.")
 
 
 @app.command()
@@ -226,5 +227,5 @@ def _measure(kind: str, json: Path | None, settings: Settings) -> Any:
     print_result(result)
     if json is not None:
         write_json(result, json)
-        typer.echo(f"Wrote {json}.")
+        Console().print(f"Wrote {json}.")
     return result

@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from minivllm.files import write_file
 from minivllm.lab.bench.timing import Machine, describe_machine
 from minivllm.lab.subjects.settings import Settings, usable_cores
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from minivllm.terminal import Console
 
 
 @dataclass(frozen=True)
@@ -86,18 +87,19 @@ def check_writable(path: Path, name: str = "json") -> None:
 
 
 def write_json(result: Result, path: Path) -> None:
-    """Write the whole result to a file."""
-    path.write_text(json.dumps(as_json(result), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write the whole result to a file. Raises `CannotWrite` if that cannot be."""
+    write_file(path, json.dumps(as_json(result), indent=2, ensure_ascii=False) + "\n", "json")
 
 
 def print_result(result: Result, console: Console | None = None) -> None:
     """The machine, the model, then one table after the other."""
-    from rich.console import Console
     from rich.table import Table
+
+    from minivllm.terminal import Console
 
     console = console or Console()
     for line in header_lines(result.header):
-        console.print(line, highlight=False, markup=False)
+        console.print(line)
     for section in result.sections():
         table = Table(title=section.title, title_justify="left", caption=section.note, caption_justify="left")
         for index, column in enumerate(section.columns):

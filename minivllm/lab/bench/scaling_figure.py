@@ -20,7 +20,7 @@ from typing import Any
 from minivllm.lab.bench.report import check_writable
 from minivllm.lab.bench.scaling import Curve, Scaling
 from minivllm.lab.bench.scaling_laws import Fit, in_words, upper_half
-from minivllm.lab.drawing import MUTED, OURS, PAPER, check_ending, label, panels
+from minivllm.lab.drawing import MUTED, OURS, PAPER, check_ending, label, panels, plain, write_picture
 from minivllm.trace.summary import format_seconds
 
 ENDINGS = (".svg", ".png", ".pdf")
@@ -41,13 +41,11 @@ def save_picture(result: Scaling, path: Path) -> None:
     """Write the picture; the file's ending says the format.
 
     Raises:
-        ValueError: it is no format for pictures, or the file cannot be written.
+        ValueError: it is no format for pictures.
+        CannotWrite: and a picture that was there before is still there.
     """
     check_picture(path)
-    try:
-        draw(result).savefig(path, dpi=150)
-    except OSError as error:
-        raise ValueError(f"out: cannot write to {path}: {error.strerror}") from error
+    write_picture(draw(result), path, "out")
 
 
 def draw(result: Scaling) -> Any:
@@ -58,7 +56,7 @@ def draw(result: Scaling) -> Any:
     handles, names = axes[0].get_legend_handles_labels()
     columns = min(len(result.curves), COLUMNS)
     figure.legend(handles, names, loc="outside lower left", ncols=columns, fontsize=8, frameon=False)
-    figure.suptitle(_title(result), x=0.01, ha="left", fontsize=10, color=MUTED)
+    figure.suptitle(plain(_title(result)), x=0.01, ha="left", fontsize=10, color=MUTED)
     return figure
 
 

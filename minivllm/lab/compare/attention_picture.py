@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from minivllm.lab.compare.attention import KERNELS, Counted, fit, naive_formula
 from minivllm.lab.drawing import MUTED, check_picture, label, write_picture
+from minivllm.terminal import Console
 
 COLOURS = {"naive": "#7A7F87", "flash-attention-1": "#0072B2", "flash-attention-2": "#D55E00"}
 BOUND = "N² d² / M"

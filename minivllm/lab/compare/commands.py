@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from minivllm.engine.engine_flags import with_engine_flags
+from minivllm.files import write_file
+from minivllm.terminal import Console
 from minivllm.validation import check_output_file
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
@@ -109,7 +111,7 @@ def memory(
         )
     print_comparison(result, console)
     if json is not None:
-        json.write_text(json_module.dumps(as_data(result), indent=1), encoding="utf-8")
+        write_file(json, json_module.dumps(as_data(result), indent=1), "json")
         console.print(f"Everything is in {json}.", highlight=False)
     if plot is not None:
         save_picture(result, plot)
@@ -177,15 +179,13 @@ def schedule(
     for sentence in differences(runs):
         console.print(f"· {sentence}", highlight=False)
     if json is not None:
-        json.write_text(json_module.dumps(as_data(runs), indent=1), encoding="utf-8")
+        write_file(json, json_module.dumps(as_data(runs), indent=1), "json")
         console.print(f"Everything is in {json}.", highlight=False)
     if plot is not None:
         save_picture(runs, title, plot)
         console.print(f"The picture is in {plot}.", highlight=False)
-    console.print(
-        f"Two of them side by side: [bold]minivllm dashboard {runs[0].trace}[/bold], page Compare.",
-        highlight=False,
-    )
+    command = (f"minivllm dashboard {runs[0].trace}", "bold")
+    console.print(Text.assemble("Two of them side by side: ", command, ", page Compare."))
 
 
 @app.command("attention")
@@ -209,7 +209,7 @@ def attention(
         results = compare_attention(tokens, progress=status.update)
     print_counts(results, console)
     if json is not None:
-        json.write_text(json_module.dumps(as_data(results), indent=1), encoding="utf-8")
+        write_file(json, json_module.dumps(as_data(results), indent=1), "json")
         console.print(f"Everything is in {json}.", highlight=False)
     if plot is not None:
         save_picture(results, plot)

@@ -10,13 +10,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from minivllm.lab import papers
 from minivllm.lab.compare.differences import differences
 from minivllm.lab.compare.memory import COPIES_WIDTH, WIDTHS, MemoryComparison, Run
 from minivllm.lab.workloads.lengths import DATA_SETS
+from minivllm.terminal import Console
 
 if TYPE_CHECKING:
     from minivllm.lab.compare.resident import Residency

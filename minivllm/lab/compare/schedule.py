@@ -21,6 +21,7 @@ from pathlib import Path
 
 from minivllm.config import SchedulerConfig
 from minivllm.executor.simulated_executor import VirtualClock
+from minivllm.files import CannotWrite
 from minivllm.lab.simulation.cluster import Cluster
 from minivllm.lab.simulation.cost_model import CostModel
 from minivllm.lab.simulation.replica import Replica
@@ -170,6 +171,8 @@ def compare_policies(
         path = folder / f"{re.sub(r'[^a-z0-9]+', '-', policy.lower()).strip('-')}.jsonl"
         with Recorder(path) as recorder:
             answers = world.run(replace(world.config, scheduling_policy=policy), workload, recorder)
+        if recorder.problem:
+            raise CannotWrite(recorder.problem)  # half a trace would give other numbers
         expected = expected or answers
         same = sum(tokens == expected[name] for name, tokens in answers.items()) if answers else None
         runs.append(measure(policy, path, same))

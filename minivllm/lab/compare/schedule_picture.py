@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from minivllm.lab.compare.schedule import PolicyRun
-from minivllm.lab.drawing import INK, MUTED, check_picture, write_picture
+from minivllm.lab.drawing import INK, MUTED, check_picture, plain, write_picture
 from minivllm.trace.summary import Percentiles, format_seconds
 
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#C9CDD3"
@@ -44,7 +44,7 @@ def save_picture(runs: Sequence[PolicyRun], title: str, path: Path) -> None:
     )
     _label(axes[3], "requests in the batch, on average")
     _legend(axes[3])
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
+    figure.suptitle(plain(title), x=0.01, ha="left", fontsize=11, color=INK)
     write_picture(figure, path)
 
 

@@ -10,10 +10,10 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from minivllm.lab.compare.schedule import PolicyRun
+from minivllm.terminal import Console
 from minivllm.trace.summary import format_seconds
 
 LEGEND = (

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
+from minivllm.terminal import Console
 from minivllm.validation import check_choice, check_integer
 
 if TYPE_CHECKING:

@@ -10,6 +10,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from minivllm.files import write_file
+from minivllm.lab.drawing import write_picture
 from minivllm.lab.figures.result import FigureResult
 from minivllm.trace.recorder import timestamp
 
@@ -24,18 +26,15 @@ def write_page(folder: Path, results: Sequence[FigureResult], *, seed: int, comm
     """Write pictures, page and data into a folder that exists; returns the page.
 
     Raises:
-        ValueError: it cannot be written.
+        CannotWrite: one of them cannot be written.
     """
     made = timestamp()
-    try:
-        for result in results:
-            result.picture.savefig(folder / f"{result.name}.png", dpi=110)
-        page = folder / "figures.md"
-        page.write_text(_page(results, made, seed, command), encoding="utf-8")
-        data = {"made": made, "seed": seed, "figures": [result.as_data() for result in results]}
-        (folder / "figures.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"out: cannot write to {folder}: {error.strerror}") from error
+    for result in results:
+        write_picture(result.picture, folder / f"{result.name}.png", "out", dpi=110)
+    page = folder / "figures.md"
+    write_file(page, _page(results, made, seed, command), "out")
+    data = {"made": made, "seed": seed, "figures": [result.as_data() for result in results]}
+    write_file(folder / "figures.json", json.dumps(data, indent=1) + "\n", "out")
     return page
 
 

@@ -7,8 +7,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from minivllm.terminal import Console
 
 NAMES = (
     "naive-attention, flash-attention-1, flash-attention-2, flash-attention-tensor-core, paged-attention, "
@@ -45,7 +47,7 @@ def microscope(
     else:
         subject = make_subject(kernel, parse_shape(shape), seed)
     console = Console()
-    console.print(subject.title, highlight=False)
+    console.print(subject.title)
     traces = []
     faulty = False
     for number, launch in enumerate(subject.launches):
@@ -55,7 +57,7 @@ def microscope(
             with console.status("running thread by thread"):
                 seen = launch.observe(poison=poison)
         except KernelFault as fault:
-            console.print(f"\n[bold]{type(fault).__name__}[/bold]: {fault}", highlight=False)
+            console.print(Text.assemble("\n", (type(fault).__name__, "bold"), f": {fault}"))
             raise typer.Exit(1) from None
         print_observation(seen, console)
         faulty |= bool(seen.faults)
@@ -63,7 +65,7 @@ def microscope(
             traces.append(kernel_trace(seen, subject.title, number))
     if trace is not None:
         write_kernel_traces(trace, traces)
-        console.print(f"To look at it: [bold]minivllm dashboard {trace}[/bold]", highlight=False)
+        console.print(Text.assemble("To look at it: ", (f"minivllm dashboard {trace}", "bold")))
     if faulty:
         raise typer.Exit(1)
 
@@ -92,11 +94,11 @@ def parse_shape(text: str) -> dict[str, int]:
 
 def print_observation(seen: Any, console: Console) -> None:
     """Tables: by line, by array; and faults."""
-    console.print(
-        f"\n[bold]{seen.kernel}[/bold]  {' × '.join(map(str, seen.grid))} blocks of "
-        f"{' × '.join(map(str, seen.block))} threads, {seen.shared_bytes:,} bytes of shared memory each",
-        highlight=False,
+    sizes = (
+        f"  {' × '.join(map(str, seen.grid))} blocks of {' × '.join(map(str, seen.block))} threads, "
+        f"{seen.shared_bytes:,} bytes of shared memory each"
     )
+    console.print(Text.assemble("\n", (seen.kernel, "bold"), sizes))
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("line", justify="right", no_wrap=True)
     table.add_column("source", no_wrap=True, overflow="ellipsis", max_width=14)
@@ -127,6 +129,6 @@ def print_observation(seen: Any, console: Console) -> None:
         table.add_row(name, f"{row.read_bytes:,}", f"{row.written_bytes:,}", *moved)
     console.print(table)
     for fault in seen.faults:
-        console.print(f"[bold]{fault.kind}[/bold]: {fault.message}", highlight=False)
+        console.print(Text.assemble((fault.kind, "bold"), f": {fault.message}"))
     if not seen.faults:
-        console.print("No race, no read of unwritten memory, nothing out of bounds.", highlight=False)
+        console.print("No race, no read of unwritten memory, nothing out of bounds.")

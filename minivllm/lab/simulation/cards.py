@@ -25,9 +25,11 @@ from typing import Any, TypeVar
 
 from minivllm.trace.events import HardwareShape, ModelShape
 from minivllm.trace.work import BYTES_PER_ELEMENT
-from minivllm.validation import check_boolean, check_choice, check_integer, check_number
+from minivllm.validation import check_boolean, check_choice, check_input_file, check_integer, check_number
 
 CARDS_FILE = Path(__file__).parent / "cards.json"
+MOST_CHARACTERS = 2**20
+"""That are read of a card."""
 MOST = 10**15
 """Of anything that a model card counts: beyond it, products of counts are too large for a float."""
 
@@ -225,8 +227,10 @@ def _ours() -> dict[str, dict[str, Any]]:
 
 
 def _from_file(name: str, what: str) -> Any:
+    path = check_input_file(f"{what} card", name)
     try:
-        return json.loads(Path(name).read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            return json.loads(file.read(MOST_CHARACTERS))
     except OSError as error:
         raise ValueError(f"{what} card {name!r} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # the latter: brackets within brackets, thousands deep

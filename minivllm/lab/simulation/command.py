@@ -13,10 +13,12 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from minivllm.engine.engine_flags import with_engine_flags
+from minivllm.files import write_file
+from minivllm.terminal import Console
 from minivllm.trace.summary import format_seconds
 from minivllm.validation import check_integer
 
@@ -116,7 +118,7 @@ def simulate(
     if json is not None:
         write_json(json, as_data(setting, metrics, real_seconds), console)
     if trace:
-        console.print(f"To look at it: [bold]minivllm dashboard {trace}[/bold]", highlight=False)
+        console.print(Text.assemble("To look at it: ", (f"minivllm dashboard {trace}", "bold")))
 
 
 def play(
@@ -155,11 +157,8 @@ def print_run(
 
 def write_json(file: Path, data: dict[str, Any], console: Console) -> None:
     """Everything, into a file."""
-    try:
-        file.write_text(json_module.dumps(data, indent=1), encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"json: cannot write to {file}: {error.strerror}") from error
-    console.print(f"Everything is in {file}.", highlight=False)
+    write_file(file, json_module.dumps(data, indent=1), "json")
+    console.print(f"Everything is in {file}.")
 
 
 def _pool(config: SchedulerConfig) -> str:

@@ -23,11 +23,12 @@ from pathlib import Path
 
 import msgspec
 
+from minivllm.files import write_file
 from minivllm.lab.workloads.draws import ordinary_tokens
 from minivllm.lab.workloads.jsonl_line import Encode, Line, LineReader, shown
 from minivllm.lab.workloads.prompts import check_vocabulary
 from minivllm.lab.workloads.workload import WorkloadRequest
-from minivllm.validation import check_integer
+from minivllm.validation import check_input_file, check_integer
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,10 @@ class FileWorkload:
         """A file says beforehand when everything arrives."""
 
 
+MOST_LINE_BYTES = 2**25
+"""Of a request: a file without line breaks must not fill the memory."""
+
+
 def read_jsonl(
     path: str | Path,
     *,
@@ -87,8 +92,10 @@ def read_jsonl(
     lines: list[Line] = []
     line_of: dict[str, int] = {}
     try:
-        with open(path, "rb") as file:
-            for number, text in enumerate(file, 1):
+        with open(check_input_file("workload", path), "rb") as file:
+            for number, text in enumerate(iter(lambda: file.readline(MOST_LINE_BYTES + 1), b""), 1):
+                if len(text) > MOST_LINE_BYTES:
+                    raise ValueError(f"{path}, line {number}, has more than {MOST_LINE_BYTES:,} bytes")
                 if not text.strip():
                     continue
                 try:
@@ -115,24 +122,26 @@ def write_jsonl(path: str | Path, requests: Iterable[WorkloadRequest]) -> int:
     Read back they are equal; those with a text need the same tokenizer for that. What would arrive only after
     others have finished (`Workload.after`) is not in the file, unless a run's own requests are what is
     written.
+
+    Raises:
+        CannotWrite: and a file that was there before is still there.
     """
-    count = 0
-    with open(path, "wb") as file:
-        for request in requests:
-            row: dict[str, object] = {"arrival_seconds": request.arrival_seconds}
-            if request.prompt is not None:
-                row["prompt"] = request.prompt
-            else:
-                row["prompt_tokens"] = request.prompt_token_ids.tolist()
-            row["output_tokens"] = request.num_output_tokens
-            if request.max_tokens != request.num_output_tokens:
-                row["max_tokens"] = request.max_tokens
-            if request.priority:
-                row["priority"] = request.priority
-            if request.user is not None:
-                row["user"] = request.user
-            if request.request_id != f"request-{count}":
-                row["request_id"] = request.request_id
-            file.write(msgspec.json.encode(row) + b"\n")
-            count += 1
-    return count
+    lines: list[bytes] = []
+    for request in requests:
+        row: dict[str, object] = {"arrival_seconds": request.arrival_seconds}
+        if request.prompt is not None:
+            row["prompt"] = request.prompt
+        else:
+            row["prompt_tokens"] = request.prompt_token_ids.tolist()
+        row["output_tokens"] = request.num_output_tokens
+        if request.max_tokens != request.num_output_tokens:
+            row["max_tokens"] = request.max_tokens
+        if request.priority:
+            row["priority"] = request.priority
+        if request.user is not None:
+            row["user"] = request.user
+        if request.request_id != f"request-{len(lines)}":
+            row["request_id"] = request.request_id
+        lines.append(msgspec.json.encode(row) + b"\n")
+    write_file(path, b"".join(lines), "path")
+    return len(lines)

@@ -138,7 +138,7 @@ def test_a_trace_survives_its_file(observed, tmp_path):
 def test_an_engine_does_not_take_it_for_its_own(observed, tmp_path):
     path = tmp_path / "kernels.jsonl"
     write_kernel_traces(path, [trace for _, trace in observed["kv-write"]])
-    with pytest.raises(TraceError, match="is a trace of a kernel, not of a run"):
+    with pytest.raises(TraceError, match="is a trace of a kernel, not a minivllm trace of a run"):
         read_trace(path)
 
 

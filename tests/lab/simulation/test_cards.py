@@ -290,7 +290,7 @@ def test_files_that_are_not_there_or_no_files_or_too_deep_are_refused(path, tmp_
     with pytest.raises(ValueError, match=r"nowhere\.json' cannot be read: No such file or directory"):
         reader("nowhere.json")
     (tmp_path / "folder.json").mkdir()
-    with pytest.raises(ValueError, match=r"folder\.json' cannot be read: Is a directory"):
+    with pytest.raises(ValueError, match=r"folder\.json' cannot be read: it is not a file"):
         reader(str(tmp_path / "folder.json"))
     path.write_text("[" * 100_000)
     with pytest.raises(ValueError, match="is not JSON"):

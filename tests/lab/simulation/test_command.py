@@ -206,7 +206,6 @@ def test_cards_and_requests_of_ones_own_are_used_and_who_cannot_fit_is_counted(s
             "json must be a file in a folder that exists, got 'no/such/out.json'",
         ),
         (("--json", "empty"), "json must be a file in a folder that exists, got 'empty'"),
-        (("--json", "n" * 300), "json: cannot write to"),
         (("--num-gpu-blocks-override", 1), "no request of the workload 'fixed:20,5' can ever be served: the"),
         (("--requests", "many"), "Invalid value for '--requests'"),
     ],
@@ -219,6 +218,11 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(simulate, tmp_path, arguments
     code, _, errors = simulate(*SMALL, *arguments)
     assert code == 2
     assert message in errors and "Traceback" not in errors
+
+
+def test_a_result_that_cannot_be_written_is_one_sentence_and_exit_code_1(simulate):
+    code, _, errors = simulate(*SMALL, "--json", "n" * 300)
+    assert code == 1 and "json: cannot write to" in errors and "Traceback" not in errors
 
 
 def test_in_a_process_of_its_own_it_is_the_same(tmp_path):

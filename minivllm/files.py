@@ -1,0 +1,59 @@
+"""Files that are written whole or not at all.
+
+A disk fills up in the middle of a write. So a result is written to a file beside its place, and takes that
+place only when all of it is there: a good file from before is never replaced by half of a new one.
+
+    run.json ◄── rename ── .3f9a….tmp ◄── write ── the result
+
+A trace grows line by line and cannot wait for its end: `trace/recorder.py`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from secrets import token_hex
+
+
+class CannotWrite(ValueError):
+    """A result could not be written, and why, in a sentence: the disk is at fault, not the request."""
+
+
+def write_file(path: str | Path, content: str | bytes, name: str) -> None:
+    """Write a file, whole or not at all.
+
+    Args:
+        name: of the option or argument that named the path, for the message.
+
+    Raises:
+        CannotWrite: and what was there before is still there.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        place = Path(path).resolve()  # where a link leads to, so that the link stays
+        if place.exists() and not place.is_file():
+            place.write_bytes(data)  # a pipe or a device: nothing may take its place
+        else:
+            _replace(place, data)
+    except (OSError, ValueError) as error:  # the latter: a path that cannot be one, or a lone surrogate
+        raise CannotWrite(f"{name}: cannot write to {path}: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """Why, in the system's words and without the path, which messages name themselves."""
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _replace(place: Path, data: bytes) -> None:
+    beside = place.with_name(f".{token_hex(8)}.tmp")
+    try:
+        with beside.open("xb") as file:
+            file.write(data)
+        if place.exists():
+            shutil.copymode(place, beside)
+        beside.replace(place)
+    except BaseException:  # an interrupt, too, leaves nothing behind
+        with suppress(OSError):
+            beside.unlink()
+        raise
