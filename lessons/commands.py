@@ -9,7 +9,6 @@ Read next: `runner.py`, then `judge.py`.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +23,7 @@ from lessons.desk_work import diff_lines, keep, keep_catch, ladder, next_hint, w
 from lessons.report import next_step, print_catch, print_result
 from lessons.runner import NOT_STARTED, PASSED, Result, check
 from lessons.work import Desk
+from minivllm.processes import become
 from minivllm.trace.reader import TraceError
 from minivllm.trace.story_events import read_story
 
@@ -146,8 +146,7 @@ def see(
             f"{relative(path)} is a story of lesson {story.header.title}, not of {chosen.heading()}: "
             f"minivllm lesson see {story.header.lesson[:2]} --trace {relative(path)}"
         )
-    command = [sys.executable, "-m", "viz.serve", str(path), "--port", str(port)]
-    raise typer.Exit(subprocess.call(command if browser else [*command, "--no-browser"]))
+    become("viz.serve", str(path), "--port", str(port), *([] if browser else ["--no-browser"]))
 
 
 @app.command()
@@ -185,5 +184,3 @@ def main() -> None:
             f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True
         )
         sys.exit(NOT_STARTED)
-    except KeyboardInterrupt:
-        sys.exit(130)

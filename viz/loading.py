@@ -6,8 +6,9 @@ shows one kind of them.
     ?trace=… in the link  ►  MINIVLLM_TRACE (set by `viz.serve`)  ►  the form on the page
     ?with=…  in the link  ►  the form on the page "Compare"           (a second trace, beside the first)
 
-A file that cannot be shown is told in one sentence (`TraceError`), never as a stack trace. What was read is
-kept, and read again when the file has changed: a trace that is still growing can be looked at meanwhile.
+A file that cannot be shown is told in one sentence (`TraceError`), never as a stack trace; one that lies in
+no folder that the command named is not opened at all (`folders.py`). What was read is kept, and read again
+when the file has changed: a trace that is still growing can be looked at meanwhile.
 
 Read next: `stage.py`.
 """
@@ -29,6 +30,7 @@ from minivllm.trace.reader import TraceError, read_trace
 from minivllm.trace.story_events import StoryTrace, is_story, read_story
 from minivllm.trace.summary import RunSummary, summarize
 from minivllm.trace.timeline import Timeline, make_timeline
+from viz.folders import check_may_open, upload_folder
 
 ENVIRONMENT = "MINIVLLM_TRACE"
 MOST_NEIGHBOURS = 50
@@ -104,6 +106,7 @@ def open_any(path: Path) -> Run | KernelRun | StoryRun:
     Raises:
         TraceError: it cannot be shown, and why.
     """
+    check_may_open(path)
     if is_story(path):
         return open_story(path)
     return open_kernel_run(path) if is_kernel_trace(path) else open_run(path)
@@ -124,6 +127,7 @@ def warnings_of(run: Run | KernelRun | StoryRun) -> list[str]:
 
 def _looked_at(path: Path) -> tuple[int, int]:
     """When the file was changed, and its size."""
+    check_may_open(path)
     try:
         info = path.stat()
     except (OSError, ValueError) as error:
@@ -244,6 +248,6 @@ def chooser(take: Callable[[Path], None] = choose, key: str = "open") -> None:
 
 def _keep(name: str, content: bytes) -> Path:
     """An upload becomes a file in a folder of its own, under its own name, which messages can then quote."""
-    path = Path(tempfile.mkdtemp(prefix="minivllm-upload-")) / Path(name).name
+    path = Path(tempfile.mkdtemp(dir=upload_folder())) / Path(name).name
     path.write_bytes(content)
     return path

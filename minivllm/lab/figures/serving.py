@@ -9,10 +9,12 @@ Read next: `request_rate.py`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from math import exp, log
+from multiprocessing import active_children
 from typing import NamedTuple, TypeVar
 
 from minivllm.lab.simulation.cards import HardwareCard
@@ -24,6 +26,7 @@ from minivllm.lab.subjects.settings import usable_cores
 from minivllm.lab.workloads.arrivals import AllAtOnce, ArrivalProcess, Poisson
 from minivllm.lab.workloads.mix import RequestMix
 from minivllm.lab.workloads.open_workload import OpenWorkload
+from minivllm.processes import end_with_parent
 
 READING_PACE = 0.2
 """Seconds for each token, on average over requests: five tokens a second, as fast as people read."""
@@ -112,5 +115,10 @@ def in_parallel(function: Callable[[Task], Result], tasks: Sequence[Task]) -> li
     workers = min(usable_cores(), len(tasks))
     if workers <= 1:
         return [function(task) for task in tasks]
-    with ProcessPoolExecutor(workers) as pool:
-        return list(pool.map(function, tasks))
+    with ProcessPoolExecutor(workers, initializer=end_with_parent, initargs=(os.getpid(),)) as pool:
+        try:
+            return list(pool.map(function, tasks))
+        except BaseException:  # a program that is stopped waits for no simulation
+            for worker in active_children():
+                worker.kill()
+            raise
