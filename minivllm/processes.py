@@ -6,7 +6,7 @@ started itself:
 
     become("viz.serve", …)              this command turns into that program: one process, no child at all
     Popen(child_command("-m", …), …)    a Python that ends with its parent, and that Ctrl-C does not reach
-    end_with_parent(pid)                the same, said by the child: for workers of a pool
+    map_in_processes(f, tasks, n)       workers that do the same
 
 Read next: `minivllm/guard.py`, for how a program of ours itself ends.
 """
@@ -20,8 +20,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from minivllm import guard
 
@@ -29,6 +30,8 @@ ROOT = Path(__file__).resolve().parent.parent
 """The folder of our packages."""
 LOOK_SECONDS = 0.2
 """Time between two looks at the parent."""
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 RUN_CHILD = "from minivllm.processes import run_child; run_child()"
 
 
@@ -74,6 +77,23 @@ def run_child() -> None:
     else:
         sys.argv = arguments
         runpy.run_path(arguments[0], run_name="__main__")
+
+
+def map_in_processes(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> list[Result]:
+    """`function` of every task, each in one of so many processes; in this one if one is enough."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import active_children
+
+    workers = min(workers, len(tasks))
+    if workers <= 1:
+        return [function(task) for task in tasks]
+    with ProcessPoolExecutor(workers, initializer=end_with_parent, initargs=(os.getpid(),)) as pool:
+        try:
+            return list(pool.map(function, tasks))
+        except BaseException:  # a program that is stopped does not wait for what goes on
+            for worker in active_children():
+                worker.kill()
+            raise
 
 
 def end_with_parent(parent: int) -> None:

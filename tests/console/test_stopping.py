@@ -212,12 +212,10 @@ subprocess.Popen(child_command(sys.argv[1]), env=python_variables(), start_new_s
 time.sleep(600)
 """
 POOL = """
-import time
-from minivllm.lab.figures import serving
-serving.usable_cores = lambda: 2
+from minivllm.processes import map_in_processes
 def nap(_):
     print(os.getpid(), flush=True); time.sleep(600)
-serving.in_parallel(nap, [1, 2])
+map_in_processes(nap, [1, 2], 2)
 """
 
 

@@ -1,6 +1,5 @@
 """What a kernel did, in a few lines, and the commands that take its trace."""
 
-
 import pytest
 
 from minivllm.console import first_commands

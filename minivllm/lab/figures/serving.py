@@ -9,13 +9,10 @@ Read next: `request_rate.py`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from math import exp, log
-from multiprocessing import active_children
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from minivllm.lab.simulation.cards import HardwareCard
 from minivllm.lab.simulation.cluster import Cluster
@@ -26,7 +23,7 @@ from minivllm.lab.subjects.settings import usable_cores
 from minivllm.lab.workloads.arrivals import AllAtOnce, ArrivalProcess, Poisson
 from minivllm.lab.workloads.mix import RequestMix
 from minivllm.lab.workloads.open_workload import OpenWorkload
-from minivllm.processes import end_with_parent
+from minivllm.processes import Result, Task, map_in_processes
 
 READING_PACE = 0.2
 """Seconds for each token, on average over requests: five tokens a second, as fast as people read."""
@@ -106,19 +103,6 @@ def sustained(points: Sequence[Point], pace: float = READING_PACE) -> float:
     return before.rate
 
 
-Task = TypeVar("Task")
-Result = TypeVar("Result")
-
-
 def in_parallel(function: Callable[[Task], Result], tasks: Sequence[Task]) -> list[Result]:
     """`function` of every task, on all cores; simulations share nothing."""
-    workers = min(usable_cores(), len(tasks))
-    if workers <= 1:
-        return [function(task) for task in tasks]
-    with ProcessPoolExecutor(workers, initializer=end_with_parent, initargs=(os.getpid(),)) as pool:
-        try:
-            return list(pool.map(function, tasks))
-        except BaseException:  # a program that is stopped waits for no simulation
-            for worker in active_children():
-                worker.kill()
-            raise
+    return map_in_processes(function, tasks, usable_cores())

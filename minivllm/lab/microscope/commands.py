@@ -33,6 +33,7 @@ def microscope(
     """Run a kernel thread by thread: what it does to memory. The exit code is 1 if it has a fault."""
     from kernels_numba.microscope import KernelFault
     from minivllm.lab.microscope.own_kernel import own_subject
+    from minivllm.lab.microscope.pairs import parse_pairs
     from minivllm.lab.microscope.record import kernel_trace
     from minivllm.lab.microscope.subjects import make_subject
     from minivllm.trace.kernel_events import write_kernel_traces
@@ -43,7 +44,7 @@ def microscope(
     if ":" in kernel:
         subject = own_subject(kernel, grid, block, arguments, seed)
     else:
-        subject = make_subject(kernel, parse_shape(shape), seed)
+        subject = make_subject(kernel, parse_pairs("shape", shape), seed)
     console = Console()
     console.print(subject.title, highlight=False)
     traces = []
@@ -73,21 +74,6 @@ def launch_names(launch: Any) -> tuple[str, ...]:
     import inspect
 
     return tuple(inspect.signature(getattr(launch.kernel, "py_func", launch.kernel)).parameters)
-
-
-def parse_shape(text: str) -> dict[str, int]:
-    """`tokens=48,head_dim=64` as numbers.
-
-    Raises:
-        ValueError: it is not of that form.
-    """
-    sizes = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, _, value = part.partition("=")
-        if not value.strip().isdigit():
-            raise ValueError(f"shape must be NAME=NUMBER, separated by commas, got {part!r}")
-        sizes[name.strip()] = int(value)
-    return sizes
 
 
 def print_observation(seen: Any, console: Console) -> None:
