@@ -23,6 +23,7 @@ from lessons.desk_work import diff_lines, keep, keep_catch, ladder, next_hint, w
 from lessons.report import next_step, print_catch, print_result
 from lessons.runner import NOT_STARTED, PASSED, Result, check
 from lessons.work import Desk
+from minivllm.lab.tables import print_table
 from minivllm.processes import become
 from minivllm.trace.reader import TraceError
 from minivllm.trace.story_events import read_story
@@ -47,7 +48,7 @@ def list_lessons(work: Work = WORK) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     for lesson in lessons():
         table.add_row(f"[bold]{escape(lesson.heading())}[/bold]", escape(lesson.about()), desk.state(lesson))
-    console.print(table)
+    print_table(table, console)
     following = next((one for one in lessons() if desk.state(one) != "passed"), None)
     if following:
         text = relative(following.folder / "lesson.md")

@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from minivllm.lab.tables import print_table
+
 
 def calibrate(
     out: Annotated[Path, typer.Option(help="The card to write.")] = Path("cpu-card.json"),
@@ -52,12 +54,12 @@ def calibrate(
     ):
         table.add_row(name, value)
     console.print(f"[bold]{card.title}[/bold], from {result.num_fitted:,} steps", highlight=False)
-    console.print(table, highlight=False)
+    print_table(table, console, highlight=False)
     console.print("Simulated against real, on steps that it was not made from:", highlight=False)
     errors = Table(show_header=False, box=None, pad_edge=False)
     for kind, (count, middle, high) in result.errors.items():
         errors.add_row(kind, f"{count:,} steps", f"off by {middle:.0%} (median), {high:.0%} (p90)")
-    console.print(errors, highlight=False)
+    print_table(errors, console, highlight=False)
     name = model or "tiny"
     console.print(
         f"The card is {out}. Use it: [bold]minivllm simulate --hardware {out} --model {name}[/bold]",

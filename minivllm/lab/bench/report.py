@@ -95,6 +95,8 @@ def print_result(result: Result, console: Console | None = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from minivllm.lab.tables import print_table
+
     console = console or Console()
     for line in header_lines(result.header):
         console.print(line, highlight=False, markup=False)
@@ -105,7 +107,7 @@ def print_result(result: Result, console: Console | None = None) -> None:
         for row in section.rows:
             table.add_row(*row)
         console.print()
-        console.print(table)
+        print_table(table, console)
 
 
 def header_lines(header: Header) -> list[str]:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from minivllm.engine.engine_flags import with_engine_flags
+from minivllm.lab.tables import print_table
 from minivllm.validation import check_output_file
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
@@ -56,7 +57,7 @@ def cache(
             f"{row.recomputed_seconds * 1e3:.2f} ms",
             f"{row.recomputed_seconds / row.cached_seconds:.1f}×",
         )
-    console.print(table)
+    print_table(table, console)
     for line in (
         f"Prefill, {result.prompt_tokens} prompt tokens in one step: {result.prefill_seconds * 1e3:.2f} ms "
         "in both.",

@@ -10,11 +10,15 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from minivllm.lab.tables import print_table
+
 NAMES = (
     "naive-attention, flash-attention-1, flash-attention-2, flash-attention-tensor-core, paged-attention, "
     "kv-write, copy-blocks"
 )
 
+SOURCE_WIDTH = 14
+"""Columns for a piece of source: what is longer goes on below."""
 WASTEFUL = 1.5
 """Times the ideal; what costs more is set in bold."""
 
@@ -85,7 +89,7 @@ def print_observation(seen: Any, console: Console) -> None:
     )
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("line", justify="right", no_wrap=True)
-    table.add_column("source", no_wrap=True, overflow="ellipsis", max_width=14)
+    table.add_column("source", overflow="fold", max_width=SOURCE_WIDTH)
     table.add_column("access", no_wrap=True)
     for name in ("times", "cost (ideal)", "bytes"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -102,7 +106,7 @@ def print_observation(seen: Any, console: Console) -> None:
             f"{row.num_bytes:,}",
             style="bold" if row.waste > WASTEFUL else None,
         )
-    console.print(table)
+    print_table(table, console)
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("array")
     for name in ("bytes read", "bytes written", "moved, in sectors", "unavoidable"):
@@ -111,7 +115,7 @@ def print_observation(seen: Any, console: Console) -> None:
         moved = ("–", "–") if row.is_shared else (f"{row.moved_bytes:,}", f"{row.compulsory_bytes:,}")
         name = row.array + (" (shared)" if row.is_shared else "")
         table.add_row(name, f"{row.read_bytes:,}", f"{row.written_bytes:,}", *moved)
-    console.print(table)
+    print_table(table, console)
     for fault in seen.faults:
         console.print(f"[bold]{fault.kind}[/bold]: {fault.message}", highlight=False)
     if not seen.faults:
