@@ -32,8 +32,8 @@ def print_table(table: Table, console: Console, *, highlight: bool = True) -> No
 def set_widths(table: Table, console: Console) -> int:
     """Set the widths of the columns, and return what they take together.
 
-    Each gets its longest line. If that is more than the terminal has, columns give way, the last first, as far
-    as their longest word lets them; those that must not wrap do not.
+    Each gets its longest line. If that is more than the terminal has, columns give way, the last first, as
+    far as their longest word lets them; those that must not wrap do not.
     """
     options = console.options.update(width=WIDEST)
     total = Measurement.get(console, options, table).maximum  # with the frame, and every cell on one line
