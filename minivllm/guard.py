@@ -42,9 +42,13 @@ _stopped_by = 0
 
 
 def guard_our_program() -> None:
-    """Install all of this if the running program is one of ours, and has not been told to do otherwise."""
+    """Install all of this if the running program is one of ours."""
     global _owner
     if _owner or not is_ours(sys.argv, sys.orig_argv):
+        return
+    import threading
+
+    if threading.current_thread() is not threading.main_thread():  # of `streamlit run viz/app.py`
         return
     _owner = os.getpid()
     for number in SIGNALS:

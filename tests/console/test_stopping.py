@@ -273,3 +273,13 @@ def test_a_command_that_becomes_another_program_loses_no_signal(monkeypatch):
     code = "signal.pthread_sigmask(signal.SIG_BLOCK, [2]); signal.raise_signal(2)\n"
     program = start("-c", "import signal\n" + code + OURS.format(""), env=processes.python_variables())
     assert end_of(program) == INTERRUPTED, "it waits for the guard"
+
+
+def test_a_page_that_is_drawn_in_a_thread_is_let_be():
+    """`streamlit run viz/app.py` is a server of its own, which has handlers of its own."""
+    code = (
+        "import sys, threading; sys.argv = sys.orig_argv = ['/minivllm']\n"
+        "thread = threading.Thread(target=lambda: __import__('minivllm')); thread.start(); thread.join()\n"
+        "from minivllm import guard; assert not guard._owner"
+    )
+    assert end_of(start("-c", code, env=processes.python_variables())) == (0, "")
