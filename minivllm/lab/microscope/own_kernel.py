@@ -122,5 +122,6 @@ def _parse_fill(name: str, fill: str, kind: np.dtype[Any]) -> int | float:
 def _range(kind: np.dtype[Any]) -> tuple[int | float, int | float]:
     if kind.kind == "b":
         return 0, 1
-    info = np.finfo(kind) if kind.kind == "f" else np.iinfo(kind)
-    return info.min, info.max
+    if kind.kind == "f":
+        return float(np.finfo(kind).min), float(np.finfo(kind).max)
+    return np.iinfo(kind).min, np.iinfo(kind).max
