@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
+import minivllm.guard  # noqa: F401  # Ctrl-C finds it ready, whatever is imported afterwards
+
 
 class _OwnModules:
     """Finds our own modules before numba-cuda's import hook sees them.

@@ -11,3 +11,5 @@ What runs them: `commands.py` (the command line) and `viz/views/lessons.py` (the
 `runner.py` (starts the judge and watches it) → `judge.py` (plays stories with the learner's code) →
 `comparing.py` (the same story with the reference, beside it).
 """
+
+import minivllm.guard  # noqa: F401  # Ctrl-C finds it ready, whatever is imported afterwards

@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from lessons.catalogue import Lesson, find_lesson
-from lessons.child import child_environment
+from minivllm.processes import child_command, python_variables
 
 MOST_SECONDS = 60.0
 EXAMPLES = 200
@@ -69,15 +69,16 @@ def test_what_must_always_hold(size):
 
 def judge_own_property(lesson: Lesson, path: Path) -> Catch:
     """Judge the learner's property, in a process of its own."""
-    command = [sys.executable, "-m", "lessons.catching", lesson.name, str(path)]
+    command = child_command("-m", "lessons.catching", lesson.name, str(path))
     try:
         done = subprocess.run(
             command,
-            env=child_environment(OMP_NUM_THREADS="1"),
+            env=python_variables(OMP_NUM_THREADS="1"),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=MOST_SECONDS,
             check=False,
+            start_new_session=True,
         )
         return Catch(**json.loads(done.stdout.splitlines()[-1]))
     except subprocess.TimeoutExpired:

@@ -9,7 +9,6 @@ Read next: `runner.py`, then `judge.py`.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +22,8 @@ from lessons.desk_work import diff_lines, keep, keep_catch, ladder, next_hint, w
 from lessons.report import next_step, print_catch, print_result
 from lessons.runner import NOT_STARTED, PASSED, Result, check
 from lessons.work import Desk
+from minivllm.lab.tables import print_table
+from minivllm.processes import become
 from minivllm.terminal import Console
 from minivllm.trace.reader import TraceError
 from minivllm.trace.story_events import read_story
@@ -47,7 +48,7 @@ def list_lessons(work: Work = WORK) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     for lesson in lessons():
         table.add_row(Text(lesson.heading(), "bold"), lesson.about(), desk.state(lesson))
-    console.print(table)
+    print_table(table, console)
     following = next((one for one in lessons() if desk.state(one) != "passed"), None)
     if following:
         text = relative(following.folder / "lesson.md")
@@ -146,8 +147,7 @@ def see(
             f"{relative(path)} is a story of lesson {story.header.title}, not of {chosen.heading()}: "
             f"minivllm lesson see {story.header.lesson[:2]} --trace {relative(path)}"
         )
-    command = [sys.executable, "-m", "viz.serve", str(path), "--port", str(port)]
-    raise typer.Exit(subprocess.call(command if browser else [*command, "--no-browser"]))
+    become("viz.serve", str(path), "--port", str(port), *([] if browser else ["--no-browser"]))
 
 
 @app.command()
@@ -182,5 +182,3 @@ def main() -> None:
         words = Text.assemble(("error:", "bold red"), f" {error}")
         Console(stderr=True).print(words, soft_wrap=True)
         sys.exit(NOT_STARTED)
-    except KeyboardInterrupt:
-        sys.exit(130)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import queue
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from lessons.catalogue import Lesson
-from lessons.child import child_environment
 from lessons.seal import edited_files
+from minivllm.processes import child_command, end_group, python_variables
 
 SILENCE_SECONDS = 20.0
 """Longest time without a word from the judge; the longest story and an import take less."""
@@ -164,17 +163,20 @@ def _code(result: Result) -> int:
 
 def _words_of_judge(lesson: Lesson, path: Path, wishes: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Run the judge; its words, and a last one of ours if it was lost."""
-    environment = child_environment(PYTHONHASHSEED="0", OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1")
-    command = [sys.executable, "-m", "lessons.judge", lesson.name, str(path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(json.dumps(wishes).encode() + b"\n")
-        process.stdin.close()
-        lines: queue.Queue[bytes] = queue.Queue()
-        threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
+    environment = python_variables(PYTHONHASHSEED="0", OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1")
+    command = child_command("-m", "lessons.judge", lesson.name, str(path))
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
+    ) as process:
         try:
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.write(json.dumps(wishes).encode() + b"\n")
+            process.stdin.close()
+            lines: queue.Queue[bytes] = queue.Queue()
+            threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
             yield from _listen(process, lines)
         finally:
+            end_group(process.pid)
             process.kill()
 
 

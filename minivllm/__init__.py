@@ -7,15 +7,18 @@ everything that happens is an event. Read `llm.py` first, then `engine/engine.py
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from minivllm.environment import set_environment
+from minivllm.guard import guard_our_program
 
+guard_our_program()  # before anything that takes time
 set_environment()  # before anything loads torch
 
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` itself takes longer than all of this
+    from typing import Any
+
     from minivllm.engine.engine import Engine
     from minivllm.engine.engine_args import EngineArgs
     from minivllm.llm import LLM

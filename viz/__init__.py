@@ -3,3 +3,5 @@
 Read in this order: `scene` (a picture with a step cursor, as data), `palette`, `figures/` (trace → scene),
 `player/` (the browser plays a scene), `backends/` (stills, pages, films), `app` and `views/` (the dashboard).
 """
+
+import minivllm.guard  # noqa: F401  # Ctrl-C finds it ready, whatever is imported afterwards

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from lessons.catalogue import Lesson, find_lesson, lessons
-from lessons.child import child_environment
 from lessons.walkthroughs import ENVIRONMENT
+from minivllm.processes import child_command, python_variables
 from viz.pictures import draw, find_figure
 
 
@@ -78,11 +78,12 @@ def _draw(entry: Any, paths: Sequence[Path]) -> str:
 def _walk(lesson: Lesson, folder: Path) -> None:
     """Run the walkthrough; what it writes goes into the folder."""
     done = subprocess.run(
-        [sys.executable, str(lesson.walkthrough)],
+        child_command(str(lesson.walkthrough)),
         cwd=folder,
-        env=child_environment(**{ENVIRONMENT: str(folder)}),
+        env=python_variables(**{ENVIRONMENT: str(folder)}),
         capture_output=True,
         text=True,
+        start_new_session=True,
     )
     if done.returncode:
         words = "\n".join(done.stderr.strip().splitlines()[-12:])

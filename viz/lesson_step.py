@@ -9,7 +9,6 @@ Read next: `lesson_desk.py`.
 from __future__ import annotations
 
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable
@@ -19,8 +18,8 @@ from typing import Any
 import streamlit as st
 
 from lessons.catalogue import Lesson, relative
-from lessons.child import child_environment
 from lessons.walkthroughs import trace_folder
+from minivllm.processes import child_command, end_group, python_variables
 from minivllm.trace.reader import TraceError
 from viz import jobs, links, loading
 from viz.jobs import Job
@@ -113,13 +112,14 @@ def run_walkthrough(lesson: Lesson, job: Job) -> None:
         printed_file(lesson).parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile() as complaints:
             process = subprocess.Popen(
-                [sys.executable, str(lesson.walkthrough)],
-                env=child_environment(PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8"),
+                child_command(str(lesson.walkthrough)),
+                env=python_variables(PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8"),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=complaints,
                 encoding="utf-8",
                 errors="replace",
+                start_new_session=True,
             )
             code = _listen(process, lines, job)
             complaints.seek(0)
@@ -134,7 +134,7 @@ def run_walkthrough(lesson: Lesson, job: Job) -> None:
 
 def _listen(process: subprocess.Popen[str], lines: list[str], job: Job) -> int:
     assert process.stdout is not None
-    timer = threading.Timer(MOST_SECONDS, process.kill)
+    timer = threading.Timer(MOST_SECONDS, end_group, (process.pid,))
     timer.start()
     try:
         for line in process.stdout:

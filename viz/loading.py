@@ -6,8 +6,9 @@ shows one kind of them.
     ?trace=… in the link  ►  MINIVLLM_TRACE (set by `viz.serve`)  ►  the form on the page
     ?with=…  in the link  ►  the form on the page "Compare"           (a second trace, beside the first)
 
-A file that cannot be shown is told in one sentence (`TraceError`), never as a stack trace. What was read is
-kept, and read again when the file has changed: a trace that is still growing can be looked at meanwhile.
+A file that cannot be shown is told in one sentence (`TraceError`), never as a stack trace; one that lies in
+no folder that the command named is not opened at all (`folders.py`). What was read is kept, and read again
+when the file has changed: a trace that is still growing can be looked at meanwhile.
 
 Read next: `stage.py`.
 """
@@ -29,6 +30,7 @@ from minivllm.trace.reader import TraceError, read_trace
 from minivllm.trace.story_events import StoryTrace, is_story, read_story
 from minivllm.trace.summary import RunSummary, summarize
 from minivllm.trace.timeline import Timeline, make_timeline
+from viz.folders import check_may_open, upload_folder
 
 ENVIRONMENT = "MINIVLLM_TRACE"
 MOST_NEIGHBOURS = 50
@@ -68,7 +70,7 @@ def open_run(path: Path) -> Run:
     Raises:
         TraceError: it cannot be shown, and why.
     """
-    modified, size = check_is_file(path)
+    modified, size = _looked_at(path)
     if is_kernel_trace(path):
         raise TraceError(f"{words(path)} is a trace of a kernel; here one of the engine is needed")
     if is_story(path):
@@ -82,7 +84,7 @@ def open_kernel_run(path: Path) -> KernelRun:
     Raises:
         TraceError: it cannot be shown, and why.
     """
-    modified, size = check_is_file(path)
+    modified, size = _looked_at(path)
     if not is_kernel_trace(path):
         raise TraceError(
             f"{words(path)} is not a trace of a kernel: `minivllm microscope … --trace …` makes one"
@@ -96,7 +98,7 @@ def open_story(path: Path) -> StoryRun:
     Raises:
         TraceError: it cannot be shown, and why.
     """
-    modified, size = check_is_file(path)
+    modified, size = _looked_at(path)
     return _open_story_cached(path, modified, size)
 
 
@@ -106,6 +108,7 @@ def open_any(path: Path) -> Run | KernelRun | StoryRun:
     Raises:
         TraceError: it cannot be shown, and why.
     """
+    check_may_open(path)
     if is_story(path):
         return open_story(path)
     return open_kernel_run(path) if is_kernel_trace(path) else open_run(path)
@@ -122,6 +125,12 @@ def warnings_of(run: Run | KernelRun | StoryRun) -> list[str]:
         if run.is_whole
         else ["The trace was cut off: the last requests, and what is wrong with the kernel, are missing."]
     )
+
+
+def _looked_at(path: Path) -> tuple[int, int]:
+    """When the file was changed, and its size; first of all, that it may be opened."""
+    check_may_open(path)
+    return check_is_file(path)
 
 
 @st.cache_resource(max_entries=4, show_spinner="Reading the trace …")
@@ -220,6 +229,6 @@ def chooser(take: Callable[[Path], None] = choose, key: str = "open") -> None:
 
 def _keep(name: str, content: bytes) -> Path:
     """An upload becomes a file in a folder of its own, under its own name, which messages can then quote."""
-    path = Path(tempfile.mkdtemp(prefix="minivllm-upload-")) / Path(name).name
+    path = Path(tempfile.mkdtemp(dir=upload_folder())) / Path(name).name
     path.write_bytes(content)
     return path

@@ -1,20 +1,20 @@
 """What a newcomer types first: `minivllm demo`, `doctor`, `dashboard`, `lesson`.
 
-The dashboard and the lessons are started as programs of their own, because the engine never imports them.
+The dashboard and the lessons are programs of their own, because the engine never imports them: these commands
+turn into them.
 
 Read next: `minivllm/console/demo.py`.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
+from minivllm.processes import become
 from minivllm.terminal import Console
 
 lesson_app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -47,6 +47,10 @@ def dashboard(
     ] = None,
     port: Port = 8501,
     browser: Annotated[bool, typer.Option(help="Open a browser window.")] = True,
+    folder: Annotated[
+        list[Path] | None,
+        typer.Option(help="Traces below it may be opened, too; may be given several times."),
+    ] = None,
 ) -> None:
     """Show a trace in the browser, step by step, forward and back."""
     if trace is not None:
@@ -59,8 +63,8 @@ def dashboard(
         )
         for warning in () if is_other else read_trace(trace).warnings:
             Console().print(Text(warning, "yellow"))
-    command = [sys.executable, "-m", "viz.serve", *([str(trace)] if trace else []), "--port", str(port)]
-    raise typer.Exit(subprocess.call(command if browser else [*command, "--no-browser"]))
+    words = [*([str(trace)] if trace else []), "--port", str(port), *([] if browser else ["--no-browser"])]
+    become("viz.serve", *words, *(f"--folder={path}" for path in folder or ()))
 
 
 @lesson_app.command(
@@ -70,7 +74,7 @@ def dashboard(
 )
 def lesson(context: typer.Context) -> None:
     """Learn it by building it: list, start, check, hint, see, diff, reset."""
-    raise typer.Exit(subprocess.call([sys.executable, "-m", "lessons", *context.args]))
+    become("lessons", *context.args)
 
 
 def doctor(

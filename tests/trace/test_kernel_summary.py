@@ -1,7 +1,5 @@
 """What a kernel did, in a few lines, and the commands that take its trace."""
 
-import sys
-
 import pytest
 
 from minivllm.console import first_commands
@@ -65,10 +63,10 @@ def test_the_command_summarises_all_kernels_of_a_file(file, here):
 
 def test_the_dashboard_takes_a_kernel_trace(file, here, monkeypatch):
     started = []
-    monkeypatch.setattr(first_commands.subprocess, "call", lambda command: started.append(command) or 0)
+    monkeypatch.setattr(first_commands, "become", lambda *command: started.append(command))
     code, out, err = here("dashboard", file, "--no-browser")
     assert (code, out, err) == (0, "", "")
-    assert started == [[sys.executable, "-m", "viz.serve", str(file), "--port", "8501", "--no-browser"]]
+    assert started == [("viz.serve", str(file), "--port", "8501", "--no-browser")]
 
 
 def test_a_damaged_kernel_trace_is_one_sentence(file, here):

@@ -1,17 +1,16 @@
 """A real Chromium and a real dashboard for the browser tests; skipped with a reason where there is none."""
 
 import shutil
-import socket
-import subprocess
 
 import pytest
 
 from tests import patience
 from tests.viz import sharing_factory, trace_factory
 from tests.viz.lesson_factory import catalogue_of, lesson, own_folders  # noqa: F401
+from tests.viz.servers import dashboard
 from tests.viz.sharing_factory import Sharing
 from tests.viz.trace_factory import Workload
-from viz import serve
+from viz import folders
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = (
@@ -21,8 +20,6 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
-
-serve.PATIENCE_SECONDS = patience.SECONDS
 
 
 @pytest.fixture(scope="session")
@@ -57,28 +54,19 @@ def sharing_file(tmp_path_factory):
     return trace_factory.write(trace, tmp_path_factory.mktemp("trace") / "sharing.jsonl")
 
 
-@pytest.fixture(scope="module")
-def free_port():
-    return _free_port()
-
-
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind((serve.HOST, 0))
-        return probe.getsockname()[1]
+@pytest.fixture(scope="session", autouse=True)
+def open_folders(tmp_path_factory):
+    """Pages that are drawn in this process may open what tests write."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(folders.ENVIRONMENT, folders.as_variable([tmp_path_factory.getbasetemp()]))
+        yield
 
 
 @pytest.fixture(scope="session")
-def server():
+def server(tmp_path_factory):
     """Where a fresh dashboard without a trace answers."""
-    port = _free_port()
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(serve.command(port), env=serve.environment(None), **quiet) as process:
-        try:
-            assert serve.wait_until_ready(process, port)
-            yield serve.url(port, None).rstrip("/")
-        finally:
-            process.terminate()
+    with dashboard("--folder", tmp_path_factory.getbasetemp()) as address:
+        yield address
 
 
 class PatientBrowser:

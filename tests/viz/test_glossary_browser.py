@@ -1,24 +1,33 @@
 """The glossary's table in a real browser: terms are found while one types."""
 
-import socket
-import subprocess
+import sys
 
 import pytest
 
+from minivllm.processes import ROOT
+from tests.viz.servers import answering
 from tests.viz.test_browser import expect
 from tests.viz.test_glossary import CHINESE, ENGLISH
-from viz import serve
 
 SCRIPT = """
 import sys
 from pathlib import Path
 
 sys.path.insert(0, {root!r})
-from viz import glossary, serve
+from viz import glossary
 from viz.views import glossary as page
 
 glossary.ROOT = Path({folder!r})
 page.page()
+"""
+SERVE = """
+import sys
+from pathlib import Path
+
+from viz import serve
+
+bound = serve.bind(0)
+serve.run_server(bound, lambda: print(serve.url(bound.getsockname()[1], None), flush=True), Path(sys.argv[1]))
 """
 
 
@@ -28,18 +37,9 @@ def address(tmp_path_factory):
     folder = tmp_path_factory.mktemp("glossary")
     (folder / "GLOSSARY.md").write_text(ENGLISH, encoding="utf-8")
     (folder / "GLOSSARY.zh.md").write_text(CHINESE, encoding="utf-8")
-    (folder / "alone.py").write_text(SCRIPT.format(root=str(serve.ROOT), folder=str(folder)))
-    with socket.socket() as probe:
-        probe.bind((serve.HOST, 0))
-        port = probe.getsockname()[1]
-    command = [str(folder / "alone.py") if part.endswith("app.py") else part for part in serve.command(port)]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, env=serve.environment(None), **quiet) as process:
-        try:
-            assert serve.wait_until_ready(process, port)
-            yield f"http://{serve.HOST}:{port}"
-        finally:
-            process.terminate()
+    (folder / "alone.py").write_text(SCRIPT.format(root=str(ROOT), folder=str(folder)))
+    with answering([sys.executable, "-c", SERVE, str(folder / "alone.py")]) as found:
+        yield found
 
 
 def names(window):

@@ -1,13 +1,12 @@
 """A newcomer in a real browser: by clicks alone from the first page to a lesson that is judged."""
 
 import re
-import subprocess
 
 import pytest
 
 from lessons.catalogue import lessons
+from tests.viz.servers import dashboard
 from tests.viz.test_browser import expect
-from viz import serve
 from viz.views import start
 
 PHONE = {"width": 375, "height": 800}
@@ -19,17 +18,11 @@ def desk(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def own_server(desk, trace_file, free_port):
+def own_server(desk, trace_file):
     """A dashboard whose learner works in a folder of the test."""
     folders = {"MINIVLLM_WORK": str(desk / "work"), "MINIVLLM_LESSON_TRACES": str(desk / "traces")}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    variables = serve.environment(trace_file) | folders
-    with subprocess.Popen(serve.command(free_port), env=variables, **quiet) as process:
-        try:
-            assert serve.wait_until_ready(process, free_port)
-            yield f"http://{serve.HOST}:{free_port}"
-        finally:
-            process.terminate()
+    with dashboard(trace_file, **folders) as address:
+        yield address
 
 
 @pytest.fixture

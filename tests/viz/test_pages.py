@@ -13,7 +13,7 @@ from tests import patience
 from tests.viz import sharing_factory, trace_factory
 from tests.viz.sharing_factory import Sharing
 from tests.viz.trace_factory import Workload
-from viz import figures, loading, stage
+from viz import figures, folders, loading, stage
 from viz.plain import plain
 from viz.views import beam_tree, kv_pool, overview, prefix_tree, scheduler
 
@@ -276,6 +276,7 @@ def test_a_name_from_the_trace_is_not_taken_for_markdown():
     assert overview.plain("a*b [x](y) $c$") == r"a\*b \[x\]\(y\) \$c\$"
 
 
-def test_open_run_raises_only_trace_errors_for_a_device():
+def test_open_run_raises_only_trace_errors_for_a_device(monkeypatch):
+    monkeypatch.setenv(folders.ENVIRONMENT, folders.as_variable([Path("/dev")]))
     with pytest.raises(TraceError, match="is not a file"):
         loading.open_run(Path("/dev/zero"))

@@ -1,12 +1,14 @@
 """The dashboard's command: what it starts, what it says, and that nothing stays behind."""
 
+import signal
 import socket
 import subprocess
 import sys
 
 import pytest
 
-from viz import serve
+from minivllm.processes import ROOT
+from viz import folders, serve
 
 
 @pytest.fixture
@@ -15,12 +17,6 @@ def taken_port():
         busy.bind((serve.HOST, 0))
         busy.listen()
         yield busy.getsockname()[1]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind((serve.HOST, 0))
-        return probe.getsockname()[1]
 
 
 def test_a_taken_port_is_told_with_the_command_to_try_next(taken_port, capsys, tmp_path):
@@ -36,30 +32,59 @@ def test_a_port_that_does_not_exist_is_told(capsys):
 
 
 def test_streamlit_stays_on_this_machine_asks_nothing_and_sends_nothing():
-    command = serve.command(8501)
-    settings = dict(zip(command[5::2], command[6::2], strict=True))
-    assert settings["--server.address"] == "127.0.0.1"
-    assert settings["--server.headless"] == "true"
-    assert settings["--browser.gatherUsageStats"] == "false"
-    assert settings["--server.fileWatcherType"] == "none"
+    from streamlit import config
+
+    with serve.bind(0) as bound:
+        assert bound.getsockname()[0] == "127.0.0.1"
+    assert serve.SETTINGS["server.address"] == "127.0.0.1"
+    assert serve.SETTINGS["server.headless"] is True
+    assert serve.SETTINGS["browser.gatherUsageStats"] is False
+    assert serve.SETTINGS["server.fileWatcherType"] == "none"
+    for name in serve.SETTINGS:
+        config.get_option(name)  # raises where there is none of this name
 
 
-def test_the_trace_travels_in_the_environment_and_in_the_link(tmp_path, monkeypatch):
-    monkeypatch.setenv("MINIVLLM_TRACE", "an older one")
+def test_the_trace_travels_in_the_environment_and_in_the_link(tmp_path):
     path = tmp_path / "a trace & more.jsonl"
-    assert serve.environment(path)["MINIVLLM_TRACE"] == str(path)
-    assert "MINIVLLM_TRACE" not in serve.environment(None)
+    assert serve.variables(path)["MINIVLLM_TRACE"] == str(path)
+    assert "MINIVLLM_TRACE" not in serve.variables(None)
     assert serve.url(8501, path).endswith("a%20trace%20%26%20more.jsonl")
     assert serve.url(8501, None) == "http://127.0.0.1:8501/"
 
 
-def test_it_starts_prints_its_link_and_ends_when_told_to():
-    port = free_port()
-    command = [sys.executable, "-m", "viz.serve", "--port", str(port), "--no-browser"]
-    with subprocess.Popen(command, cwd=serve.ROOT, stdout=subprocess.PIPE, text=True) as process:
+def test_the_folders_that_the_command_names_may_be_opened_and_no_others(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    more = tmp_path / "more : folders"
+    cases = {(None, ()): [tmp_path], (tmp_path / "a" / "t", (more,)): [tmp_path / "a", more]}
+    for (trace, also), wanted in cases.items():
+        monkeypatch.setenv(folders.ENVIRONMENT, serve.variables(trace, also)[folders.ENVIRONMENT])
+        assert folders.open_folders()[:-3] == wanted
+
+
+def started(*arguments):
+    command = [sys.executable, "-m", "minivllm", "dashboard", "--no-browser", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, **pipes)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+def test_however_the_dashboard_ends_its_port_is_free_again(number):
+    with serve.bind(0) as probe:
+        port = probe.getsockname()[1]
+    with started("--port", str(port)) as process:
         try:
             assert process.stdout.readline() == f"The dashboard is at http://127.0.0.1:{port}/\n"
+            process.send_signal(number)
+            code = process.wait(60)
         finally:
-            process.terminate()
-        assert process.wait(20) == 0
-    assert serve._obstacle(port) is None, "the server has ended too"
+            process.kill()
+        said = process.stderr.read()
+    assert (code, said) == {
+        signal.SIGTERM: (143, "terminated\n"),
+        signal.SIGHUP: (143, "terminated\n"),
+        signal.SIGINT: (130, "interrupted\n"),
+        signal.SIGKILL: (-9, ""),
+    }[number]
+    bound = serve.bind(port)
+    assert not isinstance(bound, str), "the server has ended, too"
+    bound.close()

@@ -142,7 +142,7 @@ def test_a_story_is_no_neighbour_and_no_second_trace(story_file, engine_file, tm
 def test_the_command_line_opens_a_story_at_its_page(story_file, monkeypatch):
     assert serve.url(8501, story_file).startswith("http://127.0.0.1:8501/story?trace=")
     called = []
-    monkeypatch.setattr(first_commands.subprocess, "call", lambda command: called.append(command) or 0)
+    monkeypatch.setattr(first_commands, "become", lambda *command: called.append(command))
     done = CliRunner().invoke(commands.app, ["dashboard", str(story_file)])
     assert done.exit_code == 0 and str(story_file) in called[0]
     story_file.write_bytes(story_file.read_bytes()[:60])

@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from minivllm.lab.tables import print_table
 from minivllm.terminal import Console
 
 
@@ -54,12 +55,12 @@ def calibrate(
     ):
         table.add_row(name, value)
     console.print(Text.assemble((card.title, "bold"), f", from {result.num_fitted:,} steps"))
-    console.print(table, highlight=False)
+    print_table(table, console, highlight=False)
     console.print("Simulated against real, on steps that it was not made from:", highlight=False)
     errors = Table(show_header=False, box=None, pad_edge=False)
     for kind, (count, middle, high) in result.errors.items():
         errors.add_row(kind, f"{count:,} steps", f"off by {middle:.0%} (median), {high:.0%} (p90)")
-    console.print(errors, highlight=False)
+    print_table(errors, console, highlight=False)
     name = model or "tiny"
     command = (f"minivllm simulate --hardware {out} --model {name}", "bold")
     console.print(Text.assemble(f"The card is {out}. Use it: ", command))

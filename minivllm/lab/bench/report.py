@@ -95,6 +95,7 @@ def print_result(result: Result, console: Console | None = None) -> None:
     """The machine, the model, then one table after the other."""
     from rich.table import Table
 
+    from minivllm.lab.tables import print_table
     from minivllm.terminal import Console
 
     console = console or Console()
@@ -107,7 +108,7 @@ def print_result(result: Result, console: Console | None = None) -> None:
         for row in section.rows:
             table.add_row(*row)
         console.print()
-        console.print(table)
+        print_table(table, console)
 
 
 def header_lines(header: Header) -> list[str]:

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from minivllm.lab.compare.attention import KERNELS, Counted, fit, naive_formula
 from minivllm.lab.drawing import MUTED, check_picture, label, write_picture
+from minivllm.lab.tables import print_table
 from minivllm.terminal import Console
 
 COLOURS = {"naive": "#7A7F87", "flash-attention-1": "#0072B2", "flash-attention-2": "#D55E00"}
@@ -40,7 +41,7 @@ def print_counts(results: Sequence[Counted], console: Console) -> None:
             f"{result.flops / (area * case.head_dim):.2f}",
             f"{result.exponentials / area:.2f}",
         )
-    console.print(table)
+    print_table(table, console)
     for sentence in sentences(results):
         console.print(f"· {sentence}", highlight=False)
 

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from minivllm.engine.engine_flags import with_engine_flags
 from minivllm.files import write_file
+from minivllm.lab.tables import print_table
 from minivllm.terminal import Console
 from minivllm.validation import check_output_file
 
@@ -58,7 +59,7 @@ def cache(
             f"{row.recomputed_seconds * 1e3:.2f} ms",
             f"{row.recomputed_seconds / row.cached_seconds:.1f}×",
         )
-    console.print(table)
+    print_table(table, console)
     for line in (
         f"Prefill, {result.prompt_tokens} prompt tokens in one step: {result.prefill_seconds * 1e3:.2f} ms "
         "in both.",

@@ -15,6 +15,7 @@ from rich.table import Table
 from minivllm.lab import papers
 from minivllm.lab.compare.differences import differences
 from minivllm.lab.compare.memory import COPIES_WIDTH, WIDTHS, MemoryComparison, Run
+from minivllm.lab.tables import print_table
 from minivllm.lab.workloads.lengths import DATA_SETS
 from minivllm.terminal import Console
 
@@ -46,10 +47,10 @@ def print_comparison(result: MemoryComparison, console: Console) -> None:
         highlight=False,
     )
     for data_set in DATA_SETS:
-        console.print(single_table(result, data_set))
+        print_table(single_table(result, data_set), console)
     console.print(LEGEND, style="dim", highlight=False)
-    console.print(copies_table(result))
-    console.print(sharing_table(result))
+    print_table(copies_table(result), console)
+    print_table(sharing_table(result), console)
     if result.residency is not None:
         console.print(residency_line(result.residency), highlight=False)
     lines = differences(result)

@@ -13,6 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from minivllm.lab.compare.schedule import PolicyRun
+from minivllm.lab.tables import print_table
 from minivllm.terminal import Console
 from minivllm.trace.summary import format_seconds
 
@@ -27,8 +28,8 @@ LEGEND = (
 
 def print_runs(runs: Sequence[PolicyRun], console: Console) -> None:
     """Two tables, each within 80 characters."""
-    console.print(latency_table(runs))
-    console.print(batch_table(runs))
+    print_table(latency_table(runs), console)
+    print_table(batch_table(runs), console)
     console.print(LEGEND, style="dim", highlight=False)
 
 

@@ -13,6 +13,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from minivllm.lab.tables import print_table
 from minivllm.terminal import Console
 from minivllm.validation import check_choice, check_integer
 
@@ -87,7 +88,7 @@ def print_result(result: FigureResult, console: Console) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     for row in result.rows:
         table.add_row(*row.in_words())
-    console.print(table)
+    print_table(table, console)
     for sentence in result.differences:
         console.print(f"· {sentence}", highlight=False)
     console.print()

@@ -10,10 +10,9 @@ Read next: `request_rate.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from math import exp, log
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from minivllm.lab.simulation.cards import HardwareCard
 from minivllm.lab.simulation.cluster import Cluster
@@ -24,6 +23,7 @@ from minivllm.lab.subjects.settings import usable_cores
 from minivllm.lab.workloads.arrivals import AllAtOnce, ArrivalProcess, Poisson
 from minivllm.lab.workloads.mix import RequestMix
 from minivllm.lab.workloads.open_workload import OpenWorkload
+from minivllm.processes import Result, Task, map_in_processes
 
 READING_PACE = 0.2
 """Seconds for each token, on average over requests: five tokens a second, as fast as people read."""
@@ -103,14 +103,6 @@ def sustained(points: Sequence[Point], pace: float = READING_PACE) -> float:
     return before.rate
 
 
-Task = TypeVar("Task")
-Result = TypeVar("Result")
-
-
 def in_parallel(function: Callable[[Task], Result], tasks: Sequence[Task]) -> list[Result]:
     """`function` of every task, on all cores; simulations share nothing."""
-    workers = min(usable_cores(), len(tasks))
-    if workers <= 1:
-        return [function(task) for task in tasks]
-    with ProcessPoolExecutor(workers) as pool:
-        return list(pool.map(function, tasks))
+    return map_in_processes(function, tasks, usable_cores())

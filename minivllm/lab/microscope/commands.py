@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from minivllm.lab.tables import print_table
 from minivllm.terminal import Console
 
 NAMES = (
@@ -17,6 +18,8 @@ NAMES = (
     "kv-write, copy-blocks"
 )
 
+SOURCE_WIDTH = 14
+"""Columns for a piece of source: what is longer goes on below."""
 WASTEFUL = 1.5
 """Times the ideal; what costs more is set in bold."""
 
@@ -35,6 +38,7 @@ def microscope(
     """Run a kernel thread by thread: what it does to memory. The exit code is 1 if it has a fault."""
     from kernels_numba.microscope import KernelFault
     from minivllm.lab.microscope.own_kernel import own_subject
+    from minivllm.lab.microscope.pairs import parse_pairs
     from minivllm.lab.microscope.record import kernel_trace
     from minivllm.lab.microscope.subjects import make_subject
     from minivllm.trace.kernel_events import write_kernel_traces
@@ -45,7 +49,7 @@ def microscope(
     if ":" in kernel:
         subject = own_subject(kernel, grid, block, arguments, seed)
     else:
-        subject = make_subject(kernel, parse_shape(shape), seed)
+        subject = make_subject(kernel, parse_pairs("shape", shape), seed)
     console = Console()
     console.print(subject.title)
     traces = []
@@ -77,21 +81,6 @@ def launch_names(launch: Any) -> tuple[str, ...]:
     return tuple(inspect.signature(getattr(launch.kernel, "py_func", launch.kernel)).parameters)
 
 
-def parse_shape(text: str) -> dict[str, int]:
-    """`tokens=48,head_dim=64` as numbers.
-
-    Raises:
-        ValueError: it is not of that form.
-    """
-    sizes = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, _, value = part.partition("=")
-        if not value.strip().isdigit():
-            raise ValueError(f"shape must be NAME=NUMBER, separated by commas, got {part!r}")
-        sizes[name.strip()] = int(value)
-    return sizes
-
-
 def print_observation(seen: Any, console: Console) -> None:
     """Tables: by line, by array; and faults."""
     sizes = (
@@ -101,7 +90,7 @@ def print_observation(seen: Any, console: Console) -> None:
     console.print(Text.assemble("\n", (seen.kernel, "bold"), sizes))
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("line", justify="right", no_wrap=True)
-    table.add_column("source", no_wrap=True, overflow="ellipsis", max_width=14)
+    table.add_column("source", overflow="fold", max_width=SOURCE_WIDTH)
     table.add_column("access", no_wrap=True)
     for name in ("times", "cost (ideal)", "bytes"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -118,7 +107,7 @@ def print_observation(seen: Any, console: Console) -> None:
             f"{row.num_bytes:,}",
             style="bold" if row.waste > WASTEFUL else None,
         )
-    console.print(table)
+    print_table(table, console)
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("array")
     for name in ("bytes read", "bytes written", "moved, in sectors", "unavoidable"):
@@ -127,7 +116,7 @@ def print_observation(seen: Any, console: Console) -> None:
         moved = ("–", "–") if row.is_shared else (f"{row.moved_bytes:,}", f"{row.compulsory_bytes:,}")
         name = row.array + (" (shared)" if row.is_shared else "")
         table.add_row(name, f"{row.read_bytes:,}", f"{row.written_bytes:,}", *moved)
-    console.print(table)
+    print_table(table, console)
     for fault in seen.faults:
         console.print(Text.assemble((fault.kind, "bold"), f": {fault.message}"))
     if not seen.faults:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
+from math import prod
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from kernels_numba.cuda.launch import Launch
+from minivllm.lab.microscope.pairs import integer_or_text, parse_number, parse_pairs, quote
 from minivllm.lab.microscope.subjects import Subject
 from minivllm.validation import check_choice
 
@@ -36,7 +38,9 @@ def own_subject(spec: str, grid: str, block: str, arguments: str, seed: int) -> 
     file, _, name = spec.rpartition(":")
     kernel = load_kernel(Path(file), name)
     names = tuple(inspect.signature(getattr(kernel, "py_func", kernel)).parameters)
-    given = _parse_arguments(arguments, np.random.default_rng(seed))
+    random = np.random.default_rng(seed)
+    pairs = parse_pairs("arguments", arguments)
+    given = {parameter: _parse_value(parameter, value, random) for parameter, value in pairs.items()}
     for parameter in names:
         if parameter not in given:
             raise ValueError(
@@ -80,40 +84,44 @@ def _load(file: Path) -> ModuleType:
 
 
 def _sizes(name: str, text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"{name} must be one to three integers such as 4 or 32,8, got {text!r}") from None
-
-
-def _parse_arguments(text: str, random: np.random.Generator) -> dict[str, Any]:
-    given: dict[str, Any] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or not name.isidentifier():
-            raise ValueError(f"arguments must be NAME=VALUE, separated by commas, got {part!r}")
-        given[name] = _parse_value(name, value, random)
-    return given
+    sizes = [integer_or_text(part.strip()) for part in text.split(",")]
+    if len(sizes) > 3 or not all(isinstance(size, int) and 1 <= size <= MAX_CELLS for size in sizes):
+        raise ValueError(
+            f"{name} must be one to three integers from 1 to {MAX_CELLS:,} such as 4 or 32,8, "
+            f"got {quote(text)}"
+        )
+    return tuple(int(size) for size in sizes)
 
 
 def _parse_value(name: str, value: str, random: np.random.Generator) -> Any:
     dtype, colon, rest = value.partition(":")
     if not colon:
-        for read in (int, float):
-            try:
-                return read(value)
-            except ValueError:
-                continue
-        raise ValueError(f"{name} must be a number, or an array such as float32:32x32, got {value!r}")
+        return parse_number(name, value, "a finite number, or an array such as float32:32x32")
     kind = np.dtype(check_choice(f"type of {name}", dtype, DTYPES))
-    sizes, _, fill = rest.partition("=")
-    try:
-        shape = tuple(int(size) for size in sizes.split("x"))
-        filled = float(fill) if fill else None
-    except ValueError:
-        raise ValueError(f"{name} must be sizes such as 32x32, got {rest!r}") from None
-    if min(shape) < 1 or np.prod(shape, dtype=float) > MAX_CELLS:
-        raise ValueError(f"{name} must have from 1 to {MAX_CELLS:,} cells, got {sizes}")
-    if filled is None and kind.kind == "f":
+    sizes, equals, fill = rest.partition("=")
+    shape = [size for size in map(integer_or_text, sizes.split("x")) if isinstance(size, int) and size >= 1]
+    if len(shape) <= sizes.count("x") or prod(shape) > MAX_CELLS:
+        raise ValueError(
+            f"{name} must have sizes such as 32x32, and from 1 to {MAX_CELLS:,} cells, got {quote(sizes)}"
+        )
+    if not equals and kind.kind == "f":
         return random.standard_normal(shape).astype(kind)
-    return np.full(shape, filled or 0, kind)
+    return np.full(shape, _parse_fill(name, fill, kind) if equals else 0, kind)
+
+
+def _parse_fill(name: str, fill: str, kind: np.dtype[Any]) -> int | float:
+    """What all cells of an array are to hold: a number that its type has."""
+    least, most = _range(kind)
+    allowed = f"a number from {least} to {most}"
+    number = parse_number(f"cells of {name}", fill, allowed)
+    if not least <= number <= most:
+        raise ValueError(f"cells of {name} must be {allowed}, got {quote(fill)}")
+    return number
+
+
+def _range(kind: np.dtype[Any]) -> tuple[int | float, int | float]:
+    if kind.kind == "b":
+        return 0, 1
+    if kind.kind == "f":
+        return float(np.finfo(kind).min), float(np.finfo(kind).max)
+    return np.iinfo(kind).min, np.iinfo(kind).max

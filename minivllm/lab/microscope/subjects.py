@@ -8,8 +8,9 @@ Arrays are random and small: a picture of 4,096 tokens shows nothing that one of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from kernels_numba.cuda.launch import Launch
 from kernels_numba.cuda.naive_attention import naive_attention
 from kernels_numba.cuda.paged_attention import paged_attention
 from kernels_numba.cuda.tiles import Tiles
+from minivllm.lab.microscope.pairs import integer_or_text
 from minivllm.validation import check_choice, check_integer
 
 Shape = dict[str, int]
@@ -40,26 +42,33 @@ class Subject:
     """By the name of a parameter, True for cells that hold nothing."""
 
 
-def make_subject(name: str, changes: Shape, seed: int) -> Subject:
+def make_subject(name: str, changes: Mapping[str, int | str], seed: int) -> Subject:
     """A kernel and its arrays.
 
     Args:
-        changes: sizes that differ from the usual ones.
+        changes: sizes that differ from the usual ones, as numbers or as they were typed.
 
     Raises:
         ValueError: there is no such kernel, or no such size, or it is not possible.
     """
     make, usual = SUBJECTS[check_choice("kernel", name, tuple(SUBJECTS))]
+    shape = dict(usual)
     for key, value in changes.items():
         check_choice(f"shape of {name}", key, tuple(usual))
-        check_integer(key, value, at_least=0 if key == "causal" else 1, at_most=MAX_SIZE)
-    shape = usual | changes
+        size = integer_or_text(value) if isinstance(value, str) else value
+        least, most = (0, 1) if key == "causal" else (1, MAX_SIZE)
+        shape[key] = check_integer(key, size, at_least=least, at_most=most)
+    if prod(filter(None, shape.values())) > MAX_PRODUCT:
+        sizes = ", ".join(f"{key}={value}" for key, value in shape.items())
+        raise ValueError(f"shape of {name} must have a product of at most {MAX_PRODUCT:,}, got {sizes}")
     launches, poison = make(shape, np.random.default_rng(seed))
     title = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shape.items())
     return Subject(f"{name}: {title}", launches, poison)
 
 
 MAX_SIZE = 4096
+MAX_PRODUCT = 2**24
+"""Of all sizes: arrays of a few gigabytes, which take longer than anybody looks, are refused before."""
 Made = tuple[list[Launch], dict[str, Any]]
 
 

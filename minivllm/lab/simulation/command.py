@@ -18,6 +18,7 @@ from rich.text import Text
 
 from minivllm.engine.engine_flags import with_engine_flags
 from minivllm.files import write_file
+from minivllm.lab.tables import print_table
 from minivllm.terminal import Console
 from minivllm.trace.summary import format_seconds
 from minivllm.validation import check_integer
@@ -146,7 +147,7 @@ def print_run(
         *facts(metrics),
     ):
         table.add_row(name.replace("_", " "), value)
-    console.print(table, highlight=False)
+    print_table(table, console, highlight=False)
     speed = metrics.computed_tokens / real_seconds if real_seconds else 0.0
     console.print(
         f"Simulated {format_seconds(metrics.duration_seconds)} in {format_seconds(real_seconds)}: "

@@ -29,7 +29,8 @@ import json
 import os
 import subprocess
 import sys
-from time import perf_counter
+from threading import Thread
+from time import perf_counter, sleep
 from typing import Any, TextIO
 
 WARM_UP_TOKENS = 4
@@ -41,6 +42,7 @@ def main() -> None:
     here = os.path.dirname(os.path.realpath(__file__))
     # This folder comes first in the search path of a script; none of its names may hide a library's.
     sys.path[:] = [entry for entry in sys.path if os.path.realpath(entry or ".") != here]
+    Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     path, job_path, *convert_into = sys.argv[1:]
     with open(job_path, encoding="utf-8") as file:
         job = json.load(file)
@@ -59,6 +61,13 @@ def main() -> None:
     for line in sys.stdin:  # ends when the parent does
         say(answers, answer(json.loads(line), job["measures"], facts.get("batch_size"), generate))
     os._exit(0)  # threads of a library do not keep the process alive
+
+
+def end_with(parent: int) -> None:
+    """Loading, converting and computing take minutes: without a parent they are for nothing."""
+    while os.getppid() == parent:
+        sleep(0.5)
+    os._exit(1)
 
 
 def answer(
