@@ -79,6 +79,7 @@ class Engine:
 
     Attributes:
         requests: the state of each unfinished request, by its id.
+        last_failed: the requests that were in the step that failed last.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Engine:
         self._is_busy = False  # left True by an interrupt: something may be half-done
         self._outbox = NOTHING
         self._late: list[RequestOutput] = []
+        self.last_failed: frozenset[str] = frozenset()
         self.core = EngineCore(
             config, emit, policy=policy, make_cache=lambda: make_cache_manager(config, emit, pages)
         )
@@ -262,6 +264,10 @@ class Engine:
         self._is_busy = False
         return not self.requests
 
+    def sleep_with(self, sleep: Callable[[float], None]) -> None:
+        """From now on pass the time of a policy's pause with this; it may end early."""
+        self._sleep = sleep
+
     def has_unfinished_requests(self) -> bool:
         self._settle()
         return bool(self.requests or self._late)
@@ -309,6 +315,7 @@ class Engine:
             executed = self._clock()
             sample = sample_step(plan, logits, self.sampler, self.core.state.sequences, self.requests)
         except BaseException as error:
+            self.last_failed = frozenset(plan.request_ids)
             self.core.abandon(plan, error, self._clock())
             self._is_busy = False
             raise
