@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from minivllm.engine.create_engine import create_engine
 from minivllm.engine.engine_args import EngineArgs
 from minivllm.engine.settings import documented, takes_settings
+from minivllm.model.chat_template import load_chat_template, render_chat
 from minivllm.model.tokenizer import Tokenizer
 from minivllm.outputs import BeamSearchOutput, BeamSearchSequence, RequestOutput
 from minivllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
@@ -90,28 +91,54 @@ class LLM:
         sampling_params: Params = None,
         *,
         use_tqdm: bool = True,
+        chat_template: str | Path | None = None,
+        chat_template_content_format: str = "auto",
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation, or several, with the model's own chat template.
 
         Args:
-            messages: a list of `{"role": …, "content": …}`, or a list of such lists.
+            messages: a list of `{"role": …, "content": …}`, or a list of such lists. A content is a text, a
+                list of parts (`{"type": "text", "text": …}`), or nothing beside `tool_calls`.
             sampling_params, use_tqdm: as for `generate`.
+            chat_template: another template: its text, its file, or the name of one of the model's.
+            chat_template_content_format: "string" or "openai" (parts): what the template expects a content to
+                be; "auto" finds out.
             add_generation_prompt: end the prompt where the assistant's answer begins.
+            continue_final_message: end it within the last message, which the model continues; needs
+                `add_generation_prompt=False`.
+            tools, documents: JSON schemas of functions, and texts, for templates that know them.
+            chat_template_kwargs: what else the template may read, such as `{"enable_thinking": False}`.
+
+        Raises:
+            ValueError: as for `generate`; or a message or argument of another form, by its place; or the
+                template refuses the messages, with its words.
         """
         if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence) or not messages:
             raise ValueError(
                 f"messages must be a list of messages, or of such lists, and not empty; got {messages!r}"
             )
         many: list[Any] = [messages] if isinstance(messages[0], Mapping) else list(messages)
+        tokenizer, template = self.get_tokenizer(), load_chat_template(chat_template)
         tokenized: list[TokenizedPrompt] = []
         for conversation in many:
-            text = self.get_tokenizer().apply_chat_template(
-                conversation, add_generation_prompt=add_generation_prompt
+            text = render_chat(
+                tokenizer.chat_templates,
+                conversation,
+                chat_template=template,
+                chat_template_content_format=chat_template_content_format,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                tools=tools,
+                documents=documents,
+                chat_template_kwargs=chat_template_kwargs,
             )
             # The template writes the special tokens itself, the first one included.
-            token_ids = self.get_tokenizer().encode(text, add_special_tokens=False)
-            tokenized.append(TokenizedPrompt(text, token_ids))
+            tokenized.append(TokenizedPrompt(text, tokenizer.encode(text, add_special_tokens=False)))
         return self._run(tokenized, _one_for_each(sampling_params, len(many)), None, use_tqdm)
 
     def beam_search(
@@ -176,7 +203,7 @@ class LLM:
                 BeamSearchSequence(
                     tokens=tokens,
                     cum_logprob=found.cumulative_logprob,
-                    text=tokenizer.decode(tokens) if tokenizer else "",
+                    text=tokenizer.decode(tokens, skip_special_tokens=True) if tokenizer else "",
                     score=found.score,
                     finish_reason=found.finish_reason,
                     stop_reason=found.stop_reason,

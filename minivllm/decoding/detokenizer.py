@@ -29,7 +29,7 @@ LONGEST_WAIT_TOKENS = 32
 class Decoder(Protocol):
     """What a detokenizer needs of a tokenizer."""
 
-    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str: ...
 
 
 class IncrementalDetokenizer:

@@ -1,82 +1,93 @@
 """The tokenizer: text to token ids and back, and conversations to prompts.
 
-The work is done by Hugging Face's `tokenizers` library, from the `tokenizer.json` of a model folder. What
-is added here is what that file does not say: the chat template (a small Jinja program that turns a list of
-messages into the one string that the model was trained on) and a few special tokens' names, both from
-`tokenizer_config.json`.
+The work is done by Hugging Face's `tokenizers` library, from the files of a model folder
+(`tokenizer_files.py`). What is added here are the special tokens' names and the chat templates
+(`chat_template.py`). Methods, defaults and results are those of a tokenizer of `transformers`, which is what
+vLLM's `get_tokenizer` gives, so examples written for it run.
 
 Read next: `minivllm/decoding/detokenizer.py` for how text comes out token by token.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.ext
 import tokenizers
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from minivllm.model.chat_template import ChatTemplates
+from minivllm.model.tokenizer_files import TokenizerError, TokenizerFiles, read_folder
 
-class TokenizerError(ValueError):
-    """A tokenizer that cannot be loaded or used, and why, naming the file."""
+__all__ = ["Tokenizer", "TokenizerError"]
+
+NO_LIMIT_TOKENS = int(1e30)
+"""What `transformers` says where a folder names no longest text."""
+NOT_DONE_HERE = (
+    "max_length",
+    "padding",
+    "return_assistant_tokens_mask",
+    "return_tensors",
+    "sanitize_control_tokens",
+    "tokenizer_kwargs",
+    "truncation",
+)
+"""Arguments of `transformers` that would otherwise be taken for variables of a chat template."""
 
 
 class Tokenizer:
-    """Encodes and decodes text with one model's vocabulary. Build it with `from_folder`."""
+    """Encodes and decodes text with one model's vocabulary. Build it with `from_folder`.
 
-    def __init__(
-        self,
-        backend: tokenizers.Tokenizer,
-        settings: Mapping[str, Any] | None = None,
-        chat_template: str | None = None,
-        source: str = "this tokenizer",
-    ) -> None:
-        settings = settings or {}
-        self._backend = backend
-        self._chat_template = chat_template
-        self._compiled: jinja2.Template | None = None
-        self._source = source
-        texts = {name: _token_text(value) for name, value in settings.items() if name.endswith("_token")}
-        self._special = {name: text for name, text in texts.items() if text is not None}
-        self.bos_token = self._special.get("bos_token")
-        self.eos_token = self._special.get("eos_token")
+    Attributes:
+        bos_token, eos_token, pad_token, unk_token: special tokens by name, or None; with `_id`, their ids.
+        chat_templates: the model's templates, to choose from and to render.
+    """
+
+    def __init__(self, files: TokenizerFiles | tokenizers.Tokenizer, source: str = "this tokenizer") -> None:
+        if isinstance(files, tokenizers.Tokenizer):
+            files = TokenizerFiles(files)
+        self._backend = files.backend
+        self.special_tokens_map = dict(files.special_tokens)
+        self.bos_token, self.bos_token_id = self._special("bos_token")
+        self.eos_token, self.eos_token_id = self._special("eos_token")
+        self.pad_token, self.pad_token_id = self._special("pad_token")
+        self.unk_token, self.unk_token_id = self._special("unk_token")
+        named = (*files.special_tokens.values(), *files.extra_special_tokens)
+        self.all_special_tokens = list(dict.fromkeys(named))
+        self.model_max_length = files.model_max_length or NO_LIMIT_TOKENS
+        self.chat_templates = ChatTemplates(files.chat_templates, files.special_tokens, source)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Tokenizer:
-        """Load `tokenizer.json`, and `tokenizer_config.json` and `chat_template.jinja` if they are there.
+        """Load `tokenizer.json`, and what other files say about names and templates, if they are there.
 
         Raises:
             TokenizerError: a file is missing or cannot be understood; the message names it.
         """
-        folder = Path(folder)
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise TokenizerError(
-                f"{folder} has no tokenizer.json; a tokenizer in an older format must be converted first "
-                "(`transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)`)"
-            )
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exceptions
-            raise TokenizerError(f"{path} is not a tokenizer that can be read: {error}") from error
-        # A file may carry the padding and truncation of its training; a prompt wants neither.
-        backend.no_padding()
-        backend.no_truncation()
-        settings = _read_json(folder / "tokenizer_config.json")
-        return cls(backend, settings, _find_chat_template(folder, settings), str(folder))
+        return cls(read_folder(Path(folder)), str(folder))
 
-    @property
-    def vocab_size(self) -> int:
+    def __len__(self) -> int:
+        """Tokens of the vocabulary, added ones included."""
         return int(self._backend.get_vocab_size())
 
     @property
-    def has_chat_template(self) -> bool:
-        return self._chat_template is not None
+    def vocab_size(self) -> int:
+        """Tokens of the vocabulary, without added ones."""
+        return int(self._backend.get_vocab_size(with_added_tokens=False))
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        return [self.convert_tokens_to_ids(token) for token in self.all_special_tokens]
+
+    @property
+    def chat_template(self) -> str | Mapping[str, str] | None:
+        """The model's chat template, or several by name."""
+        return self.chat_templates.templates
+
+    def get_vocab(self) -> dict[str, int]:
+        """Ids by token, added tokens included."""
+        vocabulary: dict[str, int] = self._backend.get_vocab()
+        return vocabulary
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The token ids of `text`; with special tokens, the model's own beginning is added.
@@ -87,9 +98,38 @@ class Tokenizer:
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
-    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of token ids; ids without a token, as padded vocabularies have them, are left out."""
-        return str(self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+    def __call__(self, text: str | Sequence[str], add_special_tokens: bool = True) -> dict[str, Any]:
+        """The token ids of one text or of several as `{"input_ids": …, "attention_mask": …}`."""
+        if isinstance(text, str):
+            return _as_batch(self.encode(text, add_special_tokens))
+        many = [_as_batch(self.encode(one, add_special_tokens)) for one in text]
+        return {key: [one[key] for one in many] for key in ("input_ids", "attention_mask")}
+
+    def decode(self, token_ids: int | Sequence[int], skip_special_tokens: bool = False) -> str:
+        """The text of token ids; ids without a token, as padded vocabularies have them, are left out.
+
+        `clean_up_tokenization_spaces` in tokenizer_config.json has no effect, as in `transformers` 5 for the
+        tokenizers of the supported models, which are BPE.
+        """
+        token_ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
+        return str(self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens))
+
+    def batch_decode(self, many: Sequence[Sequence[int]], skip_special_tokens: bool = False) -> list[str]:
+        return [self.decode(token_ids, skip_special_tokens) for token_ids in many]
+
+    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
+        """The ids of tokens given by their exact names; an unknown one has the unknown token's, or None."""
+        if isinstance(tokens, str):
+            token_id = self.token_to_id(tokens)
+            return self.unk_token_id if token_id is None else token_id
+        return [self.convert_tokens_to_ids(token) for token in tokens]
+
+    def convert_ids_to_tokens(self, ids: int | Sequence[int], skip_special_tokens: bool = False) -> Any:
+        """The exact names of tokens (`Ġthe`, `▁the`); None for ids without one."""
+        if isinstance(ids, int):
+            return self._backend.id_to_token(ids)
+        skipped = set(self.all_special_ids) if skip_special_tokens else set()
+        return [self.convert_ids_to_tokens(token_id) for token_id in ids if token_id not in skipped]
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token given by its exact name, or None."""
@@ -98,115 +138,66 @@ class Tokenizer:
 
     def token_text(self, token_id: int) -> str:
         """The text of one token by itself, special ones and a leading space included, to show to people."""
-        text = self.decode([token_id], skip_special_tokens=False)
-        token = self._backend.id_to_token(token_id)
+        text = self.decode(token_id)
+        token = self.convert_ids_to_tokens(token_id)
         # Decoders of "▁" tokenizers take the first space of a text for their own addition.
         return " " + text if token and token.startswith("▁") and len(text) < len(token) else text
 
-    def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+    def get_chat_template(
+        self, chat_template: str | None = None, tools: Sequence[Mapping[str, Any]] | None = None
     ) -> str:
-        """The prompt of a conversation. It has its special tokens already: encode it without adding any.
+        """The text of the chat template that `apply_chat_template` would use."""
+        return self.chat_templates.choose(chat_template, tools)
+
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        tokenize: bool = True,
+        *,
+        return_dict: bool = True,
+        **variables: Any,
+    ) -> str | list[int] | dict[str, Any]:
+        """The prompt of a conversation, as text or as token ids.
+
+        The text has its special tokens already. `LLM.generate` would add its own, and the prompt would begin
+        with two BOS: give it the ids, or use `LLM.chat`.
+
+        Args:
+            conversation, …, continue_final_message: as for `ChatTemplates.render_template`.
+            tokenize: give token ids, not the text.
+            return_dict: give them as `{"input_ids": …, "attention_mask": …}`.
+            variables: what else the template may read, such as `enable_thinking`.
 
         Raises:
-            ValueError: the messages are not `{"role": str, "content": str}` each, the tokenizer has no chat
+            ValueError: the messages or another argument are not of the right form, the model has no chat
                 template, or the template refuses them (an order of roles it does not know, say).
         """
-        _check_messages(messages)
-        if self._chat_template is None:
-            raise TokenizerError(
-                f"{self._source} has no chat template: use `generate` with a prompt of your own making"
-            )
-        if self._compiled is None:
-            try:
-                self._compiled = _environment().from_string(self._chat_template)
-            except jinja2.TemplateError as error:
-                raise TokenizerError(f"the chat template of {self._source} is broken: {error}") from error
-        try:
-            return self._compiled.render(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=add_generation_prompt,
-                **{"tools": None, "documents": None, **self._special, **variables},
-            )
-        except Exception as error:  # a template is a program: whatever it does wrong, these messages are why
-            raise TokenizerError(
-                f"the chat template of {self._source} refuses these messages: {error}"
-            ) from error
+        for name in NOT_DONE_HERE:
+            if variables.pop(name, None):
+                raise ValueError(f"apply_chat_template does not have {name} here: use it on the token ids")
+        text = self.chat_templates.render_template(
+            conversation,
+            tools=tools,
+            documents=documents,
+            chat_template=chat_template,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            variables=variables,
+        )
+        if not tokenize:
+            return text
+        token_ids = self.encode(text, add_special_tokens=False)
+        return _as_batch(token_ids) if return_dict else token_ids
+
+    def _special(self, name: str) -> tuple[str | None, int | None]:
+        token = self.special_tokens_map.get(name)
+        return token, None if token is None else self.token_to_id(token)
 
 
-class _GenerationTag(jinja2.ext.Extension):
-    """`{% generation %} … {% endgeneration %}` marks what to train on: here the marks are dropped."""
-
-    tags = {"generation"}  # noqa: RUF012 (Jinja's own way)
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """Jinja as `transformers` sets it up, sandboxed: a template is a program from a downloaded file."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationTag]
-    )
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    def to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
-
-    environment.filters["tojson"] = to_json
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
-
-
-def _check_messages(messages: object) -> None:
-    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence) or not messages:
-        raise ValueError(f"messages must be a list of messages that is not empty, got {messages!r}")
-    for index, message in enumerate(messages):
-        wanted = f'messages[{index}] must be {{"role": …, "content": …}} with two strings'
-        if not isinstance(message, Mapping):
-            raise ValueError(f"{wanted}, got {message!r}")
-        for key in ("role", "content"):
-            if not isinstance(message.get(key), str):
-                raise ValueError(f"{wanted}; its {key!r} is {message.get(key)!r}")
-
-
-def _token_text(value: object) -> str | None:
-    """A special token as tokenizer_config.json gives it: a string, a record with its content, or nothing."""
-    if isinstance(value, Mapping):
-        value = value.get("content")
-    return value if isinstance(value, str) else None
-
-
-def _find_chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
-    """From a file of its own, or from tokenizer_config.json: one template, or several by name."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return _read(file)
-    template = settings.get("chat_template")
-    if isinstance(template, list):
-        named = {item.get("name"): item.get("template") for item in template if isinstance(item, Mapping)}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"{path} cannot be read as text: {error}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(_read(path))
-    except json.JSONDecodeError as error:
-        raise TokenizerError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise TokenizerError(f"{path} must hold a JSON object")
-    return content
+def _as_batch(token_ids: list[int]) -> dict[str, Any]:
+    return {"input_ids": token_ids, "attention_mask": [1] * len(token_ids)}
