@@ -19,4 +19,7 @@ class TokenizedPrompt(NamedTuple):
 def tokenize_prompt(prompt: Prompt, name: str, tokenizer: Tokenizer | None) -> TokenizedPrompt:
     if isinstance(prompt, str):
         return TokenizedPrompt(prompt, tokenizer.encode(prompt))
+    if isinstance(prompt, dict):
+        ids = prompt.get("prompt_token_ids") or tokenizer.encode(prompt["prompt"])
+        return TokenizedPrompt(prompt.get("prompt"), ids, prompt.get("cache_salt"))
     return TokenizedPrompt(None, list(prompt))

@@ -120,6 +120,16 @@ class AsyncLLM:
         if self._thread.end:
             raise self._thread.end
 
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """None if the model has none."""
+        return self._engine.tokenizer
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of one sequence, prompt and output together."""
+        return self._engine.config.max_model_len
+
     async def get_tokenizer(self) -> Tokenizer:
         """The tokenizer in use; `ValueError` if the model has none."""
         if self._engine.tokenizer is None:
@@ -141,7 +151,13 @@ class AsyncLLM:
 
     @property
     def num_unfinished_requests(self) -> int:
+        """Requests that callers wait for."""
         return len(self._streams)
+
+    @property
+    def num_waiting_requests(self) -> int:
+        """Those of them that are not in the batch."""
+        return len(self._engine.core.state.waiting)
 
     def shutdown(self) -> None:
         """End after the step that is being computed. Whoever still waits gets an `EngineDeadError`."""
