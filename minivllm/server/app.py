@@ -24,6 +24,7 @@ from minivllm.server.completions import Completion
 from minivllm.server.engine_thread import EngineDeadError
 from minivllm.server.errors import ApiError, as_api_error, validation_error
 from minivllm.server.guards import ApiKey, BodyLimit
+from minivllm.server.metrics import CONTENT_TYPE
 from minivllm.server.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -60,7 +61,6 @@ def make_app(model: ServedModel, options: AppOptions | None = None) -> FastAPI:
     """The server for one model."""
     options = options or AppOptions()
     app = FastAPI(title="minivllm", version=__version__, root_path=options.root_path)
-    app.state.num_answering = 0
     _add_error_handlers(app)
     _add_openai_routes(app, model, options)
     _add_own_routes(app, model)
@@ -126,6 +126,14 @@ def _add_own_routes(app: FastAPI, model: ServedModel) -> None:
     async def load() -> dict[str, int]:
         """How many requests are being answered."""
         return {"server_load": model.llm.num_unfinished_requests}
+
+    if model.metrics is not None:
+        collector = model.metrics
+
+        @app.get("/metrics", response_model=None)
+        def metrics() -> Response:
+            """What the engine does and has done, for Prometheus."""
+            return Response(collector.text(), media_type=CONTENT_TYPE)
 
     @app.post("/reset_prefix_cache")
     async def reset_prefix_cache() -> dict[str, bool]:

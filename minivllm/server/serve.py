@@ -17,9 +17,12 @@ from pathlib import Path
 
 import uvicorn
 
+from minivllm.engine.create_engine import create_engine
 from minivllm.engine.engine_args import EngineArgs
 from minivllm.server.app import AppOptions, make_app
 from minivllm.server.async_llm import AsyncLLM
+from minivllm.server.engine_counts import EngineCounts
+from minivllm.server.metrics import EngineCollector
 from minivllm.server.served_model import ServedModel
 
 KEY_VARIABLE = "VLLM_API_KEY"
@@ -54,9 +57,13 @@ def serve(args: EngineArgs, options: ServeOptions) -> None:
     """
     listener = _listen(options)
     try:
-        llm = AsyncLLM.from_engine_args(args)
+        counts = EngineCounts()
+        engine = create_engine(args, sinks=[counts])
+        llm = AsyncLLM(engine)
         try:
-            run_server(_served(llm, args, options), options, listener)
+            model = _served(llm, args, options)
+            model.metrics = EngineCollector(counts, engine, model.names[0])
+            run_server(model, options, listener)
         finally:
             llm.shutdown()
     finally:

@@ -13,6 +13,7 @@ from minivllm.model.tokenizer import Tokenizer
 from minivllm.sampling_params import SamplingParams
 from minivllm.server.async_llm import AsyncLLM
 from minivllm.server.errors import ApiError, unknown_model
+from minivllm.server.metrics import EngineCollector
 
 
 @dataclass
@@ -22,6 +23,7 @@ class ServedModel:
     Attributes:
         names: under which it is asked for; the first one stands in answers.
         root: what was loaded.
+        metrics: what `/metrics` shows.
         defaults: for fields that a client leaves out.
         max_chat_tokens: of an answer, if neither client nor model says otherwise: as many as there is room for.
         chat_template, chat_template_content_format: as for `LLM.chat`.
@@ -31,6 +33,7 @@ class ServedModel:
     names: Sequence[str]
     root: str
     max_model_len: int
+    metrics: EngineCollector | None = None
     defaults: SamplingParams = field(default_factory=SamplingParams)
     max_chat_tokens: int | None = None
     chat_template: str | Path | None = None
