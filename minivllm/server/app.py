@@ -116,7 +116,7 @@ def _add_own_routes(app: FastAPI, model: ServedModel) -> None:
         """200 while the engine serves, 503 when it has ended."""
         return Response(status_code=200 if model.llm.is_running else 503)
 
-    app.add_api_route("/ping", health, methods=["GET", "POST"], response_model=None)
+    app.add_api_route("/ping", health, response_model=None)
 
     @app.get("/version")
     async def version() -> dict[str, str]:

@@ -4,8 +4,8 @@
                                 ▲                                                          │ outputs
                                 └──────────────────────────────────────────────────────────┘
 
-So the engine needs no locks: nothing happens to it while it steps. Where no request is left, the thread sleeps
-until a call comes, and a policy's pause ends as soon as one does.
+So the engine needs no locks: nothing happens to it while it steps. Where no request is left, the thread
+sleeps until a call comes, and a policy's pause ends as soon as one does.
 
 A step that fails costs the requests that were in it, and no others: they are aborted, their callers hear why,
 and the engine serves on. If steps fail again and again the engine is beyond help; then all callers hear that.

@@ -1,7 +1,7 @@
 """Errors as clients of the OpenAI API expect them: a status, and one object that says what and where.
 
-    {"error": {"message": "temperature must be …, got -1.0", "type": "BadRequestError", "param": "temperature",
-               "code": 400}}
+    {"error": {"message": "temperature must be …, got -1.0", "type": "BadRequestError",
+               "param": "temperature", "code": 400}}
 
 Source: what vLLM answers. Read next: `app.py`, which turns exceptions into these.
 """

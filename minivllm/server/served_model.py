@@ -1,4 +1,4 @@
-"""The model that is served: its names, its tokenizer, its limits, and what clients get if they ask for nothing."""
+"""The model that is served: its names, its tokenizer, its limits, and what clients get by default."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ServedModel:
         root: what was loaded.
         metrics: what `/metrics` shows.
         defaults: for fields that a client leaves out.
-        max_chat_tokens: of an answer, if neither client nor model says otherwise: as many as there is room for.
+        max_chat_tokens: of an answer, if the client leaves it open; None: as many as there is room for.
         chat_template, chat_template_content_format: as for `LLM.chat`.
     """
 
@@ -101,9 +101,9 @@ class ServedModel:
             )
         if prompt_tokens >= most:
             raise ApiError(
-                f"This model's maximum context length is {most} tokens. However, your prompt contains at least "
-                f"{prompt_tokens} input tokens, which exceeds this limit even without any output tokens. "
-                "Please reduce the length of the input prompt.",
+                f"This model's maximum context length is {most} tokens. However, your prompt contains at "
+                f"least {prompt_tokens} input tokens, which exceeds this limit even without any output "
+                "tokens. Please reduce the length of the input prompt.",
                 "input_tokens",
                 prompt_tokens,
             )

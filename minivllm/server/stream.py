@@ -1,8 +1,7 @@
 """What has come for one caller and was not fetched yet.
 
 The engine waits for no consumer. A slow one finds everything that came meanwhile in one output: pieces are
-put together, whole texts are replaced by the last one. So what waits here grows with the tokens of one request,
-never with the number of steps.
+put together, whole texts are replaced by the last one. So there is never more than one output here.
 
 Source: `RequestOutputCollector` of vLLM.
 """
@@ -17,7 +16,7 @@ from minivllm.sampling_params import RequestOutputKind
 
 
 class Stream:
-    """Outputs of one request, on their way from the engine to its consumer. Lives in the event loop's thread."""
+    """Outputs of one request, on their way to its consumer. Lives in the event loop's thread."""
 
     def __init__(self, kind: RequestOutputKind) -> None:
         self._is_in_pieces = kind is RequestOutputKind.DELTA

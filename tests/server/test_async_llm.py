@@ -1,4 +1,4 @@
-"""`AsyncLLM`: every caller gets its own tokens, whatever the others do; those who leave leave nothing behind."""
+"""`AsyncLLM`: every caller gets its own tokens, whatever others do; who leaves leaves nothing behind."""
 
 import asyncio
 import gc
