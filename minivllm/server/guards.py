@@ -37,34 +37,26 @@ class BodyLimit:
         if not announced.isdigit() or int(announced) > self.max_bytes:
             await self._refuse(scope, receive, send)
             return
-        size, has_begun = 0, False
+        size = 0
 
         async def counted() -> Message:
             nonlocal size
             message = await receive()
             size += len(message.get("body", b""))
-            if size > self.max_bytes:
-                raise _TooLarge
-            return message
+            # What is too large ends here; the answer to it is dropped below.
+            return message if size <= self.max_bytes else {"type": "http.request"}
 
-        async def watched(message: Message) -> None:
-            nonlocal has_begun
-            has_begun = True
-            await send(message)
+        async def unless_too_large(message: Message) -> None:
+            if size <= self.max_bytes:
+                await send(message)
 
-        try:
-            await self.app(scope, counted, watched)
-        except _TooLarge:
-            if not has_begun:
-                await self._refuse(scope, receive, send)
+        await self.app(scope, counted, unless_too_large)
+        if size > self.max_bytes:
+            await self._refuse(scope, receive, send)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = ApiError(f"The body must have at most {self.max_bytes:,} bytes.", status=413)
         await JsonResponse(error.body(), 413, {"Connection": "close"})(scope, receive, send)
-
-
-class _TooLarge(Exception):
-    pass
 
 
 class ApiKey:
