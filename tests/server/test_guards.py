@@ -31,11 +31,9 @@ def key(name):
     return {"Authorization": f"Bearer {name}"}
 
 
-@pytest.mark.parametrize(
-    "headers", [{}, key("third"), key(""), {"Authorization": "first"}, key("first ü".encode())]
-)
-def test_without_a_key_nothing_below_v1_answers(http, headers):
-    headers = {name: value if isinstance(value, bytes) else value for name, value in headers.items()}
+@pytest.mark.parametrize("given", [None, b"Bearer third", b"first", b"Bearer \xff first"])
+def test_without_a_key_nothing_below_v1_answers(http, given):
+    headers = {} if given is None else {"Authorization": given}
     response = http.get("/v1/models", headers=headers)
     assert (response.status_code, response.json()) == (401, {"error": "Unauthorized"})
     assert http.get("/health").status_code == 200
