@@ -21,6 +21,7 @@ from minivllm.engine.create_engine import create_engine
 from minivllm.engine.engine_args import EngineArgs
 from minivllm.server.app import AppOptions, make_app
 from minivllm.server.async_llm import AsyncLLM
+from minivllm.server.connections import OrderlyServer, PromptProtocol
 from minivllm.server.engine_counts import EngineCounts
 from minivllm.server.metrics import EngineCollector
 from minivllm.server.served_model import ServedModel
@@ -79,11 +80,12 @@ def run_server(model: ServedModel, options: ServeOptions, listener: socket.socke
         log_level="info",
         timeout_graceful_shutdown=options.shutdown_timeout,
         server_header=False,
+        http=PromptProtocol,
         lifespan="off",
     )
     where = options.uds or f"http://{_for_link(options.host)}:{listener.getsockname()[1]}"
     print(f"{model.names[0]} is served at {where}", file=sys.stderr, flush=True)
-    uvicorn.Server(config).run(sockets=[listener])
+    OrderlyServer(config).run(sockets=[listener])
 
 
 def api_keys(given: list[str]) -> list[str]:
