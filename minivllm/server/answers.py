@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,7 +85,7 @@ def event(data: dict[str, Any]) -> bytes:
 
 async def outputs_of(
     llm: AsyncLLM, prompts: Sequence[Prompt], params: SamplingParams, name: str, priority: int
-) -> AsyncIterator[tuple[int, RequestOutput]]:
+) -> AsyncGenerator[tuple[int, RequestOutput]]:
     """The outputs of several prompts as they come, with the number of their prompt.
 
     One that is refused, or fails, ends all; and so does a caller who leaves.

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from minivllm.engine.create_engine import create_engine
@@ -65,7 +66,7 @@ class AsyncLLM:
         request_id: str,
         *,
         priority: int = 0,
-    ) -> AsyncIterator[RequestOutput]:
+    ) -> AsyncGenerator[RequestOutput]:
         """Continue one prompt.
 
         Args:
@@ -107,7 +108,7 @@ class AsyncLLM:
     async def abort(self, request_id: str | Iterable[str]) -> None:
         """End requests now. Their callers get what there is, with reason "abort"."""
         for name in [request_id] if isinstance(request_id, str) else list(request_id):
-            output = await self._call(lambda engine, name=name: engine.abort(name))
+            output = await self._call(partial(Engine.abort, request_id=name))
             if output is not None:
                 self._deliver([output])
 

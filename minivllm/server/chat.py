@@ -5,7 +5,7 @@ Source: the OpenAI API, with vLLM's additions. Read next: `app.py`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -60,7 +60,7 @@ class Chat:
             "usage": self.answer.usage() | {"completion_tokens_details": None},
         }
 
-    async def stream(self) -> AsyncIterator[bytes]:
+    async def stream(self) -> AsyncGenerator[bytes]:
         """The answer in chunks, as server-sent events. The first one of each choice says who speaks."""
         options = self.request.stream_options
         async with aclosing(self._outputs()) as outputs:
@@ -78,7 +78,7 @@ class Chat:
             )
         yield DONE
 
-    def _outputs(self) -> AsyncIterator[tuple[int, RequestOutput]]:
+    def _outputs(self) -> AsyncGenerator[tuple[int, RequestOutput]]:
         return outputs_of(self.model.llm, [self.prompt], self.params, self.answer.name, self.request.priority)
 
     def _count(self, output: RequestOutput) -> None:

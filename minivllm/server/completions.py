@@ -5,7 +5,7 @@ Source: the OpenAI API, with vLLM's additions. Read next: `chat.py`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -47,7 +47,7 @@ class Completion:
             "usage": self.answer.usage() | {"completion_tokens_details": None},
         }
 
-    async def stream(self) -> AsyncIterator[bytes]:
+    async def stream(self) -> AsyncGenerator[bytes]:
         """The answer in chunks, as server-sent events."""
         options = self.request.stream_options
         async with aclosing(self._outputs()) as outputs:
@@ -64,7 +64,7 @@ class Completion:
             )
         yield DONE
 
-    def _outputs(self) -> AsyncIterator[tuple[int, RequestOutput]]:
+    def _outputs(self) -> AsyncGenerator[tuple[int, RequestOutput]]:
         return outputs_of(self.model.llm, self.prompts, self.params, self.answer.name, self.request.priority)
 
     def _choices(self, prompt: int, output: RequestOutput) -> list[dict[str, Any]]:

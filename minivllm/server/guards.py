@@ -77,5 +77,5 @@ class ApiKey:
         await self.app(scope, receive, send)
 
     def _is_guarded(self, scope: Scope) -> bool:
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        return path.startswith(GUARDED)
+        path: str = scope["path"]
+        return path.removeprefix(scope.get("root_path", "")).startswith(GUARDED)

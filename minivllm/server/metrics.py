@@ -62,7 +62,7 @@ class EngineCollector:
         self._engine = engine
         self._labels = [model_name, str(index)]
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)  # type: ignore[arg-type]
+        self._registry.register(self)
 
     def text(self) -> bytes:
         """All metrics in Prometheus' format."""
@@ -86,7 +86,7 @@ class EngineCollector:
             yield self._histogram(name, words, self._counts.tallies[name])
 
     def _gauges(self) -> Iterator[Metric]:
-        state, pool = self._engine.core.state, self._engine.cache.pool
+        state, ref_counts = self._engine.core.state, self._engine.cache.pool.ref_counts
         now = {
             "num_requests_running": (
                 "Number of requests in model execution batches.",
@@ -95,7 +95,7 @@ class EngineCollector:
             "num_requests_waiting": ("Number of requests waiting to be processed.", len(state.waiting)),
             "kv_cache_usage_perc": (
                 "KV-cache usage. 1 means 100 percent usage.",
-                pool.num_used_blocks / max(1, pool.num_blocks),
+                sum(count > 0 for count in ref_counts) / max(1, len(ref_counts)),
             ),
         }
         for name, (words, value) in now.items():
