@@ -56,6 +56,11 @@ COMMANDS = {
         "generate",
         "Continue prompts with any Llama, Mistral, Qwen2 or Qwen3 checkpoint.",
     ),
+    "serve": Place(
+        "minivllm.console.serve_command",
+        "serve",
+        "Serve a model to many clients at once, over the OpenAI API.",
+    ),
     "dashboard": Place(
         "minivllm.console.first_commands",
         "dashboard",

@@ -94,6 +94,7 @@ class Engine:
 
     Attributes:
         requests: the state of each unfinished request, by its id.
+        last_failed: the requests that were in the step that failed last.
     """
 
     def __init__(
@@ -135,6 +136,7 @@ class Engine:
         self._outbox = NOTHING
         self._late: list[RequestOutput] = []  # for the next step to tell
         self._call: Call | None = None
+        self.last_failed: frozenset[str] = frozenset()
         self.core = EngineCore(
             config, emit, policy=policy, make_cache=lambda: make_cache_manager(config, emit, pages)
         )
@@ -289,6 +291,10 @@ class Engine:
         """Is there a request of this id that is unfinished, or whose last output was not told yet?"""
         return request_id in self.requests or any(late.request_id == request_id for late in self._late)
 
+    def sleep_with(self, sleep: Callable[[float], None]) -> None:
+        """From now on pass the time of a policy's pause with this; it may end early."""
+        self._sleep = sleep
+
     def has_unfinished_requests(self) -> bool:
         self._settle()
         return bool(self.requests or self._late)
@@ -360,6 +366,7 @@ class Engine:
             executed = self._clock()
             sample = sample_step(plan, logits, self.sampler, self.core.state.sequences, self.requests)
         except BaseException as error:
+            self.last_failed = frozenset(plan.request_ids)
             self.core.abandon(plan, error, self._clock())
             self._is_busy = False
             raise

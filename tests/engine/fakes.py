@@ -118,7 +118,7 @@ class FakeSampler:
         return [{int(token): float(row[token])} for row, token in zip(logits, next_token_ids, strict=True)]
 
 
-def make_engine(num_blocks=64, block_size=4, recorder=None, eos_token_ids=(), **limits) -> Engine:
+def make_engine(num_blocks=64, block_size=4, recorder=None, eos_token_ids=(), sinks=(), **limits) -> Engine:
     """An engine around the fake model."""
     config = SchedulerConfig(num_blocks=num_blocks, block_size=block_size, **limits)
     executor = FakeExecutor(num_blocks, block_size, config.num_host_blocks)
@@ -129,6 +129,7 @@ def make_engine(num_blocks=64, block_size=4, recorder=None, eos_token_ids=(), **
         vocab_size=VOCAB_SIZE,
         eos_token_ids=eos_token_ids,
         recorder=recorder,
+        sinks=sinks,
     )
 
 

@@ -1,0 +1,1 @@
+"""Module paths that vLLM's users type."""

@@ -1,0 +1,123 @@
+"""What all answers have in common: a name, a date, the requests behind them, and what they have used.
+
+One request of a client may have several prompts, and each of them several outputs: a choice for each.
+
+    prompt 0 ── generate ──► outputs 0, 1 ──┐ choices 0, 1
+                                            ├──► one answer, or one stream of chunks
+    prompt 1 ── generate ──► outputs 0, 1 ──┘ choices 2, 3
+
+Read next: `completions.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+
+from minivllm import __version__
+from minivllm.engine.prompts import Prompt
+from minivllm.outputs import RequestOutput
+from minivllm.sampling_params import SamplingParams
+from minivllm.server.async_llm import AsyncLLM
+
+FINGERPRINT = f"minivllm-{__version__}"
+DONE = b"data: [DONE]\n\n"
+
+
+@dataclass
+class Answer:
+    """One answer in the making.
+
+    Attributes:
+        prefix: of its name: `cmpl`, `chatcmpl`.
+        kind: the `object` that it is.
+        model: the name under which the client asked for it.
+    """
+
+    prefix: str
+    kind: str
+    model: str
+    created: int = field(default_factory=lambda: int(time.time()))
+    name: str = ""
+    prompt_tokens: dict[int, int] = field(default_factory=dict)
+    cached_tokens: dict[int, int] = field(default_factory=dict)
+    completion_tokens: dict[int, int] = field(default_factory=dict)
+    """By prompt, by prompt, by choice."""
+
+    def __post_init__(self) -> None:
+        self.name = self.name or f"{self.prefix}-{uuid4().hex[:16]}"
+
+    def head(self) -> dict[str, Any]:
+        return {"id": self.name, "object": self.kind, "created": self.created, "model": self.model}
+
+    def count(self, prompt: int, output: RequestOutput, choices: Sequence[tuple[int, int]]) -> None:
+        """Note what an output has used; `choices` are pairs of (choice, new tokens)."""
+        self.prompt_tokens[prompt] = len(output.prompt_token_ids)
+        self.cached_tokens[prompt] = output.num_cached_tokens or 0
+        for choice, new in choices:
+            self.completion_tokens[choice] = self.completion_tokens.get(choice, 0) + new
+
+    def usage(self) -> dict[str, Any]:
+        """What everything has used."""
+        usage = _usage(sum(self.prompt_tokens.values()), sum(self.completion_tokens.values()))
+        return usage | {"prompt_tokens_details": {"cached_tokens": sum(self.cached_tokens.values())}}
+
+    def usage_of(self, prompt: int, choice: int) -> dict[str, Any]:
+        """What one choice has used so far."""
+        return _usage(self.prompt_tokens.get(prompt, 0), self.completion_tokens.get(choice, 0))
+
+
+def _usage(prompt: int, completion: int) -> dict[str, Any]:
+    return {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion}
+
+
+def event(data: dict[str, Any]) -> bytes:
+    """One server-sent event."""
+    return b"data: " + msgspec.json.encode(data) + b"\n\n"
+
+
+async def outputs_of(
+    llm: AsyncLLM, prompts: Sequence[Prompt], params: SamplingParams, name: str, priority: int
+) -> AsyncGenerator[tuple[int, RequestOutput]]:
+    """The outputs of several prompts as they come, with the number of their prompt.
+
+    One that is refused, or fails, ends all; and so does a caller who leaves.
+    """
+    if len(prompts) == 1:
+        async with aclosing(llm.generate(prompts[0], params, name, priority=priority)) as outputs:
+            async for output in outputs:
+                yield 0, output
+        return
+    # One place for each: what a slow client does not fetch is joined in the streams, and not kept here.
+    inbox: asyncio.Queue[tuple[int, RequestOutput]] = asyncio.Queue(maxsize=1)
+
+    async def forward(number: int) -> None:
+        async with aclosing(
+            llm.generate(prompts[number], params, f"{name}-{number}", priority=priority)
+        ) as outputs:
+            async for output in outputs:
+                await inbox.put((number, output))
+
+    tasks = {asyncio.create_task(forward(number)) for number in range(len(prompts))}
+    try:
+        while tasks or not inbox.empty():
+            get = asyncio.create_task(inbox.get())
+            done, _ = await asyncio.wait({get, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done & tasks:
+                tasks.discard(task)
+                task.result()
+            if get in done:
+                yield get.result()
+            else:
+                get.cancel()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

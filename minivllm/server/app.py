@@ -1,0 +1,196 @@
+"""The server's routes: which path leads where, and what becomes of errors.
+
+    /v1/completions   /v1/chat/completions   /v1/models        the OpenAI API
+    /tokenize   /detokenize   /reset_prefix_cache               vLLM's own
+    /health   /ping   /version   /load   /metrics               for those who run it
+    /docs   /openapi.json                                       for those who read
+
+Source: vLLM's `api_server.py`. Read next: `completions.py`; `serve.py`, which runs it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+
+from minivllm import __version__
+from minivllm.server.chat import Chat
+from minivllm.server.completions import Completion
+from minivllm.server.engine_thread import EngineDeadError
+from minivllm.server.errors import ApiError, as_api_error, validation_error
+from minivllm.server.guards import ApiKey, BodyLimit
+from minivllm.server.metrics import CONTENT_TYPE
+from minivllm.server.protocol import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
+from minivllm.server.responses import ClientGone, EventStream, JsonResponse, answered
+from minivllm.server.served_model import ServedModel
+
+CLIENT_CLOSED_REQUEST = 499
+RETRY_AFTER_SECONDS = 1
+
+
+@dataclass
+class AppOptions:
+    """How the server treats its clients.
+
+    Attributes:
+        api_keys: one of them must be given for paths below /v1; none: everyone may ask.
+        allowed_origins: other sites whose pages may ask.
+        root_path: under which a proxy serves us.
+        max_waiting_requests: how many may wait before others are sent away with 503; None: any number.
+        max_body_bytes: of a request.
+    """
+
+    api_keys: list[str] = field(default_factory=list)
+    allowed_origins: list[str] = field(default_factory=list)
+    root_path: str = ""
+    max_waiting_requests: int | None = None
+    max_body_bytes: int = 16 * 1024 * 1024
+
+
+def make_app(model: ServedModel, options: AppOptions | None = None) -> FastAPI:
+    """The server for one model."""
+    options = options or AppOptions()
+    app = FastAPI(title="minivllm", version=__version__, root_path=options.root_path)
+    _add_error_handlers(app)
+    _add_openai_routes(app, model, options)
+    _add_own_routes(app, model)
+    if options.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=options.allowed_origins, allow_methods=["*"], allow_headers=["*"]
+        )
+    if options.api_keys:
+        app.add_middleware(ApiKey, keys=options.api_keys)
+    app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
+    return app
+
+
+def _add_openai_routes(app: FastAPI, model: ServedModel, options: AppOptions) -> None:
+    async def answer(
+        request: Request, make: Any, asked: CompletionRequest | ChatCompletionRequest
+    ) -> Response:
+        _admit(model, options)
+        work = make(asked, model)
+        if asked.stream:
+            return EventStream(work.stream())
+        return await answered(request, work.whole())
+
+    @app.post("/v1/completions", response_model=None)
+    async def completions(asked: CompletionRequest, request: Request) -> Response:
+        """Continue one prompt, or several."""
+        return await answer(request, Completion, asked)
+
+    @app.post("/v1/chat/completions", response_model=None)
+    async def chat(asked: ChatCompletionRequest, request: Request) -> Response:
+        """Answer a conversation."""
+        return await answer(request, Chat, asked)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """The model that is served, under all its names."""
+        return {"object": "list", "data": [model.card(name) for name in model.names]}
+
+
+def _admit(model: ServedModel, options: AppOptions) -> None:
+    most = options.max_waiting_requests
+    if most is not None and model.llm.num_waiting_requests >= most:
+        raise ApiError(
+            f"The server is busy: {most} requests wait already. Try again later.",
+            status=503,
+            kind="ServiceUnavailableError",
+        )
+
+
+def _add_own_routes(app: FastAPI, model: ServedModel) -> None:
+    @app.get("/health", response_model=None)
+    async def health() -> Response:
+        """200 while the engine serves, 503 when it has ended."""
+        return Response(status_code=200 if model.llm.is_running else 503)
+
+    app.add_api_route("/ping", health, response_model=None)
+
+    @app.get("/version")
+    async def version() -> dict[str, str]:
+        return {"version": __version__}
+
+    @app.get("/load")
+    async def load() -> dict[str, int]:
+        """How many requests are being answered."""
+        return {"server_load": model.llm.num_unfinished_requests}
+
+    if model.metrics is not None:
+        collector = model.metrics
+
+        @app.get("/metrics", response_model=None)
+        def metrics() -> Response:
+            """What the engine does and has done, for Prometheus."""
+            return Response(collector.text(), media_type=CONTENT_TYPE)
+
+    @app.post("/reset_prefix_cache")
+    async def reset_prefix_cache() -> dict[str, bool]:
+        """Forget all cached prefixes. `success`: the cache is empty now; what is in use stays."""
+        return {"success": await model.llm.reset_prefix_cache()}
+
+    @app.post("/tokenize")
+    async def tokenize(asked: TokenizeRequest) -> dict[str, Any]:
+        """A prompt, or a conversation, as tokens."""
+        model.name_for(asked.model)
+        if (asked.prompt is None) == (asked.messages is None):
+            raise ApiError("Give either a prompt or messages.", "prompt")
+        text = asked.prompt if asked.prompt is not None else _rendered(model, asked)
+        special = asked.add_special_tokens
+        special = asked.messages is None if special is None else special
+        tokens = model.tokenizer.encode(text, add_special_tokens=special)
+        texts = [model.tokenizer.token_text(token) for token in tokens] if asked.return_token_strs else None
+        return {
+            "count": len(tokens),
+            "max_model_len": model.max_model_len,
+            "tokens": tokens,
+            "token_strs": texts,
+        }
+
+    @app.post("/detokenize")
+    async def detokenize(asked: DetokenizeRequest) -> dict[str, str]:
+        """Tokens as text."""
+        model.name_for(asked.model)
+        size = model.tokenizer.vocab_size
+        for index, token in enumerate(asked.tokens):
+            if not 0 <= token < size:
+                raise ApiError(
+                    f"tokens[{index}] must be from 0 to {size - 1}, the vocabulary's size", "tokens", token
+                )
+        return {"prompt": model.tokenizer.decode(asked.tokens)}
+
+
+def _rendered(model: ServedModel, asked: TokenizeRequest) -> str:
+    return model.render(
+        asked.messages or (),
+        tools=asked.tools,
+        chat_template=asked.chat_template,
+        chat_template_kwargs=asked.chat_template_kwargs,
+        add_generation_prompt=asked.add_generation_prompt,
+        continue_final_message=asked.continue_final_message,
+    )
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    async def on_error(request: Request, error: Exception) -> Response:
+        if isinstance(error, ClientGone):
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        if isinstance(error, RequestValidationError):
+            error = validation_error(error.errors())
+        refusal = as_api_error(error)
+        headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if refusal.status == 503 else None
+        return JsonResponse(refusal.body(), refusal.status, headers)
+
+    for kind in (ApiError, ValueError, EngineDeadError, ClientGone, RequestValidationError, Exception):
+        app.add_exception_handler(kind, on_error)

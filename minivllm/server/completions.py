@@ -1,0 +1,125 @@
+"""`/v1/completions`: prompts are continued, at once or as a stream of chunks.
+
+Source: the OpenAI API, with vLLM's additions. Read next: `chat.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from minivllm.outputs import CompletionOutput, RequestOutput
+from minivllm.server.answers import DONE, FINGERPRINT, Answer, event, outputs_of
+from minivllm.server.logprobs import of_completion, prompt_with_logprobs, tokens_with_logprobs
+from minivllm.server.protocol import CompletionRequest
+from minivllm.server.served_model import ServedModel
+
+
+class Completion:
+    """One request for completions, and its answer."""
+
+    def __init__(self, request: CompletionRequest, model: ServedModel) -> None:
+        request.check()
+        self.request = request
+        self.model = model
+        self.answer = Answer("cmpl", "text_completion", model.name_for(request.model))
+        self.params = request.sampling_params(model.defaults, request.max_tokens, request.logprobs)
+        self.prompts = [
+            model.prompt(prompt, request.max_tokens, request.cache_salt) for prompt in request.prompts()
+        ]
+        if request.echo and request.logprobs is not None and self.params.prompt_logprobs is None:
+            self.params.prompt_logprobs = request.logprobs
+        self._lengths: dict[int, int] = {}  # characters that a choice has told
+
+    async def whole(self) -> dict[str, Any]:
+        """The answer in one piece."""
+        choices: dict[int, dict[str, Any]] = {}
+        async with aclosing(self._outputs()) as outputs:
+            async for prompt, output in outputs:
+                if output.finished:
+                    choices |= {choice["index"]: choice for choice in self._choices(prompt, output)}
+        return {
+            **self.answer.head(),
+            "choices": [choices[index] for index in sorted(choices)],
+            "service_tier": None,
+            "system_fingerprint": FINGERPRINT,
+            "usage": self.answer.usage() | {"completion_tokens_details": None},
+        }
+
+    async def stream(self) -> AsyncGenerator[bytes]:
+        """The answer in chunks, as server-sent events."""
+        options = self.request.stream_options
+        async with aclosing(self._outputs()) as outputs:
+            async for prompt, output in outputs:
+                for choice in self._choices(prompt, output):
+                    chunk = {**self.answer.head(), "choices": [choice]}
+                    if options and options.continuous_usage_stats:
+                        chunk["usage"] = self.answer.usage_of(prompt, choice["index"])
+                    yield event(chunk)
+        if options and options.include_usage:
+            usage = self.answer.usage()
+            yield event(
+                {**self.answer.head(), "choices": [], "usage": usage, "system_fingerprint": FINGERPRINT}
+            )
+        yield DONE
+
+    def _outputs(self) -> AsyncGenerator[tuple[int, RequestOutput]]:
+        return outputs_of(self.model.llm, self.prompts, self.params, self.answer.name, self.request.priority)
+
+    def _choices(self, prompt: int, output: RequestOutput) -> list[dict[str, Any]]:
+        choices = [(prompt * self.params.n + one.index, one) for one in output.outputs]
+        self.answer.count(prompt, output, [(index, len(one.token_ids)) for index, one in choices])
+        return [self._choice(index, one, output) for index, one in choices]
+
+    def _choice(self, index: int, one: CompletionOutput, output: RequestOutput) -> dict[str, Any]:
+        is_first = index not in self._lengths
+        before = self._lengths.get(index, 0)
+        echoed = self._prompt_text(output) if self.request.echo and is_first else ""
+        text = echoed + one.text
+        self._lengths[index] = before + len(text)
+        choice = {
+            "index": index,
+            "text": text,
+            "logprobs": self._logprobs(one, output, before, with_prompt=bool(echoed)),
+            "finish_reason": one.finish_reason,
+            "stop_reason": one.stop_reason,
+            "token_ids": list(one.token_ids) if self.request.return_token_ids else None,
+            "prompt_token_ids": list(output.prompt_token_ids)
+            if self.request.return_token_ids and is_first
+            else None,
+        }
+        if not self.request.stream:
+            choice["prompt_logprobs"] = _plain(output.prompt_logprobs)
+        return choice
+
+    def _prompt_text(self, output: RequestOutput) -> str:
+        if output.prompt is not None or self.model.llm.tokenizer is None:
+            return output.prompt or ""
+        return self.model.tokenizer.decode(output.prompt_token_ids, skip_special_tokens=True)
+
+    def _logprobs(
+        self, one: CompletionOutput, output: RequestOutput, offset: int, with_prompt: bool
+    ) -> dict[str, Any] | None:
+        if self.request.logprobs is None or one.logprobs is None:
+            return None
+        tokens = tokens_with_logprobs(one.token_ids, one.logprobs)
+        if with_prompt and output.prompt_logprobs:
+            ids = output.prompt_token_ids
+            first = self.model.tokenizer.decode(ids[:1]) if self.model.llm.tokenizer else ""
+            tokens = [*prompt_with_logprobs(ids, output.prompt_logprobs, first), *tokens]
+        return of_completion(tokens, self.request.logprobs, offset)
+
+
+def _plain(prompt_logprobs: Any) -> list[dict[str, Any] | None] | None:
+    """vLLM's form of the prompt's log-probabilities: by token id, as JSON has it."""
+    if prompt_logprobs is None:
+        return None
+    return [
+        entry
+        and {
+            str(token): {"logprob": item.logprob, "rank": item.rank, "decoded_token": item.decoded_token}
+            for token, item in entry.items()
+        }
+        for entry in prompt_logprobs
+    ]

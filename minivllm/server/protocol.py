@@ -1,0 +1,194 @@
+"""What clients may ask for, field by field: the OpenAI API, with vLLM's additions.
+
+A field that a client leaves out has the model's default (`generation_config.json`), or else vLLM's. A field
+that nobody knows is accepted and ignored, as in vLLM; the log names it.
+
+Read next: `completions.py` and `chat.py`, which answer.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from minivllm.sampling_params import RequestOutputKind, SamplingParams
+from minivllm.server.errors import ApiError
+
+logger = logging.getLogger(__name__)
+
+MAX_LOGPROBS = 20
+MAX_SALT_CHARACTERS = 1024
+OF_THE_ENGINE = (
+    "n",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "seed",
+    "stop",
+    "stop_token_ids",
+    "ignore_eos",
+    "min_tokens",
+    "logit_bias",
+    "allowed_token_ids",
+    "bad_words",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+    "include_stop_str_in_output",
+    "prompt_logprobs",
+    "best_of",
+    "use_beam_search",
+    "length_penalty",
+    "early_stopping",
+)
+"""Fields that are `SamplingParams`' own, by name and meaning."""
+
+
+class ApiModel(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="after")
+    def _tell_of_unknown_fields(self) -> ApiModel:
+        if self.model_extra:
+            logger.warning("fields that are not known are ignored: %s", ", ".join(self.model_extra))
+        return self
+
+
+class StreamOptions(ApiModel):
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+
+
+class SampledRequest(ApiModel):
+    """What completions and chats have in common."""
+
+    model: str | None = None
+    n: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    min_tokens: int | None = None
+    logit_bias: dict[str, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    prompt_logprobs: int | None = None
+    best_of: int | None = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | str | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    priority: int = 0
+    cache_salt: str | None = Field(None, max_length=MAX_SALT_CHARACTERS)
+    return_token_ids: bool = False
+    user: str | None = None
+
+    def sampling_params(
+        self, defaults: SamplingParams, max_tokens: int | None, logprobs: int | None
+    ) -> SamplingParams:
+        """What the engine is asked for. Raises `ValueError` as `SamplingParams` does."""
+        asked = {name: getattr(self, name) for name in OF_THE_ENGINE if getattr(self, name) is not None}
+        kind = RequestOutputKind.DELTA if self.stream else RequestOutputKind.FINAL_ONLY
+        if asked.get("use_beam_search"):
+            kind = RequestOutputKind.FINAL_ONLY  # a beam may be replaced as a whole until the end
+            defaults = SamplingParams()
+        return replace(defaults, **asked, max_tokens=max_tokens, logprobs=logprobs, output_kind=kind)
+
+    def check(self) -> None:
+        """Raise `ApiError` for fields that contradict each other."""
+        if self.stream_options is not None and not self.stream:
+            raise ApiError("Stream options can only be defined when `stream=True`.", "stream_options")
+
+
+class CompletionRequest(SampledRequest):
+    prompt: str | list[str] | list[int] | list[list[int]] | None = None
+    echo: bool = False
+    suffix: str | None = None
+    max_tokens: int | None = 16
+    logprobs: int | None = None
+
+    def check(self) -> None:
+        super().check()
+        if self.prompt is None or self.prompt == []:
+            raise ApiError("Either prompt or prompt_embeds must be provided and non-empty.", "prompt")
+        if self.suffix:
+            raise ApiError("suffix is not currently supported", "suffix")
+        check_logprobs("logprobs", self.logprobs)
+
+    def prompts(self) -> list[str | list[int]]:
+        """One prompt, or several."""
+        prompt: Any = self.prompt
+        is_one = isinstance(prompt, str) or all(isinstance(item, int) for item in prompt)
+        return [prompt] if is_one else list(prompt)
+
+
+class ChatCompletionRequest(SampledRequest):
+    messages: list[dict[str, Any]]
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = False
+    top_logprobs: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    echo: bool = False
+
+    def check(self) -> None:
+        super().check()
+        if not self.messages:
+            raise ApiError(
+                "Cannot apply chat template to an empty conversation. Provide at least one message."
+            )
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ApiError("when using `top_logprobs`, `logprobs` must be set to true.", "top_logprobs")
+        check_logprobs("top_logprobs", self.top_logprobs)
+
+
+class TokenizeRequest(ApiModel):
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    add_special_tokens: bool | None = None
+    return_token_strs: bool = False
+
+
+class DetokenizeRequest(ApiModel):
+    model: str | None = None
+    tokens: list[int]
+
+
+def check_logprobs(name: str, count: int | None) -> None:
+    if count is not None and count > MAX_LOGPROBS:
+        raise ApiError(
+            f"Requested sample logprobs of {count}, which is greater than max allowed: {MAX_LOGPROBS}",
+            name,
+            count,
+        )
+    if count is not None and count < 0:
+        raise ApiError(f"`{name}` must be a non-negative value.", name, count)

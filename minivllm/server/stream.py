@@ -1,0 +1,78 @@
+"""What has come for one caller and was not fetched yet.
+
+The engine waits for no consumer. A slow one finds everything that came meanwhile in one output: pieces are
+put together, whole texts are replaced by the last one. So there is never more than one output here.
+
+Source: `RequestOutputCollector` of vLLM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from minivllm.outputs import CompletionOutput, RequestOutput
+from minivllm.sampling_params import RequestOutputKind
+
+
+class Stream:
+    """Outputs of one request, on their way to its consumer. Lives in the event loop's thread."""
+
+    def __init__(self, kind: RequestOutputKind) -> None:
+        self._is_in_pieces = kind is RequestOutputKind.DELTA
+        self._waiting: RequestOutput | None = None
+        self._error: Exception | None = None
+        self._has_come = asyncio.Event()
+        self.is_finished = False
+        """The engine has nothing more to say."""
+
+    def put(self, output: RequestOutput) -> None:
+        self.is_finished = self.is_finished or output.finished
+        before = self._waiting
+        self._waiting = joined(before, output) if before and self._is_in_pieces else output
+        self._has_come.set()
+
+    def fail(self, error: Exception) -> None:
+        """What came before is still delivered, then this is raised."""
+        self.is_finished = True
+        self._error = self._error or error
+        self._has_come.set()
+
+    async def next(self) -> RequestOutput:
+        """All that has come since the last call, at least one output.
+
+        Raises:
+            Exception: the one that ended the request.
+        """
+        while self._waiting is None:
+            if self._error:
+                raise self._error
+            self._has_come.clear()
+            await self._has_come.wait()
+        output, self._waiting = self._waiting, None
+        return output
+
+
+def joined(earlier: RequestOutput, later: RequestOutput) -> RequestOutput:
+    """Two pieces of one request as one."""
+    pieces = {output.index: output for output in earlier.outputs}
+    for output in later.outputs:
+        before = pieces.get(output.index)
+        pieces[output.index] = _joined_output(before, output) if before else output
+    return replace(
+        later,
+        outputs=[pieces[index] for index in sorted(pieces)],
+        prompt_logprobs=later.prompt_logprobs or earlier.prompt_logprobs,
+    )
+
+
+def _joined_output(earlier: CompletionOutput, later: CompletionOutput) -> CompletionOutput:
+    logprobs = None
+    if earlier.logprobs is not None and later.logprobs is not None:
+        logprobs = [*earlier.logprobs, *later.logprobs]
+    return replace(
+        later,
+        text=earlier.text + later.text,
+        token_ids=[*earlier.token_ids, *later.token_ids],
+        logprobs=logprobs,
+    )

@@ -1,0 +1,56 @@
+"""One real server for all tests of this folder, with the shipped model."""
+
+import socket
+import threading
+
+import pytest
+import uvicorn
+
+from minivllm.engine.create_engine import create_engine
+from minivllm.engine.engine_args import EngineArgs
+from minivllm.model.tiny import MODEL_PATH
+from minivllm.server.app import AppOptions, make_app
+from minivllm.server.async_llm import AsyncLLM
+from minivllm.server.engine_counts import EngineCounts
+from minivllm.server.metrics import EngineCollector
+from minivllm.server.served_model import ServedModel
+
+MAX_BODY = 200_000
+
+
+class RunningServer:
+    """A server in a thread of its own, and the engine behind it."""
+
+    def __init__(self, options=None):
+        counts = EngineCounts()
+        args = EngineArgs(
+            MODEL_PATH,
+            attention_backend="torch",
+            enforce_eager=True,
+            num_gpu_blocks_override=256,
+            max_model_len=512,
+            prefix_cache="hash",
+        )
+        self.engine = create_engine(args, sinks=[counts])
+        self.llm = AsyncLLM(self.engine)
+        self.model = ServedModel(self.llm, ["tiny", "minivllm-tiny"], str(MODEL_PATH), 512)
+        self.model.metrics = EngineCollector(counts, self.engine, "tiny")
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        app = make_app(self.model, options or AppOptions(max_body_bytes=MAX_BODY))
+        self.server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]})
+        self.thread.start()
+
+    def stop(self):
+        self.server.should_exit = True
+        self.thread.join()
+        self.llm.shutdown()
+
+
+@pytest.fixture(scope="session")
+def running():
+    server = RunningServer()
+    yield server
+    server.stop()
+    assert not server.engine.requests and server.engine.cache.pool.num_used_blocks == 0

@@ -1,0 +1,70 @@
+"""What a request must pass: keys, origins, a place in the queue."""
+
+import threading
+import time
+
+import httpx
+import pytest
+
+from minivllm.server.app import AppOptions
+from tests import patience
+from tests.server.conftest import RunningServer
+
+
+@pytest.fixture(scope="module")
+def guarded():
+    options = AppOptions(
+        api_keys=["first", "second"], allowed_origins=["http://friend"], max_waiting_requests=1
+    )
+    server = RunningServer(options)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def http(guarded):
+    with httpx.Client(base_url=guarded.url, timeout=patience.SECONDS) as client:
+        yield client
+
+
+def key(name):
+    return {"Authorization": f"Bearer {name}"}
+
+
+@pytest.mark.parametrize("given", [None, b"Bearer third", b"first", b"Bearer \xff first"])
+def test_without_a_key_nothing_below_v1_answers(http, given):
+    headers = {} if given is None else {"Authorization": given}
+    response = http.get("/v1/models", headers=headers)
+    assert (response.status_code, response.json()) == (401, {"error": "Unauthorized"})
+    assert http.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_each_key_opens(http, name):
+    assert http.get("/v1/models", headers=key(name)).status_code == 200
+
+
+def test_only_the_named_site_may_ask_from_its_pages(http):
+    def preflight(origin):
+        asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        return http.options("/v1/completions", headers=asked)
+
+    assert preflight("http://friend").headers["access-control-allow-origin"] == "http://friend"
+    assert preflight("http://evil").status_code == 400
+
+
+def test_who_comes_when_too_many_wait_is_sent_away_and_told_when_to_come_again(http, guarded):
+    """The engine's thread is kept busy, so that what is asked meanwhile waits."""
+    go = threading.Event()
+    guarded.llm._thread.call(lambda engine: [engine.add_request("waits", [1], None), go.wait()])
+    try:
+        deadline = time.monotonic() + patience.SECONDS
+        while not guarded.llm.num_waiting_requests:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        refused = http.post("/v1/completions", json={"prompt": "a"}, headers=key("first"))
+    finally:
+        go.set()
+    assert refused.status_code == 503 and int(refused.headers["Retry-After"]) >= 1
+    assert "1 requests wait" in refused.json()["error"]["message"]
+    assert http.post("/v1/completions", json={"prompt": "a"}, headers=key("first")).status_code in (200, 503)

@@ -1,0 +1,92 @@
+"""`minivllm serve` as a process: it says where it is, answers, and ends in order."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import httpx
+import pytest
+from uvicorn import Config, Server
+
+from minivllm.server.connections import PromptProtocol
+from tests import patience
+
+QUICK = ("--attention-backend", "torch", "--enforce-eager", "--num-gpu-blocks-override", "64")
+
+
+@pytest.fixture(scope="module")
+def process():
+    """A server at a free port; it ends with the module."""
+    command = [sys.executable, "-m", "minivllm.entrypoints.openai.api_server", "--port", "0"]
+    command += ["--shutdown-timeout", "60", *QUICK]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as found:
+        yield found
+        found.kill()
+
+
+@pytest.fixture(scope="module")
+def url(process):
+    for line in process.stderr:
+        if said := re.search(r"is served at (http://\S+)", line):
+            return said[1]
+    raise AssertionError("it ended without a word")
+
+
+def test_it_answers_finishes_what_runs_when_it_is_told_to_end_and_says_zero(process, url):
+    body = {"prompt": "Once upon", "max_tokens": 400, "ignore_eos": True, "stream": True}
+    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=patience.SECONDS) as response:
+        lines = response.iter_lines()
+        next(lines)
+        process.send_signal(signal.SIGTERM)
+        *_, last = filter(None, lines)
+    assert last == "data: [DONE]"
+    assert process.wait(timeout=patience.SECONDS) == 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/health")
+
+
+def test_a_port_that_is_taken_is_said_in_a_sentence_before_the_model_is_loaded():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-m", "minivllm", "serve", "/no/model", "--port", str(port)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=patience.SECONDS, check=False)
+    assert done.returncode == 2 and f"port {port} cannot be had" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_connection_that_sends_no_request_is_closed(monkeypatch):
+    import threading
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    monkeypatch.setattr(PromptProtocol, "header_seconds", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = Server(Config(app, http=PromptProtocol, log_level="error", lifespan="off"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            with socket.create_connection(listener.getsockname(), timeout=patience.SECONDS) as slow:
+                slow.sendall(b"GET / HT")
+                assert slow.recv(100) == b""
+            assert httpx.get(f"http://127.0.0.1:{listener.getsockname()[1]}/").status_code == 200
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no Unix domain sockets")
+def test_a_unix_socket_serves_too(tmp_path):
+    path = tmp_path / "socket"
+    command = [sys.executable, "-m", "minivllm", "serve", "--uds", str(path), *QUICK]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as found:
+        assert any("is served at" in line for line in found.stderr)
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path), retries=5)) as client:
+            assert client.get("http://local/health").status_code == 200
+        found.terminate()
+        assert found.wait(timeout=patience.SECONDS) == 0
+    assert not path.exists()
