@@ -77,7 +77,12 @@ INTERRUPTED, TERMINATED = (130, "interrupted\n"), (143, "terminated\n")
 WALKTHROUGH = str(ROOT / "lessons" / "04_paging" / "walkthrough.py")
 STOPS = [
     (("-m", "minivllm", "generate", "x"), "minivllm.console.commands", [signal.SIGINT], INTERRUPTED),
-    (("-m", "minivllm", "generate", "x"), "torch", [signal.SIGINT, signal.SIGINT], INTERRUPTED),
+    (
+        ("-m", "minivllm", "generate", "x"),
+        "minivllm.console.generate_command",
+        [signal.SIGINT, signal.SIGINT],
+        INTERRUPTED,
+    ),
     (("-m", "minivllm"), "typer", [signal.SIGTERM], TERMINATED),
     (("-m", "minivllm"), "rich", [signal.SIGHUP], TERMINATED),
     (("-m", "lessons", "list"), "typer", [signal.SIGINT], INTERRUPTED),
