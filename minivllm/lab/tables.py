@@ -7,9 +7,10 @@ lines.
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.measure import Measurement, measure_renderables
 from rich.table import Table
+
+from minivllm.terminal import Console
 
 WIDEST = 10_000
 
