@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from minivllm.engine.engine_flags import with_engine_flags
-from minivllm.validation import check_integer
+from minivllm.model.chat.content_format import CONTENT_FORMATS
+from minivllm.validation import check_choice, check_integer
 
 
 def _option(words: str) -> Any:
@@ -58,6 +59,7 @@ def serve(
     check_integer("max_body_mib", max_body_mib, at_least=1)
     if max_waiting_requests is not None:
         check_integer("max_waiting_requests", max_waiting_requests, at_least=1)
+    check_choice("chat_template_content_format", chat_template_content_format, CONTENT_FORMATS)
     try:
         from minivllm.server.app import AppOptions
         from minivllm.server.serve import ServeOptions, api_keys
