@@ -19,6 +19,7 @@ from minivllm import BeamSearchParams, Engine, EngineArgs, SamplingParams
 from minivllm.engine.settings import settings_of
 from minivllm.model.hub import resolve_model, resolve_tokenizer
 from minivllm.model.tokenizer import Tokenizer
+from minivllm.model.tokenizer_files import TokenizerFiles
 from minivllm.trace.recorder import Recorder
 from tests.engine.fakes import VOCAB_SIZE, expected_output, make_engine, make_llm
 
@@ -96,7 +97,7 @@ def letters():
         single="[B] $A", special_tokens=[("[B]", 0)]
     )
     template = "{% for message in messages %}{{ message.role }}: {{ message.content }}{% endfor %}"
-    return Tokenizer(backend, chat_template=template)
+    return Tokenizer(TokenizerFiles(backend, chat_templates=template))
 
 
 def serves(engine):

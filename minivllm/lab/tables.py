@@ -42,7 +42,10 @@ def set_widths(table: Table, console: Console) -> int:
         cells = [column.header, *column.cells] if table.show_header else list(column.cells)
         word, line = measure_renderables(console, options, cells)
         most = max(min(line, column.max_width or line), column.min_width or 0)
-        least = most if column.no_wrap else max(min(word, most), column.min_width or 0)
+        shortest = column.min_width or 0
+        if column.overflow != "fold":  # a column that says so may break its words
+            shortest = max(min(word, most), shortest)
+        least = most if column.no_wrap else shortest
         column.width = max(least, most - max(total - console.width, 0))
         total -= most - column.width
     return total

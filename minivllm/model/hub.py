@@ -95,8 +95,8 @@ def _from_hub(kind: str, name: str, files: list[str]) -> Path:
     except Exception as error:  # the hub's errors are many (offline, unknown, gated, proxy …); all end here
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelNotFoundError(
-            f"{kind}: {name!r} is neither a folder here nor a model that could be fetched from the Hugging "
-            f"Face hub ({type(error).__name__}: {reason}). Give a local folder, or run `hf download {name}` "
-            "on a machine with network access and copy the folder here."
+            f"{kind}: {shown(name)} is neither a folder here nor a model that could be fetched from the "
+            f"Hugging Face hub ({type(error).__name__}: {reason}). Give a local folder, or run `hf download` "
+            "for it on a machine with network access and copy the folder here."
         ) from error
     return Path(path)

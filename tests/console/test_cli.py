@@ -112,7 +112,7 @@ def test_generate_continues_a_prompt(tmp_path):
     ("arguments", "message"),
     [
         (("generate", "x", "--block-size", "0"), "block_size must be an integer of at least 1, got 0"),
-        (("generate", "x", "--model", "./nowhere"), "there is no folder ./nowhere"),
+        (("generate", "x", "--model", "./nowhere"), "model: there is no folder './nowhere'"),
         (("generate", "x", "--max-tokens", "0"), "max_tokens must be an integer of at least 1, got 0"),
         (("generate", "x", "--temperature", "-1"), "temperature must be"),
         (("trace", "summary", "nothing.jsonl"), "nothing.jsonl cannot be read"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention
 from minivllm.executor.attention.torch_backend import TorchAttention
 from minivllm.executor.kv_storage import KVStorage
-from minivllm.executor.runners.compiled import CompiledRunner
+from minivllm.executor.runners import choose
 from minivllm.executor.runners.eager import EagerRunner
 from minivllm.executor.runners.fused import FusedRunner
 from minivllm.executor.torch_executor import TorchExecutor
@@ -27,7 +27,7 @@ ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "
 @pytest.fixture(autouse=True)
 def no_compiled_steps(monkeypatch):
     """A compiled runner would take all steps of the models that it knows."""
-    monkeypatch.setattr(CompiledRunner, "fits", staticmethod(lambda decoder, is_copy: False))
+    monkeypatch.setattr(choose, "has_compiled_step", lambda config: False)
 
 
 @st.composite

@@ -146,7 +146,7 @@ def test_the_setting_names_vllms_defaults_or_another_folder(folder: Path, tmp_pa
     with pytest.raises(ValueError, match=r"generation_config must be 'auto', 'vllm', or a folder .*other"):
         load(folder, generation_config=other)
     for name in ("x" * 5000, "a\0b", "~noone"):
-        with pytest.raises(ValueError, match="generation_config must be 'auto', 'vllm', or a folder"):
+        with pytest.raises(ValueError, match="generation_config must be"):
             load(folder, generation_config=name)
     write(other, "generation_config.json", {"top_p": 0.5, "eos_token_id": 4})
     llm = load(folder, generation_config=str(other))

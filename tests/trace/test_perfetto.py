@@ -144,5 +144,5 @@ def test_the_file_is_json_with_the_header(tmp_path):
     write_perfetto(trace, path)
     data = json.loads(path.read_text(encoding="utf-8"))
     assert data["otherData"]["num_blocks"] == trace.header.num_blocks
-    with pytest.raises(ValueError, match="cannot be written"):
+    with pytest.raises(ValueError, match="cannot write to"):
         write_perfetto(trace, tmp_path / "missing" / "run.json")
