@@ -162,6 +162,11 @@ class SamplingParams:
             )
         if not isinstance(self.output_kind, RequestOutputKind):
             raise ValueError(f"output_kind must be a RequestOutputKind, got {shown(self.output_kind)}")
+        if self.output_kind is RequestOutputKind.DELTA and self.width > self.n:
+            raise ValueError(
+                f"output_kind must not be DELTA where best_of ({self.width}) is above n ({self.n}): which "
+                "outputs are the likeliest is known at the end"
+            )
         if self.use_beam_search:
             self._check_beam_search()
         elif self.length_penalty != 1 or self.early_stopping is not False:

@@ -106,18 +106,17 @@ async def outputs_of(
                 await inbox.put((number, output))
 
     tasks = {asyncio.create_task(forward(number)) for number in range(len(prompts))}
+    get = asyncio.create_task(inbox.get())
     try:
-        while tasks or not inbox.empty():
-            get = asyncio.create_task(inbox.get())
+        while tasks or get.done() or not inbox.empty():
             done, _ = await asyncio.wait({get, *tasks}, return_when=asyncio.FIRST_COMPLETED)
             for task in done & tasks:
                 tasks.discard(task)
                 task.result()
-            if get in done:
-                yield get.result()
-            else:
-                get.cancel()
+            if get.done():
+                found, get = get.result(), asyncio.create_task(inbox.get())
+                yield found
     finally:
-        for task in tasks:
+        for task in (get, *tasks):
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(get, *tasks, return_exceptions=True)

@@ -10,12 +10,15 @@ Source: vLLM's `api_server.py`. Read next: `completions.py`; `serve.py`, which r
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from minivllm import __version__
@@ -31,7 +34,7 @@ from minivllm.server.protocol import (
     DetokenizeRequest,
     TokenizeRequest,
 )
-from minivllm.server.responses import ClientGone, EventStream, JsonResponse, answered
+from minivllm.server.responses import ClientGone, EventStream, JsonResponse, answered, unless_gone
 from minivllm.server.served_model import ServedModel
 
 CLIENT_CLOSED_REQUEST = 499
@@ -79,10 +82,13 @@ def _add_openai_routes(app: FastAPI, model: ServedModel, options: AppOptions) ->
         request: Request, make: Any, asked: CompletionRequest | ChatCompletionRequest
     ) -> Response:
         _admit(model, options)
-        work = make(asked, model)
-        if asked.stream:
-            return EventStream(work.stream())
-        return await answered(request, work.whole())
+        work = await asyncio.to_thread(make, asked, model)  # templates and tokenizers may take a while
+        if not asked.stream:
+            return await answered(request, work.whole())
+        events = work.stream()
+        # What the engine refuses is answered with its status, so the answer begins with the first event.
+        first = await unless_gone(anext(events), request.receive)
+        return EventStream(first, events)
 
     @app.post("/v1/completions", response_model=None)
     async def completions(asked: CompletionRequest, request: Request) -> Response:
@@ -93,6 +99,11 @@ def _add_openai_routes(app: FastAPI, model: ServedModel, options: AppOptions) ->
     async def chat(asked: ChatCompletionRequest, request: Request) -> Response:
         """Answer a conversation."""
         return await answer(request, Chat, asked)
+
+    @app.get("/v1/models/{name}")
+    async def one_model(name: str) -> dict[str, Any]:
+        """The model under this name."""
+        return model.card(model.name_for(name))
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -141,7 +152,7 @@ def _add_own_routes(app: FastAPI, model: ServedModel) -> None:
         return {"success": await model.llm.reset_prefix_cache()}
 
     @app.post("/tokenize")
-    async def tokenize(asked: TokenizeRequest) -> dict[str, Any]:
+    def tokenize(asked: TokenizeRequest) -> dict[str, Any]:
         """A prompt, or a conversation, as tokens."""
         model.name_for(asked.model)
         if (asked.prompt is None) == (asked.messages is None):
@@ -159,7 +170,7 @@ def _add_own_routes(app: FastAPI, model: ServedModel) -> None:
         }
 
     @app.post("/detokenize")
-    async def detokenize(asked: DetokenizeRequest) -> dict[str, str]:
+    def detokenize(asked: DetokenizeRequest) -> dict[str, str]:
         """Tokens as text."""
         model.name_for(asked.model)
         size = model.tokenizer.vocab_size
@@ -188,9 +199,14 @@ def _add_error_handlers(app: FastAPI) -> None:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         if isinstance(error, RequestValidationError):
             error = validation_error(error.errors())
+        if isinstance(error, HTTPException):
+            if error.status_code in (404, 405):  # as in vLLM
+                return await http_exception_handler(request, error)
+            error = ApiError(str(error.detail), status=error.status_code)
         refusal = as_api_error(error)
         headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if refusal.status == 503 else None
         return JsonResponse(refusal.body(), refusal.status, headers)
 
-    for kind in (ApiError, ValueError, EngineDeadError, ClientGone, RequestValidationError, Exception):
+    own = (ApiError, ValueError, EngineDeadError, ClientGone)
+    for kind in (*own, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, on_error)

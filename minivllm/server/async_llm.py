@@ -163,7 +163,14 @@ class AsyncLLM:
     @property
     def num_waiting_requests(self) -> int:
         """Those of them that are not in the batch."""
-        return len(self._engine.core.state.waiting)
+        return max(0, len(self._streams) - len(self._engine.core.state.running))
+
+    def end_requests(self, reason: str) -> None:
+        """Whoever waits gets an `EngineDeadError` with this reason, and is aborted. The engine serves on."""
+        names = tuple(self._streams)
+        self._fail(None, EngineDeadError(reason))
+        with suppress(EngineDeadError):
+            self._thread.call(lambda engine: [engine.abort(name) for name in names])
 
     def shutdown(self) -> None:
         """End after the step that is being computed. Whoever still waits gets an `EngineDeadError`."""

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -55,7 +57,40 @@ class PromptProtocol(H11Protocol):
 
 
 class OrderlyServer(uvicorn.Server):
-    """On SIGTERM or Ctrl-C it finishes and returns; uvicorn would let the signal kill the process then."""
+    """On SIGTERM or Ctrl-C it lets requests finish, or ends them with an answer, and returns.
+
+    uvicorn would cut their connections, and let the signal kill the process.
+
+    Args:
+        end_requests: answers all that still run with an error; called after `patience` seconds, or at a
+            second signal. A third one cuts connections.
+    """
+
+    def __init__(self, config: uvicorn.Config, end_requests: Callable[[], None], patience: float) -> None:
+        super().__init__(config)
+        self._end_requests = end_requests
+        self._patience = patience
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        ending = asyncio.get_running_loop().call_later(self._patience, self._end_requests)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._num_signals += 1
+        self.should_exit = True
+        if self._num_signals == 2 and self._loop:
+            self._loop.call_soon_threadsafe(self._end_requests)
+        self.force_exit = self._num_signals > 2
+
+    _num_signals = 0
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

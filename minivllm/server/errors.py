@@ -14,6 +14,11 @@ from typing import Any
 
 from minivllm.server.engine_thread import EngineDeadError
 
+MOST_CHARACTERS = 2000
+"""Of a message: it may quote what a client has sent."""
+MOST_ERRORS = 5
+"""Of a body that is wrong in many places."""
+
 
 class ApiError(Exception):
     """A request that is answered with an error.
@@ -34,6 +39,7 @@ class ApiError(Exception):
     ) -> None:
         if param is not None:
             message += f" (parameter={param}" + ("" if value is None else f", value={value}") + ")"
+        message = message[:MOST_CHARACTERS].encode("utf-8", "backslashreplace").decode()
         super().__init__(message)
         self.message = message
         self.param = param
@@ -68,7 +74,7 @@ def as_api_error(error: Exception) -> ApiError:
 def _refused(message: str) -> ApiError:
     """The engine's sentences begin with the name of the argument, as `stop_token_ids[0] must …`."""
     refusal = ApiError(message)
-    named = re.match(r"(\w+)(\[\d+\])* (must|needs|has|names|is) ", message)
+    named = re.match(r"(\w+)(?=\[|: | \(| must | needs | has | names | is )", message)
     refusal.param = named[1] if named else None
     return refusal
 
@@ -76,7 +82,7 @@ def _refused(message: str) -> ApiError:
 def validation_error(errors: Sequence[dict[str, Any]]) -> ApiError:
     """A body that is not of the form that the route wants, field by field."""
     lines, places = [], []
-    for error in errors:
+    for error in errors[:MOST_ERRORS]:
         place = ".".join(str(part) for part in error["loc"])
         places.append(place)
         wrong = {
@@ -86,8 +92,8 @@ def validation_error(errors: Sequence[dict[str, Any]]) -> ApiError:
             "input": _short(error.get("input")),
         }
         lines.append(f"  {wrong}")
-    plural = "s" if len(lines) > 1 else ""
-    refusal = ApiError(f"{len(lines)} validation error{plural}:\n" + "\n".join(lines), kind="Bad Request")
+    plural = "s" if len(errors) > 1 else ""
+    refusal = ApiError(f"{len(errors)} validation error{plural}:\n" + "\n".join(lines), kind="Bad Request")
     refusal.param = places[0] if places else None
     return refusal
 

@@ -1,14 +1,15 @@
-"""What a request must pass before anything reads it: a key, a size, a place in the queue.
+"""What a request must pass before anything reads it: a size, a time, a key.
 
 Plain ASGI, one small class each, outermost first:
 
-    BodyLimit ──► ApiKey ──► Load ──► routes
+    BodyLimit ──► ApiKey ──► routes
 
 Source: vLLM's middleware. Read next: `app.py`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Sequence
 from hashlib import sha256
@@ -18,6 +19,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from minivllm.server.errors import ApiError
 from minivllm.server.responses import JsonResponse
 
+MOST_DRAINED = 64 * 1024 * 1024
+"""Bytes of a body that is too large, read and dropped."""
+BODY_SECONDS = 60.0
+"""In which a body must be complete."""
 GUARDED = ("/v1",)
 """Paths below which a key is asked for."""
 
@@ -35,28 +40,48 @@ class BodyLimit:
             return
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         if not announced.isdigit() or int(announced) > self.max_bytes:
-            await self._refuse(scope, receive, send)
+            await _refuse(self._too_large(), scope, receive, send)
             return
-        size = 0
+        size, refusal, is_complete = 0, None, False
+        deadline = asyncio.get_running_loop().time() + BODY_SECONDS
 
         async def counted() -> Message:
-            nonlocal size
-            message = await receive()
+            nonlocal size, refusal, is_complete
+            if is_complete:  # what comes now is that the client leaves
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                refusal = ApiError(f"The body must come within {BODY_SECONDS:g} seconds.", status=408)
+                return {"type": "http.disconnect"}
             size += len(message.get("body", b""))
-            # What is too large ends here; the answer to it is dropped below.
-            return message if size <= self.max_bytes else {"type": "http.request"}
+            is_complete = not message.get("more_body", False)
+            if size > self.max_bytes:
+                refusal = self._too_large()
+                return {"type": "http.request"}
+            return message
 
-        async def unless_too_large(message: Message) -> None:
-            if size <= self.max_bytes:
+        async def unless_refused(message: Message) -> None:
+            if refusal is None:
                 await send(message)
 
-        await self.app(scope, counted, unless_too_large)
-        if size > self.max_bytes:
-            await self._refuse(scope, receive, send)
+        await self.app(scope, counted, unless_refused)
+        if refusal is not None:
+            await _refuse(refusal, scope, receive, send)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error = ApiError(f"The body must have at most {self.max_bytes:,} bytes.", status=413)
-        await JsonResponse(error.body(), 413, {"Connection": "close"})(scope, receive, send)
+    def _too_large(self) -> ApiError:
+        return ApiError(f"The body must have at most {self.max_bytes:,} bytes.", status=413)
+
+
+async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer, after reading what the client still sends: many read no answer before they have sent all."""
+    size, more = 0, error.status == 413
+    while more and size < MOST_DRAINED:
+        message = await receive()
+        size += len(message.get("body", b""))
+        more = message.get("more_body", False)
+    await JsonResponse(error.body(), error.status, {"Connection": "close"})(scope, receive, send)
 
 
 class ApiKey:
@@ -70,12 +95,19 @@ class ApiKey:
         if scope["type"] == "http" and scope["method"] != "OPTIONS" and self._is_guarded(scope):
             given = dict(scope["headers"]).get(b"authorization", b"")
             scheme, _, key = given.partition(b" ")
-            digest = sha256(key.strip()).digest()
+            digest = sha256(key).digest()
             if scheme.lower() != b"bearer" or not any(hmac.compare_digest(digest, d) for d in self.digests):
                 await JsonResponse({"error": "Unauthorized"}, 401)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
     def _is_guarded(self, scope: Scope) -> bool:
-        path: str = scope["path"]
-        return path.removeprefix(scope.get("root_path", "")).startswith(GUARDED)
+        return _route_path(scope).startswith(GUARDED)
+
+
+def _route_path(scope: Scope) -> str:
+    """The path below the root path, by the router's own rule: what it finds must be what was guarded."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    is_below = root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/")
+    return path[len(root) :] if is_below else path

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import Any
+from itertools import islice
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from annotated_types import MaxLen
+from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 
 from minivllm.sampling_params import RequestOutputKind, SamplingParams
 from minivllm.server.errors import ApiError
@@ -20,6 +22,22 @@ from minivllm.server.errors import ApiError
 logger = logging.getLogger(__name__)
 
 MAX_LOGPROBS = 20
+MOST_TEXTS = 1024
+"""Of stop strings and bad words: each is looked for at every token."""
+MOST_NAMES = 10
+
+
+class _FailFast(FailFast):
+    """One wrong item is enough to refuse a list of a million."""
+
+    __hash__ = object.__hash__  # what stands in a union must have one
+
+
+_FIRST = _FailFast()
+Tokens = Annotated[list[int], _FIRST]
+Texts = Annotated[list[str], _FIRST]
+FewTexts = Annotated[list[str], _FIRST, MaxLen(MOST_TEXTS)]
+
 MAX_SALT_CHARACTERS = 1024
 OF_THE_ENGINE = (
     "n",
@@ -56,7 +74,8 @@ class ApiModel(BaseModel):
     @model_validator(mode="after")
     def _tell_of_unknown_fields(self) -> ApiModel:
         if self.model_extra:
-            logger.warning("fields that are not known are ignored: %s", ", ".join(self.model_extra))
+            names = ", ".join(repr(name[:50]) for name in islice(self.model_extra, MOST_NAMES))
+            logger.warning("%d fields are not known and ignored: %s", len(self.model_extra), names)
         return self
 
 
@@ -78,13 +97,13 @@ class SampledRequest(ApiModel):
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: str | FewTexts | None = None
+    stop_token_ids: Tokens | None = None
     ignore_eos: bool | None = None
     min_tokens: int | None = None
     logit_bias: dict[str, float] | None = None
-    allowed_token_ids: list[int] | None = None
-    bad_words: list[str] | None = None
+    allowed_token_ids: Tokens | None = None
+    bad_words: FewTexts | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
@@ -99,6 +118,8 @@ class SampledRequest(ApiModel):
     cache_salt: str | None = Field(None, max_length=MAX_SALT_CHARACTERS)
     return_token_ids: bool = False
     user: str | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
 
     def sampling_params(
         self, defaults: SamplingParams, max_tokens: int | None, logprobs: int | None
@@ -107,18 +128,22 @@ class SampledRequest(ApiModel):
         asked = {name: getattr(self, name) for name in OF_THE_ENGINE if getattr(self, name) is not None}
         kind = RequestOutputKind.DELTA if self.stream else RequestOutputKind.FINAL_ONLY
         if asked.get("use_beam_search"):
-            kind = RequestOutputKind.FINAL_ONLY  # a beam may be replaced as a whole until the end
             defaults = SamplingParams()
+        if asked.get("use_beam_search") or (self.best_of or 1) > (self.n or 1):
+            kind = RequestOutputKind.FINAL_ONLY  # which are the best is known at the end
         return replace(defaults, **asked, max_tokens=max_tokens, logprobs=logprobs, output_kind=kind)
 
     def check(self) -> None:
         """Raise `ApiError` for fields that contradict each other."""
         if self.stream_options is not None and not self.stream:
             raise ApiError("Stream options can only be defined when `stream=True`.", "stream_options")
+        wanted = self.response_format or {"type": "text"}
+        if wanted.get("type") != "text" or self.structured_outputs is not None:
+            raise ApiError("Structured output is not supported.", "response_format")
 
 
 class CompletionRequest(SampledRequest):
-    prompt: str | list[str] | list[int] | list[list[int]] | None = None
+    prompt: str | Texts | Tokens | Annotated[list[Tokens], _FIRST] | None = None
     echo: bool = False
     suffix: str | None = None
     max_tokens: int | None = 16
@@ -152,7 +177,6 @@ class ChatCompletionRequest(SampledRequest):
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
-    echo: bool = False
 
     def check(self) -> None:
         super().check()
@@ -163,6 +187,8 @@ class ChatCompletionRequest(SampledRequest):
         if self.top_logprobs is not None and not self.logprobs:
             raise ApiError("when using `top_logprobs`, `logprobs` must be set to true.", "top_logprobs")
         check_logprobs("top_logprobs", self.top_logprobs)
+        if self.tool_choice not in (None, "none", "auto"):
+            raise ApiError("tool_choice must be 'none' or 'auto': calls cannot be enforced.", "tool_choice")
 
 
 class TokenizeRequest(ApiModel):
@@ -180,7 +206,7 @@ class TokenizeRequest(ApiModel):
 
 class DetokenizeRequest(ApiModel):
     model: str | None = None
-    tokens: list[int]
+    tokens: Tokens
 
 
 def check_logprobs(name: str, count: int | None) -> None:

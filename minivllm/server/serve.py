@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -56,6 +57,11 @@ def serve(args: EngineArgs, options: ServeOptions) -> None:
     Raises:
         ValueError: an address that cannot be had, or a model or setting that cannot work.
     """
+    if not options.host:
+        raise ValueError("host must be an address, got ''; 0.0.0.0 listens at all of this machine")
+    root = options.app.root_path
+    if root and (not root.startswith("/") or root.endswith("/")):
+        raise ValueError(f"root_path must begin with '/' and not end with it, got {root!r}")
     listener = _listen(options)
     try:
         counts = EngineCounts()
@@ -78,19 +84,22 @@ def run_server(model: ServedModel, options: ServeOptions, listener: socket.socke
     config = uvicorn.Config(
         make_app(model, options.app),
         log_level="info",
-        timeout_graceful_shutdown=options.shutdown_timeout,
         server_header=False,
         http=PromptProtocol,
         lifespan="off",
     )
     where = options.uds or f"http://{_for_link(options.host)}:{listener.getsockname()[1]}"
     print(f"{model.names[0]} is served at {where}", file=sys.stderr, flush=True)
-    OrderlyServer(config).run(sockets=[listener])
+    goodbye = partial(model.llm.end_requests, "the server is shutting down")
+    OrderlyServer(config, goodbye, options.shutdown_timeout).run(sockets=[listener])
 
 
 def api_keys(given: list[str]) -> list[str]:
-    """Those of the command line, and that of the environment."""
-    return [*given, *([os.environ[KEY_VARIABLE]] if os.environ.get(KEY_VARIABLE) else [])]
+    """Those of the command line, and that of the environment. Raises `ValueError` for one that is empty."""
+    keys = [*given, *([os.environ[KEY_VARIABLE]] if os.environ.get(KEY_VARIABLE) else [])]
+    if not all(key.strip() == key != "" for key in keys):
+        raise ValueError("api_key must not be empty, nor begin or end with a space")
+    return keys
 
 
 def _served(llm: AsyncLLM, args: EngineArgs, options: ServeOptions) -> ServedModel:

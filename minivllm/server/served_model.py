@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,11 @@ class ServedModel:
         if self.chat_template is not None:
             self.chat_template = self.tokenizer.chat_templates.load(self.chat_template)
 
+    @cached_property
+    def _longest_token(self) -> int:
+        """Characters of one token at most."""
+        return max(map(len, self.tokenizer.get_vocab()), default=1)
+
     @property
     def tokenizer(self) -> Tokenizer:
         if self.llm.tokenizer is None:
@@ -73,6 +79,8 @@ class ServedModel:
             ApiError: it is empty, or too long.
         """
         text = prompt if isinstance(prompt, str) else None
+        if text is not None and len(text) > self.max_model_len * self._longest_token:
+            self._check_lengths(len(text) // self._longest_token, max_tokens)  # refused before it is encoded
         ids = self.tokenizer.encode(text, add_special_tokens=not is_rendered) if text is not None else prompt
         if not ids:
             raise ApiError("Either prompt or prompt_embeds must be provided and non-empty.", "prompt")

@@ -125,8 +125,8 @@ def _of_table(
             part = tables.get(event.seq, [])[event.first : event.first + len(event.blocks)]
             return _unlike(part, event.blocks, event.seq)
         case BlocksFreed():
-            table = tables.get(event.seq)  # a paged one is freed from its end, a strip from its beginning
-            return _unlike(table and sorted(table), sorted(event.blocks), event.seq)
+            held = tables.get(event.seq)  # a paged table is freed from its end, a strip from its beginning
+            return _unlike(held and sorted(held), sorted(event.blocks), event.seq)
 
 
 def _of_swap(event: BlocksSwappedOut | BlocksSwappedIn | HostBlocksFreed, state: ReplayState) -> str:

@@ -42,6 +42,10 @@ class RunningServer:
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]})
         self.thread.start()
 
+    def server_loop_call(self, function, *args):
+        """Call this in the event loop of the server."""
+        self.llm._loop.call_soon_threadsafe(function, *args)
+
     def stop(self):
         self.server.should_exit = True
         self.thread.join()

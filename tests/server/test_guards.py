@@ -1,12 +1,16 @@
 """What a request must pass: keys, origins, a place in the queue."""
 
+import asyncio
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import httpx
 import pytest
 
 from minivllm.server.app import AppOptions
+from minivllm.server.guards import ApiKey
 from tests import patience
 from tests.server.conftest import RunningServer
 
@@ -39,6 +43,21 @@ def test_without_a_key_nothing_below_v1_answers(http, given):
     assert http.get("/health").status_code == 200
 
 
+@pytest.mark.parametrize("root", ["/", "/v", "/v1", "/api"])
+def test_a_root_path_opens_nothing(root):
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append(scope["path"])
+
+    async def send(message):
+        pass
+
+    scope = {"type": "http", "method": "GET", "path": "/v1/models", "root_path": root, "headers": []}
+    asyncio.run(ApiKey(app, ["k"])(scope, None, send))
+    assert not seen or root == "/v1", "there is nothing below /v1/models that the router would find"
+
+
 @pytest.mark.parametrize("name", ["first", "second"])
 def test_each_key_opens(http, name):
     assert http.get("/v1/models", headers=key(name)).status_code == 200
@@ -56,15 +75,18 @@ def test_only_the_named_site_may_ask_from_its_pages(http):
 def test_who_comes_when_too_many_wait_is_sent_away_and_told_when_to_come_again(http, guarded):
     """The engine's thread is kept busy, so that what is asked meanwhile waits."""
     go = threading.Event()
-    guarded.llm._thread.call(lambda engine: [engine.add_request("waits", [1], None), go.wait()])
-    try:
-        deadline = time.monotonic() + patience.SECONDS
-        while not guarded.llm.num_waiting_requests:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        refused = http.post("/v1/completions", json={"prompt": "a"}, headers=key("first"))
-    finally:
-        go.set()
+    guarded.llm._thread.call(lambda engine: go.wait())
+    ask = partial(httpx.post, f"{guarded.url}/v1/completions", json={"prompt": "a"}, headers=key("first"))
+    with ThreadPoolExecutor() as others:
+        waits = others.submit(ask, timeout=patience.SECONDS)
+        try:
+            deadline = time.monotonic() + patience.SECONDS
+            while not guarded.llm.num_waiting_requests:
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+            refused = http.post("/v1/completions", json={"prompt": "a"}, headers=key("first"))
+        finally:
+            go.set()
+    assert waits.result().status_code == 200
     assert refused.status_code == 503 and int(refused.headers["Retry-After"]) >= 1
     assert "1 requests wait" in refused.json()["error"]["message"]
-    assert http.post("/v1/completions", json={"prompt": "a"}, headers=key("first")).status_code in (200, 503)

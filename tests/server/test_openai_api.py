@@ -14,6 +14,7 @@ from minivllm.model.tiny import MODEL_PATH
 from tests import patience
 
 PROMPT = "Once upon"
+IS_JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture(scope="module")
@@ -320,17 +321,55 @@ def test_errors_of_chats_have_vllms_form(http):
         assert error.status_code == 400 and error.json()["error"]["message"].startswith(words)
 
 
-def test_an_error_in_a_running_stream_is_an_event_of_its_own(http):
+def test_what_the_engine_refuses_has_its_status_in_a_stream_too(http):
     response = ask(http, prompt=[99_999], stream=True)
-    [told] = events(response)
-    assert told["error"]["code"] == 400 and "prompt_token_ids[0]" in told["error"]["message"]
+    assert response.status_code == 400 and "prompt_token_ids[0]" in response.json()["error"]["message"]
+
+
+def test_an_error_in_a_running_stream_is_an_event_of_its_own(http, running):
+    body = {"prompt": PROMPT, "max_tokens": 500, "ignore_eos": True, "stream": True}
+    with http.stream("POST", "/v1/completions", json=body) as response:
+        lines = response.iter_lines()
+        next(lines)
+        running.server_loop_call(running.llm.end_requests, "enough")
+        *_, error, done = filter(None, lines)
+    told = json.loads(error.removeprefix("data: "))
+    assert told["error"]["code"] == 503 and told["error"]["message"] == "enough" and done == "data: [DONE]"
+
+
+def test_which_candidates_are_the_best_is_known_at_the_end(http):
+    body = dict(best_of=4, n=2, seed=5, temperature=1, max_tokens=20)
+    whole = choices(ask(http, **body))
+    assert texts(events(ask(http, **body, stream=True))) == {c["index"]: c["text"] for c in whole}
+
+
+def test_a_body_that_is_wrong_everywhere_is_refused_in_a_few_lines(http):
+    for path, body in (
+        ("/v1/completions", {"prompt": [None] * 10_000}),
+        ("/detokenize", {"tokens": ["x"] * 10_000}),
+        ("/v1/completions", {"prompt": "a", "model": "m" * 100_000}),
+        ("/v1/completions", {"prompt": "ab" * 60_000}),
+    ):
+        response = http.post(path, json=body)
+        assert response.status_code in (400, 404) and len(response.content) < 4000
+    words = http.post("/v1/completions", json={"prompt": "a", "bad_words": ["x"] * 5000})
+    assert words.status_code == 400 and words.json()["error"]["param"] == "body.bad_words"
+
+
+def test_what_cannot_be_obeyed_is_refused(http):
+    assert ask(http, response_format={"type": "json_object"}).json()["error"]["param"] == "response_format"
+    chat = {"messages": QUESTION, "max_tokens": 2}
+    refused = http.post("/v1/chat/completions", json=chat | {"tool_choice": "required"})
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "tool_choice"
+    surrogate = http.post("/v1/completions", content=b'{"prompt": "a", "model": "\\ud800"}', headers=IS_JSON)
+    assert surrogate.status_code == 404 and "\\ud800" in surrogate.json()["error"]["message"]
+    assert ask(http, n=1000).json()["error"]["param"] == "n"
 
 
 def test_paths_methods_and_bodies_that_are_none(http):
     assert http.get("/nope").json() == {"detail": "Not Found"}
     assert http.get("/v1/completions").status_code == 405
-    is_json = {"Content-Type": "application/json"}
-    assert http.post("/v1/completions", content=b"{", headers=is_json).json()["error"]["param"] == "body.1"
+    assert http.post("/v1/completions", content=b"{", headers=IS_JSON).json()["error"]["param"] == "body.1"
     huge = http.post("/v1/completions", json={"prompt": "x" * 300_000})
     assert huge.status_code == 413 and "200,000 bytes" in huge.json()["error"]["message"]
 
