@@ -71,6 +71,7 @@ class OrderlyServer(uvicorn.Server):
         self._end_requests = end_requests
         self._patience = patience
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._num_signals = 0
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
@@ -89,8 +90,6 @@ class OrderlyServer(uvicorn.Server):
         if self._num_signals == 2 and self._loop:
             self._loop.call_soon_threadsafe(self._end_requests)
         self.force_exit = self._num_signals > 2
-
-    _num_signals = 0
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
