@@ -88,7 +88,7 @@ STOPS = [
     (("-m", "lessons", "list"), "typer", [signal.SIGINT], INTERRUPTED),
     (("-m", "viz.serve"), "minivllm.trace", [signal.SIGINT], INTERRUPTED),
     (("-m", "kernels_numba.list_kernels"), "numpy", [signal.SIGINT], INTERRUPTED),
-    ((WALKTHROUGH,), "minivllm.trace", [signal.SIGINT], INTERRUPTED),
+    ((WALKTHROUGH,), "minivllm.llm", [signal.SIGINT], INTERRUPTED),
 ]
 
 
@@ -110,7 +110,7 @@ def test_a_program_that_is_stopped_at_any_moment_twice_prints_no_traceback(stopp
     for process in started:
         code, said = end_of(process)
         if code in (130, -signal.SIGINT):  # the latter once Python is taken down, which no shell can tell
-            assert said == "interrupted\n"
+            assert said in ("interrupted\n", "")  # a second signal may come before the line
         else:
             assert code in (0, 1) and "Traceback" not in said
 
