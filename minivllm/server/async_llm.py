@@ -52,6 +52,7 @@ class AsyncLLM:
         self._engine = engine
         self._loop: asyncio.AbstractEventLoop | None = None
         self._streams: dict[str, Stream] = {}
+        self._leaving: dict[str, asyncio.Future[Any]] = {}
         self._thread = EngineThread(engine, self)
 
     @classmethod
@@ -84,6 +85,8 @@ class AsyncLLM:
             EngineDeadError: the engine has ended.
             Exception: what failed in the step that the request was in.
         """
+        while request_id in self._leaving:  # what is on its way to the one before is not for this one
+            await asyncio.wait([self._leaving[request_id]])
         if request_id in self._streams:
             raise ValueError(f"request_id {request_id!r} is in use by a request that is not finished")
         text, token_ids, salt = tokenize_prompt(prompt, "prompt", self._engine.tokenizer)
@@ -102,8 +105,7 @@ class AsyncLLM:
         finally:
             del self._streams[request_id]
             if not stream.is_finished:
-                with suppress(EngineDeadError):
-                    self._thread.call(lambda engine: engine.abort(request_id))
+                self._leave(request_id)
 
     async def abort(self, request_id: str | Iterable[str]) -> None:
         """End requests now. Their callers get what there is, with reason "abort"."""
@@ -187,6 +189,13 @@ class AsyncLLM:
         elif self._loop is not loop:
             raise RuntimeError("an AsyncLLM belongs to one event loop: make another one for another loop")
         return await asyncio.wrap_future(self._thread.call(work))
+
+    def _leave(self, request_id: str) -> None:
+        """Abort a request whose caller has gone. Its name is free when that is done."""
+        with suppress(EngineDeadError, RuntimeError):  # the engine, or the event loop, has ended
+            aborting = self._thread.call(lambda engine: engine.abort(request_id))
+            left = self._leaving[request_id] = asyncio.wrap_future(aborting, loop=self._loop)
+            left.add_done_callback(lambda _: self._leaving.pop(request_id, None))
 
     def on_outputs(self, outputs: list[RequestOutput]) -> None:
         """In the engine's thread: one hop for all outputs of a step."""

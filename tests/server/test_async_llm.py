@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import threading
+from contextlib import aclosing
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from minivllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 from minivllm.server.async_llm import AsyncLLM
 from minivllm.server.engine_thread import MAX_FAILURES, EngineDeadError
+from tests import event_loops
 from tests.engine.fakes import VOCAB_SIZE, expected_output, make_engine
 
 KINDS = tuple(RequestOutputKind)
@@ -33,7 +35,7 @@ def served(scenario, **limits):
         finally:
             llm.shutdown()
 
-    result = asyncio.run(run())
+    result = event_loops.run(run())
     engine.check_invariants()
     assert engine.cache.pool.num_used_blocks == 0, "a block was lost"
     assert threading.active_count() == before
@@ -48,13 +50,14 @@ async def tokens_of(llm, prompt, count, name, kind=RequestOutputKind.DELTA, paus
     """What one caller has got when it is done, or leaves."""
     told = []
     pauses = iter(pauses)
-    async for output in llm.generate(prompt, params(count, kind), name):
-        piece = list(output.outputs[0].token_ids)
-        told = [*told, *piece] if kind is RequestOutputKind.DELTA else piece
-        if leave_after is not None and len(told) >= leave_after:
-            break
-        for _ in range(next(pauses, 0)):
-            await asyncio.sleep(0)
+    async with aclosing(llm.generate(prompt, params(count, kind), name)) as outputs:
+        async for output in outputs:
+            piece = list(output.outputs[0].token_ids)
+            told = [*told, *piece] if kind is RequestOutputKind.DELTA else piece
+            if leave_after is not None and len(told) >= leave_after:
+                break
+            for _ in range(next(pauses, 0)):
+                await asyncio.sleep(0)
     return told
 
 
@@ -102,6 +105,20 @@ def test_a_task_may_be_cancelled_at_any_moment(turns):
         return await stays
 
     assert served(scenario, num_blocks=256) == expected_output([1, 2, 3], 20)
+
+
+@given(
+    st.lists(st.tuples(st.lists(st.integers(0, 9), min_size=1), st.integers(1, 3)), min_size=2, max_size=6)
+)
+@settings(max_examples=10)
+def test_a_name_that_was_left_can_be_used_again_at_once(turns):
+    async def scenario(llm):
+        for prompt, leave_after in turns:
+            await tokens_of(llm, prompt, 3, "mine", leave_after=leave_after)
+            told = await tokens_of(llm, [*prompt, 50], 6, "mine")
+            assert told == expected_output([*prompt, 50], 6)
+
+    served(scenario)
 
 
 def test_a_loop_that_is_left_without_a_word_is_aborted():
@@ -219,7 +236,7 @@ def test_an_engine_beyond_help_says_so_to_everyone():
         llm.shutdown()
         llm.shutdown()
 
-    asyncio.run(run())
+    event_loops.run(run())
 
 
 def test_after_a_shutdown_those_who_wait_hear_of_it():
@@ -232,14 +249,14 @@ def test_after_a_shutdown_those_who_wait_hear_of_it():
             async for _ in outputs:
                 pass
 
-    asyncio.run(run())
+    event_loops.run(run())
 
 
 def test_it_belongs_to_one_event_loop():
     llm = AsyncLLM(make_engine())
-    assert asyncio.run(tokens_of(llm, [1], 2, "one")) == expected_output([1], 2)
+    assert event_loops.run(tokens_of(llm, [1], 2, "one")) == expected_output([1], 2)
     with pytest.raises(RuntimeError, match="event loop"):
-        asyncio.run(tokens_of(llm, [1], 2, "two"))
+        event_loops.run(tokens_of(llm, [1], 2, "two"))
     llm.shutdown()
 
 

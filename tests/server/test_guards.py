@@ -1,6 +1,5 @@
 """What a request must pass: keys, origins, a place in the queue."""
 
-import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,7 @@ import pytest
 
 from minivllm.server.app import AppOptions
 from minivllm.server.guards import ApiKey
-from tests import patience
+from tests import event_loops, patience
 from tests.server.conftest import RunningServer
 
 
@@ -54,7 +53,7 @@ def test_a_root_path_opens_nothing(root):
         pass
 
     scope = {"type": "http", "method": "GET", "path": "/v1/models", "root_path": root, "headers": []}
-    asyncio.run(ApiKey(app, ["k"])(scope, None, send))
+    event_loops.run(ApiKey(app, ["k"])(scope, None, send))
     assert not seen or root == "/v1", "there is nothing below /v1/models that the router would find"
 
 

@@ -10,7 +10,7 @@ import time
 import httpx
 from hypothesis import settings
 
-from tests import patience
+from tests import event_loops, patience
 from tests.server.conftest import RunningServer
 
 IS_NIGHT = settings.get_current_profile_name() == "nightly"
@@ -101,7 +101,7 @@ def test_many_clients_of_all_manners_leave_nothing_behind():
     threads = threading.active_count()
     server = RunningServer()
     try:
-        asyncio.run(all_clients(server.url, seed=os.getpid()))
+        event_loops.run(all_clients(server.url, seed=os.getpid()))
         deadline = time.monotonic() + patience.SECONDS
         while server.engine.requests or server.llm.num_unfinished_requests:
             assert time.monotonic() < deadline

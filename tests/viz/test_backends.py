@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from minivllm.text import printable
 from minivllm.trace.timeline import make_timeline
 from tests.viz import trace_factory
 from tests.viz.trace_factory import Workload
@@ -107,7 +108,7 @@ def test_a_page_keeps_the_text_of_a_trace_out_of_its_markup(text):
     scene = scene_with(text)
     page = html.to_html(text, [scene])
     data = json.loads(embedded(page))
-    assert data["captions"] == [text]
+    assert data["captions"] == [printable(text)]
     assert data["scenes"][0]["patches"] == json.loads(json.dumps(scene.to_data()["patches"]))
     assert "<" not in embedded(page)
     assert page.count("<script") == 2

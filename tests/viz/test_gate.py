@@ -1,6 +1,5 @@
 """The gate lets in our own pages and those of no other site; only files of named folders are opened."""
 
-import asyncio
 import os
 import socket
 from http.client import HTTPConnection
@@ -11,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minivllm.trace.reader import TraceError
+from tests import event_loops
 from viz import folders, gate
 
 OURS = ("localhost", "127.0.0.1", "[::1]", "LOCALHOST")
@@ -78,7 +78,7 @@ def test_what_is_refused_never_reaches_the_pages(kind):
     async def send(message):
         sent.append(message)
 
-    asyncio.run(gate.Gate(app)({"type": kind, "headers": headers(["evil.example"])}, None, send))
+    event_loops.run(gate.Gate(app)({"type": kind, "headers": headers(["evil.example"])}, None, send))
     assert sent[0].get("status") == 403 or sent[0]["type"] == "websocket.close"
 
 

@@ -1,0 +1,10 @@
+"""Event loops for tests. Playwright keeps one running in the main thread, so others need their own."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+
+def run(coroutine):
+    """As `asyncio.run`, wherever it is called."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()
