@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from minivllm.engine.prompts import Prompt
 from minivllm.outputs import RequestOutput
 from minivllm.sampling_params import SamplingParams
 from minivllm.server.async_llm import AsyncLLM
+from minivllm.server.protocol import SampledRequest
+from minivllm.server.served_model import ServedModel
 
 FINGERPRINT = f"minivllm-{__version__}"
 DONE = b"data: [DONE]\n\n"
@@ -72,6 +75,69 @@ class Answer:
     def usage_of(self, prompt: int, choice: int) -> dict[str, Any]:
         """What one choice has used so far."""
         return _usage(self.prompt_tokens.get(prompt, 0), self.completion_tokens.get(choice, 0))
+
+
+class Answering(ABC):
+    """A request of a client, and how it is answered: in one piece, or in chunks as the tokens come.
+
+    Attributes:
+        prompts: for the engine, checked and with their tokens.
+        params: what the engine is asked for; the same for all prompts.
+    """
+
+    def __init__(
+        self,
+        request: SampledRequest,
+        model: ServedModel,
+        answer: Answer,
+        prompts: Sequence[Prompt],
+        params: SamplingParams,
+    ) -> None:
+        self.model = model
+        self.answer = answer
+        self.prompts = prompts
+        self.params = params
+        self._request = request
+
+    @abstractmethod
+    def choices(self, prompt: int, output: RequestOutput) -> list[dict[str, Any]]:
+        """What an output says, choice by choice: in a stream what is new, else everything."""
+
+    async def whole(self) -> dict[str, Any]:
+        """The answer in one piece."""
+        choices: dict[int, dict[str, Any]] = {}
+        async with aclosing(self._outputs()) as outputs:
+            async for prompt, output in outputs:
+                if output.finished:
+                    choices |= {choice["index"]: choice for choice in self.choices(prompt, output)}
+        return {
+            **self.answer.head(),
+            "choices": [choices[index] for index in sorted(choices)],
+            "service_tier": None,
+            "system_fingerprint": FINGERPRINT,
+            "usage": self.answer.usage() | {"completion_tokens_details": None},
+        }
+
+    async def stream(self) -> AsyncGenerator[bytes]:
+        """The answer in chunks, as server-sent events."""
+        options = self._request.stream_options
+        async with aclosing(self._outputs()) as outputs:
+            async for prompt, output in outputs:
+                for choice in self.choices(prompt, output):
+                    chunk = {**self.answer.head(), "choices": [choice]}
+                    if options and options.continuous_usage_stats:
+                        chunk["usage"] = self.answer.usage_of(prompt, choice["index"])
+                    yield event(chunk)
+        if options and options.include_usage:
+            usage = self.answer.usage()
+            yield event(
+                {**self.answer.head(), "choices": [], "usage": usage, "system_fingerprint": FINGERPRINT}
+            )
+        yield DONE
+
+    def _outputs(self) -> AsyncGenerator[tuple[int, RequestOutput]]:
+        priority = self._request.priority
+        return outputs_of(self.model.llm, self.prompts, self.params, self.answer.name, priority)
 
 
 def _usage(prompt: int, completion: int) -> dict[str, Any]:

@@ -5,33 +5,27 @@ Source: the OpenAI API, with vLLM's additions. Read next: `app.py`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Any
 
 from minivllm.outputs import CompletionOutput, RequestOutput
-from minivllm.server.answers import DONE, FINGERPRINT, Answer, event, outputs_of
+from minivllm.server.answers import Answer, Answering
 from minivllm.server.logprobs import of_chat, tokens_with_logprobs
 from minivllm.server.protocol import ChatCompletionRequest
 from minivllm.server.served_model import ServedModel
 
 
-class Chat:
+class Chat(Answering):
     """One conversation, and the answer to it."""
 
     def __init__(self, request: ChatCompletionRequest, model: ServedModel) -> None:
         request.check()
-        self.request = request
-        self.model = model
         kind = "chat.completion.chunk" if request.stream else "chat.completion"
-        self.answer = Answer("chatcmpl", kind, model.name_for(request.model))
+        answer = Answer("chatcmpl", kind, model.name_for(request.model))
         max_tokens = request.max_tokens
         if request.max_completion_tokens is not None:
             max_tokens = request.max_completion_tokens
-        if max_tokens is None:
-            max_tokens = model.max_chat_tokens
         logprobs = (request.top_logprobs or 0) if request.logprobs else None
-        self.params = request.sampling_params(model.defaults, max_tokens, logprobs)
+        params = request.sampling_params(model.defaults, max_tokens, logprobs)
         text = model.render(
             request.messages,
             tools=request.tools if request.tool_choice != "none" else None,
@@ -41,48 +35,15 @@ class Chat:
             add_generation_prompt=request.add_generation_prompt,
             continue_final_message=request.continue_final_message,
         )
-        self.prompt = model.prompt(text, max_tokens, request.cache_salt, is_rendered=True)
+        prompt = model.prompt(text, max_tokens, request.cache_salt, is_rendered=True)
+        super().__init__(request, model, answer, [prompt], params)
+        self.request = request
         self._begun: set[int] = set()
 
-    async def whole(self) -> dict[str, Any]:
-        """The answer in one piece."""
-        choices: list[dict[str, Any]] = []
-        async with aclosing(self._outputs()) as outputs:
-            async for _, output in outputs:
-                if output.finished:
-                    self._count(output)
-                    choices = [self._choice(one) for one in output.outputs]
-        return {
-            **self.answer.head(),
-            "choices": choices,
-            "service_tier": None,
-            "system_fingerprint": FINGERPRINT,
-            "usage": self.answer.usage() | {"completion_tokens_details": None},
-        }
-
-    async def stream(self) -> AsyncGenerator[bytes]:
-        """The answer in chunks, as server-sent events. The first one of each choice says who speaks."""
-        options = self.request.stream_options
-        async with aclosing(self._outputs()) as outputs:
-            async for _, output in outputs:
-                self._count(output)
-                for choice in self._chunks(output):
-                    chunk = {**self.answer.head(), "choices": [choice]}
-                    if options and options.continuous_usage_stats:
-                        chunk["usage"] = self.answer.usage_of(0, choice["index"])
-                    yield event(chunk)
-        if options and options.include_usage:
-            usage = self.answer.usage()
-            yield event(
-                {**self.answer.head(), "choices": [], "usage": usage, "system_fingerprint": FINGERPRINT}
-            )
-        yield DONE
-
-    def _outputs(self) -> AsyncGenerator[tuple[int, RequestOutput]]:
-        return outputs_of(self.model.llm, [self.prompt], self.params, self.answer.name, self.request.priority)
-
-    def _count(self, output: RequestOutput) -> None:
-        self.answer.count(0, output, [(one.index, len(one.token_ids)) for one in output.outputs])
+    def choices(self, prompt: int, output: RequestOutput) -> list[dict[str, Any]]:
+        """The first chunk of each choice says who speaks."""
+        self.answer.count(prompt, output, [(one.index, len(one.token_ids)) for one in output.outputs])
+        return self._chunks(output) if self.request.stream else [self._choice(one) for one in output.outputs]
 
     def _chunks(self, output: RequestOutput) -> list[dict[str, Any]]:
         chunks = []

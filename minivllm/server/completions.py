@@ -5,69 +5,32 @@ Source: the OpenAI API, with vLLM's additions. Read next: `chat.py`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Any
 
 from minivllm.outputs import CompletionOutput, RequestOutput
-from minivllm.server.answers import DONE, FINGERPRINT, Answer, event, outputs_of
+from minivllm.server.answers import Answer, Answering
 from minivllm.server.logprobs import of_completion, prompt_with_logprobs, tokens_with_logprobs
 from minivllm.server.protocol import CompletionRequest
 from minivllm.server.served_model import ServedModel
 
 
-class Completion:
+class Completion(Answering):
     """One request for completions, and its answer."""
 
     def __init__(self, request: CompletionRequest, model: ServedModel) -> None:
         request.check()
-        self.request = request
-        self.model = model
-        self.answer = Answer("cmpl", "text_completion", model.name_for(request.model))
-        self.params = request.sampling_params(model.defaults, request.max_tokens, request.logprobs)
-        self.prompts = [
+        answer = Answer("cmpl", "text_completion", model.name_for(request.model))
+        params = request.sampling_params(model.defaults, request.max_tokens, request.logprobs)
+        if request.echo and request.logprobs is not None and params.prompt_logprobs is None:
+            params.prompt_logprobs = request.logprobs
+        prompts = [
             model.prompt(prompt, request.max_tokens, request.cache_salt) for prompt in request.prompts()
         ]
-        if request.echo and request.logprobs is not None and self.params.prompt_logprobs is None:
-            self.params.prompt_logprobs = request.logprobs
+        super().__init__(request, model, answer, prompts, params)
+        self.request = request
         self._lengths: dict[int, int] = {}  # characters that a choice has told
 
-    async def whole(self) -> dict[str, Any]:
-        """The answer in one piece."""
-        choices: dict[int, dict[str, Any]] = {}
-        async with aclosing(self._outputs()) as outputs:
-            async for prompt, output in outputs:
-                if output.finished:
-                    choices |= {choice["index"]: choice for choice in self._choices(prompt, output)}
-        return {
-            **self.answer.head(),
-            "choices": [choices[index] for index in sorted(choices)],
-            "service_tier": None,
-            "system_fingerprint": FINGERPRINT,
-            "usage": self.answer.usage() | {"completion_tokens_details": None},
-        }
-
-    async def stream(self) -> AsyncGenerator[bytes]:
-        """The answer in chunks, as server-sent events."""
-        options = self.request.stream_options
-        async with aclosing(self._outputs()) as outputs:
-            async for prompt, output in outputs:
-                for choice in self._choices(prompt, output):
-                    chunk = {**self.answer.head(), "choices": [choice]}
-                    if options and options.continuous_usage_stats:
-                        chunk["usage"] = self.answer.usage_of(prompt, choice["index"])
-                    yield event(chunk)
-        if options and options.include_usage:
-            usage = self.answer.usage()
-            yield event(
-                {**self.answer.head(), "choices": [], "usage": usage, "system_fingerprint": FINGERPRINT}
-            )
-        yield DONE
-
-    def _outputs(self) -> AsyncGenerator[tuple[int, RequestOutput]]:
-        return outputs_of(self.model.llm, self.prompts, self.params, self.answer.name, self.request.priority)
-
-    def _choices(self, prompt: int, output: RequestOutput) -> list[dict[str, Any]]:
+    def choices(self, prompt: int, output: RequestOutput) -> list[dict[str, Any]]:
         choices = [(prompt * self.params.n + one.index, one) for one in output.outputs]
         self.answer.count(prompt, output, [(index, len(one.token_ids)) for index, one in choices])
         return [self._choice(index, one, output) for index, one in choices]

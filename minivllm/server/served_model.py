@@ -26,7 +26,6 @@ class ServedModel:
         root: what was loaded.
         metrics: what `/metrics` shows.
         defaults: for fields that a client leaves out.
-        max_chat_tokens: of an answer, if the client leaves it open; None: as many as there is room for.
         chat_template, chat_template_content_format: as for `LLM.chat`.
     """
 
@@ -36,7 +35,6 @@ class ServedModel:
     max_model_len: int
     metrics: EngineCollector | None = None
     defaults: SamplingParams = field(default_factory=SamplingParams)
-    max_chat_tokens: int | None = None
     chat_template: str | Path | None = None
     chat_template_content_format: str = "auto"
     created: int = field(default_factory=lambda: int(time.time()))
