@@ -1,0 +1,1 @@
+"""Weights stored as small numbers, and what the small numbers mean."""
