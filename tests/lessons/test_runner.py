@@ -1,16 +1,20 @@
 """The runner answers in sentences, whatever the judged code does. Run as a learner would: by command."""
 
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 
+from lessons import commands
 from lessons.catalogue import ROOT, find_lesson
 from lessons.comparing import parting
 from lessons.mutant import load_mutants
+from minivllm.terminal import Console
 from minivllm.trace.story_events import StoryStep, read_story
 from tests import patience
 
@@ -20,6 +24,26 @@ TAKE = "        blocks = [self._free.pop() for _ in range(count)]\n"
 
 
 def minivllm(folder, *arguments, **environment):
+    """`minivllm lesson …` in this process (a start of Python costs more than most of these commands).
+
+    With variables of its own it is a process of its own. The judge always is one.
+    """
+    if environment:
+        return as_process(folder, *arguments, **environment)
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(said):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["minivllm lesson", *arguments])
+        patch.setattr(commands, "console", Console(width=200))
+        patch.setenv("PYTHONPATH", str(ROOT.parent))
+        patch.setenv("COLUMNS", "200")
+        patch.setenv("MINIVLLM_DEBUG", "")  # which `--raw` sets for the rest of its process
+        with pytest.raises(SystemExit) as end:
+            commands.main()
+    return checked(end.value.code or 0, said.getvalue(), arguments)
+
+
+def as_process(folder, *arguments, **environment):
     done = subprocess.run(
         [sys.executable, "-m", "lessons", *arguments],
         cwd=folder,
@@ -29,9 +53,12 @@ def minivllm(folder, *arguments, **environment):
         timeout=patience.SECONDS,
         check=False,
     )
-    words = done.stdout + done.stderr
+    return checked(done.returncode, done.stdout + done.stderr, arguments)
+
+
+def checked(code, words, arguments):
     assert "Traceback" not in words or "--raw" in arguments, words
-    return done.returncode, words
+    return code, words
 
 
 def check(folder, source, *arguments):
@@ -47,7 +74,7 @@ def with_in_take(line):
 
 
 def test_the_path_from_start_to_diff(tmp_path):
-    code, words = minivllm(tmp_path, "list")
+    code, words = as_process(tmp_path, "list")
     assert code == 0 and "not started" in words
     code, words = minivllm(tmp_path, "start", "4")
     assert code == 0 and "work/04_paging.py" in words
