@@ -7,6 +7,7 @@ finds, and processes that compile at once may choose the same file for different
     one compiles         a function called from Python is compiled, with all that it calls, by one process
                          at a time; the others wait, say so, and find it
     code has its key     so reading needs no lock: code for other types is never taken for what was wanted
+    parts are not kept   a function that only compiled code calls is in that code (`parts.py`)
 
 Read next: `kernels_numba/kept_code.py`, which says where files are and what sealed means.
 """
@@ -27,6 +28,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.dispatcher import Dispatcher
 from numba.core.event import Listener
 
+from kernels_numba.cpu.parts import compiling, forget_part, is_outermost, is_part, set_environments
 from kernels_numba.kept_code import read_sealed, say_damaged, write_sealed
 
 try:
@@ -99,6 +101,9 @@ class KernelCache(FunctionCache):  # type: ignore[misc]
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
+        if is_part(data):
+            return
+        set_environments(data)
         try:
             super().save_overload(sig, data)
         except OSError as error:
@@ -108,25 +113,30 @@ class KernelCache(FunctionCache):  # type: ignore[misc]
 
 
 _compile = Dispatcher.compile
-_num_entered = 0  # compiling a function compiles those that it calls; guarded by Numba's own lock
 
 
 def _load_or_compile(self: Any, signature: Any) -> Any:
     """As Numba loads or compiles a function; if it is one of ours, no other process compiles meanwhile."""
-    global _num_entered
-    cache = self._cache
     with global_compiler_lock:
-        if _num_entered or not isinstance(cache, KernelCache):
-            return _compile(self, signature)
-        key = cache.key(signature, self.targetctx)
-        folder = Path(cache.cache_path)
-        with nullcontext() if cache.files.load(key) is not None else compiling_alone(folder):
-            _num_entered += 1
-            try:
+        if not is_outermost():
+            with compiling(self):
                 return _compile(self, signature)
-            finally:
-                _num_entered -= 1
-                files_in_use.update(cache.files.paths(key) or [folder / "not kept"])
+        forget_part(self, signature)
+        if isinstance(self._cache, KernelCache):
+            return _load_or_compile_kernel(self, signature)
+        return _compile(self, signature)
+
+
+def _load_or_compile_kernel(kernel: Any, signature: Any) -> Any:
+    """A function of ours that Python calls, and as parts of it all that it calls."""
+    cache = kernel._cache
+    key, folder = cache.key(signature, kernel.targetctx), Path(cache.cache_path)
+    with nullcontext() if cache.files.load(key) is not None else compiling_alone(folder):
+        try:
+            with compiling(kernel):
+                return _compile(kernel, signature)
+        finally:
+            files_in_use.update(cache.files.paths(key) or [folder / "not kept"])
 
 
 Dispatcher.compile = _load_or_compile  # type: ignore[assignment, method-assign]
