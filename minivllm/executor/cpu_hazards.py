@@ -150,7 +150,7 @@ def compiling(kind: str) -> Iterator[None]:
     from kernels_numba.kept_code import mark_complete
 
     num_threads, before = torch.get_num_threads(), set(files_in_use)
-    text = f"compiling kernels for this machine ({kind}); it takes a minute or so, once"
+    text = f"compiling kernels for this machine ({kind}); it takes about half a minute, once"
     try:
         with install_listener("numba:compile", Announcement(lambda: logger.warning(text))):
             yield
