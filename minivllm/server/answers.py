@@ -103,30 +103,41 @@ class Answering(ABC):
     def choices(self, prompt: int, output: RequestOutput) -> list[dict[str, Any]]:
         """What an output says, choice by choice: in a stream what is new, else everything."""
 
+    def about_prompt(self, output: RequestOutput) -> dict[str, Any]:
+        """What an answer, or the first chunk of a stream, tells of the prompt beside its choices."""
+        return {}
+
     async def whole(self) -> dict[str, Any]:
         """The answer in one piece."""
         choices: dict[int, dict[str, Any]] = {}
+        about_prompt: dict[str, Any] = {}
         async with aclosing(self._outputs()) as outputs:
             async for prompt, output in outputs:
                 if output.finished:
                     choices |= {choice["index"]: choice for choice in self.choices(prompt, output)}
+                    about_prompt = self.about_prompt(output)
         return {
             **self.answer.head(),
             "choices": [choices[index] for index in sorted(choices)],
             "service_tier": None,
             "system_fingerprint": FINGERPRINT,
             "usage": self.answer.usage() | {"completion_tokens_details": None},
+            **about_prompt,
         }
 
     async def stream(self) -> AsyncGenerator[bytes]:
         """The answer in chunks, as server-sent events."""
         options = self._request.stream_options
+        is_first = True
         async with aclosing(self._outputs()) as outputs:
             async for prompt, output in outputs:
                 for choice in self.choices(prompt, output):
                     chunk = {**self.answer.head(), "choices": [choice]}
                     if options and options.continuous_usage_stats:
                         chunk["usage"] = self.answer.usage_of(prompt, choice["index"])
+                    if is_first:
+                        chunk |= self.about_prompt(output)
+                        is_first = False
                     yield event(chunk)
         if options and options.include_usage:
             usage = self.answer.usage()

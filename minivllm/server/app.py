@@ -67,10 +67,9 @@ def make_app(model: ServedModel, options: AppOptions | None = None) -> FastAPI:
     _add_error_handlers(app)
     _add_openai_routes(app, model, options)
     _add_own_routes(app, model)
-    if options.allowed_origins:
-        app.add_middleware(
-            CORSMiddleware, allow_origins=options.allowed_origins, allow_methods=["*"], allow_headers=["*"]
-        )
+    app.add_middleware(
+        CORSMiddleware, allow_origins=options.allowed_origins, allow_methods=["*"], allow_headers=["*"]
+    )
     if options.api_keys:
         app.add_middleware(ApiKey, keys=options.api_keys)
     app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)

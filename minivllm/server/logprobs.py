@@ -71,6 +71,24 @@ def of_chat(tokens: Iterable[TokenLogprobs], count: int) -> dict[str, Any]:
     }
 
 
+def of_prompt(entries: Sequence[Entry | None] | None) -> list[dict[str, Any] | None] | None:
+    """vLLM's form for the tokens of a prompt: by token id, as JSON has it."""
+    if entries is None:
+        return None
+    return [None if entry is None else _by_token(entry) for entry in entries]
+
+
+def _by_token(entry: Entry) -> dict[str, Any]:
+    return {
+        str(token): {
+            "logprob": _finite(item.logprob),
+            "rank": item.rank,
+            "decoded_token": item.decoded_token,
+        }
+        for token, item in entry.items()
+    }
+
+
 def _with_bytes(text: str, logprob: float | None) -> dict[str, Any]:
     return {"token": text, "logprob": logprob, "bytes": list(text.encode("utf-8", "replace"))}
 

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 
 from minivllm.sampling_params import RequestOutputKind, SamplingParams
 from minivllm.server.errors import ApiError
+from minivllm.server.tool_choice import check_tools
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +115,7 @@ class SampledRequest(ApiModel):
     early_stopping: bool | str | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
+    truncate_prompt_tokens: int | None = Field(None, ge=-1)
     priority: int = 0
     cache_salt: str | None = Field(None, max_length=MAX_SALT_CHARACTERS)
     return_token_ids: bool = False
@@ -137,6 +139,9 @@ class SampledRequest(ApiModel):
         """Raise `ApiError` for fields that contradict each other."""
         if self.stream_options is not None and not self.stream:
             raise ApiError("Stream options can only be defined when `stream=True`.", "stream_options")
+        if self.stream and self.prompt_logprobs is not None:
+            raise ApiError("`prompt_logprobs` are not available when `stream=True`.", "prompt_logprobs")
+        check_logprobs("prompt_logprobs", self.prompt_logprobs, "prompt")
         wanted = self.response_format or {"type": "text"}
         if wanted.get("type") != "text" or self.structured_outputs is not None:
             raise ApiError("Structured output is not supported.", "response_format")
@@ -148,6 +153,7 @@ class CompletionRequest(SampledRequest):
     suffix: str | None = None
     max_tokens: int | None = 16
     logprobs: int | None = None
+    add_special_tokens: bool = True
 
     def check(self) -> None:
         super().check()
@@ -172,11 +178,14 @@ class ChatCompletionRequest(SampledRequest):
     top_logprobs: int | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = True
     documents: list[dict[str, Any]] | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
+    add_special_tokens: bool = False
+    echo: bool = False
 
     def check(self) -> None:
         super().check()
@@ -187,8 +196,7 @@ class ChatCompletionRequest(SampledRequest):
         if self.top_logprobs is not None and not self.logprobs:
             raise ApiError("when using `top_logprobs`, `logprobs` must be set to true.", "top_logprobs")
         check_logprobs("top_logprobs", self.top_logprobs)
-        if self.tool_choice not in (None, "none", "auto"):
-            raise ApiError("tool_choice must be 'none' or 'auto': calls cannot be enforced.", "tool_choice")
+        check_tools(self)
 
 
 class TokenizeRequest(ApiModel):
@@ -209,10 +217,11 @@ class DetokenizeRequest(ApiModel):
     tokens: Tokens
 
 
-def check_logprobs(name: str, count: int | None) -> None:
+def check_logprobs(name: str, count: int | None, of: str = "sample") -> None:
+    """Raise `ApiError` for more than are told of a token."""
     if count is not None and count > MAX_LOGPROBS:
         raise ApiError(
-            f"Requested sample logprobs of {count}, which is greater than max allowed: {MAX_LOGPROBS}",
+            f"Requested {of} logprobs of {count}, which is greater than max allowed: {MAX_LOGPROBS}",
             name,
             count,
         )
