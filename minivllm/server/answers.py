@@ -42,20 +42,23 @@ class Answer:
         prefix: of its name: `cmpl`, `chatcmpl`.
         kind: the `object` that it is.
         model: the name under which the client asked for it.
+        wanted: the client's own name for it.
     """
 
     prefix: str
     kind: str
     model: str
+    wanted: str | None = None
     created: int = field(default_factory=lambda: int(time.time()))
-    name: str = ""
     prompt_tokens: dict[int, int] = field(default_factory=dict)
     cached_tokens: dict[int, int] = field(default_factory=dict)
     completion_tokens: dict[int, int] = field(default_factory=dict)
     """By prompt, by prompt, by choice."""
 
     def __post_init__(self) -> None:
-        self.name = self.name or f"{self.prefix}-{uuid4().hex[:16]}"
+        self.name = f"{self.prefix}-{self.wanted or uuid4().hex[:16]}"
+        # What clients call theirs need not be unique.
+        self.engine_name = f"{self.name}-{uuid4().hex[:8]}" if self.wanted else self.name
 
     def head(self) -> dict[str, Any]:
         return {"id": self.name, "object": self.kind, "created": self.created, "model": self.model}
@@ -148,7 +151,7 @@ class Answering(ABC):
 
     def _outputs(self) -> AsyncGenerator[tuple[int, RequestOutput]]:
         priority = self._request.priority
-        return outputs_of(self.model.llm, self.prompts, self.params, self.answer.name, priority)
+        return outputs_of(self.model.llm, self.prompts, self.params, self.answer.engine_name, priority)
 
 
 def _usage(prompt: int, completion: int) -> dict[str, Any]:

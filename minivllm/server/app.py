@@ -29,6 +29,7 @@ from minivllm.server.errors import ApiError, as_api_error, validation_error
 from minivllm.server.guards import ApiKey, BodyLimit
 from minivllm.server.metrics import CONTENT_TYPE
 from minivllm.server.protocol import (
+    MAX_NAME_CHARACTERS,
     ChatCompletionRequest,
     CompletionRequest,
     DetokenizeRequest,
@@ -81,6 +82,7 @@ def _add_openai_routes(app: FastAPI, model: ServedModel, options: AppOptions) ->
         request: Request, make: Any, asked: CompletionRequest | ChatCompletionRequest
     ) -> Response:
         _admit(model, options)
+        asked.request_id = request.headers.get("x-request-id", "")[:MAX_NAME_CHARACTERS] or asked.request_id
         work = await asyncio.to_thread(make, asked, model)  # templates and tokenizers may take a while
         if not asked.stream:
             return await answered(request, work.whole())

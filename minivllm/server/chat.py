@@ -22,7 +22,7 @@ class Chat(Answering):
     def __init__(self, request: ChatCompletionRequest, model: ServedModel) -> None:
         request.check()
         kind = "chat.completion.chunk" if request.stream else "chat.completion"
-        answer = Answer("chatcmpl", kind, model.name_for(request.model))
+        answer = Answer("chatcmpl", kind, model.name_for(request.model), request.request_id)
         max_tokens = request.max_tokens
         if request.max_completion_tokens is not None:
             max_tokens = request.max_completion_tokens
@@ -109,7 +109,8 @@ class Chat(Answering):
     def _logprobs(self, one: CompletionOutput) -> dict[str, Any] | None:
         if not self.request.logprobs or one.logprobs is None:
             return None
-        return of_chat(tokens_with_logprobs(one.token_ids, one.logprobs), self.request.top_logprobs or 0)
+        tokens = tokens_with_logprobs(one.token_ids, one.logprobs, self.request.return_tokens_as_token_ids)
+        return of_chat(tokens, self.request.top_logprobs or 0)
 
 
 def _chunk(index: int, delta: dict[str, Any], **more: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ class Completion(Answering):
 
     def __init__(self, request: CompletionRequest, model: ServedModel) -> None:
         request.check()
-        answer = Answer("cmpl", "text_completion", model.name_for(request.model))
+        answer = Answer("cmpl", "text_completion", model.name_for(request.model), request.request_id)
         params = request.sampling_params(model.defaults, request.max_tokens, request.logprobs)
         if request.echo and request.logprobs is not None and params.prompt_logprobs is None:
             params.prompt_logprobs = request.logprobs
@@ -73,9 +73,10 @@ class Completion(Answering):
     ) -> dict[str, Any] | None:
         if self.request.logprobs is None or one.logprobs is None:
             return None
-        tokens = tokens_with_logprobs(one.token_ids, one.logprobs)
+        as_ids = self.request.return_tokens_as_token_ids
+        tokens = tokens_with_logprobs(one.token_ids, one.logprobs, as_ids)
         if with_prompt and output.prompt_logprobs:
             ids = output.prompt_token_ids
             first = self.model.tokenizer.decode(ids[:1]) if self.model.llm.tokenizer else ""
-            tokens = [*prompt_with_logprobs(ids, output.prompt_logprobs, first), *tokens]
+            tokens = [*prompt_with_logprobs(ids, output.prompt_logprobs, first, as_ids), *tokens]
         return of_completion(tokens, self.request.logprobs, offset)

@@ -40,6 +40,7 @@ Texts = Annotated[list[str], _FIRST]
 FewTexts = Annotated[list[str], _FIRST, MaxLen(MOST_TEXTS)]
 
 MAX_SALT_CHARACTERS = 1024
+MAX_NAME_CHARACTERS = 200
 OF_THE_ENGINE = (
     "n",
     "temperature",
@@ -119,6 +120,8 @@ class SampledRequest(ApiModel):
     priority: int = 0
     cache_salt: str | None = Field(None, max_length=MAX_SALT_CHARACTERS)
     return_token_ids: bool = False
+    return_tokens_as_token_ids: bool = False
+    request_id: str | None = Field(None, min_length=1, max_length=MAX_NAME_CHARACTERS)
     user: str | None = None
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
