@@ -82,12 +82,36 @@ class ApiModel(BaseModel):
 
 
 class StreamOptions(ApiModel):
+    """What a stream tells beside its choices.
+
+    Attributes:
+        include_usage: one more chunk at the end, with what everything has used.
+        continuous_usage_stats: in each chunk, what its choice has used so far.
+    """
+
     include_usage: bool = False
     continuous_usage_stats: bool = False
 
 
 class SampledRequest(ApiModel):
-    """What completions and chats have in common."""
+    """What completions and chats have in common.
+
+    Attributes:
+        model: one of the names of `/v1/models`; the first one if none is given.
+        logprobs: report so many likeliest tokens at each step, and the chosen one; in chats: whether to.
+        prompt_logprobs: the same for each token of the prompt, at most 20; not in streams.
+        stream: answer in server-sent events, as the tokens come.
+        stream_options: what a stream tells of tokens used.
+        truncate_prompt_tokens: use only so many tokens of the prompt's end; −1: as many as the model takes.
+        priority: smaller numbers go first, under `--scheduling-policy priority`.
+        cache_salt: cached prefixes are shared only among requests with the same one.
+        return_token_ids: tell the tokens of the prompt and of the output.
+        return_tokens_as_token_ids: name tokens in log-probabilities by their ids, as `token_id:5`.
+        request_id: the client's name for the request, which its answer bears; also the header X-Request-Id.
+        user: accepted, and makes no difference.
+        add_special_tokens: begin the prompt as the model's tokenizer does. Chat templates do that themselves.
+        echo: repeat the prompt before the output; in chats, the assistant's message that is continued.
+    """
 
     model: str | None = None
     n: int | None = None
@@ -151,6 +175,13 @@ class SampledRequest(ApiModel):
 
 
 class CompletionRequest(SampledRequest):
+    """Prompts to be continued.
+
+    Attributes:
+        prompt: a text, token ids, or a list of either.
+        suffix: refused.
+    """
+
     prompt: str | Texts | Tokens | Annotated[list[Tokens], _FIRST] | None = None
     echo: bool = False
     suffix: str | None = None
@@ -174,6 +205,22 @@ class CompletionRequest(SampledRequest):
 
 
 class ChatCompletionRequest(SampledRequest):
+    """A conversation to be answered.
+
+    Attributes:
+        messages: `{"role": …, "content": …}` each; contents are texts, or lists of parts that are texts.
+        max_completion_tokens: OpenAI's newer name for `max_tokens`.
+        top_logprobs: so many likeliest tokens at each step, at most 20; needs `logprobs`.
+        tools: functions that the model may call, as JSON schemas; the chat template shows them to it.
+        tool_choice: "none": leave calls as text; "auto": look for them.
+        parallel_tool_calls: false: tell only the first call.
+        documents: for templates that know them.
+        chat_template: another template than the model's.
+        chat_template_kwargs: what else the template may read, such as `enable_thinking`.
+        add_generation_prompt: end the prompt where the assistant's answer begins.
+        continue_final_message: end it within the last message, which is then continued.
+    """
+
     messages: list[dict[str, Any]]
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
@@ -203,6 +250,13 @@ class ChatCompletionRequest(SampledRequest):
 
 
 class TokenizeRequest(ApiModel):
+    """A prompt, or a conversation, to be shown as tokens.
+
+    Attributes:
+        return_token_strs: tell each token's text, too.
+        add_special_tokens: begin as the model's tokenizer does; conversations do not.
+    """
+
     model: str | None = None
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
@@ -216,6 +270,8 @@ class TokenizeRequest(ApiModel):
 
 
 class DetokenizeRequest(ApiModel):
+    """Tokens to be shown as text."""
+
     model: str | None = None
     tokens: Tokens
 
