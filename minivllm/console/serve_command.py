@@ -13,6 +13,8 @@ from minivllm.engine.engine_flags import with_engine_flags
 from minivllm.model.chat.content_format import CONTENT_FORMATS
 from minivllm.validation import check_choice, check_integer
 
+TOOL_CALL_PARSERS = ("hermes", "llama3_json")
+
 
 def _option(words: str) -> Any:
     return typer.Option(help=words, rich_help_panel="Server")
@@ -30,6 +32,8 @@ Origins = Annotated[list[str] | None, _option("Another site whose pages may ask.
 RootPath = Annotated[str, _option("The path under which a proxy serves us.")]
 Template = Annotated[str | None, _option("Another chat template: text or file.")]
 Format = Annotated[str, _option("What the template expects: auto, string or openai.")]
+AutoTools = Annotated[bool, _option("Look for calls of functions in answers.")]
+ToolParser = Annotated[str | None, _option("How calls are written; as the chat template says.")]
 Waiting = Annotated[int | None, _option("Answer 503 while so many wait; any number may.")]
 Body = Annotated[int, _option("Largest body of a request, in MiB.")]
 Timeout = Annotated[int, _option("Seconds in which requests may finish after SIGTERM.")]
@@ -47,6 +51,8 @@ def serve(
     root_path: RootPath = "",
     chat_template: Template = None,
     chat_template_content_format: Format = "auto",
+    enable_auto_tool_choice: AutoTools = True,
+    tool_call_parser: ToolParser = None,
     max_waiting_requests: Waiting = None,
     max_body_mib: Body = 16,
     shutdown_timeout: Timeout = 0,
@@ -60,6 +66,8 @@ def serve(
     if max_waiting_requests is not None:
         check_integer("max_waiting_requests", max_waiting_requests, at_least=1)
     check_choice("chat_template_content_format", chat_template_content_format, CONTENT_FORMATS)
+    if tool_call_parser is not None:
+        check_choice("tool_call_parser", tool_call_parser, TOOL_CALL_PARSERS)
     try:
         from minivllm.server.app import AppOptions
         from minivllm.server.serve import ServeOptions, api_keys
@@ -71,6 +79,7 @@ def serve(
     )
     options = ServeOptions(host, port, uds, served_model_name or [], chat_template)
     options.chat_template_content_format = chat_template_content_format
+    options.enable_auto_tool_choice, options.tool_call_parser = enable_auto_tool_choice, tool_call_parser
     options.shutdown_timeout, options.app = shutdown_timeout, app
     run(_engine_args(model_tag, engine_settings), options)
 

@@ -42,20 +42,23 @@ class Answer:
         prefix: of its name: `cmpl`, `chatcmpl`.
         kind: the `object` that it is.
         model: the name under which the client asked for it.
+        wanted: the client's own name for it.
     """
 
     prefix: str
     kind: str
     model: str
+    wanted: str | None = None
     created: int = field(default_factory=lambda: int(time.time()))
-    name: str = ""
     prompt_tokens: dict[int, int] = field(default_factory=dict)
     cached_tokens: dict[int, int] = field(default_factory=dict)
     completion_tokens: dict[int, int] = field(default_factory=dict)
     """By prompt, by prompt, by choice."""
 
     def __post_init__(self) -> None:
-        self.name = self.name or f"{self.prefix}-{uuid4().hex[:16]}"
+        self.name = f"{self.prefix}-{self.wanted or uuid4().hex[:16]}"
+        # What clients call theirs need not be unique.
+        self.engine_name = f"{self.name}-{uuid4().hex[:8]}" if self.wanted else self.name
 
     def head(self) -> dict[str, Any]:
         return {"id": self.name, "object": self.kind, "created": self.created, "model": self.model}
@@ -103,30 +106,41 @@ class Answering(ABC):
     def choices(self, prompt: int, output: RequestOutput) -> list[dict[str, Any]]:
         """What an output says, choice by choice: in a stream what is new, else everything."""
 
+    def about_prompt(self, output: RequestOutput) -> dict[str, Any]:
+        """What an answer, or the first chunk of a stream, tells of the prompt beside its choices."""
+        return {}
+
     async def whole(self) -> dict[str, Any]:
         """The answer in one piece."""
         choices: dict[int, dict[str, Any]] = {}
+        about_prompt: dict[str, Any] = {}
         async with aclosing(self._outputs()) as outputs:
             async for prompt, output in outputs:
                 if output.finished:
                     choices |= {choice["index"]: choice for choice in self.choices(prompt, output)}
+                    about_prompt = self.about_prompt(output)
         return {
             **self.answer.head(),
             "choices": [choices[index] for index in sorted(choices)],
             "service_tier": None,
             "system_fingerprint": FINGERPRINT,
             "usage": self.answer.usage() | {"completion_tokens_details": None},
+            **about_prompt,
         }
 
     async def stream(self) -> AsyncGenerator[bytes]:
         """The answer in chunks, as server-sent events."""
         options = self._request.stream_options
+        is_first = True
         async with aclosing(self._outputs()) as outputs:
             async for prompt, output in outputs:
                 for choice in self.choices(prompt, output):
                     chunk = {**self.answer.head(), "choices": [choice]}
                     if options and options.continuous_usage_stats:
                         chunk["usage"] = self.answer.usage_of(prompt, choice["index"])
+                    if is_first:
+                        chunk |= self.about_prompt(output)
+                        is_first = False
                     yield event(chunk)
         if options and options.include_usage:
             usage = self.answer.usage()
@@ -137,7 +151,7 @@ class Answering(ABC):
 
     def _outputs(self) -> AsyncGenerator[tuple[int, RequestOutput]]:
         priority = self._request.priority
-        return outputs_of(self.model.llm, self.prompts, self.params, self.answer.name, priority)
+        return outputs_of(self.model.llm, self.prompts, self.params, self.answer.engine_name, priority)
 
 
 def _usage(prompt: int, completion: int) -> dict[str, Any]:

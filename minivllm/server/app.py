@@ -19,16 +19,29 @@ from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from minivllm import __version__
+from minivllm.server.answer_forms import (
+    ChatAnswer,
+    CompletionAnswer,
+    Detokenized,
+    Load,
+    ModelCard,
+    ModelList,
+    Reset,
+    Tokenized,
+    Version,
+)
 from minivllm.server.chat import Chat
 from minivllm.server.completions import Completion
 from minivllm.server.engine_thread import EngineDeadError
 from minivllm.server.errors import ApiError, as_api_error, validation_error
 from minivllm.server.guards import ApiKey, BodyLimit
 from minivllm.server.metrics import CONTENT_TYPE
+from minivllm.server.openapi import REFUSED, WITHOUT_KEY, answers, describe
 from minivllm.server.protocol import (
+    MAX_NAME_CHARACTERS,
     ChatCompletionRequest,
     CompletionRequest,
     DetokenizeRequest,
@@ -64,13 +77,13 @@ def make_app(model: ServedModel, options: AppOptions | None = None) -> FastAPI:
     """The server for one model."""
     options = options or AppOptions()
     app = FastAPI(title="minivllm", version=__version__, root_path=options.root_path)
+    describe(app)
     _add_error_handlers(app)
     _add_openai_routes(app, model, options)
     _add_own_routes(app, model)
-    if options.allowed_origins:
-        app.add_middleware(
-            CORSMiddleware, allow_origins=options.allowed_origins, allow_methods=["*"], allow_headers=["*"]
-        )
+    app.add_middleware(
+        CORSMiddleware, allow_origins=options.allowed_origins, allow_methods=["*"], allow_headers=["*"]
+    )
     if options.api_keys:
         app.add_middleware(ApiKey, keys=options.api_keys)
     app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
@@ -82,6 +95,7 @@ def _add_openai_routes(app: FastAPI, model: ServedModel, options: AppOptions) ->
         request: Request, make: Any, asked: CompletionRequest | ChatCompletionRequest
     ) -> Response:
         _admit(model, options)
+        asked.request_id = request.headers.get("x-request-id", "")[:MAX_NAME_CHARACTERS] or asked.request_id
         work = await asyncio.to_thread(make, asked, model)  # templates and tokenizers may take a while
         if not asked.stream:
             return await answered(request, work.whole())
@@ -90,22 +104,28 @@ def _add_openai_routes(app: FastAPI, model: ServedModel, options: AppOptions) ->
         first = await unless_gone(anext(events), request.receive)
         return EventStream(first, events)
 
-    @app.post("/v1/completions", response_model=None)
+    keyed: dict[int | str, dict[str, Any]] = WITHOUT_KEY if options.api_keys else {}
+
+    @app.post(
+        "/v1/completions", response_model=None, responses=answers(CompletionAnswer, is_streamed=True) | keyed
+    )
     async def completions(asked: CompletionRequest, request: Request) -> Response:
         """Continue one prompt, or several."""
         return await answer(request, Completion, asked)
 
-    @app.post("/v1/chat/completions", response_model=None)
+    @app.post(
+        "/v1/chat/completions", response_model=None, responses=answers(ChatAnswer, is_streamed=True) | keyed
+    )
     async def chat(asked: ChatCompletionRequest, request: Request) -> Response:
         """Answer a conversation."""
         return await answer(request, Chat, asked)
 
-    @app.get("/v1/models/{name}")
+    @app.get("/v1/models/{name:path}", response_model=ModelCard, responses=keyed | {404: REFUSED[404]})
     async def one_model(name: str) -> dict[str, Any]:
         """The model under this name."""
         return model.card(model.name_for(name))
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", response_model=ModelList, responses=keyed)
     async def models() -> dict[str, Any]:
         """The model that is served, under all its names."""
         return {"object": "list", "data": [model.card(name) for name in model.names]}
@@ -122,18 +142,22 @@ def _admit(model: ServedModel, options: AppOptions) -> None:
 
 
 def _add_own_routes(app: FastAPI, model: ServedModel) -> None:
-    @app.get("/health", response_model=None)
+    dead: dict[int | str, dict[str, Any]] = {503: {"description": "The engine has ended."}}
+
+    @app.get("/health", response_class=Response, responses=dead)
     async def health() -> Response:
         """200 while the engine serves, 503 when it has ended."""
         return Response(status_code=200 if model.llm.is_running else 503)
 
-    app.add_api_route("/ping", health, response_model=None)
+    for method in ("get", "post"):
+        ping = {"operation_id": f"{method}_ping", "response_class": Response, "responses": dead}
+        app.add_api_route("/ping", health, methods=[method.upper()], **ping)  # type: ignore[arg-type]
 
-    @app.get("/version")
+    @app.get("/version", response_model=Version)
     async def version() -> dict[str, str]:
         return {"version": __version__}
 
-    @app.get("/load")
+    @app.get("/load", response_model=Load)
     async def load() -> dict[str, int]:
         """How many requests are being answered."""
         return {"server_load": model.llm.num_unfinished_requests}
@@ -141,17 +165,17 @@ def _add_own_routes(app: FastAPI, model: ServedModel) -> None:
     if model.metrics is not None:
         collector = model.metrics
 
-        @app.get("/metrics", response_model=None)
+        @app.get("/metrics", response_class=PlainTextResponse)
         def metrics() -> Response:
             """What the engine does and has done, for Prometheus."""
             return Response(collector.text(), media_type=CONTENT_TYPE)
 
-    @app.post("/reset_prefix_cache")
+    @app.post("/reset_prefix_cache", response_model=Reset, responses={503: REFUSED[503]})
     async def reset_prefix_cache() -> dict[str, bool]:
         """Forget all cached prefixes. `success`: the cache is empty now; what is in use stays."""
         return {"success": await model.llm.reset_prefix_cache()}
 
-    @app.post("/tokenize")
+    @app.post("/tokenize", responses=answers(Tokenized))
     def tokenize(asked: TokenizeRequest) -> dict[str, Any]:
         """A prompt, or a conversation, as tokens."""
         model.name_for(asked.model)
@@ -169,7 +193,7 @@ def _add_own_routes(app: FastAPI, model: ServedModel) -> None:
             "token_strs": texts,
         }
 
-    @app.post("/detokenize")
+    @app.post("/detokenize", responses=answers(Detokenized))
     def detokenize(asked: DetokenizeRequest) -> dict[str, str]:
         """Tokens as text."""
         model.name_for(asked.model)

@@ -9,7 +9,7 @@ from typing import Any
 
 from minivllm.outputs import CompletionOutput, RequestOutput
 from minivllm.server.answers import Answer, Answering
-from minivllm.server.logprobs import of_completion, prompt_with_logprobs, tokens_with_logprobs
+from minivllm.server.logprobs import of_completion, of_prompt, prompt_with_logprobs, tokens_with_logprobs
 from minivllm.server.protocol import CompletionRequest
 from minivllm.server.served_model import ServedModel
 
@@ -19,12 +19,19 @@ class Completion(Answering):
 
     def __init__(self, request: CompletionRequest, model: ServedModel) -> None:
         request.check()
-        answer = Answer("cmpl", "text_completion", model.name_for(request.model))
+        answer = Answer("cmpl", "text_completion", model.name_for(request.model), request.request_id)
         params = request.sampling_params(model.defaults, request.max_tokens, request.logprobs)
         if request.echo and request.logprobs is not None and params.prompt_logprobs is None:
             params.prompt_logprobs = request.logprobs
         prompts = [
-            model.prompt(prompt, request.max_tokens, request.cache_salt) for prompt in request.prompts()
+            model.prompt(
+                prompt,
+                request.max_tokens,
+                request.cache_salt,
+                add_special_tokens=request.add_special_tokens,
+                truncate_to=request.truncate_prompt_tokens,
+            )
+            for prompt in request.prompts()
         ]
         super().__init__(request, model, answer, prompts, params)
         self.request = request
@@ -53,7 +60,7 @@ class Completion(Answering):
             else None,
         }
         if not self.request.stream:
-            choice["prompt_logprobs"] = _plain(output.prompt_logprobs)
+            choice["prompt_logprobs"] = of_prompt(output.prompt_logprobs)
         return choice
 
     def _prompt_text(self, output: RequestOutput) -> str:
@@ -66,23 +73,10 @@ class Completion(Answering):
     ) -> dict[str, Any] | None:
         if self.request.logprobs is None or one.logprobs is None:
             return None
-        tokens = tokens_with_logprobs(one.token_ids, one.logprobs)
+        as_ids = self.request.return_tokens_as_token_ids
+        tokens = tokens_with_logprobs(one.token_ids, one.logprobs, as_ids)
         if with_prompt and output.prompt_logprobs:
             ids = output.prompt_token_ids
             first = self.model.tokenizer.decode(ids[:1]) if self.model.llm.tokenizer else ""
-            tokens = [*prompt_with_logprobs(ids, output.prompt_logprobs, first), *tokens]
+            tokens = [*prompt_with_logprobs(ids, output.prompt_logprobs, first, as_ids), *tokens]
         return of_completion(tokens, self.request.logprobs, offset)
-
-
-def _plain(prompt_logprobs: Any) -> list[dict[str, Any] | None] | None:
-    """vLLM's form of the prompt's log-probabilities: by token id, as JSON has it."""
-    if prompt_logprobs is None:
-        return None
-    return [
-        entry
-        and {
-            str(token): {"logprob": item.logprob, "rank": item.rank, "decoded_token": item.decoded_token}
-            for token, item in entry.items()
-        }
-        for entry in prompt_logprobs
-    ]

@@ -91,6 +91,8 @@ def validation_error(errors: Sequence[dict[str, Any]]) -> ApiError:
             "msg": error["msg"],
             "input": _short(error.get("input")),
         }
+        if error.get("ctx"):
+            wrong["ctx"] = {name: _short(value) for name, value in error["ctx"].items()}
         lines.append(f"  {wrong}")
     plural = "s" if len(errors) > 1 else ""
     refusal = ApiError(f"{len(errors)} validation error{plural}:\n" + "\n".join(lines), kind="Bad Request")

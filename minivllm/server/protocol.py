@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 
 from minivllm.sampling_params import RequestOutputKind, SamplingParams
 from minivllm.server.errors import ApiError
+from minivllm.server.tool_choice import check_tools
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ Texts = Annotated[list[str], _FIRST]
 FewTexts = Annotated[list[str], _FIRST, MaxLen(MOST_TEXTS)]
 
 MAX_SALT_CHARACTERS = 1024
+MAX_NAME_CHARACTERS = 200
 OF_THE_ENGINE = (
     "n",
     "temperature",
@@ -80,12 +82,36 @@ class ApiModel(BaseModel):
 
 
 class StreamOptions(ApiModel):
+    """What a stream tells beside its choices.
+
+    Attributes:
+        include_usage: one more chunk at the end, with what everything has used.
+        continuous_usage_stats: in each chunk, what its choice has used so far.
+    """
+
     include_usage: bool = False
     continuous_usage_stats: bool = False
 
 
 class SampledRequest(ApiModel):
-    """What completions and chats have in common."""
+    """What completions and chats have in common.
+
+    Attributes:
+        model: one of the names of `/v1/models`; the first one if none is given.
+        logprobs: report so many likeliest tokens at each step, and the chosen one; in chats: whether to.
+        prompt_logprobs: the same for each token of the prompt, at most 20; not in streams.
+        stream: answer in server-sent events, as the tokens come.
+        stream_options: what a stream tells of tokens used.
+        truncate_prompt_tokens: use only so many tokens of the prompt's end; −1: as many as the model takes.
+        priority: smaller numbers go first, under `--scheduling-policy priority`.
+        cache_salt: cached prefixes are shared only among requests with the same one.
+        return_token_ids: tell the tokens of the prompt and of the output.
+        return_tokens_as_token_ids: name tokens in log-probabilities by their ids, as `token_id:5`.
+        request_id: the client's name for the request, which its answer bears; also the header X-Request-Id.
+        user: accepted, and makes no difference.
+        add_special_tokens: begin the prompt as the model's tokenizer does. Chat templates do that themselves.
+        echo: repeat the prompt before the output; in chats, the assistant's message that is continued.
+    """
 
     model: str | None = None
     n: int | None = None
@@ -114,9 +140,12 @@ class SampledRequest(ApiModel):
     early_stopping: bool | str | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
+    truncate_prompt_tokens: int | None = Field(None, ge=-1)
     priority: int = 0
     cache_salt: str | None = Field(None, max_length=MAX_SALT_CHARACTERS)
     return_token_ids: bool = False
+    return_tokens_as_token_ids: bool = False
+    request_id: str | None = Field(None, min_length=1, max_length=MAX_NAME_CHARACTERS)
     user: str | None = None
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
@@ -137,17 +166,28 @@ class SampledRequest(ApiModel):
         """Raise `ApiError` for fields that contradict each other."""
         if self.stream_options is not None and not self.stream:
             raise ApiError("Stream options can only be defined when `stream=True`.", "stream_options")
+        if self.stream and self.prompt_logprobs is not None:
+            raise ApiError("`prompt_logprobs` are not available when `stream=True`.", "prompt_logprobs")
+        check_logprobs("prompt_logprobs", self.prompt_logprobs, "prompt")
         wanted = self.response_format or {"type": "text"}
         if wanted.get("type") != "text" or self.structured_outputs is not None:
             raise ApiError("Structured output is not supported.", "response_format")
 
 
 class CompletionRequest(SampledRequest):
+    """Prompts to be continued.
+
+    Attributes:
+        prompt: a text, token ids, or a list of either.
+        suffix: refused.
+    """
+
     prompt: str | Texts | Tokens | Annotated[list[Tokens], _FIRST] | None = None
     echo: bool = False
     suffix: str | None = None
     max_tokens: int | None = 16
     logprobs: int | None = None
+    add_special_tokens: bool = True
 
     def check(self) -> None:
         super().check()
@@ -165,6 +205,22 @@ class CompletionRequest(SampledRequest):
 
 
 class ChatCompletionRequest(SampledRequest):
+    """A conversation to be answered.
+
+    Attributes:
+        messages: `{"role": …, "content": …}` each; contents are texts, or lists of parts that are texts.
+        max_completion_tokens: OpenAI's newer name for `max_tokens`.
+        top_logprobs: so many likeliest tokens at each step, at most 20; needs `logprobs`.
+        tools: functions that the model may call, as JSON schemas; the chat template shows them to it.
+        tool_choice: "none": leave calls as text; "auto": look for them.
+        parallel_tool_calls: false: tell only the first call.
+        documents: for templates that know them.
+        chat_template: another template than the model's.
+        chat_template_kwargs: what else the template may read, such as `enable_thinking`.
+        add_generation_prompt: end the prompt where the assistant's answer begins.
+        continue_final_message: end it within the last message, which is then continued.
+    """
+
     messages: list[dict[str, Any]]
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
@@ -172,11 +228,14 @@ class ChatCompletionRequest(SampledRequest):
     top_logprobs: int | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = True
     documents: list[dict[str, Any]] | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
+    add_special_tokens: bool = False
+    echo: bool = False
 
     def check(self) -> None:
         super().check()
@@ -187,11 +246,17 @@ class ChatCompletionRequest(SampledRequest):
         if self.top_logprobs is not None and not self.logprobs:
             raise ApiError("when using `top_logprobs`, `logprobs` must be set to true.", "top_logprobs")
         check_logprobs("top_logprobs", self.top_logprobs)
-        if self.tool_choice not in (None, "none", "auto"):
-            raise ApiError("tool_choice must be 'none' or 'auto': calls cannot be enforced.", "tool_choice")
+        check_tools(self)
 
 
 class TokenizeRequest(ApiModel):
+    """A prompt, or a conversation, to be shown as tokens.
+
+    Attributes:
+        return_token_strs: tell each token's text, too.
+        add_special_tokens: begin as the model's tokenizer does; conversations do not.
+    """
+
     model: str | None = None
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
@@ -205,14 +270,17 @@ class TokenizeRequest(ApiModel):
 
 
 class DetokenizeRequest(ApiModel):
+    """Tokens to be shown as text."""
+
     model: str | None = None
     tokens: Tokens
 
 
-def check_logprobs(name: str, count: int | None) -> None:
+def check_logprobs(name: str, count: int | None, of: str = "sample") -> None:
+    """Raise `ApiError` for more than are told of a token."""
     if count is not None and count > MAX_LOGPROBS:
         raise ApiError(
-            f"Requested sample logprobs of {count}, which is greater than max allowed: {MAX_LOGPROBS}",
+            f"Requested {of} logprobs of {count}, which is greater than max allowed: {MAX_LOGPROBS}",
             name,
             count,
         )

@@ -26,6 +26,7 @@ from minivllm.server.connections import OrderlyServer, PromptProtocol
 from minivllm.server.engine_counts import EngineCounts
 from minivllm.server.metrics import EngineCollector
 from minivllm.server.served_model import ServedModel
+from minivllm.server.tool_formats import TOOL_FORMATS
 
 KEY_VARIABLE = "VLLM_API_KEY"
 
@@ -38,6 +39,8 @@ class ServeOptions:
         host, port: the address; `uds` instead: a Unix domain socket.
         served_model_name: what clients call the model; the model's own name if none is given.
         chat_template, chat_template_content_format: as for `LLM.chat`.
+        enable_auto_tool_choice: look for calls of functions in answers; else they are left as text.
+        tool_call_parser: how the model writes them (`TOOL_FORMATS`); None: as its chat template says.
         shutdown_timeout: seconds in which requests may finish after SIGTERM.
     """
 
@@ -47,6 +50,8 @@ class ServeOptions:
     served_model_name: list[str] = field(default_factory=list)
     chat_template: str | None = None
     chat_template_content_format: str = "auto"
+    enable_auto_tool_choice: bool = True
+    tool_call_parser: str | None = None
     shutdown_timeout: int = 0
     app: AppOptions = field(default_factory=AppOptions)
 
@@ -103,7 +108,7 @@ def api_keys(given: list[str]) -> list[str]:
 
 
 def _served(llm: AsyncLLM, args: EngineArgs, options: ServeOptions) -> ServedModel:
-    return ServedModel(
+    model = ServedModel(
         llm,
         options.served_model_name or [Path(args.model).name],
         root=str(args.model),
@@ -112,6 +117,9 @@ def _served(llm: AsyncLLM, args: EngineArgs, options: ServeOptions) -> ServedMod
         chat_template=options.chat_template,
         chat_template_content_format=options.chat_template_content_format,
     )
+    if options.enable_auto_tool_choice:
+        model.tool_format = TOOL_FORMATS.get(options.tool_call_parser or "") or model.format_of_template()
+    return model
 
 
 def _listen(options: ServeOptions) -> socket.socket:

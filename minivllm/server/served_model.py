@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from minivllm.model.chat.template import render_chat
+from minivllm.model.chat.template import ChatTemplateError, render_chat
 from minivllm.model.tokenizer import Tokenizer
 from minivllm.sampling_params import SamplingParams
 from minivllm.server.async_llm import AsyncLLM
 from minivllm.server.errors import ApiError, unknown_model
 from minivllm.server.metrics import EngineCollector
+from minivllm.server.tool_formats import ToolFormat, format_of_template
 
 
 @dataclass
@@ -27,6 +28,7 @@ class ServedModel:
         metrics: what `/metrics` shows.
         defaults: for fields that a client leaves out.
         chat_template, chat_template_content_format: as for `LLM.chat`.
+        tool_format: how the model writes calls of functions; None: they are left as text.
     """
 
     llm: AsyncLLM
@@ -37,6 +39,7 @@ class ServedModel:
     defaults: SamplingParams = field(default_factory=SamplingParams)
     chat_template: str | Path | None = None
     chat_template_content_format: str = "auto"
+    tool_format: ToolFormat | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
@@ -54,6 +57,25 @@ class ServedModel:
             raise ApiError("this model has no tokenizer: give prompts as token ids", "prompt")
         return self.llm.tokenizer
 
+    def format_of_template(self) -> ToolFormat | None:
+        """How the chat template, the one for tools if there are several, lets the model call functions."""
+        if self.llm.tokenizer is None:
+            return None
+        try:
+            own = None if self.chat_template is None else str(self.chat_template)
+            chosen = self.llm.tokenizer.chat_templates.choose(own, tools=[{}])
+        except ChatTemplateError:
+            return None
+        return format_of_template(chosen)
+
+    def has_special(self, tags: Iterable[str]) -> bool:
+        """Is one of these a special token, which texts leave out?"""
+        ids = [self.tokenizer.token_to_id(tag) for tag in tags]
+        return any(
+            token is not None and not self.tokenizer.decode([token], skip_special_tokens=True)
+            for token in ids
+        )
+
     def name_for(self, wanted: str | None) -> str:
         """The name that an answer bears. Raises `ApiError` if this is another model's."""
         if wanted is not None and wanted not in self.names:
@@ -66,20 +88,25 @@ class ServedModel:
         max_tokens: int | None,
         salt: str | None = None,
         *,
-        is_rendered: bool = False,
+        add_special_tokens: bool = True,
+        truncate_to: int | None = None,
     ) -> dict[str, Any]:
         """A prompt for the engine: checked, with its tokens.
 
         Args:
-            is_rendered: a chat template has written it, special tokens included.
+            add_special_tokens: to a text; a chat template has written them already.
+            truncate_to: only so many tokens of its end are used; −1: as many as the model takes.
 
         Raises:
             ApiError: it is empty, or too long.
         """
         text = prompt if isinstance(prompt, str) else None
-        if text is not None and len(text) > self.max_model_len * self._longest_token:
-            self._check_lengths(len(text) // self._longest_token, max_tokens)  # refused before it is encoded
-        ids = self.tokenizer.encode(text, add_special_tokens=not is_rendered) if text is not None else prompt
+        is_huge = text is not None and len(text) > self.max_model_len * self._longest_token
+        if is_huge and truncate_to is None:  # refused before it is encoded
+            self._check_lengths(len(text or "") // self._longest_token, max_tokens)
+        ids = self.tokenizer.encode(text, add_special_tokens) if text is not None else prompt
+        if truncate_to is not None and len(ids) > (most := self._truncation(truncate_to, max_tokens)):
+            text, ids = None, ids[len(ids) - most :]
         if not ids:
             raise ApiError("Either prompt or prompt_embeds must be provided and non-empty.", "prompt")
         self._check_lengths(len(ids), max_tokens)
@@ -96,6 +123,17 @@ class ServedModel:
             chat_template_content_format=self.chat_template_content_format,
             **asked,
         )
+
+    def _truncation(self, wanted: int, max_tokens: int | None) -> int:
+        """Tokens that a prompt is cut to."""
+        if wanted > self.max_model_len:
+            raise ApiError(
+                f"truncate_prompt_tokens value ({wanted}) is greater than max_model_len "
+                f"({self.max_model_len}). Please request a smaller truncation size.",
+                "truncate_prompt_tokens",
+                wanted,
+            )
+        return wanted if wanted >= 0 else max(1, self.max_model_len - (max_tokens or 1))
 
     def _check_lengths(self, prompt_tokens: int, max_tokens: int | None) -> None:
         most = self.max_model_len
