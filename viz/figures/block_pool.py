@@ -191,9 +191,10 @@ class _BlockPool:
         entry = state.blocks.cached.get(block)
         if entry is None:
             return Look(mark=mark, detail=detail)
-        name = self.names[self.requests[entry.seq]]
-        tip = f"Block {block}: cached and evictable, tokens that request {name.full} computed"
-        label = "" if self.spotlight else name.tag
+        name = self.names.get(self.requests.get(entry.seq, ""))
+        owner = f"request {name.full}" if name else "a request from before the trace"
+        tip = f"Block {block}: cached and evictable, tokens that {owner} computed"
+        label = name.tag if name and not self.spotlight else ""
         return Look(fill="cached", label=label, mark=mark, is_evictable=True, tip=tip, detail=detail)
 
     def _host_look(self, block: int, marks: StepMarks) -> Look:

@@ -155,6 +155,17 @@ def _rebuilt(record: StepRecord, names: Mapping[str, Name]) -> str:
     return f"{told}, and {_tags(requests, names)} {verb} with nothing computed."
 
 
+def _snapshot(record: StepRecord, names: Mapping[str, Name]) -> str:
+    """The trace begins in the middle of a run."""
+    if record.snapshot is None:
+        return ""
+    running, waiting = len(record.snapshot.running), len(record.snapshot.waiting)
+    return (
+        f"The trace begins here, after {plural(record.snapshot.num_steps, 'step')} of the run, with "
+        f"{plural(running, 'request')} in the batch and {waiting:,} waiting."
+    )
+
+
 def _finished(record: StepRecord, names: Mapping[str, Name]) -> str:
     """Finished outputs. A beam is none: what a search found is told with its steps."""
     searching = {event.request for event in record.beams}
@@ -176,6 +187,7 @@ def _refused(record: StepRecord, names: Mapping[str, Name]) -> str:
 
 # In the order in which they are told. Each returns "" if it has nothing to say.
 SENTENCES: tuple[Callable[[StepRecord, Mapping[str, Name]], str], ...] = (
+    _snapshot,
     _preempted,
     _rebuilt,
     _finished,
