@@ -8,9 +8,9 @@ Read next: `block_pool.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-from minivllm.trace.events import RequestPreempted
+from minivllm.trace.events import RequestPreempted, TraceHeader
 from minivllm.trace.timeline import BatchItem, Phase, StepRecord, Timeline
 from viz.figures.captions_sharing import SHARING_SENTENCES
 from viz.figures.common import Name, listing, names_of, plural
@@ -34,18 +34,33 @@ def captions(timeline: Timeline, names: Mapping[str, Name] | None = None) -> lis
     parked = _parked_requests(timeline)
     header = timeline.trace.header
     requests = {seq: sequence.request for seq, sequence in timeline.sequences.items()}
-    sentences = []
-    for record in timeline.records:
-        told = [_batch(record, names, header.max_num_batched_tokens)]
-        if waiting_for_others := parked.get(record.step):
-            told.append(_parked(waiting_for_others, names))
-        told += [sentence for tell in SENTENCES if (sentence := tell(record, names))]
-        for tell_sharing in SHARING_SENTENCES:
-            if sentence := tell_sharing(record, names, requests, header.block_size):
-                told.append(sentence)
-        told.append(_blocks(record, header.num_blocks))
-        sentences.append(f"Step {record.step}. " + " ".join(told))
-    return sentences
+    return [
+        caption(record, names, requests, header, parked.get(record.step, ())) for record in timeline.records
+    ]
+
+
+def caption(
+    record: StepRecord,
+    names: Mapping[str, Name],
+    requests: Mapping[int, str],
+    header: TraceHeader,
+    parked: Sequence[str] = (),
+) -> str:
+    """The caption of one step.
+
+    Args:
+        requests: the request of each sequence.
+        parked: requests in the batch of which nothing is computed.
+    """
+    told = [_batch(record, names, header.max_num_batched_tokens)]
+    if parked:
+        told.append(_parked(list(parked), names))
+    told += [sentence for tell in SENTENCES if (sentence := tell(record, names))]
+    for tell_sharing in SHARING_SENTENCES:
+        if sentence := tell_sharing(record, names, requests, header.block_size):
+            told.append(sentence)
+    told.append(_blocks(record, header.num_blocks))
+    return f"Step {record.step}. " + " ".join(told)
 
 
 def _batch(record: StepRecord, names: Mapping[str, Name], budget: int) -> str:
