@@ -1,12 +1,12 @@
 """The feed: what the page asks for while it watches, answered beside Streamlit and not by it.
 
-    GET /live-feed/TOKEN?at=now&have=…&after=…   a frame: status, what changed in the pictures, numbers
-    GET /live-feed/TOKEN/trace.jsonl             what was seen, as a trace; `?part=before`: before a break
+    GET /live-feed/TOKEN?at=now&have=…&after=…&narrow=0    a frame: status, what changed, numbers
+    GET /live-feed/TOKEN/trace.jsonl                       what was seen, as a trace
+    GET /live-feed/TOKEN/trace.jsonl?part=before           what was seen before the connection was lost
 
-A rerun of Streamlit takes 80 ms, and would put the page together anew for each step. So the browser asks here,
-several times a second, and gets only what changed since the frame that it has. A token stands for a connection
-that was made on the page, in this session; there is nothing else that could be asked for, and no address in
-the question.
+A rerun of Streamlit takes 80 ms, and would put the page together anew for each step. So the browser asks
+here, several times a second, and gets only what changed since the frame that it has. A token stands for a
+connection that was made on the page, in this session: a question holds no address, so this is no proxy.
 
 Read next: `viz/player/live.js`, which asks.
 """
@@ -41,17 +41,21 @@ class Watched:
         self.connection = connection
         self._window: LiveWindow | None = None
         self._picture: LivePicture | None = None
+        self._is_narrow = False
         self._frame = ""
         self._num_frames = 0
         self._lock = threading.Lock()
 
-    def frame(self, at: int | None, have: str, after: int) -> dict[str, Any]:
+    def frame(
+        self, at: int | None, have: str = "", after: int = -1, *, is_narrow: bool = False
+    ) -> dict[str, Any]:
         """What the page needs to show a step.
 
         Args:
             at: the step; None: the latest.
             have: the frame that the page shows; of another one it gets all.
             after: the last step of which it has the numbers.
+            is_narrow: the screen is that of a phone.
         """
         connection = self.connection
         connection.touch()
@@ -61,8 +65,10 @@ class Watched:
             window = connection.window
             if window is None or window.first < 0:
                 return told
-            if window is not self._window or self._picture is None:
-                self._window, self._picture, self._frame = window, LivePicture(window), ""
+            if window is not self._window or self._picture is None or is_narrow != self._is_narrow:
+                self._is_narrow = is_narrow
+                self._window, self._frame = window, ""
+                self._picture = LivePicture(window, is_narrow=is_narrow)
             is_new = not self._frame or have != self._frame
             moment = window.latest() if at is None else window.at(at)
             patches = self._picture.draw(moment)
@@ -113,8 +119,8 @@ class _Names(dict[str, Name]):
 
 def _caption(window: LiveWindow, moment: Moment) -> str:
     if moment.record.step < window.first or window.last < window.first:
-        return "No step has been taken yet: send the server a request."
-    return caption(moment.record, _Names(window), _requests(moment), window.header)
+        return "The engine has taken no step since this page connected: send the server a request."
+    return caption(moment.record, _Names(window), _requests(moment), window.header) + moment.since
 
 
 def _requests(moment: Moment) -> dict[int, str]:
@@ -188,7 +194,11 @@ class LiveFeed:
             at = _integer(asked.get("at", "now"))
             after = _integer(asked.get("after", "-1"))
             frame = await asyncio.to_thread(
-                watched.frame, at, asked.get("have", ""), -1 if after is None else after
+                watched.frame,
+                at,
+                asked.get("have", ""),
+                -1 if after is None else after,
+                is_narrow=asked.get("narrow") == "1",
             )
             await _answer(send, 200, "application/json", msgspec.json.encode(frame))
 

@@ -18,7 +18,7 @@ from minivllm.trace.replay import ReplayState, SequenceState
 from minivllm.trace.timeline import Phase, StepRecord
 from viz.figures.block_grid import BlockGrid, Look
 from viz.figures.block_looks import BlockLooks
-from viz.figures.common import NARROW, Name, clip, swatches
+from viz.figures.common import NARROW, PHONE, Name, clip, swatches
 from viz.figures.overview import DOING, ENDED
 from viz.figures.pool_strip import PoolStrip
 from viz.figures.readers import StepMarks
@@ -26,9 +26,10 @@ from viz.live.window import MOST_ROWS, LiveWindow, Moment
 from viz.scene import Scene, Shape, rounded
 
 MOST_CELLS = 640
-ROW, ROWS_TOP = 50.0, 40.0
+ROW, ROWS_TOP = 54.0, 36.0
 MOST_CHIPS = 14
-TEXT_CELLS = 80
+TEXT_CELLS, TEXT_CELLS_NARROW = 84, 60
+"""What fits into a line."""
 MOST_TIP = 2000
 
 Patch = dict[int, Shape]
@@ -37,10 +38,10 @@ Patch = dict[int, Shape]
 class LivePicture:
     """The scenes of a window, and what changed in them since the last frame."""
 
-    def __init__(self, window: LiveWindow) -> None:
+    def __init__(self, window: LiveWindow, *, is_narrow: bool = False) -> None:
         self.window = window
         self.pool = _Pool(window.header)
-        self.requests = _Requests()
+        self.requests = _Requests(PHONE if is_narrow else NARROW)
         self.scenes = [self.pool.scene, self.requests.scene]
 
     def draw(self, moment: Moment) -> list[Patch]:
@@ -73,7 +74,7 @@ class _Pool:
         self.title = self.scene.text(0, 18, "", size=15, weight="bold")
         self.is_whole = header.num_blocks <= MOST_CELLS
         cells = min(header.num_blocks, MOST_CELLS)
-        self.grid = BlockGrid(self.scene, range(cells), 30.0, 520.0, "Block")
+        self.grid = BlockGrid(self.scene, range(cells), 30.0, NARROW, "Block")
         self.grid.add_strips(min(cells, header.max_num_seqs + 8))
         self.strip = PoolStrip(self.scene, header, self.grid.bottom + 12)
         bottom = self.strip.bottom
@@ -156,10 +157,11 @@ class _Pool:
 class _Requests:
     """A row for each request, and the waiting queue above them."""
 
-    def __init__(self) -> None:
-        self.scene = Scene("What each request says", NARROW, ROWS_TOP + ROW * MOST_ROWS + 28)
+    def __init__(self, width: float) -> None:
+        self.width, self.is_narrow = width, width < NARROW
+        self.scene = Scene("What each request says", width, ROWS_TOP + ROW * MOST_ROWS + 28)
         self.queue = self.scene.text(0, 18, "", size=15, weight="bold")
-        self.chips = [self._chip(NARROW - 34.0 * (MOST_CHIPS - i), 3.0, 30) for i in range(MOST_CHIPS)]
+        self.chips = [self._chip(self.width - 34.0 * (MOST_CHIPS - i), 3.0, 30) for i in range(MOST_CHIPS)]
         self.rows = [self._row(ROWS_TOP + ROW * index) for index in range(MOST_ROWS)]
         self.more = self.scene.text(0, ROWS_TOP + ROW * MOST_ROWS + 18, "", size=14, fill="muted")
 
@@ -169,11 +171,11 @@ class _Requests:
     def _row(self, y: float) -> dict[str, int]:
         scene = self.scene
         return {
-            "panel": scene.rect(0, y, NARROW, ROW - 6, radius=6),
+            "panel": scene.rect(0, y, self.width, ROW - 6, radius=6),
             "chip": self._chip(8, y + 5, 40),
             "doing": scene.text(56, y + 20, "", size=14, weight="bold"),
-            "count": scene.text(NARROW - 10, y + 20, "", size=13, anchor="end", fill="muted"),
-            "text": scene.text(8, y + 38, "", size=15),
+            "count": scene.text(self.width - 10, y + 20, "", size=13, anchor="end", fill="muted"),
+            "text": scene.text(8, y + 40, "", size=15),
             "share": scene.rect(0, y + ROW - 9, 0, 3),
         }
 
@@ -208,15 +210,15 @@ class _Requests:
         running, waiting = len(state.running), len(state.waiting)
         words = f"{running:,} in the batch, {waiting:,} waiting" + (": " if waiting else "")
         self.scene.set(self.queue, text=words)
-        left = 8.0 + 8.2 * len(words)
+        left = 8.0 + 7.5 * len(words)
         for chip in self.chips:
             self.scene.set(chip, fill="none", stroke="none", label="", tip="")
         for index, chip in enumerate(self.chips):
             x = left + 34.0 * index
-            if index < waiting and x < NARROW - 34:
+            if index < waiting and x < self.width - 34:
                 name = names[state.waiting[index]]
                 tip = f"Request {name.full} waits, number {index + 1} in order of arrival"
-                is_last = x + 34 >= NARROW - 34 and index + 1 < waiting
+                is_last = x + 34 >= self.width - 34 and index + 1 < waiting
                 look = {
                     "fill": "none",
                     "stroke": "none",
@@ -235,21 +237,21 @@ class _Requests:
         tip = f"Request {name.full}"
         scene.set(row["chip"], fill=name.colour, stroke="outline", label=name.tag, tip=tip)
         scene.set(row["doing"], text=doing, fill="muted" if is_over else "ink")
-        count = (
-            f"{sequence.num_prompt_tokens:,} prompt + {sequence.num_output_tokens:,} of at most "
-            f"{sequence.max_tokens:,} output tokens"
-        )
+        prompt_tokens, outputs = f"{sequence.num_prompt_tokens:,}", f"{sequence.num_output_tokens:,}"
+        count = f"{prompt_tokens} prompt + {outputs} of at most {sequence.max_tokens:,} output tokens"
+        if self.is_narrow:
+            count = f"{prompt_tokens} + {outputs} of {sequence.max_tokens:,} tokens"
         scene.set(row["count"], text=count)
         said, prompt = sequence.text, sequence.prompt or ""
         whole = f"{prompt}{said}" if said or prompt else " ".join(map(str, sequence.token_ids))
         scene.set(
             row["text"],
-            text=clip(whole, TEXT_CELLS, keep_end=True),
+            text=clip(whole, TEXT_CELLS_NARROW if self.is_narrow else TEXT_CELLS, keep_end=True),
             fill="ink" if said and not is_over else "muted",
             tip=whole[-MOST_TIP:],
         )
         most = sequence.num_prompt_tokens + sequence.max_tokens
-        share = 0.0 if is_over else NARROW * min(1.0, sequence.num_computed_tokens / max(most, 1))
+        share = 0.0 if is_over else self.width * min(1.0, sequence.num_computed_tokens / max(most, 1))
         scene.set(row["share"], fill="filled" if share else "none", width=rounded(share))
 
     def _clear(self, row: dict[str, int]) -> None:

@@ -13,7 +13,8 @@ Read next: `connection.py`, which fills it; `minivllm/trace/snapshots.py`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from minivllm.trace.events import AnyEvent, StepFinished, TraceEnded, TraceHeade
 from minivllm.trace.replay import ReplayState, copy_state
 from minivllm.trace.snapshots import forget_finished, take_snapshot
 from minivllm.trace.timeline import Phase, StepRecord
-from viz.figures.common import Name, letters
+from viz.figures.common import Name, letters, plural
 from viz.palette import family
 
 CHUNK_STEPS = 64
@@ -55,6 +56,8 @@ class Moment(NamedTuple):
     state: ReplayState
     record: StepRecord
     rows: tuple[str | None, ...]
+    since: str = ""
+    """What has happened since that step, if it is the latest."""
 
 
 @dataclass
@@ -81,25 +84,38 @@ class Rows:
         return Rows(list(self.names), list(self.ended))
 
     def update(self, record: StepRecord, state: ReplayState) -> None:
-        """Take over what a step changed: the batch comes first, then those that wait."""
+        """Take over what a step changed. Those that compute are at the top, those that wait below them."""
         self.ended += [name for name in record.ended if name in self.names]
-        for request in (*state.running, *state.waiting):
+        running = dict.fromkeys(state.running)
+        for request in running:
+            place = self.names.index(request) if request in self.names else None
+            better = self._first(running, before=len(self.names) if place is None else place)
+            if better is None:
+                continue
+            if place is not None:
+                self.names[place] = self.names[better]
+            elif self.names[better] in self.ended:
+                self.ended.remove(str(self.names[better]))
+            self.names[better] = request
+        for request in state.waiting:
             if request in self.names:
                 continue
             if None in self.names:
-                place = self.names.index(None)
+                place = max(i for i, name in enumerate(self.names) if name is None)
             elif self.ended:
                 place = self.names.index(self.ended.pop(0))
-            elif request in state.running and (waits := self._last_waiting(state)) is not None:
-                place = waits
             else:
                 break
             self.names[place] = request
 
-    def _last_waiting(self, state: ReplayState) -> int | None:
-        """A row whose request only waits, for one that computes."""
-        waiting = set(state.waiting)
-        return next((i for i in reversed(range(len(self.names))) if self.names[i] in waiting), None)
+    def _first(self, running: Mapping[str, None], before: int) -> int | None:
+        """The first row that has no running request: an empty one, or else another's."""
+        rows = [i for i, name in enumerate(self.names[:before]) if name not in running]
+        if before < len(self.names):  # it has a row already, and moves only up
+            return rows[0] if rows else None
+        empty = [i for i in rows if self.names[i] is None]
+        ended = [self.names.index(name) for name in self.ended]
+        return next(iter([*empty, *ended, *reversed(rows)]), None)
 
 
 class LiveWindow:
@@ -206,7 +222,18 @@ class LiveWindow:
 
     def latest(self) -> Moment:
         """The state as it is now, with what the latest step did."""
-        return Moment(self.state, self.record, tuple(self._rows.names))
+        record = self.record
+        if self._open:  # something has happened since that step: its numbers are not those of now
+            record = copy(record)
+            record.close(self.state)
+        return Moment(self.state, record, tuple(self._rows.names), self._since())
+
+    def _since(self) -> str:
+        """What has happened since the latest step, in a sentence."""
+        left, came = len(self._open_record.ended), len(self._open_record.queued)
+        told = [f"{plural(left, 'request')} left"] if left else []
+        told += [f"{plural(came, 'request')} arrived"] if came else []
+        return f" Since then {' and '.join(told)}." if told else ""
 
     def at(self, step: int) -> Moment:
         """The state after a step that is kept; the nearest that is, if this one is not."""

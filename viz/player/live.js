@@ -9,6 +9,7 @@
 const LIVE_MS = 120;
 const PAUSED_MS = 800;
 const HIDDEN_MS = 3000;
+const NARROW_PX = 600;
 const BUCKETS = 500;
 const MOST_NUMBERS = 20000;
 const TIP_DISTANCE = 14;
@@ -77,7 +78,9 @@ class Live {
     this.again = false;
     const after = this.start + this.numbers.length - 1;
     try {
-      const answer = await fetch(`${this.feed}?at=${this.at ?? "now"}&have=${this.have}&after=${after}`);
+      const narrow = this.root.clientWidth < NARROW_PX ? 1 : 0;
+      const asked = `at=${this.at ?? "now"}&have=${this.have}&after=${after}&narrow=${narrow}`;
+      const answer = await fetch(`${this.feed}?${asked}`);
       if (answer.status === 404) this.tell("refused", HINTS.gone);
       else this.show(await answer.json());
     } catch {

@@ -15,6 +15,7 @@ from pathlib import Path
 import streamlit as st
 
 from viz import links, loading, player
+from viz.figures.common import MARKS
 from viz.folders import upload_folder
 from viz.live import feed, window
 from viz.plain import plain
@@ -38,6 +39,14 @@ KEPT = (
     "older ones are forgotten. Steps are counted from the start of the server. What is kept can be saved as "
     "a **trace**, which begins with the state before its first step, and opens on all pages."
 )
+SIGNS = (
+    "In a cell: the letter and colour of the request that reads the block, =3 if three sequences do; a pale "
+    "strip for slots that are still empty; dashed and grey: cached, and evictable. In the step shown: "
+    + ", ".join(
+        f"**{mark.sign}** {mark.words.split(' in this')[0].split(' during')[0]}" for mark in MARKS.values()
+    )
+    + ". Point at a block or a text to read all of it."
+)
 COMPONENT = st.components.v2.component(
     "minivllm_live", html=player.live_html(), css=player.live_css() + THEME, js=player.live_javascript()
 )
@@ -56,6 +65,7 @@ def page(run: object = None) -> None:
     if watched is None:
         return
     COMPONENT(data={"feed": f"{feed.PREFIX}{token}"}, key=f"live-{token}")
+    st.caption(SIGNS)
     st.caption(KEPT)
     if st.button("Open what was seen on all pages", help="As it is now; the live view goes on meanwhile."):
         _open(watched)
