@@ -33,6 +33,7 @@ from viz.views import (
     glossary,
     kv_pool,
     lessons,
+    live,
     metrics,
     microscope,
     overview,
@@ -43,7 +44,7 @@ from viz.views import (
     story,
 )
 
-LEARN_PAGES = (start, lessons, glossary)
+LEARN_PAGES = (start, live, lessons, glossary)
 RUN_PAGES = (overview, kv_pool, scheduler, beam_tree, prefix_tree, roofline, metrics, compare)
 KERNEL_PAGES = (microscope, flash_attention)
 # All in one row: Streamlit's sections would hide which page is open, and every page would be two clicks away.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from minivllm.trace.snapshots import older_requests
 from minivllm.trace.timeline import Phase, StepRecord, Timeline
 
 
@@ -38,8 +39,11 @@ def latencies(timeline: Timeline) -> Latencies:
         seq: (sequence.request, sequence.queued_time) for seq, sequence in timeline.sequences.items()
     }
     scheduled: set[_Request] = set()
+    older: set[_Request] = set()
     last_token: dict[_Request, float] = {}
     for record in timeline.records:
+        if record.snapshot:
+            scheduled, older = older_requests(record.snapshot)
         for request in dict.fromkeys(requests[item.seq] for item in record.batch):
             if request not in scheduled:
                 scheduled.add(request)
@@ -47,7 +51,7 @@ def latencies(timeline: Timeline) -> Latencies:
         for request in dict.fromkeys(requests[seq] for seq, _, _ in record.sampled):
             if request in last_token:
                 found.inter_token.append(record.end - last_token[request])
-            else:
+            elif request not in older:
                 found.ttft.append(record.end - request[1])
             last_token[request] = record.end
     ended: dict[_Request, list[float]] = {}

@@ -1,4 +1,4 @@
-"""Starting the dashboard: `python -m viz.serve [TRACE] [--port N] [--folder FOLDER] [--no-browser]`.
+"""Starting the dashboard: `python -m viz.serve [TRACE] [--live URL] [--port N] [--folder FOLDER] …`.
 
 Streamlit runs in this process, on this machine only, behind a gate that lets in only its own pages: it sends
 nothing anywhere, asks for no e-mail address, and watches no file. Once it answers, the command says where it
@@ -25,10 +25,13 @@ from minivllm.trace.kernel_events import is_kernel_trace
 from minivllm.trace.story_events import is_story
 from viz import folders
 from viz.gate import Gate
+from viz.live.connection import check_url
+from viz.live.feed import LiveFeed
 
 HOST = "127.0.0.1"
 APP = ROOT / "viz" / "app.py"
 TRACE = "MINIVLLM_TRACE"
+LIVE = "MINIVLLM_LIVE"
 GOODBYE_SECONDS = 1
 """What open pages are given to say goodbye."""
 SETTINGS = {
@@ -43,18 +46,29 @@ SETTINGS = {
 
 
 def serve(
-    trace: Path | None, port: int = 8501, open_browser: bool = True, more_folders: Sequence[Path] = ()
+    trace: Path | None,
+    port: int = 8501,
+    open_browser: bool = True,
+    more_folders: Sequence[Path] = (),
+    live: str | None = None,
 ) -> int:
     """Run the dashboard until it is stopped. Returns 2 if the port cannot be had, 1 if it did not start."""
+    if live is not None:
+        try:
+            check_url(live)
+        except ValueError as error:
+            print(f"--live: {error}", file=sys.stderr)
+            return 2
     bound = bind(port)
     if isinstance(bound, str):
         other = port + 1 if port < 65535 else 8502
         again = " ".join(["minivllm dashboard", *([str(trace)] if trace else []), f"--port {other}"])
         print(f"Port {port} {bound}. Choose another one: {again}", file=sys.stderr)
         return 2
-    os.environ.pop(TRACE, None)
-    os.environ.update(variables(trace, more_folders))
-    link = url(bound.getsockname()[1], trace)
+    for name in (TRACE, LIVE):
+        os.environ.pop(name, None)
+    os.environ.update(variables(trace, more_folders) | ({LIVE: live} if live else {}))
+    link = url(bound.getsockname()[1], trace, is_live=live is not None)
 
     def ready() -> None:
         print(f"The dashboard is at {link}\nPress Ctrl-C to stop it.", flush=True)
@@ -89,7 +103,7 @@ def run_server(bound: socket.socket, ready: Callable[[], None], script: Path = A
     bootstrap.load_config_options(SETTINGS | {"server.port": bound.getsockname()[1]})
     server = Server(
         uvicorn.Config(
-            Gate(app),
+            Gate(LiveFeed(app)),
             log_config=None,
             access_log=False,
             ws_per_message_deflate=False,
@@ -100,10 +114,10 @@ def run_server(bound: socket.socket, ready: Callable[[], None], script: Path = A
     return server.started
 
 
-def url(port: int, trace: Path | None) -> str:
-    """The link to open: the first page that shows this kind of trace."""
-    page = ""
-    if trace:
+def url(port: int, trace: Path | None, *, is_live: bool = False) -> str:
+    """The link to open: the first page that shows this kind of trace, or the live page."""
+    page = "live" if is_live else ""
+    if trace and not is_live:
         page = "microscope" if is_kernel_trace(trace) else "story" if is_story(trace) else ""
     return f"http://{HOST}:{port}/{page}" + (f"?trace={quote(str(trace.resolve()))}" if trace else "")
 
@@ -151,9 +165,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=[],
         help="traces below it may be opened, too; may be given several times",
     )
+    parser.add_argument("--live", metavar="URL", help="watch the server at this address as it runs")
     parser.add_argument("--no-browser", action="store_true", help="only print the link")
     given = parser.parse_args(arguments)
-    return serve(given.trace, given.port, not given.no_browser, given.folder)
+    return serve(given.trace, given.port, not given.no_browser, given.folder, given.live)
 
 
 if __name__ == "__main__":

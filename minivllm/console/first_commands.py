@@ -51,6 +51,9 @@ def dashboard(
         list[Path] | None,
         typer.Option(help="Traces below it may be opened, too; may be given several times."),
     ] = None,
+    live: Annotated[
+        str | None, typer.Option(metavar="URL", help="Watch the server there, which runs with --live.")
+    ] = None,
 ) -> None:
     """Show a trace in the browser, step by step, forward and back."""
     if trace is not None:
@@ -64,6 +67,7 @@ def dashboard(
         for warning in () if is_other else read_trace(trace).warnings:
             Console().print(Text(warning, "yellow"))
     words = [*([str(trace)] if trace else []), "--port", str(port), *([] if browser else ["--no-browser"])]
+    words += [f"--live={live}"] if live is not None else []
     become("viz.serve", *words, *(f"--folder={path}" for path in folder or ()))
 
 

@@ -36,6 +36,7 @@ AutoTools = Annotated[bool, _option("Look for calls of functions in answers.")]
 ToolParser = Annotated[str | None, _option("How calls are written; as the chat template says.")]
 Waiting = Annotated[int | None, _option("Answer 503 while so many wait; any number may.")]
 Body = Annotated[int, _option("Largest body of a request, in MiB.")]
+Live = Annotated[bool, _option("Let the dashboard watch the engine, with the texts of all users.")]
 Timeout = Annotated[int, _option("Seconds in which requests may finish after SIGTERM.")]
 
 
@@ -56,6 +57,7 @@ def serve(
     max_waiting_requests: Waiting = None,
     max_body_mib: Body = 16,
     shutdown_timeout: Timeout = 0,
+    live: Live = False,
     *,
     engine_settings: dict[str, Any],
 ) -> None:
@@ -80,7 +82,7 @@ def serve(
     options = ServeOptions(host, port, uds, served_model_name or [], chat_template)
     options.chat_template_content_format = chat_template_content_format
     options.enable_auto_tool_choice, options.tool_call_parser = enable_auto_tool_choice, tool_call_parser
-    options.shutdown_timeout, options.app = shutdown_timeout, app
+    options.shutdown_timeout, options.live, options.app = shutdown_timeout, live, app
     run(_engine_args(model_tag, engine_settings), options)
 
 

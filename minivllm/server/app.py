@@ -3,6 +3,7 @@
     /v1/completions   /v1/chat/completions   /v1/models        the OpenAI API
     /tokenize   /detokenize   /reset_prefix_cache               vLLM's own
     /health   /ping   /version   /load   /metrics               for those who run it
+    /engine/events                                              what the engine does, live (`--live`)
     /docs   /openapi.json                                       for those who read
 
 Source: vLLM's `api_server.py`. Read next: `completions.py`; `serve.py`, which runs it.
@@ -38,6 +39,7 @@ from minivllm.server.completions import Completion
 from minivllm.server.engine_thread import EngineDeadError
 from minivllm.server.errors import ApiError, as_api_error, validation_error
 from minivllm.server.guards import ApiKey, BodyLimit
+from minivllm.server.live_stream import open_stream
 from minivllm.server.metrics import CONTENT_TYPE
 from minivllm.server.openapi import REFUSED, WITHOUT_KEY, answers, describe
 from minivllm.server.protocol import (
@@ -59,7 +61,7 @@ class AppOptions:
     """How the server treats its clients.
 
     Attributes:
-        api_keys: one of them must be given for paths below /v1; none: everyone may ask.
+        api_keys: one of them must be given for paths below /v1 and /engine; none: everyone may ask.
         allowed_origins: other sites whose pages may ask.
         root_path: under which a proxy serves us.
         max_waiting_requests: how many may wait before others are sent away with 503; None: any number.
@@ -81,6 +83,7 @@ def make_app(model: ServedModel, options: AppOptions | None = None) -> FastAPI:
     _add_error_handlers(app)
     _add_openai_routes(app, model, options)
     _add_own_routes(app, model)
+    _add_live_route(app, model, options)
     app.add_middleware(
         CORSMiddleware, allow_origins=options.allowed_origins, allow_methods=["*"], allow_headers=["*"]
     )
@@ -204,6 +207,18 @@ def _add_own_routes(app: FastAPI, model: ServedModel) -> None:
                     f"tokens[{index}] must be from 0 to {size - 1}, the vocabulary's size", "tokens", token
                 )
         return {"prompt": model.tokenizer.decode(asked.tokens)}
+
+
+def _add_live_route(app: FastAPI, model: ServedModel, options: AppOptions) -> None:
+    if model.live is None:
+        return
+    live, has_keys = model.live, bool(options.api_keys)
+
+    @app.get("/engine/events", response_model=None)
+    async def engine_events(request: Request) -> Response:
+        """What the engine does from now on, as server-sent events: a trace, with the texts of all users."""
+        host = request.headers.get("host", "")
+        return open_stream(live, lambda: model.llm.is_running, host, has_keys=has_keys)
 
 
 def _rendered(model: ServedModel, asked: TokenizeRequest) -> str:

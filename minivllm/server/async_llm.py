@@ -199,15 +199,16 @@ class AsyncLLM:
 
     def on_outputs(self, outputs: list[RequestOutput]) -> None:
         """In the engine's thread: one hop for all outputs of a step."""
-        self._hop(self._deliver, outputs)
+        self.hop(self._deliver, outputs)
 
     def on_failure(self, request_ids: Sequence[str], error: Exception) -> None:
-        self._hop(self._fail, request_ids, error)
+        self.hop(self._fail, request_ids, error)
 
     def on_end(self, error: EngineDeadError) -> None:
-        self._hop(self._fail, None, error)
+        self.hop(self._fail, None, error)
 
-    def _hop(self, function: Callable[..., None], *args: Any) -> None:
+    def hop(self, function: Callable[..., None], *args: Any) -> None:
+        """From the engine's thread: have this done in the event loop, soon. Without a loop it is not done."""
         try:
             if self._loop:
                 self._loop.call_soon_threadsafe(function, *args)

@@ -20,6 +20,8 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEADER_SECONDS = 30.0
+IDLE_LOOK_SECONDS = 0.05
+"""Time between two looks at whether requests still run, while the server ends."""
 
 
 class PromptProtocol(H11Protocol):
@@ -30,6 +32,7 @@ class PromptProtocol(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self.app = with_abort(self.app, transport)
         self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:
@@ -56,6 +59,15 @@ class PromptProtocol(H11Protocol):
             self.transport.close()
 
 
+def with_abort(app: Any, transport: Any) -> Any:
+    """The application, which is told how to end a connection whose client does not read any more."""
+
+    async def told(scope: Any, receive: Any, send: Any) -> None:
+        await app({**scope, "abort": transport.abort}, receive, send)
+
+    return told
+
+
 class OrderlyServer(uvicorn.Server):
     """On SIGTERM or Ctrl-C it lets requests finish, or ends them with an answer, and returns.
 
@@ -64,10 +76,20 @@ class OrderlyServer(uvicorn.Server):
     Args:
         end_requests: answers all that still run with an error; called after `patience` seconds, or at a
             second signal. A third one cuts connections.
+        end_watching: ends streams that would never end; called as soon as no request runs any more.
+        is_idle: does no request run any more?
     """
 
-    def __init__(self, config: uvicorn.Config, end_requests: Callable[[], None], patience: float) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        end_requests: Callable[[], None],
+        patience: float,
+        end_watching: Callable[[], None] = lambda: None,
+        is_idle: Callable[[], bool] = lambda: True,
+    ) -> None:
         super().__init__(config)
+        self._end_watching, self._is_idle = end_watching, is_idle
         self._end_requests = end_requests
         self._patience = patience
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -79,10 +101,17 @@ class OrderlyServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         ending = asyncio.get_running_loop().call_later(self._patience, self._end_requests)
+        watching = asyncio.ensure_future(self._until_idle())
         try:
             await super().shutdown(sockets)
         finally:
             ending.cancel()
+            watching.cancel()
+
+    async def _until_idle(self) -> None:
+        while not self._is_idle():
+            await asyncio.sleep(IDLE_LOOK_SECONDS)
+        self._end_watching()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._num_signals += 1

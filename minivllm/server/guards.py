@@ -23,7 +23,7 @@ MOST_DRAINED = 64 * 1024 * 1024
 """Bytes of a body that is too large, read and dropped."""
 BODY_SECONDS = 60.0
 """In which a body must be complete."""
-GUARDED = ("/v1",)
+GUARDED = ("/v1", "/engine")
 """Paths below which a key is asked for."""
 
 

@@ -24,6 +24,7 @@ from minivllm.server.app import AppOptions, make_app
 from minivllm.server.async_llm import AsyncLLM
 from minivllm.server.connections import OrderlyServer, PromptProtocol
 from minivllm.server.engine_counts import EngineCounts
+from minivllm.server.live import LiveEvents
 from minivllm.server.metrics import EngineCollector
 from minivllm.server.served_model import ServedModel
 from minivllm.server.tool_formats import TOOL_FORMATS
@@ -42,6 +43,7 @@ class ServeOptions:
         enable_auto_tool_choice: look for calls of functions in answers; else they are left as text.
         tool_call_parser: how the model writes them (`TOOL_FORMATS`); None: as its chat template says.
         shutdown_timeout: seconds in which requests may finish after SIGTERM.
+        live: `/engine/events` tells what the engine does, with the texts of all users.
     """
 
     host: str = "127.0.0.1"
@@ -53,6 +55,7 @@ class ServeOptions:
     enable_auto_tool_choice: bool = True
     tool_call_parser: str | None = None
     shutdown_timeout: int = 0
+    live: bool = False
     app: AppOptions = field(default_factory=AppOptions)
 
 
@@ -70,11 +73,14 @@ def serve(args: EngineArgs, options: ServeOptions) -> None:
     listener = _listen(options)
     try:
         counts = EngineCounts()
-        engine = create_engine(args, sinks=[counts])
+        live = LiveEvents() if options.live else None
+        engine = create_engine(args, sinks=[counts, *([live] if live else [])])
         llm = AsyncLLM(engine)
         try:
             model = _served(llm, args, options)
             model.metrics = EngineCollector(counts, engine, model.names[0])
+            if live:
+                live.hop, model.live = llm.hop, live
             run_server(model, options, listener)
         finally:
             llm.shutdown()
@@ -95,8 +101,25 @@ def run_server(model: ServedModel, options: ServeOptions, listener: socket.socke
     )
     where = options.uds or f"http://{_for_link(options.host)}:{listener.getsockname()[1]}"
     print(f"{model.names[0]} is served at {where}", file=sys.stderr, flush=True)
-    goodbye = partial(model.llm.end_requests, "the server is shutting down")
-    OrderlyServer(config, goodbye, options.shutdown_timeout).run(sockets=[listener])
+    if model.live:
+        print(_how_to_watch(options, where), file=sys.stderr, flush=True)
+    llm = model.llm
+    OrderlyServer(
+        config,
+        partial(llm.end_requests, "the server is shutting down"),
+        options.shutdown_timeout,
+        end_watching=model.live.end if model.live else lambda: None,
+        is_idle=lambda: not llm.num_unfinished_requests,
+    ).run(sockets=[listener])
+
+
+def _how_to_watch(options: ServeOptions, where: str) -> str:
+    if options.uds:
+        return f"Watch it live: curl -N --unix-socket {options.uds} http://localhost/engine/events"
+    told = f"Watch it live: minivllm dashboard --live {where}{options.app.root_path}"
+    if not options.app.api_keys and options.host not in ("127.0.0.1", "::1", "localhost"):
+        told += "\nWhoever reaches this port can read the texts of all users: set --api-key."
+    return told
 
 
 def api_keys(given: list[str]) -> list[str]:

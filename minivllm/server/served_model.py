@@ -14,6 +14,7 @@ from minivllm.model.tokenizer import Tokenizer
 from minivllm.sampling_params import SamplingParams
 from minivllm.server.async_llm import AsyncLLM
 from minivllm.server.errors import ApiError, unknown_model
+from minivllm.server.live import LiveEvents
 from minivllm.server.metrics import EngineCollector
 from minivllm.server.tool_formats import ToolFormat, format_of_template
 
@@ -26,6 +27,7 @@ class ServedModel:
         names: under which it is asked for; the first one stands in answers.
         root: what was loaded.
         metrics: what `/metrics` shows.
+        live: what `/engine/events` tells; None if nobody may watch.
         defaults: for fields that a client leaves out.
         chat_template, chat_template_content_format: as for `LLM.chat`.
         tool_format: how the model writes calls of functions; None: they are left as text.
@@ -36,6 +38,7 @@ class ServedModel:
     root: str
     max_model_len: int
     metrics: EngineCollector | None = None
+    live: LiveEvents | None = None
     defaults: SamplingParams = field(default_factory=SamplingParams)
     chat_template: str | Path | None = None
     chat_template_content_format: str = "auto"

@@ -28,6 +28,7 @@ from minivllm.trace.events import (
     BlocksSwappedOut,
     HostBlocksFreed,
     SequenceForked,
+    SnapshotTaken,
     StateRebuilt,
 )
 from minivllm.trace.reader import refuse_event
@@ -146,6 +147,8 @@ class BlockBooks:
                 self.host.drop(event.host_blocks)
             case StateRebuilt():
                 self._free_all()
+            case SnapshotTaken():
+                self._restore(event)
             case _:
                 refuse_event(event)
 
@@ -182,3 +185,20 @@ class BlockBooks:
         self.device = PoolBooks.of_size(len(self.device.ref_counts))
         self.host = PoolBooks.of_size(len(self.host.ref_counts))
         self.tables, self.host_tables, self.cached, self.num_evictable = {}, {}, {}, 0
+
+    def _restore(self, event: SnapshotTaken) -> None:
+        """Begin with what a snapshot tells. Reference counts follow from the tables."""
+        self._free_all()
+        for books, runs, tables in (
+            (self.device, event.free, event.tables),
+            (self.host, event.host_free, event.host_tables),
+        ):
+            books.free = {block: None for first, length in runs for block in range(first, first + length)}
+            for table in tables.values():
+                books.take(table)
+        self.tables = {seq: list(table) for seq, table in event.tables.items()}
+        self.host_tables = {seq: list(table) for seq, table in event.host_tables.items()}
+        self.cached = {
+            block: CachedBlock(after, seq, index, salt) for block, after, seq, index, salt in event.cached
+        }
+        self.num_evictable = sum(not self.device.ref_counts[block] for block in self.cached)

@@ -37,6 +37,7 @@ from minivllm.trace.events import (
     RequestScheduled,
     SequenceFinished,
     SequenceForked,
+    SnapshotTaken,
     StateRebuilt,
     StepAbandoned,
     StepFinished,
@@ -46,6 +47,7 @@ from minivllm.trace.events import (
 )
 from minivllm.trace.lines import words
 from minivllm.trace.reader import refuse_event
+from minivllm.trace.snapshot_contradictions import of_snapshot
 
 MOST_REBUILT_BLOCKS = 2**28
 """In all, of a trace: a line of sixty bytes makes replay free a pool, which may have millions of blocks."""
@@ -82,6 +84,8 @@ def contradiction(event: AnyEvent, state: ReplayState) -> str:
             return _of_beams(event, state)
         case StateRebuilt():
             return _of_rebuilt(event, state)
+        case SnapshotTaken():
+            return of_snapshot(event, state)
         case RequestRefused() | StepAbandoned() | TraceEnded():
             return ""
         case BlocksEvicted():
@@ -218,7 +222,8 @@ def _unknown(seqs: Iterable[int], state: ReplayState) -> str:
 
 
 def _known(seq: int, state: ReplayState) -> str:
-    return f"sequence {seq} is not new" if seq in state.sequences or seq in state.finished else ""
+    is_known = seq in state.sequences or seq in state.finished or seq in state.former
+    return f"sequence {seq} is not new" if is_known else ""
 
 
 def _repeated(numbers: Sequence[int], noun: str = "block") -> str:

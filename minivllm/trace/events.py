@@ -1,4 +1,4 @@
-"""The event vocabulary: everything a reader may learn about a run, version 3.
+"""The event vocabulary: everything a reader may learn about a run, version 4.
 
 A trace file is JSON Lines. The first line is a `TraceHeader`, every other line one event; the field
 `event` names the type, the other fields are below. Replaying the events in order rebuilds block pools,
@@ -8,6 +8,7 @@ block tables, prefix cache, beams, queues and token lists exactly as the engine 
 How a run reads, step by step. Indented lines may come any number of times, in any order:
 
     TraceHeader
+    SnapshotTaken                               only where the trace begins in the middle of a run
         RequestQueued  RequestRefused  SequenceFinished("abort")  BlocksFreed      between steps
     StepStarted
         BlocksFreed | BlocksSwappedOut, then RequestPreempted      a request leaves the batch and waits
@@ -47,9 +48,10 @@ from typing import Annotated, Any
 
 import msgspec
 
-VERSION = 3
+VERSION = 4
 """2 added sharing: forks, copies, prefix caches, swapping, beams. Version 1 is a subset of it.
-3 added `StateRebuilt` and renamed what `upgrade.py` lists."""
+3 added `StateRebuilt` and renamed what `upgrade.py` lists.
+4 added `SnapshotTaken`. Version 3 is a subset of it."""
 
 # What a field may be. A reader holds every line to these, so that no value of a trace is absurd.
 MOST = 10**15
@@ -401,6 +403,62 @@ class StateRebuilt(Event, frozen=True):
     """All unfinished requests, in order of arrival."""
 
 
+class SnapshotSequence(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One sequence in a snapshot: what the events before would have told of it."""
+
+    seq: Count
+    request: str
+    token_ids: tuple[Count, ...]
+    """Prompt and output so far."""
+    num_prompt_tokens: Count
+    max_tokens: Count
+    queued_time: Seconds
+    prompt: str | None = None
+    prompt_pieces: tuple[str, ...] = ()
+    output_pieces: tuple[str, ...] = ()
+    """What each output token added to the text."""
+    num_computed_tokens: Count = 0
+    num_preemptions: Count = 0
+    num_cached_tokens: Count = 0
+    """Tokens that it did not have to compute, because the prefix cache or a sibling had them."""
+    first_token_time: Seconds | None = None
+    parent: Count | None = None
+    """The sequence that it was forked from."""
+    beam_score: Score | None = None
+
+
+class SnapshotTaken(Event, frozen=True):
+    """The first event of a trace that begins in the middle of a run: all that is, between two steps.
+
+    Events that follow go on from here, so that replay needs nothing of what came before. `snapshots.py` takes
+    it from a replayed state, never from the engine.
+    """
+
+    time: Seconds
+    num_steps: Count
+    """Steps that were finished before, which is the number of the step that comes next."""
+    waiting: tuple[str, ...]
+    """In order of arrival."""
+    running: tuple[str, ...]
+    members: dict[str, tuple[Count, ...]]
+    """Unfinished sequences of each unfinished request, in order."""
+    first_sequences: dict[str, Count]
+    """The sequence that each of them began with, though that one may have finished."""
+    sequences: tuple[SnapshotSequence, ...]
+    """All unfinished sequences."""
+    former: tuple[SnapshotSequence, ...]
+    """Finished ones whose tokens the prefix cache still holds."""
+    free: tuple[tuple[Count, Positive], ...]
+    """The free list, in order, as runs of rising numbers: `(first, length)`."""
+    tables: dict[Count, tuple[Count, ...]]
+    cached: tuple[tuple[Count, Count | None, Count, Count, str | None], ...]
+    """`(block, the block before it, seq, index, salt)` of each block that the prefix cache remembers: it
+    holds the tokens of `seq` from `index · block_size` on."""
+    host_free: tuple[tuple[Count, Positive], ...] = ()
+    """The same as `free`, of the swap space."""
+    host_tables: dict[Count, tuple[Count, ...]] = {}
+
+
 class TraceEnded(Event, frozen=True):
     """The recorder was closed properly; a trace without this line was cut off or is still being written."""
 
@@ -420,6 +478,7 @@ BlockEvent = (
     | HostBlocksFreed
     | SequenceForked
     | StateRebuilt
+    | SnapshotTaken
 )
 """The events that change what a block is or which table maps it: `blocks.py` applies each of them."""
 

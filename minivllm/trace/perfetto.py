@@ -198,6 +198,8 @@ def _instants(record: StepRecord, timeline: Timeline, tracks: dict[tuple[str, in
         happens(f"shares ({share.source})", request, seq=share.seq, blocks=len(share.blocks))
     for eviction in record.evicted:
         happens("evicted", None, blocks=len(eviction.blocks), reason=eviction.reason)
+    if record.snapshot:
+        happens("the trace begins", None, steps_before=record.snapshot.num_steps)
     for rebuilt in record.rebuilt:
         happens("state rebuilt", None, requests=len(rebuilt.requests))
     for attempt in record.abandoned:

@@ -1,7 +1,7 @@
 """The reader: a trace file goes in, events come out, cut into steps.
 
 A trace may still be growing, or may have been cut off in the middle of a line; both open, with a warning.
-Versions 1 and 2 open as if they had been written today (`upgrade.py`). What is not a trace of a version that
+Older versions open as if they had been written today (`upgrade.py`). What is not a trace of a version that
 we know is refused in one sentence.
 
 Step `k` holds all events after the end of step `k - 1` up to its own `StepFinished`: requests that arrive
@@ -22,7 +22,7 @@ import msgspec
 
 from minivllm.trace.events import VERSION, AnyEvent, StepFinished, TraceEnded, TraceHeader
 from minivllm.trace.lines import TraceError, open_trace, read_events, read_header, words
-from minivllm.trace.upgrade import upgrade_event
+from minivllm.trace.upgrade import NEWEST_RENAMED, upgrade_event
 
 __all__ = ["Trace", "TraceError", "make_trace", "read_trace", "refuse_event"]
 
@@ -96,7 +96,7 @@ def read_trace(path: str | Path) -> Trace:
 
 
 def _decoder(version: int) -> Callable[[bytes], AnyEvent]:
-    return msgspec.json.Decoder(AnyEvent).decode if version == VERSION else _decode_old
+    return _decode_old if version <= NEWEST_RENAMED else msgspec.json.Decoder(AnyEvent).decode
 
 
 def _decode_old(line: bytes) -> AnyEvent:

@@ -18,6 +18,8 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import msgspec
+
 from minivllm.trace.blocks import BlockBooks
 from minivllm.trace.contradictions import contradiction
 from minivllm.trace.events import (
@@ -33,6 +35,8 @@ from minivllm.trace.events import (
     RequestScheduled,
     SequenceFinished,
     SequenceForked,
+    SnapshotSequence,
+    SnapshotTaken,
     StateRebuilt,
     StepAbandoned,
     StepFinished,
@@ -76,7 +80,8 @@ class SequenceState:
     queued_time: float
     token_ids: list[int]
     prompt_pieces: tuple[str, ...] = ()
-    text: str = ""
+    output_pieces: list[str] = field(default_factory=list)
+    """What each output token added to the text."""
     num_computed_tokens: int = 0
     num_preemptions: int = 0
     first_token_time: float | None = None
@@ -88,6 +93,11 @@ class SequenceState:
     """Tokens that it did not have to compute, because the prefix cache or a sibling had them."""
     beam_score: float | None = None
     """Sum of log-probabilities, if it is a beam."""
+
+    @property
+    def text(self) -> str:
+        """The output so far."""
+        return "".join(self.output_pieces)
 
     @property
     def num_output_tokens(self) -> int:
@@ -115,6 +125,8 @@ class ReplayState:
     sequences: dict[int, SequenceState] = field(default_factory=dict)
     """Unfinished sequences; a finished one moves to `finished`."""
     finished: dict[int, SequenceState] = field(default_factory=dict)
+    former: dict[int, SequenceState] = field(default_factory=dict)
+    """Those that had finished before the trace began, and whose tokens the prefix cache holds."""
     members: dict[str, list[int]] = field(default_factory=dict)
     """Unfinished sequences of each request."""
     first_sequences: dict[str, int] = field(default_factory=dict)
@@ -199,6 +211,9 @@ class ReplayState:
             case StateRebuilt():
                 self._rebuild(event)
                 self.blocks.apply(event)
+            case SnapshotTaken():
+                self._restore(event)
+                self.blocks.apply(event)
             case StepAbandoned() | TraceEnded():
                 pass  # events before them told what changed
             case _:
@@ -256,7 +271,7 @@ class ReplayState:
         parent = self.sequences[event.parent]
         child = copy.copy(parent)
         child.seq, child.parent = event.child, event.parent
-        child.token_ids = list(parent.token_ids)
+        child.token_ids, child.output_pieces = list(parent.token_ids), list(parent.output_pieces)
         for seq, start, count in self.batch:  # it forks because this step has computed it to its end
             if seq == event.parent:
                 child.num_computed_tokens = start + count
@@ -265,8 +280,9 @@ class ReplayState:
 
     def _append_tokens(self, event: TokensSampled) -> None:
         for seq, token_id, text in event.items:
-            self.sequences[seq].token_ids.append(token_id)
-            self.sequences[seq].text += text
+            sequence = self.sequences[seq]
+            sequence.token_ids.append(token_id)
+            sequence.output_pieces.append(text)
 
     def _score_beams(self, event: BeamsAdvanced) -> None:
         if not event.kept:  # the search is over
@@ -310,11 +326,27 @@ class ReplayState:
                 sequence = copy.copy(known) if known else _lost_sequence(request, item.seq, first)
                 sequence.finish_reason = sequence.finished_time = None
                 sequence.token_ids, sequence.beam_score = list(item.token_ids), item.beam_score
+                sequence.output_pieces = sequence.output_pieces[: sequence.num_output_tokens]
                 sequence.num_computed_tokens = 0
                 self.sequences[item.seq] = sequence
         for seq, sequence in gone.items():
             sequence.finish_reason, sequence.finished_time = "abort", event.time
             self.finished[seq] = sequence
+
+    def _restore(self, event: SnapshotTaken) -> None:
+        """Begin in the middle of a run."""
+        self.time, self.num_steps, self.batch = event.time, event.num_steps, ()
+        self.waiting, self.running = list(event.waiting), list(event.running)
+        self.members = {request: list(seqs) for request, seqs in event.members.items()}
+        self.first_sequences = dict(event.first_sequences)
+        self.sequences = {item.seq: _sequence_of(item) for item in event.sequences}
+        self.former = {item.seq: _sequence_of(item) for item in event.former}
+
+
+def _sequence_of(item: SnapshotSequence) -> SequenceState:
+    fields = msgspec.structs.asdict(item)
+    lists = {name: list(fields[name]) for name in ("token_ids", "output_pieces")}
+    return SequenceState(**fields | lists)
 
 
 def _lost_sequence(request: RebuiltRequest, seq: int, first: SequenceState | None) -> SequenceState:
@@ -374,7 +406,7 @@ class Replay:
         self._keyframes = [ReplayState(trace.header)]
         for step, state in self.walk():
             if (step + 1) % self._every == 0:
-                self._keyframes.append(_copy(state))
+                self._keyframes.append(copy_state(state))
 
     def walk(self) -> Iterator[tuple[int, ReplayState]]:
         """Every step with the state after it. It is one state that changes: copy what you keep."""
@@ -386,7 +418,7 @@ class Replay:
     def state_at(self, step: int) -> ReplayState:
         """The state after `step`; the caller may keep it."""
         nearest = (step + 1) // self._every
-        state = _copy(self._keyframes[nearest])
+        state = copy_state(self._keyframes[nearest])
         for index in range(nearest * self._every, step + 1):
             self._advance(state, index)
         return state
@@ -395,16 +427,17 @@ class Replay:
         replay_step(self.trace, step, state)
 
 
-def _copy(state: ReplayState) -> ReplayState:
+def copy_state(state: ReplayState) -> ReplayState:
     """A copy that shares only what never changes again: the header and the finished sequences."""
     duplicate = copy.copy(state)
     duplicate.blocks = state.blocks.copy()
     duplicate.waiting, duplicate.running = list(state.waiting), list(state.running)
     duplicate.members = {request: list(seqs) for request, seqs in state.members.items()}
     duplicate.first_sequences = dict(state.first_sequences)
-    duplicate.finished = dict(state.finished)
+    duplicate.finished, duplicate.former = dict(state.finished), dict(state.former)
     duplicate.sequences = {}
     for seq, sequence in state.sequences.items():
         duplicate.sequences[seq] = copy.copy(sequence)
         duplicate.sequences[seq].token_ids = list(sequence.token_ids)
+        duplicate.sequences[seq].output_pieces = list(sequence.output_pieces)
     return duplicate

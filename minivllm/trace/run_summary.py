@@ -16,7 +16,7 @@ class RunSummary:
 
     num_steps: int
     duration_seconds: float
-    """From the first arrival to the end of the last step."""
+    """From the first arrival, or the beginning of the trace, to the end of the last step."""
     num_requests: int
     num_finished: int
     num_aborted: int
@@ -67,6 +67,8 @@ class RunSummary:
     num_abandoned_steps: int = 0
     num_rebuilds: int = 0
     """Interrupts after which the engine rebuilt its state, and every request started again."""
+    num_steps_before: int = 0
+    """Steps of the run before the trace, which begins in the middle of it."""
 
     @property
     def output_tokens_per_second(self) -> float | None:
@@ -80,7 +82,7 @@ class RunSummary:
         """Name and value of everything worth printing, in reading order."""
         return [
             ("requests", self._requests_in_words()),
-            ("steps", f"{self.num_steps} in {format_seconds(self.duration_seconds)}"),
+            ("steps", self._steps_in_words()),
             ("tokens", f"{self.prompt_tokens:,} in prompts, {self.output_tokens:,} generated"),
             ("throughput", self._throughput_in_words()),
             ("time to first token", percentiles_in_words(self.ttft)),
@@ -151,6 +153,10 @@ class RunSummary:
                 parts.append(f"{count} {word}")
         refused = f"; {self.num_refused} refused at the door" if self.num_refused else ""
         return f"{self.num_requests} ({', '.join(parts)}){refused}"
+
+    def _steps_in_words(self) -> str:
+        before = f", after {self.num_steps_before:,} before the trace" if self.num_steps_before else ""
+        return f"{self.num_steps} in {format_seconds(self.duration_seconds)}{before}"
 
     def _throughput_in_words(self) -> str:
         output, computed = self.output_tokens_per_second, self.computed_tokens_per_second

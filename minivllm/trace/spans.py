@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from minivllm.trace.events import SnapshotTaken
 from minivllm.trace.replay import ReplayState
 from minivllm.trace.step_record import Phase, StepRecord
 
@@ -39,6 +40,8 @@ class SpanBuilder:
     def add(self, record: StepRecord, state: ReplayState) -> None:
         """Note the phases of one step; `state` is the state after it."""
         step = record.step
+        if record.snapshot:
+            self._begin(record.snapshot, step)
         for request in record.queued:
             self._done.setdefault(request, [])
             self._open[request] = Span(Phase.WAITING, step, step)
@@ -65,6 +68,20 @@ class SpanBuilder:
             if request not in in_batch:  # it computed nothing, and finished with the rest of its batch
                 self._change(request, Phase.PARKED, step)
             self._close(request, step)
+
+    def _begin(self, snapshot: SnapshotTaken, step: int) -> None:
+        """What older requests were doing; of those in the batch, what they compute tells it."""
+        sequences = {item.seq: item for item in snapshot.sequences}
+        for request in sorted(snapshot.members, key=snapshot.first_sequences.__getitem__):
+            self._done[request] = []
+            if request in snapshot.running:
+                continue
+            seqs = snapshot.members[request]
+            phase = Phase.WAITING
+            if any(sequences[seq].num_preemptions for seq in seqs):
+                is_swapped = any(seq in snapshot.host_tables for seq in seqs)
+                phase = Phase.SWAPPED if is_swapped else Phase.PREEMPTED
+            self._open[request] = Span(phase, step, step)
 
     def close(self, last_step: int) -> dict[str, list[Span]]:
         """All spans. A request that is unfinished when the trace ends was there until its last step."""

@@ -38,6 +38,7 @@ from minivllm.trace.events import (
     RequestScheduled,
     SequenceFinished,
     SequenceForked,
+    SnapshotTaken,
     StateRebuilt,
     StepAbandoned,
     StepFinished,
@@ -103,6 +104,8 @@ class StepRecord:
     """Attempts at this step that failed before one succeeded."""
     rebuilt: list[StateRebuilt] = field(default_factory=list)
     """Interrupts before or in this step, after each of which all requests wait and all blocks are free."""
+    snapshot: SnapshotTaken | None = None
+    """With it the trace begins, in the middle of a run."""
 
     # Blocks, by what happened to them. The events are kept as they are: they say which sequence, and where.
     taken: dict[int, int] = field(default_factory=dict)
@@ -206,6 +209,10 @@ class StepRecord:
                 pass
             case StateRebuilt():
                 self._note_rebuilt(event, state)
+                return
+            case SnapshotTaken():
+                self.snapshot, self.start = event, event.time
+                self.touched_seqs.update(event.tables, event.host_tables)
                 return
             case _:
                 refuse_event(event)

@@ -21,6 +21,7 @@ from minivllm.trace.percentiles import Percentiles, format_seconds, percentiles
 from minivllm.trace.reader import Trace
 from minivllm.trace.replay import ReplayState, SequenceState
 from minivllm.trace.run_summary import RunSummary
+from minivllm.trace.snapshots import older_requests
 from minivllm.trace.timeline import Phase, StepRecord, walk
 
 __all__ = ["Percentiles", "RunSummary", "format_seconds", "percentiles", "summarize"]
@@ -56,8 +57,13 @@ class _Latencies:
     first_token_time: dict[_Request, float] = field(default_factory=dict)
     last_token_time: dict[_Request, float] = field(default_factory=dict)
     steps_with_tokens: Counter[_Request] = field(default_factory=Counter)
+    older: set[_Request] = field(default_factory=set)
+    """Those that had got their first token before the trace began."""
 
     def add(self, record: StepRecord, state: ReplayState) -> None:
+        if record.snapshot:
+            self.scheduled, self.older = older_requests(record.snapshot)
+
         def request_of(seq: int) -> _Request:
             return _request_of(state.sequences.get(seq) or state.finished[seq])
 
@@ -73,7 +79,8 @@ class _Latencies:
             self.steps_with_tokens[request] += 1
 
     def ttft(self) -> Percentiles:
-        return percentiles(time - queued for (_, queued), time in self.first_token_time.items())
+        known = (item for item in self.first_token_time.items() if item[0] not in self.older)
+        return percentiles(time - queued for (_, queued), time in known)
 
     def tpot(self) -> Percentiles:
         several = (request for request, steps in self.steps_with_tokens.items() if steps > 1)
@@ -96,9 +103,13 @@ class _Tally:
     saved_share: float = 0.0
     step_seconds: dict[str, float] = field(default_factory=dict)
     latencies: _Latencies = field(default_factory=_Latencies)
+    began: float = 0.0
+    num_steps_before: int = 0
 
     def add(self, record: StepRecord, state: ReplayState) -> None:
         self.num_steps += 1
+        if record.snapshot:
+            self.began, self.num_steps_before = record.snapshot.time, record.snapshot.num_steps
         block_size = state.header.block_size
         self.sums.update(
             preemptions=len(record.preempted),
@@ -135,7 +146,7 @@ class _Tally:
         steps, steps_with_blocks = max(self.num_steps, 1), max(self.num_steps_with_blocks, 1)
         return RunSummary(
             num_steps=self.num_steps,
-            duration_seconds=max(0.0, state.time - requests.first_arrival),
+            duration_seconds=max(0.0, state.time - max(requests.first_arrival, self.began)),
             num_requests=len(requests.prompt_tokens),
             num_finished=len(requests.finished_times),
             num_aborted=requests.num_aborted,
@@ -171,6 +182,7 @@ class _Tally:
             peak_host_blocks=self.peaks["num_host_blocks"],
             num_abandoned_steps=sums["abandoned"],
             num_rebuilds=sums["rebuilt"],
+            num_steps_before=self.num_steps_before,
         )
 
 

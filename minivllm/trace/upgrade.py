@@ -6,7 +6,8 @@ Only this module knows old names. It works on the plain dictionaries that a line
     line ── JSON ──► {"event": "RequestPreempted", "lack": "place"}
          ── upgrade ──► {"event": "RequestPreempted", "shortage": "batch_slots"} ──► RequestPreempted
 
-Version 1 knew no sharing. Every field that version 2 added has a default that says so.
+Version 1 knew no sharing. Every field that version 2 added has a default that says so. Version 3 is a subset
+of version 4, so it needs nothing.
 
 Read next: `reader.py`, which calls this.
 """
@@ -15,6 +16,8 @@ from __future__ import annotations
 
 from typing import Any
 
+NEWEST_RENAMED = 2
+"""The newest version of which anything was renamed since."""
 RENAMED_FIELDS = {"RequestPreempted": {"in_favour_of": "preempted_for", "lack": "shortage"}}
 """Event → its old field → the field's name now."""
 RENAMED_VALUES = {

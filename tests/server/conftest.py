@@ -11,6 +11,7 @@ from minivllm.engine.engine_args import EngineArgs
 from minivllm.model.tiny import MODEL_PATH
 from minivllm.server.app import AppOptions, make_app
 from minivllm.server.async_llm import AsyncLLM
+from minivllm.server.connections import PromptProtocol
 from minivllm.server.engine_counts import EngineCounts
 from minivllm.server.metrics import EngineCollector
 from minivllm.server.served_model import ServedModel
@@ -21,7 +22,7 @@ MAX_BODY = 200_000
 class RunningServer:
     """A server in a thread of its own, and the engine behind it."""
 
-    def __init__(self, options=None):
+    def __init__(self, options=None, live=None):
         counts = EngineCounts()
         args = EngineArgs(
             MODEL_PATH,
@@ -31,14 +32,18 @@ class RunningServer:
             max_model_len=512,
             prefix_cache="hash",
         )
-        self.engine = create_engine(args, sinks=[counts])
+        self.engine = create_engine(args, sinks=[counts, *([live] if live else [])])
         self.llm = AsyncLLM(self.engine)
         self.model = ServedModel(self.llm, ["tiny", "minivllm-tiny"], str(MODEL_PATH), 512)
         self.model.metrics = EngineCollector(counts, self.engine, "tiny")
+        if live:
+            live.hop, self.model.live = self.llm.hop, live
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
         app = make_app(self.model, options or AppOptions(max_body_bytes=MAX_BODY))
-        self.server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+        self.server = uvicorn.Server(
+            uvicorn.Config(app, log_level="error", lifespan="off", http=PromptProtocol)
+        )
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]})
         self.thread.start()
 

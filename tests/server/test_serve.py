@@ -21,7 +21,7 @@ QUICK = ("--attention-backend", "torch", "--enforce-eager", "--num-gpu-blocks-ov
 def process():
     """A server at a free port; it ends with the module."""
     command = [sys.executable, "-m", "minivllm.entrypoints.openai.api_server", "--port", "0"]
-    command += ["--shutdown-timeout", "60", *QUICK]
+    command += ["--shutdown-timeout", "60", "--live", *QUICK]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as found:
         yield found
         found.kill()
@@ -37,12 +37,17 @@ def url(process):
 
 def test_it_answers_finishes_what_runs_when_it_is_told_to_end_and_says_zero(process, url):
     body = {"prompt": "Once upon", "max_tokens": 400, "ignore_eos": True, "stream": True}
-    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=patience.SECONDS) as response:
+    with (
+        httpx.stream("GET", f"{url}/engine/events", timeout=patience.SECONDS) as watching,
+        httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=patience.SECONDS) as response,
+    ):
         lines = response.iter_lines()
         next(lines)
         process.send_signal(signal.SIGTERM)
         *_, last = filter(None, lines)
+        *_, last_event = filter(None, watching.iter_lines())
     assert last == "data: [DONE]"
+    assert last_event.startswith('data: {"event":"TraceEnded"'), "who watches sees the end, too"
     assert process.wait(timeout=patience.SECONDS) == 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/health")

@@ -26,6 +26,7 @@ from minivllm.trace.events import (
     RequestScheduled,
     SequenceFinished,
     SequenceForked,
+    SnapshotTaken,
     StateRebuilt,
     StepAbandoned,
     StepFinished,
@@ -40,6 +41,7 @@ HEADER = TraceHeader(
 )
 
 EVERY_EVENT = [
+    SnapshotTaken(0.0, 0, (), (), {}, {}, (), (), ((0, 8),), {}, (), ((0, 4),)),
     RequestRefused("z", 0.0, "too long"),
     RequestQueued("a", 0, 0.0, (1, 2, 3), 6, num_outputs=2, is_beam_search=True),
     RequestQueued("b", 1, 0.0, (1, 2, 3), 6),

@@ -31,6 +31,8 @@ PARTS = {
 def _chart(timeline: Timeline, theme: int, y: str) -> tuple[Chart, float, float, float]:
     """An empty chart over the run's time, with its start, its end, and the length of its unit in seconds."""
     start = min((sequence.queued_time for sequence in timeline.sequences.values()), default=0.0)
+    if timeline.records and (snapshot := timeline.records[0].snapshot):
+        start = max(start, snapshot.time)
     end = max((record.end for record in timeline.records), default=0.0)
     unit, length = unit_for(end)
     chart = Chart(theme, f"time ({unit})", y)

@@ -20,12 +20,14 @@ from math import ceil
 
 from minivllm.trace.replay import ReplayState
 from minivllm.trace.timeline import BatchItem, StepRecord, Timeline, walk
-from viz.figures.block_grid import BlockGrid, Look
+from viz.figures.block_grid import BlockGrid
+from viz.figures.block_looks import BlockLooks
 from viz.figures.captions import captions
 from viz.figures.common import NARROW, names_of
-from viz.figures.readers import Readers, StepMarks, filled_slots, mark_of
+from viz.figures.pool_strip import PoolStrip
+from viz.figures.readers import StepMarks
 from viz.figures.selected_tables import SelectedTables
-from viz.scene import Scene, rounded
+from viz.scene import Scene
 
 MOST_BLOCKS = 4096
 MOST_HOST_BLOCKS = 1024
@@ -75,7 +77,8 @@ class _BlockPool:
         self.requests = {seq: sequence.request for seq, sequence in timeline.sequences.items()}
         self.selected = selected
         self.spotlight = spotlight
-        self.readers, self.host_readers = Readers(), Readers()
+        self.looks = BlockLooks(self.header, self.names, self.requests, selected, spotlight)
+        self.readers, self.host_readers = self.looks.readers, self.looks.host_readers
         self.changed_before: set[int] = set()
         self.host_changed_before: set[int] = set()
         self.scene = Scene("KV block pool", NARROW, 0)
@@ -90,7 +93,8 @@ class _BlockPool:
         if self.tables:
             self.tables.lay()
         self.grid.add_arrows(max((len(record.copied) for record in timeline.records), default=0))
-        bottom = self._strip(self.grid.bottom + 12)
+        self.strip = PoolStrip(self.scene, self.header, self.grid.bottom + 12)
+        bottom = self.strip.bottom
         if len(blocks) < self.header.num_blocks:
             total, drawn = self.header.num_blocks, len(blocks)
             note = f"The pool has {total:,} blocks; drawn are {drawn:,} that this run uses."
@@ -105,13 +109,6 @@ class _BlockPool:
             bottom = self.host_grid.bottom
         self.scene.height = bottom + 12
 
-    def _strip(self, y: float) -> float:
-        names = ("filled", "wasted", "cached") if self.header.prefix_cache else ("filled", "wasted")
-        self.strip = {name: self.scene.rect(0, y, 0, 14, fill=name) for name in names}
-        self.scene.rect(0.5, y, NARROW - 1, 14, stroke="outline")
-        self.strip_text = self.scene.text(0, y + 32, "", size=15)
-        return y + 38
-
     # ── one step ──────────────────────────────────────────────────────────────────────────────────────
 
     def update(self, record: StepRecord, state: ReplayState) -> None:
@@ -121,20 +118,20 @@ class _BlockPool:
         changed.update(block for event in record.cached for block in event.blocks)
         growing = {block for item in record.batch for block in self._written(item, state)}
         for block in changed | self.changed_before | growing:
-            self.grid.draw(block, self._look(block, marks, state))
+            self.grid.draw(block, self.looks.of(block, marks, state))
         self.changed_before = changed
-        self._draw_empty_slots(state)
+        self.grid.draw_strips(self.looks.empty_shares(state))
         self.grid.draw_copies(marks.copies)
         if self.tables:
             self.tables.update(state, self.cell_tops)
-        self._draw_strip(record)
+        self.strip.draw(record)
         if self.host_grid:
             self._update_host(self.host_grid, record, marks, state)
 
     def _update_host(self, grid: BlockGrid, record: StepRecord, marks: StepMarks, state: ReplayState) -> None:
         changed = self.host_readers.update(record.touched_seqs, state.blocks.host_tables) | set(marks.host)
         for block in changed | self.host_changed_before:
-            grid.draw(block, self._host_look(block, marks))
+            grid.draw(block, self.looks.of_host(block, marks))
         self.host_changed_before = changed
         total = self.header.num_host_blocks
         words = f"Swap space in the host's memory: {record.num_host_blocks:,} of {total:,} blocks in use"
@@ -146,106 +143,8 @@ class _BlockPool:
         table = state.tables.get(item.seq, [])
         return table[item.start // size : ceil((item.start + item.num_tokens) / size)]
 
-    def _look(self, block: int, marks: StepMarks, state: ReplayState) -> Look:
-        first = self.readers.first(block)
-        if first is None:
-            return self._look_unread(block, marks, state)
-        readers = self.readers.of[block]
-        mark = mark_of(marks.device.get(block, set()), len(readers))
-        seq, logical = first
-        name = self.names[self.requests[seq]]
-        is_selected = self.selected is not None and any(
-            self.requests[reader] == self.selected for reader in readers
-        )
-        words = [mark.words] if mark else []
-        words += [f"copied from block {source}" for source, target in marks.copies if target == block][-1:]
-        words.append(f"{filled_slots(state, readers)} of {self.header.block_size} slots filled")
-        if block in state.blocks.cached:
-            words.append("in the prefix cache")
-        is_lit = is_selected or not self.spotlight
-        if self.spotlight and is_selected:
-            name = self.names[self.selected or ""]
-        return Look(
-            fill=name.colour if is_lit else "waiting",
-            label=name.tag if is_lit else "",
-            references=len(readers) if is_lit else 0,
-            mark=mark if is_lit else None,
-            is_selected=is_selected and not self.spotlight,
-            tip=f"Block {block}: {self._owner_words(readers, seq, logical)}",
-            detail=", ".join(words),
-        )
-
-    def _owner_words(self, readers: dict[int, int], seq: int, logical: int) -> str:
-        words = f"request {self.names[self.requests[seq]].full}, logical block {logical}"
-        if len(readers) > 1:
-            words += f", shared by {len(readers)} sequences"
-            others = {self.requests[reader] for reader in readers} - {self.requests[seq]}
-            if others:
-                words += f" of {len(others) + 1} requests"
-        return words
-
-    def _look_unread(self, block: int, marks: StepMarks, state: ReplayState) -> Look:
-        """A free block, or one that is cached and evictable."""
-        mark = mark_of(marks.device.get(block, set()), 0)
-        detail = mark.words if mark else ""
-        entry = state.blocks.cached.get(block)
-        if entry is None:
-            return Look(mark=mark, detail=detail)
-        name = self.names[self.requests[entry.seq]]
-        tip = f"Block {block}: cached and evictable, tokens that request {name.full} computed"
-        label = "" if self.spotlight else name.tag
-        return Look(fill="cached", label=label, mark=mark, is_evictable=True, tip=tip, detail=detail)
-
-    def _host_look(self, block: int, marks: StepMarks) -> Look:
-        first = self.host_readers.first(block)
-        references = len(self.host_readers.of.get(block, ()))
-        mark = mark_of(marks.host.get(block, set()), references, is_host=True)
-        detail = mark.words if mark else ""
-        if first is None:
-            return Look(mark=mark, detail=detail)
-        seq, logical = first
-        name = self.names[self.requests[seq]]
-        is_lit = not self.spotlight or self.requests[seq] == self.selected
-        return Look(
-            fill=name.colour if is_lit else "waiting",
-            label=name.tag if is_lit else "",
-            references=references if is_lit else 0,
-            mark=mark if is_lit else None,
-            is_selected=self.requests[seq] == self.selected and not self.spotlight,
-            tip=f"Host block {block}: {self._owner_words(self.host_readers.of[block], seq, logical)}",
-            detail=detail,
-        )
-
-    def _draw_empty_slots(self, state: ReplayState) -> None:
-        """The empty part of each sequence's last blocks: a strip under the letter, or the upper part."""
-        empty: dict[int, float] = {}
-        for table in state.tables.values():
-            for block in reversed(table):  # more than one where memory is reserved
-                filled = filled_slots(state, self.readers.of[block])
-                if filled == self.header.block_size:
-                    break
-                empty[block] = 1 - filled / self.header.block_size
-        self.grid.draw_strips(empty)
-
     def _most_partly_filled(self, record: StepRecord) -> int:
         """So many blocks may have an empty part: one of each table, and those that are only reserved."""
         size = self.header.block_size
         reserved = (record.num_used_blocks * size - record.num_filled_slots) // size
         return min(record.num_used_blocks, record.num_tables + reserved)
-
-    def _draw_strip(self, record: StepRecord) -> None:
-        size, total = self.header.block_size, self.header.num_blocks
-        unit = NARROW / (total * size)
-        filled, used = record.num_filled_slots, record.num_used_blocks * size
-        self.scene.set(self.strip["filled"], width=rounded(filled * unit))
-        self.scene.set(self.strip["wasted"], x=rounded(filled * unit), width=rounded((used - filled) * unit))
-        words = f"{record.num_used_blocks:,} blocks in use, "
-        if "cached" in self.strip:
-            evictable = record.num_evictable_blocks
-            width = rounded(evictable * size * unit)
-            self.scene.set(self.strip["cached"], x=rounded(used * unit), width=width)
-            words += f"{evictable:,} cached and evictable, "
-        words += f"{total - record.num_used_blocks - record.num_evictable_blocks:,} free"
-        if used:
-            words += f" · {used - filled:,} of {used:,} slots empty ({1 - filled / used:.1%})"
-        self.scene.set(self.strip_text, text=words)

@@ -8,9 +8,9 @@ Read next: `block_pool.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-from minivllm.trace.events import RequestPreempted
+from minivllm.trace.events import RequestPreempted, TraceHeader
 from minivllm.trace.timeline import BatchItem, Phase, StepRecord, Timeline
 from viz.figures.captions_sharing import SHARING_SENTENCES
 from viz.figures.common import Name, listing, names_of, plural
@@ -34,18 +34,33 @@ def captions(timeline: Timeline, names: Mapping[str, Name] | None = None) -> lis
     parked = _parked_requests(timeline)
     header = timeline.trace.header
     requests = {seq: sequence.request for seq, sequence in timeline.sequences.items()}
-    sentences = []
-    for record in timeline.records:
-        told = [_batch(record, names, header.max_num_batched_tokens)]
-        if waiting_for_others := parked.get(record.step):
-            told.append(_parked(waiting_for_others, names))
-        told += [sentence for tell in SENTENCES if (sentence := tell(record, names))]
-        for tell_sharing in SHARING_SENTENCES:
-            if sentence := tell_sharing(record, names, requests, header.block_size):
-                told.append(sentence)
-        told.append(_blocks(record, header.num_blocks))
-        sentences.append(f"Step {record.step}. " + " ".join(told))
-    return sentences
+    return [
+        caption(record, names, requests, header, parked.get(record.step, ())) for record in timeline.records
+    ]
+
+
+def caption(
+    record: StepRecord,
+    names: Mapping[str, Name],
+    requests: Mapping[int, str],
+    header: TraceHeader,
+    parked: Sequence[str] = (),
+) -> str:
+    """The caption of one step.
+
+    Args:
+        requests: the request of each sequence.
+        parked: requests in the batch of which nothing is computed.
+    """
+    told = [_batch(record, names, header.max_num_batched_tokens)]
+    if parked:
+        told.append(_parked(list(parked), names))
+    told += [sentence for tell in SENTENCES if (sentence := tell(record, names))]
+    for tell_sharing in SHARING_SENTENCES:
+        if sentence := tell_sharing(record, names, requests, header.block_size):
+            told.append(sentence)
+    told.append(_blocks(record, header.num_blocks))
+    return f"Step {record.step}. " + " ".join(told)
 
 
 def _batch(record: StepRecord, names: Mapping[str, Name], budget: int) -> str:
@@ -155,6 +170,17 @@ def _rebuilt(record: StepRecord, names: Mapping[str, Name]) -> str:
     return f"{told}, and {_tags(requests, names)} {verb} with nothing computed."
 
 
+def _snapshot(record: StepRecord, names: Mapping[str, Name]) -> str:
+    """The trace begins in the middle of a run."""
+    if record.snapshot is None:
+        return ""
+    running, waiting = len(record.snapshot.running), len(record.snapshot.waiting)
+    return (
+        f"The trace begins here, after {plural(record.snapshot.num_steps, 'step')} of the run, with "
+        f"{plural(running, 'request')} in the batch and {waiting:,} waiting."
+    )
+
+
 def _finished(record: StepRecord, names: Mapping[str, Name]) -> str:
     """Finished outputs. A beam is none: what a search found is told with its steps."""
     searching = {event.request for event in record.beams}
@@ -176,6 +202,7 @@ def _refused(record: StepRecord, names: Mapping[str, Name]) -> str:
 
 # In the order in which they are told. Each returns "" if it has nothing to say.
 SENTENCES: tuple[Callable[[StepRecord, Mapping[str, Name]], str], ...] = (
+    _snapshot,
     _preempted,
     _rebuilt,
     _finished,

@@ -17,7 +17,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from minivllm.trace.events import BlocksCached, BlocksEvicted, BlocksShared, StateRebuilt
+from minivllm.trace.events import (
+    BlocksCached,
+    BlocksEvicted,
+    BlocksShared,
+    SnapshotTaken,
+    StateRebuilt,
+)
 from minivllm.trace.replay import ReplayState
 from minivllm.trace.timeline import StepRecord, Timeline
 from viz.figures.texts import TokenTexts
@@ -98,6 +104,8 @@ class _Builder:
         for event in self.trace.step_events(record.step):
             self.state.apply(event)
             match event:
+                case SnapshotTaken():
+                    self._begin(event, changes)
                 case BlocksEvicted():
                     changes.moves += [(self.at.pop(block), block, False) for block in event.blocks]
                 case StateRebuilt():
@@ -113,22 +121,42 @@ class _Builder:
                             self.num_hits[content] = self.num_hits.get(content, 0) + 1
         self.texts.note(record)
 
+    def _begin(self, event: SnapshotTaken, changes: Changes) -> None:
+        """What was cached before the trace began, parents first."""
+        pieces = {item.seq: item for item in (*event.sequences, *event.former)}
+        for block, _, seq, index, salt in sorted(event.cached, key=lambda item: item[3]):
+            sequence = self.state.sequences.get(seq) or self.state.former[seq]
+            size = self.trace.header.block_size
+            start, end = index * size, (index + 1) * size
+            item = pieces[seq]
+            texts = [*item.prompt_pieces, *item.output_pieces]
+            if len(texts) < len(item.token_ids):  # there is no tokenizer
+                texts = [f"{token} " for token in item.token_ids]
+            tokens = tuple(sequence.token_ids[start:end])
+            self._add(block, salt, tokens, "".join(texts[start:end]), changes)
+
     def _cache(self, event: BlocksCached, changes: Changes) -> None:
         sequence = self.state.sequences[event.seq]
         size = self.trace.header.block_size
         for index, block in enumerate(event.blocks, event.first):
-            after = self.state.blocks.cached[block].after
-            parent = self.at.get(after) if after is not None else None
             start, end = index * size, (index + 1) * size
-            key = (parent, event.salt, tuple(sequence.token_ids[start:end]))
-            if key not in self.known:
-                self.known[key] = len(self.history.contents)
-                text = self.texts.plain(sequence, start, end)
-                self.history.contents.append(Content(parent, event.salt, text))
-                if parent is not None:
-                    self.history.contents[parent].children.append(self.known[key])
-            self.at[block] = self.known[key]
-            changes.moves.append((self.known[key], block, True))
+            tokens = tuple(sequence.token_ids[start:end])
+            self._add(block, event.salt, tokens, self.texts.plain(sequence, start, end), changes)
+
+    def _add(
+        self, block: int, salt: str | None, tokens: tuple[int, ...], text: str, changes: Changes
+    ) -> None:
+        """A block is cached, with these tokens after those of the block before it."""
+        after = self.state.blocks.cached[block].after
+        parent = self.at.get(after) if after is not None else None
+        key = (parent, salt, tokens)
+        if key not in self.known:
+            self.known[key] = len(self.history.contents)
+            self.history.contents.append(Content(parent, salt, text))
+            if parent is not None:
+                self.history.contents[parent].children.append(self.known[key])
+        self.at[block] = self.known[key]
+        changes.moves.append((self.known[key], block, True))
 
     def finish(self) -> PrefixHistory:
         """Join contents into edges."""

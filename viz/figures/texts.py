@@ -17,6 +17,9 @@ class TokenTexts:
 
     def note(self, record: StepRecord) -> None:
         """Take over what a step added. Steps come in order."""
+        if record.snapshot:
+            for item in record.snapshot.sequences:
+                self._outputs[item.seq] = list(item.output_pieces)
         for fork in record.forked:
             self._outputs[fork.child] = list(self._outputs.get(fork.parent, ()))
         for seq, _, text in record.sampled:

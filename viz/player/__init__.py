@@ -42,6 +42,19 @@ def javascript() -> str:
     return "\n".join((HERE / name).read_text(encoding="utf-8") for name in ("picture.js", "player.js"))
 
 
+def live_html() -> str:
+    return (HERE / "live.html").read_text(encoding="utf-8")
+
+
+def live_css() -> str:
+    return css() + (HERE / "live.css").read_text(encoding="utf-8")
+
+
+def live_javascript() -> str:
+    """The player of a run that goes on, as `javascript`."""
+    return "\n".join((HERE / name).read_text(encoding="utf-8") for name in ("picture.js", "live.js"))
+
+
 def player_data(
     player_id: str,
     trace_id: str,

@@ -1,0 +1,129 @@
+"""What a block of the pool looks like after a step: colour, letter, readers, mark, and what a pointer reads.
+
+    free     no colour                        in use   the colour and letter of its first reader
+    cached   dashed, the letter of who filled it       mark   what this step did to it
+
+A run that is drawn from its trace and one that goes on (`live_pool.py`) show the same.
+
+Read next: `block_grid.py`, which draws a `Look`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from minivllm.trace.events import TraceHeader
+from minivllm.trace.replay import ReplayState
+from viz.figures.block_grid import Look
+from viz.figures.common import Name
+from viz.figures.readers import Readers, StepMarks, filled_slots, mark_of
+
+
+class BlockLooks:
+    """Looks of blocks, by the readers that are noted in `readers` and `host_readers`.
+
+    Args:
+        names: of requests.
+        requests: the request of each sequence.
+        selected: the request whose blocks are outlined.
+        spotlight: leave the blocks of all others grey.
+    """
+
+    def __init__(
+        self,
+        header: TraceHeader,
+        names: Mapping[str, Name],
+        requests: Mapping[int, str],
+        selected: str | None = None,
+        spotlight: bool = False,
+    ) -> None:
+        self.header = header
+        self.names = names
+        self.requests = requests
+        self.selected = selected
+        self.spotlight = spotlight
+        self.readers, self.host_readers = Readers(), Readers()
+
+    def of(self, block: int, marks: StepMarks, state: ReplayState) -> Look:
+        """What the cell of a block of the pool shows after a step."""
+        first = self.readers.first(block)
+        if first is None:
+            return self._look_unread(block, marks, state)
+        readers = self.readers.of[block]
+        mark = mark_of(marks.device.get(block, set()), len(readers))
+        seq, logical = first
+        name = self.names[self.requests[seq]]
+        is_selected = self.selected is not None and any(
+            self.requests[reader] == self.selected for reader in readers
+        )
+        words = [mark.words] if mark else []
+        words += [f"copied from block {source}" for source, target in marks.copies if target == block][-1:]
+        words.append(f"{filled_slots(state, readers)} of {self.header.block_size} slots filled")
+        if block in state.blocks.cached:
+            words.append("in the prefix cache")
+        is_lit = is_selected or not self.spotlight
+        if self.spotlight and is_selected:
+            name = self.names[self.selected or ""]
+        return Look(
+            fill=name.colour if is_lit else "waiting",
+            label=name.tag if is_lit else "",
+            references=len(readers) if is_lit else 0,
+            mark=mark if is_lit else None,
+            is_selected=is_selected and not self.spotlight,
+            tip=f"Block {block}: {self._owner_words(readers, seq, logical)}",
+            detail=", ".join(words),
+        )
+
+    def _owner_words(self, readers: dict[int, int], seq: int, logical: int) -> str:
+        words = f"request {self.names[self.requests[seq]].full}, logical block {logical}"
+        if len(readers) > 1:
+            words += f", shared by {len(readers)} sequences"
+            others = {self.requests[reader] for reader in readers} - {self.requests[seq]}
+            if others:
+                words += f" of {len(others) + 1} requests"
+        return words
+
+    def _look_unread(self, block: int, marks: StepMarks, state: ReplayState) -> Look:
+        """A free block, or one that is cached and evictable."""
+        mark = mark_of(marks.device.get(block, set()), 0)
+        detail = mark.words if mark else ""
+        entry = state.blocks.cached.get(block)
+        if entry is None:
+            return Look(mark=mark, detail=detail)
+        name = self.names.get(self.requests.get(entry.seq, ""))
+        owner = f"request {name.full}" if name else "a request from before the trace"
+        tip = f"Block {block}: cached and evictable, tokens that {owner} computed"
+        label = name.tag if name and not self.spotlight else ""
+        return Look(fill="cached", label=label, mark=mark, is_evictable=True, tip=tip, detail=detail)
+
+    def of_host(self, block: int, marks: StepMarks) -> Look:
+        """The same for a block of the swap space."""
+        first = self.host_readers.first(block)
+        references = len(self.host_readers.of.get(block, ()))
+        mark = mark_of(marks.host.get(block, set()), references, is_host=True)
+        detail = mark.words if mark else ""
+        if first is None:
+            return Look(mark=mark, detail=detail)
+        seq, logical = first
+        name = self.names[self.requests[seq]]
+        is_lit = not self.spotlight or self.requests[seq] == self.selected
+        return Look(
+            fill=name.colour if is_lit else "waiting",
+            label=name.tag if is_lit else "",
+            references=references if is_lit else 0,
+            mark=mark if is_lit else None,
+            is_selected=self.requests[seq] == self.selected and not self.spotlight,
+            tip=f"Host block {block}: {self._owner_words(self.host_readers.of[block], seq, logical)}",
+            detail=detail,
+        )
+
+    def empty_shares(self, state: ReplayState) -> dict[int, float]:
+        """Block → the empty share of it, for each sequence's last blocks: the strips of the cells."""
+        empty: dict[int, float] = {}
+        for table in state.tables.values():
+            for block in reversed(table):  # more than one where memory is reserved
+                filled = filled_slots(state, self.readers.of[block])
+                if filled == self.header.block_size:
+                    break
+                empty[block] = 1 - filled / self.header.block_size
+        return empty
