@@ -27,7 +27,8 @@ from minivllm.server.completions import Completion
 from minivllm.server.engine_thread import EngineDeadError
 from minivllm.server.errors import ApiError, as_api_error, validation_error
 from minivllm.server.guards import ApiKey, BodyLimit
-from minivllm.server.metrics import CONTENT_TYPE
+from minivllm.server.http_metrics import CountAnswers
+from minivllm.server.metrics import CONTENT_TYPE, TOO_MANY_WAIT
 from minivllm.server.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -74,6 +75,8 @@ def make_app(model: ServedModel, options: AppOptions | None = None) -> FastAPI:
     if options.api_keys:
         app.add_middleware(ApiKey, keys=options.api_keys)
     app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
+    if model.metrics is not None:
+        app.add_middleware(CountAnswers, metrics=model.metrics.http)
     return app
 
 
@@ -114,6 +117,8 @@ def _add_openai_routes(app: FastAPI, model: ServedModel, options: AppOptions) ->
 def _admit(model: ServedModel, options: AppOptions) -> None:
     most = options.max_waiting_requests
     if most is not None and model.llm.num_waiting_requests >= most:
+        if model.metrics is not None:
+            model.metrics.rejections[TOO_MANY_WAIT] += 1
         raise ApiError(
             f"The server is busy: {most} requests wait already. Try again later.",
             status=503,

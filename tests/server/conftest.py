@@ -11,9 +11,9 @@ from minivllm.engine.engine_args import EngineArgs
 from minivllm.model.tiny import MODEL_PATH
 from minivllm.server.app import AppOptions, make_app
 from minivllm.server.async_llm import AsyncLLM
-from minivllm.server.engine_counts import EngineCounts
 from minivllm.server.metrics import EngineCollector
 from minivllm.server.served_model import ServedModel
+from minivllm.trace.engine_counts import EngineCounts
 
 MAX_BODY = 200_000
 
