@@ -5,7 +5,8 @@
 
 The names are those of `prometheus-fastapi-instrumentator`, which vLLM uses; so are its words: a status is
 "2xx", a path that no route knows is "none". Clients choose paths and methods, and so must not choose labels:
-there are as many series as there are routes. What only looks at the server (`/metrics`, `/health`) is left out.
+there are as many series as there are routes. What only looks at the server (`/metrics`, `/health`) is left
+out.
 
 Read next: `metrics.py`.
 """

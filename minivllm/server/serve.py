@@ -24,6 +24,7 @@ from minivllm.server.app import AppOptions, make_app
 from minivllm.server.async_llm import AsyncLLM
 from minivllm.server.connections import OrderlyServer, PromptProtocol
 from minivllm.server.metrics import EngineCollector
+from minivllm.server.metrics_port import metrics_served
 from minivllm.server.served_model import ServedModel
 from minivllm.trace.engine_counts import EngineCounts
 
@@ -36,6 +37,8 @@ class ServeOptions:
 
     Attributes:
         host, port: the address; `uds` instead: a Unix domain socket.
+        metrics_host, metrics_port: where the metrics are beside it; no port: only at the address itself, no
+            host: the same one.
         served_model_name: what clients call the model; the model's own name if none is given.
         chat_template, chat_template_content_format: as for `LLM.chat`.
         shutdown_timeout: seconds in which requests may finish after SIGTERM.
@@ -44,6 +47,8 @@ class ServeOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     uds: str | None = None
+    metrics_host: str | None = None
+    metrics_port: int | None = None
     served_model_name: list[str] = field(default_factory=list)
     chat_template: str | None = None
     chat_template_content_format: str = "auto"
@@ -57,12 +62,15 @@ def serve(args: EngineArgs, options: ServeOptions) -> None:
     Raises:
         ValueError: an address that cannot be had, or a model or setting that cannot work.
     """
-    if not options.host:
-        raise ValueError("host must be an address, got ''; 0.0.0.0 listens at all of this machine")
+    for name in ("host", "metrics_host"):
+        if getattr(options, name) == "":
+            raise ValueError(f"{name} must be an address, got ''; 0.0.0.0 listens at all of this machine")
+    if options.metrics_host is not None and options.metrics_port is None:
+        raise ValueError(f"metrics_host is {options.metrics_host!r}, but there is no metrics_port")
     root = options.app.root_path
     if root and (not root.startswith("/") or root.endswith("/")):
         raise ValueError(f"root_path must begin with '/' and not end with it, got {root!r}")
-    listener = _listen(options)
+    listener, metrics_listener = _listeners(options)
     try:
         counts = EngineCounts()
         engine = create_engine(args, sinks=[counts])
@@ -70,16 +78,20 @@ def serve(args: EngineArgs, options: ServeOptions) -> None:
         try:
             model = _served(llm, args, options)
             model.metrics = EngineCollector(counts, engine, model.names[0])
-            run_server(model, options, listener)
+            with metrics_served(model, metrics_listener):
+                run_server(model, options, listener, metrics_listener)
         finally:
             llm.shutdown()
     finally:
-        listener.close()
-        if options.uds:
-            Path(options.uds).unlink(missing_ok=True)
+        _close(options, listener, metrics_listener)
 
 
-def run_server(model: ServedModel, options: ServeOptions, listener: socket.socket) -> None:
+def run_server(
+    model: ServedModel,
+    options: ServeOptions,
+    listener: socket.socket,
+    metrics_listener: socket.socket | None = None,
+) -> None:
     """Answer on this socket until a signal comes."""
     config = uvicorn.Config(
         make_app(model, options.app),
@@ -88,7 +100,10 @@ def run_server(model: ServedModel, options: ServeOptions, listener: socket.socke
         http=PromptProtocol,
         lifespan="off",
     )
-    where = options.uds or f"http://{_for_link(options.host)}:{listener.getsockname()[1]}"
+    where = options.uds or _link(options.host, listener)
+    if metrics_listener:
+        metrics = f"{_link(_metrics_host(options), metrics_listener)}/metrics"
+        print(f"metrics are at {metrics}", file=sys.stderr, flush=True)
     print(f"{model.names[0]} is served at {where}", file=sys.stderr, flush=True)
     goodbye = partial(model.llm.end_requests, "the server is shutting down")
     OrderlyServer(config, goodbye, options.shutdown_timeout).run(sockets=[listener])
@@ -114,22 +129,52 @@ def _served(llm: AsyncLLM, args: EngineArgs, options: ServeOptions) -> ServedMod
     )
 
 
-def _listen(options: ServeOptions) -> socket.socket:
+def _listeners(options: ServeOptions) -> tuple[socket.socket, socket.socket | None]:
+    """The address of the server and that of its metrics, or neither."""
+    if options.uds:
+        listener = _listen(socket.AF_UNIX, options.uds, f"uds {options.uds!r}")
+    else:
+        listener = _listen_at(options.host, options.port)
+    if options.metrics_port is None:
+        return listener, None
     try:
-        if options.uds:
-            listener = socket.socket(socket.AF_UNIX)
-            listener.bind(options.uds)
-        else:
-            family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-            listener = socket.socket(family)
+        return listener, _listen_at(_metrics_host(options), options.metrics_port, "metrics_")
+    except ValueError:
+        _close(options, listener)
+        raise
+
+
+def _metrics_host(options: ServeOptions) -> str:
+    return options.host if options.metrics_host is None else options.metrics_host
+
+
+def _listen_at(host: str, port: int, kind: str = "") -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return _listen(family, (host, port), f"{kind}host {host!r} and {kind}port {port}")
+
+
+def _listen(family: int, address: str | tuple[str, int], where: str) -> socket.socket:
+    listener = None
+    try:
+        listener = socket.socket(family)
+        if not isinstance(address, str):
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((options.host, options.port))
+        listener.bind(address)
+        listener.listen(2048)
     except (OSError, OverflowError) as error:
-        where = f"uds {options.uds!r}" if options.uds else f"host {options.host!r} and port {options.port}"
+        if listener:
+            listener.close()
         raise ValueError(f"{where} cannot be had: {getattr(error, 'strerror', None) or error}") from None
-    listener.listen(2048)
     return listener
 
 
-def _for_link(host: str) -> str:
-    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+def _close(options: ServeOptions, *listeners: socket.socket | None) -> None:
+    for listener in filter(None, listeners):
+        listener.close()
+    if options.uds:
+        Path(options.uds).unlink(missing_ok=True)
+
+
+def _link(host: str, listener: socket.socket) -> str:
+    named = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{named}:{listener.getsockname()[1]}"

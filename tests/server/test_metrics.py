@@ -92,9 +92,7 @@ def test_counts_and_times_are_those_of_the_summary(trace):
 
 
 @given(work=requests, data=st.data(), dice=st.randoms(use_true_random=False))
-def test_an_engine_with_forks_beams_preemptions_hits_aborts_and_failures_tells_both_the_same(
-    work, data, dice
-):
+def test_an_engine_that_forks_preempts_swaps_aborts_and_fails_tells_both_the_same(work, data, dice):
     """And what is now, as the engine's books have it, is what the step's record has."""
     counts, kept = EngineCounts(), Kept()
     engine = make_engine(eos_token_ids=EOS, sinks=[counts, kept], **data.draw(limits(work)))

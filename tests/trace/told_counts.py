@@ -1,6 +1,7 @@
-"""What a trace says of a run, counted a second way: from the timeline, request by request, when all is over."""
+"""What a trace says of a run, counted a second way: from the timeline, by request, when all is over."""
 
 from collections import Counter, defaultdict
+from itertools import pairwise
 from types import SimpleNamespace
 
 from minivllm.trace.events import BlocksSwappedIn, RequestScheduled, StepFinished, StepStarted
@@ -19,7 +20,7 @@ class Told:
         self.labelled = defaultdict(Counter)
         self.values = {name: [] for name in BUCKETS}
         self._requests = {}
-        for seq, sequence in self.timeline.sequences.items():
+        for sequence in self.timeline.sequences.values():
             key = sequence.request, sequence.queued_time
             own = self._requests.setdefault(key, SimpleNamespace(seqs=[], reasons=[], steps=[], times=[]))
             own.seqs.append(sequence)
@@ -82,7 +83,7 @@ class Told:
         cached = min(steps[0][1], first.num_prompt_tokens) if steps else 0
         if times:
             self.values["time_to_first_token_seconds"].append(times[0] - first.queued_time)
-            gaps = [later - sooner for sooner, later in zip(times, times[1:], strict=False)]
+            gaps = [later - sooner for sooner, later in pairwise(times)]
             self.values["inter_token_latency_seconds"] += gaps
             self.counters["prompt_tokens"] += first.num_prompt_tokens
             self.counters["prompt_tokens_cached"] += cached
