@@ -26,6 +26,7 @@ Port = Annotated[int, _option("0 takes any free one.")]
 Uds = Annotated[str | None, _option("Listen at a Unix domain socket instead.")]
 MetricsPort = Annotated[int | None, _option("The metrics at a port of their own, too; 0 takes any free one.")]
 MetricsHost = Annotated[str | None, _option("Address of the metrics' own port; that of the server.")]
+Otlp = Annotated[str | None, _option("An OpenTelemetry collector: it gets a span for each request.")]
 Names = Annotated[list[str] | None, _option("What clients call the model; may be given several times.")]
 Keys = Annotated[list[str] | None, _option("Clients must give one of these; also VLLM_API_KEY.")]
 Origins = Annotated[list[str] | None, _option("Another site whose pages may ask.")]
@@ -54,6 +55,7 @@ def serve(
     max_waiting_requests: Waiting = None,
     max_body_mib: Body = 16,
     shutdown_timeout: Timeout = 0,
+    otlp_traces_endpoint: Otlp = None,
     *,
     engine_settings: dict[str, Any],
 ) -> None:
@@ -80,6 +82,7 @@ def serve(
     )
     options.chat_template_content_format = chat_template_content_format
     options.shutdown_timeout, options.app = shutdown_timeout, app
+    options.otlp_traces_endpoint = otlp_traces_endpoint
     run(_engine_args(model_tag, engine_settings), options)
 
 

@@ -86,6 +86,8 @@ def _add_openai_routes(app: FastAPI, model: ServedModel, options: AppOptions) ->
     ) -> Response:
         _admit(model, options)
         work = await asyncio.to_thread(make, asked, model)  # templates and tokenizers may take a while
+        if model.spans is not None:
+            model.spans.announce(work.request_ids(), work.params, request.headers)
         if not asked.stream:
             return await answered(request, work.whole())
         events = work.stream()

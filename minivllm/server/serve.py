@@ -25,6 +25,7 @@ from minivllm.server.async_llm import AsyncLLM
 from minivllm.server.connections import OrderlyServer, PromptProtocol
 from minivllm.server.metrics import EngineCollector
 from minivllm.server.metrics_port import metrics_served
+from minivllm.server.request_spans import RequestSpans
 from minivllm.server.served_model import ServedModel
 from minivllm.trace.engine_counts import EngineCounts
 
@@ -42,6 +43,7 @@ class ServeOptions:
         served_model_name: what clients call the model; the model's own name if none is given.
         chat_template, chat_template_content_format: as for `LLM.chat`.
         shutdown_timeout: seconds in which requests may finish after SIGTERM.
+        otlp_traces_endpoint: the collector that gets a span for each request.
     """
 
     host: str = "127.0.0.1"
@@ -53,6 +55,7 @@ class ServeOptions:
     chat_template: str | None = None
     chat_template_content_format: str = "auto"
     shutdown_timeout: int = 0
+    otlp_traces_endpoint: str | None = None
     app: AppOptions = field(default_factory=AppOptions)
 
 
@@ -70,18 +73,23 @@ def serve(args: EngineArgs, options: ServeOptions) -> None:
     root = options.app.root_path
     if root and (not root.startswith("/") or root.endswith("/")):
         raise ValueError(f"root_path must begin with '/' and not end with it, got {root!r}")
+    spans = RequestSpans(options.otlp_traces_endpoint) if options.otlp_traces_endpoint is not None else None
     listener, metrics_listener = _listeners(options)
     try:
-        counts = EngineCounts()
+        counts = EngineCounts(spans.note if spans else None)
         engine = create_engine(args, sinks=[counts])
         llm = AsyncLLM(engine)
         try:
             model = _served(llm, args, options)
             model.metrics = EngineCollector(counts, engine, model.names[0])
+            if spans:
+                model.spans, spans.model_name = spans, model.names[0]
             with metrics_served(model, metrics_listener):
                 run_server(model, options, listener, metrics_listener)
         finally:
             llm.shutdown()
+            if spans:
+                spans.shutdown()
     finally:
         _close(options, listener, metrics_listener)
 

@@ -15,6 +15,7 @@ from minivllm.sampling_params import SamplingParams
 from minivllm.server.async_llm import AsyncLLM
 from minivllm.server.errors import ApiError, unknown_model
 from minivllm.server.metrics import EngineCollector
+from minivllm.server.request_spans import RequestSpans
 
 
 @dataclass
@@ -25,6 +26,7 @@ class ServedModel:
         names: under which it is asked for; the first one stands in answers.
         root: what was loaded.
         metrics: what `/metrics` shows.
+        spans: is told of requests, and sends traces of them to a collector.
         defaults: for fields that a client leaves out.
         chat_template, chat_template_content_format: as for `LLM.chat`.
     """
@@ -34,6 +36,7 @@ class ServedModel:
     root: str
     max_model_len: int
     metrics: EngineCollector | None = None
+    spans: RequestSpans | None = None
     defaults: SamplingParams = field(default_factory=SamplingParams)
     chat_template: str | Path | None = None
     chat_template_content_format: str = "auto"

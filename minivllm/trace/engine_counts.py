@@ -50,8 +50,8 @@ LABELLED = {
 
 
 @dataclass(slots=True)
-class _Request:
-    """What must be remembered of a request until it ends."""
+class RequestTimes:
+    """What must be remembered of a request until it ends. Times are those of events, in seconds."""
 
     arrival: float
     num_prompt_tokens: int
@@ -83,6 +83,9 @@ class _Sequence:
 class EngineCounts:
     """A sink of events (`tee.py`).
 
+    Args:
+        on_end: is told of each request that is over, with its name. It must not raise.
+
     Attributes:
         counters: by vLLM's names, without the prefix.
         labelled: counters with one more label, by its values: the names of `LABELLED`.
@@ -90,12 +93,13 @@ class EngineCounts:
         header: of the run; None before it begins.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_end: Callable[[str, RequestTimes], None] | None = None) -> None:
+        self._on_end = on_end
         self.counters: Counter[str] = Counter()
         self.labelled = {name: Counter(dict.fromkeys(values, 0)) for name, values in LABELLED.items()}
         self.tallies = {name: Tally(edges) for name, edges in BUCKETS.items()}
         self.header: TraceHeader | None = None
-        self._requests: dict[str, _Request] = {}
+        self._requests: dict[str, RequestTimes] = {}
         self._sequences: dict[int, _Sequence] = {}
         self._step_start = 0.0
         self._is_stepping = False
@@ -135,7 +139,7 @@ class EngineCounts:
 
     def _on_queued(self, event: RequestQueued) -> None:
         num_tokens = len(event.prompt_token_ids)
-        self._requests[event.request] = _Request(
+        self._requests[event.request] = RequestTimes(
             event.time, num_tokens, event.max_tokens, event.num_outputs, {event.seq}, [event.seq]
         )
         self._sequences[event.seq] = _Sequence(event.request, num_tokens)
@@ -223,7 +227,7 @@ class EngineCounts:
             sequences = {sequence.seq for sequence in rebuilt.sequences}
             request = self._requests.setdefault(
                 name,
-                _Request(
+                RequestTimes(
                     rebuilt.time, rebuilt.num_prompt_tokens, rebuilt.max_tokens, len(sequences), sequences
                 ),
             )
@@ -252,7 +256,7 @@ class EngineCounts:
             self.counters["estimated_read_bytes_per_gpu"] += round(work.weight_bytes + work.kv_read_bytes)
             self.counters["estimated_write_bytes_per_gpu"] += round(work.kv_written_bytes)
 
-    def _note_tokens(self, request: _Request, count: int, now: float) -> None:
+    def _note_tokens(self, request: RequestTimes, count: int, now: float) -> None:
         if request.first_token is None:
             request.first_token = now
             self.tallies["time_to_first_token_seconds"].add(now - request.arrival)
@@ -263,7 +267,7 @@ class EngineCounts:
         request.num_generated += count
         request.num_steps_with_tokens += 1
 
-    def _note_prompt(self, request: _Request) -> None:
+    def _note_prompt(self, request: RequestTimes) -> None:
         """A prompt counts when it is done: where its tokens' keys and values came from."""
         cached = request.num_cached_tokens
         self.counters["prompt_tokens"] += request.num_prompt_tokens
@@ -291,6 +295,8 @@ class EngineCounts:
             request_params_max_tokens=request.max_tokens,
             request_num_preemptions=request.num_preemptions,
         )
+        if self._on_end:
+            self._on_end(name, request)
         if request.reason in ("", "abort"):
             return
         self._tally(e2e_request_latency_seconds=request.finished - request.arrival)

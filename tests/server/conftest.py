@@ -21,8 +21,8 @@ MAX_BODY = 200_000
 class RunningServer:
     """A server in a thread of its own, and the engine behind it."""
 
-    def __init__(self, options=None):
-        counts = EngineCounts()
+    def __init__(self, options=None, spans=None):
+        counts = EngineCounts(spans.note if spans else None)
         args = EngineArgs(
             MODEL_PATH,
             attention_backend="torch",
@@ -35,6 +35,7 @@ class RunningServer:
         self.llm = AsyncLLM(self.engine)
         self.model = ServedModel(self.llm, ["tiny", "minivllm-tiny"], str(MODEL_PATH), 512)
         self.model.metrics = EngineCollector(counts, self.engine, "tiny")
+        self.model.spans = spans
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
         app = make_app(self.model, options or AppOptions(max_body_bytes=MAX_BODY))
