@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "lessons").rglob("*.md")])
-ROOMS = ("minivllm", "kernels_numba", "viz", "lessons", "tests", "docs", ".ci")
+ROOMS = ("minivllm", "kernels_numba", "viz", "lessons", "tests", "docs", "monitoring", ".ci")
 """A backticked text that begins with one of these and a slash is a path of the repository."""
 
 

@@ -66,6 +66,7 @@ STYLE = """
 [data-testid="stMetricValue"] { font-size: 1.45rem; }
 h1 { padding: 0.4rem 0 !important; }
 .st-key-lesson-text h2 { font-size: 1.6rem; }
+.stMain code { overflow-wrap: anywhere; }
 </style>
 """
 

@@ -200,6 +200,7 @@ FIGURES: dict[str, Figure] = {
     "overview": _of_run(figures.overview),
     "block_pool": _of_request(figures.block_pool, most_interesting_request),
     "block_table": _of_request(figures.block_table, most_interesting_request),
+    "metrics_board": _of_run(lambda timeline: [figures.metrics_board(timeline)]),
     "memory_over_time": _of_run(lambda timeline: [figures.memory_over_time(timeline)]),
     "scheduler_gantt": _of_width(figures.scheduler_gantt),
     "batch_composition": _of_width(figures.batch_composition),

@@ -26,6 +26,9 @@ ModelTag = Annotated[
 Host = Annotated[str, _option("Address to listen at.")]
 Port = Annotated[int, _option("0 takes any free one.")]
 Uds = Annotated[str | None, _option("Listen at a Unix domain socket instead.")]
+MetricsPort = Annotated[int | None, _option("The metrics at a port of their own, too; 0 takes any free one.")]
+MetricsHost = Annotated[str | None, _option("Address of the metrics' own port; that of the server.")]
+Otlp = Annotated[str | None, _option("An OpenTelemetry collector: it gets a span for each request.")]
 Names = Annotated[list[str] | None, _option("What clients call the model; may be given several times.")]
 Keys = Annotated[list[str] | None, _option("Clients must give one of these; also VLLM_API_KEY.")]
 Origins = Annotated[list[str] | None, _option("Another site whose pages may ask.")]
@@ -46,6 +49,8 @@ def serve(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     uds: Uds = None,
+    metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = None,
     served_model_name: Names = None,
     api_key: Keys = None,
     allowed_origins: Origins = None,
@@ -58,11 +63,14 @@ def serve(
     max_body_mib: Body = 16,
     shutdown_timeout: Timeout = 0,
     live: Live = False,
+    otlp_traces_endpoint: Otlp = None,
     *,
     engine_settings: dict[str, Any],
 ) -> None:
     """Serve a model to many clients at once, over the OpenAI API."""
     check_integer("port", port, at_least=0, at_most=65535)
+    if metrics_port is not None:
+        check_integer("metrics_port", metrics_port, at_least=0, at_most=65535)
     check_integer("shutdown_timeout", shutdown_timeout, at_least=0)
     check_integer("max_body_mib", max_body_mib, at_least=1)
     if max_waiting_requests is not None:
@@ -79,10 +87,13 @@ def serve(
     app = AppOptions(
         api_keys(api_key or []), allowed_origins or [], root_path, max_waiting_requests, max_body_mib * 2**20
     )
-    options = ServeOptions(host, port, uds, served_model_name or [], chat_template)
+    options = ServeOptions(
+        host, port, uds, metrics_host, metrics_port, served_model_name or [], chat_template
+    )
     options.chat_template_content_format = chat_template_content_format
     options.enable_auto_tool_choice, options.tool_call_parser = enable_auto_tool_choice, tool_call_parser
     options.shutdown_timeout, options.live, options.app = shutdown_timeout, live, app
+    options.otlp_traces_endpoint = otlp_traces_endpoint
     run(_engine_args(model_tag, engine_settings), options)
 
 

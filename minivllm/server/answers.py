@@ -110,6 +110,10 @@ class Answering(ABC):
         """What an answer, or the first chunk of a stream, tells of the prompt beside its choices."""
         return {}
 
+    def request_ids(self) -> list[str]:
+        """What the engine calls the requests behind it, one for each prompt."""
+        return request_ids(self.answer.name, len(self.prompts))
+
     async def whole(self) -> dict[str, Any]:
         """The answer in one piece."""
         choices: dict[int, dict[str, Any]] = {}
@@ -158,6 +162,11 @@ def _usage(prompt: int, completion: int) -> dict[str, Any]:
     return {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion}
 
 
+def request_ids(name: str, num_prompts: int) -> list[str]:
+    """The names of the requests of an answer."""
+    return [name] if num_prompts == 1 else [f"{name}-{number}" for number in range(num_prompts)]
+
+
 def event(data: dict[str, Any]) -> bytes:
     """One server-sent event."""
     return b"data: " + msgspec.json.encode(data) + b"\n\n"
@@ -177,10 +186,11 @@ async def outputs_of(
         return
     # One place for each: what a slow client does not fetch is joined in the streams, and not kept here.
     inbox: asyncio.Queue[tuple[int, RequestOutput]] = asyncio.Queue(maxsize=1)
+    names = request_ids(name, len(prompts))
 
     async def forward(number: int) -> None:
         async with aclosing(
-            llm.generate(prompts[number], params, f"{name}-{number}", priority=priority)
+            llm.generate(prompts[number], params, names[number], priority=priority)
         ) as outputs:
             async for output in outputs:
                 await inbox.put((number, output))

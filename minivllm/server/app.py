@@ -39,8 +39,9 @@ from minivllm.server.completions import Completion
 from minivllm.server.engine_thread import EngineDeadError
 from minivllm.server.errors import ApiError, as_api_error, validation_error
 from minivllm.server.guards import ApiKey, BodyLimit
+from minivllm.server.http_metrics import CountAnswers
 from minivllm.server.live_stream import open_stream
-from minivllm.server.metrics import CONTENT_TYPE
+from minivllm.server.metrics import CONTENT_TYPE, TOO_MANY_WAIT
 from minivllm.server.openapi import REFUSED, WITHOUT_KEY, answers, describe
 from minivllm.server.protocol import (
     MAX_NAME_CHARACTERS,
@@ -90,6 +91,8 @@ def make_app(model: ServedModel, options: AppOptions | None = None) -> FastAPI:
     if options.api_keys:
         app.add_middleware(ApiKey, keys=options.api_keys)
     app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
+    if model.metrics is not None:
+        app.add_middleware(CountAnswers, metrics=model.metrics.http)
     return app
 
 
@@ -100,6 +103,8 @@ def _add_openai_routes(app: FastAPI, model: ServedModel, options: AppOptions) ->
         _admit(model, options)
         asked.request_id = request.headers.get("x-request-id", "")[:MAX_NAME_CHARACTERS] or asked.request_id
         work = await asyncio.to_thread(make, asked, model)  # templates and tokenizers may take a while
+        if model.spans is not None:
+            model.spans.announce(work.request_ids(), work.params, request.headers)
         if not asked.stream:
             return await answered(request, work.whole())
         events = work.stream()
@@ -137,6 +142,8 @@ def _add_openai_routes(app: FastAPI, model: ServedModel, options: AppOptions) ->
 def _admit(model: ServedModel, options: AppOptions) -> None:
     most = options.max_waiting_requests
     if most is not None and model.llm.num_waiting_requests >= most:
+        if model.metrics is not None:
+            model.metrics.rejections[TOO_MANY_WAIT] += 1
         raise ApiError(
             f"The server is busy: {most} requests wait already. Try again later.",
             status=503,

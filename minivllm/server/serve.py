@@ -23,11 +23,13 @@ from minivllm.engine.engine_args import EngineArgs
 from minivllm.server.app import AppOptions, make_app
 from minivllm.server.async_llm import AsyncLLM
 from minivllm.server.connections import OrderlyServer, PromptProtocol
-from minivllm.server.engine_counts import EngineCounts
 from minivllm.server.live import LiveEvents
 from minivllm.server.metrics import EngineCollector
+from minivllm.server.metrics_port import metrics_served
+from minivllm.server.request_spans import RequestSpans
 from minivllm.server.served_model import ServedModel
 from minivllm.server.tool_formats import TOOL_FORMATS
+from minivllm.trace.engine_counts import EngineCounts
 
 KEY_VARIABLE = "VLLM_API_KEY"
 
@@ -38,17 +40,22 @@ class ServeOptions:
 
     Attributes:
         host, port: the address; `uds` instead: a Unix domain socket.
+        metrics_host, metrics_port: where the metrics are beside it; no port: only at the address itself, no
+            host: the same one.
         served_model_name: what clients call the model; the model's own name if none is given.
         chat_template, chat_template_content_format: as for `LLM.chat`.
         enable_auto_tool_choice: look for calls of functions in answers; else they are left as text.
         tool_call_parser: how the model writes them (`TOOL_FORMATS`); None: as its chat template says.
         shutdown_timeout: seconds in which requests may finish after SIGTERM.
         live: `/engine/events` tells what the engine does, with the texts of all users.
+        otlp_traces_endpoint: the collector that gets a span for each request.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
     uds: str | None = None
+    metrics_host: str | None = None
+    metrics_port: int | None = None
     served_model_name: list[str] = field(default_factory=list)
     chat_template: str | None = None
     chat_template_content_format: str = "auto"
@@ -56,6 +63,7 @@ class ServeOptions:
     tool_call_parser: str | None = None
     shutdown_timeout: int = 0
     live: bool = False
+    otlp_traces_endpoint: str | None = None
     app: AppOptions = field(default_factory=AppOptions)
 
 
@@ -65,14 +73,18 @@ def serve(args: EngineArgs, options: ServeOptions) -> None:
     Raises:
         ValueError: an address that cannot be had, or a model or setting that cannot work.
     """
-    if not options.host:
-        raise ValueError("host must be an address, got ''; 0.0.0.0 listens at all of this machine")
+    for name in ("host", "metrics_host"):
+        if getattr(options, name) == "":
+            raise ValueError(f"{name} must be an address, got ''; 0.0.0.0 listens at all of this machine")
+    if options.metrics_host is not None and options.metrics_port is None:
+        raise ValueError(f"metrics_host is {options.metrics_host!r}, but there is no metrics_port")
     root = options.app.root_path
     if root and (not root.startswith("/") or root.endswith("/")):
         raise ValueError(f"root_path must begin with '/' and not end with it, got {root!r}")
-    listener = _listen(options)
+    spans = RequestSpans(options.otlp_traces_endpoint) if options.otlp_traces_endpoint is not None else None
+    listener, metrics_listener = _listeners(options)
     try:
-        counts = EngineCounts()
+        counts = EngineCounts(spans.note if spans else None)
         live = LiveEvents() if options.live else None
         engine = create_engine(args, sinks=[counts, *([live] if live else [])])
         llm = AsyncLLM(engine)
@@ -81,16 +93,24 @@ def serve(args: EngineArgs, options: ServeOptions) -> None:
             model.metrics = EngineCollector(counts, engine, model.names[0])
             if live:
                 live.hop, model.live = llm.hop, live
-            run_server(model, options, listener)
+            if spans:
+                model.spans, spans.model_name = spans, model.names[0]
+            with metrics_served(model, metrics_listener):
+                run_server(model, options, listener, metrics_listener)
         finally:
             llm.shutdown()
+            if spans:
+                spans.shutdown()
     finally:
-        listener.close()
-        if options.uds:
-            Path(options.uds).unlink(missing_ok=True)
+        _close(options, listener, metrics_listener)
 
 
-def run_server(model: ServedModel, options: ServeOptions, listener: socket.socket) -> None:
+def run_server(
+    model: ServedModel,
+    options: ServeOptions,
+    listener: socket.socket,
+    metrics_listener: socket.socket | None = None,
+) -> None:
     """Answer on this socket until a signal comes."""
     config = uvicorn.Config(
         make_app(model, options.app),
@@ -99,7 +119,10 @@ def run_server(model: ServedModel, options: ServeOptions, listener: socket.socke
         http=PromptProtocol,
         lifespan="off",
     )
-    where = options.uds or f"http://{_for_link(options.host)}:{listener.getsockname()[1]}"
+    where = options.uds or _link(options.host, listener)
+    if metrics_listener:
+        metrics = f"{_link(_metrics_host(options), metrics_listener)}/metrics"
+        print(f"metrics are at {metrics}", file=sys.stderr, flush=True)
     print(f"{model.names[0]} is served at {where}", file=sys.stderr, flush=True)
     if model.live:
         print(_how_to_watch(options, where), file=sys.stderr, flush=True)
@@ -145,22 +168,52 @@ def _served(llm: AsyncLLM, args: EngineArgs, options: ServeOptions) -> ServedMod
     return model
 
 
-def _listen(options: ServeOptions) -> socket.socket:
+def _listeners(options: ServeOptions) -> tuple[socket.socket, socket.socket | None]:
+    """The address of the server and that of its metrics, or neither."""
+    if options.uds:
+        listener = _listen(socket.AF_UNIX, options.uds, f"uds {options.uds!r}")
+    else:
+        listener = _listen_at(options.host, options.port)
+    if options.metrics_port is None:
+        return listener, None
     try:
-        if options.uds:
-            listener = socket.socket(socket.AF_UNIX)
-            listener.bind(options.uds)
-        else:
-            family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-            listener = socket.socket(family)
+        return listener, _listen_at(_metrics_host(options), options.metrics_port, "metrics_")
+    except ValueError:
+        _close(options, listener)
+        raise
+
+
+def _metrics_host(options: ServeOptions) -> str:
+    return options.host if options.metrics_host is None else options.metrics_host
+
+
+def _listen_at(host: str, port: int, kind: str = "") -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return _listen(family, (host, port), f"{kind}host {host!r} and {kind}port {port}")
+
+
+def _listen(family: int, address: str | tuple[str, int], where: str) -> socket.socket:
+    listener = None
+    try:
+        listener = socket.socket(family)
+        if not isinstance(address, str):
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((options.host, options.port))
+        listener.bind(address)
+        listener.listen(2048)
     except (OSError, OverflowError) as error:
-        where = f"uds {options.uds!r}" if options.uds else f"host {options.host!r} and port {options.port}"
+        if listener:
+            listener.close()
         raise ValueError(f"{where} cannot be had: {getattr(error, 'strerror', None) or error}") from None
-    listener.listen(2048)
     return listener
 
 
-def _for_link(host: str) -> str:
-    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+def _close(options: ServeOptions, *listeners: socket.socket | None) -> None:
+    for listener in filter(None, listeners):
+        listener.close()
+    if options.uds:
+        Path(options.uds).unlink(missing_ok=True)
+
+
+def _link(host: str, listener: socket.socket) -> str:
+    named = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{named}:{listener.getsockname()[1]}"

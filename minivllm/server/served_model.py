@@ -16,6 +16,7 @@ from minivllm.server.async_llm import AsyncLLM
 from minivllm.server.errors import ApiError, unknown_model
 from minivllm.server.live import LiveEvents
 from minivllm.server.metrics import EngineCollector
+from minivllm.server.request_spans import RequestSpans
 from minivllm.server.tool_formats import ToolFormat, format_of_template
 
 
@@ -28,6 +29,7 @@ class ServedModel:
         root: what was loaded.
         metrics: what `/metrics` shows.
         live: what `/engine/events` tells; None if nobody may watch.
+        spans: is told of requests, and sends traces of them to a collector.
         defaults: for fields that a client leaves out.
         chat_template, chat_template_content_format: as for `LLM.chat`.
         tool_format: how the model writes calls of functions; None: they are left as text.
@@ -39,6 +41,7 @@ class ServedModel:
     max_model_len: int
     metrics: EngineCollector | None = None
     live: LiveEvents | None = None
+    spans: RequestSpans | None = None
     defaults: SamplingParams = field(default_factory=SamplingParams)
     chat_template: str | Path | None = None
     chat_template_content_format: str = "auto"

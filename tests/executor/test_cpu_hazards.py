@@ -133,7 +133,9 @@ def test_compiling_is_announced_once_and_only_if_something_is_compiled(caplog):
         for _ in range(2):  # as Numba does whenever it compiles a function that it has not found
             with numba.core.event.trigger_event("numba:compile"):
                 pass
-    assert caplog.messages == ["compiling kernels for this machine (a-kind); it takes about half a minute, once"]
+    assert caplog.messages == [
+        "compiling kernels for this machine (a-kind); it takes about half a minute, once"
+    ]
 
 
 def test_what_was_compiled_or_found_is_complete_from_then_on(monkeypatch, tmp_path):

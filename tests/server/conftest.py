@@ -12,9 +12,9 @@ from minivllm.model.tiny import MODEL_PATH
 from minivllm.server.app import AppOptions, make_app
 from minivllm.server.async_llm import AsyncLLM
 from minivllm.server.connections import PromptProtocol
-from minivllm.server.engine_counts import EngineCounts
 from minivllm.server.metrics import EngineCollector
 from minivllm.server.served_model import ServedModel
+from minivllm.trace.engine_counts import EngineCounts
 
 MAX_BODY = 200_000
 
@@ -22,8 +22,8 @@ MAX_BODY = 200_000
 class RunningServer:
     """A server in a thread of its own, and the engine behind it."""
 
-    def __init__(self, options=None, live=None):
-        counts = EngineCounts()
+    def __init__(self, options=None, live=None, spans=None):
+        counts = EngineCounts(spans.note if spans else None)
         args = EngineArgs(
             MODEL_PATH,
             attention_backend="torch",
@@ -38,6 +38,7 @@ class RunningServer:
         self.model.metrics = EngineCollector(counts, self.engine, "tiny")
         if live:
             live.hop, self.model.live = self.llm.hop, live
+        self.model.spans = spans
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
         app = make_app(self.model, options or AppOptions(max_body_bytes=MAX_BODY))

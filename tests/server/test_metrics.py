@@ -1,4 +1,4 @@
-"""The metrics say what a trace of the same run says."""
+"""The metrics say what a trace of the same run says: every one of them, whatever happens in the run."""
 
 from collections import Counter
 
@@ -8,12 +8,37 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from minivllm.sampling_params import SamplingParams
-from minivllm.server.engine_counts import BUCKETS, EngineCounts, Tally
-from minivllm.server.metrics import COUNTERS, TALLIES, EngineCollector
+from minivllm.server.metrics import (
+    COUNTERS,
+    GAUGES,
+    LABELLED_COUNTERS,
+    TALLIES,
+    EngineCollector,
+    engine_now,
+)
 from minivllm.trace import summary
+from minivllm.trace.engine_counts import LABELLED, EngineCounts
+from minivllm.trace.reader import make_trace
+from minivllm.trace.tallies import BUCKETS, Tally
+from minivllm.trace.timeline import make_timeline
 from tests.engine.fakes import make_engine
+from tests.engine.test_sharing import EOS, limits, requests
 from tests.trace.interrupted_factory import interrupted_traces
+from tests.trace.told_counts import Told
 from tests.viz.strategies import traces
+
+
+class Kept:
+    """A sink that keeps all events."""
+
+    def __init__(self):
+        self.events = []
+
+    def emit(self, event):
+        self.events.append(event)
+
+    def trace(self):
+        return make_trace(self.events[0], self.events[1:])
 
 
 def counted(trace):
@@ -30,6 +55,22 @@ def tally_of(name, values):
     return tally.counts, pytest.approx(tally.sum)
 
 
+def assert_told(counts, trace):
+    """Every number is the one that was counted from the timeline."""
+    told = Told(trace)
+    names = {*COUNTERS, "steps_failed", "requests_refused"}
+    assert {n: counts.counters[n] for n in names} == pytest.approx({n: told.counters[n] for n in names})
+    for name in LABELLED:
+        assert +counts.labelled[name] == +told.labelled[name], name
+    for name, tally in counts.tallies.items():
+        assert (tally.counts, tally.sum) == tally_of(name, told.values[name]), name
+
+
+@given(traces)
+def test_every_number_is_that_of_a_trace(trace):
+    assert_told(counted(trace), trace)
+
+
 @given(traces)
 def test_counts_and_times_are_those_of_the_summary(trace):
     counts = counted(trace)
@@ -38,9 +79,7 @@ def test_counts_and_times_are_those_of_the_summary(trace):
         told = summary.summarize(trace)
     assert counts.counters["num_preemptions"] == told.num_preemptions
     assert counts.counters["generation_tokens"] == told.output_tokens
-    assert counts.counters["requests_refused"] == told.num_refused
     assert counts.counters["prefix_cache_hits"] == told.hit_tokens
-    assert counts.counters["steps_failed"] == told.num_abandoned_steps
     assert counts.finished["abort"] == told.num_aborted
     assert counts.finished.total() == told.num_finished + told.num_aborted
     for name, values in (
@@ -52,33 +91,85 @@ def test_counts_and_times_are_those_of_the_summary(trace):
         assert (tally.counts, tally.sum) == tally_of(name, values), name
 
 
+@given(work=requests, data=st.data(), dice=st.randoms(use_true_random=False))
+def test_an_engine_that_forks_preempts_swaps_aborts_and_fails_tells_both_the_same(work, data, dice):
+    """And what is now, as the engine's books have it, is what the step's record has."""
+    counts, kept = EngineCounts(), Kept()
+    engine = make_engine(eos_token_ids=EOS, sinks=[counts, kept], **data.draw(limits(work)))
+    scraped = EngineCollector(counts, engine, 'a "model"').text
+    work, moments, added = [*work, *work], [], 0
+    while added < len(work) or engine.has_unfinished_requests():
+        action = dice.choice(["add", "step", "step", "step", "abort", "fail", "step"])
+        if added < len(work) and (action == "add" or not engine.has_unfinished_requests()):
+            engine.add_request(str(added), *work[added])
+            added += 1
+        elif action == "abort" and dice.random() < 0.3:
+            engine.abort(str(dice.randint(0, len(work))))
+        elif action == "fail" and engine.core.requests:
+            engine.executor.fail_next = "before"
+            with pytest.raises(RuntimeError, match="the fake device failed"):
+                engine.step()
+        elif engine.has_unfinished_requests():
+            before = engine.num_steps
+            engine.step()
+            if engine.num_steps > before:
+                moments.append(engine_now(engine))
+    trace = kept.trace()
+    assert_told(counts, trace)
+    for record, now in zip(make_timeline(trace).records, moments, strict=False):
+        assert [record.num_running, record.num_waiting, record.num_used_blocks / trace.header.num_blocks] == [
+            now[name] for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+        ]
+        host = record.num_host_blocks / max(trace.header.num_host_blocks, 1)
+        assert now["cpu_cache_usage_perc"] == host
+        assert bool(now["num_requests_swapped"]) == bool(host)
+    assert counts.counters["prefix_cache_hits"] <= counts.counters["prefix_cache_queries"]
+    assert_shown(values(scraped()), counts)
+
+
+def assert_shown(shown, counts):
+    """What Prometheus reads is what was counted."""
+    for name in COUNTERS:
+        assert shown[f"vllm:{name}_total"] == counts.counters[name], name
+    for name in LABELLED:
+        assert shown[f"vllm:{name}_total"] == counts.labelled[name].total(), name
+    for name, tally in counts.tallies.items():
+        assert shown[f"vllm:{name}_count"] == tally.num_values, name
+        assert shown[f"vllm:{name}_sum"] == pytest.approx(tally.sum), name
+        assert shown[f"vllm:{name}_bucket"] == sum(
+            sum(tally.counts[: index + 1]) for index in range(len(tally.counts))
+        ), name
+
+
 @given(interrupted_traces)
 def test_an_interrupt_confuses_no_count_and_nothing_is_kept_of_what_has_ended(trace):
     counts = counted(trace)
     told = summary.summarize(trace)
     assert counts.counters["generation_tokens"] == told.output_tokens
     assert len(counts._requests) == told.num_requests - counts.finished.total()
-    assert set(counts._request_of.values()) <= set(counts._requests)
+    assert {sequence.request for sequence in counts._sequences.values()} <= set(counts._requests)
 
 
-@given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 8), st.integers(1, 3)), min_size=1, max_size=8))
-def test_what_prometheus_reads_is_what_was_counted(work):
+def test_prometheus_reads_numbers_that_can_be_worked_out_by_hand():
+    """Three requests of 5 tokens, each with 2 outputs of 3 tokens, and nothing shared but a block of 4."""
     counts = EngineCounts()
-    engine = make_engine(num_blocks=32, prefix_cache="hash", sinks=[counts])
+    engine = make_engine(num_blocks=32, block_size=4, prefix_cache="hash", sinks=[counts])
     text = EngineCollector(counts, engine, 'a "model"').text
-    for index, (length, count, width) in enumerate(work):
-        engine.add_request(str(index), list(range(length)), SamplingParams(n=width, max_tokens=count))
+    for index in range(3):
+        engine.add_request(str(index), [1, 2, 3, 4, 5], SamplingParams(n=2, max_tokens=3))
         engine.step()
-    running = values(text())["vllm:num_requests_running"]
-    assert running == len(engine.core.state.running)
+        assert values(text())["vllm:num_requests_running"] == len(engine.core.state.running)
     while engine.has_unfinished_requests():
         engine.step()
     told = values(text())
-    assert told["vllm:generation_tokens_total"] == sum(count * width for _, count, width in work)
-    assert told["vllm:prompt_tokens_total"] == sum(length for length, _, _ in work)
-    assert told["vllm:request_success_total"] == len(work)
+    assert told["vllm:generation_tokens_total"] == 3 * 2 * 3
+    assert told["vllm:prompt_tokens_total"] == told["vllm:prefix_cache_queries_total"] == 3 * 5
+    assert told["vllm:prefix_cache_hits_total"] == told["vllm:prompt_tokens_cached_total"] == 2 * 4
+    assert told["vllm:request_prefill_kv_computed_tokens_sum"] == 5 + 1 + 1
+    assert told["vllm:request_max_num_generation_tokens_sum"] == 3 * 3
+    assert told["vllm:request_success_total"] == told["vllm:e2e_request_latency_seconds_count"] == 3
     assert told["vllm:num_requests_running"] == told["vllm:kv_cache_usage_perc"] == 0
-    assert told["vllm:e2e_request_latency_seconds_count"] == len(work)
+    assert told["python_info"] == 1 and told["process_resident_memory_bytes"] > 0
 
 
 def values(text):
@@ -91,7 +182,78 @@ def values(text):
     return sums
 
 
-def test_every_name_is_vllms():
-    names = {f"vllm:{name}_total" for name in COUNTERS} | {f"vllm:{name}" for name in TALLIES}
-    assert "vllm:prompt_tokens_total" in names and "vllm:inter_token_latency_seconds" in names
-    assert set(TALLIES) == set(BUCKETS)
+@given(st.lists(st.floats(0, 3000), min_size=1, max_size=50), st.floats(0.01, 0.99))
+def test_a_quantile_lies_in_the_bucket_of_the_value_that_it_stands_for(numbers, share):
+    tally = Tally(BUCKETS["time_to_first_token_seconds"])
+    for number in numbers:
+        tally.add(number)
+    wanted = share * len(numbers)
+    value = sorted(numbers)[max(0, -int(-wanted // 1) - 1)]
+    edges = (0.0, *tally.edges)
+    upper = next((edge for edge in tally.edges if edge >= value), tally.edges[-1])
+    lower = max((edge for edge in edges if edge < upper), default=0.0)
+    assert lower <= tally.quantile(share) <= upper
+    assert Tally((1, 2)).quantile(0.5) is None
+
+
+MEANINGLESS = {
+    "engine_sleep_state",  # this engine does not sleep
+    "external_prefix_cache_queries_total",  # no cache is shared between servers
+    "external_prefix_cache_hits_total",
+    "mm_cache_queries_total",  # no images, no audio
+    "mm_cache_hits_total",
+}
+VLLMS = """
+    cache_config_info e2e_request_latency_seconds engine_sleep_state estimated_flops_per_gpu_total
+    estimated_read_bytes_per_gpu_total estimated_write_bytes_per_gpu_total external_prefix_cache_hits_total
+    external_prefix_cache_queries_total generation_tokens_total inter_token_latency_seconds
+    iteration_tokens_total kv_cache_usage_perc mm_cache_hits_total mm_cache_queries_total
+    num_preemptions_total num_requests_running num_requests_waiting num_requests_waiting_by_reason
+    prefix_cache_hits_total prefix_cache_queries_total prompt_tokens_by_source_total
+    prompt_tokens_cached_by_source_total prompt_tokens_cached_total prompt_tokens_total
+    request_decode_time_seconds request_generation_tokens request_inference_time_seconds
+    request_max_num_generation_tokens request_num_preemptions request_params_max_tokens request_params_n
+    request_prefill_kv_computed_tokens request_prefill_time_seconds request_prompt_tokens
+    request_queue_time_seconds request_success_total request_time_per_output_token_seconds
+    time_to_first_token_seconds admission_rejections_total
+"""
+"""The names at `/metrics` of a vLLM 0.32 that serves on a CPU."""
+
+
+def test_every_name_of_vllm_that_has_a_meaning_here_is_there_with_its_type():
+    engine = make_engine(sinks=[counts := EngineCounts()])
+    text = EngineCollector(counts, engine, "m").text().decode()
+    kinds = dict(line.split()[2:4] for line in text.splitlines() if line.startswith("# TYPE vllm:"))
+    ours = {name.removeprefix("vllm:") for name in kinds}
+    older = {"num_requests_swapped", "cpu_cache_usage_perc"}  # vLLM had them while it could swap
+    assert ours == set(VLLMS.split()) - MEANINGLESS | older
+    for name in ours - {"iteration_tokens_total"}:
+        assert (kinds[f"vllm:{name}"] == "counter") == name.endswith("_total"), name
+    assert {kinds[f"vllm:{name}"] for name in TALLIES} == {"histogram"} and set(TALLIES) == set(BUCKETS)
+    assert {kinds[f"vllm:{name}"] for name in GAUGES} == {"gauge"}
+    assert set(LABELLED_COUNTERS) == {*LABELLED, "admission_rejections"}
+
+
+def test_answers_are_counted_by_route_and_no_client_makes_a_series(running):
+    import httpx
+
+    def ask(path, method="POST", **asked):
+        return httpx.request(method, f"{running.url}{path}", timeout=60, **asked)
+
+    for length in (1, 2):
+        ask("/v1/completions", json={"prompt": "a", "max_tokens": length})
+    ask("/v1/completions", json={"prompt": "a", "max_tokens": -1})
+    for number in range(3):
+        ask(f"/no/such/{number}", method="GET")
+        ask("/v1/completions", method=f"ODD{number}")
+    text = ask("/metrics", "GET").text
+    samples = [
+        (sample.labels["handler"], sample.labels["method"], sample.labels["status"], sample.value)
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "http_requests_total"
+    ]
+    found = {tuple(labels): count for *labels, count in samples}
+    assert found["/v1/completions", "POST", "2xx"] >= 2 and found["/v1/completions", "POST", "4xx"] >= 1
+    assert found["none", "GET", "4xx"] >= 3
+    assert not any("such" in handler or "ODD" in method for handler, method, _ in found)

@@ -21,18 +21,36 @@ QUICK = ("--attention-backend", "torch", "--enforce-eager", "--num-gpu-blocks-ov
 def process():
     """A server at a free port; it ends with the module."""
     command = [sys.executable, "-m", "minivllm.entrypoints.openai.api_server", "--port", "0"]
-    command += ["--shutdown-timeout", "60", "--live", *QUICK]
+    command += ["--shutdown-timeout", "60", "--live", "--metrics-port", "0", *QUICK]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as found:
         yield found
         found.kill()
 
 
 @pytest.fixture(scope="module")
-def url(process):
+def urls(process):
+    """Of the metrics, and of the server."""
+    found = []
     for line in process.stderr:
-        if said := re.search(r"is served at (http://\S+)", line):
-            return said[1]
+        found += re.findall(r"(?:metrics are|is served) at (http://\S+)", line)
+        if len(found) == 2:
+            return found
     raise AssertionError("it ended without a word")
+
+
+@pytest.fixture(scope="module")
+def url(urls):
+    return urls[1]
+
+
+def test_metrics_have_a_port_of_their_own_with_nothing_else_behind_it(urls, url):
+    assert url not in urls[0] and urls[0].endswith("/metrics")
+    own, main = (httpx.get(at, timeout=patience.SECONDS) for at in (urls[0], f"{url}/metrics"))
+    for answer in (own, main):
+        assert answer.status_code == 200 and "vllm:num_requests_running{" in answer.text
+    base = urls[0].removesuffix("/metrics")
+    assert httpx.get(f"{base}/health").status_code == 200
+    assert httpx.get(f"{base}/v1/models").status_code == 404
 
 
 def test_it_answers_finishes_what_runs_when_it_is_told_to_end_and_says_zero(process, url):
@@ -53,12 +71,15 @@ def test_it_answers_finishes_what_runs_when_it_is_told_to_end_and_says_zero(proc
         httpx.get(f"{url}/health")
 
 
-def test_a_port_that_is_taken_is_said_in_a_sentence_before_the_model_is_loaded():
+@pytest.mark.parametrize("flag", ["--port", "--metrics-port"])
+def test_a_port_that_is_taken_is_said_in_a_sentence_before_the_model_is_loaded(flag):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        command = [sys.executable, "-m", "minivllm", "serve", "/no/model", "--port", str(port)]
+        command = [sys.executable, "-m", "minivllm", "serve", "/no/model", "--port", "0", flag, str(port)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=patience.SECONDS, check=False)
-    assert done.returncode == 2 and f"port {port} cannot be had" in done.stderr
+    named = flag.removeprefix("--").replace("-", "_")
+    said = " ".join(done.stderr.split())  # a terminal may break the line
+    assert done.returncode == 2 and f"{named} {port} cannot be had" in said
     assert "Traceback" not in done.stderr
 
 

@@ -138,6 +138,7 @@ def test_every_figure_has_one_patch_and_one_caption_per_step(trace):
         figures.block_pool(timeline, request),
         figures.block_table(timeline, request),
         figures.memory_over_time(timeline),
+        figures.metrics_board(timeline),
         figures.scheduler_gantt(timeline),
         figures.batch_composition(timeline),
         figures.prefix_tree(timeline),

@@ -9,11 +9,12 @@ Read next: `views/metrics.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from minivllm.trace.summary import format_seconds
 from minivllm.trace.timeline import Phase, StepRecord, Timeline
 from viz.charts.style import SMALL, Chart
+from viz.counted import Moment
 from viz.figures.time_axis import unit_for
 from viz.measures import BatchUse, parked_by_step
 
@@ -181,6 +182,55 @@ def time_by_part(seconds: dict[str, float]) -> dict[str, float]:
     parts = {part: seconds.get(part, 0.0) for part in PARTS}
     parts["model"] = max(0.0, parts["model"] - parts["attention"])
     return parts
+
+
+def sample(
+    timeline: Timeline, moments: Sequence[Moment], names: Mapping[str, str], theme: int, y: str
+) -> Chart:
+    """Samples of `/metrics` over time, by what the legend calls them."""
+    chart, _, _, length = _chart(timeline, theme, y)
+    for (label, name), fill in zip(names.items(), ("decode", "prefill", "swapped"), strict=False):
+        _steps(
+            chart,
+            timeline,
+            length,
+            lambda record, name=name: moments[record.step].values[name],  # type: ignore[misc]
+            fill,
+            linewidth=2,
+            label=label,
+        )
+    chart.legend()
+    chart.from_zero()
+    return chart
+
+
+def hit_rate(timeline: Timeline, moments: Sequence[Moment], theme: int) -> Chart:
+    """Prefix hits so far, of all tokens looked up so far."""
+    chart, _, _, length = _chart(timeline, theme, "hits of all queries so far (%)")
+
+    def share(record: StepRecord) -> float:
+        values = moments[record.step].values
+        return (
+            100 * values["vllm:prefix_cache_hits_total"] / max(values["vllm:prefix_cache_queries_total"], 1)
+        )
+
+    _steps(chart, timeline, length, share, "family4", linewidth=2)
+    chart.from_zero()
+    return chart
+
+
+def phase_means(seconds: Sequence[float], theme: int) -> Chart:
+    """Mean seconds of a request in the queue, in prefill and in decode, as bars."""
+    unit, length = unit_for(max(seconds))
+    chart = Chart(theme, f"mean time of a request ({unit})", "", height=1.6)
+    rows = [("decode", "decode"), ("prefill", "prefill"), ("queue", "preempted")]
+    lengths = [value / length for value in seconds][::-1]
+    chart.axes.barh(range(3), lengths, color=[chart.ink(fill) for _, fill in rows], height=0.62)
+    for index, value in enumerate(reversed(seconds)):
+        chart.note(lengths[index], index, format_seconds(value))
+    chart.axes.set_yticks(range(3), [name for name, _ in rows], color=chart.ink("ink"), fontsize=SMALL)
+    _bare(chart, max(lengths))
+    return chart
 
 
 def tokens(use: BatchUse, theme: int) -> Chart:

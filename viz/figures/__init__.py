@@ -13,6 +13,7 @@ from viz.figures.captions import captions
 from viz.figures.comparison import Side, comparison
 from viz.figures.decode_intensity import decode_intensity
 from viz.figures.memory import memory_over_time
+from viz.figures.metrics_board import metrics_board
 from viz.figures.overview import MOST_ROWS as MOST_OVERVIEW_ROWS
 from viz.figures.overview import overview
 from viz.figures.prefix_tree import prefix_tree
@@ -33,6 +34,7 @@ __all__ = [
     "comparison",
     "decode_intensity",
     "memory_over_time",
+    "metrics_board",
     "overview",
     "prefix_tree",
     "roofline",

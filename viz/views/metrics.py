@@ -1,6 +1,9 @@
 """Page 7: how fast the run was for its users, and how well it used its memory and its batches.
 
-Read next: `viz/measures.py`.
+Each panel has the name of the metric that says the same of a running server, and the PromQL by which Grafana
+asks for it: what is learned here can be used there.
+
+Read next: `viz/metric_panels.py`; `viz/measures.py`.
 """
 
 from __future__ import annotations
@@ -8,16 +11,16 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Callable
 from html import escape
-from typing import NamedTuple
 
 import streamlit as st
 
-from minivllm.trace.summary import Percentiles, format_seconds
-from viz.charts import latencies as latency_charts
-from viz.charts import over_time
+from viz import figures, stage
 from viz.charts.style import Chart
+from viz.counted import Counted, count
+from viz.figures.common import PHONE, WIDE
+from viz.figures.metrics_board import in_words
 from viz.loading import Run
-from viz.measures import batch_use, latencies
+from viz.metric_panels import Panel, owner_panels, queries_in_words, request_panels, user_panels
 from viz.palette import DARK, LIGHT
 
 TITLE = "Metrics"
@@ -31,134 +34,52 @@ INTRODUCTION = (
     "for where the two disagree: a fuller batch gives more tokens per second, and each of them a little "
     "later."
 )
+STEP_BY_STEP = (
+    "A running server says at `/metrics` what it does (**gauges**, which go up and down) and what it has "
+    "done (**counters**, which only grow), under vLLM's names. Prometheus fetches that every few seconds. "
+    "Here is what it would have fetched after each step: the slope of a counter is what `rate()` makes of it."
+)
+BESIDE = (
+    "Beside each chart: what `/metrics` would have said at the end of the run, and the **PromQL** by which "
+    "Grafana asks Prometheus for the same panel of a running server."
+)
 TRY = (
     "Try this: find the time at which the most requests wait, and read off the other charts what was short "
     "at that moment: blocks in the pool, or slots in the batch?"
 )
 VIRTUAL = "Times are those of a **simulated** clock: no second of it has passed anywhere."
-NOTHING = "Nothing of this kind was measured in this run."
-
-
-class Panel(NamedTuple):
-    """One chart, its title, what it says, and its numbers."""
-
-    title: str
-    sentence: str
-    numbers: str
-    draw: Callable[[int], Chart] | None
-    """None if there is nothing to draw."""
+NO_METRIC = "Only a trace knows this: no metric of vLLM says it."
 
 
 def page(run: Run) -> None:
     st.markdown(INTRODUCTION)
     if run.timeline.trace.header.clock != "wall":
         st.markdown(VIRTUAL)
+    counted = _counted(run.fingerprint, run)
+    st.subheader("Step by step")
+    st.markdown(STEP_BY_STEP)
+    _board(run, counted)
     st.subheader("What users feel")
-    _show(run, "latencies", _latency_panels(run))
+    st.markdown(BESIDE)
+    _show(run, counted, "latencies", user_panels(run, counted))
     st.subheader("What the owner counts")
     st.markdown(TRY)
-    _show(run, "over time", _time_panels(run))
+    _show(run, counted, "over time", owner_panels(run, counted))
+    st.subheader("Finished requests")
+    _show(run, counted, "requests", request_panels(counted))
 
 
-def _latency_panels(run: Run) -> list[Panel]:
-    found, summary = latencies(run.timeline), run.summary
-    kinds: list[tuple[str, str, list[float], Percentiles, str]] = [
-        (
-            "Time to first token (TTFT)",
-            "From a request's arrival to the end of the step that sampled its first token: the queue and "
-            "the prefill.",
-            found.ttft,
-            summary.ttft,
-            "prefill",
-        ),
-        (
-            "Inter-token latency",
-            "From one token of a request to its next. A long prefill, or a preemption, of others shows here.",
-            found.inter_token,
-            summary.inter_token,
-            "decode",
-        ),
-        (
-            "End-to-end latency",
-            "From a request's arrival until its last token. Aborted and unfinished requests are left out.",
-            found.end_to_end,
-            summary.end_to_end,
-            "filled",
-        ),
-        (
-            "Queue time",
-            "From a request's arrival to the start of the first step that computes some of its tokens.",
-            found.queue_time,
-            summary.queue_time,
-            "preempted",
-        ),
-    ]
+def _board(run: Run, counted: Counted) -> None:
+    def scenes() -> list[figures.Scene]:
+        return [
+            figures.metrics_board(run.timeline, width, screen, counted)
+            for width, screen in ((WIDE, "wide"), (PHONE, "narrow"))
+        ]
 
-    def panel(title: str, sentence: str, values: list[float], marks: Percentiles, fill: str) -> Panel:
-        draw = (lambda theme: latency_charts.distribution(values, theme, fill)) if values else None
-        return Panel(title, sentence, latency_charts.in_words(marks), draw)
-
-    return [panel(*kind) for kind in kinds]
+    stage.show(run, "metrics", scenes)
 
 
-def _time_panels(run: Run) -> list[Panel]:
-    timeline, summary = run.timeline, run.summary
-    header, records, use = timeline.trace.header, timeline.records, batch_use(timeline)
-    speed = summary.output_tokens_per_second
-    parts = over_time.time_by_part(summary.step_seconds)
-    whole = sum(parts.values())
-    computed = use.prefill_tokens + use.decode_tokens + use.padding_tokens
-    padding = f", padding {use.padding_share:.1%}" if use.padding_tokens else ""
-    return [
-        Panel(
-            "Throughput",
-            "Output tokens of all requests together, in a second, counted when the caller gets them.",
-            f"Mean {speed:,.1f} tokens/s in {format_seconds(summary.duration_seconds)}."
-            if speed
-            else NOTHING,
-            (lambda theme: over_time.throughput(timeline, theme)) if speed else None,
-        ),
-        Panel(
-            "Requests running and waiting",
-            "Running requests use blocks; waiting ones use none, and keep their position in the queue.",
-            f"At most {max(r.num_running for r in records):,} running and "
-            f"{max(r.num_waiting for r in records):,} waiting.",
-            lambda theme: over_time.queues(timeline, theme),
-        ),
-        Panel(
-            "Use of the pool",
-            "Physical blocks that some request uses, of all that there are. When the pool is full, requests "
-            "are preempted or wait.",
-            f"Peak {summary.peak_used_blocks:,} of {header.num_blocks:,} blocks "
-            f"({summary.peak_used_blocks / header.num_blocks:.0%}), mean {summary.mean_used_blocks:,.1f} "
-            "blocks.",
-            lambda theme: over_time.pool(timeline, theme),
-        ),
-        Panel(
-            "Batch occupancy",
-            "Sequences of which a step computes at least one token; the weights are read once for all of "
-            "them.",
-            f"Mean {use.mean_sequences:,.1f} of at most {header.max_num_seqs:,} sequences, averaged over "
-            "steps.",
-            lambda theme: over_time.batch(timeline, theme),
-        ),
-        Panel(
-            "Where the time of a step goes",
-            "Seconds of all steps together. The time between two steps is not counted.",
-            f"All steps together took {format_seconds(whole)}." if whole > 0 else NOTHING,
-            (lambda theme: over_time.step_time(summary.step_seconds, theme)) if whole > 0 else None,
-        ),
-        Panel(
-            "Tokens that went through the model",
-            "Prefill: prompts, and what is computed again. Decode: one token for each sequence and step. "
-            "Padding: computed only to make a static batch rectangular.",
-            f"{computed:,} tokens{padding}." if computed else NOTHING,
-            (lambda theme: over_time.tokens(use, theme)) if computed else None,
-        ),
-    ]
-
-
-def _show(run: Run, name: str, panels: list[Panel]) -> None:
+def _show(run: Run, counted: Counted, name: str, panels: list[Panel]) -> None:
     """Two charts side by side where there is room, below each other where there is not."""
     theme = DARK if st.context.theme.type == "dark" else LIGHT
     pictures = _pictures(run.fingerprint, name, theme, [panel.draw for panel in panels])
@@ -167,11 +88,27 @@ def _show(run: Run, name: str, panels: list[Panel]) -> None:
             st.columns(2, gap="large"), panels[row : row + 2], pictures[row : row + 2], strict=False
         ):
             with column:
-                st.markdown(f"**{panel.title}**")
-                if picture:
-                    words = escape(f"{panel.title}. {panel.numbers}", quote=True)
-                    st.html(f'<img style="width:100%;max-width:44rem" alt="{words}" src="{picture}">')
-                st.caption(f"{panel.numbers} {panel.sentence}")
+                _one(panel, picture, counted)
+
+
+def _one(panel: Panel, picture: str | None, counted: Counted) -> None:
+    st.markdown(f"**{panel.title}**")
+    if picture:
+        words = escape(f"{panel.title}. {panel.numbers}", quote=True)
+        st.html(f'<img style="width:100%;max-width:44rem" alt="{words}" src="{picture}">')
+    st.caption(f"{panel.numbers} {panel.sentence}")
+    if not panel.key:
+        st.caption(NO_METRIC)
+        return
+    last = counted.last
+    said = [f"`{name}` {in_words(name, last[name])}" for name in panel.samples if name in last]
+    st.markdown(f"At the end: {', '.join(said)}.")
+    st.code(queries_in_words(panel.key), language=None, wrap_lines=True)
+
+
+@st.cache_resource(max_entries=4, show_spinner="Counting …")
+def _counted(fingerprint: str, _run: Run) -> Counted:
+    return count(_run.timeline.trace)
 
 
 @st.cache_resource(max_entries=16, show_spinner="Drawing …")

@@ -1,25 +1,29 @@
 """What an engine has done since it started, counted from its events, and from nothing else.
 
-    engine ── events ──► EngineCounts.emit ──► counters, and histograms of requests' times and sizes
+    engine ── events ──┬──► EngineCounts.emit ──► counters, and tallies of requests' times and sizes
+    trace  ── events ──┘                            │
+                                                    ├──► `/metrics` of the server, for Prometheus
+                                                    └──► the dashboard's page of metrics
 
-A step is counted when it is over, with its time: so the numbers are those that a trace of the same run gives
-(`minivllm/trace/summary.py`). A request that has ended is forgotten: a server may run for months. Only the
-engine's thread writes here; who reads sees numbers that are at most one step old.
+So the numbers of a server are those of a trace of the same run: it is the same code that counts. A step is
+counted when it is over, and not if it fails. A request that has ended is forgotten: a server may run for
+months. Only the engine's thread writes here; who reads sees numbers that are at most one step old.
 
-Source of the names: vLLM's metrics. Read next: `metrics.py`, which shows them to Prometheus.
+Source of the names: vLLM's metrics. Read next: `tallies.py`; `minivllm/server/metrics.py`, which shows them
+to Prometheus.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from minivllm.trace.events import (
     BatchPlanned,
     BlocksShared,
+    BlocksSwappedIn,
     Event,
     RequestPreempted,
     RequestQueued,
@@ -34,53 +38,20 @@ from minivllm.trace.events import (
     TokensSampled,
     TraceHeader,
 )
+from minivllm.trace.tallies import BUCKETS, Tally
+from minivllm.trace.work import batch_shape, work_of
 
-_TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
-_TOKEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
-_REQUEST = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
-_FINE = (0.0002, 0.0005, 0.001, 0.002, 0.005)
-"""Below vLLM's buckets: a token of a small model takes less than 10 ms on a CPU, too."""
-_POWERS = tuple(2**power for power in range(15))
-
-BUCKETS: dict[str, tuple[float, ...]] = {
-    "time_to_first_token_seconds": (*_TTFT, 160, 640, 2560),
-    "inter_token_latency_seconds": (*_FINE, *_TOKEN),
-    "request_time_per_output_token_seconds": (*_FINE, *_TOKEN),
-    "e2e_request_latency_seconds": (*_FINE, 0.01, 0.05, 0.1, *_REQUEST),
-    "request_queue_time_seconds": (*_FINE, 0.01, 0.05, 0.1, *_REQUEST),
-    "request_inference_time_seconds": (*_FINE, 0.01, 0.05, 0.1, *_REQUEST),
-    "request_prefill_time_seconds": (*_FINE, 0.01, 0.05, 0.1, *_REQUEST),
-    "request_decode_time_seconds": (*_FINE, 0.01, 0.05, 0.1, *_REQUEST),
-    "iteration_tokens_total": _POWERS,
-    "request_prompt_tokens": _POWERS,
-    "request_generation_tokens": _POWERS,
-    "request_params_max_tokens": _POWERS,
-    "request_params_n": (1, 2, 5, 10, 20),
-    "request_num_preemptions": (0, 1, 2, 5, 10, 20),
+LABELLED = {
+    "request_success": ("stop", "length", "abort", "error"),
+    "prompt_tokens_by_source": ("local_compute", "local_cache_hit"),
+    "prompt_tokens_cached_by_source": ("device",),
 }
-"""Upper edges, by the name of what is measured."""
-
-
-class Tally:
-    """A histogram: how many values were at most each of the edges, and their sum."""
-
-    def __init__(self, edges: Sequence[float]) -> None:
-        self.edges = edges
-        self.counts = [0] * (len(edges) + 1)
-        self.sum = 0.0
-
-    def add(self, value: float, times: int = 1) -> None:
-        self.counts[bisect_left(self.edges, value)] += times
-        self.sum += value * times
-
-    @property
-    def num_values(self) -> int:
-        return sum(self.counts)
+"""Counters with one more label, and the values of it that are shown from the start."""
 
 
 @dataclass(slots=True)
-class _Request:
-    """What must be remembered of a request until it ends."""
+class RequestTimes:
+    """What must be remembered of a request until it ends. Times are those of events, in seconds."""
 
     arrival: float
     num_prompt_tokens: int
@@ -90,6 +61,10 @@ class _Request:
     """Those that go on."""
     all_sequences: list[int] = field(default_factory=list)
     num_generated: int = 0
+    longest_output: int = 0
+    """Tokens of its longest output."""
+    num_cached_tokens: int = 0
+    """Prompt tokens that it did not have to compute when it was first scheduled."""
     num_preemptions: int = 0
     scheduled: float | None = None
     first_token: float | None = None
@@ -99,27 +74,38 @@ class _Request:
     finished: float = 0.0
 
 
+@dataclass(slots=True)
+class _Sequence:
+    request: str
+    num_tokens: int
+
+
 class EngineCounts:
-    """A sink of events (`minivllm/trace/tee.py`).
+    """A sink of events (`tee.py`).
+
+    Args:
+        on_end: is told of each request that is over, with its name. It must not raise.
 
     Attributes:
         counters: by vLLM's names, without the prefix.
-        finished: requests that have ended, by reason.
+        labelled: counters with one more label, by its values: the names of `LABELLED`.
         tallies: by the names of `BUCKETS`.
         header: of the run; None before it begins.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_end: Callable[[str, RequestTimes], None] | None = None) -> None:
+        self._on_end = on_end
         self.counters: Counter[str] = Counter()
-        self.finished: Counter[str] = Counter(dict.fromkeys(("stop", "length", "abort", "error"), 0))
+        self.labelled = {name: Counter(dict.fromkeys(values, 0)) for name, values in LABELLED.items()}
         self.tallies = {name: Tally(edges) for name, edges in BUCKETS.items()}
         self.header: TraceHeader | None = None
-        self._requests: dict[str, _Request] = {}
-        self._request_of: dict[int, str] = {}
+        self._requests: dict[str, RequestTimes] = {}
+        self._sequences: dict[int, _Sequence] = {}
         self._step_start = 0.0
         self._is_stepping = False
+        self._swapped_in: set[str] = set()  # requests whose blocks came back in this step
         self._in_step: Counter[str] = Counter()  # tokens that requests have got in this step
-        self._num_batched = 0
+        self._batch: BatchPlanned | None = None
         self._ended: list[str] = []  # requests that are over with this step
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
             TraceHeader: self._on_header,
@@ -127,6 +113,7 @@ class EngineCounts:
             RequestRefused: self._on_refused,
             StepStarted: self._on_step_started,
             BlocksShared: self._on_blocks_shared,
+            BlocksSwappedIn: self._on_swapped_in,
             RequestScheduled: self._on_scheduled,
             RequestPreempted: self._on_preempted,
             SequenceForked: self._on_forked,
@@ -138,6 +125,11 @@ class EngineCounts:
             StateRebuilt: self._on_rebuilt,
         }
 
+    @property
+    def finished(self) -> Counter[str]:
+        """Requests that have ended, by reason."""
+        return self.labelled["request_success"]
+
     def emit(self, event: Event) -> None:
         if handler := self._handlers.get(type(event)):
             handler(event)
@@ -146,15 +138,11 @@ class EngineCounts:
         self.header = event
 
     def _on_queued(self, event: RequestQueued) -> None:
-        self._requests[event.request] = _Request(
-            event.time,
-            len(event.prompt_token_ids),
-            event.max_tokens,
-            event.num_outputs,
-            {event.seq},
-            [event.seq],
+        num_tokens = len(event.prompt_token_ids)
+        self._requests[event.request] = RequestTimes(
+            event.time, num_tokens, event.max_tokens, event.num_outputs, {event.seq}, [event.seq]
         )
-        self._request_of[event.seq] = event.request
+        self._sequences[event.seq] = _Sequence(event.request, num_tokens)
 
     def _on_refused(self, event: RequestRefused) -> None:
         self.counters["requests_refused"] += 1
@@ -162,16 +150,21 @@ class EngineCounts:
     def _on_step_started(self, event: StepStarted) -> None:
         self._step_start = event.time
         self._is_stepping = True
-        self._num_batched = 0
+        self._batch = None
+        self._swapped_in.clear()
 
     def _on_blocks_shared(self, event: BlocksShared) -> None:
         if event.source == "cache" and self.header:
             self.counters["prefix_cache_hits"] += len(event.blocks) * self.header.block_size
 
+    def _on_swapped_in(self, event: BlocksSwappedIn) -> None:
+        self._swapped_in.add(self._sequences[event.seq].request)
+
     def _on_scheduled(self, event: RequestScheduled) -> None:
-        request = self._requests[event.request]
-        if self.header and self.header.prefix_cache:
-            self.counters["prefix_cache_queries"] += request.num_prompt_tokens + request.num_generated
+        """A request that is admitted looks all its tokens up, unless its blocks have come back."""
+        if self.header and self.header.prefix_cache and event.request not in self._swapped_in:
+            sequences = self._requests[event.request].sequences
+            self.counters["prefix_cache_queries"] += max(self._sequences[seq].num_tokens for seq in sequences)
 
     def _on_preempted(self, event: RequestPreempted) -> None:
         self.counters["num_preemptions"] += 1
@@ -181,41 +174,46 @@ class EngineCounts:
         request = self._requests[event.request]
         request.sequences.add(event.child)
         request.all_sequences.append(event.child)
-        self._request_of[event.child] = event.request
+        self._sequences[event.child] = _Sequence(event.request, self._sequences[event.parent].num_tokens)
 
     def _on_batch(self, event: BatchPlanned) -> None:
-        self._num_batched = sum(count for _, _, count in event.items)
-        for seq, _, _ in event.items:
-            request = self._requests[self._request_of[seq]]
-            if request.scheduled is None:
-                request.scheduled = self._step_start
+        self._batch = event  # counted when the step is over: it may fail
 
     def _on_tokens(self, event: TokensSampled) -> None:
-        self._in_step.update(self._request_of[seq] for seq, _, _ in event.items)
+        for seq, _, _ in event.items:
+            sequence = self._sequences[seq]
+            sequence.num_tokens += 1
+            self._in_step[sequence.request] += 1
+            request = self._requests[sequence.request]
+            request.longest_output = max(
+                request.longest_output, sequence.num_tokens - request.num_prompt_tokens
+            )
         self.counters["generation_tokens"] += len(event.items)
 
     def _on_sequence_finished(self, event: SequenceFinished) -> None:
-        request = self._requests[self._request_of[event.seq]]
+        name = self._sequences[event.seq].request
+        request = self._requests[name]
         request.sequences.discard(event.seq)
         if event.reason != "pruned":
             request.reason, request.finished = event.reason, event.time
         if not request.sequences:
-            self._ended.append(self._request_of[event.seq])
+            self._ended.append(name)
         if not self._is_stepping:  # aborted between two steps
             self._end_all()
 
     def _on_step_finished(self, event: StepFinished) -> None:
+        self._note_batch()
         for name, count in self._in_step.items():
             if request := self._requests.get(name):  # an interrupt may have ended it
                 self._note_tokens(request, count, event.time)
         self._in_step.clear()
         self.counters["steps"] += 1
-        self.tallies["iteration_tokens_total"].add(self._num_batched)
         self._is_stepping = False
         self._end_all()
 
     def _on_step_abandoned(self, event: StepAbandoned) -> None:
         self.counters["steps_failed"] += 1
+        self._batch = None
         self._is_stepping = False
 
     def _on_rebuilt(self, event: StateRebuilt) -> None:
@@ -224,30 +222,59 @@ class EngineCounts:
         there = {request.request: request for request in event.requests}
         for name in [name for name in self._requests if name not in there]:
             self._end(name)
-        self._request_of.clear()
+        self._sequences.clear()
         for name, rebuilt in there.items():
             sequences = {sequence.seq for sequence in rebuilt.sequences}
             request = self._requests.setdefault(
                 name,
-                _Request(
+                RequestTimes(
                     rebuilt.time, rebuilt.num_prompt_tokens, rebuilt.max_tokens, len(sequences), sequences
                 ),
             )
             request.sequences = sequences
             request.all_sequences = [*sequences]
-            self._request_of |= dict.fromkeys(sequences, name)
+            self._sequences |= {it.seq: _Sequence(name, len(it.token_ids)) for it in rebuilt.sequences}
+        self._batch = None
         self._is_stepping = False
 
-    def _note_tokens(self, request: _Request, count: int, now: float) -> None:
+    # ── a step is over ────────────────────────────────────────────────────────────────────────────────
+
+    def _note_batch(self) -> None:
+        """What the step has computed, and for whom it was the first."""
+        batch, self._batch = self._batch, None
+        items = batch.items if batch else ()
+        for seq, start, _ in items:
+            request = self._requests.get(self._sequences[seq].request)
+            if request and request.scheduled is None:
+                request.scheduled = self._step_start
+                request.num_cached_tokens = min(start, request.num_prompt_tokens)
+        self.tallies["iteration_tokens_total"].add(sum(count for _, _, count in items))
+        if batch and self.header and self.header.model:
+            shape = batch_shape(((start, count) for _, start, count in items), None, batch.num_padding_tokens)
+            work = work_of(self.header.model, shape)
+            self.counters["estimated_flops_per_gpu"] += round(work.flops)
+            self.counters["estimated_read_bytes_per_gpu"] += round(work.weight_bytes + work.kv_read_bytes)
+            self.counters["estimated_write_bytes_per_gpu"] += round(work.kv_written_bytes)
+
+    def _note_tokens(self, request: RequestTimes, count: int, now: float) -> None:
         if request.first_token is None:
             request.first_token = now
             self.tallies["time_to_first_token_seconds"].add(now - request.arrival)
-            self.counters["prompt_tokens"] += request.num_prompt_tokens
+            self._note_prompt(request)
         else:
             self.tallies["inter_token_latency_seconds"].add(now - request.last_token)
         request.last_token = now
         request.num_generated += count
         request.num_steps_with_tokens += 1
+
+    def _note_prompt(self, request: RequestTimes) -> None:
+        """A prompt counts when it is done: where its tokens' keys and values came from."""
+        cached = request.num_cached_tokens
+        self.counters["prompt_tokens"] += request.num_prompt_tokens
+        self.counters["prompt_tokens_cached"] += cached
+        self.labelled["prompt_tokens_by_source"]["local_cache_hit"] += cached
+        self.labelled["prompt_tokens_by_source"]["local_compute"] += request.num_prompt_tokens - cached
+        self.labelled["prompt_tokens_cached_by_source"]["device"] += cached
 
     def _end_all(self) -> None:
         ended, self._ended = self._ended, []
@@ -259,14 +286,17 @@ class EngineCounts:
         request = self._requests.pop(name)
         self.finished[request.reason or "abort"] += 1
         for seq in request.all_sequences:
-            self._request_of.pop(seq, None)
+            self._sequences.pop(seq, None)
         self._tally(
             request_prompt_tokens=request.num_prompt_tokens,
             request_generation_tokens=request.num_generated,
+            request_max_num_generation_tokens=request.longest_output,
             request_params_n=request.num_outputs,
             request_params_max_tokens=request.max_tokens,
             request_num_preemptions=request.num_preemptions,
         )
+        if self._on_end:
+            self._on_end(name, request)
         if request.reason in ("", "abort"):
             return
         self._tally(e2e_request_latency_seconds=request.finished - request.arrival)
@@ -276,6 +306,7 @@ class EngineCounts:
                 request_prefill_time_seconds=request.first_token - request.scheduled,
                 request_decode_time_seconds=request.last_token - request.first_token,
                 request_inference_time_seconds=request.last_token - request.scheduled,
+                request_prefill_kv_computed_tokens=request.num_prompt_tokens - request.num_cached_tokens,
             )
             if request.num_steps_with_tokens > 1:
                 mean = (request.last_token - request.first_token) / (request.num_steps_with_tokens - 1)
