@@ -65,7 +65,7 @@ class Sampler:
         if any(state.changes_logits for state in states):
             apply_logits_processors(logits, states)
             if not logits.amax(dim=-1).isfinite().all():
-                raise NotFiniteError.of(logits, PROCESSED_LOGITS)
+                raise _nothing_left(logits, states)
         drawing = [row for row, state in enumerate(states) if not state.is_greedy]
         if len(drawing) == len(states):
             token_ids = self._draw(logits, states)
@@ -137,6 +137,16 @@ class Sampler:
             for rank, (rival, logprob) in enumerate(likeliest, 1):
                 entry.setdefault(rival, Logprob(logprob, rank))
         return entry
+
+
+def _nothing_left(logits: Tensor, states: Sequence[SamplingState]) -> NotFiniteError:
+    """Rows of processed logits without a likeliest token, and why."""
+    error = NotFiniteError.of(logits, PROCESSED_LOGITS)
+    for row in error.found:
+        structure = states[row].structure
+        if structure and structure.problem:
+            error.found[row] = f"its structured output cannot go on: {structure.problem}"
+    return error
 
 
 def _precise(logits: Tensor) -> torch.dtype:

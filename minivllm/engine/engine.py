@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from minivllm.config import SchedulerConfig
 from minivllm.decoding.detokenizer import token_texts
+from minivllm.decoding.structured.compile import Structure, StructureCompiler
 from minivllm.engine.admission import RequestArguments, check_request
 from minivllm.engine.core import EngineCore
 from minivllm.engine.request_state import RequestState, make_request_state
@@ -136,6 +137,7 @@ class Engine:
         self._outbox = NOTHING
         self._late: list[RequestOutput] = []  # for the next step to tell
         self._call: Call | None = None
+        self._structures: StructureCompiler | None = None
         self.last_failed: frozenset[str] = frozenset()
         self.core = EngineCore(
             config, emit, policy=policy, make_cache=lambda: make_cache_manager(config, emit, pages)
@@ -224,7 +226,11 @@ class Engine:
                 has_tokenizer=self.tokenizer is not None,
             )
             return make_request_state(
-                arguments, max_tokens=max_tokens, tokenizer=self.tokenizer, eos_token_ids=self.eos_token_ids
+                arguments,
+                max_tokens=max_tokens,
+                tokenizer=self.tokenizer,
+                eos_token_ids=self.eos_token_ids,
+                structure=self._structure_of(arguments.params),
             )
         except ValueError as error:
             if self._emit:
@@ -232,6 +238,16 @@ class Engine:
                 name = request_id if isinstance(request_id, str) else shown(request_id)
                 self._emit(RequestRefused(name.encode(errors="replace").decode(), now, str(error)))
             raise
+
+    def _structure_of(self, params: SamplingParams | BeamSearchParams) -> Structure | None:
+        """What structure an output must have, ready to be followed; None if it may have any."""
+        if isinstance(params, BeamSearchParams) or params.structured_outputs is None:
+            return None
+        if self._structures is None:
+            assert self.tokenizer is not None, "it was checked that there is one"
+            self._structures = StructureCompiler(self.tokenizer.token_bytes, self.vocab_size)
+        endings = () if params.ignore_eos else self.eos_token_ids
+        return self._structures.compile(params.structured_outputs, (*endings, *(params.stop_token_ids or ())))
 
     def enqueue(self, state: RequestState) -> None:
         """Let a request wait that `make_request` has made.

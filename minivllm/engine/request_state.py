@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from minivllm.decoding.beam_decoding import BeamDecoding
 from minivllm.decoding.output_state import OutputState
 from minivllm.decoding.parallel_sampling import ParallelSampling
+from minivllm.decoding.structured.progress import Progress
 from minivllm.engine.admission import RequestArguments
 from minivllm.outputs import RequestMetrics, RequestOutput
 from minivllm.sampling_params import (
@@ -27,6 +28,7 @@ from minivllm.scheduling.request import Request
 from minivllm.scheduling.request import Sequence as TokenSequence
 
 if TYPE_CHECKING:
+    from minivllm.decoding.structured.compile import Structure
     from minivllm.model.tokenizer import Tokenizer
 
 
@@ -96,6 +98,7 @@ def make_request_state(
     max_tokens: int,
     tokenizer: Tokenizer | None,
     eos_token_ids: Sequence[int],
+    structure: Structure | None = None,
 ) -> RequestState:
     """A request with its one sequence, not numbered yet, and the outputs that it asks for, not begun.
 
@@ -127,7 +130,7 @@ def make_request_state(
             wanted, request.sequences, beam_temperature, max_tokens, tokenizer, eos_token_ids
         )
     else:
-        sampling = _make_sampling(wanted, sequence, max_tokens, tokenizer, eos_token_ids)
+        sampling = _make_sampling(wanted, sequence, max_tokens, tokenizer, eos_token_ids, structure)
     final_only = wanted.output_kind is RequestOutputKind.FINAL_ONLY
     return RequestState(
         request,
@@ -147,10 +150,16 @@ def _make_sampling(
     max_tokens: int,
     tokenizer: Tokenizer | None,
     eos_token_ids: Sequence[int],
+    structure: Structure | None,
 ) -> ParallelSampling:
     def make_output(own: SamplingParams) -> OutputState:
         return OutputState(
-            own, sequence, max_tokens=max_tokens, tokenizer=tokenizer, eos_token_ids=eos_token_ids
+            own,
+            sequence,
+            max_tokens=max_tokens,
+            tokenizer=tokenizer,
+            eos_token_ids=eos_token_ids,
+            structure=Progress(structure) if structure else None,
         )
 
     return ParallelSampling(params, make_output)
