@@ -16,9 +16,7 @@ from __future__ import annotations
 from torch import Tensor
 
 MODEL_LOGITS = "the model's logits"
-PROCESSED_LOGITS = (
-    "its logits, after its own structured_outputs, allowed_token_ids, logit_bias and penalties,"
-)
+PROCESSED_LOGITS = "its logits, after its own allowed_token_ids, logit_bias and penalties,"
 
 
 class NotFiniteError(FloatingPointError):

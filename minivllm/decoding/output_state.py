@@ -25,7 +25,7 @@ from minivllm.scheduling.request import Finish
 from minivllm.scheduling.request import Sequence as TokenSequence
 
 if TYPE_CHECKING:
-    from minivllm.decoding.sampler import SampledToken
+    from minivllm.decoding.sampler import Allowed, SampledToken
     from minivllm.decoding.structured.progress import Progress
     from minivllm.model.tokenizer import Tokenizer
 
@@ -112,6 +112,14 @@ class OutputState:
             self.logprobs.append(self._with_texts(token.logprobs))
             self.cumulative_logprob += token.logprobs[token.token_id].logprob
         return self._read(token.token_id)
+
+    def told_of(self, allowed: Allowed) -> tuple[int, list[tuple[int, str, float, bool]]]:
+        """What a token was chosen from, with the candidates' texts: for the trace."""
+        text = self._tokenizer.token_text if self._tokenizer else str
+        return allowed.num_allowed, [
+            (token, text(token), round(chance, 6), is_allowed)
+            for token, chance, is_allowed in allowed.candidates
+        ]
 
     def rewind(self) -> None:
         """Make everything again from the tokens that the sequence has, after an interrupt."""

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from minivllm.executor.executor import Executor
     from minivllm.model.tokenizer import Tokenizer
 
+MOST_WORDS = 2000
+"""Characters of a schema or grammar that the trace tells."""
 MAX_SLEEP_SECONDS = 0.01  # a driver can add requests while a policy waits for them
 
 
@@ -231,6 +233,7 @@ class Engine:
                 tokenizer=self.tokenizer,
                 eos_token_ids=self.eos_token_ids,
                 structure=self._structure_of(arguments.params),
+                is_told=self._emit is not None,
             )
         except ValueError as error:
             if self._emit:
@@ -261,7 +264,11 @@ class Engine:
         pieces = token_texts(self.tokenizer, state.prompt_token_ids) if tracing and self.tokenizer else ()
         self._is_busy = True
         try:
-            self.core.add(state.request, self._clock(), prompt=state.prompt, pieces=pieces)
+            asked = state.params.structured_outputs
+            structure = asked.words[:MOST_WORDS] if tracing and asked else ""
+            self.core.add(
+                state.request, self._clock(), prompt=state.prompt, pieces=pieces, structure=structure
+            )
         except ValueError:
             self._is_busy = False
             raise
@@ -411,7 +418,8 @@ class Engine:
         tokens: list[NextToken] = []
         for (parent, output, is_fork), token in zip(sample.slots, sample.tokens, strict=True):
             text = output.append(token)
-            tokens.append(NextToken(parent.seq_id, token.token_id, text, is_fork, output.finish))
+            allowed = output.told_of(token.allowed) if token.allowed else None
+            tokens.append(NextToken(parent.seq_id, token.token_id, text, is_fork, output.finish, allowed))
         beams = [advance_search(search) for search in sample.searches] if sample.searches else ()
         for request_id, finish in sample.failed:
             requests[request_id].outputs.fail(str(finish.stop))

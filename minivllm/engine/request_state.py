@@ -99,8 +99,13 @@ def make_request_state(
     tokenizer: Tokenizer | None,
     eos_token_ids: Sequence[int],
     structure: Structure | None = None,
+    is_told: bool = False,
 ) -> RequestState:
     """A request with its one sequence, not numbered yet, and the outputs that it asks for, not begun.
+
+    Args:
+        structure: what its outputs must be, ready to be followed.
+        is_told: a trace is to tell what structured tokens were chosen from.
 
     Raises:
         ValueError: a bad word that has no tokens.
@@ -130,7 +135,7 @@ def make_request_state(
             wanted, request.sequences, beam_temperature, max_tokens, tokenizer, eos_token_ids
         )
     else:
-        sampling = _make_sampling(wanted, sequence, max_tokens, tokenizer, eos_token_ids, structure)
+        sampling = _make_sampling(wanted, sequence, max_tokens, tokenizer, eos_token_ids, structure, is_told)
     final_only = wanted.output_kind is RequestOutputKind.FINAL_ONLY
     return RequestState(
         request,
@@ -151,6 +156,7 @@ def _make_sampling(
     tokenizer: Tokenizer | None,
     eos_token_ids: Sequence[int],
     structure: Structure | None,
+    is_told: bool,
 ) -> ParallelSampling:
     def make_output(own: SamplingParams) -> OutputState:
         return OutputState(
@@ -159,7 +165,7 @@ def _make_sampling(
             max_tokens=max_tokens,
             tokenizer=tokenizer,
             eos_token_ids=eos_token_ids,
-            structure=Progress(structure) if structure else None,
+            structure=Progress(structure, is_told=is_told) if structure else None,
         )
 
     return ParallelSampling(params, make_output)

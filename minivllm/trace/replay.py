@@ -37,6 +37,7 @@ from minivllm.trace.events import (
     StepAbandoned,
     StepFinished,
     StepStarted,
+    TokensAllowed,
     TokensSampled,
     TraceEnded,
     TraceHeader,
@@ -199,8 +200,8 @@ class ReplayState:
             case StateRebuilt():
                 self._rebuild(event)
                 self.blocks.apply(event)
-            case StepAbandoned() | TraceEnded():
-                pass  # events before them told what changed
+            case StepAbandoned() | TraceEnded() | TokensAllowed():
+                pass  # events before them told what changed, or the one after it does
             case _:
                 self.blocks.apply(event)  # only blocks change; what it does not know either, it refuses
 

@@ -24,12 +24,14 @@ class Progress:
     Attributes:
         problem: why no token can be allowed any more, in words; empty while all is well.
         is_over: nothing can come any more.
+        is_told: a trace is to tell what each token was chosen from.
     """
 
-    __slots__ = ("_state", "is_over", "problem", "structure")
+    __slots__ = ("_state", "is_over", "is_told", "problem", "structure")
 
-    def __init__(self, structure: Structure) -> None:
+    def __init__(self, structure: Structure, *, is_told: bool = False) -> None:
         self.structure = structure
+        self.is_told = is_told
         self.rewind()
 
     def rewind(self) -> None:

@@ -279,6 +279,6 @@ def test_a_schema_nested_too_deep_is_refused():
 
 def test_twenty_optional_properties_take_rules_and_not_subsets():
     names = [f"p{index}" for index in range(100)]
-    pushdown = pushdown_of(json={"type": "object", "properties": dict.fromkeys(names, {"type": "null"})})
+    pushdown = pushdown_of(json={"type": "object", "properties": {name: {"type": "null"} for name in names}})
     some = ", ".join(f'"{name}": null' for name in names[::3])
     assert accepts(pushdown, f"{{{some}}}".encode())
