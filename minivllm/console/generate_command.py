@@ -39,7 +39,7 @@ def generate(
     structured_outputs: Annotated[
         str | None,
         typer.Option(
-            help='What the output must be, as JSON: \'{"regex": "[0-9]+"}\', or json, choice, grammar, json_object.'
+            help="What the output must be, as JSON: one of json, regex, choice, grammar, json_object."
         ),
     ] = None,
     chat: Annotated[
