@@ -89,6 +89,8 @@ class SequenceState:
     """Tokens that it did not have to compute, because the prefix cache or a sibling had them."""
     beam_score: float | None = None
     """Sum of log-probabilities, if it is a beam."""
+    structure: str = ""
+    """What its output must be, as it was asked for; or empty."""
 
     @property
     def num_output_tokens(self) -> int:
@@ -238,6 +240,7 @@ class ReplayState:
             queued_time=event.time,
             token_ids=list(event.prompt_token_ids),
             prompt_pieces=event.prompt_pieces,
+            structure=event.structure,
         )
 
     def _arrival(self, request: str) -> int:
