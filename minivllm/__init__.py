@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # `typing` itself takes longer than all of this
         RequestOutput,
     )
     from minivllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
+    from minivllm.structured_outputs import StructuredOutputsParams
 
 _HOMES = {
     "LLM": "llm",
@@ -43,12 +44,14 @@ _HOMES = {
     "RequestOutput": "outputs",
     "RequestOutputKind": "sampling_params",
     "SamplingParams": "sampling_params",
+    "StructuredOutputsParams": "structured_outputs",
 }
 
 __all__ = [  # noqa: RUF022 (in the order in which a reader meets them)
     "LLM",
     "SamplingParams",
     "BeamSearchParams",
+    "StructuredOutputsParams",
     "RequestOutput",
     "CompletionOutput",
     "Logprob",

@@ -13,6 +13,7 @@ import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
+from minivllm.structured_outputs import StructuredOutputsParams
 from minivllm.validation import (
     check_boolean,
     check_integer,
@@ -80,6 +81,9 @@ class SamplingParams:
         logit_bias: added to the logits of these tokens, each clamped to −100 … 100.
         allowed_token_ids: only these may be chosen.
         bad_words: texts whose tokens must not be completed.
+        structured_outputs: what shape the output must have: JSON by a schema, a regular expression, one of
+            several choices, a grammar. It ends when nothing can come any more, whatever `min_tokens` and
+            `ignore_eos` say.
         output_kind: what `Engine.step` returns for this request.
         best_of: compute so many outputs and return the `n` likeliest; with beam search, the beam width.
             `n` if None.
@@ -118,6 +122,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] | None = None
     allowed_token_ids: Sequence[int] | None = None
     bad_words: Sequence[str] | None = None
+    structured_outputs: StructuredOutputsParams | None = None
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
     best_of: int | None = None
     use_beam_search: bool = False
@@ -155,6 +160,13 @@ class SamplingParams:
                 raise ValueError("allowed_token_ids must be None or name at least one token, got []")
         if self.logit_bias is not None:
             self.logit_bias = _biases(self.logit_bias)
+        if self.structured_outputs is not None:
+            if not isinstance(self.structured_outputs, StructuredOutputsParams):
+                raise ValueError(
+                    f"structured_outputs must be a StructuredOutputsParams, got "
+                    f"{shown(self.structured_outputs)}"
+                )
+            self.structured_outputs = replace(self.structured_outputs)  # what the caller asks for now
         if self.stop and not self.detokenize:
             raise ValueError(
                 f"stop must be empty when detokenize is False: without text no string can be found "
@@ -214,10 +226,10 @@ class SamplingParams:
                 raise ValueError(
                     f"{name} must be at most {vocab_size}, the vocabulary's size, got {getattr(self, name)}"
                 )
-        for name in ("stop", "bad_words"):
+        for name in ("stop", "bad_words", "structured_outputs"):
             if getattr(self, name) and not has_tokenizer:
                 raise ValueError(
-                    f"{name} needs a tokenizer, and this model has none; got {getattr(self, name)!r}"
+                    f"{name} needs a tokenizer, and this model has none; got {shown(getattr(self, name))}"
                 )
 
     def _check_numbers(self) -> None:
@@ -257,12 +269,13 @@ class SamplingParams:
             "prompt_logprobs": None,
             "logit_bias": None,
             "allowed_token_ids": None,
+            "structured_outputs": None,
         }
         for name, default in unused.items():
             value = getattr(self, name)
             if value not in default if isinstance(default, tuple) else value != default:
                 raise ValueError(
-                    f"{name} must be left at its default when use_beam_search is True, got {value!r}"
+                    f"{name} must be left at its default when use_beam_search is True, got {shown(value)}"
                 )
         if self.output_kind is RequestOutputKind.DELTA:
             raise ValueError(

@@ -29,6 +29,7 @@ ENGINE = {
     "minivllm.processes",
     "minivllm.sampling_params",
     "minivllm.scheduling",
+    "minivllm.structured_outputs",
     "minivllm.terminal",
     "minivllm.text",
     "minivllm.trace",

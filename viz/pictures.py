@@ -125,6 +125,13 @@ def _first_search(timeline: Timeline) -> str:
     return found[0]
 
 
+def _first_structured(timeline: Timeline) -> str:
+    found = figures.structured_requests(timeline)
+    if not found:
+        raise ValueError("allowed_tokens: no request of this run had structured output")
+    return found[0]
+
+
 def _comparison(traces: Sequence[Path], options: Options, step: int) -> list[Scene]:
     sides = [figures.Side(path.name.removesuffix(".jsonl"), _timeline(path)) for path in traces]
     return figures.comparison(sides[0], sides[1], PHONE if options.get("screen") == "narrow" else WIDE)
@@ -204,6 +211,7 @@ FIGURES: dict[str, Figure] = {
     "memory_over_time": _of_run(lambda timeline: [figures.memory_over_time(timeline)]),
     "scheduler_gantt": _of_width(figures.scheduler_gantt),
     "batch_composition": _of_width(figures.batch_composition),
+    "allowed_tokens": _of_request(figures.allowed_tokens, _first_structured),
     "beam_tree": _of_request(figures.beam_tree, _first_search),
     "prefix_tree": _of_width(figures.prefix_tree, PHONE),
     "roofline": _of_run(_roofline),

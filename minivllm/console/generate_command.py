@@ -5,6 +5,7 @@ Read next: `minivllm/engine/engine_flags.py`, `minivllm/llm.py`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ from minivllm.engine.engine_flags import with_engine_flags
 from minivllm.terminal import Console
 
 if TYPE_CHECKING:
+    from minivllm import StructuredOutputsParams
     from minivllm.outputs import RequestOutput
 
 
@@ -34,6 +36,12 @@ def generate(
     use_beam_search: Annotated[
         bool, typer.Option("--use-beam-search", help="Search for the n likeliest outputs.")
     ] = False,
+    structured_outputs: Annotated[
+        str | None,
+        typer.Option(
+            help="What the output must be, as JSON: one of json, regex, choice, grammar, json_object."
+        ),
+    ] = None,
     chat: Annotated[
         bool, typer.Option("--chat", help="Each prompt is a user's message to a chat model.")
     ] = False,
@@ -52,6 +60,7 @@ def generate(
         top_p=top_p,
         top_k=top_k,
         max_tokens=max_tokens,
+        structured_outputs=_structure(structured_outputs),
     )
     if engine_settings["model"] is None:
         engine_settings["model"] = MODEL_PATH
@@ -64,6 +73,24 @@ def generate(
     print_outputs(prompts, outputs, console)
     if trace := engine_settings["trace"]:
         console.print(Text.assemble("To look at it: ", (f"minivllm dashboard {trace}", "bold")))
+
+
+def _structure(text: str | None) -> StructuredOutputsParams | None:
+    """What was typed, as parameters. Raises `ValueError` if it is none."""
+    from minivllm import StructuredOutputsParams
+
+    if text is None:
+        return None
+    try:
+        asked = json.loads(typed_text(text))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--structured-outputs must be JSON, but {error}") from None
+    if not isinstance(asked, dict):
+        raise ValueError(f"--structured-outputs must be an object of JSON, got {text[:100]!r}")
+    try:
+        return StructuredOutputsParams(**asked)
+    except TypeError as error:
+        raise ValueError(f"--structured-outputs: {error}") from None
 
 
 def print_outputs(prompts: Sequence[str], outputs: Sequence[RequestOutput], console: Console) -> None:

@@ -1,6 +1,7 @@
 """What is done to the logits before a token is drawn.
 
-    allowed tokens → banned tokens → bias → penalties   `apply_logits_processors`: which token is likeliest
+    structure → allowed tokens → banned tokens          `apply_logits_processors`: which token is likeliest
+    → bias → penalties
     temperature → min-p                                 `apply_temperature`: from logits to weights
     top-k → top-p                                       `top_tokens`, `apply_top_k_top_p`: cut the improbable
 
@@ -28,6 +29,7 @@ import torch
 from torch import Tensor
 
 from minivllm.decoding.sampling_state import SamplingState
+from minivllm.decoding.structured.token_masks import TokenMask
 
 NUM_TOP_TOKENS = 256
 """Likeliest tokens that `top_tokens` looks at. More cost time; fewer send more rows to be sorted."""
@@ -35,6 +37,8 @@ NUM_TOP_TOKENS = 256
 
 def apply_logits_processors(logits: Tensor, states: Sequence[SamplingState]) -> None:
     """Everything that changes which token is likeliest, in place; `logits` [n, vocab_size]."""
+    if any(state.structure for state in states):
+        apply_structures(logits, states)
     for row, state in enumerate(states):
         if state.params.allowed_token_ids:
             _apply_allowed_token_ids(logits[row], state.params.allowed_token_ids)
@@ -47,6 +51,27 @@ def apply_logits_processors(logits: Tensor, states: Sequence[SamplingState]) -> 
         logits[rows, tokens] += bias
     if any(state.has_penalties for state in states):
         _apply_penalties(logits, states)
+
+
+def apply_structures(logits: Tensor, states: Sequence[SamplingState]) -> None:
+    """Strike out what no output of the right structure could have next, in place."""
+    rows = [row for row, state in enumerate(states) if state.structure]
+    masks = [_struck_out(state.structure.mask(), logits.device) for state in states if state.structure]
+    if len(rows) == 1:
+        logits[rows[0]].masked_fill_(masks[0], -torch.inf)
+    elif len(rows) == len(states):
+        logits.masked_fill_(torch.stack(masks), -torch.inf)
+    else:
+        logits[rows] = logits[rows].masked_fill_(torch.stack(masks), -torch.inf)
+
+
+def _struck_out(mask: TokenMask, device: torch.device) -> Tensor:
+    """A mask as a tensor [vocab_size], made once for each device; on a CPU it is the mask's own memory."""
+    found: Tensor | None = mask.tensors.get(device)
+    if found is None:
+        found = torch.frombuffer(mask.struck_out, dtype=torch.bool).to(device)
+        mask.tensors[device] = found
+    return found
 
 
 def _apply_allowed_token_ids(row: Tensor, token_ids: Sequence[int]) -> None:

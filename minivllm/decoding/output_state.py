@@ -25,7 +25,8 @@ from minivllm.scheduling.request import Finish
 from minivllm.scheduling.request import Sequence as TokenSequence
 
 if TYPE_CHECKING:
-    from minivllm.decoding.sampler import SampledToken
+    from minivllm.decoding.sampler import Allowed, SampledToken
+    from minivllm.decoding.structured.progress import Progress
     from minivllm.model.tokenizer import Tokenizer
 
 
@@ -38,6 +39,7 @@ class OutputState:
         max_tokens: final limit of output tokens, capped to what the model and the pool allow.
         tokenizer: None leaves all texts empty.
         eos_token_ids: tokens that end the sequence, unless `params.ignore_eos` (`stop_criteria.py`).
+        structure: where it stands in the structure that it must have, if it must have one.
 
     Attributes:
         finish: why it ended; None while it goes on.
@@ -52,6 +54,7 @@ class OutputState:
         max_tokens: int,
         tokenizer: Tokenizer | None,
         eos_token_ids: Sequence[int],
+        structure: Progress | None = None,
     ) -> None:
         self.params = params
         self.sequence = sequence
@@ -61,7 +64,10 @@ class OutputState:
         self.prompt_logprobs: list[dict[int, Logprob] | None] | None = (
             None if params.prompt_logprobs is None else [None]
         )
-        self.sampling = SamplingState(params, sequence, eos_token_ids=eos_token_ids, tokenizer=tokenizer)
+        self.sampling = SamplingState(
+            params, sequence, eos_token_ids=eos_token_ids, tokenizer=tokenizer, structure=structure
+        )
+        self._structure = structure
         self._tokenizer = tokenizer if params.detokenize else None
         self._criteria = StopCriteria(params, eos_token_ids, max_tokens)
         self._sent_tokens = 0  # what the caller has been given already, for DELTA outputs
@@ -74,6 +80,8 @@ class OutputState:
         self.num_tokens = 0
         self.finish: Finish | None = None
         self._text = ""
+        if self._structure:
+            self._structure.rewind()
         self._detokenizer = (
             IncrementalDetokenizer(
                 self._tokenizer,
@@ -105,6 +113,14 @@ class OutputState:
             self.cumulative_logprob += token.logprobs[token.token_id].logprob
         return self._read(token.token_id)
 
+    def told_of(self, allowed: Allowed) -> tuple[int, list[tuple[int, str, float, bool]]]:
+        """What a token was chosen from, with the candidates' texts: for the trace."""
+        text = self._tokenizer.token_text if self._tokenizer else str
+        return allowed.num_allowed, [
+            (token, text(token), round(chance, 6), is_allowed)
+            for token, chance, is_allowed in allowed.candidates
+        ]
+
     def rewind(self) -> None:
         """Make everything again from the tokens that the sequence has, after an interrupt."""
         self._begin()
@@ -122,12 +138,15 @@ class OutputState:
         self.num_tokens = count = self.num_tokens + 1
         before = len(self._text)
         stop = self._criteria.ends_with_token(token_id, count)
+        if self._structure and stop is None:
+            self._structure.append(token_id)
         # The token that ends an output is one of its tokens, but its text is not part of the text.
         if self._detokenizer and (stop is None or self.params.include_stop_str_in_output):
             self._text += self._detokenizer.append(token_id)
         stop = (
             stop
             or self._criteria.ends_with_text(self._text, len(self._text) - before, count)
+            or (Stop("stop") if self._structure and self._structure.is_over else None)
             or self._criteria.ends_with_length(count)
         )
         if stop:

@@ -16,7 +16,7 @@ Read next: `logits_processors.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -34,12 +34,29 @@ from minivllm.decoding.logits_processors import (
 from minivllm.decoding.sampling_state import SamplingState
 from minivllm.outputs import Logprob
 
+if TYPE_CHECKING:
+    from minivllm.decoding.structured.progress import Progress
+
+CANDIDATES_TOLD = 8
+"""Likeliest tokens that the trace tells of, where a structure strikes some of them out."""
+
 
 class SampledToken(NamedTuple):
     """The chosen token, and how likely it and its rivals were, if that was asked for."""
 
     token_id: int
     logprobs: dict[int, Logprob] | None
+    allowed: Allowed | None = None
+    """What it was chosen from, if a structure left it less, and a trace is to tell."""
+
+
+class Allowed(NamedTuple):
+    """What structured output left to choose from."""
+
+    num_allowed: int
+    candidates: list[tuple[int, float, bool]]
+    """`(token_id, probability, is it allowed)` of the likeliest by the model's own probabilities, and of the
+    chosen token."""
 
 
 class Sampler:
@@ -65,7 +82,7 @@ class Sampler:
         if any(state.changes_logits for state in states):
             apply_logits_processors(logits, states)
             if not logits.amax(dim=-1).isfinite().all():
-                raise NotFiniteError.of(logits, PROCESSED_LOGITS)
+                raise _nothing_left(logits, states)
         drawing = [row for row, state in enumerate(states) if not state.is_greedy]
         if len(drawing) == len(states):
             token_ids = self._draw(logits, states)
@@ -76,7 +93,11 @@ class Sampler:
         sampled = []
         for token, row, state in zip(token_ids.tolist(), raw, states, strict=True):
             wanted = state.params.logprobs
-            sampled.append(SampledToken(token, None if wanted is None else self._entry(row, token, wanted)))
+            entry = None if wanted is None else self._entry(row, token, wanted)
+            told = (
+                _allowed(row, token, state.structure) if state.structure and state.structure.is_told else None
+            )
+            sampled.append(SampledToken(token, entry, told))
         return sampled
 
     @torch.inference_mode()
@@ -137,6 +158,34 @@ class Sampler:
             for rank, (rival, logprob) in enumerate(likeliest, 1):
                 entry.setdefault(rival, Logprob(logprob, rank))
         return entry
+
+
+def _allowed(row: Tensor, token: int, structure: Progress) -> Allowed:
+    """What a token was chosen from, by one row of raw logits [vocab_size]: for the trace."""
+    probabilities = row.softmax(dim=-1, dtype=_precise(row))
+    mask = structure.mask()
+    likeliest = probabilities.topk(min(CANDIDATES_TOLD, len(row))).indices.tolist()
+    told = likeliest if token in likeliest else [*likeliest, token]
+    chances = probabilities[told].tolist()
+    return Allowed(
+        mask.num_allowed,
+        [
+            (item, min(1.0, chance), not mask.struck_out[item])
+            for item, chance in zip(told, chances, strict=True)
+        ],
+    )
+
+
+def _nothing_left(logits: Tensor, states: Sequence[SamplingState]) -> NotFiniteError:
+    """Rows of processed logits without a likeliest token, and why."""
+    error = NotFiniteError.of(logits, PROCESSED_LOGITS)
+    for row in error.found:
+        structure = states[row].structure
+        if structure and structure.problem:
+            error.found[row] = f"its structured output cannot go on: {structure.problem}"
+        elif structure:
+            error.found[row] = error.found[row].replace("its own", "its own structured_outputs,", 1)
+    return error
 
 
 def _precise(logits: Tensor) -> torch.dtype:

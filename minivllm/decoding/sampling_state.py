@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from minivllm.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
+    from minivllm.decoding.structured.progress import Progress
     from minivllm.model.tokenizer import Tokenizer
     from minivllm.scheduling.request import Sequence as TokenSequence
 
@@ -30,6 +31,7 @@ class SamplingState:
         fallback_seed: seed of the random stream if `params.seed` is None.
         eos_token_ids: end-of-sequence tokens, suppressed until `min_tokens` are out.
         tokenizer: needed only for `params.bad_words`.
+        structure: where the output stands in the structure that it must have, if it must have one.
     """
 
     def __init__(
@@ -40,8 +42,10 @@ class SamplingState:
         fallback_seed: int = 0,
         eos_token_ids: Sequence[int] = (),
         tokenizer: Tokenizer | None = None,
+        structure: Progress | None = None,
     ) -> None:
         self.params = params
+        self.structure = structure
         self.sequence = sequence
         self.fallback_seed = fallback_seed
         self._random: Random | None = None
@@ -53,15 +57,21 @@ class SamplingState:
         self.has_penalties = bool(
             params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1
         )
-        self.changes_logits = bool(
+        self.has_only_structure = structure is not None and not self._changes_more(params)
+        """Is its structure all that changes the logits?"""
+        self.changes_logits = structure is not None or self._changes_more(params)
+        """Can anything but the temperature and the cuts behind it change which token is chosen?"""
+        self.is_plain_greedy = self.is_greedy and not self.changes_logits and params.logprobs is None
+
+    def _changes_more(self, params: SamplingParams) -> bool:
+        """Does anything but a structure change the logits?"""
+        return bool(
             params.allowed_token_ids
             or params.logit_bias
             or params.min_tokens
             or self._bad_words
             or self.has_penalties
         )
-        """Can anything but the temperature and the cuts behind it change which token is chosen?"""
-        self.is_plain_greedy = self.is_greedy and not self.changes_logits and params.logprobs is None
 
     @cached_property
     def prompt_tokens(self) -> frozenset[int]:

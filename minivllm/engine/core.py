@@ -34,6 +34,7 @@ from minivllm.scheduling.request import Finish, Request, RequestStatus
 from minivllm.scheduling.request import Sequence as TokenSequence
 from minivllm.scheduling.scheduler import Scheduler
 from minivllm.trace.events import (
+    AllowedTokens,
     BatchPlanned,
     Event,
     RebuiltRequest,
@@ -42,6 +43,7 @@ from minivllm.trace.events import (
     StateRebuilt,
     StepAbandoned,
     StepStarted,
+    TokensAllowed,
     TokensSampled,
 )
 
@@ -94,12 +96,19 @@ class EngineCore:
     # ── requests come and go ──────────────────────────────────────────────────────────────────────────
 
     def add(
-        self, request: Request, now: float = 0.0, *, prompt: str | None = None, pieces: Sequence[str] = ()
+        self,
+        request: Request,
+        now: float = 0.0,
+        *,
+        prompt: str | None = None,
+        pieces: Sequence[str] = (),
+        structure: str = "",
     ) -> None:
         """Let a new request wait. A sequence whose id is negative gets the next one.
 
         Args:
-            prompt, pieces: its text, and the text of each prompt token: for the trace only.
+            prompt, pieces, structure: its text, the text of each prompt token, and what its outputs must be:
+                for the trace only.
 
         Raises:
             ValueError: a request of that id is unfinished; nothing has changed.
@@ -119,7 +128,7 @@ class EngineCore:
         self.requests[request.request_id] = request
         self.state.enqueue(request, self.scheduler.ranking.last_key(request))
         if self._emit:
-            self._emit_queued(request, sequence, now, prompt, pieces)
+            self._emit_queued(request, sequence, now, prompt, pieces, structure)
         self._is_changing = False
 
     def abort(self, request_id: str, now: float = 0.0) -> bool:
@@ -194,7 +203,8 @@ class EngineCore:
         ended: dict[int, Finish] = {}
         pieces: list[tuple[int, int, str]] = []
         grown, emit = changes.grown, self._emit
-        for parent_id, token_id, text, is_fork, finish in sampled.tokens:
+        choices: list[AllowedTokens] = []
+        for parent_id, token_id, text, is_fork, finish, allowed in sampled.tokens:
             sequence = sequences[parent_id]
             if is_fork:
                 sequence = lifecycle.fork(sequence, changes)
@@ -202,6 +212,8 @@ class EngineCore:
             grown.append(sequence)
             if emit:
                 pieces.append((sequence.seq_id, token_id, text))
+                if allowed:
+                    choices.append(AllowedTokens(sequence.seq_id, allowed[0], tuple(allowed[1])))
             if finish:
                 ended[sequence.seq_id] = finish
         for beam_step in sampled.beams:
@@ -214,6 +226,8 @@ class EngineCore:
             if request.is_beam_search and request.sequences[0].num_output_tokens:
                 lifecycle.advance_beams(BeamStep(request_id, ()), changes, time)  # the search is over
             ended.update((sequence.seq_id, finish) for sequence in request.sequences)
+        if self._emit and choices:
+            self._emit(TokensAllowed(tuple(choices)))
         if self._emit and pieces:
             self._emit(TokensSampled(tuple(pieces)))
         if ended or self.state.num_parked:
@@ -291,6 +305,7 @@ class EngineCore:
         now: float,
         prompt: str | None,
         pieces: Sequence[str],
+        structure: str,
     ) -> None:
         assert self._emit is not None
         self._emit(
@@ -306,6 +321,7 @@ class EngineCore:
                 num_outputs=request.max_num_sequences,
                 is_beam_search=request.is_beam_search,
                 salt=request.salt,
+                structure=structure,
             )
         )
 

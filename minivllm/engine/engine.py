@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from minivllm.config import SchedulerConfig
 from minivllm.decoding.detokenizer import token_texts
+from minivllm.decoding.structured.compile import Structure, StructureCompiler
 from minivllm.engine.admission import RequestArguments, check_request
 from minivllm.engine.core import EngineCore
 from minivllm.engine.request_state import RequestState, make_request_state
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from minivllm.executor.executor import Executor
     from minivllm.model.tokenizer import Tokenizer
 
+MOST_WORDS = 2000
+"""Characters of a schema or grammar that the trace tells."""
 MAX_SLEEP_SECONDS = 0.01  # a driver can add requests while a policy waits for them
 
 
@@ -136,6 +139,7 @@ class Engine:
         self._outbox = NOTHING
         self._late: list[RequestOutput] = []  # for the next step to tell
         self._call: Call | None = None
+        self._structures: StructureCompiler | None = None
         self.last_failed: frozenset[str] = frozenset()
         self.core = EngineCore(
             config, emit, policy=policy, make_cache=lambda: make_cache_manager(config, emit, pages)
@@ -224,7 +228,12 @@ class Engine:
                 has_tokenizer=self.tokenizer is not None,
             )
             return make_request_state(
-                arguments, max_tokens=max_tokens, tokenizer=self.tokenizer, eos_token_ids=self.eos_token_ids
+                arguments,
+                max_tokens=max_tokens,
+                tokenizer=self.tokenizer,
+                eos_token_ids=self.eos_token_ids,
+                structure=self._structure_of(arguments.params),
+                is_told=self._emit is not None,
             )
         except ValueError as error:
             if self._emit:
@@ -232,6 +241,16 @@ class Engine:
                 name = request_id if isinstance(request_id, str) else shown(request_id)
                 self._emit(RequestRefused(name.encode(errors="replace").decode(), now, str(error)))
             raise
+
+    def _structure_of(self, params: SamplingParams | BeamSearchParams) -> Structure | None:
+        """What structure an output must have, ready to be followed; None if it may have any."""
+        if isinstance(params, BeamSearchParams) or params.structured_outputs is None:
+            return None
+        if self._structures is None:
+            assert self.tokenizer is not None, "it was checked that there is one"
+            self._structures = StructureCompiler(self.tokenizer.token_bytes, self.vocab_size)
+        endings = () if params.ignore_eos else self.eos_token_ids
+        return self._structures.compile(params.structured_outputs, (*endings, *(params.stop_token_ids or ())))
 
     def enqueue(self, state: RequestState) -> None:
         """Let a request wait that `make_request` has made.
@@ -245,7 +264,11 @@ class Engine:
         pieces = token_texts(self.tokenizer, state.prompt_token_ids) if tracing and self.tokenizer else ()
         self._is_busy = True
         try:
-            self.core.add(state.request, self._clock(), prompt=state.prompt, pieces=pieces)
+            asked = state.params.structured_outputs
+            structure = asked.words[:MOST_WORDS] if tracing and asked else ""
+            self.core.add(
+                state.request, self._clock(), prompt=state.prompt, pieces=pieces, structure=structure
+            )
         except ValueError:
             self._is_busy = False
             raise
@@ -395,7 +418,8 @@ class Engine:
         tokens: list[NextToken] = []
         for (parent, output, is_fork), token in zip(sample.slots, sample.tokens, strict=True):
             text = output.append(token)
-            tokens.append(NextToken(parent.seq_id, token.token_id, text, is_fork, output.finish))
+            allowed = output.told_of(token.allowed) if token.allowed else None
+            tokens.append(NextToken(parent.seq_id, token.token_id, text, is_fork, output.finish, allowed))
         beams = [advance_search(search) for search in sample.searches] if sample.searches else ()
         for request_id, finish in sample.failed:
             requests[request_id].outputs.fail(str(finish.stop))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from minivllm.decoding.beam_decoding import BeamDecoding
 from minivllm.decoding.output_state import OutputState
 from minivllm.decoding.parallel_sampling import ParallelSampling
+from minivllm.decoding.structured.progress import Progress
 from minivllm.engine.admission import RequestArguments
 from minivllm.outputs import RequestMetrics, RequestOutput
 from minivllm.sampling_params import (
@@ -27,6 +28,7 @@ from minivllm.scheduling.request import Request
 from minivllm.scheduling.request import Sequence as TokenSequence
 
 if TYPE_CHECKING:
+    from minivllm.decoding.structured.compile import Structure
     from minivllm.model.tokenizer import Tokenizer
 
 
@@ -96,8 +98,14 @@ def make_request_state(
     max_tokens: int,
     tokenizer: Tokenizer | None,
     eos_token_ids: Sequence[int],
+    structure: Structure | None = None,
+    is_told: bool = False,
 ) -> RequestState:
     """A request with its one sequence, not numbered yet, and the outputs that it asks for, not begun.
+
+    Args:
+        structure: what its outputs must be, ready to be followed.
+        is_told: a trace is to tell what structured tokens were chosen from.
 
     Raises:
         ValueError: a bad word that has no tokens.
@@ -127,7 +135,7 @@ def make_request_state(
             wanted, request.sequences, beam_temperature, max_tokens, tokenizer, eos_token_ids
         )
     else:
-        sampling = _make_sampling(wanted, sequence, max_tokens, tokenizer, eos_token_ids)
+        sampling = _make_sampling(wanted, sequence, max_tokens, tokenizer, eos_token_ids, structure, is_told)
     final_only = wanted.output_kind is RequestOutputKind.FINAL_ONLY
     return RequestState(
         request,
@@ -147,10 +155,17 @@ def _make_sampling(
     max_tokens: int,
     tokenizer: Tokenizer | None,
     eos_token_ids: Sequence[int],
+    structure: Structure | None,
+    is_told: bool,
 ) -> ParallelSampling:
     def make_output(own: SamplingParams) -> OutputState:
         return OutputState(
-            own, sequence, max_tokens=max_tokens, tokenizer=tokenizer, eos_token_ids=eos_token_ids
+            own,
+            sequence,
+            max_tokens=max_tokens,
+            tokenizer=tokenizer,
+            eos_token_ids=eos_token_ids,
+            structure=Progress(structure, is_told=is_told) if structure else None,
         )
 
     return ParallelSampling(params, make_output)

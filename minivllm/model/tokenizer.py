@@ -17,6 +17,7 @@ from typing import Any
 import tokenizers
 
 from minivllm.model.chat.template import ChatTemplates
+from minivllm.model.token_bytes import read_token_bytes
 from minivllm.model.tokenizer_files import TokenizerError, TokenizerFiles, is_panic, read_folder
 from minivllm.validation import check_text
 
@@ -149,6 +150,17 @@ class Tokenizer:
         token = self.convert_ids_to_tokens(token_id)
         # Decoders of "▁" tokenizers take the first space of a text for their own addition.
         return " " + text if token and token.startswith("▁") and len(text) < len(token) else text
+
+    def token_bytes(self) -> list[bytes | None]:
+        """The bytes that each token stands for, by id; None for special ones (`token_bytes.py`).
+
+        Raises:
+            ValueError: tokens of this tokenizer do not stand for bytes.
+        """
+        added = self._backend.get_added_tokens_decoder()
+        special = {token_id for token_id, token in added.items() if token.special}
+        special.update(token for token in self.all_special_ids if token is not None)
+        return read_token_bytes(self._backend.to_str(), self.get_vocab(), special)
 
     def get_chat_template(
         self, chat_template: str | None = None, tools: Sequence[Mapping[str, Any]] | None = None

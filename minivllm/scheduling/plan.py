@@ -82,6 +82,8 @@ class NextToken(NamedTuple):
     """It goes to a new fork of the sequence, and not to the sequence itself, whose own token comes last."""
     finish: Finish | None = None
     """Why the output ends with this token; None if it goes on."""
+    allowed: tuple[int, Sequence[tuple[int, str, float, bool]]] | None = None
+    """Tokens that it was chosen from, and the likeliest of all, for the trace (`AllowedTokens`)."""
 
 
 class BeamStep(NamedTuple):

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 from minivllm.sampling_params import RequestOutputKind, SamplingParams
 from minivllm.server.errors import ApiError
 from minivllm.server.tool_choice import check_tools
+from minivllm.structured_outputs import StructuredOutputsParams, from_response_format
 
 logger = logging.getLogger(__name__)
 
@@ -155,12 +156,24 @@ class SampledRequest(ApiModel):
     ) -> SamplingParams:
         """What the engine is asked for. Raises `ValueError` as `SamplingParams` does."""
         asked = {name: getattr(self, name) for name in OF_THE_ENGINE if getattr(self, name) is not None}
+        if structure := self.structure():
+            asked["structured_outputs"] = structure
         kind = RequestOutputKind.DELTA if self.stream else RequestOutputKind.FINAL_ONLY
         if asked.get("use_beam_search"):
             defaults = SamplingParams()
         if asked.get("use_beam_search") or (self.best_of or 1) > (self.n or 1):
             kind = RequestOutputKind.FINAL_ONLY  # which are the best is known at the end
         return replace(defaults, **asked, max_tokens=max_tokens, logprobs=logprobs, output_kind=kind)
+
+    def structure(self) -> StructuredOutputsParams | None:
+        """What shape the output must have. Raises `ApiError` for one that cannot be understood."""
+        name = "response_format" if self.structured_outputs is None else "structured_outputs"
+        try:
+            if self.structured_outputs is not None:
+                return StructuredOutputsParams(**self.structured_outputs)
+            return from_response_format(self.response_format) if self.response_format else None
+        except (TypeError, ValueError) as error:
+            raise ApiError(str(error), name) from None
 
     def check(self) -> None:
         """Raise `ApiError` for fields that contradict each other."""
@@ -169,9 +182,11 @@ class SampledRequest(ApiModel):
         if self.stream and self.prompt_logprobs is not None:
             raise ApiError("`prompt_logprobs` are not available when `stream=True`.", "prompt_logprobs")
         check_logprobs("prompt_logprobs", self.prompt_logprobs, "prompt")
-        wanted = self.response_format or {"type": "text"}
-        if wanted.get("type") != "text" or self.structured_outputs is not None:
-            raise ApiError("Structured output is not supported.", "response_format")
+        if self.structured_outputs is not None and (self.response_format or {}).get("type", "text") != "text":
+            raise ApiError(
+                "response_format and structured_outputs cannot be given together.", "structured_outputs"
+            )
+        self.structure()
 
 
 class CompletionRequest(SampledRequest):

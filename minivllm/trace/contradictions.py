@@ -42,6 +42,7 @@ from minivllm.trace.events import (
     StepAbandoned,
     StepFinished,
     StepStarted,
+    TokensAllowed,
     TokensSampled,
     TraceEnded,
 )
@@ -61,6 +62,8 @@ def contradiction(event: AnyEvent, state: ReplayState) -> str:
     match event:  # the most frequent first
         case TokensSampled():
             return _unknown([item[0] for item in event.items], state)
+        case TokensAllowed():
+            return _unknown([item.seq for item in event.items], state)
         case BatchPlanned():
             return _of_batch(event, state)
         case StepStarted() | StepFinished():

@@ -31,6 +31,7 @@ from minivllm.trace.events import (
     RequestScheduled,
     SequenceFinished,
     SequenceForked,
+    SnapshotTaken,
     StateRebuilt,
     StepAbandoned,
     StepFinished,
@@ -38,6 +39,7 @@ from minivllm.trace.events import (
     TokensSampled,
     TraceHeader,
 )
+from minivllm.trace.snapshots import older_requests
 from minivllm.trace.tallies import BUCKETS, Tally
 from minivllm.trace.work import batch_shape, work_of
 
@@ -66,6 +68,8 @@ class RequestTimes:
     num_cached_tokens: int = 0
     """Prompt tokens that it did not have to compute when it was first scheduled."""
     num_preemptions: int = 0
+    is_whole: bool = True
+    """Whether all that it did was told. In a trace that begins in the middle of a run some is not."""
     scheduled: float | None = None
     first_token: float | None = None
     last_token: float = 0.0
@@ -123,6 +127,7 @@ class EngineCounts:
             StepFinished: self._on_step_finished,
             StepAbandoned: self._on_step_abandoned,
             StateRebuilt: self._on_rebuilt,
+            SnapshotTaken: self._on_snapshot,
         }
 
     @property
@@ -237,6 +242,22 @@ class EngineCounts:
         self._batch = None
         self._is_stepping = False
 
+    def _on_snapshot(self, event: SnapshotTaken) -> None:
+        """What came before is not told, so requests that have begun have no times; that they end is counted."""
+        begun = {name for kind in older_requests(event) for name, _ in kind}
+        for item in event.sequences:
+            self._sequences[item.seq] = _Sequence(item.request, len(item.token_ids))
+            seqs = event.members[item.request]
+            self._requests[item.request] = RequestTimes(
+                item.queued_time,
+                item.num_prompt_tokens,
+                item.max_tokens,
+                len(seqs),
+                set(seqs),
+                list(seqs),
+                is_whole=item.request not in begun,
+            )
+
     # ── a step is over ────────────────────────────────────────────────────────────────────────────────
 
     def _note_batch(self) -> None:
@@ -257,6 +278,8 @@ class EngineCounts:
             self.counters["estimated_write_bytes_per_gpu"] += round(work.kv_written_bytes)
 
     def _note_tokens(self, request: RequestTimes, count: int, now: float) -> None:
+        if not request.is_whole:
+            return
         if request.first_token is None:
             request.first_token = now
             self.tallies["time_to_first_token_seconds"].add(now - request.arrival)
@@ -287,6 +310,8 @@ class EngineCounts:
         self.finished[request.reason or "abort"] += 1
         for seq in request.all_sequences:
             self._sequences.pop(seq, None)
+        if not request.is_whole:
+            return
         self._tally(
             request_prompt_tokens=request.num_prompt_tokens,
             request_generation_tokens=request.num_generated,

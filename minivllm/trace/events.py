@@ -22,6 +22,7 @@ How a run reads, step by step. Indented lines may come any number of times, in a
         BlockMerged                         two full blocks turned out the same: one is enough
         SequenceForked                      one sequence becomes two that share every block
         SequenceFinished("pruned")          a beam without a descendant
+    TokensAllowed                           what structured output left to choose from
     TokensSampled  BeamsAdvanced            what came out
         SequenceFinished + BlocksFreed
     StepFinished
@@ -51,7 +52,7 @@ import msgspec
 VERSION = 4
 """2 added sharing: forks, copies, prefix caches, swapping, beams. Version 1 is a subset of it.
 3 added `StateRebuilt` and renamed what `upgrade.py` lists.
-4 added `SnapshotTaken`. Version 3 is a subset of it."""
+4 added `SnapshotTaken` and `TokensAllowed`. Version 3 is a subset of it."""
 
 # What a field may be. A reader holds every line to these, so that no value of a trace is absurd.
 MOST = 10**15
@@ -65,6 +66,7 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, le=MOST)]
 Rate = Annotated[float, msgspec.Meta(gt=0, le=1e30)]
 Score = Annotated[float, msgspec.Meta(ge=-1e39, le=1e39)]
 """A logarithm of a probability, or some of them; a logit that was masked may be the lowest float32."""
+Probability = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class Event(msgspec.Struct, frozen=True, tag_field="event", tag=True, gc=False):
@@ -146,6 +148,8 @@ class RequestQueued(Event, frozen=True):
     """Outputs that were asked for (`n`, or the beam width)."""
     is_beam_search: bool = False
     salt: str | None = None
+    structure: str = ""
+    """What its outputs must be, as it was asked for ("regex [0-9]+"), cut if it is long; or empty."""
 
 
 class RequestRefused(Event, frozen=True):
@@ -318,6 +322,23 @@ class TokensSampled(Event, frozen=True):
     items: tuple[tuple[Count, Count, str], ...]
 
 
+class AllowedTokens(msgspec.Struct, frozen=True):
+    """What one sequence could choose its next token from, because its output must have a structure."""
+
+    seq: Count
+    num_allowed: Count
+    """Tokens with which the output could still get its structure; all others were struck out."""
+    candidates: tuple[tuple[Count, str, Probability, bool], ...]
+    """`(token_id, text, probability, is it allowed)` of the likeliest, by the model's own probabilities
+    before anything was struck out, the likeliest first; then of the chosen token, if it is none of these."""
+
+
+class TokensAllowed(Event, frozen=True):
+    """What structured output left to choose from, of each sequence that has one; `TokensSampled` follows."""
+
+    items: tuple[AllowedTokens, ...]
+
+
 class BeamsAdvanced(Event, frozen=True):
     """One step of a beam search. Scores are sums of log-probabilities, except those of `finished`."""
 
@@ -425,6 +446,8 @@ class SnapshotSequence(msgspec.Struct, frozen=True, omit_defaults=True):
     parent: Count | None = None
     """The sequence that it was forked from."""
     beam_score: Score | None = None
+    structure: str = ""
+    """What its output must be, as in `RequestQueued`."""
 
 
 class SnapshotTaken(Event, frozen=True):
@@ -490,6 +513,7 @@ AnyEvent = (
     | RequestScheduled
     | RequestPreempted
     | BatchPlanned
+    | TokensAllowed
     | TokensSampled
     | BeamsAdvanced
     | SequenceFinished

@@ -41,6 +41,7 @@ from minivllm.trace.events import (
     StepAbandoned,
     StepFinished,
     StepStarted,
+    TokensAllowed,
     TokensSampled,
     TraceEnded,
     TraceHeader,
@@ -93,6 +94,8 @@ class SequenceState:
     """Tokens that it did not have to compute, because the prefix cache or a sibling had them."""
     beam_score: float | None = None
     """Sum of log-probabilities, if it is a beam."""
+    structure: str = ""
+    """What its output must be, as it was asked for; or empty."""
 
     @property
     def text(self) -> str:
@@ -214,8 +217,8 @@ class ReplayState:
             case SnapshotTaken():
                 self._restore(event)
                 self.blocks.apply(event)
-            case StepAbandoned() | TraceEnded():
-                pass  # events before them told what changed
+            case StepAbandoned() | TraceEnded() | TokensAllowed():
+                pass  # events before them told what changed, or the one after it does
             case _:
                 self.blocks.apply(event)  # only blocks change; what it does not know either, it refuses
 
@@ -252,6 +255,7 @@ class ReplayState:
             queued_time=event.time,
             token_ids=list(event.prompt_token_ids),
             prompt_pieces=event.prompt_pieces,
+            structure=event.structure,
         )
 
     def _arrival(self, request: str) -> int:

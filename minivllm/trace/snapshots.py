@@ -93,6 +93,7 @@ def _in_snapshot(sequence: SequenceState) -> SnapshotSequence:
         first_token_time=sequence.first_token_time,
         parent=sequence.parent,
         beam_score=sequence.beam_score,
+        structure=sequence.structure,
     )
 
 

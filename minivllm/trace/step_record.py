@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from minivllm.trace.events import (
+    AllowedTokens,
     AnyEvent,
     BatchPlanned,
     BeamsAdvanced,
@@ -43,6 +44,7 @@ from minivllm.trace.events import (
     StepAbandoned,
     StepFinished,
     StepStarted,
+    TokensAllowed,
     TokensSampled,
     TraceEnded,
 )
@@ -92,6 +94,8 @@ class StepRecord:
     preempted: list[RequestPreempted] = field(default_factory=list)
     sampled: tuple[tuple[int, int, str], ...] = ()
     """`(seq, token_id, text)` of every new token."""
+    allowed: list[AllowedTokens] = field(default_factory=list)
+    """What new tokens were chosen from, of sequences with a structure."""
     finished: list[SequenceState] = field(default_factory=list)
     """Sequences that ended, beams that were pruned among them."""
     ended: list[str] = field(default_factory=list)
@@ -164,6 +168,8 @@ class StepRecord:
                 self.batch = tuple(_batch_item(state, *item) for item in event.items)
             case TokensSampled():
                 self.sampled += event.items  # two such events, if an interrupt undid the step's end
+            case TokensAllowed():
+                self.allowed += event.items
             case BeamsAdvanced():
                 self.beams.append(event)
             case SequenceFinished():

@@ -6,6 +6,7 @@ everything that reads events knows it, and until pictures and numbers tell of it
 
 from minivllm.trace.events import (
     VERSION,
+    AllowedTokens,
     BatchPlanned,
     BeamsAdvanced,
     BlockCopied,
@@ -31,6 +32,7 @@ from minivllm.trace.events import (
     StepAbandoned,
     StepFinished,
     StepStarted,
+    TokensAllowed,
     TokensSampled,
     TraceEnded,
     TraceHeader,
@@ -72,6 +74,7 @@ EVERY_EVENT = [
     RequestScheduled("b"),
     BlocksCached(1, 0, (5,)),
     BatchPlanned(((1, 3, 1),)),
+    TokensAllowed((AllowedTokens(1, 2, ((9, "y", 0.5, False), (8, "z", 0.25, True))),)),
     TokensSampled(((1, 8, "z"),)),
     StepFinished(1, 2.0),
     RequestQueued("c", 3, 2.0, (1, 2, 3), 6),

@@ -66,10 +66,11 @@ NOT_CAPTIONED = {"start", "end", "seconds", "ended", "ended_before", "touched_se
 NOT_CAPTIONED |= {"num_running", "num_tables", "num_host_blocks", "num_filled_slots", "sampled"}
 NOT_EXPORTED = {"num_padding_tokens", "queued", "scheduled", "sampled", "ended", "ended_before", "beams"}
 NOT_EXPORTED |= {"taken", "returned", "cached", "merged", "swapped_out", "touched_seqs", "num_tables"}
-NOT_EXPORTED |= {"num_saved_blocks", "has_started"}
+NOT_EXPORTED |= {"num_saved_blocks", "has_started", "allowed"}
 NOT_SUMMARISED = {"num_padding_tokens", "queued", "refused", "scheduled", "finished", "ended"}
 NOT_SUMMARISED |= {"ended_before", "beams", "taken", "returned", "cached", "merged", "touched_seqs"}
 NOT_SUMMARISED |= {"step", "num_waiting", "num_running", "num_tables", "num_evictable_blocks", "has_started"}
+NOT_SUMMARISED |= {"allowed"}
 
 READERS = {
     "captions": (("viz.figures.captions", "viz.figures.captions_sharing"), NOT_CAPTIONED),

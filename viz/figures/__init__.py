@@ -5,6 +5,7 @@ so in shapes. None knows who draws them. To add one: write the function, put it 
 `tests/viz/test_figures.py` compare what it shows with the state.
 """
 
+from viz.figures.allowed_tokens import allowed_tokens, choices_of, structured_requests
 from viz.figures.batch_composition import batch_composition
 from viz.figures.beam_tree import beam_tree
 from viz.figures.block_pool import block_pool
@@ -26,11 +27,13 @@ __all__ = [
     "MOST_OVERVIEW_ROWS",
     "Scene",
     "Side",
+    "allowed_tokens",
     "batch_composition",
     "beam_tree",
     "block_pool",
     "block_table",
     "captions",
+    "choices_of",
     "comparison",
     "decode_intensity",
     "memory_over_time",
@@ -40,4 +43,5 @@ __all__ = [
     "roofline",
     "scheduler_gantt",
     "searched_requests",
+    "structured_requests",
 ]

@@ -59,6 +59,8 @@ def caption(
     for tell_sharing in SHARING_SENTENCES:
         if sentence := tell_sharing(record, names, requests, header.block_size):
             told.append(sentence)
+    if record.allowed:
+        told.append(_allowed(record, names, requests))
     told.append(_blocks(record, header.num_blocks))
     return f"Step {record.step}. " + " ".join(told)
 
@@ -87,6 +89,13 @@ def _batch(record: StepRecord, names: Mapping[str, Name], budget: int) -> str:
     if padding := record.num_padding_tokens:
         told += f" {plural(padding, 'token')} of padding more, to make the batch rectangular: thrown away."
     return told
+
+
+def _allowed(record: StepRecord, names: Mapping[str, Name], requests: Mapping[int, str]) -> str:
+    words = [
+        f"{names[requests[item.seq]].tag} {plural(item.num_allowed, 'token')}" for item in record.allowed
+    ]
+    return f"Structured output leaves {listing(words, most=3)} to choose from."
 
 
 def _parked_requests(timeline: Timeline) -> dict[int, list[str]]:

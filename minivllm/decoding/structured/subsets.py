@@ -1,0 +1,110 @@
+"""Nondeterministic automata over bytes, and the subset construction that makes them deterministic.
+
+A state has edges of three kinds: a range of bytes, the call of a rule, or nothing at all (a skip). What a set
+of states can do decides which set comes next; each set is a state of the deterministic automaton:
+
+    (ab|ac)      0 ─a─► 1 ─b─► 3            {0} ─a─► {1, 2} ─b─► {3}
+                 0 ─a─► 2 ─c─► 3                            ─c─► {3}
+
+Only states that can do something count in a set, so sets that differ in skips alone are one.
+
+Source: Rabin and Scott (1959); Aho et al., "Compilers", section 3.7. Read next: `rules.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+Row = tuple[dict[int, int], dict[str, int], bool]
+"""Of a deterministic state: byte → state, called rule → state, and whether it is final."""
+
+
+class Nondeterministic:
+    """An automaton in the making; state 0 is where it starts. `spend` is told of each state and edge."""
+
+    def __init__(self, spend: Callable[[], None]) -> None:
+        self.spend = spend
+        self.steps: list[list[tuple[int, int, int]]] = []
+        self.calls: list[list[tuple[str, int]]] = []
+        self.skips: list[list[int]] = []
+        self.start = self.state()
+        self.final = self.start
+
+    def state(self) -> int:
+        """A new state."""
+        self.spend()
+        self.steps.append([])
+        self.calls.append([])
+        self.skips.append([])
+        return len(self.steps) - 1
+
+    def step(self, start: int, low: int, high: int, end: int | None = None) -> int:
+        """A byte from `low` to `high` leads from `start` to `end`, or to a new state; returns which."""
+        end = self.state() if end is None else end
+        self.steps[start].append((low, high, end))
+        return end
+
+    def skip(self, start: int, end: int) -> int:
+        """Nothing at all leads from `start` to `end`."""
+        self.skips[start].append(end)
+        return end
+
+    def call(self, start: int, rule: str) -> int:
+        """A rule leads from `start` to a new state."""
+        end = self.state()
+        self.calls[start].append((rule, end))
+        return end
+
+    def reach(self, states: Iterable[int], spend: Callable[[int], None]) -> frozenset[int]:
+        """What is reached without reading anything, as far as it can do something."""
+        seen = set(states)
+        waiting = list(seen)
+        while waiting:
+            for state in self.skips[waiting.pop()]:
+                if state not in seen:
+                    seen.add(state)
+                    waiting.append(state)
+        spend(len(seen))
+        return frozenset(
+            state for state in seen if self.steps[state] or self.calls[state] or state == self.final
+        )
+
+
+def determinise(
+    automaton: Nondeterministic, usable: frozenset[int] | None, spend: Callable[[int], None]
+) -> list[Row]:
+    """The deterministic automaton; state 0 is where it starts. Bytes that are not `usable` are left out."""
+    first = automaton.reach([automaton.start], spend)
+    numbers = {first: 0}
+    waiting = [first]
+    rows: list[Row] = []
+
+    def number(states: set[int]) -> int:
+        found = automaton.reach(states, spend)
+        if found not in numbers:
+            numbers[found] = len(numbers)
+            waiting.append(found)
+        return numbers[found]
+
+    while len(rows) < len(waiting):
+        states = waiting[len(rows)]
+        targets: dict[int, set[int]] = {}
+        called: dict[str, set[int]] = {}
+        for state in states:
+            for low, high, end in automaton.steps[state]:
+                spend(1 + (high - low) // 8)
+                for byte in range(low, high + 1):
+                    targets.setdefault(byte, set()).add(end)
+            for rule, end in automaton.calls[state]:
+                called.setdefault(rule, set()).add(end)
+        known: dict[frozenset[int], int] = {}  # many bytes lead to the same states
+        steps: dict[int, int] = {}
+        for byte in sorted(targets):
+            if usable is None or byte in usable:
+                key = frozenset(targets[byte])
+                if key not in known:
+                    known[key] = number(targets[byte])
+                steps[byte] = known[key]
+        calls = {rule: number(ends) for rule, ends in called.items()}
+        rows.append((steps, calls, automaton.final in states))
+    return rows

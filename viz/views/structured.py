@@ -1,0 +1,77 @@
+"""The page of structured output: at each token, what was allowed and what was struck out.
+
+Read next: `viz/figures/allowed_tokens.py`.
+"""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from viz import figures, stage
+from viz.figures.common import names_of
+from viz.loading import Run
+from viz.player import Jump
+
+TITLE = "Structured output"
+URL = "structured_output"
+TEASER = "How an output comes to parse: what may not come next is struck out."
+
+INTRODUCTION = (
+    "An output that must follow a **schema**, a pattern, a list of choices or a grammar always parses, "
+    "because no token is allowed that could keep it from doing so. An automaton reads the output so far, and "
+    "knows which **tokens** can still lead to its end: a **mask** over the vocabulary. Step, and see what the "
+    "model would have liked to say at each place, and what it was left."
+)
+LEGEND = (
+    "The longer the bar, the likelier the model found the token, before anything was struck out. Below: how "
+    "many tokens were allowed at each step, on a logarithmic scale. Within a string nearly all are; where a "
+    "number must begin, few are. Where the bars of struck-out tokens are long, the structure leads the model "
+    "away from what it would have said."
+)
+WITHOUT = "No request of this run had structured output. Make a run that has one:"
+HOW = """# in the shell:
+minivllm generate "Paging is" --trace structured.jsonl --structured-outputs '{"regex": "[a-z]+"}'
+minivllm dashboard structured.jsonl
+
+# or in Python:
+with LLM("path/to/model", trace="structured.jsonl") as llm:
+    wanted = StructuredOutputsParams(json={"type": "object", "properties": {"name": {"type": "string"}}})
+    llm.generate("Paging is", SamplingParams(structured_outputs=wanted, max_tokens=60))"""
+
+
+def page(run: Run) -> None:
+    st.markdown(INTRODUCTION)
+    requests = figures.structured_requests(run.timeline)
+    if not requests:
+        st.info(WITHOUT)
+        st.code(HOW, language="python")
+        return
+    request = requests[0]
+    if len(requests) > 1:
+        names = names_of(run.timeline)
+        request = st.selectbox(
+            "Show the output of request",
+            requests,
+            format_func=lambda item: names[item].full,
+            width=360,
+        )
+    stage.show(
+        run,
+        f"structured-{request}",
+        lambda: [figures.allowed_tokens(run.timeline, request)],
+        _jumps(run, request),
+    )
+    st.caption(LEGEND)
+
+
+def _jumps(run: Run, request: str) -> list[Jump]:
+    """The places worth seeing in one output."""
+    choices = figures.choices_of(run.timeline, request)
+    led = [choice.step for choice in choices if choice.told.candidates and not choice.told.candidates[0][3]]
+    narrow = [choice.step for choice in choices if choice.told.num_allowed == 1]
+    return [
+        Jump("first token", choices[0].step),
+        Jump("the model wanted something else", led[0] if led else None),
+        Jump("only one token is left", narrow[0] if narrow else None),
+        Jump("last token", choices[-1].step),
+    ]
