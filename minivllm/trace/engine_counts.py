@@ -243,7 +243,7 @@ class EngineCounts:
         self._is_stepping = False
 
     def _on_snapshot(self, event: SnapshotTaken) -> None:
-        """What came before is not told, so requests that have begun have no times; that they end is counted."""
+        """What came before is not told, so requests that have begun have no times; their end is counted."""
         begun = {name for kind in older_requests(event) for name, _ in kind}
         for item in event.sequences:
             self._sequences[item.seq] = _Sequence(item.request, len(item.token_ids))
