@@ -32,6 +32,7 @@ from minivllm.server.served_model import ServedModel
 
 FINGERPRINT = f"minivllm-{__version__}"
 DONE = b"data: [DONE]\n\n"
+encode = msgspec.json.Encoder().encode
 
 
 @dataclass
@@ -98,6 +99,8 @@ class Answering(ABC):
         self.prompts = prompts
         self.params = params
         self._request = request
+        # What each chunk of a stream begins with is encoded once.
+        self._before = b"data: " + encode(answer.head())[:-1] + b',"choices":['
 
     @abstractmethod
     def choices(self, prompt: int, output: RequestOutput) -> list[dict[str, Any]]:
@@ -123,17 +126,23 @@ class Answering(ABC):
         options = self._request.stream_options
         async with aclosing(self._outputs()) as outputs:
             async for prompt, output in outputs:
-                for choice in self.choices(prompt, output):
-                    chunk = {**self.answer.head(), "choices": [choice]}
-                    if options and options.continuous_usage_stats:
-                        chunk["usage"] = self.answer.usage_of(prompt, choice["index"])
-                    yield event(chunk)
+                chunks = [self._chunk(prompt, choice) for choice in self.choices(prompt, output)]
+                if chunks:
+                    yield b"".join(chunks)  # one write for all that a step brings
         if options and options.include_usage:
             usage = self.answer.usage()
             yield event(
                 {**self.answer.head(), "choices": [], "usage": usage, "system_fingerprint": FINGERPRINT}
             )
         yield DONE
+
+    def _chunk(self, prompt: int, choice: dict[str, Any]) -> bytes:
+        """The event that tells this, and no other, choice."""
+        options = self._request.stream_options
+        if not (options and options.continuous_usage_stats):
+            return self._before + encode(choice) + b"]}\n\n"
+        usage = self.answer.usage_of(prompt, choice["index"])
+        return self._before + encode(choice) + b'],"usage":' + encode(usage) + b"}\n\n"
 
     def _outputs(self) -> AsyncGenerator[tuple[int, RequestOutput]]:
         priority = self._request.priority
@@ -146,7 +155,7 @@ def _usage(prompt: int, completion: int) -> dict[str, Any]:
 
 def event(data: dict[str, Any]) -> bytes:
     """One server-sent event."""
-    return b"data: " + msgspec.json.encode(data) + b"\n\n"
+    return b"data: " + encode(data) + b"\n\n"
 
 
 async def outputs_of(

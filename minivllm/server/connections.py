@@ -17,7 +17,9 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+
+from minivllm.server.responses import DIRECT
 
 HEADER_SECONDS = 30.0
 
@@ -34,17 +36,26 @@ class PromptProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        self._offer_direct()
         if self._alarm and self.cycle is not None:
             self._alarm.cancel()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self._offer_direct()  # a request that was waiting behind the last one may have begun
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._alarm:
             self._alarm.cancel()
         super().connection_lost(exc)
+
+    def _offer_direct(self) -> None:
+        """Let the answer to this request go the short way (`responses.py`), if it will come in chunks."""
+        cycle = self.cycle
+        if cycle is None or cycle.scope["http_version"] != "1.1" or cycle.scope["method"] == "HEAD":
+            return
+        cycle.scope.setdefault("extensions", {}).setdefault(DIRECT, DirectWriter(cycle))
 
     def _wait_for_head(self) -> None:
         if self._alarm:
@@ -54,6 +65,24 @@ class PromptProtocol(H11Protocol):
     def _give_up(self) -> None:
         if self.cycle is None or self.cycle.response_complete:
             self.transport.close()
+
+
+class DirectWriter:
+    """Writes parts of a body in HTTP/1.1's chunked form, past h11, which keeps no account of such parts.
+
+    To be called after the head of an answer without a length, and before its end.
+    """
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+
+    async def __call__(self, data: bytes) -> None:
+        """Write, once the client has taken enough of what was written before."""
+        cycle = self._cycle
+        if cycle.flow.write_paused and not cycle.disconnected:
+            await cycle.flow.drain()
+        if data and not cycle.disconnected:  # a part without bytes would be the end
+            cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
 
 class OrderlyServer(uvicorn.Server):

@@ -22,7 +22,7 @@ class Stream:
         self._is_in_pieces = kind is RequestOutputKind.DELTA
         self._waiting: RequestOutput | None = None
         self._error: Exception | None = None
-        self._has_come = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None  # of the one consumer, while there is nothing for it
         self.is_finished = False
         """The engine has nothing more to say."""
 
@@ -30,13 +30,13 @@ class Stream:
         self.is_finished = self.is_finished or output.finished
         before = self._waiting
         self._waiting = joined(before, output) if before and self._is_in_pieces else output
-        self._has_come.set()
+        self._wake()
 
     def fail(self, error: Exception) -> None:
         """What came before is still delivered, then this is raised."""
         self.is_finished = True
         self._error = self._error or error
-        self._has_come.set()
+        self._wake()
 
     async def next(self) -> RequestOutput:
         """All that has come since the last call, at least one output.
@@ -47,10 +47,18 @@ class Stream:
         while self._waiting is None:
             if self._error:
                 raise self._error
-            self._has_come.clear()
-            await self._has_come.wait()
+            # A future for each wait: half of what an `asyncio.Event` costs, and this is done for every token.
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
         output, self._waiting = self._waiting, None
         return output
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 def joined(earlier: RequestOutput, later: RequestOutput) -> RequestOutput:
