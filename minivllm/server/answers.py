@@ -14,9 +14,10 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -29,8 +30,11 @@ from minivllm.sampling_params import SamplingParams
 from minivllm.server.async_llm import AsyncLLM
 from minivllm.server.protocol import SampledRequest
 from minivllm.server.served_model import ServedModel
+from minivllm.server.stream import Take
 
 FINGERPRINT = f"minivllm-{__version__}"
+WriteNow = Callable[[Callable[[], bytes]], bool]
+"""Writes what the function returns, and says True; or, if it cannot now, calls nothing and says False."""
 DONE = b"data: [DONE]\n\n"
 encode = msgspec.json.Encoder().encode
 
@@ -121,20 +125,28 @@ class Answering(ABC):
             "usage": self.answer.usage() | {"completion_tokens_details": None},
         }
 
-    async def stream(self) -> AsyncGenerator[bytes]:
-        """The answer in chunks, as server-sent events."""
+    async def stream(self, write: WriteNow | None = None) -> AsyncGenerator[bytes]:
+        """The answer in chunks, as server-sent events.
+
+        Args:
+            write: a short way to the client. What goes that way is not yielded; the first and the last
+                chunk are.
+        """
         options = self._request.stream_options
-        async with aclosing(self._outputs()) as outputs:
+        async with aclosing(self._outputs(write)) as outputs:
             async for prompt, output in outputs:
-                chunks = [self._chunk(prompt, choice) for choice in self.choices(prompt, output)]
-                if chunks:
-                    yield b"".join(chunks)  # one write for all that a step brings
+                if chunks := self._chunks_of(prompt, output):
+                    yield chunks
         if options and options.include_usage:
             usage = self.answer.usage()
             yield event(
                 {**self.answer.head(), "choices": [], "usage": usage, "system_fingerprint": FINGERPRINT}
             )
         yield DONE
+
+    def _chunks_of(self, prompt: int, output: RequestOutput) -> bytes:
+        """One write for all that a step brings."""
+        return b"".join([self._chunk(prompt, choice) for choice in self.choices(prompt, output)])
 
     def _chunk(self, prompt: int, choice: dict[str, Any]) -> bytes:
         """The event that tells this, and no other, choice."""
@@ -144,9 +156,14 @@ class Answering(ABC):
         usage = self.answer.usage_of(prompt, choice["index"])
         return self._before + encode(choice) + b'],"usage":' + encode(usage) + b"}\n\n"
 
-    def _outputs(self) -> AsyncGenerator[tuple[int, RequestOutput]]:
+    def _outputs(self, write: WriteNow | None = None) -> AsyncGenerator[tuple[int, RequestOutput]]:
         priority = self._request.priority
-        return outputs_of(self.model.llm, self.prompts, self.params, self.answer.name, priority)
+        take = None if write is None or len(self.prompts) > 1 else partial(self._take, write)
+        return outputs_of(self.model.llm, self.prompts, self.params, self.answer.name, priority, take)
+
+    def _take(self, write: WriteNow, output: RequestOutput) -> bool:
+        """Tell an output of the only prompt, if the client can take it now."""
+        return write(partial(self._chunks_of, 0, output))
 
 
 def _usage(prompt: int, completion: int) -> dict[str, Any]:
@@ -159,14 +176,22 @@ def event(data: dict[str, Any]) -> bytes:
 
 
 async def outputs_of(
-    llm: AsyncLLM, prompts: Sequence[Prompt], params: SamplingParams, name: str, priority: int
+    llm: AsyncLLM,
+    prompts: Sequence[Prompt],
+    params: SamplingParams,
+    name: str,
+    priority: int,
+    take: Take | None = None,
 ) -> AsyncGenerator[tuple[int, RequestOutput]]:
     """The outputs of several prompts as they come, with the number of their prompt.
 
     One that is refused, or fails, ends all; and so does a caller who leaves.
+
+    Args:
+        take: of a single prompt's outputs, see `AsyncLLM.generate`.
     """
     if len(prompts) == 1:
-        async with aclosing(llm.generate(prompts[0], params, name, priority=priority)) as outputs:
+        async with aclosing(llm.generate(prompts[0], params, name, priority=priority, take=take)) as outputs:
             async for output in outputs:
                 yield 0, output
         return

@@ -55,7 +55,8 @@ class PromptProtocol(H11Protocol):
         cycle = self.cycle
         if cycle is None or cycle.scope["http_version"] != "1.1" or cycle.scope["method"] == "HEAD":
             return
-        cycle.scope.setdefault("extensions", {}).setdefault(DIRECT, DirectWriter(cycle))
+        extensions: dict[str, Any] = cycle.scope.setdefault("extensions", {})
+        extensions.setdefault(DIRECT, ChunkWriter(cycle))
 
     def _wait_for_head(self) -> None:
         if self._alarm:
@@ -67,22 +68,37 @@ class PromptProtocol(H11Protocol):
             self.transport.close()
 
 
-class DirectWriter:
+class ChunkWriter:
     """Writes parts of a body in HTTP/1.1's chunked form, past h11, which keeps no account of such parts.
 
-    To be called after the head of an answer without a length, and before its end.
+    To be called after the head of an answer without a length, and before its end (`responses.py`).
     """
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
         self._cycle = cycle
+        self._is_open = False  # the head is out, and the first part
 
-    async def __call__(self, data: bytes) -> None:
+    async def write(self, data: bytes) -> None:
         """Write, once the client has taken enough of what was written before."""
         cycle = self._cycle
         if cycle.flow.write_paused and not cycle.disconnected:
             await cycle.flow.drain()
-        if data and not cycle.disconnected:  # a part without bytes would be the end
-            cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        self._write(data)
+        self._is_open = True
+
+    def write_now(self, make: Callable[[], bytes]) -> bool:
+        """Write what `make` returns and return True; if the client is behind, or gone, do nothing."""
+        if not self._is_open or self._cycle.flow.write_paused or self._is_gone():
+            return False
+        self._write(make())
+        return True
+
+    def _write(self, data: bytes) -> None:
+        if data and not self._is_gone():  # a part without bytes would be the end
+            self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+    def _is_gone(self) -> bool:
+        return self._cycle.disconnected or self._cycle.transport.is_closing()
 
 
 class OrderlyServer(uvicorn.Server):

@@ -109,6 +109,8 @@ class EngineCounts:
         header: of the run; None before it begins.
     """
 
+    wants_texts = False
+
     def __init__(self) -> None:
         self.counters: Counter[str] = Counter()
         self.finished: Counter[str] = Counter(dict.fromkeys(("stop", "length", "abort", "error"), 0))

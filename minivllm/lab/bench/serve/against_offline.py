@@ -6,12 +6,13 @@
 Both sides have the same weights, threads, limits and requests, all there at the start, greedy, of exact
 lengths; they take turns, so that a busy minute hits both. A side that waits uses no processor.
 
-Two kinds of numbers come out. *Wall* times say what a user sees, and depend on how many cores are free for the
-server's two threads and the client. *CPU* times say what it costs, on a busy machine, too: the server's process
-against the engine's alone, per output token. Their difference is the price of serving: events, queues, JSON, sockets.
+Two kinds of numbers come out. *Wall* times say what a user sees, and depend on how many cores are free for
+the server's two threads and the client. *CPU* times say what it costs, on a busy machine, too: per output
+token, the server's process and the engine alone. Their difference is the price of serving: events, queues,
+JSON, sockets.
 
-Before the rounds, one pass asks for token ids and compares them with the engine's own: a server that is fast and
-wrong would be of no use.
+Before the rounds, one pass asks for token ids and compares them with the engine's own: a server that is
+fast and wrong would be of no use.
 
 Read next: `minivllm/server/stream.py`, where most of that price is saved.
 """
@@ -19,11 +20,10 @@ Read next: `minivllm/server/stream.py`, where most of that price is saved.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from time import perf_counter, process_time
-from typing import Any
 
 from minivllm.config import SchedulerConfig
 from minivllm.lab.bench.report import Header, Section, make_header
@@ -40,7 +40,7 @@ from minivllm.lab.workloads.workload import WorkloadRequest
 from minivllm.sampling_params import RequestOutputKind, SamplingParams
 
 OWN_TOKENS = 64
-"""Prompt tokens, and output tokens, of each request where there are more streams than the 64 of the workload."""
+"""Prompt tokens, and output tokens, of each request where there are more streams than `requests`."""
 
 
 @dataclass(frozen=True)
@@ -284,7 +284,7 @@ def _summary(
 ) -> Comparison:
     tokens = sum(request.num_output_tokens for request in work)
 
-    def middle(sides: list[Side], what: Any) -> float:
+    def middle(sides: list[Side], what: Callable[[Side], float]) -> float:
         return median(what(side) for side in sides)
 
     def cpu(side: Side) -> float:

@@ -66,7 +66,9 @@ class Client:
         if api_key:
             headers["Authorization"] = f"Bearer {api_key}"
         self.session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, limit_per_host=0),  # no queue of our own in here
+            # No queue of our own in here; and no connection that the server may be about to close (uvicorn
+            # does after five idle seconds): a request sent on it would count as a failure of the server's.
+            connector=aiohttp.TCPConnector(limit=0, limit_per_host=0, keepalive_timeout=2.0),
             timeout=aiohttp.ClientTimeout(total=timeout),
             headers=headers,
             read_bufsize=2**18,

@@ -341,7 +341,7 @@ def _compare(options: dict[str, Any]) -> None:
     path = options["json"]
     if path is not None:
         check_writable(path)
-    result = compare(settings)
+    result: Any = compare(settings)
     print_result(result)
     if path is not None:
         write_json(result, path)

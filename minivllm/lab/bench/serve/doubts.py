@@ -56,8 +56,8 @@ def _about_client(result: ServeResult, max_lag_ms: float) -> list[str]:
     told, client = [], result.client
     if result.mode == "capped":
         told.append(
-            f"not an open loop: at most {result.max_concurrency} requests were out at once, and others waited "
-            f"in the client, up to {client.late.p99:,.0f} ms at p99, which is in no latency"
+            f"not an open loop: at most {result.max_concurrency} requests were out at once, and others "
+            f"waited in the client, up to {client.late.p99:,.0f} ms at p99, which is in no latency"
         )
     elif result.mode == "open" and client.late.p99 > max_lag_ms:
         told.append(

@@ -136,8 +136,8 @@ def notes(result: ServeResult) -> list[str]:
     """How far the client itself can be believed."""
     client = result.client
     told = [
-        f"Client: sends {number(client.late.p50)} ms after they were due (p99 {number(client.late.p99)}), event "
-        f"loop up to {client.loop_lag_p99_ms:,.1f} ms late (p99), {client.cores:.2f} cores."
+        f"Client: sends {number(client.late.p50)} ms after they were due (p99 {number(client.late.p99)}), "
+        f"event loop up to {client.loop_lag_p99_ms:,.1f} ms late (p99), {client.cores:.2f} cores."
     ]
     if not kept_up(result):
         told.append("The server did not keep up: latencies grow with the length of the run.")
