@@ -134,7 +134,9 @@ class Engine:
         self.requests: dict[str, RequestState] = {}
         self._clock = clock
         self._sleep = sleep
-        self._emit = emit = make_emit([*([recorder] if recorder else []), *sinks])
+        sinks = [*([recorder] if recorder else []), *sinks]
+        self._emit = emit = make_emit(sinks)
+        self._tells_texts = any(getattr(s, "wants_texts", True) for s in sinks)
         self._is_busy = False  # left True by an interrupt: something may be half-done
         self._outbox = NOTHING
         self._late: list[RequestOutput] = []  # for the next step to tell
@@ -260,12 +262,13 @@ class Engine:
             PolicyError: the policy failed to rank it; nothing has changed.
         """
         self._settle()
-        tracing = self._emit is not None and self.tokenizer is not None
-        pieces = token_texts(self.tokenizer, state.prompt_token_ids) if tracing and self.tokenizer else ()
+        pieces: SequenceOf[str] = ()
+        if self._tells_texts and self.tokenizer:
+            pieces = token_texts(self.tokenizer, state.prompt_token_ids)
         self._is_busy = True
         try:
             asked = state.params.structured_outputs
-            structure = asked.words[:MOST_WORDS] if tracing and asked else ""
+            structure = asked.words[:MOST_WORDS] if self._tells_texts and asked else ""
             self.core.add(
                 state.request, self._clock(), prompt=state.prompt, pieces=pieces, structure=structure
             )

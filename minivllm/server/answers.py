@@ -14,9 +14,10 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -29,9 +30,13 @@ from minivllm.sampling_params import SamplingParams
 from minivllm.server.async_llm import AsyncLLM
 from minivllm.server.protocol import SampledRequest
 from minivllm.server.served_model import ServedModel
+from minivllm.server.stream import Take
 
 FINGERPRINT = f"minivllm-{__version__}"
+WriteNow = Callable[[Callable[[], bytes]], bool]
+"""Writes what the function returns, and says True; or, if it cannot now, calls nothing and says False."""
 DONE = b"data: [DONE]\n\n"
+encode = msgspec.json.Encoder().encode
 
 
 @dataclass
@@ -101,6 +106,8 @@ class Answering(ABC):
         self.prompts = prompts
         self.params = params
         self._request = request
+        # What each chunk of a stream begins with is encoded once.
+        self._before = b"data: " + encode(answer.head())[:-1] + b',"choices":['
 
     @abstractmethod
     def choices(self, prompt: int, output: RequestOutput) -> list[dict[str, Any]]:
@@ -112,7 +119,7 @@ class Answering(ABC):
 
     def request_ids(self) -> list[str]:
         """What the engine calls the requests behind it, one for each prompt."""
-        return request_ids(self.answer.name, len(self.prompts))
+        return request_ids(self.answer.engine_name, len(self.prompts))
 
     async def whole(self) -> dict[str, Any]:
         """The answer in one piece."""
@@ -132,20 +139,20 @@ class Answering(ABC):
             **about_prompt,
         }
 
-    async def stream(self) -> AsyncGenerator[bytes]:
-        """The answer in chunks, as server-sent events."""
+    async def stream(self, write: WriteNow | None = None) -> AsyncGenerator[bytes]:
+        """The answer in chunks, as server-sent events.
+
+        Args:
+            write: a short way to the client. What goes that way is not yielded; the first and the last
+                chunk are.
+        """
         options = self._request.stream_options
         is_first = True
-        async with aclosing(self._outputs()) as outputs:
+        async with aclosing(self._outputs(write)) as outputs:
             async for prompt, output in outputs:
-                for choice in self.choices(prompt, output):
-                    chunk = {**self.answer.head(), "choices": [choice]}
-                    if options and options.continuous_usage_stats:
-                        chunk["usage"] = self.answer.usage_of(prompt, choice["index"])
-                    if is_first:
-                        chunk |= self.about_prompt(output)
-                        is_first = False
-                    yield event(chunk)
+                if chunks := self._chunks_of(prompt, output, self.about_prompt(output) if is_first else None):
+                    is_first = False
+                    yield chunks
         if options and options.include_usage:
             usage = self.answer.usage()
             yield event(
@@ -153,9 +160,28 @@ class Answering(ABC):
             )
         yield DONE
 
-    def _outputs(self) -> AsyncGenerator[tuple[int, RequestOutput]]:
+    def _chunks_of(self, prompt: int, output: RequestOutput, about: dict[str, Any] | None = None) -> bytes:
+        """One write for all that a step brings. `about`: what its first chunk tells beside its choice."""
+        choices = self.choices(prompt, output)
+        return b"".join(
+            [self._chunk(prompt, choice, None if number else about) for number, choice in enumerate(choices)]
+        )
+
+    def _chunk(self, prompt: int, choice: dict[str, Any], about: dict[str, Any] | None) -> bytes:
+        """The event that tells this, and no other, choice."""
+        options, more = self._request.stream_options, about
+        if options and options.continuous_usage_stats:
+            more = {**(about or {}), "usage": self.answer.usage_of(prompt, choice["index"])}
+        return self._before + encode(choice) + (b"]," + encode(more)[1:] if more else b"]}") + b"\n\n"
+
+    def _outputs(self, write: WriteNow | None = None) -> AsyncGenerator[tuple[int, RequestOutput]]:
         priority = self._request.priority
-        return outputs_of(self.model.llm, self.prompts, self.params, self.answer.engine_name, priority)
+        take = None if write is None or len(self.prompts) > 1 else partial(self._take, write)
+        return outputs_of(self.model.llm, self.prompts, self.params, self.answer.engine_name, priority, take)
+
+    def _take(self, write: WriteNow, output: RequestOutput) -> bool:
+        """Tell an output of the only prompt, if the client can take it now."""
+        return write(partial(self._chunks_of, 0, output))
 
 
 def _usage(prompt: int, completion: int) -> dict[str, Any]:
@@ -169,18 +195,26 @@ def request_ids(name: str, num_prompts: int) -> list[str]:
 
 def event(data: dict[str, Any]) -> bytes:
     """One server-sent event."""
-    return b"data: " + msgspec.json.encode(data) + b"\n\n"
+    return b"data: " + encode(data) + b"\n\n"
 
 
 async def outputs_of(
-    llm: AsyncLLM, prompts: Sequence[Prompt], params: SamplingParams, name: str, priority: int
+    llm: AsyncLLM,
+    prompts: Sequence[Prompt],
+    params: SamplingParams,
+    name: str,
+    priority: int,
+    take: Take | None = None,
 ) -> AsyncGenerator[tuple[int, RequestOutput]]:
     """The outputs of several prompts as they come, with the number of their prompt.
 
     One that is refused, or fails, ends all; and so does a caller who leaves.
+
+    Args:
+        take: of a single prompt's outputs, see `AsyncLLM.generate`.
     """
     if len(prompts) == 1:
-        async with aclosing(llm.generate(prompts[0], params, name, priority=priority)) as outputs:
+        async with aclosing(llm.generate(prompts[0], params, name, priority=priority, take=take)) as outputs:
             async for output in outputs:
                 yield 0, output
         return

@@ -50,7 +50,14 @@ from minivllm.server.protocol import (
     DetokenizeRequest,
     TokenizeRequest,
 )
-from minivllm.server.responses import ClientGone, EventStream, JsonResponse, answered, unless_gone
+from minivllm.server.responses import (
+    ClientGone,
+    EventStream,
+    JsonResponse,
+    answered,
+    unless_gone,
+    write_now,
+)
 from minivllm.server.served_model import ServedModel
 
 CLIENT_CLOSED_REQUEST = 499
@@ -107,7 +114,7 @@ def _add_openai_routes(app: FastAPI, model: ServedModel, options: AppOptions) ->
             model.spans.announce(work.request_ids(), work.params, request.headers)
         if not asked.stream:
             return await answered(request, work.whole())
-        events = work.stream()
+        events = work.stream(write_now(request.scope))
         # What the engine refuses is answered with its status, so the answer begins with the first event.
         first = await unless_gone(anext(events), request.receive)
         return EventStream(first, events)

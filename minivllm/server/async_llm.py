@@ -31,7 +31,7 @@ from minivllm.model.tokenizer import Tokenizer
 from minivllm.outputs import RequestOutput
 from minivllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 from minivllm.server.engine_thread import EngineDeadError, EngineThread
-from minivllm.server.stream import Stream
+from minivllm.server.stream import Stream, Take
 from minivllm.trace.tee import Sink
 
 logger = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ class AsyncLLM:
         request_id: str,
         *,
         priority: int = 0,
+        take: Take | None = None,
     ) -> AsyncGenerator[RequestOutput]:
         """Continue one prompt.
 
@@ -76,6 +77,7 @@ class AsyncLLM:
                 (once, at the end) everything.
             request_id: the caller's name for it, unique among the requests that are not finished.
             priority: smaller numbers go first, under the policy "priority".
+            take: a short way for outputs: what it takes is not yielded (`stream.py`).
 
         Yields:
             What has come since the last output; the last one is `finished`.
@@ -90,7 +92,7 @@ class AsyncLLM:
         if request_id in self._streams:
             raise ValueError(f"request_id {request_id!r} is in use by a request that is not finished")
         text, token_ids, salt = tokenize_prompt(prompt, "prompt", self._engine.tokenizer)
-        stream = self._streams[request_id] = Stream(_output_kind(sampling_params))
+        stream = self._streams[request_id] = Stream(_output_kind(sampling_params), take)
         try:
             await self._call(
                 lambda engine: engine.add_request(

@@ -17,7 +17,9 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+
+from minivllm.server.responses import DIRECT
 
 HEADER_SECONDS = 30.0
 IDLE_LOOK_SECONDS = 0.05
@@ -37,17 +39,27 @@ class PromptProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        self._offer_direct()
         if self._alarm and self.cycle is not None:
             self._alarm.cancel()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self._offer_direct()  # a request that was waiting behind the last one may have begun
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._alarm:
             self._alarm.cancel()
         super().connection_lost(exc)
+
+    def _offer_direct(self) -> None:
+        """Let the answer to this request go the short way (`responses.py`), if it will come in chunks."""
+        cycle = self.cycle
+        if cycle is None or cycle.scope["http_version"] != "1.1" or cycle.scope["method"] == "HEAD":
+            return
+        extensions: dict[str, Any] = cycle.scope.setdefault("extensions", {})
+        extensions.setdefault(DIRECT, ChunkWriter(cycle))
 
     def _wait_for_head(self) -> None:
         if self._alarm:
@@ -66,6 +78,39 @@ def with_abort(app: Any, transport: Any) -> Any:
         await app({**scope, "abort": transport.abort}, receive, send)
 
     return told
+
+
+class ChunkWriter:
+    """Writes parts of a body in HTTP/1.1's chunked form, past h11, which keeps no account of such parts.
+
+    To be called after the head of an answer without a length, and before its end (`responses.py`).
+    """
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+        self._is_open = False  # the head is out, and the first part
+
+    async def write(self, data: bytes) -> None:
+        """Write, once the client has taken enough of what was written before."""
+        cycle = self._cycle
+        if cycle.flow.write_paused and not cycle.disconnected:
+            await cycle.flow.drain()
+        self._write(data)
+        self._is_open = True
+
+    def write_now(self, make: Callable[[], bytes]) -> bool:
+        """Write what `make` returns and return True; if the client is behind, or gone, do nothing."""
+        if not self._is_open or self._cycle.flow.write_paused or self._is_gone():
+            return False
+        self._write(make())
+        return True
+
+    def _write(self, data: bytes) -> None:
+        if data and not self._is_gone():  # a part without bytes would be the end
+            self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+    def _is_gone(self) -> bool:
+        return self._cycle.disconnected or self._cycle.transport.is_closing()
 
 
 class OrderlyServer(uvicorn.Server):

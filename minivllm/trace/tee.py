@@ -31,7 +31,8 @@ class Sink(Protocol):
     def emit(self, event: Event) -> None:
         """Take one event. It is called within the step, so it should return within microseconds.
 
-        A sink that has caught all its own errors says so by an attribute `is_safe = True`.
+        A sink that has caught all its own errors says so by an attribute `is_safe = True`. One that does not
+        look at the texts of a prompt's tokens says `wants_texts = False`: to make them takes 10 µs a token.
         """
 
 

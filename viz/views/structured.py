@@ -19,8 +19,8 @@ TEASER = "How an output comes to parse: what may not come next is struck out."
 INTRODUCTION = (
     "An output that must follow a **schema**, a pattern, a list of choices or a grammar always parses, "
     "because no token is allowed that could keep it from doing so. An automaton reads the output so far, and "
-    "knows which **tokens** can still lead to its end: a **mask** over the vocabulary. Step, and see what the "
-    "model would have liked to say at each place, and what it was left."
+    "knows which **tokens** can still lead to its end: a **mask** over the vocabulary. Step, and see what "
+    "the model would have liked to say at each place, and what it was left."
 )
 LEGEND = (
     "The longer the bar, the likelier the model found the token, before anything was struck out. Below: how "

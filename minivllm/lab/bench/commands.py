@@ -7,6 +7,7 @@
     minivllm bench field --model nano --peer transformers --repeat 5 --json field.json
     minivllm bench field --model small --python vllm=/envs/vllm/bin/python
     minivllm bench scaling --model nano --out scaling.svg
+    minivllm bench serve --request-rates 1,2,4,8        a server under load (`serve/command.py`)
 
 Only parsing and printing; what is measured lives in the module of each measurement's name.
 Read next: `throughput.py`.
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from minivllm.lab.bench.serve.command import serve
 from minivllm.lab.subjects.workload import DEFAULT_SEED
 from minivllm.terminal import Console
 
@@ -194,6 +196,9 @@ def scaling(
     check_picture(out)  # before the minutes of measuring, not after
     save_picture(_measure("scaling", json, settings), out)
     Console().print(f"Drew {out}.")
+
+
+app.command("serve")(serve)
 
 
 @app.command()
