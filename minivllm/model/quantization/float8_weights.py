@@ -85,9 +85,7 @@ def round_to_float8(weight: Tensor, block: tuple[int, int]) -> Float8Weights:
     padded = torch.nn.functional.pad(
         weight.float(), (0, across * columns - num_inputs, 0, down * rows - num_outputs)
     )
-    blocks = padded.unflatten(1, (across, columns)).unflatten(
-        0, (down, rows)
-    )  # [down, rows, across, columns]
+    blocks = padded.reshape(down, rows, across, columns)
     largest = blocks.abs().amax(dim=(1, 3))
     scales = torch.where(largest == 0, 1.0, largest / LARGEST)
     scaled = (blocks / scales[:, None, :, None]).clamp(-LARGEST, LARGEST)
