@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -130,3 +131,57 @@ class InputStatistics:
     def mean(self) -> Tensor:
         """mean|x| of each channel [in]."""
         return self._sum / max(self.num_tokens, 1)
+
+    def divide(self, scales: Tensor) -> None:
+        """What the statistics are once each channel of the inputs is divided by `scales` [in]."""
+        self._sum, self.largest = self._sum / scales, self.largest / scales
+        if len(self.moments):
+            self.moments.div_(scales).div_(scales[:, None])
+
+
+@dataclass
+class LayerSamples:
+    """What arrives at one layer.
+
+    Attributes:
+        hidden: for each sample to calibrate with, [tokens, hidden].
+        validation: the same for samples that are kept apart.
+    """
+
+    runner: LayerRunner
+    layer: DecoderLayer
+    hidden: list[Tensor]
+    validation: list[Tensor]
+
+    def observe(
+        self, linears: Sequence[StackedLinear], *, moments: bool = True, validation: bool = False
+    ) -> dict[StackedLinear, InputStatistics]:
+        """Run the layer, and tell what arrives at these matrices of it."""
+        seen = {linear: InputStatistics(linear.matrix.dense().shape[1], moments=moments) for linear in linears}
+        with watched({linear: statistics.observe for linear, statistics in seen.items()}):
+            for sample in self.validation if validation else self.hidden:
+                self.runner.layer(self.layer, sample)
+        return seen
+
+    def attention_inputs(self, most_tokens: int) -> list[Tensor]:
+        """The first few samples, normed, as attention gets them [tokens, hidden]."""
+        return [self.layer.input_norm(sample) for sample in first_samples(self.hidden, most_tokens)]
+
+    def mlp_inputs(self, most_tokens: int) -> Tensor:
+        """What the MLP makes its products of, for the first few samples: [tokens, hidden]."""
+        kept: list[Tensor] = []
+        with watched({self.layer.mlp.gate_up: kept.append}):
+            for sample in first_samples(self.hidden, most_tokens):
+                self.runner.layer(self.layer, sample)
+        return torch.cat(kept)
+
+
+def first_samples(samples: Sequence[Tensor], most_tokens: int) -> list[Tensor]:
+    """As many samples, at least one, as have so many tokens together."""
+    taken, tokens = [], 0
+    for sample in samples:
+        if taken and tokens + len(sample) > most_tokens:
+            break
+        taken.append(sample)
+        tokens += len(sample)
+    return taken

@@ -26,10 +26,17 @@ from torch import Tensor
 from minivllm.model.layers import Attention, DecoderLayer, DenseMatrix, RMSNorm, StackedLinear
 
 
-def fold_into_norm(norm: RMSNorm, linear: StackedLinear, scales: Tensor) -> None:
-    """Multiply `linear`'s input channels by `scales` [in], and divide them out of `norm`."""
-    norm.weight.div_(scales)
+def fold_into_norm(norm: RMSNorm, linear: StackedLinear, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """Multiply `linear`'s input channels by `scales` [in], and divide them out of `norm`.
+
+    The norm will be stored in `dtype`, perhaps with 8 bits of precision. So it is rounded first, and the
+    matrix takes what is left to multiply by, which is returned [in]: the product stays what it was.
+    """
+    stored = (norm.weight / scales).to(dtype).to(norm.weight.dtype)
+    scales = torch.where(stored == 0, 1.0, norm.weight / stored)
+    norm.weight = torch.where(stored == 0, norm.weight, stored)
     multiply_inputs(linear, scales)
+    return scales
 
 
 def fold_into_values(attention: Attention, scales: Tensor) -> None:

@@ -10,23 +10,16 @@ Read next: `rounding.py`, whose steps are as long for small weights as for large
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-FP8 = torch.float8_e4m3fn
-LARGEST = torch.finfo(FP8).max
+from minivllm.model.quantization.float8_weights import Float8Weights, round_to_float8
 
 
-def round_to_fp8(weight: Tensor, scale_dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Weights [out, in] in float8_e4m3fn, and the scales [out, 1] that they are multiplied by, as float32."""
-    largest = weight.abs().amax(dim=-1, keepdim=True)
-    scales = torch.where(largest == 0, 1.0, largest / LARGEST)
-    scales = scales.to(scale_dtype).float().clamp_(min=torch.finfo(scale_dtype).tiny)
-    # Rounded scales may put the largest weight just above 448, which e4m3 turns into NaN.
-    return (weight / scales).clamp_(-LARGEST, LARGEST).to(FP8), scales
+def round_rows_to_float8(weight: Tensor) -> Float8Weights:
+    """`weight` [out, in] with a scale for each output."""
+    return round_to_float8(weight, (1, weight.shape[1]))
 
 
-def round_tokens_fp8(x: Tensor) -> Tensor:
-    """`x` [tokens, in] as FP8 with one scale for each token gives it back."""
-    codes, scales = round_to_fp8(x)
-    return codes.float().mul_(scales)
+def round_tokens_to_float8(x: Tensor) -> Tensor:
+    """`x` [tokens, in] as e4m3 with one scale for each token gives it back."""
+    return round_rows_to_float8(x).dense()

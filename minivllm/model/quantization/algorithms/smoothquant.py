@@ -36,7 +36,7 @@ def smoothing_scales(largest_inputs: Tensor, weight: Tensor, alpha: float = 0.5)
     return torch.where(largest_inputs == 0, 1.0, scales.clamp(min=1e-5))
 
 
-def round_tokens_int8(x: Tensor) -> Tensor:
+def round_tokens_to_int8(x: Tensor) -> Tensor:
     """`x` [tokens, in] as int8 with one scale for each token gives it back: what W8A8 multiplies by."""
     scales = x.abs().amax(dim=-1, keepdim=True).div_(INT8_MAX).clamp_(min=1e-12)
     return (x / scales).round_().clamp_(-INT8_MAX - 1, INT8_MAX).mul_(scales)
