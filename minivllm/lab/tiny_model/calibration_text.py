@@ -36,7 +36,9 @@ def _draw(documents: list[Document], count: int, rng: random.Random) -> list[str
     for document in documents:
         by_kind.setdefault((document.language, document.kind), []).append(document.text)
     each = count // len(by_kind)
-    texts = [text for kind in sorted(by_kind) for text in rng.sample(by_kind[kind], min(each, len(by_kind[kind])))]
+    texts = [
+        text for kind in sorted(by_kind) for text in rng.sample(by_kind[kind], min(each, len(by_kind[kind])))
+    ]
     rng.shuffle(texts)
     return texts
 

@@ -75,7 +75,9 @@ def _search_and_fold(
 
     scales = search(attention.qkv, _attention_loss(samples))
     folded = {attention.qkv: fold_into_norm(layer.input_norm, attention.qkv, scales, fold_dtype)}
-    scales = search(attention.output, _own_loss(attention.output, seen), lambda s: tie_query_heads(attention, s))
+    scales = search(
+        attention.output, _own_loss(attention.output, seen), lambda s: tie_query_heads(attention, s)
+    )
     fold_into_values(attention, scales)
     folded[attention.output] = scales
     scales = search(mlp.gate_up, _mlp_loss(samples))

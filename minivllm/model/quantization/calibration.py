@@ -157,7 +157,9 @@ class LayerSamples:
         self, linears: Sequence[StackedLinear], *, moments: bool = True, validation: bool = False
     ) -> dict[StackedLinear, InputStatistics]:
         """Run the layer, and tell what arrives at these matrices of it."""
-        seen = {linear: InputStatistics(linear.matrix.dense().shape[1], moments=moments) for linear in linears}
+        seen = {
+            linear: InputStatistics(linear.matrix.dense().shape[1], moments=moments) for linear in linears
+        }
         with watched({linear: statistics.observe for linear, statistics in seen.items()}):
             for sample in self.validation if validation else self.hidden:
                 self.runner.layer(self.layer, sample)
@@ -178,7 +180,8 @@ class LayerSamples:
 
 def first_samples(samples: Sequence[Tensor], most_tokens: int) -> list[Tensor]:
     """As many samples, at least one, as have so many tokens together."""
-    taken, tokens = [], 0
+    taken: list[Tensor] = []
+    tokens = 0
     for sample in samples:
         if taken and tokens + len(sample) > most_tokens:
             break

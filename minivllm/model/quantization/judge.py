@@ -1,8 +1,8 @@
 """How much a model has lost by quantisation, on text that nothing was fitted to.
 
     perplexity          exp(mean −log p(next token)), of the original and of the quantised model
-    KL divergence       mean over tokens of Σ p log(p / q): how far the quantised model's distribution q of the
-                        next token is from the original's p. It sees what perplexity averages away.
+    KL divergence       mean over tokens of Σ p log(p / q): how far the quantised model's distribution q of
+                        the next token is from the original's p. It sees what perplexity averages away.
 
 Read next: `quantize_layers.py`, which carries held-out samples through both models side by side.
 """
@@ -54,8 +54,11 @@ def judge(
                 targets = following[start : start + ROWS]
                 predicted += len(targets)
                 for index, scores in enumerate((p, q)):
-                    nats[index] += float(functional.nll_loss(scores[: len(targets)], targets, reduction="sum"))
-    return Verdict(count, *(math.exp(x / max(predicted, 1)) for x in nats), divergence / max(count, 1))
+                    nats[index] += float(
+                        functional.nll_loss(scores[: len(targets)], targets, reduction="sum")
+                    )
+    before, after = (math.exp(total / max(predicted, 1)) for total in nats)
+    return Verdict(count, before, after, divergence / max(count, 1))
 
 
 def _log_probabilities(decoder: Decoder, hidden: Tensor) -> Tensor:

@@ -24,9 +24,8 @@ from torch import Tensor
 from minivllm.model.decoder import Decoder
 from minivllm.model.layers import DecoderLayer, DenseMatrix, RMSNorm, StackedLinear
 from minivllm.model.quantization.algorithms.rounding import check_finite
-from minivllm.model.quantization.calibration import LayerRunner
+from minivllm.model.quantization.calibration import LayerRunner, LayerSamples
 from minivllm.model.quantization.quantize_one_layer import (
-    LayerSamples,
     QuantizedWeights,
     as_matrix,
     quantize_one_layer,

@@ -23,7 +23,7 @@ from minivllm.model.quantization.algorithms.gptq import gptq
 from minivllm.model.quantization.algorithms.rounding import round_to_nearest
 from minivllm.model.quantization.algorithms.smoothquant import round_tokens_to_int8, smoothing_scales
 from minivllm.model.quantization.awq_layer import quantize_awq
-from minivllm.model.quantization.calibration import InputStatistics, LayerSamples
+from minivllm.model.quantization.calibration import LayerSamples
 from minivllm.model.quantization.float8_weights import Float8Weights
 from minivllm.model.quantization.integer_weights import IntegerWeights
 from minivllm.model.quantization.settings import QuantizationSettings
@@ -81,7 +81,7 @@ def _smoothquant(
 
 
 def as_matrix(weights: QuantizedWeights, settings: QuantizationSettings) -> Matrix:
-    """A matrix that multiplies as the quantised model will: with its inputs rounded, if the method does so."""
+    """Multiplies as the quantised model will: with its inputs rounded, if the method does so."""
     matrix = DenseMatrix(weights.dense())
     return RoundedInputs(matrix, settings.method) if settings.rounds_activations else matrix
 

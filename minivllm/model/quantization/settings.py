@@ -13,7 +13,7 @@ Read next: `quantize_layers.py`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -45,7 +45,7 @@ class QuantizationSettings:
 
     method: str
     grid: Grid
-    gptq: GptqOptions = GptqOptions()
+    gptq: GptqOptions = field(default_factory=GptqOptions)
     true_sequential: bool = True
     clipping: str = "validated"
     duo_scaling: bool = False
@@ -105,7 +105,7 @@ def make_settings(
 
 def matrix_inputs(config: ModelConfig) -> dict[str, int]:
     """Inputs of each matrix of a layer, by name."""
-    inputs = {name: config.hidden_size for name in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")}
+    inputs = dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), config.hidden_size)
     return inputs | {"o_proj": config.num_heads * config.head_dim, "down_proj": config.intermediate_size}
 
 
@@ -119,7 +119,9 @@ def _bits(method: str, bits: int | None) -> int:
     if bits is None:
         return 4 if 4 in allowed else allowed[0]
     if check_integer("bits", bits, at_least=1) not in allowed:
-        raise ValueError(f"bits must be {' or '.join(map(str, allowed))} for the method {method!r}, got {bits}")
+        raise ValueError(
+            f"bits must be {' or '.join(map(str, allowed))} for the method {method!r}, got {bits}"
+        )
     return bits
 
 

@@ -8,5 +8,6 @@
     fp8.py           8-bit floats, a scale for each output channel
     folding.py       what AWQ and SmoothQuant multiply a matrix's inputs by, divided out before it
 
-Read next: `rounding.py`, then `minivllm/model/quantization/quantize_layers.py`, which runs them through a model.
+Read next: `rounding.py`, then `minivllm/model/quantization/quantize_layers.py`, which runs them through a
+model.
 """

@@ -1,6 +1,7 @@
 """Scales folded into a model: what multiplies a matrix's inputs is divided out by what makes them.
 
-AWQ and SmoothQuant want W·diag(s) instead of W. The model computes the same if the inputs arrive divided by s:
+AWQ and SmoothQuant want W·diag(s) instead of W. The model computes the same if the inputs arrive divided
+by s:
 
     matrix         its inputs are made by               so there
     ────────────   ──────────────────────────────────   ─────────────────────────────────────────────────

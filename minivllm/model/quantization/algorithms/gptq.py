@@ -90,7 +90,8 @@ def inverse_factor(moments: Tensor, damping: float) -> Tensor:
         if not failed:
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not failed and torch.isfinite(upper).all():
-                return upper.float()
+                inverse: Tensor = upper.float()
+                return inverse
         if damping >= MOST_DAMPING:
             raise ValueError("the inputs' second moments have no inverse: are the activations finite?")
         damping = max(damping, 0.001) * 10
@@ -122,7 +123,9 @@ class _Groups:
         """Fix the grid of the group that begins at `column` of `weight` [out, in], if one does."""
         if not self.is_static and column % self.length == 0:
             limits = grouped_limits(weight[:, column : column + self.length])
-            self.scales[:, column // self.length], self.zeros[:, column // self.length] = self.grid.fit(*limits)
+            self.scales[:, column // self.length], self.zeros[:, column // self.length] = self.grid.fit(
+                *limits
+            )
 
     def columns(self) -> tuple[Tensor, Tensor]:
         """Scale and zero of each weight, [out, in] as visited."""

@@ -86,12 +86,16 @@ def stored_scales(scales: Tensor, dtype: torch.dtype) -> Tensor:
     """
     largest = torch.finfo(dtype).max
     if scales.numel() and float(scales.max()) > largest:
-        raise ValueError(f"a scale of {float(scales.max()):.3g} does not fit {dtype}, which ends at {largest:g}")
+        raise ValueError(
+            f"a scale of {float(scales.max()):.3g} does not fit {dtype}, which ends at {largest:g}"
+        )
     stored = scales.to(dtype).float()
     return torch.where(scales == 0, 1.0, stored.clamp_(min=torch.finfo(dtype).smallest_normal))
 
 
-def round_to_nearest(weight: Tensor, grid: Grid, limits: tuple[Tensor, Tensor] | None = None) -> IntegerWeights:
+def round_to_nearest(
+    weight: Tensor, grid: Grid, limits: tuple[Tensor, Tensor] | None = None
+) -> IntegerWeights:
     """Codes of `weight` [out, in] on a grid that reaches every weight of its group.
 
     Args:
