@@ -58,7 +58,7 @@ def gptq(weight: Tensor, moments: Tensor, grid: Grid, options: GptqOptions | Non
     diagonal = moments.diagonal()
     alive = torch.where(diagonal == 0, 0.0, weight)
     order = torch.argsort(diagonal, descending=True, stable=True) if options.act_order else None
-    groups = _Groups(alive, grid, order, is_static=options.static_groups)
+    groups = _Groups(weight, alive, grid, order, is_static=options.static_groups)
     if order is not None:
         alive, moments = alive[:, order], moments[order][:, order]
     factor = inverse_factor(moments, options.damping)
@@ -101,10 +101,12 @@ class _Groups:
     """The grids of all groups, in the order in which channels are visited.
 
     Grids are fixed at once if they are static; otherwise a group's is when its first channel is reached, from
-    the weights as they are by then.
+    the weights as they are by then. The grids of plain rounding are kept beside them.
     """
 
-    def __init__(self, weight: Tensor, grid: Grid, order: Tensor | None, *, is_static: bool) -> None:
+    def __init__(
+        self, weight: Tensor, alive: Tensor, grid: Grid, order: Tensor | None, *, is_static: bool
+    ) -> None:
         num_inputs = weight.shape[1]
         self.grid, self.is_static = grid, is_static
         self.length = grid.group_length(num_inputs)
@@ -115,9 +117,10 @@ class _Groups:
             self.group_of, self.visited = neighbours, neighbours[order]
         else:
             self.group_of, self.visited = neighbours[torch.argsort(order)], neighbours
-        grouped = grouped_weights(weight if order is None or is_static else weight[:, order], grid)
-        self.plain_scales, self.plain_zeros = grid.fit(*grouped_limits(grouped))
-        self.scales, self.zeros = self.plain_scales.clone(), self.plain_zeros.clone()
+        if order is not None and not is_static:
+            weight, alive = weight[:, order], alive[:, order]
+        self.plain_scales, self.plain_zeros = grid.fit(*grouped_limits(grouped_weights(weight, grid)))
+        self.scales, self.zeros = grid.fit(*grouped_limits(grouped_weights(alive, grid)))
 
     def enter(self, weight: Tensor, column: int) -> None:
         """Fix the grid of the group that begins at `column` of `weight` [out, in], if one does."""
