@@ -11,7 +11,8 @@ A trace grows line by line and cannot wait for its end: `trace/recorder.py`.
 from __future__ import annotations
 
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 
@@ -38,6 +39,44 @@ def write_file(path: str | Path, content: str | bytes, name: str) -> None:
             _replace(place, data)
     except (OSError, ValueError) as error:  # the latter: a path that cannot be one, or a lone surrogate
         raise CannotWrite(f"{name}: cannot write to {path}: {reason(error)}") from error
+
+
+def check_new_folder(path: str | Path, name: str) -> Path:
+    """Raises `ValueError` if something is there already: said before the work, not after it.
+
+    An empty folder may be there, and the folder around it must.
+    """
+    place = Path(path).expanduser()
+    try:
+        if place.exists() and (not place.is_dir() or any(place.iterdir())):
+            raise ValueError(f"{name} must be a new or an empty folder, but {str(path)!r} is there already")
+        if not place.absolute().parent.is_dir():
+            raise ValueError(f"{name}: there is no folder {str(place.absolute().parent)!r} to make it in")
+    except OSError as error:
+        raise ValueError(f"{name}: {str(path)!r} cannot be a folder: {reason(error)}") from error
+    return place
+
+
+@contextmanager
+def new_folder(path: str | Path, name: str) -> Iterator[Path]:
+    """A folder to fill, which takes its place when all is in it; after an error there is none.
+
+    Raises:
+        CannotWrite: the disk is full, or the place is taken.
+    """
+    place = Path(path).expanduser()
+    beside = place.with_name(f".{token_hex(8)}.tmp")
+    try:
+        beside.mkdir()
+        yield beside
+        if place.is_dir():
+            place.rmdir()  # only an empty one goes
+        beside.rename(place)
+    except OSError as error:
+        raise CannotWrite(f"{name}: cannot write to {path}: {reason(error)}") from error
+    finally:  # an interrupt, too, leaves nothing behind
+        if beside.exists():
+            shutil.rmtree(beside, ignore_errors=True)
 
 
 def reason(error: Exception) -> str:

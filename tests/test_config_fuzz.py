@@ -33,7 +33,7 @@ SETTINGS = {
     "enable_prefix_caching": st.sampled_from([None, False, True]),
     "swap_space": st.sampled_from([0, 4]),
     "tensor_parallel_size": st.sampled_from([1, 2]),
-    "quantization": st.sampled_from([None, "awq"]),
+    "quantization": st.sampled_from([None, "awq", "int8", "int4", "fp8"]),
     "enforce_eager": st.booleans(),
 }
 

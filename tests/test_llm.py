@@ -190,7 +190,7 @@ def test_a_trace_of_everything_is_written_on_request(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dtype": "int8"}, "dtype must be one of"),
+        ({"dtype": "int7"}, "dtype must be one of"),
         ({"seed": -1}, "seed must be an integer of at least 0"),
         ({"block_size": 0}, "block_size must be an integer of at least 1, got 0"),
         (
@@ -217,7 +217,9 @@ def test_a_trace_of_everything_is_written_on_request(tmp_path):
         ({"allocator": "malloc"}, "allocator must be one of"),
         ({"allocator": "oracle", "prefix_cache": "hash"}, "allocator must be 'paged'"),
         ({"tensor_parallel_size": 2}, "tensor_parallel_size must be 1"),
-        ({"quantization": "awq"}, "quantization must be None"),
+        ({"quantization": "awq"}, "quantization is 'awq', but the checkpoint is not quantised"),
+        ({"quantization": "squeezellm"}, "quantization must be one of 'gptq', 'awq', .* got 'squeezellm'"),
+        ({"quantization": "awq", "dtype": "int8"}, "dtype 'int8' means .* quantization='int8'"),
         ({"scheduling_policy": "lifo"}, "scheduling_policy must be one of"),
         ({"tokenizer": "./nowhere"}, "nowhere"),
         ({"tokenizer": 5}, "tokenizer must be a string or a path, got 5"),

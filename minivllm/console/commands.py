@@ -61,6 +61,11 @@ COMMANDS = {
         "serve",
         "Serve a model to many clients at once, over the OpenAI API.",
     ),
+    "quantize": Place(
+        "minivllm.console.quantize_command",
+        "quantize",
+        "Write a checkpoint with small numbers for weights, found by AWQ, GPTQ, SmoothQuant or rounding.",
+    ),
     "dashboard": Place(
         "minivllm.console.first_commands",
         "dashboard",

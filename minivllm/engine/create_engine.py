@@ -93,6 +93,7 @@ def load_executor(args: EngineArgs) -> TorchExecutor:
         virtual_memory=args.allocator == "virtual_memory",
         backend=backend_factory(args.attention_backend),
         enforce_eager=args.enforce_eager,
+        quantization=args.quantization,
     )
 
 

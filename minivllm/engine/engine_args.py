@@ -23,9 +23,12 @@ from minivllm.config import (
 from minivllm.engine.settings import Setting, check_settings, documented
 from minivllm.memory.allocators import ALLOCATORS
 from minivllm.memory.make_cache_manager import PREFIX_CACHES
+from minivllm.model.quantization.names import SETTINGS as QUANTIZATIONS
 from minivllm.scheduling.choose_policy import POLICIES, make_policy
 from minivllm.trace.recorder import Recorder
 from minivllm.validation import shown
+
+INT8 = "int8"
 
 
 @dataclass
@@ -53,7 +56,11 @@ class EngineArgs:
     ] = False
     dtype: Annotated[
         str,
-        Setting("Type of weights and KV cache; 'auto' is what the checkpoint says.", ("auto", *DTYPES)),
+        Setting(
+            "Type of weights and KV cache; 'auto' is what the checkpoint says. 'int8' is another word for "
+            "quantization='int8': weights of 8 bits, everything else as with 'auto'.",
+            ("auto", *DTYPES, INT8),
+        ),
     ] = "auto"
     generation_config: Annotated[
         str | Path,
@@ -155,7 +162,13 @@ class EngineArgs:
     tensor_parallel_size: Annotated[int, Setting("1 so far: this version uses one device.")] = 1
     pipeline_parallel_size: Annotated[int, Setting("1 so far: this version uses one device.")] = 1
     quantization: Annotated[
-        str | None, Setting("None so far: this version computes with the checkpoint's own weights.")
+        str | None,
+        Setting(
+            "How weights are stored. A quantised checkpoint says so itself, and may be named: 'gptq', 'awq', "
+            "'compressed-tensors', 'fp8'. A plain one is rounded while it is loaded by 'int8', 'int4' or "
+            "'fp8', and not at all if this is left out.",
+            QUANTIZATIONS,
+        ),
     ] = None
     enforce_eager: Annotated[
         bool,
@@ -175,6 +188,7 @@ class EngineArgs:
         make_policy(self.scheduling_policy)  # before a model is loaded for nothing
         self._resolve_prefix_cache()
         self._resolve_preemption_mode()
+        self._resolve_dtype()
         self._refuse_what_is_not_built_yet()
 
     def _resolve_prefix_cache(self) -> None:
@@ -191,8 +205,20 @@ class EngineArgs:
         if self.preemption_mode == "swap" and not self.swap_space:
             raise ValueError("preemption_mode must be 'recompute' where swap_space is 0, got 'swap'")
 
+    def _resolve_dtype(self) -> None:
+        """`dtype` is what is computed in, and that is no integer; who says so means the weights."""
+        if self.dtype != INT8:
+            return
+        if self.quantization not in (None, INT8):
+            raise ValueError(
+                f"dtype 'int8' means weights of 8 bits, which quantization={INT8!r} makes of a plain "
+                f"checkpoint; with quantization={self.quantization!r} weights have as many bits as the "
+                "checkpoint says. Leave dtype out, or set quantization='int8' and dtype='auto'"
+            )
+        self.quantization, self.dtype = INT8, "auto"
+
     def _refuse_what_is_not_built_yet(self) -> None:
-        allowed = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "quantization": None}
+        allowed = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1}
         for name, only in allowed.items():
             value = getattr(self, name)
             if value != only:

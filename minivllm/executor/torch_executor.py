@@ -33,7 +33,7 @@ from minivllm.executor.virtual_storage import VirtualKVStorage
 from minivllm.model.config import ModelConfig
 from minivllm.model.decoder import Decoder
 from minivllm.model.hub import resolve_model
-from minivllm.model.weights import Checkpoint
+from minivllm.model.load import load_decoder
 from minivllm.scheduling.plan import StepPlan
 from minivllm.trace.events import ModelShape
 from minivllm.validation import check_choice
@@ -97,10 +97,12 @@ class TorchExecutor:
         virtual_memory: bool = False,
         backend: BackendFactory = fastest,
         enforce_eager: bool = False,
+        quantization: str | None = None,
     ) -> TorchExecutor:
         """Load a model from a folder or a hub id, and allocate its cache.
 
-        `dtype` "auto" keeps what the checkpoint was saved in. `device` is "cpu" or "cuda"; a GPU is used if
+        `dtype` "auto" keeps what the checkpoint was saved in. `quantization`: how its weights are, or shall
+        be, stored (`minivllm/model/quantization/choose.py`). `device` is "cpu" or "cuda"; a GPU is used if
         there is one. `num_blocks` None sizes the cache by `decide_num_blocks` from the settings below it.
         `swap_space_bytes` of the host's memory hold the blocks of preempted requests. With `virtual_memory`
         each of `max_num_seqs` sequences has addresses for `max_model_len` tokens, and memory on demand.
@@ -112,7 +114,7 @@ class TorchExecutor:
         if torch_device.type == "cpu":
             warn_of_threads(torch.get_num_threads())
             note_parallel_run(torch.get_num_threads())
-        decoder = load_decoder(folder, config, torch_dtype, torch_device)
+        decoder = load_decoder(folder, config, torch_dtype, torch_device, quantization)
         num_blocks = decide_num_blocks(
             config,
             block_size=block_size,
@@ -167,18 +169,6 @@ class TorchExecutor:
             logits = self.runner.run(metadata, plan.num_padding_tokens)
             self.last_attention_seconds = self.runner.attention_seconds
             return logits
-
-
-def load_decoder(folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Decoder:
-    """A decoder with the folder's weights, converted to `dtype`. What does not fit is known before any
-    memory is taken."""
-    checkpoint = Checkpoint(folder)
-    # A file that has its own lm_head means it, whatever the config says about tying: so does transformers.
-    tied = config.tie_word_embeddings and "lm_head.weight" not in checkpoint.file_of
-    checkpoint.check(Decoder(config, dtype, torch.device("meta"), tied=tied).views(), config.summary)
-    decoder = Decoder(config, dtype, device, tied=tied)
-    checkpoint.load_into(decoder.views())
-    return decoder
 
 
 def make_host_storage(

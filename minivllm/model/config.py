@@ -20,11 +20,12 @@ Read next: `minivllm/model/rope_config.py` for the positions, then `minivllm/mod
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from minivllm.model.json_file import read_json_object
+from minivllm.model.quantization.names import method_name
 from minivllm.model.rope_config import MAX_POSITIONS, RopeConfig, read_rope
 from minivllm.trace.events import ModelShape
 from minivllm.validation import check_boolean, check_choice, check_integer, check_number, shown
@@ -85,6 +86,8 @@ class ModelConfig:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     """What `config.json` says; `minivllm/model/generation_config.py` says who else is asked."""
+    quantization: Mapping[str, Any] | None = field(default=None, hash=False)
+    """Its `quantization_config`, if weights are quantised: `minivllm/model/quantization/` reads it."""
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> ModelConfig:
@@ -92,7 +95,7 @@ class ModelConfig:
         path = Path(folder) / "config.json"
         raw = read_json_object(path)
         try:
-            return cls.from_dict(raw)
+            return cls.from_dict(_with_quantization_file(raw, path))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
@@ -101,7 +104,7 @@ class ModelConfig:
         """Check `raw`, the contents of a `config.json`, or raise `ValueError` naming the key at fault."""
         raw = _text_part(raw)
         architecture = _architecture(raw)
-        _check_not_quantised(raw.get("quantization_config"))
+        quantization = _quantization(raw)
         qwen3 = architecture == "Qwen3ForCausalLM"
         has_attention_bias = architecture in ("LlamaForCausalLM", "Qwen3ForCausalLM") and _flag(
             raw, "attention_bias"
@@ -135,6 +138,7 @@ class ModelConfig:
             dtype=_dtype(raw),
             bos_token_id=_optional_id("bos_token_id", raw.get("bos_token_id")),
             eos_token_ids=read_eos_token_ids(raw),
+            quantization=quantization,
         )
         config._check_heads()
         return config
@@ -245,14 +249,26 @@ def _architecture(raw: Mapping[str, Any]) -> str:
     raise ValueError(f"architectures: found {found}; supported are {', '.join(ARCHITECTURES)}")
 
 
-def _check_not_quantised(settings: object) -> None:
+def _quantization(raw: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """How weights are quantised, None if they are not; only the method is looked at here."""
+    settings = raw.get("quantization_config") or raw.get("compression_config")
     if settings is None or settings == {}:
-        return
-    method = settings.get("quant_method") if isinstance(settings, Mapping) else settings
-    raise ValueError(
-        f"quantization_config: weights quantised with {shown(method)} cannot be loaded; "
-        f"use the unquantised checkpoint ({', '.join(BYTES_PER_ELEMENT)})"
-    )
+        return None
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"quantization_config must be an object, got {shown(settings)}")
+    method_name(settings)
+    return settings
+
+
+def _with_quantization_file(raw: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Older tools wrote what is now `quantization_config` into a file of its own."""
+    if raw.get("quantization_config") is not None:
+        return raw
+    for name, method in (("quantize_config.json", "gptq"), ("quant_config.json", "awq")):
+        if (path.parent / name).is_file():
+            settings = read_json_object(path.parent / name)
+            return {**raw, "quantization_config": {"quant_method": method, **settings}}
+    return raw
 
 
 def _max_model_len(raw: Mapping[str, Any], rope: RopeConfig, max_positions: int) -> tuple[int, str]:

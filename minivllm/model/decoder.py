@@ -20,6 +20,7 @@ Read next: `minivllm/model/layers.py` for a layer, `minivllm/executor/runners/ea
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +32,13 @@ from minivllm.model.matrix import Matrix, NamedViews
 from minivllm.model.rotary import RotaryEmbedding
 
 
+class KVScales(NamedTuple):
+    """What a layer's keys and values are divided by before they are kept in 8 bits."""
+
+    key: float
+    value: float
+
+
 class Decoder:
     """A causal language model. Its weights are uninitialised memory until a loader fills `views()`.
 
@@ -38,19 +46,38 @@ class Decoder:
     """
 
     def __init__(
-        self, config: ModelConfig, dtype: torch.dtype, device: torch.device, *, tied: bool | None = None
+        self,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        tied: bool | None = None,
+        matrix_device: torch.device | None = None,
     ) -> None:
-        """`tied` overrides `config.tie_word_embeddings`: whether logits use the embedding matrix."""
+        """An empty decoder.
+
+        Args:
+            tied: overrides `config.tie_word_embeddings`: whether logits use the embedding matrix.
+            matrix_device: where the matrices of linear layers are, if not on `device`: on "meta", if a
+                loader puts others in their places.
+        """
         self.config = config
         self.dtype = dtype
         self.rotary = RotaryEmbedding(config, device)
         rows = config.vocab_size, config.hidden_size
         self.embedding = torch.empty(rows, dtype=dtype, device=device)
-        self.layers = [DecoderLayer(config, index, dtype, device) for index in range(config.num_layers)]
+        self.layers = [
+            DecoderLayer(config, index, dtype, device, matrix_device) for index in range(config.num_layers)
+        ]
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device)
         self.tied = config.tie_word_embeddings if tied is None else tied
-        head = self.embedding if self.tied else torch.empty(rows, dtype=dtype, device=device)
+        place = matrix_device or device
+        head = self.embedding if self.tied else torch.empty(rows, dtype=dtype, device=place)
         self.head: Matrix = DenseMatrix(head)
+        self.kv_scales: tuple[KVScales | None, ...] = (None,) * config.num_layers
+        """For each layer what a checkpoint says of keys and values in 8 bits; nothing, as a rule."""
+        self.quantization: str | None = None
+        """The method by which its weights are stored as small numbers (`quantization/names.py`)."""
 
     def forward(
         self, token_ids: Tensor, positions: Tensor, attend: Attend, rows: Tensor | None = None
@@ -73,14 +100,23 @@ class Decoder:
         return self.embedding if self.tied else self.head.dense()
 
     def convert(self, make: Callable[[Tensor], Matrix]) -> None:
-        """Store every matrix in another format, which `make` builds from its rows [out, in].
+        """Store every dense matrix in another format, which `make` builds from its rows [out, in].
 
-        The rows are freed, those of a tied embedding excepted: tokens are still looked up there.
+        The rows are freed, those of a tied embedding excepted: tokens are still looked up there. Quantised
+        matrices stay as they are.
         """
         for layer in self.layers:
             for linear in layer.linears:
-                linear.matrix = make(linear.matrix.dense())
-        self.head = make(self.lm_head)
+                if not linear.matrix.is_quantized:
+                    linear.matrix = make(linear.matrix.dense())
+        if not self.head.is_quantized:
+            self.head = make(self.lm_head)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Is any matrix stored as small numbers?"""
+        linears = (linear for layer in self.layers for linear in layer.linears)
+        return self.head.is_quantized or any(linear.matrix.is_quantized for linear in linears)
 
     def views(self) -> NamedViews:
         """Every weight under its name in the checkpoint: write into these tensors to load the model."""

@@ -18,7 +18,7 @@ Read next: `minivllm/model/rotary.py` for the angles, then `minivllm/executor/at
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Protocol
 
@@ -48,11 +48,18 @@ class Attend(Protocol):
 class DecoderLayer:
     """Attention, then the gated MLP, each added to the stream it read from."""
 
-    def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        matrix_device: torch.device | None = None,
+    ) -> None:
         self.input_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device)
-        self.attention = Attention(config, layer, dtype, device)
+        self.attention = Attention(config, layer, dtype, device, matrix_device)
         self.post_attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device)
-        self.mlp = GatedMLP(config, dtype, device)
+        self.mlp = GatedMLP(config, dtype, device, matrix_device)
 
     def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         x = self.attention(self.input_norm(x), cos, sin, attend).add_(x)
@@ -60,7 +67,14 @@ class DecoderLayer:
 
     @property
     def linears(self) -> tuple[StackedLinear, ...]:
-        return self.attention.qkv, self.attention.output, self.mlp.gate_up, self.mlp.down
+        return tuple(linear for _, linear in self.named_linears(""))
+
+    def named_linears(self, prefix: str) -> Iterator[tuple[str, StackedLinear]]:
+        """Each with what the names of its parts begin with in the checkpoint."""
+        for linear in (self.attention.qkv, self.attention.output):
+            yield f"{prefix}.self_attn", linear
+        for linear in (self.mlp.gate_up, self.mlp.down):
+            yield f"{prefix}.mlp", linear
 
     @property
     def num_bytes(self) -> int:
@@ -78,16 +92,22 @@ class DecoderLayer:
 class Attention:
     """Grouped-query attention: `num_heads` queries look at `num_kv_heads` keys and values."""
 
-    def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        matrix_device: torch.device | None = None,
+    ) -> None:
         self.layer = layer
         self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
         self.head_dim = config.head_dim
         query_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         rows = {"q_proj": query_size, "k_proj": kv_size, "v_proj": kv_size}
-        self.qkv = StackedLinear(config.hidden_size, rows, config.qkv_bias, dtype, device)
-        self.output = StackedLinear(
-            query_size, {"o_proj": config.hidden_size}, config.output_bias, dtype, device
-        )
+        places = dtype, device, matrix_device
+        self.qkv = StackedLinear(config.hidden_size, rows, config.qkv_bias, *places)
+        self.output = StackedLinear(query_size, {"o_proj": config.hidden_size}, config.output_bias, *places)
         self.query_norm = self.key_norm = None
         if config.qk_norm:
             self.query_norm = RMSNorm(self.head_dim, config.rms_norm_eps, dtype, device)
@@ -116,10 +136,17 @@ class Attention:
 class GatedMLP:
     """`down(act(gate(x)) · up(x))`: one half of the stacked product decides how much of the other passes."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        matrix_device: torch.device | None = None,
+    ) -> None:
         size, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_up = StackedLinear(size, {"gate_proj": inner, "up_proj": inner}, bias, dtype, device)
-        self.down = StackedLinear(inner, {"down_proj": size}, bias, dtype, device)
+        places = dtype, device, matrix_device
+        self.gate_up = StackedLinear(size, {"gate_proj": inner, "up_proj": inner}, bias, *places)
+        self.down = StackedLinear(inner, {"down_proj": size}, bias, *places)
         self.activation = ACTIVATION_FUNCTIONS[config.hidden_act]
 
     @property
@@ -163,12 +190,21 @@ class StackedLinear:
     """`y = x Wᵀ (+ b)` for one or more checkpoint matrices that share their input, stacked by rows."""
 
     def __init__(
-        self, in_size: int, rows: dict[str, int], bias: bool, dtype: torch.dtype, device: torch.device
+        self,
+        in_size: int,
+        rows: dict[str, int],
+        bias: bool,
+        dtype: torch.dtype,
+        device: torch.device,
+        matrix_device: torch.device | None = None,
     ) -> None:
+        """`matrix_device` "meta": the matrix has no memory yet, because a loader puts in another one."""
         self.rows = rows
         """How many rows of the stack each checkpoint name has, in order."""
+        self.in_size = in_size
         total = sum(rows.values())
-        self.matrix: Matrix = DenseMatrix(torch.empty(total, in_size, dtype=dtype, device=device))
+        place = matrix_device or device
+        self.matrix: Matrix = DenseMatrix(torch.empty(total, in_size, dtype=dtype, device=place))
         self.bias = torch.empty(total, dtype=dtype, device=device) if bias else None
 
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:

@@ -10,9 +10,13 @@ the decoder and the sizing of the cache know no format:
     oneDNN     `packed.py`: OneDnnMatrix               an order of oneDNN's own (`executor/runners/fused.py`)
     panels     `executor/runners/compiled.py`:         columns cut into panels, for our own kernels
                PanelMatrix
+    integers   `quantization/integer_matrix.py`        codes of 1 to 8 bits, scales of groups
+    float8     `quantization/float8_matrix.py`         e4m3 numbers, scales of blocks
+    stacked    `quantization/stacked_matrix.py`        parts that each have a format of their own
 
-A decoder is loaded dense; a runner that multiplies in another format converts it (`Decoder.convert`). A new
-format is one more class with these four members, and a line above.
+A decoder is loaded dense, unless its checkpoint is quantised; a runner that multiplies in another format
+converts what is dense (`Decoder.convert`). A new format is one more class with these members, and a line
+above.
 
 Read next: `minivllm/model/layers.py`, whose linear layers multiply by matrices.
 """
@@ -43,12 +47,17 @@ class Matrix(ABC):
     def num_bytes(self) -> int:
         """Bytes of the weights in this format, padding not counted: what a product must read of them."""
 
+    @property
+    def is_quantized(self) -> bool:
+        """Are weights stored as small numbers? Then runners leave them so, or convert them knowing it."""
+        return False
+
     def views(self, rows: Mapping[str, int]) -> NamedViews:
         """Its tensors under their names in the checkpoint: a loader writes into them.
 
         `rows` says how many rows of the matrix each name has, in order. A format that is only converted to
-        gives copies, to be read. A format with tensors of its own in the file (quantised weights and their
-        scales) overrides this and names them.
+        gives copies, to be read; so do quantised weights, whose own tensors a loader reads in another way
+        (`quantization/load.py`).
         """
         weight, start = self.dense(), 0
         for name, size in rows.items():

@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from minivllm.validation import shown
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 STORED_TYPES = ("F16", "BF16", "F32", "F64")
+"""What plain weights can be."""
 
 _SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors", re.ASCII)
 _PLAIN_NAME = re.compile(r"[\w\-.]{1,200}\.safetensors", re.ASCII)
@@ -45,6 +47,26 @@ _PLAIN_NAME = re.compile(r"[\w\-.]{1,200}\.safetensors", re.ASCII)
 
 class CheckpointError(ValueError):
     """The weights in a folder are not what its config promises; the message names tensor and file."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """What a tensor of a file must be like.
+
+    Attributes:
+        shape: its size along each dimension.
+        types: safetensors' names of the types that it may have.
+        why: what calls for it, in a few words; the message about another shape says them.
+        is_single: it is one number, with any number of dimensions; `shape` does not count.
+    """
+
+    shape: tuple[int, ...]
+    types: tuple[str, ...] = STORED_TYPES
+    why: str = ""
+    is_single: bool = False
+
+    def has_shape(self, shape: tuple[int, ...]) -> bool:
+        return all(size == 1 for size in shape) if self.is_single else shape == self.shape
 
 
 class Checkpoint:
@@ -67,38 +89,54 @@ class Checkpoint:
         Raises:
             CheckpointError: a tensor is missing, misshapen, or of a type that is none of `STORED_TYPES`.
         """
-        wanted = {name: tuple(view.shape) for name, view in views}
+        self.check_stored({name: StoredTensor(tuple(view.shape)) for name, view in views}, config)
+
+    def check_stored(self, wanted: Mapping[str, StoredTensor], config: str = "") -> None:
+        """As `check`, for tensors of any shape and type."""
         asks = "its config.json calls for" + (f" ({config})" if config else "")
         missing = [name for name in wanted if name not in self.file_of]
         if missing:
             raise CheckpointError(f"{self.folder} lacks {_some(missing)}, which {asks}")
         for name, file, tensors in self._each(wanted):
-            stored = tensors.get_slice(name)
+            stored, like = tensors.get_slice(name), wanted[name]
             shape, kind = tuple(stored.get_shape()), stored.get_dtype()
-            if shape != wanted[name]:
+            if not like.has_shape(shape):
+                called_for = "a single number" if like.is_single else str(list(like.shape))
+                reason = f"what {like.why} calls for" if like.why else f"what {asks}"
                 raise CheckpointError(
-                    f"{name} in {file} has shape {list(shape)}, but {list(wanted[name])} is what {asks}"
+                    f"{name} in {file} has shape {list(shape)}, but {called_for} is {reason}"
                 )
-            if kind not in STORED_TYPES:
-                raise CheckpointError(
-                    f"{name} in {file} is stored as {kind}; weights can be {', '.join(STORED_TYPES)}"
+            if kind not in like.types:
+                what = (
+                    f"{like.why} has {' or '.join(like.types)} there"
+                    if like.why
+                    else (f"weights can be {', '.join(like.types)}")
                 )
+                raise CheckpointError(f"{name} in {file} is stored as {kind}; {what}")
 
-    def load_into(self, views: Iterable[tuple[str, Tensor]]) -> None:
+    def load_into(self, views: Iterable[tuple[str, Tensor]], also_used: Container[str] = ()) -> None:
         """Fill every view with the tensor of its name, converted to the view's type and device.
 
-        Tensors that no view asked for are listed in one warning, except rotary frequencies: older files
-        carry them, and they are computed here.
+        Tensors that no view asked for, and that are not `also_used` in another way, are listed in one
+        warning, except rotary frequencies: older files carry them, and they are computed here.
         """
         wanted = dict(views)
         self.check(wanted.items())
         with torch.inference_mode():
             for name, _, tensors in self._each(wanted):
                 wanted[name].copy_(tensors.get_tensor(name))
-        left = [n for n in self.file_of if n not in wanted and not n.endswith("rotary_emb.inv_freq")]
+        left = [
+            name
+            for name in self.file_of
+            if name not in wanted and name not in also_used and not name.endswith("rotary_emb.inv_freq")
+        ]
         if left:
             message = f"{self.folder} has tensors that the model does not use: {_some(left)}"
             warnings.warn(message, stacklevel=2)
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """These tensors, as they are. They lie in the mapped file: copy what shall stay."""
+        return {name: tensors.get_tensor(name) for name, _, tensors in self._each(names)}
 
     def _each(self, names: Iterable[str]) -> Iterator[tuple[str, Path, Any]]:
         """These tensors, file by file: name, file, and the handle that reads it."""

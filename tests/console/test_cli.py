@@ -131,7 +131,7 @@ def test_generate_continues_a_prompt(tmp_path):
         (("generate", "x", "--seed=eight"), ", got 'eight' (see minivllm generate --help)"),
         (("demo", "--port", "0"), "'--port'"),
         (("generate", "x", "--block-size"), "--block-size"),
-        (("generate", "x", "--dtype", "int8"), "dtype must be one of 'auto', 'half',"),
+        (("generate", "x", "--dtype", "int7"), "dtype must be one of 'auto', 'half',"),
         (("generate", "x", "--allocator", "malloc"), "allocator must be one of 'paged', "),
         (
             ("generate", "x", "--prefix-cache", "trie"),
@@ -143,7 +143,7 @@ def test_generate_continues_a_prompt(tmp_path):
             "kv_cache_memory_bytes must be an integer of at ",
         ),
         (("generate", "x", "--tensor-parallel-size", "2"), "tensor_parallel_size must be 1"),
-        (("generate", "x", "--quantization", "awq"), "quantization must be None"),
+        (("generate", "x", "--quantization", "nf4"), "quantization must be one of 'gptq', "),
         (
             ("generate", "x", "--swap-space", "-1"),
             "swap_space must be a finite number of at least 0",

@@ -157,7 +157,11 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ),
     ({"rope_theta": -1}, ["rope_theta", "-1"]),
     ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor", "0.5"]),
-    ({"quantization_config": {"quant_method": "awq"}}, ["quantization_config", "awq"]),
+    (
+        {"quantization_config": {"quant_method": "squeezellm"}},
+        ["squeezellm", "gptq, awq, compressed-tensors, fp8"],
+    ),
+    ({"quantization_config": {"bits": 4}}, ["quantization_config.quant_method", "missing"]),
     ({"quantization_config": True}, ["quantization_config", "True"]),
 ]
 

@@ -4,7 +4,7 @@
     ────────────   ────────────────────────────────────────────────────────────────────────────────────────
     numba-cpu      compiled, all steps
                    compiled for small steps, fused for large ones: a processor with matrix units
-                   fused, all steps: a model that there is no compiled step for
+                   fused, all steps: a model that there is no compiled step for, as a quantised one
     numba-cuda     graphs for decode steps, eager for the others; with `enforce_eager`, eager
     all others     eager
 
@@ -55,6 +55,8 @@ def _choose_cpu_runner(decoder: Decoder, attention: AttentionBackend) -> ModelRu
     from minivllm.executor.runners.fused import FusedRunner
 
     assert isinstance(attention, NumbaCpuAttention)
+    if decoder.is_quantized:  # its matrices are not in one form, which a compiled step would need
+        return FusedRunner(decoder, attention)
     is_copy = has_matrix_units(decoder.dtype)
     if not has_compiled_step(decoder.config) or (is_copy and decoder.num_bytes > MAX_COPY_BYTES):
         return FusedRunner(decoder, attention)

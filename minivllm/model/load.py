@@ -1,0 +1,46 @@
+"""A folder's weights into a decoder, plain or quantised.
+
+Read next: `weights.py` for plain files, `quantization/load.py` for the others.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from minivllm.model.config import ModelConfig
+from minivllm.model.decoder import Decoder
+from minivllm.model.quantization.choose import choose_method
+from minivllm.model.quantization.load import load_quantized
+from minivllm.model.weights import Checkpoint
+
+
+def load_decoder(
+    folder: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: str | None = None,
+) -> Decoder:
+    """A decoder with the folder's weights, for computing in `dtype`. What does not fit is known before any
+    memory is taken.
+
+    Raises:
+        ValueError: `quantization` and the checkpoint's own do not go together, or the latter cannot be read.
+        CheckpointError: a tensor is not what the config promises.
+    """
+    try:
+        method = choose_method(config.quantization, quantization)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from None
+    checkpoint = Checkpoint(folder)
+    # A file that has its own lm_head means it, whatever the config says about tying: so does transformers.
+    has_head = any(name.startswith("lm_head.") for name in checkpoint.file_of)
+    tied = config.tie_word_embeddings and not has_head
+    if method is not None:
+        return load_quantized(checkpoint, config, method, dtype, device, tied=tied)
+    checkpoint.check(Decoder(config, dtype, torch.device("meta"), tied=tied).views(), config.summary)
+    decoder = Decoder(config, dtype, device, tied=tied)
+    checkpoint.load_into(decoder.views())
+    return decoder
