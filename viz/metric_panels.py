@@ -95,10 +95,19 @@ def _latency(found: Latencies, counted: Counted, key: str, title: str, sentence:
 
 def owner_panels(run: Run, counted: Counted) -> list[Panel]:
     """Throughput, queues, memory and batches over time: what the owner counts."""
-    timeline, summary, moments = run.timeline, run.summary, counted.moments
-    header, records, use = timeline.trace.header, timeline.records, batch_use(timeline)
+    return [
+        *_of_speed(run),
+        *_of_room(run),
+        _preemptions(run, counted),
+        _prefix_cache(run, counted),
+        *_only_ours(run),
+    ]
+
+
+def _of_speed(run: Run) -> list[Panel]:
+    timeline, summary, records = run.timeline, run.summary, run.timeline.records
     speed = summary.output_tokens_per_second
-    panels = [
+    return [
         Panel(
             "Throughput",
             "Output tokens of all requests together, in a second, counted when the caller gets them.",
@@ -118,6 +127,13 @@ def owner_panels(run: Run, counted: Counted) -> list[Panel]:
             "scheduler",
             ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:num_requests_swapped"),
         ),
+    ]
+
+
+def _of_room(run: Run) -> list[Panel]:
+    timeline, summary = run.timeline, run.summary
+    header, use = timeline.trace.header, batch_use(timeline)
+    return [
         Panel(
             "Use of the pool",
             "Physical blocks that some request uses, of all that there are. When the pool is full, requests "
@@ -139,27 +155,21 @@ def owner_panels(run: Run, counted: Counted) -> list[Panel]:
             "iterations",
             _histogram("iteration_tokens_total"),
         ),
-        Panel(
-            "Preemptions",
-            "Requests that had to leave the batch for others, counted from the beginning.",
-            f"{summary.num_preemptions:,} in this run."
-            if summary.num_preemptions
-            else "No request was preempted in this run.",
-            partial(
-                over_time.sample,
-                timeline,
-                moments,
-                {"preemptions so far": "vllm:num_preemptions_total"},
-                y="preemptions",
-            )
-            if summary.num_preemptions
-            else None,
-            "preemptions",
-            ("vllm:num_preemptions_total",),
-        ),
-        _prefix_cache(run, counted),
     ]
-    return [*panels, *_only_ours(run)]
+
+
+def _preemptions(run: Run, counted: Counted) -> Panel:
+    number, name = run.summary.num_preemptions, "vllm:num_preemptions_total"
+    names = {"preemptions so far": name}
+    draw = partial(over_time.sample, run.timeline, counted.moments, names, y="preemptions")
+    return Panel(
+        "Preemptions",
+        "Requests that had to leave the batch for others, counted from the beginning.",
+        f"{number:,} in this run." if number else "No request was preempted in this run.",
+        draw if number else None,
+        "preemptions",
+        (name,),
+    )
 
 
 def _prefix_cache(run: Run, counted: Counted) -> Panel:
@@ -203,6 +213,7 @@ def request_panels(counted: Counted) -> list[Panel]:
     """Finished requests: how long they were, how they ended, and what their time went to."""
     counts = counted.counts
     ended = {reason: number for reason, number in counts.finished.items() if number}
+    numbers = ", ".join(f"{reason}: {number:,}" for reason, number in ended.items())
     return [
         _lengths(
             counted,
@@ -221,7 +232,7 @@ def request_panels(counted: Counted) -> list[Panel]:
         Panel(
             "Finish reasons",
             "Why requests ended: a stop token or string, the limit on their length, an abort, an error.",
-            ", ".join(f"{number:,} {reason}" for reason, number in ended.items()) + "." if ended else NOTHING,
+            f"{numbers}." if ended else NOTHING,
             partial(buckets.bars, ended, x="finish reason") if ended else None,
             "finish_reasons",
             ("vllm:request_success_total",),

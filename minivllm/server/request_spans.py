@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from minivllm.sampling_params import SamplingParams
-from minivllm.trace.engine_counts import RequestTimes
+from minivllm.trace.request_times import RequestTimes
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context

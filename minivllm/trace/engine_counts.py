@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from minivllm.trace.events import (
@@ -39,6 +39,7 @@ from minivllm.trace.events import (
     TokensSampled,
     TraceHeader,
 )
+from minivllm.trace.request_times import RequestTimes
 from minivllm.trace.snapshots import older_requests
 from minivllm.trace.tallies import BUCKETS, Tally
 from minivllm.trace.work import batch_shape, work_of
@@ -49,33 +50,6 @@ LABELLED = {
     "prompt_tokens_cached_by_source": ("device",),
 }
 """Counters with one more label, and the values of it that are shown from the start."""
-
-
-@dataclass(slots=True)
-class RequestTimes:
-    """What must be remembered of a request until it ends. Times are those of events, in seconds."""
-
-    arrival: float
-    num_prompt_tokens: int
-    max_tokens: int
-    num_outputs: int
-    sequences: set[int]
-    """Those that go on."""
-    all_sequences: list[int] = field(default_factory=list)
-    num_generated: int = 0
-    longest_output: int = 0
-    """Tokens of its longest output."""
-    num_cached_tokens: int = 0
-    """Prompt tokens that it did not have to compute when it was first scheduled."""
-    num_preemptions: int = 0
-    is_whole: bool = True
-    """Whether all that it did was told. In a trace that begins in the middle of a run some is not."""
-    scheduled: float | None = None
-    first_token: float | None = None
-    last_token: float = 0.0
-    num_steps_with_tokens: int = 0
-    reason: str = ""
-    finished: float = 0.0
 
 
 @dataclass(slots=True)

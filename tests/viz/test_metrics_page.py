@@ -3,7 +3,6 @@
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client.parser import text_string_to_metric_families
 
 from minivllm.server.metrics import EngineCollector
 from minivllm.trace.engine_counts import EngineCounts
@@ -41,14 +40,14 @@ def play(work, setting):
         before = engine.num_steps
         engine.step()
         if engine.num_steps > before:
-            scrapes.append(samples(collector.text()))
+            scrapes.append(samples(collector.collect()))
     return make_trace(kept.events[0], kept.events[1:]), scrapes
 
 
-def samples(text):
-    """Sums over labels, by the samples' names."""
+def samples(families):
+    """What a scrape finds: sums over labels, by the samples' names."""
     found = {}
-    for family in text_string_to_metric_families(text.decode()):
+    for family in families:
         for sample in family.samples:
             found[sample.name] = found.get(sample.name, 0) + sample.value
     return found

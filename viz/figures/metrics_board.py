@@ -20,7 +20,7 @@ from viz.figures.captions import captions
 from viz.figures.common import WIDE, StepCursor, step_axis_labels
 from viz.scene import Scene, lines_path, rounded
 
-LEFT = 8.0
+LEFT = 40.0
 TOP, ROW, HEIGHT = 4.0, 62.0, 32.0
 """Units: where the first strip begins, from one strip to the next, and how high a line may rise."""
 ALWAYS = (
