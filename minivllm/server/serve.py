@@ -92,6 +92,7 @@ def run_server(model: ServedModel, options: ServeOptions, listener: socket.socke
         server_header=False,
         http=PromptProtocol,
         lifespan="off",
+        ws="none",
     )
     where = options.uds or f"http://{_for_link(options.host)}:{listener.getsockname()[1]}"
     print(f"{model.names[0]} is served at {where}", file=sys.stderr, flush=True)
