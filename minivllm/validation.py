@@ -132,7 +132,10 @@ def check_list(name: str, value: object, *, of: str, may_be_set: bool = False) -
 def check_token_ids(name: str, value: object, *, may_be_set: bool = False) -> list[int]:
     """The token ids of a list, an array or a tensor, or `ValueError` naming the one that is none."""
     ids = check_list(name, value, of="token ids", may_be_set=may_be_set)
-    return [check_integer(f"{name}[{index}]", token, at_least=0) for index, token in enumerate(ids)]
+    return [
+        token if type(token) is int and token >= 0 else check_integer(f"{name}[{index}]", token, at_least=0)
+        for index, token in enumerate(ids)
+    ]
 
 
 def _as_float(value: object) -> float:

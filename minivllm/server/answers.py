@@ -218,29 +218,30 @@ async def outputs_of(
             async for output in outputs:
                 yield 0, output
         return
-    # One place for each: what a slow client does not fetch is joined in the streams, and not kept here.
-    inbox: asyncio.Queue[tuple[int, RequestOutput]] = asyncio.Queue(maxsize=1)
+    # One place: what a slow client does not fetch is joined in the streams, and not kept here.
+    inbox: asyncio.Queue[tuple[int, RequestOutput | Exception]] = asyncio.Queue(maxsize=1)
     names = request_ids(name, len(prompts))
 
     async def forward(number: int) -> None:
-        async with aclosing(
-            llm.generate(prompts[number], params, names[number], priority=priority)
-        ) as outputs:
-            async for output in outputs:
-                await inbox.put((number, output))
+        try:
+            async with aclosing(
+                llm.generate(prompts[number], params, names[number], priority=priority)
+            ) as outputs:
+                async for output in outputs:
+                    await inbox.put((number, output))
+        except Exception as error:
+            await inbox.put((number, error))
 
-    tasks = {asyncio.create_task(forward(number)) for number in range(len(prompts))}
-    get = asyncio.create_task(inbox.get())
+    tasks = [asyncio.create_task(forward(number)) for number in range(len(prompts))]
     try:
-        while tasks or get.done() or not inbox.empty():
-            done, _ = await asyncio.wait({get, *tasks}, return_when=asyncio.FIRST_COMPLETED)
-            for task in done & tasks:
-                tasks.discard(task)
-                task.result()
-            if get.done():
-                found, get = get.result(), asyncio.create_task(inbox.get())
-                yield found
+        num_unfinished = len(prompts)
+        while num_unfinished:
+            number, found = await inbox.get()
+            if isinstance(found, Exception):
+                raise found
+            num_unfinished -= found.finished
+            yield number, found
     finally:
-        for task in (get, *tasks):
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(get, *tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -62,6 +62,10 @@ from minivllm.server.served_model import ServedModel
 
 CLIENT_CLOSED_REQUEST = 499
 RETRY_AFTER_SECONDS = 1
+NOT_READ = (
+    "The body cannot be read: it must be JSON in UTF-8, not nested too deeply, and without numbers of "
+    "thousands of digits."
+)
 
 
 @dataclass
@@ -201,7 +205,7 @@ def _add_own_routes(app: FastAPI, model: ServedModel) -> None:
         text = asked.prompt if asked.prompt is not None else _rendered(model, asked)
         special = asked.add_special_tokens
         special = asked.messages is None if special is None else special
-        tokens = model.tokenizer.encode(text, add_special_tokens=special)
+        tokens = model.encode(text, add_special_tokens=special)
         texts = [model.tokenizer.token_text(token) for token in tokens] if asked.return_token_strs else None
         return {
             "count": len(tokens),
@@ -255,7 +259,9 @@ def _add_error_handlers(app: FastAPI) -> None:
         if isinstance(error, HTTPException):
             if error.status_code in (404, 405):  # as in vLLM
                 return await http_exception_handler(request, error)
-            error = ApiError(str(error.detail), status=error.status_code)
+            error = ApiError(
+                NOT_READ if error.status_code == 400 else str(error.detail), status=error.status_code
+            )
         refusal = as_api_error(error)
         headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if refusal.status == 503 else None
         return JsonResponse(refusal.body(), refusal.status, headers)

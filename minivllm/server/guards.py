@@ -1,4 +1,4 @@
-"""What a request must pass before anything reads it: a size, a time, a key.
+"""What a request must pass before anything reads it: a size, a time, a form, a key.
 
 Plain ASGI, one small class each, outermost first:
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections.abc import Sequence
+from contextlib import suppress
 from hashlib import sha256
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,7 +21,9 @@ from minivllm.server.errors import ApiError
 from minivllm.server.responses import JsonResponse
 
 MOST_DRAINED = 64 * 1024 * 1024
-"""Bytes of a body that is too large, read and dropped."""
+"""Bytes of a body that is refused, read and dropped."""
+DRAIN_SECONDS = 10.0
+"""In which that is read."""
 BODY_SECONDS = 60.0
 """In which a body must be complete."""
 GUARDED = ("/v1", "/engine")
@@ -38,7 +41,11 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        headers = dict(scope["headers"])
+        if refusal := _unreadable(headers):
+            await _refuse(refusal, scope, receive, send)
+            return
+        announced = headers.get(b"content-length", b"0")
         if not announced.isdigit() or int(announced) > self.max_bytes:
             await _refuse(self._too_large(), scope, receive, send)
             return
@@ -74,13 +81,28 @@ class BodyLimit:
         return ApiError(f"The body must have at most {self.max_bytes:,} bytes.", status=413)
 
 
+def _unreadable(headers: dict[bytes, bytes]) -> ApiError | None:
+    """A body of another kind than the routes read."""
+    packed = headers.get(b"content-encoding", b"identity").decode("latin-1")
+    if packed.lower() not in ("", "identity"):
+        return ApiError(f"Bodies must not be compressed, got Content-Encoding {packed[:100]!r}.")
+    if b"content-length" not in headers and b"transfer-encoding" not in headers:
+        return None  # there is no body
+    kind = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
+    if kind == "application/json" or headers.get(b"content-length") == b"0":
+        return None
+    return ApiError(f"Unsupported Media Type: Only 'application/json' is allowed, got {kind[:100]!r}.")
+
+
 async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer, after reading what the client still sends: many read no answer before they have sent all."""
-    size, more = 0, error.status == 413
-    while more and size < MOST_DRAINED:
-        message = await receive()
-        size += len(message.get("body", b""))
-        more = message.get("more_body", False)
+    size, more = 0, True
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_SECONDS if error.status != 408 else 0):
+            while more and size < MOST_DRAINED:
+                message = await receive()
+                size += len(message.get("body", b""))
+                more = message.get("more_body", False)
     await JsonResponse(error.body(), error.status, {"Connection": "close"})(scope, receive, send)
 
 

@@ -26,6 +26,15 @@ logger = logging.getLogger(__name__)
 MAX_LOGPROBS = 20
 MOST_TEXTS = 1024
 """Of stop strings and bad words: each is looked for at every token."""
+MOST_CHARACTERS = 1024
+"""Of one of them."""
+MOST_IDS = 2**18
+"""Of stop tokens and allowed tokens: as many as a large vocabulary has."""
+MOST_BIASES = 4096
+MOST_MESSAGES = 2**14
+MOST_TOOLS = 1024
+MOST_PROMPTS = 4096
+"""Of one request: each is a request of the engine."""
 MOST_NAMES = 10
 
 
@@ -37,8 +46,13 @@ class _FailFast(FailFast):
 
 _FIRST = _FailFast()
 Tokens = Annotated[list[int], _FIRST]
+FewTokens = Annotated[list[int], _FIRST, MaxLen(MOST_IDS)]
 Texts = Annotated[list[str], _FIRST]
-FewTexts = Annotated[list[str], _FIRST, MaxLen(MOST_TEXTS)]
+ShortText = Annotated[str, MaxLen(MOST_CHARACTERS)]
+FewTexts = Annotated[list[ShortText], _FIRST, MaxLen(MOST_TEXTS)]
+Biases = Annotated[dict[str, float], MaxLen(MOST_BIASES)]
+Tools = Annotated[list[dict[str, Any]], MaxLen(MOST_TOOLS)]
+Messages = Annotated[list[dict[str, Any]], MaxLen(MOST_MESSAGES)]
 
 MAX_SALT_CHARACTERS = 1024
 MAX_NAME_CHARACTERS = 200
@@ -124,12 +138,12 @@ class SampledRequest(ApiModel):
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
     seed: int | None = None
-    stop: str | FewTexts | None = None
-    stop_token_ids: Tokens | None = None
+    stop: ShortText | FewTexts | None = None
+    stop_token_ids: FewTokens | None = None
     ignore_eos: bool | None = None
     min_tokens: int | None = None
-    logit_bias: dict[str, float] | None = None
-    allowed_token_ids: Tokens | None = None
+    logit_bias: Biases | None = None
+    allowed_token_ids: FewTokens | None = None
     bad_words: FewTexts | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
@@ -208,6 +222,10 @@ class CompletionRequest(SampledRequest):
         super().check()
         if self.prompt is None or self.prompt == []:
             raise ApiError("Either prompt or prompt_embeds must be provided and non-empty.", "prompt")
+        if not isinstance(self.prompt, str) and len(self.prompt) > MOST_PROMPTS and not self._is_one():
+            raise ApiError(
+                f"prompt must have at most {MOST_PROMPTS} prompts, got {len(self.prompt)}.", "prompt"
+            )
         if self.suffix:
             raise ApiError("suffix is not currently supported", "suffix")
         check_logprobs("logprobs", self.logprobs)
@@ -215,8 +233,11 @@ class CompletionRequest(SampledRequest):
     def prompts(self) -> list[str | list[int]]:
         """One prompt, or several."""
         prompt: Any = self.prompt
-        is_one = isinstance(prompt, str) or all(isinstance(item, int) for item in prompt)
-        return [prompt] if is_one else list(prompt)
+        return [prompt] if self._is_one() else list(prompt)
+
+    def _is_one(self) -> bool:
+        prompt: Any = self.prompt
+        return isinstance(prompt, str) or isinstance(prompt[0], int)
 
 
 class ChatCompletionRequest(SampledRequest):
@@ -236,15 +257,15 @@ class ChatCompletionRequest(SampledRequest):
         continue_final_message: end it within the last message, which is then continued.
     """
 
-    messages: list[dict[str, Any]]
+    messages: Messages
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     logprobs: bool | None = False
     top_logprobs: int | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Tools | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = True
-    documents: list[dict[str, Any]] | None = None
+    documents: Tools | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool = True
@@ -274,8 +295,8 @@ class TokenizeRequest(ApiModel):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[dict[str, Any]] | None = None
-    tools: list[dict[str, Any]] | None = None
+    messages: Messages | None = None
+    tools: Tools | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool = True

@@ -118,6 +118,7 @@ def run_server(
         server_header=False,
         http=PromptProtocol,
         lifespan="off",
+        ws="none",
     )
     where = options.uds or _link(options.host, listener)
     if metrics_listener:

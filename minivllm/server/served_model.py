@@ -19,6 +19,9 @@ from minivllm.server.metrics import EngineCollector
 from minivllm.server.request_spans import RequestSpans
 from minivllm.server.tool_formats import ToolFormat, format_of_template
 
+MOST_CHARACTERS = 2**20
+"""Of a text that is made tokens, where the model takes no longer ones."""
+
 
 @dataclass
 class ServedModel:
@@ -110,13 +113,20 @@ class ServedModel:
         is_huge = text is not None and len(text) > self.max_model_len * self._longest_token
         if is_huge and truncate_to is None:  # refused before it is encoded
             self._check_lengths(len(text or "") // self._longest_token, max_tokens)
-        ids = self.tokenizer.encode(text, add_special_tokens) if text is not None else prompt
+        ids = self.encode(text, add_special_tokens) if text is not None else prompt
         if truncate_to is not None and len(ids) > (most := self._truncation(truncate_to, max_tokens)):
             text, ids = None, ids[len(ids) - most :]
         if not ids:
             raise ApiError("Either prompt or prompt_embeds must be provided and non-empty.", "prompt")
         self._check_lengths(len(ids), max_tokens)
         return {"prompt": text, "prompt_token_ids": list(ids), "cache_salt": salt}
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        """The tokens of a text. Raises `ApiError` for one that would take too long."""
+        most = max(MOST_CHARACTERS, self.max_model_len * self._longest_token)
+        if len(text) > most:
+            raise ApiError(f"A prompt must have at most {most:,} characters, got {len(text):,}.", "prompt")
+        return self.tokenizer.encode(text, add_special_tokens)
 
     def render(self, messages: Sequence[Mapping[str, Any]], **asked: Any) -> str:
         """A conversation as the model's template writes it; arguments as for `LLM.chat`."""

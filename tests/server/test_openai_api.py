@@ -377,7 +377,7 @@ def test_paths_methods_and_bodies_that_are_none(http):
         for _ in range(100):
             yield b"x" * 10_000
 
-    assert http.post("/v1/completions", content=pieces()).status_code == 413
+    assert http.post("/v1/completions", content=pieces(), headers=IS_JSON).status_code == 413
     assert http.options("/v1/completions", headers={"Origin": "http://evil"}).status_code == 405
 
 
