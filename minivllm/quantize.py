@@ -28,12 +28,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minivllm import __version__
-from minivllm.executor.torch_executor import load_decoder, torch_dtype_for
+from minivllm.executor.torch_executor import torch_dtype_for
 from minivllm.files import CannotWrite, check_new_folder, new_folder
 from minivllm.model.config import ModelConfig
 from minivllm.model.decoder import Decoder
 from minivllm.model.hub import resolve_model, resolve_tokenizer
 from minivllm.model.json_file import read_json_object
+from minivllm.model.load import load_decoder
 from minivllm.model.quantization.judge import Verdict, judge
 from minivllm.model.quantization.packed_checkpoint import (
     check_layout,

@@ -107,7 +107,7 @@ class Answering(ABC):
         self.params = params
         self._request = request
         # What each chunk of a stream begins with is encoded once.
-        self._before = b"data: " + encode(answer.head())[:-1] + b',"choices":['
+        self._head = b"data: " + encode(answer.head())[:-1] + b',"choices":['
 
     @abstractmethod
     def choices(self, prompt: int, output: RequestOutput) -> list[dict[str, Any]]:
@@ -172,7 +172,7 @@ class Answering(ABC):
         options, more = self._request.stream_options, about
         if options and options.continuous_usage_stats:
             more = {**(about or {}), "usage": self.answer.usage_of(prompt, choice["index"])}
-        return self._before + encode(choice) + (b"]," + encode(more)[1:] if more else b"]}") + b"\n\n"
+        return self._head + encode(choice) + (b"]," + encode(more)[1:] if more else b"]}") + b"\n\n"
 
     def _outputs(self, write: WriteNow | None = None) -> AsyncGenerator[tuple[int, RequestOutput]]:
         priority = self._request.priority

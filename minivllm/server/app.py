@@ -20,35 +20,28 @@ from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.exceptions import HTTPException
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 
 from minivllm import __version__
 from minivllm.server.answer_forms import (
     ChatAnswer,
     CompletionAnswer,
-    Detokenized,
-    Load,
     ModelCard,
     ModelList,
-    Reset,
-    Tokenized,
-    Version,
 )
 from minivllm.server.chat import Chat
 from minivllm.server.completions import Completion
+from minivllm.server.engine_routes import add_engine_routes, add_live_route
 from minivllm.server.engine_thread import EngineDeadError
 from minivllm.server.errors import ApiError, as_api_error, validation_error
 from minivllm.server.guards import ApiKey, BodyLimit
 from minivllm.server.http_metrics import CountAnswers
-from minivllm.server.live_stream import open_stream
-from minivllm.server.metrics import CONTENT_TYPE, TOO_MANY_WAIT
+from minivllm.server.metrics import TOO_MANY_WAIT
 from minivllm.server.openapi import REFUSED, WITHOUT_KEY, answers, describe
 from minivllm.server.protocol import (
     MAX_NAME_CHARACTERS,
     ChatCompletionRequest,
     CompletionRequest,
-    DetokenizeRequest,
-    TokenizeRequest,
 )
 from minivllm.server.responses import (
     ClientGone,
@@ -59,6 +52,7 @@ from minivllm.server.responses import (
     write_now,
 )
 from minivllm.server.served_model import ServedModel
+from minivllm.server.token_routes import add_token_routes
 
 CLIENT_CLOSED_REQUEST = 499
 RETRY_AFTER_SECONDS = 1
@@ -94,8 +88,10 @@ def make_app(model: ServedModel, options: AppOptions | None = None) -> FastAPI:
     describe(app)
     _add_error_handlers(app)
     _add_openai_routes(app, model, options)
-    _add_own_routes(app, model)
-    _add_live_route(app, model, options)
+    add_engine_routes(app, model)
+    add_token_routes(app, model)
+    if model.live:
+        add_live_route(app, model, model.live, has_keys=bool(options.api_keys))
     app.add_middleware(
         CORSMiddleware, allow_origins=options.allowed_origins, allow_methods=["*"], allow_headers=["*"]
     )
@@ -160,94 +156,6 @@ def _admit(model: ServedModel, options: AppOptions) -> None:
             status=503,
             kind="ServiceUnavailableError",
         )
-
-
-def _add_own_routes(app: FastAPI, model: ServedModel) -> None:
-    dead: dict[int | str, dict[str, Any]] = {503: {"description": "The engine has ended."}}
-
-    @app.get("/health", response_class=Response, responses=dead)
-    async def health() -> Response:
-        """200 while the engine serves, 503 when it has ended."""
-        return Response(status_code=200 if model.llm.is_running else 503)
-
-    for method in ("get", "post"):
-        ping = {"operation_id": f"{method}_ping", "response_class": Response, "responses": dead}
-        app.add_api_route("/ping", health, methods=[method.upper()], **ping)  # type: ignore[arg-type]
-
-    @app.get("/version", response_model=Version)
-    async def version() -> dict[str, str]:
-        return {"version": __version__}
-
-    @app.get("/load", response_model=Load)
-    async def load() -> dict[str, int]:
-        """How many requests are being answered."""
-        return {"server_load": model.llm.num_unfinished_requests}
-
-    if model.metrics is not None:
-        collector = model.metrics
-
-        @app.get("/metrics", response_class=PlainTextResponse)
-        def metrics() -> Response:
-            """What the engine does and has done, for Prometheus."""
-            return Response(collector.text(), media_type=CONTENT_TYPE)
-
-    @app.post("/reset_prefix_cache", response_model=Reset, responses={503: REFUSED[503]})
-    async def reset_prefix_cache() -> dict[str, bool]:
-        """Forget all cached prefixes. `success`: the cache is empty now; what is in use stays."""
-        return {"success": await model.llm.reset_prefix_cache()}
-
-    @app.post("/tokenize", responses=answers(Tokenized))
-    def tokenize(asked: TokenizeRequest) -> dict[str, Any]:
-        """A prompt, or a conversation, as tokens."""
-        model.name_for(asked.model)
-        if (asked.prompt is None) == (asked.messages is None):
-            raise ApiError("Give either a prompt or messages.", "prompt")
-        text = asked.prompt if asked.prompt is not None else _rendered(model, asked)
-        special = asked.add_special_tokens
-        special = asked.messages is None if special is None else special
-        tokens = model.encode(text, add_special_tokens=special)
-        texts = [model.tokenizer.token_text(token) for token in tokens] if asked.return_token_strs else None
-        return {
-            "count": len(tokens),
-            "max_model_len": model.max_model_len,
-            "tokens": tokens,
-            "token_strs": texts,
-        }
-
-    @app.post("/detokenize", responses=answers(Detokenized))
-    def detokenize(asked: DetokenizeRequest) -> dict[str, str]:
-        """Tokens as text."""
-        model.name_for(asked.model)
-        size = model.tokenizer.vocab_size
-        for index, token in enumerate(asked.tokens):
-            if not 0 <= token < size:
-                raise ApiError(
-                    f"tokens[{index}] must be from 0 to {size - 1}, the vocabulary's size", "tokens", token
-                )
-        return {"prompt": model.tokenizer.decode(asked.tokens)}
-
-
-def _add_live_route(app: FastAPI, model: ServedModel, options: AppOptions) -> None:
-    if model.live is None:
-        return
-    live, has_keys = model.live, bool(options.api_keys)
-
-    @app.get("/engine/events", response_model=None)
-    async def engine_events(request: Request) -> Response:
-        """What the engine does from now on, as server-sent events: a trace, with the texts of all users."""
-        host = request.headers.get("host", "")
-        return open_stream(live, lambda: model.llm.is_running, host, has_keys=has_keys)
-
-
-def _rendered(model: ServedModel, asked: TokenizeRequest) -> str:
-    return model.render(
-        asked.messages or (),
-        tools=asked.tools,
-        chat_template=asked.chat_template,
-        chat_template_kwargs=asked.chat_template_kwargs,
-        add_generation_prompt=asked.add_generation_prompt,
-        continue_final_message=asked.continue_final_message,
-    )
 
 
 def _add_error_handlers(app: FastAPI) -> None:
