@@ -8,7 +8,7 @@ from __future__ import annotations
 import streamlit as st
 
 from viz import figures, stage
-from viz.figures.common import names_of
+from viz.figures.common import NARROW, PHONE, names_of
 from viz.loading import Run
 from viz.player import Jump
 
@@ -19,8 +19,8 @@ TEASER = "How an output comes to parse: what may not come next is struck out."
 INTRODUCTION = (
     "An output that must follow a **schema**, a pattern, a list of choices or a grammar always parses, "
     "because no token is allowed that could keep it from doing so. An automaton reads the output so far, and "
-    "knows which **tokens** can still lead to its end: a **mask** over the vocabulary. Step, and see what the "
-    "model would have liked to say at each place, and what it was left."
+    "knows which **tokens** can still lead to its end: a **mask** over the vocabulary. Step, and see what "
+    "the model would have liked to say at each place, and what it was left."
 )
 LEGEND = (
     "The longer the bar, the likelier the model found the token, before anything was struck out. Below: how "
@@ -58,7 +58,10 @@ def page(run: Run) -> None:
     stage.show(
         run,
         f"structured-{request}",
-        lambda: [figures.allowed_tokens(run.timeline, request)],
+        lambda: [
+            figures.allowed_tokens(run.timeline, request, width, screen)
+            for width, screen in ((NARROW, "wide"), (PHONE, "narrow"))
+        ],
         _jumps(run, request),
     )
     st.caption(LEGEND)
