@@ -57,11 +57,14 @@ class SamplingState:
         self.has_penalties = bool(
             params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1
         )
-        self.has_only_structure = structure is not None and not self._changes_more(params)
-        """Is its structure all that changes the logits?"""
         self.changes_logits = structure is not None or self._changes_more(params)
         """Can anything but the temperature and the cuts behind it change which token is chosen?"""
         self.is_plain_greedy = self.is_greedy and not self.changes_logits and params.logprobs is None
+        is_told = structure is not None and structure.is_told
+        self.is_plain_structured = (
+            self.is_greedy and not self._changes_more(params) and params.logprobs is None and not is_told
+        )
+        """Is it plain greedy, but for its structure?"""
 
     def _changes_more(self, params: SamplingParams) -> bool:
         """Does anything but a structure change the logits?"""

@@ -3,13 +3,18 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from minivllm.decoding.finite_logits import NotFiniteError
 from minivllm.decoding.sampler import Sampler
+from minivllm.decoding.sampling_state import SamplingState
+from minivllm.decoding.structured.token_masks import TokenMask
 from minivllm.sampling_params import SamplingParams
+from minivllm.scheduling.request import Sequence
 from tests.decoding.rows import distribution, make_state, process, softmax
 
 VOCAB = 12
@@ -185,3 +190,37 @@ def test_a_bad_word_is_never_completed():
         logits[0, 2], logits[0, 3], logits[0, 5] = 2.0, 1.0, 9.0
         state = make_state(params, [1], output, tokenizer=Letters())
         assert Sampler(VOCAB).sample(logits, [state])[0].token_id == expected
+
+
+@given(
+    st.lists(
+        st.lists(st.sampled_from([-np.inf, -1.0, 0.0, 0.5, 2.0, np.nan]), min_size=8, max_size=8),
+        min_size=1,
+        max_size=4,
+    ),
+    st.lists(st.lists(st.booleans(), min_size=8, max_size=8), min_size=4, max_size=4),
+)
+def test_the_fast_way_to_the_likeliest_allowed_token_is_the_plain_one(rows, struck):
+    """The plain way is that of a request whose likelihoods are told: the same token, or the same refusal."""
+
+    def outcome(logprobs):
+        states = []
+        for number, _ in enumerate(rows):
+            structure = Fixed(TokenMask(bytearray(struck[number]))) if number else None
+            params = SamplingParams(temperature=0, logprobs=logprobs)
+            states.append(SamplingState(params, Sequence(0, [1]), structure=structure))
+        try:
+            return [token.token_id for token in Sampler(8).sample(torch.tensor(rows), states)]
+        except NotFiniteError as error:
+            return error.found
+
+    assert outcome(None) == outcome(0)
+
+
+class Fixed:
+    """A structure that stands still."""
+
+    problem, is_told = "", False
+
+    def __init__(self, mask):
+        self.mask = lambda: mask

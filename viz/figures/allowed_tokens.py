@@ -22,7 +22,9 @@ from viz.figures.captions import captions
 from viz.figures.common import NARROW, StepCursor, clip, plural, step_axis_labels, swatches
 from viz.scene import Scene, Value, bars_path, rounded
 
-LEFT, BAR, WIDEST = 66.0, 196.0, 330.0
+LEFT, BAR = 66.0, 190.0
+SHARE = 64.0
+"""Units that a percentage takes, right of its bar."""
 ROWS, ROW, TOP = 9, 24.0, 100.0
 STRIP = 56.0
 ALLOWED, STRUCK_OUT = "decode", "waiting"
@@ -59,17 +61,15 @@ def choices_of(timeline: Timeline, request: str) -> list[Choice]:
     return found
 
 
-def allowed_tokens(timeline: Timeline, request: str) -> Scene:
+def allowed_tokens(timeline: Timeline, request: str, width: float = NARROW, screen: str = "") -> Scene:
     """What each token of a request's first output was chosen from."""
     choices = choices_of(timeline, request)
     bottom = TOP + ROWS * ROW + 46 + STRIP
-    scene = Scene("What structured output allowed", NARROW, bottom + 26)
-    swatches(
-        scene, 18, [(ALLOWED, "allowed", 1.0), (STRUCK_OUT, "struck out, with a line through it", 1.0)], LEFT
-    )
+    scene = Scene("What structured output allowed", width, bottom + 26, screen=screen)
+    swatches(scene, 18, [(ALLOWED, "allowed", 1.0), (STRUCK_OUT, "struck out", 1.0)], LEFT)
     asked = next((state.structure for state in timeline.sequences.values() if state.request == request), "")
     scene.text(LEFT - 8, 50, "must be", size=13, fill="muted", anchor="end")
-    scene.text(LEFT, 50, clip(asked, 66), size=14, fill="ink", tip=asked)
+    scene.text(LEFT, 50, clip(asked, int((width - LEFT) / 8.6)), size=14, fill="ink", tip=asked)
     scene.text(LEFT - 8, 78, "so far", size=13, fill="muted", anchor="end")
     rows = _Rows(scene)
     strip = bottom - STRIP
@@ -108,6 +108,8 @@ class _Rows:
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
+        self.widest = scene.width - BAR - SHARE
+        self.most_cells = int((scene.width - LEFT) / 9.4)
         self.text = scene.text(LEFT, 78, "", size=15, weight="bold")
         self.rows = []
         for index in range(ROWS):
@@ -125,7 +127,7 @@ class _Rows:
     def show(self, choice: Choice) -> None:
         """Draw the candidates of one choice."""
         scene = self.scene
-        scene.set(self.text, text=clip(choice.text_before, 62, keep_end=True) or "(nothing yet)")
+        scene.set(self.text, text=clip(choice.text_before, self.most_cells, keep_end=True) or "(nothing yet)")
         candidates = choice.told.candidates[:ROWS]
         for index, (bar, label, line, share) in enumerate(self.rows):
             if index >= len(candidates):
@@ -137,7 +139,7 @@ class _Rows:
             token_id, text, chance, is_allowed = candidates[index]
             y = TOP + index * ROW
             is_chosen = token_id == choice.token_id
-            width = max(1.5, chance * WIDEST)
+            width = max(1.5, chance * self.widest)
             words = seen(text) if text else f"token {token_id}"
             scene.set(
                 bar,
@@ -156,7 +158,9 @@ class _Rows:
             middle = y + 9.5
             struck = f"M{BAR - 10 - length:g},{middle:g}L{BAR - 8:g},{middle:g}"
             scene.set(line, d="" if is_allowed else struck)
-            scene.set(share, x=rounded(BAR + width + 8), text=f"{chance:.1%}")
+            scene.set(
+                share, x=rounded(BAR + width + 8), text=f"{chance:.1%}" if chance >= 0.0005 else "< 0.1%"
+            )
         allowed = choice.told.num_allowed
         verb = "is" if allowed == 1 else "are"
         scene.set(self.count, text=f"{plural(allowed, 'token')} {verb} allowed here; ► was chosen.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import streamlit as st
 
 from viz import figures, stage
-from viz.figures.common import names_of
+from viz.figures.common import NARROW, PHONE, names_of
 from viz.loading import Run
 from viz.player import Jump
 
@@ -58,7 +58,10 @@ def page(run: Run) -> None:
     stage.show(
         run,
         f"structured-{request}",
-        lambda: [figures.allowed_tokens(run.timeline, request)],
+        lambda: [
+            figures.allowed_tokens(run.timeline, request, width, screen)
+            for width, screen in ((NARROW, "wide"), (PHONE, "narrow"))
+        ],
         _jumps(run, request),
     )
     st.caption(LEGEND)

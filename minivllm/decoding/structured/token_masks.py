@@ -32,7 +32,7 @@ class TokenMask:
     Attributes:
         struck_out: [vocab_size] bytes.
         num_allowed: how many are not.
-        tensors: the same as tensors, by device: kept here by what applies them.
+        tensors: the same as tensors, by device, and as "ids" of what is allowed: kept by what applies them.
     """
 
     __slots__ = ("num_allowed", "struck_out", "tensors")
