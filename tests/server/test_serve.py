@@ -116,3 +116,38 @@ def test_a_unix_socket_serves_too(tmp_path):
         found.terminate()
         assert found.wait(timeout=patience.SECONDS) == 0
     assert not path.exists()
+
+
+def test_a_socket_file_that_is_there_stays_and_is_named(tmp_path):
+    path = tmp_path / "taken"
+    path.write_text("not ours")
+    command = [sys.executable, "-m", "minivllm", "serve", "/no/model", "--uds", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=patience.SECONDS, check=False)
+    assert done.returncode == 2 and "cannot be had: Address already in use" in " ".join(done.stderr.split())
+    assert path.read_text() == "not ours"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_with_a_full_disk_behind_a_proxy_it_serves_until_it_is_told_to_end_now():
+    """No time to finish: a stream that runs is told so, and the server ends in order."""
+    command = [sys.executable, "-m", "minivllm", "serve", "--port", "0", "--root-path", "/llm"]
+    command += ["--trace", "/dev/full", "--tool-call-parser", "hermes", *QUICK]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as found:
+        try:
+            lines = iter(found.stderr)
+            address = next(filter(None, (re.search(r"is served at (http://\S+)", line) for line in lines)))[1]
+            body = {"prompt": "Once upon", "max_tokens": 60, "ignore_eos": True, "stream": True}
+            assert httpx.get(f"{address}/openapi.json").json()["servers"] == [{"url": "/llm"}]
+            assert httpx.get(f"{address}/llm/health").status_code == 200
+            with httpx.stream("POST", f"{address}/v1/completions", json=body) as response:
+                assert list(response.iter_lines())[-2] == "data: [DONE]"
+            body |= {"prompt": ["Once upon"] * 64, "max_tokens": 400}  # far more than can be done until then
+            with httpx.stream("POST", f"{address}/llm/v1/completions", json=body) as response:
+                events = response.iter_lines()
+                next(events)
+                found.send_signal(signal.SIGINT)
+                *_, error, done = filter(None, events)
+            assert "the server is shutting down" in error and done == "data: [DONE]"
+            assert found.wait(timeout=patience.SECONDS) == 0
+        finally:
+            found.kill()

@@ -131,6 +131,19 @@ def test_calls_are_told_whole_and_in_streams(say, text, content, cities):
         assert arguments.index == named.index and arguments.id is None and arguments.function.name is None
 
 
+def test_the_openai_librarys_own_gatherer_finds_the_calls(say, client):
+    asked = {"model": "tiny", "messages": QUESTION, "tools": TOOLS}
+    say(f"I look. {ROME}{OSLO}")
+    with client.chat.completions.stream(**asked) as stream:
+        arguments = [
+            event.arguments for event in stream if event.type == "tool_calls.function.arguments.done"
+        ]
+        [choice] = stream.get_final_completion().choices
+    assert [json.loads(one)["city"] for one in arguments] == ["Rome", "Oslo"]
+    assert choice.message.content == "I look. " and len(choice.message.tool_calls) == 2
+    assert choice.finish_reason == "tool_calls"
+
+
 def test_each_choice_has_its_calls(say):
     whole = say(ROME, n=2, temperature=1)
     assert [calls(choice.message) for choice in whole.choices] == [[("weather", {"city": "Rome"})]] * 2
