@@ -17,77 +17,49 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from minivllm.lab.bench.serve.backends import ALIASES, BACKENDS
 from minivllm.lab.bench.serve.doubts import MOST_LATE_MS
+from minivllm.lab.bench.serve.options import (
+    Against,
+    ApiKey,
+    Arrivals,
+    Backend,
+    BaseUrl,
+    Bounds,
+    Burstiness,
+    Concurrency,
+    Detailed,
+    Flags,
+    Goodput,
+    IgnoreEos,
+    Json,
+    Lag,
+    Model,
+    ModelLen,
+    OutputTokens,
+    Plot,
+    Rate,
+    Rates,
+    Repeat,
+    Requests,
+    SaveResult,
+    Seed,
+    SendText,
+    Streams,
+    Temperature,
+    Threads,
+    Timeout,
+    Tokenizer,
+    VocabSize,
+    Warmups,
+    Workload,
+)
 from minivllm.terminal import Console
 from minivllm.validation import check_choice, check_number, check_output_file
-
-
-def _option(words: str, *names: str, panel: str) -> Any:
-    return typer.Option(*names, help=words, rich_help_panel=panel)
-
-
-SERVER, LOAD, RESULT, OFFLINE = "Server", "Load", "Result", "Beside the engine alone"
-
-Bounds = Annotated[list[str] | None, typer.Argument(metavar="[NAME:MS]...", help="More bounds of --goodput.")]
-BaseUrl = Annotated[str | None, _option("Of any OpenAI server; ours is started if left out.", panel=SERVER)]
-Backend = Annotated[
-    str, _option("openai (completions) or openai-chat.", "--backend", "--endpoint-type", panel=SERVER)
-]
-Model = Annotated[
-    str | None,
-    _option("The server's name for it; for our own: nano, small, medium or a folder.", panel=SERVER),
-]
-ApiKey = Annotated[str | None, _option("Bearer token; also OPENAI_API_KEY.", panel=SERVER)]
-Tokenizer = Annotated[str | None, _option("Folder of the model's tokenizer.", panel=SERVER)]
-VocabSize = Annotated[int | None, _option("Token ids that prompts may have.", panel=SERVER)]
-ModelLen = Annotated[int | None, _option("Longest prompt and answer together.", panel=SERVER)]
-Threads = Annotated[int | None, _option("Of our own server.", panel=SERVER)]
-Flags = Annotated[str, _option("More flags for our own server, in quotes.", panel=SERVER)]
-
-Workload = Annotated[
-    str,
-    _option(
-        "sharegpt, alpaca, fixed:IN,OUT, uniform:A-B,C-D, shared:PREFIX[,K], chat, FILE.jsonl, or FILE.json "
-        "of ShareGPT's form.",
-        "--workload",
-        "--dataset-path",
-        panel=LOAD,
-    ),
-]
-Requests = Annotated[int, _option("Requests of a run.", "--num-prompts", "--requests", panel=LOAD)]
-Rate = Annotated[float | None, _option("Open loop: requests a second.", panel=LOAD)]
-Rates = Annotated[str | None, _option("A run for each: 1,2,4,8.", panel=LOAD)]
-Burstiness = Annotated[float, _option("1: Poisson; less: bursts; more: more even.", panel=LOAD)]
-Arrivals = Annotated[str, _option("poisson or constant.", panel=LOAD)]
-Concurrency = Annotated[int | None, _option("Closed loop: most requests at once.", panel=LOAD)]
-Seed = Annotated[int, _option("Of lengths, prompts and arrivals.", panel=LOAD)]
-OutputTokens = Annotated[
-    int | None,
-    _option("Of each answer, for FILE.json.", "--output-tokens", "--sharegpt-output-len", panel=LOAD),
-]
-Temperature = Annotated[float, _option("Of sampling; 0 is greedy.", panel=LOAD)]
-IgnoreEos = Annotated[bool, _option("Exactly as many tokens as asked for.", panel=LOAD)]
-SendText = Annotated[bool, _option("Prompts as texts, not as token ids.", panel=LOAD)]
-Warmups = Annotated[int, _option("Requests before the first run, not measured.", panel=LOAD)]
-Timeout = Annotated[float, _option("Seconds for one answer.", panel=LOAD)]
-
-Goodput = Annotated[list[str] | None, _option("ttft:100 tpot:20 e2el:2000, in ms.", panel=RESULT)]
-Lag = Annotated[float, _option("Milliseconds of lateness beyond which a run is doubtful.", panel=RESULT)]
-Json = Annotated[
-    Path | None, _option("Write vLLM's fields to this file.", "--json", "--result-filename", panel=RESULT)
-]
-SaveResult = Annotated[bool, _option("The same, to a file named by date and rate.", panel=RESULT)]
-Detailed = Annotated[bool, _option("Every request, too.", "--save-detailed", panel=RESULT)]
-Plot = Annotated[Path | None, _option("Latency against rate: .svg, .png or .pdf.", panel=RESULT)]
-
-Against = Annotated[bool, _option("What HTTP costs: the same requests served and offline.", panel=OFFLINE)]
-Streams = Annotated[str, _option("Streams at once, a comparison for each.", panel=OFFLINE)]
-Repeat = Annotated[int, _option("Rounds, in which both sides take turns.", panel=OFFLINE)]
 
 
 def serve(
@@ -155,6 +127,7 @@ def _measure(options: dict[str, Any]) -> None:
     from minivllm.lab.bench.serve.client import import_aiohttp
     from minivllm.lab.bench.serve.goodput import parse_goodput
     from minivllm.lab.bench.serve.probe import check_url
+    from minivllm.lab.bench.serve.progress import Bar
     from minivllm.lab.bench.serve.report import print_rates, print_result, write_fields
     from minivllm.lab.bench.serve.session import measure_server
 
@@ -164,7 +137,7 @@ def _measure(options: dict[str, Any]) -> None:
     result_file, plot = _files(options, plan)
     base_url = None if options["base_url"] is None else check_url(options["base_url"])
     console = Console()
-    with _server(base_url, options, console) as url, _Bar(console) as told:
+    with _server(base_url, options, console) as url, Bar(console) as told:
         card, outcomes = asyncio.run(measure_server(url, plan, goodput, told))
     results = [outcome.result for outcome in outcomes]
     console.print(
@@ -283,46 +256,6 @@ def _server(base_url: str | None, options: dict[str, Any], console: Console) -> 
             flags += ["--api-key", options["api_key"]]
         with own_server(folder, threads, flags) as server:
             yield server.url
-
-
-class _Bar:
-    """Progress: how many answers have come, how many are errors. Silent where there is no terminal."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._bar: Any = None
-
-    def __enter__(self) -> Any:
-        from minivllm.lab.bench.serve.session import Told
-
-        return Told(self._note, self._begin)
-
-    def __exit__(self, *error: object) -> None:
-        self._close()
-
-    def _note(self, sentence: str) -> None:
-        self._console.print(sentence)
-
-    def _begin(self, total: int, words: str) -> Any:
-        from tqdm import tqdm
-
-        self._close()
-        self._bar = bar = tqdm(total=total, desc=words, unit="req", disable=None, leave=False)
-        failed = 0
-
-        def on_answer(record: Any) -> None:
-            nonlocal failed
-            failed += not record.is_complete
-            bar.update()
-            if failed:
-                bar.set_postfix(failed=failed, refresh=False)
-
-        return on_answer
-
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
 
 
 def _compare(options: dict[str, Any]) -> None:

@@ -54,21 +54,8 @@ def print_result(result: ServeResult, plan: Plan, console: Console) -> None:
 
 def print_rates(results: Sequence[ServeResult], console: Console) -> None:
     """A line for each rate."""
-    table = Table(title="Latency against rate (milliseconds; p50 and p99)", title_justify="left")
-    columns = (
-        "rate",
-        "offered",
-        "answered",
-        "tokens/s",
-        "TTFT",
-        "",
-        "TPOT",
-        "",
-        "E2E",
-        "",
-        "failed",
-        "doubts",
-    )
+    table = Table(title="Latency against rate: p50 / p99 in milliseconds", title_justify="left")
+    columns = ("rate", "sent", "answered", "tokens/s", "TTFT", "TPOT", "E2E", "failed", "doubts")
     for name in columns:
         table.add_column(name, justify="right")
     for result in results:
@@ -78,7 +65,7 @@ def print_rates(results: Sequence[ServeResult], console: Console) -> None:
         cells.append(f"{result.output_throughput:,.0f}")
         for name in ("ttft", "tpot", "e2el"):
             spread = result.latencies[name]
-            cells += [number(spread.p50), number(spread.p99)]
+            cells.append(f"{number(spread.p50)} / {number(spread.p99)}")
         table.add_row(*cells, str(result.failed), str(len(result.doubts)) if result.doubts else "–")
     console.print()
     print_table(table, console)

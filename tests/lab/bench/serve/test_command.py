@@ -3,6 +3,7 @@
 import json
 import socket
 
+import psutil
 import pytest
 
 from minivllm.console.commands import run
@@ -177,3 +178,15 @@ def test_prompts_of_tokens_need_a_vocabulary(capsys, tmp_path):
         code, _, err = bench(capsys, "--base-url", server.url, "--workload", str(empty))
         assert code == 2 and "holds no request" in err
         assert not server.asked
+
+
+def test_our_own_server_is_started_compared_with_the_engine_alone_and_ended(capsys, tmp_path):
+    path = tmp_path / "against.json"
+    code, out, _ = bench(
+        capsys, "--against-offline", "--model", "nano", "--threads", "1", "--requests", "2",
+        "--streams", "1,2", "--repeat", "1", "--json", str(path), "--server-flags", "--num-gpu-blocks-override 512",
+    )  # fmt: skip
+    told = json.loads(path.read_text())
+    assert code == 0 and "Served against the engine alone" in out
+    assert [(one["streams"], one["identical"]) for one in told["comparisons"]] == [(1, 1), (2, 2)]
+    assert not [child for child in psutil.Process().children(recursive=True) if "serve" in child.cmdline()]
