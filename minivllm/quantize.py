@@ -27,8 +27,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minivllm import __version__
-from minivllm.executor.torch_executor import torch_dtype_for
 from minivllm.files import CannotWrite, check_new_folder, new_folder
 from minivllm.model.config import ModelConfig
 from minivllm.model.decoder import Decoder
@@ -49,6 +47,8 @@ from minivllm.model.weights import Checkpoint
 from minivllm.validation import check_integer, shown
 
 NUM_HELD_OUT = 32
+RECIPE = 1
+"""Raised when the algorithms change, so that what is kept from before is made again."""
 COPIED = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.jinja",
           "chat_template*", "generation_config.json", "LICENSE*")  # fmt: skip
 COPIED_FOLDERS = ("additional_chat_templates",)
@@ -167,14 +167,24 @@ def quantized_folder(
             raise CannotWrite(
                 f"{caches}: a quantised model cannot be kept there: {error.strerror}"
             ) from error
-        quantize(plan, place, progress)
+        try:
+            quantize(plan, place, progress)
+        except ValueError:  # another process may have been quicker
+            if not (place / "config.json").is_file():
+                raise
     return place
 
 
 def load_whole(folder: Path, config: ModelConfig) -> tuple[Decoder, Checkpoint]:
     """The decoder in the type that its checkpoint asks for, on the CPU, and the files it came from."""
-    decoder = load_decoder(folder, config, torch_dtype_for("auto", config), torch.device("cpu"))
+    decoder = load_decoder(folder, config, torch_dtype(config), torch.device("cpu"))
     return decoder, Checkpoint(folder)
+
+
+def torch_dtype(config: ModelConfig) -> torch.dtype:
+    """The type that the checkpoint was saved for."""
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    return dtype
 
 
 def user_caches() -> Path:
@@ -213,7 +223,7 @@ def _samples(folder: Path, config: ModelConfig, calibration: Calibration) -> Sam
 
 
 def _scale_dtype(config: ModelConfig) -> torch.dtype:
-    dtype = torch_dtype_for("auto", config)
+    dtype = torch_dtype(config)
     return torch.float32 if dtype == torch.float64 else dtype
 
 
@@ -250,7 +260,7 @@ def _fill(folder: Path, plan: Plan, tensors: dict[str, Tensor]) -> None:
     except SafetensorError as error:  # what it says of a full disk
         raise OSError(str(error)) from error
     config = read_json_object(plan.folder / "config.json")
-    config["quantization_config"] = quantization_config(plan.settings, __version__)
+    config["quantization_config"] = quantization_config(plan.settings)
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
     shutil.copymode(folder / "config.json", folder / "model.safetensors")  # safetensors' is its owner's only
@@ -271,8 +281,8 @@ def _weight_bytes(folder: Path) -> int:
 
 
 def _fingerprint(plan: Plan) -> str:
-    """Of settings, files of the model (by size and time), and version: another one is another checkpoint."""
-    digest = sha256(f"{__version__} {plan.settings} {plan.folder.resolve()}".encode())
+    """Of settings, and of the model's files by size and time: another one is another checkpoint."""
+    digest = sha256(f"{RECIPE} {plan.settings} {plan.folder.resolve()}".encode())
     for path in sorted(plan.folder.glob("*")):
         if path.is_file():
             state = path.stat()

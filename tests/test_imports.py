@@ -27,6 +27,7 @@ ENGINE = {
     "minivllm.model",
     "minivllm.outputs",
     "minivllm.processes",
+    "minivllm.quantize",
     "minivllm.sampling_params",
     "minivllm.scheduling",
     "minivllm.structured_outputs",

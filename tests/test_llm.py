@@ -217,7 +217,10 @@ def test_a_trace_of_everything_is_written_on_request(tmp_path):
         ({"allocator": "malloc"}, "allocator must be one of"),
         ({"allocator": "oracle", "prefix_cache": "hash"}, "allocator must be 'paged'"),
         ({"tensor_parallel_size": 2}, "tensor_parallel_size must be 1"),
-        ({"quantization": "awq"}, "quantization is 'awq', but the checkpoint is not quantised"),
+        (
+            {"quantization": "compressed-tensors"},
+            "quantization is 'compressed-tensors', but the checkpoint is not quantised",
+        ),
         ({"quantization": "squeezellm"}, "quantization must be one of 'gptq', 'awq', .* got 'squeezellm'"),
         ({"quantization": "awq", "dtype": "int8"}, "dtype 'int8' means .* quantization='int8'"),
         ({"scheduling_policy": "lifo"}, "scheduling_policy must be one of"),

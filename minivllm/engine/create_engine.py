@@ -17,6 +17,9 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm.auto import tqdm
 
 from minivllm.config import SchedulerConfig
 from minivllm.decoding.sampler import Sampler
@@ -30,11 +33,16 @@ from minivllm.memory.make_cache_manager import Pages
 from minivllm.model.config import ModelConfig
 from minivllm.model.generation_config import GENERATION_FILE, GenerationConfig
 from minivllm.model.hub import resolve_model, resolve_tokenizer
+from minivllm.model.json_file import read_json_object
+from minivllm.model.quantization.names import ALIASES, CALIBRATED
 from minivllm.model.tokenizer import Tokenizer
 from minivllm.sampling_params import SamplingParams
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.tee import Sink
 from minivllm.validation import shown
+
+if TYPE_CHECKING:
+    from minivllm.model.quantization.quantize_layers import LayerResult
 
 DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
 
@@ -81,7 +89,7 @@ def create_engine(args: EngineArgs, sinks: Iterable[Sink] = ()) -> Engine:
 def load_executor(args: EngineArgs) -> TorchExecutor:
     """The model with its weights, and the KV cache in the memory that is left."""
     return TorchExecutor.from_folder(
-        args.model,
+        calibrated_model(args),
         dtype=args.dtype,
         block_size=args.block_size,
         num_blocks=args.num_gpu_blocks_override,
@@ -95,6 +103,30 @@ def load_executor(args: EngineArgs) -> TorchExecutor:
         enforce_eager=args.enforce_eager,
         quantization=args.quantization,
     )
+
+
+def calibrated_model(args: EngineArgs) -> str | Path:
+    """The model, or its quantised checkpoint where AWQ or GPTQ was asked for and it is plain.
+
+    That one is calibrated now, which takes a while, and kept for the next time.
+    """
+    method = ALIASES.get(args.quantization or "", args.quantization)
+    if method not in CALIBRATED or is_quantized(resolve_model(args.model)):
+        return args.model
+    from minivllm.quantize import quantized_folder  # a second of imports, for those who ask for it
+
+    with tqdm(desc=f"{method}: calibrating, once", unit=" layers") as bar:
+
+        def progress(result: LayerResult, num_layers: int) -> None:
+            bar.total = num_layers
+            bar.set_postfix_str(f"layer error {result.error:.2%}", refresh=False)
+            bar.update()
+
+        return quantized_folder(args.model, method, progress)
+
+
+def is_quantized(folder: Path) -> bool:
+    return bool(read_json_object(folder / "config.json").get("quantization_config"))
 
 
 def load_tokenizer(args: EngineArgs) -> Tokenizer | None:

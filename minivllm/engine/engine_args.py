@@ -166,7 +166,7 @@ class EngineArgs:
         Setting(
             "How weights are stored. A quantised checkpoint says so itself, and may be named: 'gptq', 'awq', "
             "'compressed-tensors', 'fp8'. A plain one is rounded while it is loaded by 'int8', 'int4' or "
-            "'fp8', and not at all if this is left out.",
+            "'fp8', calibrated once and kept by 'awq' or 'gptq', and left alone if this is left out.",
             QUANTIZATIONS,
         ),
     ] = None

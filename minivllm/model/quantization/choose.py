@@ -4,7 +4,8 @@
     ─────────────────   ───────────────────────   ─────────────────────────────────────────────────────
     plain               None                      plain
     plain               "int8", "int4", "fp8"     rounded to the nearest (`rounding.py`)
-    plain               "awq", "gptq", …          refused: these need a calibration, before
+    plain               "awq", "gptq"             refused: the engine calibrates first, and loads the result
+    plain               "compressed-tensors"      refused: it has no one method
     quantised           None, or its method       as it is
     quantised           anything else             refused, with both names
 

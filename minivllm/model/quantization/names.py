@@ -2,6 +2,7 @@
 
     METHODS       how checkpoints are quantised: read as they are
     ROUNDINGS     what a plain checkpoint can be rounded to while it is loaded
+    CALIBRATED    what a plain checkpoint is quantised by first, once (`minivllm/quantize.py`)
 
 Read next: `method.py` for the first, `rounding.py` for the second.
 """
@@ -18,6 +19,7 @@ METHODS = ("gptq", "awq", "compressed-tensors", "fp8")
 ALIASES = {"gptq_marlin": "gptq", "awq_marlin": "awq", "auto_gptq": "gptq", "auto_awq": "awq"}
 """Other names that vLLM knows methods by: those of its kernels."""
 ROUNDINGS = ("int8", "int4", "fp8")
+CALIBRATED = ("awq", "gptq")
 SETTINGS = (*dict.fromkeys((*METHODS, *ROUNDINGS, *ALIASES)),)
 """Values of the setting."""
 

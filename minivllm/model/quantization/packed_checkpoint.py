@@ -69,7 +69,7 @@ def check_layout(settings: QuantizationSettings, config: ModelConfig) -> None:
                 )
 
 
-def quantization_config(settings: QuantizationSettings, version: str) -> dict[str, Any]:
+def quantization_config(settings: QuantizationSettings) -> dict[str, Any]:
     """What `config.json` says under `quantization_config`."""
     grid = settings.grid
     if settings.method == "gptq":
@@ -85,7 +85,7 @@ def quantization_config(settings: QuantizationSettings, version: str) -> dict[st
             "lm_head": False,
             "checkpoint_format": _gptq_version(settings),
             "pack_dtype": "int32",
-            "meta": {"quantizer": [f"minivllm:{version}"]},
+            "meta": {"quantizer": ["minivllm"]},
         }
     if settings.method == "awq":
         return {
