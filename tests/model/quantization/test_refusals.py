@@ -1,4 +1,4 @@
-"""A quantised checkpoint that contradicts itself is refused: by the tensor's name, or the key's, and numbers."""
+"""A quantised checkpoint that contradicts itself is refused by the tensor's name, or the key's."""
 
 from __future__ import annotations
 
