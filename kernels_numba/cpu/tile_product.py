@@ -22,7 +22,16 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kernels_numba.cpu.vectors import LANES, LINE_BYTES, MANY_REGISTERS, VECTOR, fetcher, loader, multiplier
+from kernels_numba.cpu.vectors import (
+    LANES,
+    LINE_BYTES,
+    MANY_REGISTERS,
+    VECTOR,
+    fetcher,
+    loader,
+    multiplier,
+    step_loader,
+)
 
 VECTORS = 4 if MANY_REGISTERS else 2
 """Of a row at most: up to 24 registers of sums where there are 32, 12 where there are 16."""
@@ -31,7 +40,8 @@ VECTORS = 4 if MANY_REGISTERS else 2
 def tile(rows: int, vectors: int, fetched: int = 0) -> Any:
     """The product for `rows` rows, `vectors` vectors wide, as a function for compiled code.
 
-    Meanwhile it prefetches memory that is needed soon: with every step `fetched` vectors of `right`.
+    Meanwhile it prefetches memory that is needed soon: with every step `fetched` vectors of `right`. Where
+    the right side's bytes hold two steps each, `count` counts bytes, and two numbers of the left are taken.
     """
 
     @intrinsic
@@ -80,7 +90,7 @@ def tile(rows: int, vectors: int, fetched: int = 0) -> Any:
             ) = (arguments[i] for i in (1, 2, 3, 5, 6, 8, 9, 10, 11, 12, 13))
             load_left, load_right, multiply_add = (
                 loader(builder, signature.args[0].dtype, is_vector=False),
-                loader(builder, signature.args[4].dtype, is_vector=True),
+                step_loader(builder, signature.args[4].dtype),
                 multiplier(builder, signature.args[0].dtype == types.uint32),
             )
             fetch = fetcher(builder, signature.args[4].dtype)
@@ -116,10 +126,13 @@ def tile(rows: int, vectors: int, fetched: int = 0) -> Any:
                     fetch(builder.gep(ahead, [integer(line // size)]))
                 row = place(right_data, source, builder.mul(step, right_step))
                 loaded = [load_right(builder.gep(row, [integer(v * LANES)])) for v in range(vectors)]
-                for r in range(rows):
-                    factor = load_left(builder.gep(starts[r], [builder.mul(step, left_step)]))
+                shared = len(loaded[0])  # steps
+                for r, part in ((r, part) for part in range(shared) for r in range(rows)):
+                    number = builder.add(builder.mul(step, integer(shared)), integer(part))
+                    factor = load_left(builder.gep(starts[r], [builder.mul(number, left_step)]))
                     for v in range(vectors):
-                        builder.store(multiply_add(factor, loaded[v], builder.load(kept[r][v])), kept[r][v])
+                        total = multiply_add(factor, loaded[v][part], builder.load(kept[r][v]))
+                        builder.store(total, kept[r][v])
             for r, v in cells:
                 builder.store(builder.load(kept[r][v]), vector_at(places[r], v), align=4)
             return context.get_dummy_value()

@@ -7,6 +7,8 @@ and `row_dots.py` make loops of them. Numbers are what the type of their array s
     uint16     a bfloat16: the upper half of a float32, widened as it is loaded
     uint32     two bfloat16 side by side: the products of both are added by one instruction that processors
                with AVX512-BF16 have; both factors must be such pairs
+    int8       a whole number, made a float32 as it is loaded; only on the right side
+    uint8      two whole numbers from -8 to 7, plus 8, of two steps: the first in the lower half; only there
 
 Read next: `tile_product.py`.
 """
@@ -83,6 +85,27 @@ def loader(builder: Any, dtype: Any, is_vector: bool) -> Any:
         return value if is_vector else spread(value)
 
     return load
+
+
+def step_loader(builder: Any, dtype: Any) -> Any:
+    """What loads a vector for each step that lies at a pointer: two steps if they share bytes, else one."""
+    if dtype not in (types.int8, types.uint8):
+        load = loader(builder, dtype, is_vector=True)
+        return lambda pointer: [load(pointer)]
+
+    def constant(value: int) -> Any:
+        return ir.Constant(BIT_VECTOR, [value] * LANES)
+
+    def load_small(pointer: Any) -> list[Any]:
+        kind = ir.VectorType(ir.IntType(8), LANES)
+        loaded = builder.load(builder.bitcast(pointer, kind.as_pointer()), align=1)
+        if dtype == types.int8:
+            return [builder.sitofp(builder.sext(loaded, BIT_VECTOR), VECTOR)]
+        both = builder.zext(loaded, BIT_VECTOR)
+        halves = builder.and_(both, constant(15)), builder.lshr(both, constant(4))
+        return [builder.sitofp(builder.sub(half, constant(8)), VECTOR) for half in halves]
+
+    return load_small
 
 
 def multiplier(builder: Any, is_pairs: bool) -> Any:

@@ -112,6 +112,14 @@ class Decoder:
         if not self.head.is_quantized:
             self.head = make(self.lm_head)
 
+    def replace(self, other: Callable[[Matrix], Matrix]) -> None:
+        """Put what `other` makes of each matrix in its place; a tied head is left alone."""
+        for layer in self.layers:
+            for linear in layer.linears:
+                linear.matrix = other(linear.matrix)
+        if not self.tied:
+            self.head = other(self.head)
+
     @property
     def is_quantized(self) -> bool:
         """Is any matrix stored as small numbers?"""

@@ -1,7 +1,8 @@
 """The decoder in fewer passes over memory, with oneDNN's products: a runner for a CPU.
 
 It computes what `compiled.py` leaves to it: large steps in bfloat16 where a processor has units for matrices
-(AMX), and models that there is no compiled step for (another activation, windows in some layers).
+(AMX), and models that there is no compiled step for (another activation, windows in some layers, quantised
+weights: those are in panels of their own, `quantized_panels.py`).
 
     x ─ norm ─ [q k v] ─ rotate + write KV ─ attention ─ o (+x) ─ norm ─ [gate up] ─ gate ─ down (+x) ─►
         numba   oneDNN         numba           numba     oneDNN   numba    oneDNN    numba   oneDNN
@@ -31,6 +32,7 @@ from minivllm.executor.attention.metadata import AttentionMetadata
 from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention, Rotation
 from minivllm.executor.padding import AttentionWithoutPadding, pad_rows
 from minivllm.executor.runners.model_runner import ModelRunner
+from minivllm.executor.runners.quantized_panels import compile_products, in_panels
 from minivllm.model.decoder import Decoder
 from minivllm.model.layers import GatedMLP
 from minivllm.model.packed import OneDnnMatrix, as_array, can_pack
@@ -47,6 +49,9 @@ class FusedRunner(ModelRunner):
     def __init__(self, decoder: Decoder, attention: NumbaCpuAttention) -> None:
         if can_pack(decoder.dtype):
             decoder.convert(OneDnnMatrix)
+        if decoder.is_quantized:
+            decoder.replace(in_panels)
+            compile_products(decoder.dtype)
         attention.compile()
         self.decoder = decoder
         self.attention = attention

@@ -225,17 +225,17 @@ def float8_recipe(kind: str) -> Recipe:
 
 
 def mixed_recipe() -> Recipe:
-    """Every part of a stack in another form: 4 bits, 8 bits with an order, none; the output matrix, too."""
-    ordered = {"bits": 8, "group_size": -1}
+    """Every part of a stack in another form: 4 bits, 8 bits, none; the output matrix, too."""
+    wider = {"bits": 8}
     config = gptq_recipe(4, 32).config | {
         "lm_head": True,
-        "dynamic": {r"+:.*\.k_proj": ordered, r"-:.*\.v_proj": {}, r"-:.*\.1\.mlp\.up": {}},
+        "dynamic": {r"+:.*\.k_proj": wider, r"-:.*\.v_proj": {}, r"-:.*\.1\.mlp\.up": {}},
     }
 
     def pack(module: str, weight: Tensor) -> Packed | None:
         if "v_proj" in module or "1.mlp.up" in module:
             return None
-        weights = on_grid(weight, 8, -1) if "k_proj" in module else on_grid(weight, 4, 32)
+        weights = on_grid(weight, 8, 32) if "k_proj" in module else on_grid(weight, 4, 32)
         return gptq.pack(weights), weights.dense()
 
     return Recipe(config, pack, {"vocab_size": 96})

@@ -1,0 +1,108 @@
+"""Quantised models on every runner: the fast one is its plain twin, and company changes no tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from minivllm import LLM, SamplingParams
+from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention
+from minivllm.executor.attention.torch_backend import TorchAttention
+from minivllm.executor.runners.fused import FusedRunner
+from minivllm.executor.runners.quantized_panels import QuantizedPanels
+from minivllm.executor.torch_executor import TorchExecutor
+from minivllm.sampling_params import BeamSearchParams
+from tests.model.conftest import Runner, make_checkpoint, one_thread, random_tokens
+from tests.model.quantization.checkpoints import RECIPES
+from tests.model.quantization.conftest import MakeQuantized, make_quantized
+
+__all__ = ["make_checkpoint", "make_quantized", "one_thread"]
+
+KINDS = ["gptq-4", "gptq-4-order", "gptq-3", "packed-8-order", "bytes-dynamic", "fp8-block", "mixed"]
+
+
+def logits_of(folder: Path, backend: type, **settings: str) -> tuple[TorchExecutor, torch.Tensor]:
+    executor = TorchExecutor.from_folder(folder, num_blocks=16, backend=backend, **settings)
+    runner = Runner(executor)
+    first, second = random_tokens(17, 1, vocab_size=96), random_tokens(9, 2, vocab_size=96)
+    runner.step({0: first})
+    runner.step({0: [3], 1: second})
+    return executor, torch.cat([runner.result(0), runner.result(1)])
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_panels_and_their_plain_twin_have_the_same_logits(name: str, make_quantized: MakeQuantized) -> None:
+    folder, _ = make_quantized(name)
+    plain, expected = logits_of(folder, TorchAttention)
+    fast, found = logits_of(folder, NumbaCpuAttention)
+    assert isinstance(fast.runner, FusedRunner)
+    in_panels = isinstance(fast.decoder.layers[0].mlp.down.matrix, QuantizedPanels)
+    assert in_panels == (name != "fp8-block")
+    # A number that is rounded to 8 bits may be rounded the other way where sums are in another order.
+    assert (found - expected).abs().max() <= (0.05 if name == "bytes-dynamic" else 1e-4)
+
+
+def test_a_plain_checkpoint_is_rounded_on_every_runner(make_checkpoint: object) -> None:
+    folder, _ = make_checkpoint("llama", hidden_size=128, intermediate_size=128)  # type: ignore[operator]
+    for quantization, bits in (("int8", 8), ("int4", 4), ("fp8", 8)):
+        plain, expected = logits_of(folder, TorchAttention, quantization=quantization)
+        fast, found = logits_of(folder, NumbaCpuAttention, quantization=quantization)
+        assert (found - expected).abs().max() <= 1e-4
+        assert plain.decoder.quantization == fast.decoder.quantization == quantization
+        matrix = plain.decoder.layers[0].mlp.down.matrix
+        assert matrix.num_bytes < 128 * 128 * bits / 8 * 1.1
+
+
+@pytest.mark.parametrize("backend", ["torch", "numba-cpu"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_tokens_are_the_same_in_any_company_and_however_they_are_computed(
+    name: str, backend: str, make_quantized: MakeQuantized
+) -> None:
+    if backend == "numba-cpu" and name not in KINDS:
+        pytest.skip("one of each kind will do")
+    folder, _ = make_quantized(name)
+    prompts = [random_tokens(size, size, vocab_size=96) for size in (3, 17, 40)]
+    prompts.append([*prompts[2][:32], 5, 6])  # a prefix that it shares
+    params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+
+    def generate(prompts: list[list[int]], **settings: object) -> list[list[int]]:
+        llm = LLM(
+            folder,
+            skip_tokenizer_init=True,
+            num_gpu_blocks_override=40,
+            attention_backend=backend,
+            **settings,
+        )
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+        return [list(output.outputs[0].token_ids) for output in outputs]
+
+    together = generate(prompts)
+    assert generate(prompts, max_num_batched_tokens=8, prefix_cache="hash", max_num_seqs=2) == together
+    assert generate(prompts[1:2]) == together[1:2]
+
+
+def test_forks_and_beams_of_a_quantised_model(make_quantized: MakeQuantized) -> None:
+    folder, _ = make_quantized("awq")
+    llm = LLM(folder, skip_tokenizer_init=True, num_gpu_blocks_override=40, attention_backend="torch")
+    prompt = random_tokens(9, vocab_size=96)
+    output = llm.generate(
+        [prompt], SamplingParams(n=3, seed=1, max_tokens=5, ignore_eos=True), use_tqdm=False
+    )[0]
+    assert [len(choice.token_ids) for choice in output.outputs] == [5, 5, 5]
+    found = llm.beam_search([{"prompt_token_ids": prompt}], BeamSearchParams(beam_width=2, max_tokens=4))[0]
+    assert len(found.sequences) == 2
+    llm.engine.check_invariants()
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"), [({"dtype": "int8"}, "int8"), ({"quantization": "int4"}, "int4")]
+)
+def test_settings_reach_the_weights(settings: dict[str, str], name: str, make_checkpoint: object) -> None:
+    folder, _ = make_checkpoint()  # type: ignore[operator]
+    llm = LLM(
+        folder, skip_tokenizer_init=True, num_gpu_blocks_override=8, attention_backend="torch", **settings
+    )
+    decoder = llm.engine.executor.decoder
+    assert decoder.quantization == name and decoder.dtype == torch.float32
