@@ -13,7 +13,8 @@ from minivllm.server.chat_choice import ChatChoice
 from minivllm.server.logprobs import of_chat, of_prompt, tokens_with_logprobs
 from minivllm.server.protocol import ChatCompletionRequest
 from minivllm.server.served_model import ServedModel
-from minivllm.server.tool_choice import wants_calls
+from minivllm.server.tool_choice import is_enforced, wants_calls
+from minivllm.server.tool_formats import ENFORCED
 
 
 class Chat(Answering):
@@ -28,7 +29,9 @@ class Chat(Answering):
             max_tokens = request.max_completion_tokens
         logprobs = (request.top_logprobs or 0) if request.logprobs else None
         self._form = model.tool_format if wants_calls(request) else None
-        if self._form and request.skip_special_tokens is None and model.has_special(self._form.tags):
+        if is_enforced(request):
+            self._form = ENFORCED
+        elif self._form and request.skip_special_tokens is None and model.has_special(self._form.tags):
             request.skip_special_tokens = False  # without its tags no call would be found
         params = request.sampling_params(model.defaults, max_tokens, logprobs)
         text = model.render(
@@ -91,7 +94,7 @@ class Chat(Answering):
         if deltas:
             chunks[len(begin)] |= {"logprobs": logprobs, "token_ids": token_ids}
         if one.finish_reason:
-            reason = said.finish_reason(one.finish_reason)
+            reason = self._reason(said, one)
             chunks[-1] |= {"finish_reason": reason, "stop_reason": one.stop_reason}
         return chunks
 
@@ -101,10 +104,15 @@ class Chat(Answering):
             "index": one.index,
             "message": said.message(one.text),
             "logprobs": self._logprobs(one),
-            "finish_reason": said.finish_reason(one.finish_reason),
+            "finish_reason": self._reason(said, one),
             "stop_reason": one.stop_reason,
             "token_ids": list(one.token_ids) if self.request.return_token_ids else None,
         }
+
+    def _reason(self, said: ChatChoice, one: CompletionOutput) -> str | None:
+        """A function that was named is no surprise: then the engine's reason stands, as in OpenAI's API."""
+        is_named = isinstance(self.request.tool_choice, dict)
+        return one.finish_reason if is_named else said.finish_reason(one.finish_reason)
 
     def _logprobs(self, one: CompletionOutput) -> dict[str, Any] | None:
         if not self.request.logprobs or one.logprobs is None:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 
 from minivllm.sampling_params import RequestOutputKind, SamplingParams
 from minivllm.server.errors import ApiError
-from minivllm.server.tool_choice import check_tools
+from minivllm.server.tool_choice import check_tools, enforced_call, is_enforced
 from minivllm.structured_outputs import StructuredOutputsParams, from_response_format
 
 logger = logging.getLogger(__name__)
@@ -248,7 +248,8 @@ class ChatCompletionRequest(SampledRequest):
         max_completion_tokens: OpenAI's newer name for `max_tokens`.
         top_logprobs: so many likeliest tokens at each step, at most 20; needs `logprobs`.
         tools: functions that the model may call, as JSON schemas; the chat template shows them to it.
-        tool_choice: "none": leave calls as text; "auto": look for them.
+        tool_choice: "none": leave calls as text; "auto": look for them; "required", or one of the tools: the
+            answer must be a call.
         parallel_tool_calls: false: tell only the first call.
         documents: for templates that know them.
         chat_template: another template than the model's.
@@ -272,6 +273,9 @@ class ChatCompletionRequest(SampledRequest):
     continue_final_message: bool = False
     add_special_tokens: bool = False
     echo: bool = False
+
+    def structure(self) -> StructuredOutputsParams | None:
+        return enforced_call(self) if is_enforced(self) else super().structure()
 
     def check(self) -> None:
         super().check()

@@ -2,8 +2,9 @@
 
     none       no tools in the prompt, and what looks like a call stays text
     auto       the model decides; calls are looked for in its answer (the default, where there are tools)
-    required   and a named function: the answer must be a call. Only a grammar can promise that, so these are
-               refused until structured output is here: `enforced_call` is the one place that knows of them.
+    required   the answer is a call. Structured output sees to it: the functions' parameters become the schema
+               of the answer, `{"name": …, "parameters": …}`, whatever form the model is used to
+    a name     the same, of this function
 
 Source: the OpenAI API. Read next: `tool_calls.py`.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from minivllm.server.errors import ApiError
+from minivllm.structured_outputs import StructuredOutputsParams
 
 if TYPE_CHECKING:
     from minivllm.server.protocol import ChatCompletionRequest
@@ -35,7 +37,16 @@ def check_tools(request: ChatCompletionRequest) -> None:
             f"tool_choice must be 'none', 'auto', 'required' or one of the tools, got {choice!r:.100}.",
             "tool_choice",
         )
-    enforced_call(request)
+    if is_enforced(request):
+        if (
+            request.structured_outputs is not None
+            or (request.response_format or {}).get("type", "text") != "text"
+        ):
+            raise ApiError(
+                "tool_choice asks for a call, and response_format or structured_outputs for something else.",
+                "tool_choice",
+            )
+        enforced_call(request)
 
 
 def wants_calls(request: ChatCompletionRequest) -> bool:
@@ -43,16 +54,45 @@ def wants_calls(request: ChatCompletionRequest) -> bool:
     return bool(request.tools) and request.tool_choice != "none"
 
 
-def enforced_call(request: ChatCompletionRequest) -> None:
-    """Refuse what needs a grammar: an answer that must be a call, of any function or of a certain one.
+def is_enforced(request: ChatCompletionRequest) -> bool:
+    """Must the answer be a call, of any function or of a certain one?"""
+    return request.tool_choice not in (None, "none", "auto")
 
-    With structured output, this is where the functions' parameters become the schema of the answer.
+
+def enforced_call(request: ChatCompletionRequest) -> StructuredOutputsParams:
+    """What the answer must be then: one call in the form `ENFORCED`, with arguments by the function's schema.
+
+    Raises:
+        ApiError: two functions give the same name to different definitions of their schemas.
     """
-    if request.tool_choice not in (None, "none", "auto"):
-        raise ApiError(
-            "tool_choice must be 'none' or 'auto': calls cannot be enforced without structured output.",
-            "tool_choice",
-        )
+    wanted = _name_of(request.tool_choice, "tool_choice") if isinstance(request.tool_choice, dict) else None
+    functions = [tool["function"] for tool in request.tools or []]
+    definitions: dict[str, Any] = {}
+    calls = [
+        _schema_of_call(function, definitions)
+        for function in functions
+        if wanted is None or function["name"] == wanted
+    ]
+    return StructuredOutputsParams(json={"anyOf": calls, "$defs": definitions})
+
+
+def _schema_of_call(function: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """Its definitions move to the whole schema's, because references begin at the root."""
+    parameters = function.get("parameters") or {"type": "object", "properties": {}}
+    if not isinstance(parameters, dict):
+        raise ApiError(f"tools: parameters of {function['name']!r:.100} must be a JSON schema.", "tools")
+    parameters = dict(parameters)
+    if "properties" in parameters:  # a function without parameters has none, and not any
+        parameters.setdefault("additionalProperties", False)
+    for name, definition in (parameters.pop("$defs", None) or {}).items():
+        if definitions.setdefault(name, definition) != definition:
+            raise ApiError(f"tools: two functions define {name!r:.100}, each in its way.", "tools")
+    return {
+        "type": "object",
+        "properties": {"name": {"const": function["name"]}, "parameters": parameters},
+        "required": ["name", "parameters"],
+        "additionalProperties": False,
+    }
 
 
 def _name_of(tool: dict[str, Any], place: str) -> str:

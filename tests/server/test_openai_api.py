@@ -359,7 +359,7 @@ def test_a_body_that_is_wrong_everywhere_is_refused_in_a_few_lines(http):
 def test_what_cannot_be_obeyed_is_refused(http):
     assert ask(http, response_format={"type": "yaml"}).json()["error"]["param"] == "response_format"
     chat = {"messages": QUESTION, "max_tokens": 2}
-    refused = http.post("/v1/chat/completions", json=chat | {"tool_choice": "required"})
+    refused = http.post("/v1/chat/completions", json=chat | {"tool_choice": "required"})  # without tools
     assert refused.status_code == 400 and refused.json()["error"]["param"] == "tool_choice"
     surrogate = http.post("/v1/completions", content=b'{"prompt": "a", "model": "\\ud800"}', headers=IS_JSON)
     assert surrogate.status_code == 404 and "\\ud800" in surrogate.json()["error"]["message"]

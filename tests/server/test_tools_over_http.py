@@ -181,11 +181,8 @@ def test_who_wants_no_calls_or_one_gets_none_or_one(say, served):
         served.model.tool_format = form
 
 
-def test_what_must_be_a_call_is_refused_until_a_grammar_can_promise_it(say):
-    named = {"type": "function", "function": {"name": "weather"}}
+def test_a_choice_that_cannot_be_made_is_refused(say):
     for asked, words in (
-        ({"tool_choice": "required"}, "structured output"),
-        ({"tool_choice": named}, "structured output"),
         ({"tool_choice": {"type": "function", "function": {"name": "other"}}}, "not among the tools"),
         ({"tool_choice": "auto", "tools": openai.NOT_GIVEN}, "`tools` must be set"),
         ({"tool_choice": "maybe"}, "tool_choice must be"),

@@ -1,0 +1,93 @@
+"""An answer that must be a call of a function is one, whatever the model would have said."""
+
+import json
+
+import openai
+import pytest
+
+from tests import patience
+
+CITY = {"$defs": {"city": {"enum": ["Rome", "Oslo"]}}, "type": "object"}
+WEATHER = CITY | {"properties": {"city": {"$ref": "#/$defs/city"}}, "required": ["city"]}
+ADD = {
+    "type": "object",
+    "properties": {"a": {"enum": [1, 22]}, "b": {"type": "boolean"}},
+    "required": ["a", "b"],
+}
+TOOLS = [
+    {"type": "function", "function": {"name": "weather", "parameters": WEATHER}},
+    {"type": "function", "function": {"name": "add", "parameters": ADD}},
+    {"type": "function", "function": {"name": "now"}},
+]
+NAMED = {"type": "function", "function": {"name": "add"}}
+
+
+@pytest.fixture(scope="module")
+def ask(running):
+    client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", timeout=patience.SECONDS)
+
+    def ask(**asked):
+        messages = [{"role": "user", "content": "Once upon a time"}]
+        given = {"model": "tiny", "messages": messages, "tools": TOOLS, "max_tokens": 120, **asked}
+        template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+        return client.chat.completions.create(**given, extra_body={"chat_template": template})
+
+    yield ask
+    client.close()
+
+
+def check(name, arguments):
+    given = json.loads(arguments)
+    match name:
+        case "weather":
+            assert given["city"] in ("Rome", "Oslo")
+        case "add":
+            assert given["a"] in (1, 22) and isinstance(given["b"], bool)
+        case "now":
+            assert given == {}
+        case _:
+            raise AssertionError(name)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_call_is_made_if_one_is_required(ask, seed):
+    for choice in ask(tool_choice="required", seed=seed, temperature=1.5, n=2).choices:
+        [call] = choice.message.tool_calls
+        check(call.function.name, call.function.arguments)
+        assert choice.message.content is None and choice.finish_reason == "tool_calls"
+
+
+def test_the_function_that_was_named_is_called(ask):
+    [choice] = ask(tool_choice=NAMED).choices
+    [call] = choice.message.tool_calls
+    assert call.function.name == "add" and choice.finish_reason == "stop"
+    check("add", call.function.arguments)
+
+
+def test_a_stream_tells_the_call(ask):
+    chunks = [chunk.choices[0] for chunk in ask(tool_choice="required", stream=True)]
+    deltas = [call for choice in chunks for call in choice.delta.tool_calls or []]
+    assert [delta.index for delta in deltas] == [0, 0] and deltas[0].id
+    check(deltas[0].function.name, deltas[1].function.arguments)
+    assert not any(choice.delta.content for choice in chunks) and chunks[-1].finish_reason == "tool_calls"
+
+
+def test_two_demands_on_one_answer_are_refused(ask):
+    with pytest.raises(openai.BadRequestError, match="something else") as refused:
+        ask(tool_choice="required", response_format={"type": "json_object"})
+    assert refused.value.param == "tool_choice"
+    other = {"$defs": {"city": {"enum": ["Bern"]}}, "$ref": "#/$defs/city"}
+    with pytest.raises(openai.BadRequestError, match="two functions define 'city'"):
+        ask(
+            tool_choice="required",
+            tools=[*TOOLS, {"type": "function", "function": {"name": "x", "parameters": other}}],
+        )
+
+
+def test_a_schema_that_is_not_understood_is_refused_by_its_keyword(ask):
+    odd = {"type": "object", "properties": {"a": {"not": {}}}}
+    with pytest.raises(openai.BadRequestError, match="not"):
+        ask(
+            tool_choice="required",
+            tools=[{"type": "function", "function": {"name": "x", "parameters": odd}}],
+        )
