@@ -146,7 +146,7 @@ def test_a_step_that_fails_is_the_first_of_no_request():
     """The batch was planned and told, but nothing of it was computed: the request still waits."""
     counts, kept, clock = EngineCounts(), Kept(), iter(range(1000))
     engine = make_engine(sinks=[counts, kept])
-    engine._clock = lambda: float(next(clock))
+    engine._clock, engine.core.epoch = (lambda: float(next(clock))), 0.0
     engine.add_request("a", [1, 2, 3], SamplingParams(max_tokens=2))
     engine.executor.fail_next = "before"
     with pytest.raises(RuntimeError, match="the fake device failed"):
