@@ -32,7 +32,12 @@ def metrics_served(model: ServedModel, listener: socket.socket | None) -> Iterat
         return
     app = _make_app(model, model.metrics)
     config = uvicorn.Config(
-        app, log_level="warning", server_header=False, http=PromptProtocol, lifespan="off"
+        app,
+        log_level="warning",
+        access_log=False,  # Prometheus asks every few seconds
+        server_header=False,
+        http=PromptProtocol,
+        lifespan="off",
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(

@@ -127,6 +127,38 @@ def test_an_engine_that_forks_preempts_swaps_aborts_and_fails_tells_both_the_sam
     assert_shown(values(scraped()), counts)
 
 
+def test_blocks_that_come_back_from_the_swap_space_are_not_looked_up_in_the_prefix_cache():
+    counts, kept = EngineCounts(), Kept()
+    limits = {"num_host_blocks": 20, "preemption_mode": "swap", "prefix_cache": "hash", "watermark": 0}
+    engine = make_engine(num_blocks=12, sinks=[counts, kept], **limits)
+    for number in range(4):
+        engine.add_request(str(number), [number] * 9, SamplingParams(max_tokens=20, ignore_eos=True))
+    swapped = []
+    while engine.has_unfinished_requests():
+        engine.step()
+        swapped.append(engine_now(engine)["num_requests_swapped"])
+    assert_told(counts, kept.trace())
+    assert max(swapped) > 0 and counts.counters["num_preemptions"] > 0
+    assert counts.counters["prefix_cache_queries"] == 4 * 9, "each was looked up once"
+
+
+def test_a_step_that_fails_is_the_first_of_no_request():
+    """The batch was planned and told, but nothing of it was computed: the request still waits."""
+    counts, kept, clock = EngineCounts(), Kept(), iter(range(1000))
+    engine = make_engine(sinks=[counts, kept])
+    engine._clock, engine.core.epoch = (lambda: float(next(clock))), 0.0
+    engine.add_request("a", [1, 2, 3], SamplingParams(max_tokens=2))
+    engine.executor.fail_next = "before"
+    with pytest.raises(RuntimeError, match="the fake device failed"):
+        engine.step()
+    while engine.has_unfinished_requests():
+        engine.step()
+    assert_told(counts, kept.trace())
+    failed = next(event for event in kept.events if type(event).__name__ == "StepAbandoned")
+    queued = next(event for event in kept.events if type(event).__name__ == "RequestQueued")
+    assert counts.tallies["request_queue_time_seconds"].sum > failed.time - queued.time > 0
+
+
 def assert_shown(shown, counts):
     """What Prometheus reads is what was counted."""
     for name in COUNTERS:
