@@ -7,10 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from minivllm.engine.create_engine import create_engine
+from minivllm.engine.engine_args import EngineArgs
+from minivllm.model.tiny import MODEL_PATH
 from minivllm.sampling_params import SamplingParams
 from minivllm.server.engine_counts import BUCKETS, EngineCounts, Tally
 from minivllm.server.metrics import COUNTERS, TALLIES, EngineCollector
 from minivllm.trace import summary
+from minivllm.trace.events import RequestQueued
 from tests.engine.fakes import make_engine
 from tests.trace.interrupted_factory import interrupted_traces
 from tests.viz.strategies import traces
@@ -95,3 +99,27 @@ def test_every_name_is_vllms():
     names = {f"vllm:{name}_total" for name in COUNTERS} | {f"vllm:{name}" for name in TALLIES}
     assert "vllm:prompt_tokens_total" in names and "vllm:inter_token_latency_seconds" in names
     assert set(TALLIES) == set(BUCKETS)
+
+
+def test_counting_alone_makes_no_texts_of_prompts_and_a_recorder_gets_them_all_the_same():
+    class Listening:
+        def __init__(self):
+            self.pieces = []
+
+        def emit(self, event):
+            if isinstance(event, RequestQueued):
+                self.pieces.append(event.prompt_pieces)
+
+    class Deaf(Listening):
+        wants_texts = False
+
+    def told(*sinks):
+        args = EngineArgs(
+            MODEL_PATH, attention_backend="torch", enforce_eager=True, num_gpu_blocks_override=8
+        )
+        create_engine(args, sinks=sinks).add_request("a", [5, 6, 7], SamplingParams(max_tokens=2))
+        return [sink.pieces[0] for sink in sinks]
+
+    assert told(Deaf()) == [()]
+    both = told(Deaf(), Listening())
+    assert both[0] == both[1] and len(both[0]) == 3

@@ -184,7 +184,8 @@ def test_our_own_server_is_started_compared_with_the_engine_alone_and_ended(caps
     path = tmp_path / "against.json"
     code, out, _ = bench(
         capsys, "--against-offline", "--model", "nano", "--threads", "1", "--requests", "2",
-        "--streams", "1,2", "--repeat", "1", "--json", str(path), "--server-flags", "--num-gpu-blocks-override 512",
+        "--streams", "1,2", "--repeat", "1", "--json", str(path),
+        "--server-flags", "--num-gpu-blocks-override 512",
     )  # fmt: skip
     told = json.loads(path.read_text())
     assert code == 0 and "Served against the engine alone" in out
