@@ -71,6 +71,8 @@ class EngineCounts:
         header: of the run; None before it begins.
     """
 
+    wants_texts = False
+
     def __init__(self, on_end: Callable[[str, RequestTimes], None] | None = None) -> None:
         self._on_end = on_end
         self.counters: Counter[str] = Counter()

@@ -7,6 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from minivllm.engine.create_engine import create_engine
+from minivllm.engine.engine_args import EngineArgs
+from minivllm.model.tiny import MODEL_PATH
 from minivllm.sampling_params import SamplingParams
 from minivllm.server.metrics import (
     COUNTERS,
@@ -18,6 +21,7 @@ from minivllm.server.metrics import (
 )
 from minivllm.trace import summary
 from minivllm.trace.engine_counts import LABELLED, EngineCounts
+from minivllm.trace.events import RequestQueued
 from minivllm.trace.reader import make_trace
 from minivllm.trace.tallies import BUCKETS, Tally
 from minivllm.trace.timeline import make_timeline
@@ -289,3 +293,33 @@ def test_answers_are_counted_by_route_and_no_client_makes_a_series(running):
     assert found["/v1/completions", "POST", "2xx"] >= 2 and found["/v1/completions", "POST", "4xx"] >= 1
     assert found["none", "GET", "4xx"] >= 3
     assert not any("such" in handler or "ODD" in method for handler, method, _ in found)
+
+
+def test_every_name_is_vllms():
+    names = {f"vllm:{name}_total" for name in COUNTERS} | {f"vllm:{name}" for name in TALLIES}
+    assert "vllm:prompt_tokens_total" in names and "vllm:inter_token_latency_seconds" in names
+    assert set(TALLIES) == set(BUCKETS)
+
+
+def test_counting_alone_makes_no_texts_of_prompts_and_a_recorder_gets_them_all_the_same():
+    class Listening:
+        def __init__(self):
+            self.pieces = []
+
+        def emit(self, event):
+            if isinstance(event, RequestQueued):
+                self.pieces.append(event.prompt_pieces)
+
+    class Deaf(Listening):
+        wants_texts = False
+
+    def told(*sinks):
+        args = EngineArgs(
+            MODEL_PATH, attention_backend="torch", enforce_eager=True, num_gpu_blocks_override=8
+        )
+        create_engine(args, sinks=sinks).add_request("a", [5, 6, 7], SamplingParams(max_tokens=2))
+        return [sink.pieces[0] for sink in sinks]
+
+    assert told(Deaf()) == [()]
+    both = told(Deaf(), Listening())
+    assert both[0] == both[1] and len(both[0]) == 3

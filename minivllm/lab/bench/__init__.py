@@ -12,6 +12,7 @@ over a model that is either a real folder or a random one of a known shape (`sha
     prefix-cache    looking up, acquiring and replacing prefixes, however many are known
     scaling         how cost grows with batch, context, pool, queue and requests, drawn
     kernels         our kernels on a GPU, beside what the device can do
+    serve           a server under load, ours or another, as its clients see it (`serve/`)
 
 Three habits keep the numbers honest. Sides that are compared alternate (A B, B A, A B …), so that a slow
 minute hits both; medians are reported, and ratios rather than seconds; and each table says on which

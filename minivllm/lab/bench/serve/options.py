@@ -17,7 +17,7 @@ def _option(words: str, *names: str, panel: str) -> Any:
 
 SERVER, LOAD, RESULT, OFFLINE = "Server", "Load", "Result", "Beside the engine alone"
 
-Bounds = Annotated[list[str] | None, typer.Argument(metavar="[NAME:MS]...", help="More bounds of --goodput.")]
+Bounds = Annotated[list[str] | None, typer.Argument(metavar="NAME:MS", help="More bounds of --goodput.")]
 BaseUrl = Annotated[str | None, _option("Of any OpenAI server; ours is started if left out.", panel=SERVER)]
 Backend = Annotated[
     str, _option("openai (completions) or openai-chat.", "--backend", "--endpoint-type", panel=SERVER)

@@ -21,13 +21,16 @@ from minivllm.lab.bench.serve.probe import ServedCard, find_model
 from minivllm.lab.bench.serve.record import Record, Run
 from minivllm.lab.bench.serve.requests import DataSet, Writer, make_process, warm_ups
 from minivllm.lab.bench.serve.results import ServeResult, details, measure
+from minivllm.lab.workloads.parse import parse_mix
 from minivllm.lab.workloads.workload import WorkloadRequest
-from minivllm.validation import check_integer, check_number
+from minivllm.validation import check_input_file, check_integer, check_number
 
 if TYPE_CHECKING:
     from minivllm.model.tokenizer import Tokenizer
 
 DEFAULT_MODEL_LEN = 2048
+ANY_VOCABULARY = 2**16
+"""To find out whether a word is a workload, before there is a model."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,10 @@ class Plan:
                 check_integer(name, value, at_least=4 if name == "vocab_size" else 1)
         for rate in self.rates or (None,):
             make_process(rate, self.burstiness, self.arrivals)
+        if self.workload.endswith((".json", ".jsonl")):
+            check_input_file("workload", self.workload)
+        else:
+            parse_mix(self.workload, vocab_size=ANY_VOCABULARY)
         if self.output_tokens is not None and not self.workload.endswith(".json"):
             raise ValueError(
                 "output_tokens is for files of ShareGPT's form (.json): other workloads say it themselves"

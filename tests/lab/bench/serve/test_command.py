@@ -159,6 +159,8 @@ URL = ("--base-url", "http://127.0.0.1:1")
         (("--against-offline", "--request-rate", "2"), "--request-rate has no meaning"),
         (("--against-offline", "--streams", "8,x"), "streams must be numbers"),
         (("--output-tokens", "3"), "output_tokens is for files"),
+        (("--workload", "nonsense"), "workload 'nonsense': there are sharegpt"),
+        (("--workload", "/no/file.json"), "workload '/no/file.json' cannot be read"),
         (("--model", "/no/model"), "model must be nano, small, medium"),
     ],
 )
