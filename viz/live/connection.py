@@ -12,6 +12,7 @@ connects, and it follows no redirection. Read next: `picture.py`; SECURITY.md.
 
 from __future__ import annotations
 
+import socket
 import ssl
 import threading
 from collections.abc import Iterator
@@ -98,6 +99,7 @@ class Connection:
         self._asked = monotonic()
         self._closed = threading.Event()
         self._http: HTTPConnection | None = None
+        self._socket: socket.socket | None = None
         threading.Thread(target=self._run, name="minivllm-live", daemon=True).start()
 
     @property
@@ -111,9 +113,9 @@ class Connection:
     def close(self) -> None:
         """Watch no longer."""
         self._closed.set()
-        with suppress(OSError, AttributeError):
-            if self._http and self._http.sock:
-                self._http.sock.shutdown(2)
+        with suppress(OSError):
+            if self._socket:
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     # ── in the thread ─────────────────────────────────────────────────────────────────────────────────
 
@@ -172,14 +174,15 @@ class Connection:
             self._http = HTTPSConnection(host, port, timeout=CONNECT_SECONDS, context=context)
         else:
             self._http = HTTPConnection(host, port, timeout=CONNECT_SECONDS)
+        self._http.connect()
+        self._socket = self._http.sock  # the connection forgets it where the answer says that it will close
+        self._socket.settimeout(SILENCE_SECONDS)
         headers = {"Accept": "text/event-stream"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         self._http.request("GET", self._parts.path.rstrip("/") + PATH, headers=headers)
         response = self._http.getresponse()
         if response.status == 200:
-            if self._http.sock:
-                self._http.sock.settimeout(SILENCE_SECONDS)
             return response
         if response.status == 503:
             raise OSError(0, "it has nothing to watch yet")
