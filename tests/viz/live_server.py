@@ -1,7 +1,7 @@
 """A server whose engine was recorded: it tells the events of a trace as the test lets them happen."""
 
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from queue import SimpleQueue
 
@@ -62,8 +62,10 @@ class RecordedServer:
             self.send(handler, events)
 
     def send(self, handler, events):
-        handler.wfile.write(b"".join(b"data: " + encode(event) + b"\n" for event in events) + b"\n")
-        handler.wfile.flush()
+        lines = b"".join(b"data: " + encode(event) + b"\n" for event in events)
+        with suppress(OSError):  # who watched has left
+            handler.wfile.write(lines + b"\n")
+            handler.wfile.flush()
 
     def tell(self, *steps):
         """These steps happen; None: the connection ends."""

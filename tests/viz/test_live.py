@@ -183,9 +183,12 @@ def test_after_a_break_a_new_window_begins_and_the_one_before_is_kept(told, monk
     server.tell(None, *steps[5:8])
     until(lambda: connection.before is not None and server.streams)
     assert connection.window.first == 8 and connection.before.num_steps == 5
+    assert connection.shown is connection.before, "nothing new has happened yet"
+    until(lambda: "again" in connection.status.words)
     server.tell(steps[8])
     until(lambda: connection.window.last == 8)
     assert connection.window.state.snapshot() == server.state.snapshot()
+    assert connection.shown is connection.window
     connection.close()
 
 

@@ -4,7 +4,7 @@
     page:     status, frames ◄── lock ──────┘
 
 A server that ends says so, and what was seen stays. When it answers again, a new window begins, because what
-happened meanwhile is not known; the one before is kept, and can be saved.
+happened meanwhile is not known; the one before is kept, and shown until something new has happened.
 
 The address is what the reader of the page typed, or the command named: nothing else decides where this
 connects, and it follows no redirection. Read next: `picture.py`; SECURITY.md.
@@ -12,6 +12,7 @@ connects, and it follows no redirection. Read next: `picture.py`; SECURITY.md.
 
 from __future__ import annotations
 
+import socket
 import ssl
 import threading
 from collections.abc import Iterator
@@ -37,6 +38,7 @@ PAUSES = (1.0, 2.0, 5.0)
 ABANDONED_SECONDS = 120.0
 """After which a page that asks for nothing has been left."""
 LONGEST_URL = 2000
+AGAIN = "The server answers again, and has taken no step yet. Shown is what was seen before."
 
 
 class Status(NamedTuple):
@@ -98,7 +100,14 @@ class Connection:
         self._asked = monotonic()
         self._closed = threading.Event()
         self._http: HTTPConnection | None = None
+        self._socket: socket.socket | None = None
         threading.Thread(target=self._run, name="minivllm-live", daemon=True).start()
+
+    @property
+    def shown(self) -> LiveWindow | None:
+        """What there is to see: after a break the window before it, until something new has happened."""
+        is_new = self.window is not None and (self.window.num_steps or self.before is None)
+        return self.window if is_new else self.before
 
     @property
     def is_closed(self) -> bool:
@@ -111,9 +120,9 @@ class Connection:
     def close(self) -> None:
         """Watch no longer."""
         self._closed.set()
-        with suppress(OSError, AttributeError):
-            if self._http and self._http.sock:
-                self._http.sock.shutdown(2)
+        with suppress(OSError):
+            if self._socket:
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     # ── in the thread ─────────────────────────────────────────────────────────────────────────────────
 
@@ -139,7 +148,7 @@ class Connection:
         self.status = Status("lost", "The page was left, so nothing more was read. Connect again to go on.")
 
     def _lost(self, error: Exception) -> str:
-        if self.window is None:
+        if self.shown is None:
             reason = getattr(error, "strerror", None) or type(error).__name__
             return f"No server answers at {self.url} ({reason}). Trying again …"
         return "The connection was lost: the server has stopped, or cannot be reached. Trying again …"
@@ -160,7 +169,8 @@ class Connection:
                 assert self.window is not None
                 self.window.add(events, size)
                 is_ended = self.window.is_ended
-            self.status = Status("live", "")
+                is_empty = self.shown is not self.window
+            self.status = Status("live", AGAIN if is_empty else "")
             if is_ended:
                 self.status = Status("ended", "The server has stopped. What was seen stays here.")
                 return
@@ -172,14 +182,15 @@ class Connection:
             self._http = HTTPSConnection(host, port, timeout=CONNECT_SECONDS, context=context)
         else:
             self._http = HTTPConnection(host, port, timeout=CONNECT_SECONDS)
+        self._http.connect()
+        self._socket = self._http.sock  # the connection forgets it where the answer says that it will close
+        self._socket.settimeout(SILENCE_SECONDS)
         headers = {"Accept": "text/event-stream"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         self._http.request("GET", self._parts.path.rstrip("/") + PATH, headers=headers)
         response = self._http.getresponse()
         if response.status == 200:
-            if self._http.sock:
-                self._http.sock.settimeout(SILENCE_SECONDS)
             return response
         if response.status == 503:
             raise OSError(0, "it has nothing to watch yet")
@@ -195,8 +206,8 @@ class Connection:
         with self.lock:
             if self.window is not None and self.window.num_steps:
                 self.before = self.window
-            self.window = LiveWindow(header)
             self.serial += 1
+            self.window = LiveWindow(header, number=self.serial)
         return header
 
     def _messages(self, response: HTTPResponse) -> Iterator[tuple[list[bytes], int]]:

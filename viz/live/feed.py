@@ -60,10 +60,10 @@ class Watched:
         connection = self.connection
         connection.touch()
         told: dict[str, Any] = {"status": connection.status.kind, "words": connection.status.words}
-        told["hasBefore"] = connection.before is not None
         with self._lock, connection.lock:
-            window = connection.window
-            if window is None or window.first < 0:
+            window = connection.shown
+            told["hasBefore"] = connection.before not in (None, window)
+            if window is None:
                 return told
             if window is not self._window or self._picture is None or is_narrow != self._is_narrow:
                 self._is_narrow = is_narrow
@@ -73,11 +73,11 @@ class Watched:
             moment = window.latest() if at is None else window.at(at)
             patches = self._picture.draw(moment)
             self._num_frames += 1
-            self._frame = f"{connection.serial}-{self._num_frames}"
+            self._frame = f"{window.number}-{self._num_frames}"
             start, numbers = window.numbers_after(-1 if is_new else after)
             told |= {
                 "frame": self._frame,
-                "run": connection.serial,
+                "run": window.number,
                 "first": window.first,
                 "last": window.last,
                 "step": moment.record.step,
@@ -99,7 +99,7 @@ class Watched:
 
     def trace(self, *, before: bool = False) -> bytes:
         """What was seen, as the content of a trace file; nothing if there is none."""
-        window = self.connection.before if before else self.connection.window
+        window = self.connection.before if before else self.connection.shown
         if window is None:
             return b""
         with self.connection.lock:

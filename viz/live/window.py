@@ -119,12 +119,21 @@ class Rows:
 
 
 class LiveWindow:
-    """The last steps of a run. Not safe for threads: its owner holds a lock."""
+    """The last steps of a run. Not safe for threads: its owner holds a lock.
+
+    Args:
+        number: tells this window from the others of its owner.
+    """
 
     def __init__(
-        self, header: TraceHeader, most_steps: int = MOST_STEPS, most_bytes: int = MOST_BYTES
+        self,
+        header: TraceHeader,
+        most_steps: int = MOST_STEPS,
+        most_bytes: int = MOST_BYTES,
+        number: int = 0,
     ) -> None:
         self.header = header
+        self.number = number
         self.state = ReplayState(header)
         self.record = StepRecord(0)
         """Of the latest step."""
