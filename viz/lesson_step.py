@@ -37,9 +37,10 @@ from viz.views import (
     prefix_tree,
     roofline,
     scheduler,
+    structured,
 )
 
-ENGINE_PAGES = (overview, kv_pool, scheduler, beam_tree, prefix_tree, roofline, metrics)
+ENGINE_PAGES = (overview, kv_pool, scheduler, beam_tree, prefix_tree, structured, roofline, metrics)
 KERNEL_PAGES = (microscope, flash_attention)
 MOST_SECONDS = 600.0
 MOST_LINES = 400

@@ -25,8 +25,8 @@ from minivllm.scheduling.request import Finish
 from minivllm.scheduling.request import Sequence as TokenSequence
 
 if TYPE_CHECKING:
-    from minivllm.decoding.sampler import Allowed, SampledToken
-    from minivllm.decoding.structured.progress import Progress
+    from minivllm.decoding.sampler import SampledToken
+    from minivllm.decoding.structured.progress import AllowedHere, Progress
     from minivllm.model.tokenizer import Tokenizer
 
 
@@ -113,7 +113,7 @@ class OutputState:
             self.cumulative_logprob += token.logprobs[token.token_id].logprob
         return self._read(token.token_id)
 
-    def told_of(self, allowed: Allowed) -> tuple[int, list[tuple[int, str, float, bool]]]:
+    def told_of(self, allowed: AllowedHere) -> tuple[int, list[tuple[int, str, float, bool]]]:
         """What a token was chosen from, with the candidates' texts: for the trace."""
         text = self._tokenizer.token_text if self._tokenizer else str
         return allowed.num_allowed, [

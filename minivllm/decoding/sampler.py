@@ -32,6 +32,7 @@ from minivllm.decoding.logits_processors import (
     top_tokens,
 )
 from minivllm.decoding.sampling_state import SamplingState
+from minivllm.decoding.structured.progress import AllowedHere
 from minivllm.outputs import Logprob
 
 if TYPE_CHECKING:
@@ -46,17 +47,6 @@ class SampledToken(NamedTuple):
 
     token_id: int
     logprobs: dict[int, Logprob] | None
-    allowed: Allowed | None = None
-    """What it was chosen from, if a structure left it less, and a trace is to tell."""
-
-
-class Allowed(NamedTuple):
-    """What structured output left to choose from."""
-
-    num_allowed: int
-    candidates: list[tuple[int, float, bool]]
-    """`(token_id, probability, is it allowed)` of the likeliest by the model's own probabilities, and of the
-    chosen token."""
 
 
 class Sampler:
@@ -97,12 +87,9 @@ class Sampler:
         for row, (token, state) in enumerate(zip(token_ids.tolist(), states, strict=True)):
             wanted = state.params.logprobs
             entry = None if wanted is None else self._entry(raw[row], token, wanted)
-            told = (
-                _allowed(raw[row], token, state.structure)
-                if state.structure and state.structure.is_told
-                else None
-            )
-            sampled.append(SampledToken(token, entry, told))
+            sampled.append(SampledToken(token, entry))
+            if state.structure and state.structure.is_told:
+                state.structure.told = _allowed(raw[row], token, state.structure)
         return sampled
 
     @torch.inference_mode()
@@ -165,14 +152,14 @@ class Sampler:
         return entry
 
 
-def _allowed(row: Tensor, token: int, structure: Progress) -> Allowed:
+def _allowed(row: Tensor, token: int, structure: Progress) -> AllowedHere:
     """What a token was chosen from, by one row of raw logits [vocab_size]: for the trace."""
     probabilities = row.softmax(dim=-1, dtype=_precise(row))
     mask = structure.mask()
     likeliest = probabilities.topk(min(CANDIDATES_TOLD, len(row))).indices.tolist()
     told = likeliest if token in likeliest else [*likeliest, token]
     chances = probabilities[told].tolist()
-    return Allowed(
+    return AllowedHere(
         mask.num_allowed,
         [
             (item, min(1.0, chance), not mask.struck_out[item])

@@ -421,7 +421,8 @@ class Engine:
         tokens: list[NextToken] = []
         for (parent, output, is_fork), token in zip(sample.slots, sample.tokens, strict=True):
             text = output.append(token)
-            allowed = output.told_of(token.allowed) if token.allowed else None
+            structure = output.sampling.structure
+            allowed = output.told_of(structure.told) if structure and structure.told else None
             tokens.append(NextToken(parent.seq_id, token.token_id, text, is_fork, output.finish, allowed))
         beams = [advance_search(search) for search in sample.searches] if sample.searches else ()
         for request_id, finish in sample.failed:

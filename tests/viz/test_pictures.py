@@ -54,7 +54,7 @@ def test_every_figure_can_be_drawn_by_its_name(name, run_path, kernel_path):
 @pytest.mark.parametrize(
     ("name", "step", "options", "message"),
     [
-        ("nonsense", 0, {}, "figure must be one of batch_composition, .*, scheduler_gantt"),
+        ("nonsense", 0, {}, "figure must be one of allowed_tokens, .*, scheduler_gantt"),
         ("block_table", 0, {"kernel": 1}, "has no option kernel; it has: request"),
         ("block_table", 0, {"request": "nobody"}, "has no request 'nobody'; it has: req-0, req-1"),
         ("block_table", 10**6, {}, r"step must lie in -\d+ … \d+"),

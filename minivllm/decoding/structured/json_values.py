@@ -64,19 +64,8 @@ def literal(value: Any) -> Expression:
 
 
 @cache
-def character() -> Expression:
-    """One character of a string: itself, or any escape of JSON's."""
-    return choice([Characters(PLAIN), _escape()])
-
-
-def _odd_character() -> Expression:
-    """The same without those of ASCII that stand for themselves."""
-    return choice([Characters(minus(PLAIN, ASCII)), _escape()])
-
-
-@cache
 def _escape() -> Expression:
-    """Any escape of JSON's: half of a surrogate pair is none."""
+    """Any of JSON's escapes; half of a surrogate pair is none."""
     hexadecimal = choice(
         [
             concat(Characters(normal([(48, 57), (65, 67), (69, 70), (97, 99), (101, 102)])), HEX, HEX, HEX),
@@ -96,6 +85,17 @@ def _escape() -> Expression:
     )
     named = Characters(normal((ord(sign), ord(sign)) for sign in '"\\/bfnrt'))
     return concat(text("\\"), choice([named, concat(text("u"), hexadecimal)]))
+
+
+@cache
+def character() -> Expression:
+    """One character of a string: itself, or an escape."""
+    return choice([Characters(PLAIN), _escape()])
+
+
+def _odd_character() -> Expression:
+    """The same without those of ASCII that stand for themselves."""
+    return choice([Characters(minus(PLAIN, ASCII)), _escape()])
 
 
 def string(least: int = 0, most: int | None = None) -> Expression:

@@ -12,10 +12,21 @@ Read next: `../output_state.py`, which owns it; `../logits_processors.py`, which
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from minivllm.decoding.structured.compile import Structure
 from minivllm.decoding.structured.expressions import StructureError
 from minivllm.decoding.structured.pushdown import Stacks
 from minivllm.decoding.structured.token_masks import TokenMask
+
+
+class AllowedHere(NamedTuple):
+    """What a token was chosen from."""
+
+    num_allowed: int
+    candidates: list[tuple[int, float, bool]]
+    """`(token_id, probability, is it allowed)` of the likeliest by the model's own probabilities, and of the
+    chosen token."""
 
 
 class Progress:
@@ -25,9 +36,10 @@ class Progress:
         problem: why no token can be allowed any more, in words; empty while all is well.
         is_over: nothing can come any more.
         is_told: a trace is to tell what each token was chosen from.
+        told: what the newest token was chosen from, if that is to be told: the sampler says it.
     """
 
-    __slots__ = ("_state", "is_over", "is_told", "problem", "structure")
+    __slots__ = ("_state", "is_over", "is_told", "problem", "structure", "told")
 
     def __init__(self, structure: Structure, *, is_told: bool = False) -> None:
         self.structure = structure
@@ -39,6 +51,7 @@ class Progress:
         self._state: Stacks | None = self.structure.pushdown.start
         self.problem = ""
         self.is_over = False
+        self.told: AllowedHere | None = None
 
     def append(self, token_id: int) -> None:
         """One more token of the output. One that the structure does not allow, as an ending, ends it."""
