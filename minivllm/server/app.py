@@ -25,12 +25,10 @@ from minivllm import __version__
 from minivllm.server.answer_forms import (
     ChatAnswer,
     CompletionAnswer,
-    Detokenized,
     Load,
     ModelCard,
     ModelList,
     Reset,
-    Tokenized,
     Version,
 )
 from minivllm.server.chat import Chat
@@ -40,15 +38,11 @@ from minivllm.server.errors import ApiError, as_api_error, validation_error
 from minivllm.server.guards import ApiKey, BodyLimit
 from minivllm.server.metrics import CONTENT_TYPE
 from minivllm.server.openapi import REFUSED, WITHOUT_KEY, answers, describe
-from minivllm.server.protocol import (
-    MAX_NAME_CHARACTERS,
-    ChatCompletionRequest,
-    CompletionRequest,
-    DetokenizeRequest,
-    TokenizeRequest,
-)
+from minivllm.server.protocol import ChatCompletionRequest, CompletionRequest
+from minivllm.server.request_limits import MAX_NAME_CHARACTERS
 from minivllm.server.responses import ClientGone, EventStream, JsonResponse, answered, unless_gone
 from minivllm.server.served_model import ServedModel
+from minivllm.server.token_routes import add_token_routes
 
 CLIENT_CLOSED_REQUEST = 499
 RETRY_AFTER_SECONDS = 1
@@ -85,6 +79,7 @@ def make_app(model: ServedModel, options: AppOptions | None = None) -> FastAPI:
     _add_error_handlers(app)
     _add_openai_routes(app, model, options)
     _add_own_routes(app, model)
+    add_token_routes(app, model)
     app.add_middleware(
         CORSMiddleware, allow_origins=options.allowed_origins, allow_methods=["*"], allow_headers=["*"]
     )
@@ -178,47 +173,6 @@ def _add_own_routes(app: FastAPI, model: ServedModel) -> None:
     async def reset_prefix_cache() -> dict[str, bool]:
         """Forget all cached prefixes. `success`: the cache is empty now; what is in use stays."""
         return {"success": await model.llm.reset_prefix_cache()}
-
-    @app.post("/tokenize", responses=answers(Tokenized))
-    def tokenize(asked: TokenizeRequest) -> dict[str, Any]:
-        """A prompt, or a conversation, as tokens."""
-        model.name_for(asked.model)
-        if (asked.prompt is None) == (asked.messages is None):
-            raise ApiError("Give either a prompt or messages.", "prompt")
-        text = asked.prompt if asked.prompt is not None else _rendered(model, asked)
-        special = asked.add_special_tokens
-        special = asked.messages is None if special is None else special
-        tokens = model.encode(text, add_special_tokens=special)
-        texts = [model.tokenizer.token_text(token) for token in tokens] if asked.return_token_strs else None
-        return {
-            "count": len(tokens),
-            "max_model_len": model.max_model_len,
-            "tokens": tokens,
-            "token_strs": texts,
-        }
-
-    @app.post("/detokenize", responses=answers(Detokenized))
-    def detokenize(asked: DetokenizeRequest) -> dict[str, str]:
-        """Tokens as text."""
-        model.name_for(asked.model)
-        size = model.tokenizer.vocab_size
-        for index, token in enumerate(asked.tokens):
-            if not 0 <= token < size:
-                raise ApiError(
-                    f"tokens[{index}] must be from 0 to {size - 1}, the vocabulary's size", "tokens", token
-                )
-        return {"prompt": model.tokenizer.decode(asked.tokens)}
-
-
-def _rendered(model: ServedModel, asked: TokenizeRequest) -> str:
-    return model.render(
-        asked.messages or (),
-        tools=asked.tools,
-        chat_template=asked.chat_template,
-        chat_template_kwargs=asked.chat_template_kwargs,
-        add_generation_prompt=asked.add_generation_prompt,
-        continue_final_message=asked.continue_final_message,
-    )
 
 
 def _add_error_handlers(app: FastAPI) -> None:

@@ -22,7 +22,7 @@ from minivllm.engine.create_engine import create_engine
 from minivllm.engine.engine_args import EngineArgs
 from minivllm.server.app import AppOptions, make_app
 from minivllm.server.async_llm import AsyncLLM
-from minivllm.server.connections import OrderlyServer, PromptProtocol
+from minivllm.server.connections import OrderlyServer, PromptProtocol, allow_many_connections
 from minivllm.server.engine_counts import EngineCounts
 from minivllm.server.metrics import EngineCollector
 from minivllm.server.served_model import ServedModel
@@ -68,6 +68,7 @@ def serve(args: EngineArgs, options: ServeOptions) -> None:
     if root and (not root.startswith("/") or root.endswith("/")):
         raise ValueError(f"root_path must begin with '/' and not end with it, got {root!r}")
     listener = _listen(options)
+    allow_many_connections()
     try:
         counts = EngineCounts()
         engine = create_engine(args, sinks=[counts])
