@@ -38,11 +38,8 @@ from minivllm.server.guards import ApiKey, BodyLimit
 from minivllm.server.http_metrics import CountAnswers
 from minivllm.server.metrics import TOO_MANY_WAIT
 from minivllm.server.openapi import REFUSED, WITHOUT_KEY, answers, describe
-from minivllm.server.protocol import (
-    MAX_NAME_CHARACTERS,
-    ChatCompletionRequest,
-    CompletionRequest,
-)
+from minivllm.server.protocol import ChatCompletionRequest, CompletionRequest
+from minivllm.server.request_limits import MAX_NAME_CHARACTERS
 from minivllm.server.responses import (
     ClientGone,
     EventStream,

@@ -11,51 +11,34 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from itertools import islice
-from typing import Annotated, Any
+from typing import Any
 
-from annotated_types import MaxLen
-from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from minivllm.sampling_params import RequestOutputKind, SamplingParams
 from minivllm.server.errors import ApiError
+from minivllm.server.request_limits import (
+    MAX_LOGPROBS,
+    MAX_NAME_CHARACTERS,
+    MAX_SALT_CHARACTERS,
+    MOST_PROMPTS,
+    Biases,
+    FewTexts,
+    FewTokens,
+    ManyTokens,
+    Messages,
+    ShortText,
+    Texts,
+    Tokens,
+    Tools,
+)
 from minivllm.server.tool_choice import check_tools, enforced_call, is_enforced
 from minivllm.structured_outputs import StructuredOutputsParams, from_response_format
 
 logger = logging.getLogger(__name__)
 
-MAX_LOGPROBS = 20
-MOST_TEXTS = 1024
-"""Of stop strings and bad words: each is looked for at every token."""
-MOST_CHARACTERS = 1024
-"""Of one of them."""
-MOST_IDS = 2**18
-"""Of stop tokens and allowed tokens: as many as a large vocabulary has."""
-MOST_BIASES = 4096
-MOST_MESSAGES = 2**14
-MOST_TOOLS = 1024
-MOST_PROMPTS = 4096
-"""Of one request: each is a request of the engine."""
 MOST_NAMES = 10
-
-
-class _FailFast(FailFast):
-    """One wrong item is enough to refuse a list of a million."""
-
-    __hash__ = object.__hash__  # what stands in a union must have one
-
-
-_FIRST = _FailFast()
-Tokens = Annotated[list[int], _FIRST]
-FewTokens = Annotated[list[int], _FIRST, MaxLen(MOST_IDS)]
-Texts = Annotated[list[str], _FIRST]
-ShortText = Annotated[str, MaxLen(MOST_CHARACTERS)]
-FewTexts = Annotated[list[ShortText], _FIRST, MaxLen(MOST_TEXTS)]
-Biases = Annotated[dict[str, float], MaxLen(MOST_BIASES)]
-Tools = Annotated[list[dict[str, Any]], MaxLen(MOST_TOOLS)]
-Messages = Annotated[list[dict[str, Any]], MaxLen(MOST_MESSAGES)]
-
-MAX_SALT_CHARACTERS = 1024
-MAX_NAME_CHARACTERS = 200
+"""Of unknown fields, in the log."""
 OF_THE_ENGINE = (
     "n",
     "temperature",
@@ -211,7 +194,7 @@ class CompletionRequest(SampledRequest):
         suffix: refused.
     """
 
-    prompt: str | Texts | Tokens | Annotated[list[Tokens], _FIRST] | None = None
+    prompt: str | Texts | Tokens | ManyTokens | None = None
     echo: bool = False
     suffix: str | None = None
     max_tokens: int | None = 16

@@ -22,7 +22,7 @@ from minivllm.engine.create_engine import create_engine
 from minivllm.engine.engine_args import EngineArgs
 from minivllm.server.app import AppOptions, make_app
 from minivllm.server.async_llm import AsyncLLM
-from minivllm.server.connections import OrderlyServer, PromptProtocol
+from minivllm.server.connections import OrderlyServer, PromptProtocol, allow_many_connections
 from minivllm.server.live import LiveEvents
 from minivllm.server.metrics import EngineCollector
 from minivllm.server.metrics_port import metrics_served
@@ -83,6 +83,7 @@ def serve(args: EngineArgs, options: ServeOptions) -> None:
         raise ValueError(f"root_path must begin with '/' and not end with it, got {root!r}")
     spans = RequestSpans(options.otlp_traces_endpoint) if options.otlp_traces_endpoint is not None else None
     listener, metrics_listener = _listeners(options)
+    allow_many_connections()
     try:
         counts = EngineCounts(spans.note if spans else None)
         live = LiveEvents() if options.live else None

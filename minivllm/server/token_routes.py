@@ -1,4 +1,7 @@
-"""Routes that turn texts into tokens, and tokens into texts."""
+"""`/tokenize` and `/detokenize`: texts as tokens, and back.
+
+Source: vLLM's API. Read next: `app.py`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from minivllm.server.served_model import ServedModel
 
 
 def add_token_routes(app: FastAPI, model: ServedModel) -> None:
-    """`/tokenize` and `/detokenize`."""
+    """Let the app show the model's tokens."""
 
     @app.post("/tokenize", responses=answers(Tokenized))
     def tokenize(asked: TokenizeRequest) -> dict[str, Any]:

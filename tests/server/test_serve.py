@@ -105,6 +105,20 @@ def test_a_connection_that_sends_no_request_is_closed(monkeypatch):
             thread.join()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no such limit")
+def test_as_many_files_may_be_open_as_the_system_allows():
+    code = """
+import resource
+from minivllm.server.connections import allow_many_connections
+hard = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 5000)
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+allow_many_connections()
+print(resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+
+
 @pytest.mark.skipif(os.name == "nt", reason="no Unix domain sockets")
 def test_a_unix_socket_serves_too(tmp_path):
     path = tmp_path / "socket"

@@ -6,7 +6,11 @@ import openai
 import pytest
 import torch
 
-from minivllm.server.tool_formats import HERMES
+from minivllm.console.serve_command import TOOL_CALL_PARSERS
+from minivllm.engine.engine_args import EngineArgs
+from minivllm.model.tiny import MODEL_PATH
+from minivllm.server.serve import ServeOptions, _served
+from minivllm.server.tool_formats import HERMES, LLAMA3_JSON, TOOL_FORMATS
 from tests import patience
 from tests.model.chat.chat_templates_for_tests import FAMILIES
 from tests.server.conftest import RunningServer
@@ -179,6 +183,17 @@ def test_who_wants_no_calls_or_one_gets_none_or_one(say, served):
         assert say(ROME).choices[0].message.content == ROME
     finally:
         served.model.tool_format = form
+
+
+def test_flags_and_the_template_say_how_calls_are_written(served):
+    def form(**options):
+        return _served(served.llm, EngineArgs(MODEL_PATH), ServeOptions(**options)).tool_format
+
+    assert form() is None, "the shipped model knows no tools"
+    assert form(chat_template=FAMILIES["qwen3"]) is form(tool_call_parser="hermes") is HERMES
+    assert form(chat_template=FAMILIES["qwen3"], tool_call_parser="llama3_json") is LLAMA3_JSON
+    assert form(tool_call_parser="hermes", enable_auto_tool_choice=False) is None
+    assert tuple(TOOL_FORMATS) == TOOL_CALL_PARSERS
 
 
 def test_a_choice_that_cannot_be_made_is_refused(say):
