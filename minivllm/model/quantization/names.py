@@ -3,7 +3,7 @@
     METHODS       how checkpoints are quantised: read as they are
     ROUNDINGS     what a plain checkpoint can be rounded to while it is loaded
 
-Read next: `method.py` for the first, `rounding.py` for the second.
+Read next: `read_method.py` for the first, `rounding.py` for the second.
 """
 
 from __future__ import annotations
