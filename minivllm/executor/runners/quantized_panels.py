@@ -46,8 +46,9 @@ class QuantizedPanels(Matrix):
         self._scales = pack_scales(weights.scales.numpy())
         steps = zeros_of(matrix).float() - middle
         self._offsets = None if matrix.zeros is None else steps * weights.scales  # [out, groups]
-        self._num_outputs, self._num_inputs = matrix.num_outputs, matrix.num_inputs
-        self._num_groups = weights.scales.shape[1]
+        self._num_outputs: int = matrix.num_outputs
+        self._num_inputs: int = matrix.num_inputs
+        self._num_groups: int = weights.scales.shape[1]
         self._activations, self._dtype = matrix.activations, matrix.dtype
 
     @property
@@ -84,9 +85,9 @@ class QuantizedPanels(Matrix):
 
     @property
     def num_bytes(self) -> int:
-        codes = self._num_outputs * self._num_inputs // (2 if self._is_half else 1)
+        num_codes: int = self._num_outputs * self._num_inputs
         per_group = 4 if self._offsets is None else 8  # a scale, and maybe an offset
-        return codes + per_group * self._num_groups * self._num_outputs
+        return num_codes // (2 if self._is_half else 1) + per_group * self._num_groups * self._num_outputs
 
 
 def can_lie_in_panels(matrix: Matrix) -> bool:

@@ -44,6 +44,10 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
 
 def unpack_bits(words: Tensor, bits: int, count: int) -> Tensor:
     """The inverse: the first `count` codes of each row of `words` int32 [..., w], as uint8 [..., count]."""
+    if 8 % bits == 0:  # no code lies across two bytes, and a word's bytes begin with the lowest
+        shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=words.device)
+        halves = words.contiguous().view(torch.uint8)[..., None] >> shifts
+        return (halves & ((1 << bits) - 1)).flatten(-2)[..., :count]
     per_period, words_per_period = _period(bits)
     periods = -(-count // per_period)
     if lack := periods * words_per_period - words.shape[-1]:

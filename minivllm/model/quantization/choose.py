@@ -9,7 +9,7 @@
     quantised           None, or its method       as it is
     quantised           anything else             refused, with both names
 
-Read next: `method.py`, `rounding.py`, `load.py`.
+Read next: `read_method.py`, `rounding.py`, `load.py`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from minivllm.model.quantization.method import QuantizationMethod, read_method
+from minivllm.model.quantization.method import QuantizationMethod
 from minivllm.model.quantization.names import ALIASES, METHODS, ROUNDINGS, SETTINGS, method_name
+from minivllm.model.quantization.read_method import read_method
 from minivllm.model.quantization.rounding import RoundingMethod
 from minivllm.validation import check_choice
 

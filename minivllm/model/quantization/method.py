@@ -1,29 +1,21 @@
-"""Which quantisation a checkpoint has: `quantization_config` in its config.json, read and checked.
+"""A checkpoint's quantisation: what every method has, and what the readers of its settings share.
 
-    config.json ──► read_method ──► QuantizationMethod ──► scheme("model.layers.0.mlp.down_proj")
-                                                                │
-                                                  LinearScheme, or None: the layer is not quantised
-
-    quant_method          module                    formats
-    ───────────────────   ───────────────────────   ─────────────────────────────────────────────────────────
-    gptq                  `gptq_method.py`          checkpoint_format gptq (v1), gptq_v2
-    awq                   `awq_method.py`           version gemm
-    compressed-tensors    `compressed_tensors.py`   pack-quantized, int-quantized, float-quantized
-    fp8                   `fp8_method.py`           a scale for each matrix, or for each block
+    config.json ──► `read_method.py` ──► QuantizationMethod ──► scheme("model.layers.0.mlp.down_proj")
+                                                                     │
+                                                       LinearScheme, or None: the layer is not quantised
 
 A key that would have to be ignored is refused by name: wrong weights are worse than none.
 
-Read next: `scheme.py`, then `load.py`.
+Read next: `read_method.py`, `scheme.py`, then `load.py`.
 """
 
 from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from minivllm.model.quantization.names import method_name
 from minivllm.model.quantization.scheme import LinearScheme
 from minivllm.validation import check_choice, check_list, check_text, shown
 
@@ -37,27 +29,6 @@ class QuantizationMethod(ABC):
     @abstractmethod
     def scheme(self, module: str) -> LinearScheme | None:
         """That of the linear layer of this name in the checkpoint; None if it is not quantised."""
-
-
-def read_method(settings: object) -> QuantizationMethod | None:
-    """What a `quantization_config` says; None if there is none.
-
-    Raises:
-        ValueError: the key at fault, its value, and what is allowed.
-    """
-    from minivllm.model.quantization.awq_method import AwqMethod
-    from minivllm.model.quantization.compressed_tensors import CompressedTensorsMethod
-    from minivllm.model.quantization.fp8_method import Fp8Method
-    from minivllm.model.quantization.gptq_method import GptqMethod
-
-    if settings is None or settings == {}:
-        return None
-    if not isinstance(settings, Mapping):
-        raise ValueError(f"quantization_config must be an object, got {shown(settings)}")
-    methods: dict[str, Callable[[Mapping[str, Any]], QuantizationMethod]] = {
-        "gptq": GptqMethod, "awq": AwqMethod, "compressed-tensors": CompressedTensorsMethod, "fp8": Fp8Method,
-    }  # fmt: skip
-    return methods[method_name(settings)](settings)
 
 
 # ---- what the readers of settings share ---------------------------------------------------------------

@@ -4,7 +4,7 @@
     ROUNDINGS     what a plain checkpoint can be rounded to while it is loaded
     CALIBRATED    what a plain checkpoint is quantised by first, once (`minivllm/quantize.py`)
 
-Read next: `method.py` for the first, `rounding.py` for the second.
+Read next: `read_method.py` for the first, `rounding.py` for the second.
 """
 
 from __future__ import annotations
