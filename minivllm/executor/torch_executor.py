@@ -111,9 +111,7 @@ class TorchExecutor:
         config = ModelConfig.from_folder(folder := resolve_model(path))
         max_tokens = config.check_max_model_len(max_model_len)
         torch_dtype, torch_device = torch_dtype_for(dtype, config), torch_device_for(device)
-        if torch_device.type == "cpu":
-            warn_of_threads(torch.get_num_threads())
-            note_parallel_run(torch.get_num_threads())
+        _note_threads(torch_device)
         decoder = load_decoder(folder, config, torch_dtype, torch_device, quantization)
         num_blocks = decide_num_blocks(
             config,
@@ -199,3 +197,9 @@ def torch_dtype_for(dtype: str, config: ModelConfig) -> torch.dtype:
     """The torch type for one of vLLM's names, "auto" meaning what the checkpoint was saved in."""
     check_choice("dtype", dtype, ("auto", *DTYPES))
     return DTYPES[config.dtype if dtype == "auto" else dtype]
+
+
+def _note_threads(device: torch.device) -> None:
+    if device.type == "cpu":
+        warn_of_threads(torch.get_num_threads())
+        note_parallel_run(torch.get_num_threads())
