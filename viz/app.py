@@ -45,7 +45,7 @@ from viz.views import (
     structured,
 )
 
-LEARN_PAGES = (start, live, lessons, glossary)
+LEARN_PAGES = (start, lessons, glossary, live)
 RUN_PAGES = (overview, kv_pool, scheduler, beam_tree, prefix_tree, structured, roofline, metrics, compare)
 KERNEL_PAGES = (microscope, flash_attention)
 # All in one row: Streamlit's sections would hide which page is open, and every page would be two clicks away.
