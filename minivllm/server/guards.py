@@ -95,15 +95,19 @@ def _unreadable(headers: dict[bytes, bytes]) -> ApiError | None:
 
 
 async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer, after reading what the client still sends: many read no answer before they have sent all."""
-    size, more = 0, True
+    """Answer, and then read what the client still sends: many read no answer before they have sent all, and
+    a connection that is closed before takes the answer with it."""
+    answer = JsonResponse(error.body(), error.status, {"Connection": "close"})
+    await send({"type": "http.response.start", "status": error.status, "headers": answer.raw_headers})
+    await send({"type": "http.response.body", "body": answer.body, "more_body": True})
+    size, more = 0, error.status != 408
     with suppress(TimeoutError):
-        async with asyncio.timeout(DRAIN_SECONDS if error.status != 408 else 0):
+        async with asyncio.timeout(DRAIN_SECONDS):
             while more and size < MOST_DRAINED:
                 message = await receive()
                 size += len(message.get("body", b""))
                 more = message.get("more_body", False)
-    await JsonResponse(error.body(), error.status, {"Connection": "close"})(scope, receive, send)
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 class ApiKey:
