@@ -14,7 +14,7 @@ Read next: `quantize_layers.py`, which quantises each layer on the way.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -139,6 +139,10 @@ class InputStatistics:
             self.moments.div_(scales).div_(scales[:, None])
 
 
+class _SeenAll(Exception):
+    """Nothing that a layer has still to compute is of interest."""
+
+
 @dataclass
 class LayerSamples:
     """What arrives at one layer.
@@ -156,13 +160,21 @@ class LayerSamples:
     def observe(
         self, linears: Sequence[StackedLinear], *, moments: bool = True, validation: bool = False
     ) -> dict[StackedLinear, InputStatistics]:
-        """Run the layer, and tell what arrives at these matrices of it."""
+        """Run the layer as far as the last of these matrices, and tell what arrives at each."""
         seen = {
             linear: InputStatistics(linear.matrix.dense().shape[1], moments=moments) for linear in linears
         }
-        with watched({linear: statistics.observe for linear, statistics in seen.items()}):
+        last = next(linear for linear in reversed(self.layer.linears) if linear in seen)
+
+        def observe_and_end(x: Tensor) -> None:
+            seen[last].observe(x)
+            raise _SeenAll
+
+        observers: dict[StackedLinear, Observer] = {linear: found.observe for linear, found in seen.items()}
+        with watched(observers | {last: observe_and_end}):
             for sample in self.validation if validation else self.hidden:
-                self.runner.layer(self.layer, sample)
+                with suppress(_SeenAll):
+                    self.runner.layer(self.layer, sample)
         return seen
 
     def attention_inputs(self, most_tokens: int) -> list[Tensor]:
