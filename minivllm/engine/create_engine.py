@@ -81,6 +81,7 @@ def create_engine(args: EngineArgs, sinks: Iterable[Sink] = ()) -> Engine:
             "seed": args.seed,
             "device": str(executor.device),
             "attention_backend": executor.attention.name,
+            **({"quantization": method} if (method := executor.decoder.quantization) else {}),
         },
         pages=pages_of(executor),
     )

@@ -14,6 +14,8 @@ from minivllm.executor.runners.fused import FusedRunner
 from minivllm.executor.runners.quantized_panels import QuantizedPanels
 from minivllm.executor.torch_executor import TorchExecutor
 from minivllm.sampling_params import BeamSearchParams
+from minivllm.trace.events import TraceHeader
+from minivllm.trace.recorder import Recorder
 from tests.model.conftest import Runner, make_checkpoint, one_thread, random_tokens
 from tests.model.quantization.checkpoints import RECIPES
 from tests.model.quantization.conftest import MakeQuantized, make_quantized
@@ -101,8 +103,9 @@ def test_forks_and_beams_of_a_quantised_model(make_quantized: MakeQuantized) -> 
 )
 def test_settings_reach_the_weights(settings: dict[str, str], name: str, make_checkpoint: object) -> None:
     folder, _ = make_checkpoint()  # type: ignore[operator]
-    llm = LLM(
-        folder, skip_tokenizer_init=True, num_gpu_blocks_override=8, attention_backend="torch", **settings
-    )
+    recorder, limits = Recorder(), {"skip_tokenizer_init": True, "num_gpu_blocks_override": 8}
+    llm = LLM(folder, attention_backend="torch", trace=recorder, **limits, **settings)
     decoder = llm.engine.executor.decoder
     assert decoder.quantization == name and decoder.dtype == torch.float32
+    header = recorder.events[0]
+    assert isinstance(header, TraceHeader) and header.config["quantization"] == name

@@ -145,7 +145,12 @@ def _load(name: str, folder: Path, settings: Settings) -> Subject:
     from minivllm.executor.torch_executor import TorchExecutor
 
     args = EngineArgs(folder, dtype=settings.dtype, num_gpu_blocks_override=settings.num_blocks)
-    executor = TorchExecutor.from_folder(folder, dtype=args.dtype, num_blocks=args.num_gpu_blocks_override)
+    executor = TorchExecutor.from_folder(
+        folder,
+        dtype=args.dtype,
+        num_blocks=args.num_gpu_blocks_override,
+        quantization=args.quantization,
+    )
     limits = scheduler_config(args, executor.num_blocks, executor.config.max_model_len)
     tokenizer = None if name in SHAPES else load_tokenizer(args)
     return Subject(name, folder, executor, tokenizer, limits)
