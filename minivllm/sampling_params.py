@@ -269,7 +269,6 @@ class SamplingParams:
             "prompt_logprobs": None,
             "logit_bias": None,
             "allowed_token_ids": None,
-            "structured_outputs": None,
         }
         for name, default in unused.items():
             value = getattr(self, name)

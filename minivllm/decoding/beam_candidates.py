@@ -30,7 +30,11 @@ GROUP_SIZE = 128
 
 @torch.inference_mode()
 def best_continuations(
-    logits: Tensor, scores: Sequence[float], count: int, temperature: float = 0.0
+    logits: Tensor,
+    scores: Sequence[float],
+    count: int,
+    temperature: float = 0.0,
+    struck_out: Tensor | None = None,
 ) -> list[Candidate]:
     """The `count` best continuations, best first; of equals the lower beam, then the lower token, is first.
 
@@ -40,6 +44,8 @@ def best_continuations(
         count: how many are wanted. There are fewer only if there are no more: what has no probability at
             all (a logit of minus infinity) is not a continuation.
         temperature: 0 and 1 leave the model's own probabilities; otherwise logits are divided by it first.
+        struck_out: [num_beams, vocab_size], True for what is no continuation. The others keep the model's own
+            probabilities, as in transformers.
 
     Computed in float32 (float64 if the logits are).
 
@@ -58,6 +64,8 @@ def best_continuations(
         smallest = torch.finfo(precise).tiny
         logits = (logits - logits.amax(dim=-1, keepdim=True)) / max(temperature, smallest)
     table = logits.log_softmax(dim=-1, dtype=precise)
+    if struck_out is not None:
+        table.masked_fill_(struck_out, -torch.inf)
     table += torch.tensor(scores, dtype=precise, device=table.device).unsqueeze(1)
     flat = table.flatten()
     if missing := -len(flat) % GROUP_SIZE:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from minivllm.decoding.beam_search import BeamSearch, Candidate, Hypothesis
 from minivllm.decoding.detokenizer import IncrementalDetokenizer
+from minivllm.decoding.structured.progress import Progress
 from minivllm.outputs import CompletionOutput
 from minivllm.sampling_params import SamplingParams
 from minivllm.scheduling.plan import BeamStep
@@ -30,6 +31,8 @@ from minivllm.scheduling.request import Finish
 from minivllm.scheduling.request import Sequence as TokenSequence
 
 if TYPE_CHECKING:
+    from minivllm.decoding.structured.compile import Structure
+    from minivllm.decoding.structured.token_masks import TokenMask
     from minivllm.model.tokenizer import Tokenizer
 
 REJECTED_SHOWN = 8
@@ -47,6 +50,10 @@ class BeamDecoding:
         eos_token_ids: tokens that end a beam, unless `params.ignore_eos`; the first is the end-of-sequence
             token itself, any other is named as the reason.
         temperature: divides the logits; 0 and 1 leave them alone.
+        structure: what every output must be, if it must be something.
+
+    Attributes:
+        structures: where each running beam stands in it, in the order of their scores; empty without one.
     """
 
     def __init__(
@@ -58,6 +65,7 @@ class BeamDecoding:
         tokenizer: Tokenizer | None,
         eos_token_ids: Sequence[int],
         temperature: float = 0.0,
+        structure: Structure | None = None,
     ) -> None:
         self.params = params
         self.beams = beams
@@ -66,12 +74,14 @@ class BeamDecoding:
         self.temperature = temperature
         self._tokenizer = tokenizer if params.detokenize else None
         self._eos_token_ids = () if params.ignore_eos else tuple(eos_token_ids)
+        self._structure = structure
         self.search = self._new_search()
         self._ended_early: Finish | None = None  # by its caller, or by logits that are no numbers
         self._last: list[CompletionOutput] | None = None  # of a search that failed: its beams are dropped
 
     def _new_search(self) -> BeamSearch:
         params = self.params
+        self.structures = [Progress(self._structure)] if self._structure else []
         return BeamSearch(
             params.width,
             max_tokens=self.max_tokens,
@@ -103,7 +113,14 @@ class BeamDecoding:
         def told(item: Candidate, score: float) -> tuple[int, int, float, str]:
             return beams[item.beam].seq_id, item.token_id, round(score, 6), self._text_of(item.token_id)
 
-        selection = self.search.advance(candidates, lambda beam: beams[beam].output_token_ids())
+        def tokens_of(beam: int) -> Sequence[int]:
+            return beams[beam].output_token_ids()
+
+        if self.structures:
+            selection = self.search.advance(candidates, tokens_of, lambda item: not self.goes_on(item))
+            self.structures = [self.structures[item.beam].after(item.token_id) for item in selection.kept]
+        else:
+            selection = self.search.advance(candidates, tokens_of)
         return BeamStep(
             request_id,
             [told(item, item.score) for item in selection.kept],
@@ -111,6 +128,19 @@ class BeamDecoding:
             [told(item, item.score) for item in selection.rejected[:REJECTED_SHOWN]],
             self.finish,
         )
+
+    def masks(self) -> list[TokenMask]:
+        """Which tokens may come next, beam by beam."""
+        return [progress.mask() for progress in self.structures]
+
+    def goes_on(self, item: Candidate) -> bool:
+        """Can anything follow this continuation?"""
+        return not self.structures[item.beam].after(item.token_id).is_over
+
+    def problem(self) -> str:
+        """Why no beam has a continuation."""
+        words = (progress.problem for progress in self.structures if progress.problem)
+        return f"its structured output cannot go on: {next(words, 'no token is allowed')}"
 
     def mark_sent(self) -> None:
         """Nothing to note: a search is told only once, at its end."""

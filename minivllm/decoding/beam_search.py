@@ -21,6 +21,7 @@ The rules are those of `generate(num_beams=beam_width, do_sample=False)` in Hugg
 - An EOS token ends a hypothesis only within the `beam_width` best continuations. Further down it is dropped.
 - At `max_tokens` the `beam_width` best continuations have all ended.
 - Of all that have ever ended, the `beam_width` best are remembered.
+- Where outputs must have a structure, a token with which it is complete ends a beam as an EOS token does.
 - Once so many are remembered, the search may stop: at once with `early_stopping=True`; otherwise when even
   the best running beam, at the length that is assumed for it, would not beat the worst of them:
 
@@ -72,7 +73,7 @@ class Hypothesis(NamedTuple):
     """`cum_logprob / len(token_ids) ** length_penalty`, by which the best are chosen."""
     finish_reason: Literal["stop", "length"]
     stop_token: int | None
-    """The EOS token that ended it; None if `max_tokens` did."""
+    """The EOS token that ended it; None if `max_tokens` did, or its structure."""
 
 
 class Selection(NamedTuple):
@@ -144,17 +145,21 @@ class BeamSearch:
         return self._is_done
 
     def advance(
-        self, candidates: Sequence[Candidate], tokens_of: Callable[[int], Sequence[int]]
+        self,
+        candidates: Sequence[Candidate],
+        tokens_of: Callable[[int], Sequence[int]],
+        completes: Callable[[Candidate], bool] = lambda _: False,
     ) -> Selection:
         """Take one step.
 
         Args:
             candidates: the `num_candidates` best continuations of the running beams, best first, no two the
-                same. Fewer only if there are no more.
+                same. Fewer only if there are no more; with `completes` as many as it takes to go on.
             tokens_of: index of a running beam → the tokens that it has generated. Asked for beams that end.
+            completes: does this continuation end its beam, though its token is no EOS token?
         """
         assert not self._is_done, "the search is done"
-        assert 1 <= len(candidates) <= self.num_candidates, len(candidates)
+        assert candidates, "nothing to choose from"
         assert all(better.score >= worse.score for better, worse in pairwise(candidates)), "not best first"
         self._num_steps += 1
         length = self._num_steps
@@ -162,9 +167,11 @@ class BeamSearch:
         kept: list[Candidate] = []
         ended: list[tuple[Candidate, Hypothesis]] = []
         for rank, candidate in enumerate(candidates):
-            if is_last or candidate.token_id in self._eos:
+            is_complete = candidate.token_id in self._eos or completes(candidate)
+            if is_last or is_complete:
                 if rank < self.beam_width:
-                    ended.append((candidate, self._hypothesis(candidate, tokens_of(candidate.beam))))
+                    tokens = tokens_of(candidate.beam)
+                    ended.append((candidate, self._hypothesis(candidate, tokens, is_complete)))
             elif len(kept) < self.beam_width:
                 kept.append(candidate)
         # The sort is stable, so an older one stays ahead of its equals.
@@ -205,13 +212,12 @@ class BeamSearch:
     def _normalised(self, score: float, length: int) -> float:
         return score / math.pow(length, self.length_penalty)
 
-    def _hypothesis(self, candidate: Candidate, tokens: Sequence[int]) -> Hypothesis:
+    def _hypothesis(self, candidate: Candidate, tokens: Sequence[int], is_complete: bool) -> Hypothesis:
         """The beam with these tokens, ended by the candidate's."""
-        stopped = candidate.token_id in self._eos
         return Hypothesis(
             (*tokens, candidate.token_id),
             candidate.score,
             self._normalised(candidate.score, len(tokens) + 1),
-            "stop" if stopped else "length",
-            candidate.token_id if stopped else None,
+            "stop" if is_complete else "length",
+            candidate.token_id if candidate.token_id in self._eos else None,
         )

@@ -56,7 +56,7 @@ def apply_logits_processors(logits: Tensor, states: Sequence[SamplingState]) -> 
 def apply_structures(logits: Tensor, states: Sequence[SamplingState]) -> None:
     """Strike out what no output of the right structure could have next, in place."""
     rows = [row for row, state in enumerate(states) if state.structure]
-    masks = [_struck_out(state.structure.mask(), logits.device) for state in states if state.structure]
+    masks = [mask_tensor(state.structure.mask(), logits.device) for state in states if state.structure]
     if len(rows) == 1:
         logits[rows[0]].masked_fill_(masks[0], -torch.inf)
     elif len(rows) == len(states):
@@ -65,7 +65,7 @@ def apply_structures(logits: Tensor, states: Sequence[SamplingState]) -> None:
         logits[rows] = logits[rows].masked_fill_(torch.stack(masks), -torch.inf)
 
 
-def _struck_out(mask: TokenMask, device: torch.device) -> Tensor:
+def mask_tensor(mask: TokenMask, device: torch.device) -> Tensor:
     """A mask as a tensor [vocab_size], made once for each device; on a CPU it is the mask's own memory."""
     found: Tensor | None = mask.tensors.get(device)
     if found is None:

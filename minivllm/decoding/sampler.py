@@ -29,6 +29,7 @@ from minivllm.decoding.logits_processors import (
     apply_logits_processors,
     apply_temperature,
     apply_top_k_top_p,
+    mask_tensor,
     top_tokens,
 )
 from minivllm.decoding.sampling_state import SamplingState
@@ -37,6 +38,7 @@ from minivllm.outputs import Logprob
 
 if TYPE_CHECKING:
     from minivllm.decoding.structured.progress import Progress
+    from minivllm.decoding.structured.token_masks import TokenMask
 
 CANDIDATES_TOLD = 8
 """Likeliest tokens that the trace tells of, where a structure strikes some of them out."""
@@ -108,10 +110,20 @@ class Sampler:
         ]
 
     def continuations(
-        self, logits: Tensor, scores: Sequence[float], count: int, temperature: float
+        self,
+        logits: Tensor,
+        scores: Sequence[float],
+        count: int,
+        temperature: float,
+        masks: Sequence[TokenMask] = (),
     ) -> list[Candidate]:
-        """The `count` best ways to continue the beams of one search; see `best_continuations`."""
-        return best_continuations(logits, scores, count, temperature)
+        """The `count` best ways to continue the beams of one search; see `best_continuations`.
+
+        Args:
+            masks: what each beam's structure leaves, if they must have one.
+        """
+        struck_out = torch.stack([mask_tensor(mask, logits.device) for mask in masks]) if masks else None
+        return best_continuations(logits, scores, count, temperature, struck_out)
 
     def _draw(self, logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
         """One token id for each row of processed `logits` [n, vocab_size], none of them greedy."""

@@ -132,7 +132,7 @@ def make_request_state(
     sampling = search = None
     if wanted.use_beam_search:
         search = _make_search(
-            wanted, request.sequences, beam_temperature, max_tokens, tokenizer, eos_token_ids
+            wanted, request.sequences, beam_temperature, max_tokens, tokenizer, eos_token_ids, structure
         )
     else:
         sampling = _make_sampling(wanted, sequence, max_tokens, tokenizer, eos_token_ids, structure, is_told)
@@ -178,6 +178,7 @@ def _make_search(
     max_tokens: int,
     tokenizer: Tokenizer | None,
     eos_token_ids: Sequence[int],
+    structure: Structure | None,
 ) -> BeamDecoding:
     return BeamDecoding(
         params,
@@ -186,4 +187,5 @@ def _make_search(
         tokenizer=tokenizer,
         eos_token_ids=eos_token_ids,
         temperature=temperature,
+        structure=structure,
     )

@@ -28,8 +28,10 @@ from minivllm.scheduling.plan import BeamStep, StepPlan
 from minivllm.scheduling.request import Finish, Sequence
 
 if TYPE_CHECKING:
+    from minivllm.decoding.beam_decoding import BeamDecoding
     from minivllm.decoding.sampler import SampledToken
     from minivllm.decoding.sampling_state import SamplingState
+    from minivllm.decoding.structured.token_masks import TokenMask
     from minivllm.outputs import Logprob
 
 
@@ -47,7 +49,12 @@ class TokenSampler(Protocol):
         ...
 
     def continuations(
-        self, logits: Any, scores: SequenceOf[float], count: int, temperature: float
+        self,
+        logits: Any,
+        scores: SequenceOf[float],
+        count: int,
+        temperature: float,
+        masks: SequenceOf[TokenMask] = (),
     ) -> list[Candidate]:
         """The `count` best ways to continue beams with these scores, one row of logits each."""
         ...
@@ -143,8 +150,25 @@ def _continue_search(
     first, last = members[0][1], members[-1][1]
     assert last - first + 1 == len(members), "beams are planned one after another, each with one row"
     search, rows = decoding.search, logits[first : last + 1]
-    candidates = sampler.continuations(rows, search.scores, search.num_candidates, decoding.temperature)
+    scores, count, temperature = search.scores, search.num_candidates, decoding.temperature
+    if decoding.structures:
+        candidates = _structured_candidates(decoding, rows, sampler)
+    else:
+        candidates = sampler.continuations(rows, scores, count, temperature)
     return SearchSlot(state, [sequence for sequence, _ in members], candidates)
+
+
+def _structured_candidates(decoding: BeamDecoding, rows: Any, sampler: TokenSampler) -> list[Candidate]:
+    """As many of the best as it takes to find enough that do not complete their beams, or all there are."""
+    search, count = decoding.search, decoding.search.num_candidates
+    masks = decoding.masks()
+    while True:
+        found = sampler.continuations(rows, search.scores, count, decoding.temperature, masks)
+        if not found:
+            raise NotFiniteError(dict.fromkeys(range(len(masks)), decoding.problem()))
+        if len(found) < count or sum(map(decoding.goes_on, found)) >= search.beam_width:
+            return found
+        count *= 4
 
 
 def advance_search(slot: SearchSlot) -> BeamStep:

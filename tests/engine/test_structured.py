@@ -77,8 +77,22 @@ samplings = st.builds(
     stop_token_ids=st.sampled_from([None, [7, 40]]),
     bad_words=st.none(),
 )
+searches = st.builds(
+    lambda pattern, count, n, more: SamplingParams(
+        use_beam_search=True,
+        temperature=0,
+        structured_outputs=StructuredOutputsParams(regex=pattern),
+        max_tokens=count,
+        n=n,
+        best_of=n + more,
+    ),
+    st.sampled_from(PATTERNS),
+    st.integers(1, 10),
+    st.integers(1, 2),
+    st.integers(0, 2),
+)
 prompts = st.lists(st.integers(0, 3), min_size=1, max_size=9)
-requests = st.lists(st.tuples(prompts, samplings), min_size=1, max_size=4)
+requests = st.lists(st.tuples(prompts, samplings | searches), min_size=1, max_size=4)
 
 
 @settings(max_examples=max(20, settings().max_examples // 2))
@@ -101,7 +115,9 @@ def test_every_output_matches_in_any_company_and_any_memory(work, data):
 
 @settings(max_examples=max(10, settings().max_examples // 3))
 @given(
-    prompt=prompts, params=samplings.filter(lambda params: params.structured_outputs), at=st.integers(1, 3000)
+    prompt=prompts,
+    params=samplings.filter(lambda params: params.structured_outputs) | searches,
+    at=st.integers(1, 3000),
 )
 def test_an_interrupt_anywhere_changes_no_token(prompt, params, at):
     engine = make(num_blocks=100)
@@ -220,11 +236,41 @@ def test_the_trace_tells_what_each_token_was_chosen_from():
     assert first.num_allowed == 2, "y or n"
 
 
-def test_beams_and_structures_are_refused_together():
-    with pytest.raises(
-        ValueError, match="structured_outputs must be left at its default when use_beam_search"
-    ):
-        SamplingParams(use_beam_search=True, structured_outputs=StructuredOutputsParams(regex="a"))
+words = st.lists(st.text("cde", min_size=1, max_size=4), min_size=1, max_size=6, unique=True).filter(
+    lambda texts: not any(one != other and other.startswith(one) for one in texts for other in texts)
+)
+
+
+@settings(max_examples=max(10, settings().max_examples // 3))
+@given(prompt=prompts, texts=words, count=st.integers(1, 6))
+def test_a_search_that_is_wide_enough_finds_the_likeliest_of_all_texts(prompt, texts, count):
+    def likely(text):
+        only = StructuredOutputsParams(choice=[text])
+        (output,) = run(prompt, SamplingParams(structured_outputs=only, temperature=0, logprobs=0))
+        return output.cumulative_logprob / len(output.token_ids)
+
+    wanted = SamplingParams(
+        structured_outputs=StructuredOutputsParams(choice=texts),
+        use_beam_search=True,
+        temperature=0,
+        n=count,
+        best_of=30,
+    )
+    found = run(prompt, wanted)
+    best = sorted(map(likely, texts), reverse=True)[:count]
+    assert [output.score for output in found] == pytest.approx(best, abs=1e-4)
+    assert [likely(output.text) for output in found] == pytest.approx(best, abs=1e-4)
+    assert all((output.finish_reason, output.stop_reason) == ("stop", None) for output in found)
+
+
+def test_a_narrow_search_goes_on_behind_the_many_that_are_complete():
+    """Short texts may be likelier than the beginning of a long one, which is followed all the same."""
+    texts = StructuredOutputsParams(choice=["a", "b", "c", "d", "efghij"])
+    params = SamplingParams(
+        structured_outputs=texts, use_beam_search=True, temperature=0, best_of=2, n=2, length_penalty=9
+    )
+    seen = {output.text for prompt in range(4) for output in run([prompt], params)}
+    assert "efghij" in seen
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,6 @@ def test_plain_text_and_an_object_are_formats_too(client):
         ),
         ({"response_format": {"type": "yaml"}}, "type must be one of 'text'"),
         ({"response_format": FORMAT, "structured_outputs": {"regex": "a"}}, "cannot be given together"),
-        ({"structured_outputs": {"regex": "a"}, "use_beam_search": True}, "structured_outputs must be left"),
     ],
 )
 def test_what_cannot_be_followed_is_a_bad_request(client, body, problem):

@@ -12,6 +12,7 @@ Read next: `../output_state.py`, which owns it; `../logits_processors.py`, which
 
 from __future__ import annotations
 
+from copy import copy
 from typing import NamedTuple
 
 from minivllm.decoding.structured.compile import Structure
@@ -52,6 +53,12 @@ class Progress:
         self.problem = ""
         self.is_over = False
         self.told: AllowedHere | None = None
+
+    def after(self, token_id: int) -> Progress:
+        """Another output, which is this one with one more token."""
+        other = copy(self)
+        other.append(token_id)
+        return other
 
     def append(self, token_id: int) -> None:
         """One more token of the output. One that the structure does not allow, as an ending, ends it."""
