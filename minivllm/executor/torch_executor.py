@@ -101,16 +101,17 @@ class TorchExecutor:
     ) -> TorchExecutor:
         """Load a model from a folder or a hub id, and allocate its cache.
 
-        `dtype` "auto" keeps what the checkpoint was saved in. `quantization`: how its weights are, or shall
-        be, stored (`minivllm/model/quantization/choose.py`). `device` is "cpu" or "cuda"; a GPU is used if
-        there is one. `num_blocks` None sizes the cache by `decide_num_blocks` from the settings below it.
-        `swap_space_bytes` of the host's memory hold the blocks of preempted requests. With `virtual_memory`
-        each of `max_num_seqs` sequences has addresses for `max_model_len` tokens, and memory on demand.
-        With `enforce_eager` no step is recorded as a CUDA graph.
+        `dtype` "auto" keeps what the checkpoint was saved in; `quantization` is how weights are, or shall be,
+        stored. `device` is "cpu" or "cuda"; a GPU is used if there is one. `num_blocks` None sizes the cache
+        by `decide_num_blocks` from the settings below it. `swap_space_bytes` of the host's memory hold the
+        blocks of preempted requests. With `virtual_memory` each of `max_num_seqs` sequences has addresses
+        for `max_model_len` tokens, and memory on demand. With `enforce_eager` no step is recorded as a CUDA
+        graph.
         """
         config = ModelConfig.from_folder(folder := resolve_model(path))
         max_tokens = config.check_max_model_len(max_model_len)
         torch_dtype, torch_device = torch_dtype_for(dtype, config), torch_device_for(device)
+        kind = block_size, torch_dtype, torch_device
         _note_threads(torch_device)
         decoder = load_decoder(folder, config, torch_dtype, torch_device, quantization)
         num_blocks = decide_num_blocks(
@@ -126,7 +127,6 @@ class TorchExecutor:
             kv_cache_memory_bytes=kv_cache_memory_bytes,
         )
         host_storage = make_host_storage(swap_space_bytes, config, block_size, torch_dtype)
-        kind = block_size, torch_dtype, torch_device
         return cls(
             decoder,
             VirtualKVStorage.for_slots(config, max_num_seqs, max_tokens, *kind)
