@@ -95,7 +95,12 @@ class KernelCache(FunctionCache):  # type: ignore[misc]
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
-            return super().load_overload(sig, target_context)
+            found = super().load_overload(sig, target_context)
+            if found is not None:
+                # What is compiled around it must ask for the same when it is loaded in its turn: for threads,
+                # say. Numba forgets that, and the code then calls what is not there.
+                found.library._reload_init.update(found.reload_init)
+            return found
         except Exception:  # whole, but not code that can be loaded here
             say_damaged(Path(self._cache_path))
             return None

@@ -84,6 +84,10 @@ class Library(JITCodeLibrary):  # type: ignore[misc]
         self._verify_declare_only_symbols()
         self._finalized = True
 
+    def _set_compiled_object(self, value: bytes) -> None:
+        self.is_part = False  # it was found on disk, machine code and all
+        super()._set_compiled_object(value)
+
     def get_pointer_to_function(self, name: str) -> int:
         """Its address. Whoever asks for it wants to call it: then it is no part any more."""
         self._ensure_finalized()

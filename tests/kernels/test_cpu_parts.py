@@ -1,6 +1,9 @@
 """What only compiled code calls is in that code, and nowhere else, until Python calls it, too."""
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 from kernels_numba.cpu.cache import kept_in
 from kernels_numba.cpu.parts import is_part
 
+ROOT = Path(__file__).parents[2]
 SOURCE = """
 import numpy as np
 from numba import njit
@@ -107,3 +111,45 @@ def test_a_part_has_nothing_that_python_could_call(load):
         compiled.entry_point(6)
     assert compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
     assert not is_part(compiled)
+
+
+PARALLEL = """
+import numpy as np
+from numba import njit
+from kernels_numba.cpu.parallel import in_parallel
+
+@njit(nogil=True, cache=True)
+def double(part, numbers):
+    numbers[part] *= 2
+
+@njit(nogil=True, cache=True)
+def double_all(numbers):
+    in_parallel(double, len(numbers), (numbers,))
+
+@njit(nogil=True, cache=True)
+def quadruple_all(numbers):
+    double_all(numbers)
+    double_all(numbers)
+"""
+CALL = """
+import sys
+import numpy as np
+from kernels_numba.cpu.cache import kept_in
+with kept_in(sys.argv[1]):
+    import two_functions
+numbers = np.arange(4.0)
+getattr(two_functions, sys.argv[2])(numbers)
+print(numbers.tolist())
+"""
+
+
+def test_threads_are_started_for_code_that_was_compiled_around_code_that_was_kept(tmp_path):
+    """The inner function by one process, the outer around it by a second; a third finds both."""
+    (tmp_path / "two_functions.py").write_text(PARALLEL)
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    said = []
+    for name in ("double_all", "quadruple_all", "quadruple_all"):
+        command = [sys.executable, "-c", CALL, str(tmp_path / "kept"), name]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        said.append((done.returncode, done.stdout.strip()))
+    assert said == [(0, "[0.0, 2.0, 4.0, 6.0]"), *[(0, "[0.0, 4.0, 8.0, 12.0]")] * 2]
