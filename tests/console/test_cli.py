@@ -122,7 +122,7 @@ def test_generate_continues_a_prompt(tmp_path):
         (("demo", "--port", "0"), "port"),
         (("demo", "farming"), "scenario must be one of 'paging', 'sharing', got 'farming'"),
         (("bench", "throughput", "--model", "huge"), "huge"),
-        (("nonsense",), "No such command 'nonsense'; there are demo, generate, serve, dashboard,"),
+        (("nonsense",), "No such command 'nonsense'; there are demo, generate, serve, quantize, dashboard,"),
         (("bench", "nonsense"), "No such command 'nonsense'; there are throughput, "),
         (("generate",), "Missing argument"),
         (("generate", "x", "--blok-size", "8"), "No such option: --blok-size"),

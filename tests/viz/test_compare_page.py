@@ -332,7 +332,7 @@ def test_the_new_pages_do_not_scroll_sideways(page, server, folder, path, width)
         open_compare(page, server, folder, 5)
     else:
         page.goto(f"{server}/{path}?trace={quote(str(folder / 'static.jsonl'))}")
-        expect(page.locator("img[alt], .player svg").first).to_be_visible()
+        expect(page.locator("img[alt], .player svg").locator("visible=true").first).to_be_visible()
     sizes = page.evaluate(
         "[document.documentElement, document.querySelector('[data-testid=stMain]')].map(e => e.scrollWidth)"
     )

@@ -1,6 +1,5 @@
 """The live page: any step of the window is the engine's own, and its picture depends on nothing before."""
 
-import asyncio
 import time
 
 import pytest
@@ -12,7 +11,7 @@ from minivllm.trace.reader import read_trace
 from minivllm.trace.replay import Replay, ReplayState
 from minivllm.trace.snapshots import take_snapshot
 from minivllm.trace.summary import summarize
-from tests import patience
+from tests import event_loops, patience
 from tests.trace.test_snapshots import halves
 from tests.viz.live_server import recorded_server, steps_of
 from viz.live import feed, window
@@ -254,7 +253,7 @@ def ask(app, path, query=b""):
         sent.append(message)
 
     scope = {"type": "http", "path": path, "query_string": query, "headers": []}
-    asyncio.run(app(scope, None, send))
+    event_loops.run(app(scope, None, send))
     return sent[0]["status"], sent[1]["body"]
 
 

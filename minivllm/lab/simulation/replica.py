@@ -172,7 +172,7 @@ class Replica:
             if not item.num_logits:
                 continue
             finish = LENGTH if len(served.sequence.token_ids) + 1 == served.wanted else None
-            tokens.append(make_token((item.seq_id, SAMPLED_TOKEN, "", False, finish)))
+            tokens.append(make_token((item.seq_id, SAMPLED_TOKEN, "", False, finish, None)))
             if served.last_token == before:
                 in_a_row += 1
             elif served.last_token < 0:
