@@ -19,7 +19,7 @@ from minivllm.sampling_params import RequestOutputKind
 from minivllm.server.app import AppOptions, make_app
 from minivllm.server.connections import PromptProtocol
 from minivllm.server.stream import Stream
-from tests import patience
+from tests import event_loops, patience
 
 
 def piece(index, finished=False):
@@ -64,7 +64,7 @@ def test_every_piece_is_told_once_and_in_order_whichever_way_it_goes(gaps, takes
         await producing
         return told
 
-    assert asyncio.run(main()) == list(range(len(gaps)))
+    assert event_loops.run(main()) == list(range(len(gaps)))
 
 
 def test_the_last_piece_and_a_failure_go_to_the_consumer():
@@ -83,7 +83,7 @@ def test_the_last_piece_and_a_failure_go_to_the_consumer():
         with pytest.raises(ValueError, match="oh"):
             await waiting
 
-    asyncio.run(main())
+    event_loops.run(main())
 
 
 @pytest.fixture(scope="module")

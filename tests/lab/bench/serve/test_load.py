@@ -48,7 +48,7 @@ def test_a_closed_loop_never_has_more_requests_out_than_users_and_sends_all(coun
         run = await run_load(client, data(count=count).workload(), WRITER, limit=limit, has_times=False)
         return client, run
 
-    client, run = asyncio.run(main())
+    client, run = event_loops.run(main())
     assert client.most <= limit and len(run.records) == len(set(client.bodies)) == count
     assert client.most == min(limit, count) or turns == 0
 
@@ -62,11 +62,11 @@ def test_an_open_loop_waits_for_no_answer():
         client.all_out.set()
         return await loading
 
-    assert len(asyncio.run(main()).records) == 10
+    assert len(event_loops.run(main()).records) == 10
 
 
 def test_requests_go_out_in_order_of_time_and_never_early():
-    run = asyncio.run(run_load(ScriptedClient(0), data().workload(make_process(500.0)), WRITER))
+    run = event_loops.run(run_load(ScriptedClient(0), data().workload(make_process(500.0)), WRITER))
     due = [record.due for record in run.records]
     assert due == sorted(due) and len(due) == 10
 
@@ -78,7 +78,7 @@ def test_a_conversation_sends_its_next_turn_with_the_answer_in_it():
         object.__setattr__(workload, "think_seconds", 0.0)
         return client, await run_load(client, workload, WRITER)
 
-    client, run = asyncio.run(main())
+    client, run = event_loops.run(main())
     assert len(run.records) >= 2  # a conversation has at least two turns
     assert max(map(len, client.bodies)) > min(map(len, client.bodies))
 
@@ -90,7 +90,7 @@ def test_a_client_that_breaks_ends_nothing_but_its_own_request():
                 record.error = "gone"
             await super().ask(body, record, epoch)
 
-    run = asyncio.run(run_load(Breaking(1), data().workload(), WRITER, limit=2, has_times=False))
+    run = event_loops.run(run_load(Breaking(1), data().workload(), WRITER, limit=2, has_times=False))
     assert len(run.completed) == 9 and len(run.failed) == 1
 
 
