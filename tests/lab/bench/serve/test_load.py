@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from minivllm.lab.bench.serve.load import mode_of, run_load
 from minivllm.lab.bench.serve.requests import DataSet, Writer, make_process
 from minivllm.lab.workloads import AllAtOnce
+from tests import event_loops
 
 WRITER = Writer("openai", "m")
 
