@@ -20,7 +20,7 @@ REASONS = {
     "stop": "a stop token or string",
     "length": "its length limit",
     "abort": "aborted",
-    "error": "failed, because its logits are no numbers",
+    "error": "failed, because no token could be chosen",
 }
 
 

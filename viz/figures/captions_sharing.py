@@ -75,7 +75,7 @@ def _beams(record: StepRecord, names: Mapping[str, Name], requests: Requests, bl
             noun = "hypothesis" if count == 1 else "hypotheses"
             parts.append(f"finishes {count} {noun}, the best with a score of {signed(best)} by length")
         if not parts:
-            parts.append("fails, because its logits are no numbers")
+            parts.append("fails, because no token could be chosen")
         words.append(f"{tag}'s search {listing(parts)}{'' if event.kept else ', and is over'}.")
     return _told(words)
 
