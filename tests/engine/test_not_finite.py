@@ -180,8 +180,8 @@ def test_summary_and_dashboard_say_that_samples_and_searches_have_failed(tmp_pat
     trace = read_trace(path)
     timeline = make_timeline(trace)
     assert summarize(trace).lines()[0].split(maxsplit=1)[1] == "2 (0 finished, 2 failed)"
-    assert "a finishes after 2 tokens: failed, because its logits are no numbers." in captions(timeline)[-1]
-    assert "b's search fails, because its logits are no numbers, and is over." in captions(timeline)[-1]
+    assert "a finishes after 2 tokens: failed, because no token could be chosen." in captions(timeline)[-1]
+    assert "b's search fails, because no token could be chosen, and is over." in captions(timeline)[-1]
     assert beam_tree(timeline, "b") and overview(timeline), "and they can be drawn"
 
 
