@@ -84,7 +84,7 @@ def _structure(text: str | None) -> StructuredOutputsParams | None:
     try:
         asked = json.loads(typed_text(text))
     except json.JSONDecodeError as error:
-        raise ValueError(f"--structured-outputs must be JSON, but {error}") from None
+        raise ValueError(f"--structured-outputs must be JSON, got {text[:100]!r} ({error})") from None
     if not isinstance(asked, dict):
         raise ValueError(f"--structured-outputs must be an object of JSON, got {text[:100]!r}")
     try:
@@ -101,4 +101,5 @@ def print_outputs(prompts: Sequence[str], outputs: Sequence[RequestOutput], cons
             if len(output.outputs) > 1:
                 score = "" if completion.score is None else f"   score {completion.score:.4f}"
                 console.print(f"[{completion.index}]{score}", style="dim")
-            console.print(completion.text)
+            # A terminal may break the lines; a break of ours would stand within strings of JSON.
+            console.print(completion.text, soft_wrap=True)

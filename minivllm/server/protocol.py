@@ -75,7 +75,7 @@ class ApiModel(BaseModel):
     def _tell_of_unknown_fields(self) -> ApiModel:
         if self.model_extra:
             names = ", ".join(repr(name[:50]) for name in islice(self.model_extra, MOST_NAMES))
-            logger.warning("%d fields are not known and ignored: %s", len(self.model_extra), names)
+            logger.warning("fields that are not known are ignored (%d): %s", len(self.model_extra), names)
         return self
 
 
