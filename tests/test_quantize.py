@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ from safetensors.torch import load_file
 
 import minivllm.quantize as making
 from minivllm import LLM, SamplingParams
-from minivllm.console import cli
 from minivllm.executor.torch_executor import load_decoder
 from minivllm.files import CannotWrite, check_new_folder, new_folder
 from minivllm.lab.tiny_model.calibration_text import as_lines, draw_texts
@@ -28,23 +26,6 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def few_samples(monkeypatch):
     monkeypatch.setattr(making, "NUM_HELD_OUT", 2)
-
-
-@pytest.fixture
-def here(monkeypatch, capsys, tmp_path):
-    """Run the command line in this process: exit code, output, errors."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["minivllm", *map(str, arguments)])
-        monkeypatch.chdir(tmp_path)
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as exit_:
-            code = exit_.code or 0
-        return (code, *capsys.readouterr())
-
-    return run
 
 
 CHECKPOINTS = [

@@ -28,7 +28,14 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.dispatcher import Dispatcher
 from numba.core.event import Listener
 
-from kernels_numba.cpu.parts import compiling, forget_part, is_outermost, is_part, set_environments
+from kernels_numba.cpu.parts import (
+    compiled_for,
+    compiling,
+    forget_part,
+    is_outermost,
+    is_part,
+    set_environments,
+)
 from kernels_numba.kept_code import read_sealed, say_damaged, write_sealed
 
 try:
@@ -108,7 +115,6 @@ class KernelCache(FunctionCache):  # type: ignore[misc]
     def save_overload(self, sig: Any, data: Any) -> None:
         if is_part(data):
             return
-        set_environments(data)
         try:
             super().save_overload(sig, data)
         except OSError as error:
@@ -139,7 +145,9 @@ def _load_or_compile_kernel(kernel: Any, signature: Any) -> Any:
     with nullcontext() if cache.files.load(key) is not None else compiling_alone(folder):
         try:
             with compiling(kernel):
-                return _compile(kernel, signature)
+                entry = _compile(kernel, signature)
+            set_environments(compiled_for(kernel, signature))
+            return entry
         finally:
             files_in_use.update(cache.files.paths(key) or [folder / "not kept"])
 

@@ -45,12 +45,16 @@ def is_outermost() -> bool:
     return not _compiling
 
 
+def compiled_for(function: Any, signature: Any) -> Any:
+    """What is known of a function for these types; None if it was not compiled."""
+    return function.overloads.get(tuple(normalize_signature(signature)[0]))
+
+
 def forget_part(function: Any, signature: Any) -> None:
     """If this function is a part so far, let it be compiled as one that can be called."""
-    arguments = tuple(normalize_signature(signature)[0])
-    known = function.overloads.get(arguments)
+    known = compiled_for(function, signature)
     if known is not None and is_part(known):
-        del function.overloads[arguments]
+        del function.overloads[tuple(known.signature.args)]
 
 
 def is_part(compiled: Any) -> bool:

@@ -116,11 +116,9 @@ class BeamDecoding:
         def tokens_of(beam: int) -> Sequence[int]:
             return beams[beam].output_token_ids()
 
+        selection = self.search.advance(candidates, tokens_of, lambda item: not self.goes_on(item))
         if self.structures:
-            selection = self.search.advance(candidates, tokens_of, lambda item: not self.goes_on(item))
             self.structures = [self.structures[item.beam].after(item.token_id) for item in selection.kept]
-        else:
-            selection = self.search.advance(candidates, tokens_of)
         return BeamStep(
             request_id,
             [told(item, item.score) for item in selection.kept],
@@ -135,7 +133,7 @@ class BeamDecoding:
 
     def goes_on(self, item: Candidate) -> bool:
         """Can anything follow this continuation?"""
-        return not self.structures[item.beam].after(item.token_id).is_over
+        return not self.structures or not self.structures[item.beam].after(item.token_id).is_over
 
     def problem(self) -> str:
         """Why no beam has a continuation."""

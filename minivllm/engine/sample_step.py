@@ -149,19 +149,17 @@ def _continue_search(
     assert decoding is not None
     first, last = members[0][1], members[-1][1]
     assert last - first + 1 == len(members), "beams are planned one after another, each with one row"
-    search, rows = decoding.search, logits[first : last + 1]
-    scores, count, temperature = search.scores, search.num_candidates, decoding.temperature
-    if decoding.structures:
-        candidates = _structured_candidates(decoding, rows, sampler)
-    else:
-        candidates = sampler.continuations(rows, scores, count, temperature)
+    rows = logits[first : last + 1]
+    candidates = _candidates(decoding, rows, sampler)
     return SearchSlot(state, [sequence for sequence, _ in members], candidates)
 
 
-def _structured_candidates(decoding: BeamDecoding, rows: Any, sampler: TokenSampler) -> list[Candidate]:
-    """As many of the best as it takes to find enough that do not complete their beams, or all there are."""
-    search, count = decoding.search, decoding.search.num_candidates
-    masks = decoding.masks()
+def _candidates(decoding: BeamDecoding, rows: Any, sampler: TokenSampler) -> list[Candidate]:
+    """The best continuations. Where outputs have a structure, as many as it takes to find enough that do not
+    complete it, or all there are."""
+    search, masks, count = decoding.search, decoding.masks(), decoding.search.num_candidates
+    if not masks:
+        return sampler.continuations(rows, search.scores, count, decoding.temperature)
     while True:
         found = sampler.continuations(rows, search.scores, count, decoding.temperature, masks)
         if not found:

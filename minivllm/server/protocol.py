@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -153,8 +154,8 @@ class SampledRequest(ApiModel):
     ) -> SamplingParams:
         """What the engine is asked for. Raises `ValueError` as `SamplingParams` does."""
         asked = {name: getattr(self, name) for name in OF_THE_ENGINE if getattr(self, name) is not None}
-        if structure := self.structure():
-            asked["structured_outputs"] = structure
+        if self.structure:
+            asked["structured_outputs"] = self.structure
         kind = RequestOutputKind.DELTA if self.stream else RequestOutputKind.FINAL_ONLY
         if asked.get("use_beam_search"):
             defaults = SamplingParams()
@@ -162,6 +163,7 @@ class SampledRequest(ApiModel):
             kind = RequestOutputKind.FINAL_ONLY  # which are the best is known at the end
         return replace(defaults, **asked, max_tokens=max_tokens, logprobs=logprobs, output_kind=kind)
 
+    @cached_property
     def structure(self) -> StructuredOutputsParams | None:
         """What shape the output must have. Raises `ApiError` for one that cannot be understood."""
         name = "response_format" if self.structured_outputs is None else "structured_outputs"
@@ -183,7 +185,7 @@ class SampledRequest(ApiModel):
             raise ApiError(
                 "response_format and structured_outputs cannot be given together.", "structured_outputs"
             )
-        self.structure()
+        _ = self.structure
 
 
 class CompletionRequest(SampledRequest):
@@ -257,10 +259,12 @@ class ChatCompletionRequest(SampledRequest):
     add_special_tokens: bool = False
     echo: bool = False
 
+    @cached_property
     def structure(self) -> StructuredOutputsParams | None:
-        return enforced_call(self) if is_enforced(self) else super().structure()
+        return enforced_call(self) if is_enforced(self) else super().structure
 
     def check(self) -> None:
+        check_tools(self)
         super().check()
         if not self.messages:
             raise ApiError(
@@ -269,7 +273,6 @@ class ChatCompletionRequest(SampledRequest):
         if self.top_logprobs is not None and not self.logprobs:
             raise ApiError("when using `top_logprobs`, `logprobs` must be set to true.", "top_logprobs")
         check_logprobs("top_logprobs", self.top_logprobs)
-        check_tools(self)
 
 
 class TokenizeRequest(ApiModel):

@@ -37,16 +37,14 @@ def check_tools(request: ChatCompletionRequest) -> None:
             f"tool_choice must be 'none', 'auto', 'required' or one of the tools, got {choice!r:.100}.",
             "tool_choice",
         )
-    if is_enforced(request):
-        if (
-            request.structured_outputs is not None
-            or (request.response_format or {}).get("type", "text") != "text"
-        ):
-            raise ApiError(
-                "tool_choice asks for a call, and response_format or structured_outputs for something else.",
-                "tool_choice",
-            )
-        enforced_call(request)
+    wants_other_form = request.structured_outputs is not None or (
+        (request.response_format or {}).get("type", "text") != "text"
+    )
+    if is_enforced(request) and wants_other_form:
+        raise ApiError(
+            "tool_choice asks for a call, and response_format or structured_outputs for something else.",
+            "tool_choice",
+        )
 
 
 def wants_calls(request: ChatCompletionRequest) -> bool:
@@ -62,8 +60,11 @@ def is_enforced(request: ChatCompletionRequest) -> bool:
 def enforced_call(request: ChatCompletionRequest) -> StructuredOutputsParams:
     """What the answer must be then: one call in the form `ENFORCED`, with arguments by the function's schema.
 
+    The tools have been checked (`check_tools`).
+
     Raises:
-        ApiError: two functions give the same name to different definitions of their schemas.
+        ApiError: parameters are no schema, or two functions define the same name in their schemas, each in
+            its way.
     """
     wanted = _name_of(request.tool_choice, "tool_choice") if isinstance(request.tool_choice, dict) else None
     functions = [tool["function"] for tool in request.tools or []]
@@ -84,7 +85,10 @@ def _schema_of_call(function: dict[str, Any], definitions: dict[str, Any]) -> di
     parameters = dict(parameters)
     if "properties" in parameters:  # a function without parameters has none, and not any
         parameters.setdefault("additionalProperties", False)
-    for name, definition in (parameters.pop("$defs", None) or {}).items():
+    own = parameters.pop("$defs", None) or {}
+    if not isinstance(own, dict):
+        raise ApiError(f"tools: $defs of {function['name']!r:.100} must be an object.", "tools")
+    for name, definition in own.items():
         if definitions.setdefault(name, definition) != definition:
             raise ApiError(f"tools: two functions define {name!r:.100}, each in its way.", "tools")
     return {

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import Any
 
 from minivllm.trace.events import SnapshotSequence, SnapshotTaken
 from minivllm.trace.replay import ReplayState, SequenceState
@@ -77,24 +78,9 @@ def _owners(state: ReplayState) -> Iterator[SequenceState]:
 
 
 def _in_snapshot(sequence: SequenceState) -> SnapshotSequence:
-    return SnapshotSequence(
-        seq=sequence.seq,
-        request=sequence.request,
-        token_ids=tuple(sequence.token_ids),
-        num_prompt_tokens=sequence.num_prompt_tokens,
-        max_tokens=sequence.max_tokens,
-        queued_time=sequence.queued_time,
-        prompt=sequence.prompt,
-        prompt_pieces=sequence.prompt_pieces,
-        output_pieces=tuple(sequence.output_pieces),
-        num_computed_tokens=sequence.num_computed_tokens,
-        num_preemptions=sequence.num_preemptions,
-        num_cached_tokens=sequence.num_cached_tokens,
-        first_token_time=sequence.first_token_time,
-        parent=sequence.parent,
-        beam_score=sequence.beam_score,
-        structure=sequence.structure,
-    )
+    values: dict[str, Any] = {name: getattr(sequence, name) for name in SnapshotSequence.__struct_fields__}
+    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return SnapshotSequence(**values | lists)
 
 
 def _runs(blocks: Iterable[int]) -> Iterator[tuple[int, int]]:

@@ -6,7 +6,6 @@ import sys
 
 import pytest
 
-from minivllm.console import cli
 from minivllm.console.commands import COMMANDS, LazyCommand
 from minivllm.engine.engine_args import EngineArgs
 from minivllm.engine.settings import settings_of
@@ -22,23 +21,6 @@ def minivllm(*arguments, cwd=None):
     return subprocess.run(
         command, capture_output=True, text=True, timeout=patience.SECONDS, cwd=cwd, check=False
     )
-
-
-@pytest.fixture
-def here(monkeypatch, capsys, tmp_path):
-    """Run the command line in this process, which is quicker: exit code, output, errors."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["minivllm", *map(str, arguments)])
-        monkeypatch.chdir(tmp_path)
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as exit_:
-            code = exit_.code or 0
-        return (code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import socket
 import threading
 
+import httpx
 import pytest
 import uvicorn
 
@@ -15,6 +16,7 @@ from minivllm.server.connections import PromptProtocol
 from minivllm.server.metrics import EngineCollector
 from minivllm.server.served_model import ServedModel
 from minivllm.trace.engine_counts import EngineCounts
+from tests import patience
 
 MAX_BODY = 200_000
 
@@ -64,3 +66,10 @@ def running():
     yield server
     server.stop()
     assert not server.engine.requests and server.engine.cache.pool.num_used_blocks == 0
+
+
+@pytest.fixture(scope="module")
+def http(running):
+    """A client of the running server."""
+    with httpx.Client(base_url=running.url, timeout=patience.SECONDS) as client:
+        yield client

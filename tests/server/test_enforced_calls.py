@@ -84,6 +84,21 @@ def test_two_demands_on_one_answer_are_refused(ask):
         )
 
 
+@pytest.mark.parametrize(
+    ("tool", "words"),
+    [
+        ({"type": "function"}, r"tools\[3\] must be"),
+        ({"type": "other", "function": {"name": "x"}}, r"tools\[3\] must be"),
+        ({"type": "function", "function": {"name": "x", "parameters": [1]}}, "parameters of 'x' must be"),
+        ({"type": "function", "function": {"name": "x", "parameters": {"$defs": 5}}}, r"\$defs of 'x'"),
+    ],
+)
+def test_tools_that_are_none_are_refused_by_name(ask, tool, words):
+    with pytest.raises(openai.BadRequestError, match=words) as refused:
+        ask(tool_choice="required", tools=[*TOOLS, tool])
+    assert refused.value.param == "tools"
+
+
 def test_a_schema_that_is_not_understood_is_refused_by_its_keyword(ask):
     odd = {"type": "object", "properties": {"a": {"not": {}}}}
     with pytest.raises(openai.BadRequestError, match="not"):

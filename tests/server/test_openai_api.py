@@ -18,12 +18,6 @@ IS_JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture(scope="module")
-def http(running):
-    with httpx.Client(base_url=running.url, timeout=patience.SECONDS) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
 def client(running):
     with openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", timeout=patience.SECONDS) as found:
         yield found

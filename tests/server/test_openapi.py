@@ -1,7 +1,6 @@
 """The document at `/openapi.json` says what may be sent and what comes back. Schemathesis makes up requests
 from it, wrong ones too, and holds every answer to it."""
 
-import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
@@ -30,12 +29,6 @@ CHECKS = [
     response_schema_conformance,
     unsupported_method,
 ]
-
-
-@pytest.fixture(scope="module")
-def http(running):
-    with httpx.Client(base_url=running.url, timeout=patience.SECONDS) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

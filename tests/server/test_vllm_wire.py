@@ -9,10 +9,7 @@ import re
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import httpx
 import pytest
-
-from tests import patience
 
 ROOT = Path(__file__).parents[2]
 EXCHANGES = [
@@ -67,12 +64,6 @@ DIFFERENCES = [
     ("differs", "messages: status", NOT_YET),
     ("more", "messages: *", NOT_YET),
 ]
-
-
-@pytest.fixture(scope="module")
-def http(running):
-    with httpx.Client(base_url=running.url, timeout=patience.SECONDS) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,14 @@
 
 import contextlib
 import copy
+from collections import Counter
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minivllm.trace.engine_counts import EngineCounts
 from minivllm.trace.events import SnapshotTaken, StepFinished
 from minivllm.trace.perfetto import to_chrome_trace
 from minivllm.trace.reader import TraceError, make_trace, read_trace
@@ -79,6 +81,35 @@ def test_a_run_goes_on_from_a_snapshot_as_from_its_beginning(run, kept):
         assert joined.sequences == whole.sequences, "texts, counts and times"
         assert joined.blocks == whole.blocks and joined.members == whole.members
         assert joined.first_sequences == whole.first_sequences
+
+
+COUNTED = ("steps", "generation_tokens", "num_preemptions", "prefix_cache_queries", "prefix_cache_hits")
+
+
+@pytest.mark.filterwarnings("ignore:request .* is recomputed")
+@settings(max_examples=30)
+@given(halves())
+def test_counts_that_begin_with_a_snapshot_are_those_of_the_rest(run):
+    """Of requests that had begun, what they do is counted, and no time is invented."""
+    header, before, after = run
+    state, whole = ReplayState(header), EngineCounts()
+    whole.emit(header)
+    for event in before:
+        state.apply(event)
+        whole.emit(event)
+    earlier = copy.deepcopy((whole.counters, whole.finished, whole.tallies))
+    joined = EngineCounts()
+    snapshot = sent(take_snapshot(state))
+    for event in (header, snapshot, *after):
+        joined.emit(event)
+    for event in after:
+        whole.emit(event)
+    for name in COUNTED:
+        assert joined.counters[name] == whole.counters[name] - earlier[0][name], name
+    assert joined.finished == whole.finished - earlier[1] + Counter(dict.fromkeys(joined.finished, 0))
+    for name, tally in joined.tallies.items():
+        assert tally.num_values <= whole.tallies[name].num_values - earlier[2][name].num_values, name
+        assert tally.sum <= whole.tallies[name].sum - earlier[2][name].sum + 1e-9, name
 
 
 @pytest.mark.filterwarnings("ignore:request .* is recomputed")

@@ -1,8 +1,8 @@
 """The player, seen from Python: scenes go in, the step the reader stands at comes out.
 
-`player.html`, `player.css`, `picture.js` and `player.js` make a small program that runs in the browser: it
-plays scenes without asking the server. A round trip through Streamlit takes 80 ms before anything is drawn,
-the player a few milliseconds (`python -m viz.bench_player`), which is why it exists.
+`player.html`, `player.css`, `picture.js`, `hands.js` and `player.js` make a small program that runs in the
+browser: it plays scenes without asking the server. A round trip through Streamlit takes 80 ms before anything
+is drawn, the player a few milliseconds (`python -m viz.bench_player`), which is why it exists.
 
 Read next: `player.js`.
 """
@@ -38,8 +38,8 @@ def css() -> str:
 
 
 def javascript() -> str:
-    """Both files as one ES module whose default export is `mount`."""
-    return "\n".join((HERE / name).read_text(encoding="utf-8") for name in ("picture.js", "player.js"))
+    """Its files as one ES module whose default export is `mount`."""
+    return _module("player.js")
 
 
 def live_html() -> str:
@@ -52,7 +52,11 @@ def live_css() -> str:
 
 def live_javascript() -> str:
     """The player of a run that goes on, as `javascript`."""
-    return "\n".join((HERE / name).read_text(encoding="utf-8") for name in ("picture.js", "live.js"))
+    return _module("live.js")
+
+
+def _module(last: str) -> str:
+    return "\n".join((HERE / name).read_text(encoding="utf-8") for name in ("picture.js", "hands.js", last))
 
 
 def player_data(

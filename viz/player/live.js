@@ -4,7 +4,7 @@
 // their patches applied to the same pictures as elsewhere (picture.js). Between two frames many steps may pass:
 // paused, each of them can be looked at. The curve is drawn from five numbers a step.
 //
-// One module with picture.js before it.
+// One module with picture.js and hands.js before it.
 
 const LIVE_MS = 120;
 const PAUSED_MS = 800;
@@ -12,10 +12,7 @@ const HIDDEN_MS = 3000;
 const NARROW_PX = 600;
 const BUCKETS = 500;
 const MOST_NUMBERS = 20000;
-const TIP_DISTANCE = 14;
 const RATE_STEPS = 100;
-const WANTS_ARROWS = "input, select, textarea, [contenteditable], [role=tab], [role=option], [role=combobox]";
-const WANTS_SPACE = `a, button, summary, ${WANTS_ARROWS}`;
 const BADGES = {
   connecting: "connecting", live: "live", ended: "server stopped", lost: "not connected", refused: "refused",
 };
@@ -168,7 +165,7 @@ class Live {
       figure.style.setProperty("--width", picture.scene.width);
       figure.append(picture.svg);
       this.host.append(figure);
-      picture.svg.addEventListener("pointermove", (event) => this.showTip(picture, event));
+      picture.svg.addEventListener("pointermove", (event) => showTip(this.tip, picture, event));
       picture.svg.addEventListener("pointerleave", () => { this.tip.hidden = true; });
     }
   }
@@ -277,31 +274,12 @@ class Live {
   }
 
   key(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
-    const target = event.composedPath()[0];
-    const ours = this.root.contains(target);
-    if (!ours && target.closest?.(event.key === " " ? WANTS_SPACE : WANTS_ARROWS)) return;
-    if (ours && target.tagName === "A") return;
-    const stride = event.shiftKey ? 10 : 1;
-    if (event.key === "ArrowRight") this.by(stride);
-    else if (event.key === "ArrowLeft") this.by(-stride);
-    else if (event.key === "Home") this.go(this.start);
-    else if (event.key === "End") this.resume();
-    else if (event.key === " " && target.tagName !== "BUTTON") this.toggle();
-    else return;
-    event.preventDefault();
-  }
-
-  showTip(picture, event) {
-    const words = picture.tipOf(event.target);
-    this.tip.hidden = !words;
-    if (!words) return;
-    this.tip.textContent = words;
-    const left = Math.min(event.clientX + TIP_DISTANCE, window.innerWidth - this.tip.offsetWidth - 8);
-    const below = event.clientY + TIP_DISTANCE + this.tip.offsetHeight < window.innerHeight;
-    const top = below ? event.clientY + TIP_DISTANCE : event.clientY - TIP_DISTANCE - this.tip.offsetHeight;
-    this.tip.style.left = `${Math.max(8, left)}px`;
-    this.tip.style.top = `${top}px`;
+    answerKey(this.root, event, "A", {
+      by: (stride) => this.by(stride),
+      first: () => this.go(this.start),
+      last: () => this.resume(),
+      toggle: () => this.toggle(),
+    });
   }
 }
 

@@ -4,18 +4,13 @@
 // server. The step is remembered per trace in the session storage, so that all pages stand at the same one. In
 // the dashboard the link follows it, too (`data.linked`), so that it can be sent.
 //
-// One module with picture.js before it; used by Streamlit (viz/player/__init__.py) and by the self-contained
-// page (viz/backends/html.py).
+// One module with picture.js and hands.js before it; used by Streamlit (viz/player/__init__.py) and by the
+// self-contained page (viz/backends/html.py).
 //
 // Where two runs are played side by side, a step of the player is a moment of both (viz/figures/moments.py).
 // `data.steps` has the first run's step at each of them: that is what is remembered and linked.
 
 const LINK_EVERY_MS = 350;
-const TIP_DISTANCE = 14;
-
-// Elements elsewhere on the page that have a use for arrow keys, and those that Space presses.
-const WANTS_ARROWS = "input, select, textarea, [contenteditable], [role=tab], [role=option], [role=combobox]";
-const WANTS_SPACE = `a, button, summary, ${WANTS_ARROWS}`;
 
 class Player {
   constructor(root, data) {
@@ -54,7 +49,7 @@ class Player {
       const followPointer = (event) => {
         const step = event.buttons & 1 ? picture.stepAt(event.clientX) : null;
         if (step !== null) this.move(step);
-        this.showTip(picture, event);
+        showTip(this.tip, picture, event);
       };
       svg.addEventListener("pointerdown", followPointer);
       svg.addEventListener("pointermove", followPointer);
@@ -206,33 +201,13 @@ class Player {
 
   // ── keys and pointer ────────────────────────────────────────────────────────────────────────────────
 
-  // Keys work anywhere on the page, unless something else has a use for them.
   key(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
-    const target = event.composedPath()[0];
-    const ours = this.root.contains(target);
-    if (!ours && target.closest?.(event.key === " " ? WANTS_SPACE : WANTS_ARROWS)) return;
-    if (ours && target.tagName === "SELECT") return;
-    const stride = event.shiftKey ? 10 : 1;
-    if (event.key === "ArrowRight") this.move(this.step + stride);
-    else if (event.key === "ArrowLeft") this.move(this.step - stride);
-    else if (event.key === "Home") this.move(0);
-    else if (event.key === "End") this.move(this.last);
-    else if (event.key === " " && target.tagName !== "BUTTON") this.toggle();
-    else return;
-    event.preventDefault();
-  }
-
-  showTip(picture, event) {
-    const words = picture.tipOf(event.target);
-    this.tip.hidden = !words;
-    if (!words) return;
-    this.tip.textContent = words;
-    const left = Math.min(event.clientX + TIP_DISTANCE, window.innerWidth - this.tip.offsetWidth - 8);
-    const below = event.clientY + TIP_DISTANCE + this.tip.offsetHeight < window.innerHeight;
-    const top = below ? event.clientY + TIP_DISTANCE : event.clientY - TIP_DISTANCE - this.tip.offsetHeight;
-    this.tip.style.left = `${Math.max(8, left)}px`;
-    this.tip.style.top = `${top}px`;
+    answerKey(this.root, event, "SELECT", {
+      by: (stride) => this.move(this.step + stride),
+      first: () => this.move(0),
+      last: () => this.move(this.last),
+      toggle: () => this.toggle(),
+    });
   }
 }
 

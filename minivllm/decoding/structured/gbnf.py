@@ -19,6 +19,7 @@ import re
 from typing import NoReturn
 
 from minivllm.decoding.structured.characters import LAST, complement, normal
+from minivllm.decoding.structured.cursor import Cursor
 from minivllm.decoding.structured.expressions import (
     EMPTY,
     Call,
@@ -52,27 +53,28 @@ def parse_gbnf(grammar: str) -> dict[str, Expression]:
     return _Parser(grammar).parse()
 
 
-class _Parser:
+class _Parser(Cursor):
+    ends = "it ends"
+
     def __init__(self, grammar: str) -> None:
-        self.grammar = grammar
-        self.place = 0
+        super().__init__(grammar)
         self._depth = 0
 
     def parse(self) -> dict[str, Expression]:
         rules: dict[str, Expression] = {}
         self._skip()
-        while self.place < len(self.grammar):
-            begin = BEGIN.match(self.grammar, self.place)
+        while not self.is_at_end:
+            begin = BEGIN.match(self.text, self.place)
             if begin is None:
-                if not rules and OTHER_FORM.search(self.grammar):
+                if not rules and OTHER_FORM.search(self.text):
                     raise StructureError(
                         "grammar must be GBNF, the form of llama.cpp (root ::= …); other forms, such as "
                         "Lark's (start: …), are not read"
                     )
-                self._refuse("a rule, name ::= …, was expected")
+                self.refuse("a rule, name ::= …, was expected")
             name = begin[1]
             if name in rules:
-                self._refuse(f"the rule {name!r} comes twice")
+                self.refuse(f"the rule {name!r} comes twice")
             self.place = begin.end()
             rules[name] = self._alternatives()
         if "root" not in rules:
@@ -82,30 +84,18 @@ class _Parser:
         return rules
 
     def _skip(self) -> None:
-        found = SPACE.match(self.grammar, self.place)
+        found = SPACE.match(self.text, self.place)
         assert found is not None, "it matches the empty text"
         self.place = found.end()
 
-    def _take(self, ahead: str) -> bool:
-        if self.grammar.startswith(ahead, self.place):
-            self.place += len(ahead)
-            return True
-        return False
-
-    def _next(self, what: str) -> str:
-        if self.place >= len(self.grammar):
-            self._refuse(f"it ends within {what}")
-        self.place += 1
-        return self.grammar[self.place - 1]
-
-    def _refuse(self, problem: str) -> NoReturn:
-        line = self.grammar.count("\n", 0, self.place) + 1
-        column = self.place - self.grammar.rfind("\n", 0, self.place)
+    def refuse(self, problem: str) -> NoReturn:
+        line = self.text.count("\n", 0, self.place) + 1
+        column = self.place - self.text.rfind("\n", 0, self.place)
         raise StructureError(f"grammar, line {line}, character {column}: {problem}")
 
     def _alternatives(self) -> Expression:
         options = [self._sequence()]
-        while self._take("|"):
+        while self.take("|"):
             options.append(self._sequence())
         return choice(options)
 
@@ -113,40 +103,40 @@ class _Parser:
         parts: list[Expression] = []
         self._skip()
         while (
-            self.place < len(self.grammar)
-            and self.grammar[self.place] not in "|)"
-            and not BEGIN.match(self.grammar, self.place)
+            not self.is_at_end
+            and self.text[self.place] not in "|)"
+            and not BEGIN.match(self.text, self.place)
         ):
             parts.append(self._repeated())
             self._skip()
-        if self.place < len(self.grammar) and self.grammar[self.place] == ")" and not self._depth:
-            self._refuse("a ')' closes nothing")
+        if self.peek(")") and not self._depth:
+            self.refuse("a ')' closes nothing")
         return concat(*parts)
 
     def _repeated(self) -> Expression:
         part = self._item()
         while True:
-            if self._take("*"):
+            if self.take("*"):
                 part = Repeat(part, 0, None)
-            elif self._take("+"):
+            elif self.take("+"):
                 part = Repeat(part, 1, None)
-            elif self._take("?"):
+            elif self.take("?"):
                 part = Repeat(part, 0, 1)
-            elif times := TIMES.match(self.grammar, self.place):
+            elif times := TIMES.match(self.text, self.place):
                 least = int(times[1])
                 most = least if times[2] is None else None if times[3] is None else int(times[3])
                 if max(least, most or 0) > MOST_TIMES or (most is not None and most < least):
-                    self._refuse(f"{times[0]} must say at most {MOST_TIMES:,} times, the fewest first")
+                    self.refuse(f"{times[0]} must say at most {MOST_TIMES:,} times, the fewest first")
                 self.place = times.end()
                 part = Repeat(part, least, most)
             else:
                 return part
 
     def _item(self) -> Expression:
-        if name := NAME.match(self.grammar, self.place):
+        if name := NAME.match(self.text, self.place):
             self.place = name.end()
             return Call(name[0])
-        character = self._next("a rule")
+        character = self.next("a rule")
         if character == '"':
             return self._quoted()
         if character == "[":
@@ -156,57 +146,57 @@ class _Parser:
         if character == "(":
             self._depth += 1
             if self._depth > DEEPEST:
-                self._refuse(f"groups are more than {DEEPEST} deep")
+                self.refuse(f"groups are more than {DEEPEST} deep")
             found = self._alternatives()
-            if not self._take(")"):
-                self._refuse("a '(' is not closed")
+            if not self.take(")"):
+                self.refuse("a '(' is not closed")
             self._depth -= 1
             return found
         self.place -= 1
-        self._refuse(f"{character!r} is no item: quoted text, [class], (group), . or a rule's name")
+        self.refuse(f"{character!r} is no item: quoted text, [class], (group), . or a rule's name")
 
     def _quoted(self) -> Expression:
         found: list[str] = []
-        while (character := self._next("quotes")) != '"':
+        while (character := self.next("quotes")) != '"':
             found.append(self._escape() if character == "\\" else character)
         return text("".join(found)) if found else EMPTY
 
     def _class(self) -> Expression:
-        is_negated = self._take("^")
+        is_negated = self.take("^")
         ranges: list[tuple[int, int]] = []
-        while not self._take("]"):
+        while not self.take("]"):
             low = high = self._class_item()
-            if self._take("-"):
-                if self._take("]"):
+            if self.take("-"):
+                if self.take("]"):
                     ranges += [(ord(low),) * 2, (ord("-"),) * 2]
                     break
                 high = self._class_item()
             if high < low:
-                self._refuse("a range in [] runs backwards")
+                self.refuse("a range in [] runs backwards")
             ranges.append((ord(low), ord(high)))
         found = complement(ranges) if is_negated else normal(ranges)
         if not found:
-            self._refuse("a class [] holds no character")
+            self.refuse("a class [] holds no character")
         return Characters(found)
 
     def _class_item(self) -> str:
-        character = self._next("a class []")
+        character = self.next("a class []")
         return self._escape() if character == "\\" else character
 
     def _escape(self) -> str:
-        character = self._next("an escape")
+        character = self.next("an escape")
         if character in HEX_DIGITS:
             digits = HEX_DIGITS[character]
-            spelled = self.grammar[self.place : self.place + digits]
+            spelled = self.text[self.place : self.place + digits]
             if not re.fullmatch(f"[0-9A-Fa-f]{{{digits}}}", spelled):
-                self._refuse(f"\\{character} needs {digits} hexadecimal digits")
+                self.refuse(f"\\{character} needs {digits} hexadecimal digits")
             code = int(spelled, 16)
             if code > LAST or 0xD800 <= code <= 0xDFFF:
-                self._refuse(f"\\{character}{spelled} is no character")
+                self.refuse(f"\\{character}{spelled} is no character")
             self.place += digits
             return chr(code)
         if character in CONTROL:
             return CONTROL[character]
         if character.isalnum():
-            self._refuse(f"\\{character} is no escape")
+            self.refuse(f"\\{character} is no escape")
         return character

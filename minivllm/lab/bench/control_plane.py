@@ -13,15 +13,13 @@ Read next: `churn.py` for how a steady state is made, then `minivllm/memory/bloc
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 
 from minivllm.lab.bench.churn import LOOK_UP, PoolRig, QueueRig
 from minivllm.lab.bench.report import Header, Section, make_header, microseconds, milliseconds, percent
-from minivllm.lab.bench.timing import timed
+from minivllm.lab.bench.timing import no_garbage_collection, timed
 from minivllm.lab.subjects.settings import Settings
 from minivllm.lab.subjects.subject import Subject, open_subject
 from minivllm.lab.subjects.workload import play, warm_up
@@ -173,19 +171,6 @@ def _decode_steps(events: Sequence[Event]) -> Iterator[tuple[int, dict[str, floa
 def _whole(parts: Mapping[str, float]) -> float:
     """Time of a step; attention is a part of the model's and not counted twice."""
     return sum(seconds for name, seconds in parts.items() if name != "attention")
-
-
-@contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """As `timeit` does: a collection in the middle would be charged to the call that happens to run."""
-    was_enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _series(operation: str, samples: Mapping[int, Sequence[float]]) -> Series:

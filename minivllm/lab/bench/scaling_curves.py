@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from minivllm.config import SchedulerConfig
 from minivllm.executor.simulated_executor import SimulatedExecutor, SimulatedSampler, VirtualClock
 from minivllm.lab.bench.churn import SMALLEST_POOL, QueueRig
-from minivllm.lab.bench.control_plane import no_garbage_collection
+from minivllm.lab.bench.timing import no_garbage_collection
 from minivllm.lab.subjects.subject import Subject
 from minivllm.lab.subjects.workload import FIRST_ORDINARY_TOKEN, BenchRequest, play
 from minivllm.scheduling.plan import StepPlan

@@ -61,10 +61,7 @@ class GptqScheme(LinearScheme):
                 )
             del shapes["g_idx"]
         types = {"scales": FLOATS, "g_idx": ("I32", "I64")}
-        return {
-            name: StoredTensor(shape, types.get(name, ("I32",)), self.description)
-            for name, shape in shapes.items()
-        }
+        return _expected(shapes, types, self.description)
 
     def matrix(
         self, layer: LayerInFile, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
@@ -92,10 +89,7 @@ class AwqScheme(LinearScheme):
     def expected(self, layer: LayerInFile) -> dict[str, StoredTensor]:
         layer.check_words("outputs", layer.num_outputs, awq.BITS)
         shapes = awq.shapes(layer.num_outputs, layer.num_inputs, layer.num_groups(self.group_size))
-        return {
-            name: StoredTensor(shape, FLOATS if name == "scales" else ("I32",), self.description)
-            for name, shape in shapes.items()
-        }
+        return _expected(shapes, {"scales": FLOATS}, self.description)
 
     def matrix(
         self, layer: LayerInFile, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
@@ -160,10 +154,7 @@ class PackedScheme(LinearScheme):
                 )
             del shapes["weight_g_idx"]
         types = {"weight_scale": FLOATS, "weight_shape": ("I64", "I32")}
-        own = {
-            name: StoredTensor(shape, types.get(name, ("I32",)), self.description)
-            for name, shape in shapes.items()
-        }
+        own = _expected(shapes, types, self.description)
         return own | _static_tensors(self.activations, self.description)
 
     def matrix(
@@ -209,6 +200,13 @@ class BytesScheme(LinearScheme):
         check_finite(layer, tensors, "weight_scale")
         rounding = _rounding(self.activations, layer, tensors)
         return IntegerMatrix(int_quantized.unpack(tensors), dtype, device, rounding)
+
+
+def _expected(
+    shapes: Mapping[str, tuple[int, ...]], types: Mapping[str, tuple[str, ...]], why: str
+) -> dict[str, StoredTensor]:
+    """Tensors of these shapes; words of 32 bits where `types` says nothing else."""
+    return {name: StoredTensor(shape, types.get(name, ("I32",)), why) for name, shape in shapes.items()}
 
 
 def _static_tensors(activations: Activations, why: str) -> dict[str, StoredTensor]:

@@ -12,7 +12,8 @@ max|w| by 7.5 for 4 bits); these are the plainest.
 
 One layer at a time is a float, so a model needs its rounded size and one layer more.
 
-Read next: `integer_weights.py`; what calibration makes of the same formats: `docs/quantization.md`.
+Read next: `algorithms/rounding.py`, which rounds; what calibration makes of the same formats:
+`docs/quantization-making.md`.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ import torch
 from torch import Tensor
 
 from minivllm.model.matrix import Matrix
+from minivllm.model.quantization.algorithms.fp8 import round_rows_to_float8
+from minivllm.model.quantization.algorithms.rounding import Grid, round_to_nearest
 from minivllm.model.quantization.float8_matrix import Float8Matrix
-from minivllm.model.quantization.float8_weights import round_to_float8
 from minivllm.model.quantization.integer_matrix import IntegerMatrix
-from minivllm.model.quantization.integer_weights import IntegerWeights, contiguous_groups
 from minivllm.model.quantization.method import QuantizationMethod
 from minivllm.model.quantization.scheme import LayerInFile, LinearScheme, check_finite
 from minivllm.model.weights import StoredTensor
@@ -35,24 +36,8 @@ from minivllm.model.weights import StoredTensor
 INT4_GROUP = 128
 
 
-def round_symmetrically(weight: Tensor, bits: int, group_size: int) -> IntegerWeights:
-    """`weight` [out, in] to the nearest codes; each group's largest number becomes 2^(bits − 1) − 1 steps.
-
-    `group_size` divides the inputs, or is −1 for all of them.
-    """
-    num_outputs, num_inputs = weight.shape
-    middle = 1 << (bits - 1)
-    groups = weight.float().reshape(num_outputs, -1, num_inputs if group_size == -1 else group_size)
-    scales = groups.abs().amax(-1) / (middle - 1)
-    scales = torch.where(scales == 0, 1.0, scales)
-    codes = torch.round(groups / scales[:, :, None]) + middle
-    return IntegerWeights(
-        codes=codes.reshape(num_outputs, num_inputs).to(torch.uint8),
-        scales=scales,
-        zeros=torch.full(scales.shape, middle, dtype=torch.int16),
-        group_of=contiguous_groups(num_inputs, group_size),
-        bits=bits,
-    )
+def _grid(bits: int, group_size: int) -> Grid:
+    return Grid(bits, group_size, symmetric=True, scale_dtype=torch.float32)
 
 
 @dataclass(frozen=True)
@@ -74,11 +59,10 @@ class RoundingScheme(LinearScheme):
         check_finite(layer, tensors, "weight")
         weight = tensors["weight"].float()
         if self.name == "fp8":
-            return Float8Matrix(round_to_float8(weight, (1, layer.num_inputs)), dtype, device)
-        if self.name == "int8":
-            return IntegerMatrix(round_symmetrically(weight, 8, -1), dtype, device)
-        group_size = INT4_GROUP if layer.num_inputs % INT4_GROUP == 0 else -1
-        return IntegerMatrix(round_symmetrically(weight, 4, group_size), dtype, device)
+            return Float8Matrix(round_rows_to_float8(weight), dtype, device)
+        int4_group = INT4_GROUP if layer.num_inputs % INT4_GROUP == 0 else -1
+        grid = _grid(8, -1) if self.name == "int8" else _grid(4, int4_group)
+        return IntegerMatrix(round_to_nearest(weight, grid), dtype, device)
 
 
 class RoundingMethod(QuantizationMethod):

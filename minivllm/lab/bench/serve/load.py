@@ -18,9 +18,8 @@ Source of the distinction: Schroeder, Wierman, Harchol-Balter, "Open Versus Clos
 from __future__ import annotations
 
 import asyncio
-import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from heapq import heappop, heappush
 from itertools import count
 from time import perf_counter, process_time
@@ -28,6 +27,7 @@ from time import perf_counter, process_time
 from minivllm.lab.bench.serve.client import Client
 from minivllm.lab.bench.serve.record import Record, Run
 from minivllm.lab.bench.serve.requests import Writer
+from minivllm.lab.bench.timing import no_garbage_collection
 from minivllm.lab.workloads.workload import Workload, WorkloadRequest
 from minivllm.validation import check_integer
 
@@ -62,7 +62,7 @@ async def run_load(
     if limit is not None:
         check_integer("max_concurrency", limit, at_least=1)
     load = _Load(client, workload, writer, limit, has_times, on_answer)
-    with _no_garbage_collection():
+    with no_garbage_collection():
         cpu = process_time()
         await load.run()
         return Run(load.records, load.seconds(), process_time() - cpu, load.lags)
@@ -170,16 +170,3 @@ class _Load:
             wanted = perf_counter() + LOOK_SECONDS
             await asyncio.sleep(LOOK_SECONDS)
             self.lags.append(max(0.0, perf_counter() - wanted))
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """A collection stops the clock's reader for milliseconds; what a run keeps is no garbage anyway."""
-    was_enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
