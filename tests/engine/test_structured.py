@@ -265,12 +265,18 @@ def test_a_search_that_is_wide_enough_finds_the_likeliest_of_all_texts(prompt, t
 
 def test_a_narrow_search_goes_on_behind_the_many_that_are_complete():
     """Short texts may be likelier than the beginning of a long one, which is followed all the same."""
-    texts = StructuredOutputsParams(choice=["a", "b", "c", "d", "efghij"])
+    texts = StructuredOutputsParams(choice=[*"abcdfghijklmnopqrstuvwxyz", "efghij"])
     params = SamplingParams(
-        structured_outputs=texts, use_beam_search=True, temperature=0, best_of=2, n=2, length_penalty=9
+        structured_outputs=texts,
+        use_beam_search=True,
+        temperature=0,
+        best_of=2,
+        n=2,
+        length_penalty=9,
+        early_stopping="never",
     )
-    seen = {output.text for prompt in range(4) for output in run([prompt], params)}
-    assert "efghij" in seen
+    for prompt in range(8):
+        assert "efghij" in {output.text for output in run([prompt], params)}
 
 
 @pytest.mark.parametrize(

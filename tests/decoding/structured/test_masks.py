@@ -117,16 +117,23 @@ def test_ids_beyond_the_tokenizer_are_struck_out():
     assert allowed(Progress(made)) == [1, 2]
 
 
-def test_a_stack_that_is_nearly_full_still_has_a_way_out():
-    made = structure(grammar='root ::= "(" root ")" | "a"')
+CHAIN = 'root ::= "(" root ")" | one "!"\none ::= two "."\ntwo ::= three ","\nthree ::= "a"'
+
+
+@pytest.mark.parametrize(
+    ("grammar", "core", "height"), [('root ::= "(" root ")" | "a"', b"a", 2), (CHAIN, b"a,.!", 5)]
+)
+def test_a_stack_that_is_nearly_full_still_has_a_way_out(grammar, core, height):
+    """The way out may need room itself: a rule is entered only if all that it must call fits, too."""
+    made = structure(grammar=grammar)
     progress = Progress(made)
     known = made.masks.vocabulary.token_bytes
     data = b""
     while known.index(b"(") in allowed(progress):
         progress.append(known.index(b"("))
         data += b"("
-    assert pushdowns.DEEPEST - 2 <= len(data) <= pushdowns.DEEPEST
-    assert complete(made, data) == data + b"a" + b")" * len(data)
+    assert pushdowns.DEEPEST - height <= len(data) <= pushdowns.DEEPEST
+    assert complete(made, data) == data + core + b")" * len(data)
 
 
 def test_lists_that_call_themselves_at_their_end_may_be_of_any_length():
