@@ -12,6 +12,8 @@ os.environ.setdefault("MINIVLLM_WAIT_FOR_COMPILER", "1")  # the same runner in e
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import bounds
+
 settings.register_profile(
     "default",
     deadline=None,
@@ -46,8 +48,12 @@ def pytest_xdist_auto_num_workers(config):
     return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else None
 
 
+def pytest_configure(config):
+    config.pluginmanager.register(bounds)
+
+
 def pytest_collection_modifyitems(config, items):
-    """Fifty times as many examples may take more than the five minutes that a hanging test is given."""
+    """A hundred times as many examples may take more than the five minutes that a hanging test is given."""
     if config.getoption("--hypothesis-profile", default=None) == "nightly":
         for item in items:
-            item.add_marker(pytest.mark.timeout(7200))
+            item.add_marker(pytest.mark.timeout(7200), append=False)

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests import patience
+
 ROOT = Path(__file__).parent.parent.parent
 CAPABILITIES = ((8, 0), (9, 0))
 PROGRAM = """
@@ -87,7 +89,12 @@ def compiled() -> dict[str, Any]:
     """By kernel and capability."""
     program = f"CAPABILITIES = {CAPABILITIES!r}\n{PROGRAM}"
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=patience.SECONDS,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     answers: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
