@@ -1,5 +1,6 @@
 """Settings for all tests: few threads, and a profile for long runs (`--hypothesis-profile=nightly`)."""
 
+import gc
 import os
 import sys
 
@@ -22,6 +23,20 @@ settings.register_profile(
 )
 settings.register_profile("nightly", settings.get_profile("default"), max_examples=3000)
 settings.load_profile("default")
+
+
+# A hundred programs are started, which find each other's bytecode.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+
+def pytest_collectstart():
+    gc.disable()  # what is imported is no garbage
+
+
+def pytest_collection_finish():
+    gc.freeze()  # and no collection need ever look at it: a full one would take half a second
+    gc.enable()
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from kernels_numba.microscope.threads import WARP_SIZE
 READ, WRITE, ATOMIC = 0, 1, 2
 NAMES = ("array", "kind", "block", "thread", "position", "first", "count", "block_epoch", "warp_epoch")
 
-LOOPS = 5
+LOOPS: Final = 5
 """Where in a record the iterations are."""
 MOST_NUMBERS = 2**60
 Record = tuple[int, int, int, int, int, tuple[int, ...], int, int, int, int]
