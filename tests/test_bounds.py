@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from minivllm.processes import ROOT
-from tests import patience
+from tests import conftest, patience
 
 HANG = """
 import os, signal, time
@@ -77,6 +77,10 @@ def test_children_can_be_interrupted_even_if_we_cannot(tmp_path):
     with patience.running([sys.executable, "-c", code], **pipes, **ignoring) as process:
         said, _ = process.communicate(timeout=patience.SECONDS)
     assert said.split()[-1] == "0" and "default_int_handler" in said
+
+
+def test_files_that_begin_first_exist():
+    assert all((Path(__file__).parent / name).is_file() for name in conftest.FIRST)
 
 
 # ---- nothing waits without an end --------------------------------------------------------------------
