@@ -17,6 +17,7 @@ from collections.abc import Callable
 from minivllm.executor.attention.backend import AttentionBackend
 from minivllm.executor.attention.torch_backend import TorchAttention
 from minivllm.executor.cpu_hazards import warn_of_dtype
+from minivllm.executor.kv_format import AUTO
 from minivllm.executor.kv_storage import KVStorage
 from minivllm.executor.warm_up import can_start_compiled
 from minivllm.model.config import ModelConfig
@@ -42,19 +43,18 @@ def backend_factory(name: str) -> BackendFactory:
 
 def automatic(config: ModelConfig, storage: KVStorage) -> AttentionBackend:
     """As `fastest`, but without waiting for a compiler: torch until that is done, in another process."""
-    cache = storage.keys[0]
-    if cache.device.type == "cpu" and cache.dtype in DTYPES and not can_start_compiled(config, cache.dtype):
+    is_ours = storage.device.type == "cpu" and storage.dtype in DTYPES and storage.kv_cache_dtype == AUTO
+    if is_ours and not can_start_compiled(config, storage.dtype):
         return TorchAttention(config, storage)
     return fastest(config, storage)
 
 
 def fastest(config: ModelConfig, storage: KVStorage) -> AttentionBackend:
     """Our kernel if there is one for this cache and it can be compiled here; torch otherwise."""
-    cache = storage.keys[0]
-    if cache.device.type != "cpu":
+    if storage.device.type != "cpu" or storage.kv_cache_dtype != AUTO:
         return TorchAttention(config, storage)
-    if cache.dtype not in DTYPES:
-        warn_of_dtype(cache.dtype)
+    if storage.dtype not in DTYPES:
+        warn_of_dtype(storage.dtype)
         return TorchAttention(config, storage)
     try:
         from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention

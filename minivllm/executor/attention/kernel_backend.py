@@ -35,6 +35,7 @@ from kernels_numba.cuda.paged_attention import choose_splits, paged_attention
 from kernels_numba.cuda.tiles import HEAD_DIMS
 from minivllm.executor.attention.metadata import AttentionMetadata
 from minivllm.executor.attention.torch_backend import TorchAttention, to_device
+from minivllm.executor.kv_format import AUTO
 from minivllm.executor.kv_storage import KVStorage
 from minivllm.model.config import ModelConfig
 
@@ -50,7 +51,12 @@ class KernelAttention(TorchAttention):
 
     def __init__(self, config: ModelConfig, storage: KVStorage) -> None:
         super().__init__(config, storage)
-        dtype = storage.keys[0].dtype
+        dtype = storage.dtype
+        if storage.kv_cache_dtype != AUTO:
+            raise ValueError(
+                f"kv_cache_dtype must be 'auto' for the attention backend {self.name!r}, got "
+                f"{storage.kv_cache_dtype!r}; use attention_backend='torch'"
+            )
         if dtype not in DTYPES:
             raise ValueError(
                 f"dtype must be float32, float16 or bfloat16 for the attention backend {self.name!r}, "

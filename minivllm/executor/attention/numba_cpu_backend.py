@@ -26,6 +26,7 @@ from minivllm.executor.attention.cpu_work import NO_ITEMS, NO_TILES, plan_attent
 from minivllm.executor.attention.metadata import AttentionMetadata, IntArray
 from minivllm.executor.attention.torch_backend import GatheredWork, TorchAttention
 from minivllm.executor.cpu_hazards import FUSED, code_kind, compiling, set_numba_threads
+from minivllm.executor.kv_format import AUTO
 from minivllm.executor.kv_storage import KVStorage
 from minivllm.model.config import ModelConfig
 from minivllm.model.packed import DTYPES, as_array
@@ -45,6 +46,11 @@ class NumbaCpuAttention(TorchAttention):
         if self._device.type != "cpu":
             raise ValueError(
                 f"the attention backend 'numba-cpu' needs the CPU; this engine runs on {self._device}"
+            )
+        if storage.kv_cache_dtype != AUTO:
+            raise ValueError(
+                f"kv_cache_dtype must be 'auto' for the attention backend {self.name!r}, got "
+                f"{storage.kv_cache_dtype!r}; use attention_backend='torch'"
             )
         if self._dtype not in DTYPES:
             raise ValueError(
