@@ -10,8 +10,7 @@ Memory is taken but not touched: pages come from the operating system as blocks 
 that no token was written to may hold anything, even NaN; attention backends must never let it show.
 
 Paper: PagedAttention (arXiv 2309.06180), section 4.
-Here numbers are kept in the model's type; `quantized_storage.py` keeps them in 8 bits. Whoever attends asks
-the storage to write and to gather, or, if it is a kernel, knows what the cells of each kind hold.
+Here numbers are kept in the model's type; `quantized_storage.py` keeps them in 8 bits.
 
 Read next: `minivllm/executor/attention/metadata.py`, which says which token goes to which cell.
 """
@@ -43,7 +42,7 @@ class KVStorage:
     Attributes:
         cells: [layers, 2, num_blocks, num_kv_heads, block_size, head_dim], of the type that is kept.
         keys, values: for each layer, its part: [num_blocks, num_kv_heads, block_size, head_dim].
-        dtype: the model's type, in which rows are written and gathered.
+        dtype: the model's type.
     """
 
     kv_cache_dtype = AUTO
@@ -78,16 +77,6 @@ class KVStorage:
     def bytes_per_token(self) -> int:
         """Over all layers: keys and values."""
         return self.num_bytes // (self.num_blocks * self.block_size)
-
-    def write(self, layer: int, part: int, places: Tensor, rows: Tensor) -> None:
-        """Keep `rows` [n, head_dim]; `places` [n] count rows of the cells, seen as [.., head_dim]."""
-        cells = self.values[layer] if part else self.keys[layer]
-        cells.view(-1, cells.shape[-1]).index_copy_(0, places, rows)
-
-    def gather(self, layer: int, part: int, places: Tensor, out: Tensor) -> None:
-        """Fill `out` [n, t · head_dim] with the `places` [n] of the cells, seen as [.., t · head_dim]."""
-        cells = self.values[layer] if part else self.keys[layer]
-        torch.index_select(cells.view(-1, out.shape[1]), 0, places, out=out)
 
 
 def bytes_per_block(

@@ -16,6 +16,7 @@ Read next: `kv_format.py`, the codes; `minivllm/executor/attention/torch_backend
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -27,7 +28,26 @@ from minivllm.model.config import ModelConfig
 from minivllm.model.decoder import KVScales
 
 
-class Int8KVStorage(KVStorage):
+class QuantizedKVStorage(KVStorage, ABC):
+    """What both kinds can do for a backend that attends to numbers of the model's type."""
+
+    @abstractmethod
+    def write(self, layer: int, part: int, places: Tensor, rows: Tensor) -> None:
+        """Keep `rows` [n, head_dim] as codes; `places` [n] count rows of the cells, seen as [.., head_dim].
+
+        `part` is `KEYS` or `VALUES`.
+        """
+
+    @abstractmethod
+    def gather(self, layer: int, part: int, places: Tensor, out: Tensor) -> None:
+        """Fill `out` [n, t · head_dim] with what the codes in `places` [n] stand for, seen in such rows."""
+
+    def rows_of(self, layer: int, part: int, row: int) -> Tensor:
+        """The codes of a layer, seen in rows of so many."""
+        return (self.values[layer] if part else self.keys[layer]).view(-1, row)
+
+
+class Int8KVStorage(QuantizedKVStorage):
     """Whole numbers, and a scale for each head of each token.
 
     Attributes:
@@ -48,19 +68,18 @@ class Int8KVStorage(KVStorage):
 
     def write(self, layer: int, part: int, places: Tensor, rows: Tensor) -> None:
         codes, scales = to_int8(rows)
-        super().write(layer, part, places, codes)
+        self.rows_of(layer, part, codes.shape[1]).index_copy_(0, places, codes)
         self.scales[layer, part].view(-1).index_copy_(0, places, scales)
 
     def gather(self, layer: int, part: int, places: Tensor, out: Tensor) -> None:
-        codes = torch.empty(out.shape, dtype=torch.int8, device=out.device)
-        super().gather(layer, part, places, codes)
+        codes = self.rows_of(layer, part, out.shape[1]).index_select(0, places)
         head_dim = self.cells.shape[-1]
         tokens = out.shape[1] // head_dim
         scales = self.scales[layer, part].view(-1, tokens).index_select(0, places)
         from_int8(codes.view(-1, tokens, head_dim), scales, out.view(-1, tokens, head_dim))
 
 
-class Fp8KVStorage(KVStorage):
+class Fp8KVStorage(QuantizedKVStorage):
     """8-bit floats; `layer_scales` are what each layer's keys and values are divided by."""
 
     kv_cache_dtype = FP8
@@ -78,11 +97,11 @@ class Fp8KVStorage(KVStorage):
         self.layer_scales = tuple(layer_scales or (KVScales(1.0, 1.0),) * config.num_layers)
 
     def write(self, layer: int, part: int, places: Tensor, rows: Tensor) -> None:
-        super().write(layer, part, places, to_fp8(rows, self.layer_scales[layer][part]))
+        codes = to_fp8(rows, self.layer_scales[layer][part])
+        self.rows_of(layer, part, codes.shape[1]).index_copy_(0, places, codes)
 
     def gather(self, layer: int, part: int, places: Tensor, out: Tensor) -> None:
-        codes = torch.empty(out.shape, dtype=torch.uint8, device=out.device)
-        super().gather(layer, part, places, codes)
+        codes = self.rows_of(layer, part, out.shape[1]).index_select(0, places)
         from_fp8(codes, self.layer_scales[layer][part], out)
 
 

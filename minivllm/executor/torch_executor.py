@@ -28,7 +28,7 @@ from minivllm.executor.attention.metadata import build_metadata
 from minivllm.executor.attention.torch_backend import TorchAttention
 from minivllm.executor.block_mover import BlockMover
 from minivllm.executor.cpu_hazards import guard_step, note_parallel_run, warn_of_threads
-from minivllm.executor.kv_format import AUTO, canonical, scales_of_layers
+from minivllm.executor.kv_format import AUTO, scales_of_layers
 from minivllm.executor.kv_storage import KVStorage, decide_num_blocks, decide_num_host_blocks
 from minivllm.executor.quantized_storage import make_storage, twin_of
 from minivllm.executor.runners.choose import choose_runner
@@ -115,8 +115,6 @@ class TorchExecutor:
         config = ModelConfig.from_folder(folder := resolve_model(path))
         max_tokens = config.check_max_model_len(max_model_len)
         torch_dtype, torch_device = torch_dtype_for(dtype, config), torch_device_for(device)
-        kind = block_size, torch_dtype, torch_device
-        kv_cache_dtype = canonical(kv_cache_dtype)
         _note_threads(torch_device)
         decoder = load_decoder(folder, config, torch_dtype, torch_device, quantization)
         num_blocks = decide_num_blocks(
@@ -132,20 +130,14 @@ class TorchExecutor:
             kv_cache_memory_bytes=kv_cache_memory_bytes,
             kv_cache_dtype=kv_cache_dtype,
         )
-        storage = (
-            VirtualKVStorage.for_slots(config, max_num_seqs, max_tokens, *kind)
-            if virtual_memory
-            else make_storage(
-                config, num_blocks, *kind, kv_cache_dtype, scales_of_layers(kv_cache_dtype, decoder.kv_scales)
-            )
-        )
-        host_storage = make_host_storage(swap_space_bytes, config, storage)
+        slots = (max_num_seqs, max_tokens) if virtual_memory else None
+        storage = make_cache(decoder, num_blocks, block_size, kv_cache_dtype, slots)
         return cls(
             decoder,
             storage,
             backend,
             name_of(path, folder),
-            host_storage,
+            make_host_storage(swap_space_bytes, config, storage),
             num_blocks,
             enforce_eager=enforce_eager,
             max_num_seqs=max_num_seqs,
@@ -179,6 +171,20 @@ class TorchExecutor:
             logits = self.runner.run(metadata, plan.num_padding_tokens)
             self.last_attention_seconds = self.runner.attention_seconds
             return logits
+
+
+def make_cache(
+    decoder: Decoder, num_blocks: int, block_size: int, kv_cache_dtype: str, slots: tuple[int, int] | None
+) -> KVStorage:
+    """A cache for this model, beside its weights, with the scales that its checkpoint has.
+
+    With `slots`, so many sequences of so many tokens, it is in virtual memory.
+    """
+    config, kind = decoder.config, (block_size, decoder.dtype, decoder.embedding.device)
+    if slots is not None:
+        return VirtualKVStorage.for_slots(config, slots[0], slots[1], *kind)
+    scales = scales_of_layers(kv_cache_dtype, decoder.kv_scales)
+    return make_storage(config, num_blocks, *kind, kv_cache_dtype, scales)
 
 
 def make_host_storage(swap_space_bytes: int, config: ModelConfig, storage: KVStorage) -> KVStorage | None:

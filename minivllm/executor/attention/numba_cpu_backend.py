@@ -57,7 +57,7 @@ class NumbaCpuAttention(TorchAttention):
                 "dtype must be float32 or bfloat16 for the attention backend 'numba-cpu', got "
                 f"{self._dtype}; use attention_backend='torch'"
             )
-        self._caches = [(as_array(k), as_array(v)) for k, v in zip(storage.keys, storage.values, strict=True)]
+        self._arrays = [(as_array(k), as_array(v)) for k, v in zip(storage.keys, storage.values, strict=True)]
         self._scale = np.float32(config.head_dim**-0.5)
         self._own_work: dict[int | None, AttentionWork] = {}
         # Where the processor multiplies matrices of bfloat16 by itself, torch's products are hard to beat.
@@ -86,7 +86,7 @@ class NumbaCpuAttention(TorchAttention):
         query = query.contiguous()
         out = super().attend(layer, query) if self._torch_prompts else torch.empty_like(query)
         work = self._own_work[self.config.layer_windows[layer]]
-        attend(as_array(query), *self._caches[layer], work, as_array(out), self._scale)
+        attend(as_array(query), *self._arrays[layer], work, as_array(out), self._scale)
         return out
 
     def projected(self, layer: int, qkv: Tensor, rotation: Rotation) -> Tensor:
@@ -98,7 +98,7 @@ class NumbaCpuAttention(TorchAttention):
         heads = self.config.num_heads
         query = torch.empty((len(qkv), heads, self.config.head_dim), dtype=qkv.dtype)
         rows.rotate(
-            as_array(qkv), *rotation, self._slots, *self._caches[layer], as_array(query), self._num_threads,
+            as_array(qkv), *rotation, self._slots, *self._arrays[layer], as_array(query), self._num_threads,
         )  # fmt: skip
         attended = self.attend(layer, query)
         self.seconds += perf_counter() - began
@@ -106,11 +106,11 @@ class NumbaCpuAttention(TorchAttention):
 
     def compile(self) -> None:
         """What a fused step calls, before the first one: once for each type, then it is found on disk."""
-        row = np.zeros((0, self.config.num_heads, self.config.head_dim), self._caches[0][0].dtype)
+        row = np.zeros((0, self.config.num_heads, self.config.head_dim), self._arrays[0][0].dtype)
         none, no_tables = np.zeros(0, np.int64), np.zeros((0, 1), np.int64)
         nothing = AttentionWork(none, no_tables, *NO_ITEMS, no_tables, *NO_TILES)
         with compiling(code_kind(self._dtype, FUSED)):
-            attend(row, *self._caches[0], nothing, row, self._scale)
+            attend(row, *self._arrays[0], nothing, row, self._scale)
             rows.compile_all(row.dtype)
 
 

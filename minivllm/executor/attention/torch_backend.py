@@ -36,6 +36,7 @@ from minivllm.executor.attention.backend import AttentionBackend
 from minivllm.executor.attention.metadata import AttentionMetadata, IntArray
 from minivllm.executor.attention.prefix_groups import PrefixGroup, find_prefix_groups
 from minivllm.executor.kv_storage import KEYS, VALUES, KVStorage
+from minivllm.executor.quantized_storage import QuantizedKVStorage
 from minivllm.model.config import ModelConfig
 
 PADDING_LIMIT = 1.1
@@ -70,6 +71,8 @@ class TorchAttention(AttentionBackend):
     def __init__(self, config: ModelConfig, storage: KVStorage) -> None:
         super().__init__(config, storage)
         self._device, self._dtype = storage.device, storage.dtype
+        self._caches = storage.keys, storage.values
+        self._quantized = storage if isinstance(storage, QuantizedKVStorage) else None
         self._slots: IntArray = np.zeros(0, np.int64)
         self._cells: Tensor | None = None
         self._work: dict[int | None, list[GatheredWork]] = {}
@@ -94,7 +97,11 @@ class TorchAttention(AttentionBackend):
             self._cells = self._find_cells()
         head_dim = self.config.head_dim
         for part, new in ((KEYS, key), (VALUES, value)):
-            self.storage.write(layer, part, self._cells, new.reshape(-1, head_dim))
+            rows = new.reshape(-1, head_dim)
+            if self._quantized is not None:
+                self._quantized.write(layer, part, self._cells, rows)
+            else:
+                self._caches[part][layer].view(-1, head_dim).index_copy_(0, self._cells, rows)
 
     def _find_cells(self) -> Tensor:
         """[T · kv_heads] rows of the cache, seen as [.., head_dim], that the step's tokens are written to."""
@@ -107,7 +114,7 @@ class TorchAttention(AttentionBackend):
         """The attended values of `query`, both [T, num_heads, head_dim], over all that was written."""
         out = torch.empty_like(query)
         for work in self._work[self.config.layer_windows[layer]]:
-            keys, values = (self._gather(layer, part, work) for part in (KEYS, VALUES))
+            keys, values = self._gather(layer, KEYS, work), self._gather(layer, VALUES, work)
             if isinstance(work.queries, slice):
                 out[work.queries] = _attend_one(query[work.queries], keys, values, work.mask)
             else:
@@ -139,7 +146,10 @@ class TorchAttention(AttentionBackend):
         if self._workspaces[part].numel() < size:
             self._workspaces[part] = self._workspaces[part].new_empty(size)
         rows = self._workspaces[part][:size].view(-1, row)
-        self.storage.gather(layer, part, work.cache_rows, rows)
+        if self._quantized is not None:
+            self._quantized.gather(layer, part, work.cache_rows, rows)
+        else:
+            torch.index_select(self._caches[part][layer].view(-1, row), 0, work.cache_rows, out=rows)
         rows.view(-1, head_dim).index_fill_(0, work.dead_rows, 0)
         return rows.view(work.num_sequences, kv_heads, -1, head_dim)
 
