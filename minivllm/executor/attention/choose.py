@@ -17,7 +17,6 @@ from collections.abc import Callable
 from minivllm.executor.attention.backend import AttentionBackend
 from minivllm.executor.attention.torch_backend import TorchAttention
 from minivllm.executor.cpu_hazards import warn_of_dtype
-from minivllm.executor.kv_format import AUTO
 from minivllm.executor.kv_storage import KVStorage
 from minivllm.executor.warm_up import can_start_compiled
 from minivllm.model.config import ModelConfig
@@ -43,15 +42,15 @@ def backend_factory(name: str) -> BackendFactory:
 
 def automatic(config: ModelConfig, storage: KVStorage) -> AttentionBackend:
     """As `fastest`, but without waiting for a compiler: torch until that is done, in another process."""
-    is_ours = storage.device.type == "cpu" and storage.dtype in DTYPES and storage.kv_cache_dtype == AUTO
-    if is_ours and not can_start_compiled(config, storage.dtype):
+    is_ours = storage.device.type == "cpu" and storage.dtype in DTYPES
+    if is_ours and not can_start_compiled(config, storage.dtype, storage.kv_cache_dtype):
         return TorchAttention(config, storage)
     return fastest(config, storage)
 
 
 def fastest(config: ModelConfig, storage: KVStorage) -> AttentionBackend:
     """Our kernel if there is one for this cache and it can be compiled here; torch otherwise."""
-    if storage.device.type != "cpu" or storage.kv_cache_dtype != AUTO:
+    if storage.device.type != "cpu":
         return TorchAttention(config, storage)
     if storage.dtype not in DTYPES:
         warn_of_dtype(storage.dtype)
