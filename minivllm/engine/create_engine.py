@@ -23,8 +23,10 @@ from tqdm.auto import tqdm
 
 from minivllm.config import SchedulerConfig
 from minivllm.decoding.sampler import Sampler
+from minivllm.decoding.speculation.ngram import NgramProposer
 from minivllm.engine.engine import Engine
 from minivllm.engine.engine_args import EngineArgs
+from minivllm.engine.speculation import Speculation
 from minivllm.executor.attention.choose import backend_factory
 from minivllm.executor.kv_storage import GIB
 from minivllm.executor.torch_executor import TorchExecutor
@@ -37,6 +39,7 @@ from minivllm.model.json_file import read_json_object
 from minivllm.model.quantization.names import ALIASES, CALIBRATED
 from minivllm.model.tokenizer import Tokenizer
 from minivllm.sampling_params import SamplingParams
+from minivllm.speculative_config import SpeculativeConfig
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.tee import Sink
 from minivllm.validation import shown
@@ -82,9 +85,23 @@ def create_engine(args: EngineArgs, sinks: Iterable[Sink] = ()) -> Engine:
             "device": str(executor.device),
             "attention_backend": executor.attention.name,
             **({"quantization": method} if (method := executor.decoder.quantization) else {}),
+            **_speculation_words(args),
         },
         pages=pages_of(executor),
+        speculation=make_speculation(args),
     )
+
+
+def make_speculation(args: EngineArgs) -> Speculation | None:
+    """What proposes drafts, if that was asked for."""
+    config = SpeculativeConfig.of(args.speculative_config)
+    if config is None:
+        return None
+    if config.method == "draft_model":
+        raise ValueError("speculative_config['method'] must be 'ngram': this version has no draft models yet")
+    assert config.prompt_lookup_min is not None and config.prompt_lookup_max is not None
+    proposer = NgramProposer(config.prompt_lookup_min, config.prompt_lookup_max)
+    return Speculation(proposer, config.num_speculative_tokens, config.disable_by_batch_size)
 
 
 def load_executor(args: EngineArgs) -> TorchExecutor:
@@ -213,3 +230,11 @@ def pages_of(executor: TorchExecutor) -> Pages | None:
     if isinstance(storage, VirtualKVStorage):
         return Pages(storage.blocks_per_commit, storage.decommit)
     return None
+
+
+def _speculation_words(args: EngineArgs) -> dict[str, str]:
+    """How drafts are made, for the trace's header."""
+    config = SpeculativeConfig.of(args.speculative_config)
+    return (
+        {} if config is None else {"speculation": f"{config.method}, {config.num_speculative_tokens} tokens"}
+    )

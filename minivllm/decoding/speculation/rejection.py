@@ -1,7 +1,7 @@
 """Which drafts are accepted, so that outputs are those of the target alone: rejection sampling.
 
-A draft is a guess at a token that is still to come. One step computes the target's laws after the sequence and
-after each of its k drafts, and this function decides how far the drafts are right:
+A draft is a guess at a token that is still to come. One step computes the target's laws after the sequence
+and after each of its k drafts, and this function decides how far the drafts are right:
 
     p, q   the target's law of the next token, and the law that its draft x was drawn from
     accept x with probability min(1, p(x) / q(x))
@@ -9,18 +9,18 @@ after each of its k drafts, and this function decides how far the drafts are rig
     accept them all: draw one more token from the target's law behind them, for nothing
 
 With probability min(p, q)(x) the token is x and was accepted; what is missing from p is max(0, p − q), and a
-rejection happens exactly that often. So whatever q is, the token's law is p: good drafts make it faster, and bad
-ones cannot make it wrong.
+rejection happens exactly that often. So whatever q is, the token's law is p: good drafts make it faster, and
+bad ones cannot make it wrong.
 
 An n-gram or the likeliest token of a draft model is a *point mass*: q(x) = 1. Then the target draws its own
-token as if there were no draft, and the draft is accepted if it is that token: the same rule, in law, and even the
-same tokens as without drafts, because the same random number is used in the same way.
+token as if there were no draft, and the draft is accepted if it is that token. That is the same rule in law,
+and it gives even the same tokens as without drafts, because one random number is used in the same way.
 
 Everything here is a pure function of numbers that are passed in. The laws may be arrays of floats, as in the
-sampler, or of fractions, as in the test that tries *every* outcome and adds up their chances exactly.
+sampler, or of fractions, as in the test that tries *every* outcome and adds up the chances exactly.
 
-Source: Leviathan et al., "Fast Inference from Transformers via Speculative Decoding" (ICML 2023), section 2.3 and
-appendix A.1. Read next: `proposer.py`, where drafts come from.
+Source: Leviathan et al., "Fast Inference from Transformers via Speculative Decoding" (ICML 2023), section 2.3
+and appendix A.1. Read next: `proposer.py`, where drafts come from.
 """
 
 from __future__ import annotations
