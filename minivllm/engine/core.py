@@ -251,7 +251,7 @@ class EngineCore:
     def _keep_accepted(self, drafted: Sequence[ScheduledSequence], sampled: Sampled) -> None:
         """A sequence that got m tokens keeps m − 1 drafts: computed tokens and blocks behind them go.
 
-        Blocks that are full of verified tokens can be found by other requests from now on.
+        Blocks that are full of verified tokens enter the prefix cache with the sequence's next step.
         """
         num_sampled = Counter(token.seq_id for token in sampled.tokens)
         verified: list[VerifiedDrafts] = []
@@ -260,12 +260,10 @@ class EngineCore:
             num_accepted = max(0, num_sampled[seq_id] - 1)
             sequence.num_computed_tokens = computed = item.end - item.num_draft_tokens + num_accepted
             self.cache.truncate(seq_id, computed)
-            self.cache.cache_full_blocks(seq_id, sequence.token_ids, computed)
             if self._emit:
                 drafts = tuple(item.token_ids[-item.num_draft_tokens :])
                 texts = sampled.draft_texts.get(seq_id, ())
                 verified.append(VerifiedDrafts(seq_id, drafts, num_accepted, texts))
-        self.cache.commit()
         if self._emit:
             self._emit(DraftsVerified(tuple(verified)))
 

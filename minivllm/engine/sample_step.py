@@ -126,40 +126,35 @@ def sample_step(
             first = state.sampling.first_slots(sequence)
             slots += first
             rows += [end - 1] * len(first)
-    searches: list[SearchSlot] = []
-    for name, own in members.items():
-        try:
-            searches.append(_continue_search(requests[name], own, logits, sampler))
-        except NotFiniteError as error:
-            failed[name] = error.words
+    searches = _continue_searches(members, requests, logits, sampler, failed)
     tokens: list[SampledToken] = []
     states: list[SamplingState] = []
     while slots:
         try:
-            if drafts:
-                slots, tokens, states = _sample_drafts(slots, rows, drafts, draft_laws, logits, sampler)
-                break
-            wanted = logits if rows == list(range(len(logits))) else logits[rows]
-            states = [slot.output.sampling for slot in slots]
-            tokens = sampler.sample(wanted, states)
+            slots, tokens, states = _sample(slots, rows, drafts, draft_laws, logits, sampler)
             break
         except NotFiniteError as error:
             failed |= {slots[place].parent.request_id: words for place, words in error.found.items()}
             kept = [place for place, slot in enumerate(slots) if slot.parent.request_id not in failed]
             slots, rows = [slots[place] for place in kept], [rows[place] for place in kept]
     failures = [_failure(name, plan, failed[name]) for name in failed]
-    return StepSample(slots, tokens, states[: len(slots)], searches, failures)
+    return StepSample(slots, tokens, states, searches, failures)
 
 
-def _sample_drafts(
-    slots: SequenceOf[SampleSlot],
-    rows: SequenceOf[int],
+def _sample(
+    slots: list[SampleSlot],
+    rows: list[int],
     drafts: Mapping[int, SequenceOf[int]],
     draft_laws: Mapping[int, SequenceOf[Any]],
     logits: Any,
-    sampler: LawSampler,
+    sampler: TokenSampler,
 ) -> tuple[list[SampleSlot], list[SampledToken], list[SamplingState]]:
-    """What is sampled where sequences have drafts; `rows` are those behind all of them."""
+    """One token for each slot, from its row; where a sequence has drafts, behind which that row is, perhaps
+    several. Returns slot, token and state of each."""
+    if not drafts:
+        wanted = logits if rows == list(range(len(logits))) else logits[rows]
+        states = [slot.output.sampling for slot in slots]
+        return slots, sampler.sample(wanted, states), states
     outputs = []
     for slot, row in zip(slots, rows, strict=True):
         own = drafts.get(slot.parent.seq_id, ())
@@ -173,6 +168,23 @@ def _sample_drafts(
 def _failure(request_id: str, plan: StepPlan, words: str) -> tuple[str, Finish]:
     """How a request ends for whose logits `words` are true."""
     return request_id, Finish("error", f"request {request_id!r} failed in step {plan.step}: {words}")
+
+
+def _continue_searches(
+    members: Mapping[str, SequenceOf[tuple[Sequence, int]]],
+    requests: Mapping[str, RequestState],
+    logits: Any,
+    sampler: TokenSampler,
+    failed: dict[str, str],
+) -> list[SearchSlot]:
+    """Every search whose beams have rows of numbers; what is wrong with the others goes to `failed`."""
+    searches: list[SearchSlot] = []
+    for name, own in members.items():
+        try:
+            searches.append(_continue_search(requests[name], own, logits, sampler))
+        except NotFiniteError as error:
+            failed[name] = error.words
+    return searches
 
 
 def _continue_search(
