@@ -196,6 +196,12 @@ class EngineArgs:
             if getattr(self, name) == "":
                 raise ValueError(f"{name} must be a folder or a hub id, got ''")
         self.speculative_config = SpeculativeConfig.of(self.speculative_config)
+        has_draft_model = self.speculative_config is not None and self.speculative_config.model is not None
+        if has_draft_model and self.allocator == "virtual_memory":
+            raise ValueError(
+                "allocator must not be 'virtual_memory' where speculative_config has a draft model: its keys "
+                "and values lie in blocks"
+            )
         make_policy(self.scheduling_policy)  # before a model is loaded for nothing
         self._resolve_prefix_cache()
         self._resolve_preemption_mode()

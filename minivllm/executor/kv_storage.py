@@ -74,11 +74,13 @@ def decide_num_blocks(
     gpu_memory_utilization: float = 0.92,
     num_gpu_blocks_override: int | None = None,
     kv_cache_memory_bytes: int | None = None,
+    bytes_beside: int = 0,
 ) -> int:
     """The number of blocks to allocate, given vLLM's settings, once `weight_bytes` of weights are in place.
 
     An override is obeyed; a budget in bytes is divided by the block; otherwise the device is asked what
     is free, of which `gpu_memory_utilization` (above 0, at most 1) may be used in all, weights included.
+    With each block go `bytes_beside`, which a draft model keeps of the same tokens.
     On a CPU at most 4 GiB are taken, and never more than `max_num_seqs` sequences of full length can use.
     Raises `ValueError` with the numbers if not even one block fits.
     """
@@ -86,9 +88,10 @@ def decide_num_blocks(
     check_integer("max_num_seqs", max_num_seqs, at_least=1)
     check_integer("max_model_len", max_model_len, at_least=1)
     check_number("gpu_memory_utilization", gpu_memory_utilization, more_than=0, at_most=1)
+    one = bytes_per_block(config, block_size, dtype) + bytes_beside
     if num_gpu_blocks_override is not None:
         check_integer("num_gpu_blocks_override", num_gpu_blocks_override, at_least=1)
-        needed = num_gpu_blocks_override * bytes_per_block(config, block_size, dtype)
+        needed = num_gpu_blocks_override * one
         _check_it_exists(f"num_gpu_blocks_override {num_gpu_blocks_override:,}", needed, device)
         return num_gpu_blocks_override
     if kv_cache_memory_bytes is not None:
@@ -97,9 +100,8 @@ def decide_num_blocks(
         _check_it_exists(f"{source} {budget:,}", budget, device)
     else:
         budget, source = _free_budget(device, gpu_memory_utilization, weight_bytes)
-    num_blocks = num_blocks_for(budget, config, block_size, dtype)
+    num_blocks = max(0, budget) // one
     if num_blocks < 1:
-        one = bytes_per_block(config, block_size, dtype)
         raise ValueError(
             f"the KV cache has {max(0, budget):,} bytes ({source}), but one block of {block_size} tokens "
             f"needs {one:,}; raise gpu_memory_utilization or kv_cache_memory_bytes, or lower block_size"

@@ -27,7 +27,12 @@ from minivllm.executor.attention.metadata import build_metadata
 from minivllm.executor.attention.torch_backend import TorchAttention
 from minivllm.executor.block_mover import BlockMover
 from minivllm.executor.cpu_hazards import guard_step, note_parallel_run, warn_of_threads
-from minivllm.executor.kv_storage import KVStorage, decide_num_blocks, decide_num_host_blocks
+from minivllm.executor.kv_storage import (
+    KVStorage,
+    bytes_per_block,
+    decide_num_blocks,
+    decide_num_host_blocks,
+)
 from minivllm.executor.runners.choose import choose_runner
 from minivllm.executor.virtual_storage import VirtualKVStorage
 from minivllm.model.config import ModelConfig
@@ -98,6 +103,7 @@ class TorchExecutor:
         backend: BackendFactory = fastest,
         enforce_eager: bool = False,
         quantization: str | None = None,
+        draft_config: ModelConfig | None = None,
     ) -> TorchExecutor:
         """Load a model from a folder or a hub id, and allocate its cache.
 
@@ -106,7 +112,7 @@ class TorchExecutor:
         by `decide_num_blocks` from the settings below it. `swap_space_bytes` of the host's memory hold the
         blocks of preempted requests. With `virtual_memory` each of `max_num_seqs` sequences has addresses
         for `max_model_len` tokens, and memory on demand. With `enforce_eager` no step is recorded as a CUDA
-        graph.
+        graph. `draft_config` is that of a model that will keep its keys and values beside these.
         """
         config = ModelConfig.from_folder(folder := resolve_model(path))
         max_tokens = config.check_max_model_len(max_model_len)
@@ -125,6 +131,7 @@ class TorchExecutor:
             gpu_memory_utilization=gpu_memory_utilization,
             num_gpu_blocks_override=num_blocks,
             kv_cache_memory_bytes=kv_cache_memory_bytes,
+            bytes_beside=bytes_per_block(draft_config, block_size, torch_dtype) if draft_config else 0,
         )
         host_storage = make_host_storage(swap_space_bytes, config, block_size, torch_dtype)
         return cls(
