@@ -22,6 +22,8 @@ from minivllm.model.decoder import Decoder
 from minivllm.model.tiny import DRAFT_MODEL_PATH, MODEL_PATH
 from minivllm.sampling_params import SamplingParams
 from minivllm.trace.engine_counts import EngineCounts
+from minivllm.trace.events import BlocksSwappedIn
+from minivllm.trace.recorder import Recorder
 from tests.engine.test_sharing import limits as limits_of
 
 CPU = torch.device("cpu")
@@ -143,3 +145,14 @@ def test_addresses_without_blocks_are_refused():
             allocator="virtual_memory",
             speculative_config={"model": DRAFT_MODEL_PATH, "num_speculative_tokens": 2},
         )
+
+
+def test_blocks_that_were_swapped_out_and_back_need_no_second_reading():
+    work = [([token] * 9, greedy(14)) for token in (3, 4, 5)]
+    limits = {"num_blocks": 14, "watermark": 0, "num_host_blocks": 20, "preemption_mode": "swap"}
+    recorder, counts = Recorder(), EngineCounts()
+    drafted = play(make_engine(TARGET, sinks=[recorder, counts], **limits), work)
+    assert drafted == play(make_engine(**limits), work)
+    assert any(isinstance(event, BlocksSwappedIn) for event in recorder.events)
+    told = counts.counters
+    assert told["spec_decode_num_accepted_tokens"] == told["spec_decode_num_draft_tokens"] > 0
