@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from minivllm.config import (
     ATTENTION_BACKENDS,
@@ -26,6 +26,7 @@ from minivllm.memory.allocators import ALLOCATORS
 from minivllm.memory.make_cache_manager import PREFIX_CACHES
 from minivllm.model.quantization.names import SETTINGS as QUANTIZATIONS
 from minivllm.scheduling.choose_policy import POLICIES, make_policy
+from minivllm.speculative_config import SpeculativeConfig
 from minivllm.trace.recorder import Recorder
 from minivllm.validation import shown
 
@@ -180,6 +181,15 @@ class EngineArgs:
             QUANTIZATIONS,
         ),
     ] = None
+    speculative_config: Annotated[
+        dict[str, Any] | str | SpeculativeConfig | None,
+        Setting(
+            "Guess several tokens ahead and verify them in one step, without changing what comes out: a "
+            "dictionary (on the command line its JSON) with 'method' ('ngram' or 'draft_model'), "
+            "'num_speculative_tokens', and 'prompt_lookup_min', 'prompt_lookup_max' or 'model', and "
+            "'disable_by_batch_size'."
+        ),
+    ] = None
     enforce_eager: Annotated[
         bool,
         Setting("Compute every step anew; otherwise 'numba-cuda' records decode steps as CUDA graphs."),
@@ -195,6 +205,13 @@ class EngineArgs:
         for name in ("model", "tokenizer"):
             if getattr(self, name) == "":
                 raise ValueError(f"{name} must be a folder or a hub id, got ''")
+        self.speculative_config = SpeculativeConfig.of(self.speculative_config)
+        has_draft_model = self.speculative_config is not None and self.speculative_config.model is not None
+        if has_draft_model and self.allocator == "virtual_memory":
+            raise ValueError(
+                "allocator must not be 'virtual_memory' where speculative_config has a draft model: its keys "
+                "and values lie in blocks"
+            )
         make_policy(self.scheduling_policy)  # before a model is loaded for nothing
         self._resolve_prefix_cache()
         self._resolve_preemption_mode()

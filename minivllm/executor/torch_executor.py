@@ -29,7 +29,12 @@ from minivllm.executor.attention.torch_backend import TorchAttention
 from minivllm.executor.block_mover import BlockMover
 from minivllm.executor.cpu_hazards import guard_step, note_parallel_run, warn_of_threads
 from minivllm.executor.kv_format import AUTO, scales_of_layers
-from minivllm.executor.kv_storage import KVStorage, decide_num_blocks, decide_num_host_blocks
+from minivllm.executor.kv_storage import (
+    KVStorage,
+    bytes_per_block,
+    decide_num_blocks,
+    decide_num_host_blocks,
+)
 from minivllm.executor.quantized_storage import make_storage, twin_of
 from minivllm.executor.runners.choose import choose_runner
 from minivllm.executor.virtual_storage import VirtualKVStorage
@@ -102,6 +107,7 @@ class TorchExecutor:
         enforce_eager: bool = False,
         quantization: str | None = None,
         kv_cache_dtype: str = AUTO,
+        draft_config: ModelConfig | None = None,
     ) -> TorchExecutor:
         """Load a model from a folder or a hub id, and allocate its cache.
 
@@ -110,7 +116,8 @@ class TorchExecutor:
         by `decide_num_blocks` from the settings below it. `swap_space_bytes` of the host's memory hold the
         blocks of preempted requests. With `virtual_memory` each of `max_num_seqs` sequences has addresses
         for `max_model_len` tokens, and memory on demand. With `enforce_eager` no step is recorded as a CUDA
-        graph. `kv_cache_dtype` is what keys and values are kept in.
+        graph. `kv_cache_dtype` is what keys and values are kept in. `draft_config` is that of a model that will
+        keep its keys and values beside these.
         """
         config = ModelConfig.from_folder(folder := resolve_model(path))
         max_tokens = config.check_max_model_len(max_model_len)
@@ -129,6 +136,7 @@ class TorchExecutor:
             num_gpu_blocks_override=num_blocks,
             kv_cache_memory_bytes=kv_cache_memory_bytes,
             kv_cache_dtype=kv_cache_dtype,
+            bytes_beside=bytes_per_block(draft_config, block_size, torch_dtype) if draft_config else 0,
         )
         slots = (max_num_seqs, max_tokens) if virtual_memory else None
         storage = make_cache(decoder, num_blocks, block_size, kv_cache_dtype, slots)
