@@ -77,9 +77,9 @@ class StructureCompiler:
             try:
                 self._kept[key] = self._make(params, key[1])
             except StructureError as error:
-                raise StructureError(f"structured_outputs ({params.kind}): {error}") from None
+                raise _refused(params, str(error)) from None
             except RecursionError:
-                raise StructureError(f"structured_outputs ({params.kind}): it is nested too deep") from None
+                raise _refused(params, "it is nested too deep") from None
         self._kept.move_to_end(key)
         while len(self._kept) > MOST_KEPT:
             self._kept.popitem(last=False)
@@ -96,6 +96,10 @@ class StructureCompiler:
         if pushdown.start.is_exhausted:
             raise StructureError("it allows no text but the empty one, so there is nothing to generate")
         return Structure(params.words, pushdown, TokenMasks(pushdown, self._inside, endings))
+
+
+def _refused(params: StructuredOutputsParams, problem: str) -> StructureError:
+    return StructureError(f"structured_outputs ({params.kind}): {problem}", problem)
 
 
 def rules_of(params: StructuredOutputsParams) -> dict[str, Expression]:

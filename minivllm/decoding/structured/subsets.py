@@ -13,7 +13,8 @@ Source: Rabin and Scott (1959); Aho et al., "Compilers", section 3.7. Read next:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 
 Row = tuple[dict[int, int], dict[str, int], bool]
 """Of a deterministic state: byte → state, called rule → state, and whether it is final."""
@@ -79,7 +80,7 @@ def determinise(
     waiting = [first]
     rows: list[Row] = []
 
-    def number(states: set[int]) -> int:
+    def number(states: Iterable[int]) -> int:
         found = automaton.reach(states, spend)
         if found not in numbers:
             numbers[found] = len(numbers)
@@ -88,23 +89,32 @@ def determinise(
 
     while len(rows) < len(waiting):
         states = waiting[len(rows)]
-        targets: dict[int, set[int]] = {}
+        edges: list[tuple[int, int, int]] = []
         called: dict[str, set[int]] = {}
         for state in states:
-            for low, high, end in automaton.steps[state]:
-                spend(1 + (high - low) // 8)
-                for byte in range(low, high + 1):
-                    targets.setdefault(byte, set()).add(end)
+            edges += automaton.steps[state]
             for rule, end in automaton.calls[state]:
                 called.setdefault(rule, set()).add(end)
-        known: dict[frozenset[int], int] = {}  # many bytes lead to the same states
+        known: dict[frozenset[int], int] = {}  # several ranges lead to the same states
         steps: dict[int, int] = {}
-        for byte in sorted(targets):
-            if usable is None or byte in usable:
-                key = frozenset(targets[byte])
-                if key not in known:
-                    known[key] = number(targets[byte])
-                steps[byte] = known[key]
+        for low, high, ends in _pieces(edges, spend):
+            read = [byte for byte in range(low, high + 1) if usable is None or byte in usable]
+            if read and ends not in known:
+                known[ends] = number(ends)
+            steps |= dict.fromkeys(read, known.get(ends, 0))
         calls = {rule: number(ends) for rule, ends in called.items()}
         rows.append((steps, calls, automaton.final in states))
     return rows
+
+
+def _pieces(
+    edges: Sequence[tuple[int, int, int]], spend: Callable[[int], None]
+) -> Iterable[tuple[int, int, frozenset[int]]]:
+    """Ranges of bytes that lead to the same states, in order: where ranges overlap, they are cut."""
+    cuts = sorted({low for low, _, _ in edges} | {high + 1 for _, high, _ in edges})
+    spend(1 + len(edges) * len(cuts) // 4)
+    for low, after in pairwise(cuts):
+        ends = frozenset([end for first, last, end in edges if first <= low <= last])
+        if ends:
+            spend(1 + (after - low) // 16)
+            yield low, after - 1, ends
