@@ -139,6 +139,7 @@ def _schema(value: object) -> Mapping[str, Any] | bool:
         raise ValueError(f"json must be a JSON schema, but its text is no JSON: {error}") from None
     if not isinstance(schema, dict | bool):
         raise ValueError(f"json must be a JSON schema, that is an object, got {shown(schema)}")
+    check_text("json", json_library.dumps(schema, ensure_ascii=False))  # JSON can spell half a character
     return schema
 
 

@@ -225,7 +225,7 @@ class AsyncLLM:
             await self._call(partial(Engine.note_refusal, request_id=request_id, error=error))
             raise
 
-    def _compile(self, params: SamplingParams) -> Structure | None:
+    def _compile(self, params: SamplingParams | BeamSearchParams) -> Structure | None:
         """In its thread. What waited there when the engine ended needs no structure."""
         if self._thread.end:
             raise self._thread.end

@@ -2,9 +2,9 @@
 
     none       no tools in the prompt, and what looks like a call stays text
     auto       the model decides; calls are looked for in its answer (the default, where there are tools)
-    required   the answer is calls, at least one. Structured output sees to it: the functions' parameters become
-               the schema of the answer, `[{"name": …, "parameters": …}, …]`, whatever form the model is used to;
-               one call, without brackets, where `parallel_tool_calls` is false
+    required   the answer is calls, at least one. Structured output sees to it: the functions' parameters
+               become the schema of the answer, `[{"name": …, "parameters": …}, …]`, whatever form the model
+               is used to. Where `parallel_tool_calls` is false it is one call, without brackets
     a name     one call, of this function
 
 Source: the OpenAI API; the array is vLLM's. Read next: `tool_calls.py`.
