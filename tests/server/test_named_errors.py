@@ -57,8 +57,8 @@ def test_half_a_character_is_named_where_it_stands(http):
 
 
 def test_a_schema_that_json_cannot_express_is_the_fields(http):
-    body = b'{"prompt": "A", "response_format": {"type": "json_schema", "json_schema": {"schema": {"const": %s}}}}'
-    error = refused(http, "completions", body % LONE)
+    wanted = b'{"type": "json_schema", "json_schema": {"schema": {"const": %s}}}' % LONE
+    error = refused(http, "completions", b'{"prompt": "A", "response_format": %s}' % wanted)
     assert error["param"] == "response_format"
     assert refused(http, "completions", prompt="A", structured_outputs={"json": SCHEMA, "regex": "a"})[
         "param"
