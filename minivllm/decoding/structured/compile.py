@@ -35,6 +35,7 @@ from minivllm.decoding.structured.json_values import Layout, any_value_rules
 from minivllm.decoding.structured.pushdown import Pushdown
 from minivllm.decoding.structured.regex import parse_regex
 from minivllm.decoding.structured.rules import make_rules
+from minivllm.decoding.structured.structural_tags import structural_tag_rules
 from minivllm.decoding.structured.token_masks import InsideMasks, TokenMasks
 from minivllm.decoding.structured.vocabulary import Vocabulary
 from minivllm.structured_outputs import StructuredOutputsParams
@@ -115,6 +116,8 @@ def rules_of(params: StructuredOutputsParams) -> dict[str, Expression]:
             return {"root": choice(map(text, params.choice or ()))}
         case "grammar":
             return parse_gbnf(params.grammar or "")
+        case "structural_tag":
+            return structural_tag_rules(str(params.structural_tag))
     layout = Layout()
     if params.whitespace_pattern is not None:
         space = parse_regex(params.whitespace_pattern, name="whitespace_pattern")
