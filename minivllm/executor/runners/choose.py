@@ -2,9 +2,9 @@
 
     attention      runner
     ────────────   ────────────────────────────────────────────────────────────────────────────────────────
-    numba-cpu      compiled, all steps
+    numba-cpu      compiled, all steps, quantised or not
                    compiled for small steps, fused for large ones: a processor with matrix units
-                   fused, all steps: a model that there is no compiled step for, as a quantised one
+                   fused, all steps: a model that there is no compiled step for, as one of 8-bit floats
     numba-cuda     graphs for decode steps, eager for the others; with `enforce_eager`, eager
     all others     eager
 
@@ -51,14 +51,16 @@ def has_compiled_step(config: ModelConfig) -> bool:
 
 def _choose_cpu_runner(decoder: Decoder, attention: AttentionBackend) -> ModelRunner:
     from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention, has_matrix_units
-    from minivllm.executor.runners.compiled import MAX_COPY_BYTES, CompiledRunner
+    from minivllm.executor.runners.compiled import MAX_COPY_BYTES, CompiledRunner, can_be_packed
     from minivllm.executor.runners.fused import FusedRunner
 
     assert isinstance(attention, NumbaCpuAttention)
-    if decoder.is_quantized:  # its matrices are not in one form, which a compiled step would need
-        return FusedRunner(decoder, attention)
-    is_copy = has_matrix_units(decoder.dtype)
-    if not has_compiled_step(decoder.config) or (is_copy and decoder.num_bytes > MAX_COPY_BYTES):
+    is_copy = has_matrix_units(decoder.dtype) and not decoder.is_quantized
+    if (
+        not has_compiled_step(decoder.config)
+        or not can_be_packed(decoder)
+        or (is_copy and decoder.num_bytes > MAX_COPY_BYTES)
+    ):
         return FusedRunner(decoder, attention)
     compiled = CompiledRunner(decoder, attention.storage, is_copy=is_copy)
     return FirstSupporting(compiled, FusedRunner(decoder, attention)) if is_copy else compiled
