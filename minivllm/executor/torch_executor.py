@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from minivllm.config import DTYPES as DTYPE_NAMES
-from minivllm.executor.attention.choose import BackendFactory, fastest
+from minivllm.executor.attention.choose import BackendFactory, factory_for, fastest
 from minivllm.executor.attention.metadata import build_metadata
 from minivllm.executor.attention.torch_backend import TorchAttention
 from minivllm.executor.block_mover import BlockMover
@@ -67,7 +67,7 @@ class TorchExecutor:
         self.host_storage = host_storage
         self.mover = BlockMover(storage, host_storage)
         self.config = decoder.config
-        self.attention = backend(decoder.config, storage)
+        self.attention = factory_for(decoder, backend)(decoder.config, storage)
         self.runner = choose_runner(
             decoder,
             self.attention,

@@ -10,6 +10,8 @@ import torch
 from minivllm import LLM, SamplingParams
 from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention
 from minivllm.executor.attention.torch_backend import TorchAttention
+from minivllm.executor.cpu_hazards import FUSED, QUANTIZED, STEP
+from minivllm.executor.runners.choose import quantized_runners
 from minivllm.executor.runners.compiled import CompiledRunner
 from minivllm.executor.runners.fused import FusedRunner
 from minivllm.executor.runners.quantized_panels import QuantizedPanels
@@ -42,6 +44,7 @@ def test_panels_and_their_plain_twin_have_the_same_logits(name: str, make_quanti
     fast, found = logits_of(folder, NumbaCpuAttention)
     is_whole = name in ("gptq-4", "gptq-3", "bytes-dynamic")  # others have parts of several kinds or orders
     assert isinstance(fast.runner, CompiledRunner if is_whole else FusedRunner)
+    assert quantized_runners(plain.decoder) == ((STEP,) if is_whole else (FUSED, QUANTIZED))
     in_panels = isinstance(fast.decoder.layers[0].mlp.down.matrix, QuantizedPanels)
     assert in_panels == (name != "fp8-block")
     # A number that is rounded to 8 bits may be rounded the other way where sums are in another order.

@@ -14,6 +14,7 @@ Compilers are imported only where they are used. Read next: `model_runner.py`, `
 from __future__ import annotations
 
 from minivllm.executor.attention.backend import AttentionBackend
+from minivllm.executor.cpu_hazards import FUSED, QUANTIZED, STEP
 from minivllm.executor.runners.eager import EagerRunner
 from minivllm.executor.runners.model_runner import FirstSupporting, ModelRunner
 from minivllm.model.config import ModelConfig
@@ -47,6 +48,14 @@ def choose_runner(
 def has_compiled_step(config: ModelConfig) -> bool:
     """Is there a compiled step for models like this one?"""
     return config.hidden_act in ("silu", "swish") and len(set(config.layer_windows)) == 1
+
+
+def quantized_runners(decoder: Decoder) -> tuple[str, ...]:
+    """Which compiled code a quantised decoder needs on a CPU: as `choose_runner` will decide."""
+    from minivllm.executor.runners.compiled import can_be_packed
+
+    is_whole = has_compiled_step(decoder.config) and can_be_packed(decoder)
+    return (STEP,) if is_whole else (FUSED, QUANTIZED)
 
 
 def _choose_cpu_runner(decoder: Decoder, attention: AttentionBackend) -> ModelRunner:
