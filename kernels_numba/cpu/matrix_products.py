@@ -35,7 +35,7 @@ from kernels_numba.cpu.integer_tile import HAS_VNNI, integer_tile
 from kernels_numba.cpu.panels import PARALLEL_STEPS, ROWS, WIDTH, multiply
 from kernels_numba.cpu.parallel import in_parallel
 from kernels_numba.cpu.quantized_tile import NIBBLES, WIDE, group_tile, widen_steps
-from kernels_numba.cpu.vectors import HAS_PAIRS
+from kernels_numba.cpu.vectors import HAS_PAIRS, LINE_BYTES
 
 DENSE, INTEGERS = 16, 88
 """Kinds besides `NIBBLES` and `BYTES`."""
@@ -135,6 +135,9 @@ def _multiply_part(part, left, matrix, sums, out, fresh, columns, bands):  # typ
         if is_widened:
             widen_steps(left, kind, codes, num_inputs // together, wide.ctypes.data)
             codes, tile_kind, steps = wide.ctypes.data, WIDE, num_inputs // groups // 2
+        soon = end = matrix[CODES] + panel * panel_bytes  # nothing: it has been read
+        if is_widened and panel + 1 < panel_end:
+            soon, end = soon + panel_bytes, soon + 2 * panel_bytes
         behind = 4 * panel * WIDTH
         offsets = matrix[OFFSETS] + behind if matrix[OFFSETS] else 0
         row = row_begin
@@ -143,9 +146,11 @@ def _multiply_part(part, left, matrix, sums, out, fresh, columns, bands):  # typ
             group_tile(
                 rows, tile_kind, flat, row * left_row, left_row, codes, matrix[SCALES] + behind, offsets,
                 out_row, flat_sums, row * groups, groups, steps, flat_out, row * out_row + panel * WIDTH,
-                out_row, fresh,
+                out_row, fresh, soon,
             )  # fmt: skip
             row += rows
+            if soon < end:
+                soon = min(soon + num_inputs // 2 * LINE_BYTES, end)  # as many lines as a tile has steps
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

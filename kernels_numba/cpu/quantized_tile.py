@@ -32,7 +32,17 @@ from numba.extending import intrinsic
 
 from kernels_numba.cpu.panels import ROWS
 from kernels_numba.cpu.tile_product import VECTORS
-from kernels_numba.cpu.vectors import BIT_VECTOR, BITS, FEATURES, LANES, VECTOR, loader, multiplier
+from kernels_numba.cpu.vectors import (
+    BIT_VECTOR,
+    BITS,
+    FEATURES,
+    LANES,
+    LINE_BYTES,
+    VECTOR,
+    fetcher,
+    loader,
+    multiplier,
+)
 
 NIBBLES, BYTES, WIDE = 4, 8, 32
 """Bits that a number lies in."""
@@ -116,7 +126,7 @@ def _bfloat_bits(number: int) -> int:
 @intrinsic
 def group_tile(typing_context: Any, rows: Any, kind: Any, left: Any, first: Any, left_row: Any, codes: Any,
                scales: Any, offsets: Any, scale_row: Any, left_sums: Any, first_sum: Any, groups: Any,
-               steps: Any, out: Any, target: Any, out_row: Any, fresh: Any) -> Any:  # fmt: skip
+               steps: Any, out: Any, target: Any, out_row: Any, fresh: Any, soon: Any) -> Any:  # fmt: skip
     """The product above, `VECTORS` wide. Arrays are flat; codes, scales and offsets are addresses.
 
     Args:
@@ -127,11 +137,12 @@ def group_tile(typing_context: Any, rows: Any, kind: Any, left: Any, first: Any,
         left_sums: [rows, groups] flat, from `first_sum` on: of each group of the left side.
         steps: of each group; how many of k they are says `STEPS`.
         out: from `target` on; `fresh`: it begins at 0 and not at what is there.
+        soon: where to fetch ahead, a line with each step, if it is of `WIDE`.
     """
     whole = types.intp
     signature = types.void(
         whole, whole, left, whole, whole, whole, whole, whole, whole, left_sums, whole, whole, whole, out,
-        whole, whole, types.boolean,
+        whole, whole, types.boolean, whole,
     )  # fmt: skip
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -164,13 +175,14 @@ class _Tile:
         self.size, self.numbers = step_bytes(kind, is_pairs), STEPS[kind] // (2 if is_pairs else 1)
         self.load_left = loader(builder, left_type, is_vector=False)
         self.load_one = loader(builder, types.float32, is_vector=False)
+        self.fetch = fetcher(builder, types.uint32)
         self.unpack = _unpacker(builder, kind, is_pairs)
         self.multiply_add, self.scale_add = multiplier(builder, is_pairs), multiplier(builder, False)
 
     def write(
         self, left: Any, first: Any, left_row: Any, codes: Any, scales: Any, offsets: Any, scale_row: Any,
         left_sums: Any, first_sum: Any, groups: Any, steps: Any, out: Any, target: Any, out_row: Any,
-        fresh: Any,
+        fresh: Any, soon: Any,
     ) -> None:  # fmt: skip
         builder = self.builder
         left_rows, sum_rows, out_rows = (
@@ -193,7 +205,7 @@ class _Tile:
         codes = builder.inttoptr(codes, ir.IntType(8).as_pointer())
         with cgutils.for_range(builder, groups) as loop:
             self._clear(self.sums)
-            self._add_steps(left_rows, codes, builder.mul(loop.index, steps), steps)
+            self._add_steps(left_rows, codes, builder.mul(loop.index, steps), steps, soon)
             behind = builder.mul(loop.index, scale_row)
             self._scale(self._floats(scales, behind), lambda r, v: builder.load(self.sums[r, v]))
             with builder.if_then(builder.icmp_signed("!=", offsets, offsets.type(0))):
@@ -202,11 +214,14 @@ class _Tile:
         for r, v in self.cells:
             builder.store(builder.load(self.totals[r, v]), self._at(out_rows[r], v), align=4)
 
-    def _add_steps(self, left_rows: Any, codes: Any, begin: Any, steps: Any) -> None:
+    def _add_steps(self, left_rows: Any, codes: Any, begin: Any, steps: Any, soon: Any) -> None:
         """The sums of one group."""
         builder, integer = self.builder, steps.type
+        ahead = builder.inttoptr(soon, ir.IntType(8).as_pointer())
         with cgutils.for_range(builder, steps) as loop:
             step = builder.add(begin, loop.index)
+            if self.kind == WIDE:
+                self.fetch(builder.gep(ahead, [builder.mul(step, integer(LINE_BYTES))]))
             row = builder.gep(codes, [builder.mul(step, integer(VECTORS * self.size))])
             unpacked = [self.unpack(builder.gep(row, [integer(v * self.size)])) for v in range(VECTORS)]
             number = builder.mul(step, integer(self.numbers))
