@@ -22,7 +22,7 @@ there are thread blocks; then a sequence is cut into *splits*, each a thread blo
 kernel merges them.
 
 Sources: Kwon et al. (SOSP 2023), section 5.1; Dao et al., "Flash-Decoding" (2023), for the splits.
-Read next: `kv_write.py`, `copy_blocks.py`.
+Read next: `quantized_product.py`, `kv_write.py`, `copy_blocks.py`.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@
     numba-cuda     graphs for decode steps, eager for the others; with `enforce_eager`, eager
     all others     eager
 
+Where kernels of a GPU attend, they also multiply by quantised matrices (`kernel_matrix.py`).
+
 Compilers are imported only where they are used. Read next: `model_runner.py`, `compiled.py`.
 """
 
@@ -32,6 +34,8 @@ def choose_runner(
     """The table above. The limits are those of the engine: graphs are made for steps within them."""
     if attention.name == "numba-cpu":
         return _choose_cpu_runner(decoder, attention)
+    if attention.name in ("numba-cuda", "microscope") and decoder.is_quantized:
+        _multiply_by_kernels(decoder, attention)
     eager = EagerRunner(decoder, attention)
     if attention.name != "numba-cuda" or enforce_eager:
         return eager
@@ -43,6 +47,14 @@ def choose_runner(
     max_blocks = -(-max_model_len // attention.storage.block_size)
     graphs = GraphRunner(decoder, attention, max_blocks=max_blocks, max_sequences=max_num_seqs)
     return FirstSupporting(graphs, eager)
+
+
+def _multiply_by_kernels(decoder: Decoder, attention: AttentionBackend) -> None:
+    from minivllm.executor.attention.kernel_backend import KernelAttention
+    from minivllm.executor.runners.kernel_matrix import by_kernels
+
+    assert isinstance(attention, KernelAttention)
+    decoder.replace(lambda matrix: by_kernels(matrix, attention))
 
 
 def has_compiled_step(config: ModelConfig) -> bool:
