@@ -31,6 +31,7 @@ from kernels_numba.cuda.flash_attention_2 import flash_attention_2
 from kernels_numba.cuda.kv_write import kv_write
 from kernels_numba.cuda.naive_attention import naive_attention
 from kernels_numba.cuda.paged_attention import paged_attention
+from kernels_numba.cuda.quantized_product import quantized_product
 
 def f32(*shape): return np.zeros(shape, np.float32)
 def i32(*shape): return np.zeros(shape, np.int32)
@@ -54,6 +55,11 @@ for dim, group, dtype in ((128, 4, "float32"), (64, 1, "float16"), (256, 4, "bfl
     )
     launches[f"paged_attention {dim} {group} {dtype}"] = paged
 launches["combine_splits"] = combine
+for bits, rows in ((4, 1), (4, 16), (8, 8)):
+    launches[f"quantized_product {bits} {rows}"] = quantized_product(
+        f32(rows, 1024), np.zeros((64, 32 * bits), np.uint32), f32(64, 8), f32(64, 8), f32(rows, 64),
+        bits=bits, group_size=128,
+    )
 for dtype in ("float32", "uint16"):
     key, keys = np.zeros((3, 2, 64), dtype), np.zeros((4, 2, 16, 64), dtype)
     launches[f"kv_write {dtype}"] = kv_write(key, key, keys, keys, np.arange(3, dtype=np.int32))
@@ -114,9 +120,10 @@ def test_the_cache_is_read_16_bytes_at_a_time(compiled):
 
 def test_kernels_exchange_by_shuffles_and_meet_at_barriers_where_the_source_says_so(compiled):
     for name, kernel in compiled.items():
-        has_shuffles = name.startswith(("paged", "flash", "softmax"))
+        has_barriers = name.startswith(("paged", "flash", "quantized"))
+        has_shuffles = has_barriers or name.startswith("softmax")
         assert (kernel["instructions"]["shfl.sync"] > 0) == has_shuffles, name
-        assert (kernel["instructions"]["bar.sync"] > 0) == name.startswith(("paged", "flash")), name
+        assert (kernel["instructions"]["bar.sync"] > 0) == has_barriers, name
 
 
 def test_what_kernels_say_about_themselves_costs_nothing_on_a_device(compiled):
