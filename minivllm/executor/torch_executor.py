@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from minivllm.config import DTYPES as DTYPE_NAMES
-from minivllm.executor.attention.choose import BackendFactory, fastest
+from minivllm.executor.attention.choose import BackendFactory, factory_for, fastest
 from minivllm.executor.attention.metadata import build_metadata
 from minivllm.executor.attention.torch_backend import TorchAttention
 from minivllm.executor.block_mover import BlockMover
@@ -75,7 +75,7 @@ class TorchExecutor:
         self.host_storage = host_storage
         self.mover = BlockMover(storage, host_storage)
         self.config = decoder.config
-        self.attention = backend(decoder.config, storage)
+        self.attention = factory_for(decoder, backend)(decoder.config, storage)
         self.runner = choose_runner(
             decoder,
             self.attention,
@@ -116,8 +116,8 @@ class TorchExecutor:
         by `decide_num_blocks` from the settings below it. `swap_space_bytes` of the host's memory hold the
         blocks of preempted requests. With `virtual_memory` each of `max_num_seqs` sequences has addresses
         for `max_model_len` tokens, and memory on demand. With `enforce_eager` no step is recorded as a CUDA
-        graph. `kv_cache_dtype` is what keys and values are kept in. `draft_config` is that of a model that will
-        keep its keys and values beside these.
+        graph. `kv_cache_dtype` is what keys and values are kept in. `draft_config` is that of a model that
+        will keep its keys and values beside these.
         """
         config = ModelConfig.from_folder(folder := resolve_model(path))
         max_tokens = config.check_max_model_len(max_model_len)
