@@ -42,6 +42,7 @@ from minivllm.trace.tee import Sink
 from minivllm.validation import shown
 
 if TYPE_CHECKING:
+    from minivllm.executor.distributed.distributed_executor import DistributedExecutor
     from minivllm.model.quantization.quantize_layers import LayerResult
 
 DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
@@ -79,16 +80,16 @@ def create_engine(args: EngineArgs, sinks: Iterable[Sink] = ()) -> Engine:
             "model": os.fsencode(args.model).decode(errors="replace"),  # a folder may be named in any bytes
             "dtype": executor.model_shape.dtype,
             "seed": args.seed,
-            "device": str(executor.device),
-            "attention_backend": executor.attention.name,
-            **({"quantization": method} if (method := executor.decoder.quantization) else {}),
+            **executor.settings_told,
         },
         pages=pages_of(executor),
     )
 
 
-def load_executor(args: EngineArgs) -> TorchExecutor:
+def load_executor(args: EngineArgs) -> TorchExecutor | DistributedExecutor:
     """The model with its weights, and the KV cache in the memory that is left."""
+    if args.is_parallel:
+        return load_distributed(args)
     return TorchExecutor.from_folder(
         calibrated_model(args),
         dtype=args.dtype,
@@ -103,6 +104,31 @@ def load_executor(args: EngineArgs) -> TorchExecutor:
         backend=backend_factory(args.attention_backend),
         enforce_eager=args.enforce_eager,
         quantization=args.quantization,
+    )
+
+
+def load_distributed(args: EngineArgs) -> DistributedExecutor:
+    """The same on several ranks; those above 0 do not return from here (`executor/distributed/launch.py`)."""
+    from minivllm.executor.distributed.cache_limits import CacheLimits
+    from minivllm.executor.distributed.create import create_distributed_executor
+
+    return create_distributed_executor(
+        args.model,
+        dtype=args.dtype,
+        block_size=args.block_size,
+        attention_backend=args.attention_backend,
+        tensor_parallel_size=args.tensor_parallel_size,
+        pipeline_parallel_size=args.pipeline_parallel_size,
+        reduction_parts=args.reduction_parts,
+        launcher=args.distributed_executor_backend,
+        limits=CacheLimits(
+            max_num_seqs=args.max_num_seqs,
+            max_model_len=args.max_model_len,
+            gpu_memory_utilization=args.gpu_memory_utilization,
+            num_gpu_blocks_override=args.num_gpu_blocks_override,
+            kv_cache_memory_bytes=args.kv_cache_memory_bytes,
+            swap_space_bytes=int(args.swap_space * GIB),
+        ),
     )
 
 
@@ -207,9 +233,9 @@ def scheduler_config(
     return SchedulerConfig(**(same_name | resolved))
 
 
-def pages_of(executor: TorchExecutor) -> Pages | None:
+def pages_of(executor: TorchExecutor | DistributedExecutor) -> Pages | None:
     """How a KV cache in virtual memory gives pages back; None for any other."""
-    storage = executor.storage
+    storage = executor.storage if isinstance(executor, TorchExecutor) else None
     if isinstance(storage, VirtualKVStorage):
         return Pages(storage.blocks_per_commit, storage.decommit)
     return None

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -153,6 +154,12 @@ class TorchExecutor:
     def model_shape(self) -> ModelShape:
         """What the header of a trace says about the model."""
         return self.config.shape(self.name, str(self.decoder.dtype).removeprefix("torch."))
+
+    @property
+    def settings_told(self) -> dict[str, Any]:
+        """How it computes, for the header of a trace."""
+        method = {"quantization": self.decoder.quantization} if self.decoder.quantization else {}
+        return {"device": str(self.device), "attention_backend": self.attention.name, **method}
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> Tensor:

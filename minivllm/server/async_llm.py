@@ -179,8 +179,7 @@ class AsyncLLM:
     def shutdown(self) -> None:
         """End after the step that is being computed. Whoever still waits gets an `EngineDeadError`."""
         self._thread.stop()
-        if self._engine.recorder:
-            self._engine.recorder.close()
+        self._engine.close()
 
     # ── from the event loop to the thread, and back ───────────────────────────────────────────────────
 

@@ -1,0 +1,142 @@
+"""Ranks that talk: `torch.distributed`, gloo between CPUs and NCCL between GPUs.
+
+    control    all ranks         plans, from rank 0; gloo everywhere
+    tensor     a row of the grid parts, from each to each
+    world      all ranks         hidden states down the stages, logits back to rank 0
+
+Groups are made as objects of their own and not by `init_process_group`, which knows one set of ranks a
+process: so one program can have two engines, and a test can have all ranks in one process.
+
+The NCCL path is written as torch's documentation says, and has not run: no machine with two GPUs was at hand.
+
+Source: `stateless_init_torch_distributed_process_group` of vLLM. Read next: `rank_executor.py`.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import PrefixStore, ProcessGroupGloo, Store  # type: ignore[attr-defined]
+
+from minivllm.model.parallel.layout import Grid
+from minivllm.model.parallel.peers import Peers
+
+STEP_SECONDS = 600
+"""Longest that a rank waits for another within a step."""
+FOR_EVER = 10 * 365 * 24 * 3600
+"""An idle engine's ranks wait for the next plan. If rank 0 ends meanwhile, they notice by themselves."""
+FRAME_BYTES = 4096
+"""Most plans fit into one message of this size; what does not is sent after it."""
+HIDDEN, LOGITS = 1, 2
+"""Tags."""
+
+
+class Control:
+    """Plans, from rank 0 to all."""
+
+    def __init__(self, store: Store, rank: int, size: int, address: str) -> None:
+        self._group = make_gloo(PrefixStore("control", store), rank, size, address, FOR_EVER)
+
+    def broadcast(self, message: bytes) -> None:
+        """Of rank 0."""
+        length = len(message).to_bytes(8, "little")
+        framed = torch.frombuffer(bytearray(length + message), dtype=torch.uint8)
+        first = torch.zeros(FRAME_BYTES, dtype=torch.uint8)
+        first[: len(framed)] = framed[:FRAME_BYTES]
+        self._group.broadcast(first, 0).wait()
+        if len(framed) > FRAME_BYTES:
+            self._group.broadcast(framed[FRAME_BYTES:].clone(), 0).wait()
+
+    def next_message(self) -> bytes:
+        """Of all others: wait for it."""
+        first = torch.empty(FRAME_BYTES, dtype=torch.uint8)
+        self._group.broadcast(first, 0).wait()
+        data = first.numpy().tobytes()
+        length = int.from_bytes(data[:8], "little")
+        rest = length + 8 - FRAME_BYTES
+        if rest > 0:
+            more = torch.empty(rest, dtype=torch.uint8)
+            self._group.broadcast(more, 0).wait()
+            data += more.numpy().tobytes()
+        return data[8 : 8 + length]
+
+
+class GroupPeers(Peers):
+    """The other ranks of a grid.
+
+    Attributes:
+        seconds: spent in sending to them and waiting for them, since it was set to 0.
+    """
+
+    def __init__(self, store: Store, grid: Grid, rank: int, device: torch.device, address: str) -> None:
+        self._rank, self._row = rank, grid.group_of(rank, "tensor")
+        column = grid.group_of(rank, "pipeline")
+        place = grid.place(rank)
+        self._before = column[place.pipeline - 1] if place.pipeline else None
+        self._next = column[place.pipeline + 1] if place.pipeline + 1 < grid.pipeline else None
+        self._last_row = grid.groups("tensor")[-1]
+        self.seconds = 0.0
+        where = device, address
+        self._world = make_group(PrefixStore("world", store), rank, grid.size, *where)
+        self._tensor = self._world
+        if grid.pipeline > 1 and grid.tensor > 1:
+            row_store = PrefixStore(f"tensor-{place.pipeline}", store)
+            self._tensor = make_group(row_store, place.tensor, grid.tensor, *where)
+
+    def all_parts(self, own: Tensor) -> Tensor:
+        if len(self._row) == 1:
+            return own
+        began = perf_counter()
+        own = own.contiguous()
+        everyone = own.new_empty(len(self._row) * len(own), *own.shape[1:])
+        self._tensor._allgather_base(everyone, own).wait()
+        self.seconds += perf_counter() - began
+        return everyone
+
+    def parts_at_rank_0(self, own: Tensor) -> Tensor | None:
+        began = perf_counter()
+        try:
+            if self._rank:
+                if self._rank in self._last_row:
+                    self._world.send([own.contiguous()], 0, LOGITS).wait()
+                return None
+            found = [own if rank == 0 else torch.empty_like(own) for rank in self._last_row]
+            for rank, parts in zip(self._last_row, found, strict=True):
+                if rank:
+                    self._world.recv([parts], rank, LOGITS).wait()
+            return torch.cat(found)
+        finally:
+            self.seconds += perf_counter() - began
+
+    def send_on(self, hidden: Tensor) -> None:
+        began = perf_counter()
+        self._world.send([hidden.contiguous()], self._next, HIDDEN).wait()
+        self.seconds += perf_counter() - began
+
+    def receive(self, hidden: Tensor) -> Tensor:
+        began = perf_counter()
+        self._world.recv([hidden], self._before, HIDDEN).wait()
+        self.seconds += perf_counter() - began
+        return hidden
+
+
+def make_group(store: Store, rank: int, size: int, device: torch.device, address: str) -> Any:
+    """The ranks of a group, able to exchange tensors on `device`."""
+    if device.type == "cpu":
+        return make_gloo(store, rank, size, address, STEP_SECONDS)
+    from torch.distributed import ProcessGroupNCCL  # not in builds for CPUs
+
+    options = ProcessGroupNCCL.Options()
+    options._timeout = timedelta(seconds=STEP_SECONDS)
+    return ProcessGroupNCCL(store, rank, size, options)
+
+
+def make_gloo(store: Store, rank: int, size: int, address: str, seconds: float) -> Any:
+    options: Any = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+    options._devices = [ProcessGroupGloo.create_device(hostname=address)]
+    options._timeout = timedelta(seconds=seconds)
+    return ProcessGroupGloo(store, rank, size, options)
