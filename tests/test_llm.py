@@ -216,7 +216,16 @@ def test_a_trace_of_everything_is_written_on_request(tmp_path):
         ({"preemption_mode": "wait", "swap_space": 1}, "preemption_mode must be one of"),
         ({"allocator": "malloc"}, "allocator must be one of"),
         ({"allocator": "oracle", "prefix_cache": "hash"}, "allocator must be 'paged'"),
-        ({"tensor_parallel_size": 2}, "tensor_parallel_size must be 1"),
+        ({"tensor_parallel_size": 5}, "tensor_parallel_size must be one of 1, 2, 6 .* got 5"),
+        ({"tensor_parallel_size": 0}, "tensor_parallel_size must be an integer of at least 1"),
+        ({"pipeline_parallel_size": 9}, "pipeline_parallel_size must be at most 5"),
+        ({"reduction_parts": 4}, "reduction_parts must be one of 1, 2, 6"),
+        ({"data_parallel_size": 2}, "data_parallel_size must be 1, got 2"),
+        (
+            {"tensor_parallel_size": 2, "quantization": "int8"},
+            "quantization must be left out with tensor_par",
+        ),
+        ({"reduction_parts": 2, "allocator": "virtual_memory"}, "allocator must not be 'virtual_memory'"),
         (
             {"quantization": "compressed-tensors"},
             "quantization is 'compressed-tensors', but the checkpoint is not quantised",

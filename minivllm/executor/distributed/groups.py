@@ -14,6 +14,8 @@ Source: `stateless_init_torch_distributed_process_group` of vLLM. Read next: `ra
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from time import perf_counter
 from typing import Any
@@ -35,6 +37,10 @@ HIDDEN, LOGITS = 1, 2
 """Tags."""
 
 
+class PeerLostError(RuntimeError):
+    """A rank that is needed does not answer any more."""
+
+
 class Control:
     """Plans, from rank 0 to all."""
 
@@ -47,22 +53,24 @@ class Control:
         framed = torch.frombuffer(bytearray(length + message), dtype=torch.uint8)
         first = torch.zeros(FRAME_BYTES, dtype=torch.uint8)
         first[: len(framed)] = framed[:FRAME_BYTES]
-        self._group.broadcast(first, 0).wait()
-        if len(framed) > FRAME_BYTES:
-            self._group.broadcast(framed[FRAME_BYTES:].clone(), 0).wait()
+        with noticing_loss():
+            self._group.broadcast(first, 0).wait()
+            if len(framed) > FRAME_BYTES:
+                self._group.broadcast(framed[FRAME_BYTES:].clone(), 0).wait()
 
     def next_message(self) -> bytes:
         """Of all others: wait for it."""
-        first = torch.empty(FRAME_BYTES, dtype=torch.uint8)
-        self._group.broadcast(first, 0).wait()
-        data = first.numpy().tobytes()
-        length = int.from_bytes(data[:8], "little")
-        rest = length + 8 - FRAME_BYTES
-        if rest > 0:
-            more = torch.empty(rest, dtype=torch.uint8)
-            self._group.broadcast(more, 0).wait()
-            data += more.numpy().tobytes()
-        return data[8 : 8 + length]
+        data = self._hear(FRAME_BYTES)
+        end = 8 + int.from_bytes(data[:8], "little")
+        if end > FRAME_BYTES:
+            data += self._hear(end - FRAME_BYTES)
+        return data[8:end]
+
+    def _hear(self, num_bytes: int) -> bytes:
+        heard = torch.empty(num_bytes, dtype=torch.uint8)
+        with noticing_loss():
+            self._group.broadcast(heard, 0).wait()
+        return heard.numpy().tobytes()
 
 
 class GroupPeers(Peers):
@@ -90,16 +98,14 @@ class GroupPeers(Peers):
     def all_parts(self, own: Tensor) -> Tensor:
         if len(self._row) == 1:
             return own
-        began = perf_counter()
         own = own.contiguous()
         everyone = own.new_empty(len(self._row) * len(own), *own.shape[1:])
-        self._tensor._allgather_base(everyone, own).wait()
-        self.seconds += perf_counter() - began
+        with self._talking():
+            self._tensor._allgather_base(everyone, own).wait()
         return everyone
 
     def parts_at_rank_0(self, own: Tensor) -> Tensor | None:
-        began = perf_counter()
-        try:
+        with self._talking():
             if self._rank:
                 if self._rank in self._last_row:
                     self._world.send([own.contiguous()], 0, LOGITS).wait()
@@ -108,20 +114,32 @@ class GroupPeers(Peers):
             for rank, parts in zip(self._last_row, found, strict=True):
                 if rank:
                     self._world.recv([parts], rank, LOGITS).wait()
-            return torch.cat(found)
-        finally:
-            self.seconds += perf_counter() - began
+        return torch.cat(found)
 
     def send_on(self, hidden: Tensor) -> None:
-        began = perf_counter()
-        self._world.send([hidden.contiguous()], self._next, HIDDEN).wait()
-        self.seconds += perf_counter() - began
+        with self._talking():
+            self._world.send([hidden.contiguous()], self._next, HIDDEN).wait()
 
     def receive(self, hidden: Tensor) -> Tensor:
-        began = perf_counter()
-        self._world.recv([hidden], self._before, HIDDEN).wait()
-        self.seconds += perf_counter() - began
+        with self._talking():
+            self._world.recv([hidden], self._before, HIDDEN).wait()
         return hidden
+
+    @contextmanager
+    def _talking(self) -> Iterator[None]:
+        began = perf_counter()
+        with noticing_loss():
+            yield
+        self.seconds += perf_counter() - began
+
+
+@contextmanager
+def noticing_loss() -> Iterator[None]:
+    """What torch says in general words, of a connection that has ended, as a `PeerLostError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerLostError(f"another rank has ended, or does not answer: {error}") from None
 
 
 def make_group(store: Store, rank: int, size: int, device: torch.device, address: str) -> Any:

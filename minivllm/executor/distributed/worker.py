@@ -16,7 +16,7 @@ import sys
 import msgspec
 import torch
 
-from minivllm.executor.distributed.groups import Control, GroupPeers
+from minivllm.executor.distributed.groups import Control, GroupPeers, PeerLostError
 from minivllm.executor.distributed.meeting import LOOPBACK, Meeting, open_store
 from minivllm.executor.distributed.messages import CacheSizes, RankSettings, decode_plan
 from minivllm.executor.distributed.rank_executor import RankExecutor, load_rank
@@ -45,8 +45,11 @@ def serve_rank(meeting: Meeting, address: str, local_rank: int | None = None) ->
     except Exception as error:
         meeting.note("failed", f"{type(error).__name__}: {error}")
         raise
-    while message := control.next_message():
-        executor.execute(decode_plan(message))
+    try:
+        while message := control.next_message():
+            executor.execute(decode_plan(message))
+    except PeerLostError:  # it has something to say, and this one has nothing to add
+        sys.exit(1)
 
 
 def device_of(kind: str, local_rank: int) -> torch.device:

@@ -116,7 +116,9 @@ class ShardedDecoder:
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """Scores of all tokens [n, vocab_size] on rank 0, in float32 or float64; nothing elsewhere."""
-        count, width = len(hidden), self.share.padded_vocabulary
+        count, width, vocab_size = len(hidden), self.share.padded_vocabulary, self.share.config.vocab_size
+        if not count:  # a step of chunks that do not reach their ends
+            return _as_logits(hidden.new_empty(0, vocab_size))
         if self.share.is_last:
             own = torch.stack([head.product(hidden) for head in self.heads])
         else:
@@ -124,8 +126,7 @@ class ShardedDecoder:
         parts = self.peers.parts_at_rank_0(own)
         if parts is None:
             return hidden[:0]
-        logits = parts.transpose(0, 1).reshape(count, -1)[:, : self.share.config.vocab_size]
-        return logits.contiguous() if logits.dtype == torch.float64 else logits.float()
+        return _as_logits(parts.transpose(0, 1).reshape(count, -1)[:, :vocab_size].contiguous())
 
     @property
     def num_bytes(self) -> int:
@@ -145,3 +146,7 @@ class ShardedDecoder:
 
     def parts_of(self, layer: ShardedLayer) -> Iterator[tuple[Part, Attention, GatedMLP]]:
         return zip(self.share.parts, layer.attentions, layer.mlps, strict=True)
+
+
+def _as_logits(numbers: Tensor) -> Tensor:
+    return numbers if numbers.dtype == torch.float64 else numbers.float()
