@@ -20,7 +20,7 @@ from minivllm.config import (
     DTYPES,
     PREEMPTION_MODES,
 )
-from minivllm.engine.settings import Setting, check_settings, documented
+from minivllm.engine.settings import Setting, check_settings, documented, settings_of
 from minivllm.memory.allocators import ALLOCATORS
 from minivllm.memory.make_cache_manager import PREFIX_CACHES
 from minivllm.model.quantization.names import SETTINGS as QUANTIZATIONS
@@ -29,6 +29,16 @@ from minivllm.trace.recorder import Recorder
 from minivllm.validation import shown
 
 INT8 = "int8"
+WITH_RANKS = frozenset(
+    ["model", "tokenizer", "skip_tokenizer_init", "dtype", "generation_config", "seed",
+     "max_model_len", "block_size", "gpu_memory_utilization", "kv_cache_memory_bytes",
+     "num_gpu_blocks_override", "max_num_seqs", "max_num_batched_tokens", "enable_chunked_prefill",
+     "long_prefill_token_threshold", "watermark", "scheduling_policy", "prefix_cache",
+     "enable_prefix_caching", "swap_space", "preemption_mode", "allocator", "attention_backend",
+     "trace", "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size",
+     "reduction_parts", "distributed_executor_backend", "enforce_eager", "trust_remote_code"]
+)  # fmt: skip
+"""Settings that several ranks obey, too. A new one is refused there until it is tried and named here."""
 
 
 @dataclass
@@ -256,15 +266,16 @@ class EngineArgs:
         if not self.is_parallel:
             return
         several = "with tensor_parallel_size or pipeline_parallel_size above 1, or reduction_parts"
-        if self.quantization is not None:
-            raise ValueError(
-                f"quantization must be left out {several}: quantised weights are not shared among ranks yet; "
-                f"got {self.quantization!r}"
-            )
         if self.allocator == "virtual_memory":
             raise ValueError(
                 f"allocator must not be 'virtual_memory' {several}: memory is given back by one process only"
             )
+        for name, setting in settings_of(type(self)).items():
+            value = getattr(self, name)
+            if name not in WITH_RANKS and value != setting.default:
+                raise ValueError(
+                    f"{name} must be left out {several}: ranks do not know it yet; got {shown(value)}"
+                )
 
 
 EngineArgs.__doc__ = documented(EngineArgs.__doc__, EngineArgs)

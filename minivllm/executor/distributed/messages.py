@@ -1,7 +1,7 @@
 """What rank 0 tells the others: once how to be set up, then plan after plan.
 
     settings   JSON, kept in the store where the ranks meet
-    plans      MessagePack: [step, [sequence, …], [move, …], padding]; token ids and block tables as bytes
+    plans      MessagePack: their fields in order, those of sequences and moves likewise; arrays as bytes
 
 A plan is all that an executor is ever told (`minivllm/executor/executor.py`), so nothing else crosses. Why a
 plan was made, and whose requests are in it, stays with the engine.
@@ -12,8 +12,10 @@ Read next: `groups.py`, which sends them.
 from __future__ import annotations
 
 from array import array
+from typing import Any
 
 import msgspec
+from msgspec.structs import astuple, replace
 
 from minivllm.memory.block_move import BlockMove
 from minivllm.model.parallel.layout import Grid
@@ -49,22 +51,24 @@ class CacheSizes(msgspec.Struct, frozen=True):
 
 
 def encode_plan(plan: StepPlan) -> bytes:
-    scheduled = [
-        (item.seq_id, item.start, item.token_ids.tobytes(), item.block_table.tobytes(), item.num_logits)
-        for item in plan.scheduled
-    ]
-    moves = [(move.kind, move.source, move.target) for move in plan.moves]
-    return msgspec.msgpack.encode((plan.step, scheduled, moves, plan.num_padding_tokens))
+    step, scheduled, moves, *others = astuple(replace(plan, request_ids=()))
+    return _encoder.encode((step, [*map(astuple, scheduled)], [*map(astuple, moves)], *others))
 
 
 def decode_plan(message: bytes) -> StepPlan:
-    step, scheduled, moves, num_padding = msgspec.msgpack.decode(message)
-    return StepPlan(
-        step=step,
-        scheduled=tuple(
-            ScheduledSequence(seq_id, start, array("i", token_ids), array("i", table), num_logits)
-            for seq_id, start, token_ids, table, num_logits in scheduled
-        ),
-        moves=tuple(BlockMove(*move) for move in moves),
-        num_padding_tokens=num_padding,
-    )
+    step, scheduled, moves, *others = msgspec.msgpack.decode(message)
+    sequences = tuple(ScheduledSequence(*map(_as_array, item)) for item in scheduled)
+    more = [tuple(other) if isinstance(other, list) else other for other in others]
+    return StepPlan(step, sequences, tuple(BlockMove(*move) for move in moves), *more)
+
+
+def _encode(value: object) -> object:
+    return value.tobytes() if isinstance(value, array) else value
+
+
+def _as_array(value: Any) -> Any:
+    """The inverse of `_encode`."""
+    return array("i", value) if isinstance(value, bytes) else value
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_encode)
