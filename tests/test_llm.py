@@ -221,10 +221,7 @@ def test_a_trace_of_everything_is_written_on_request(tmp_path):
         ({"pipeline_parallel_size": 9}, "pipeline_parallel_size must be at most 5"),
         ({"reduction_parts": 4}, "reduction_parts must be one of 1, 2, 6"),
         ({"data_parallel_size": 2}, "data_parallel_size must be 1, got 2"),
-        (
-            {"tensor_parallel_size": 2, "quantization": "int8"},
-            "quantization must be left out with tensor_par",
-        ),
+        ({"reduction_parts": 2, "quantization": "awq"}, "quantization is 'awq', but the checkpoint is not"),
         ({"reduction_parts": 2, "allocator": "virtual_memory"}, "allocator must not be 'virtual_memory'"),
         (
             {"quantization": "compressed-tensors"},

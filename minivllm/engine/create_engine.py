@@ -121,6 +121,7 @@ def load_distributed(args: EngineArgs) -> DistributedExecutor:
         pipeline_parallel_size=args.pipeline_parallel_size,
         reduction_parts=args.reduction_parts,
         launcher=args.distributed_executor_backend,
+        quantization=args.quantization,
         limits=CacheLimits(
             max_num_seqs=args.max_num_seqs,
             max_model_len=args.max_model_len,

@@ -36,7 +36,8 @@ WITH_RANKS = frozenset(
      "long_prefill_token_threshold", "watermark", "scheduling_policy", "prefix_cache",
      "enable_prefix_caching", "swap_space", "preemption_mode", "allocator", "attention_backend",
      "trace", "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size",
-     "reduction_parts", "distributed_executor_backend", "enforce_eager", "trust_remote_code"]
+     "reduction_parts", "distributed_executor_backend", "enforce_eager", "trust_remote_code",
+     "quantization"]
 )  # fmt: skip
 """Settings that several ranks obey, too. A new one is refused there until it is tried and named here."""
 
@@ -270,7 +271,7 @@ class EngineArgs:
             raise ValueError(
                 f"allocator must not be 'virtual_memory' {several}: memory is given back by one process only"
             )
-        for name, setting in settings_of(type(self)).items():
+        for name, setting in settings_of(EngineArgs).items():
             value = getattr(self, name)
             if name not in WITH_RANKS and value != setting.default:
                 raise ValueError(

@@ -26,6 +26,7 @@ from minivllm.executor.torch_executor import name_of, torch_device_for, torch_dt
 from minivllm.model.config import ModelConfig
 from minivllm.model.hub import resolve_model
 from minivllm.model.parallel.layout import Grid, choose_parts
+from minivllm.model.quantization.choose import choose_method
 
 logger = logging.getLogger("minivllm")
 
@@ -41,6 +42,7 @@ def create_distributed_executor(
     pipeline_parallel_size: int = 1,
     reduction_parts: int | None = None,
     launcher: str | None = None,
+    quantization: str | None = None,
     limits: CacheLimits | None = None,
     start_seconds: float = START_SECONDS,
 ) -> DistributedExecutor:
@@ -53,11 +55,7 @@ def create_distributed_executor(
         RankError: a rank has not come within `start_seconds`, or has failed; no process is left.
     """
     config = ModelConfig.from_folder(folder := resolve_model(path))
-    if config.quantization is not None:
-        raise ValueError(
-            f"{folder} is quantised, and quantised weights are not shared among ranks yet: leave "
-            "tensor_parallel_size and pipeline_parallel_size at 1, and reduction_parts out"
-        )
+    choose_method(config.quantization, quantization)
     limits = limits or CacheLimits()
     config.check_max_model_len(limits.max_model_len)
     grid = Grid(1, pipeline_parallel_size, tensor_parallel_size)
@@ -74,6 +72,7 @@ def create_distributed_executor(
         num_parts=num_parts,
         block_size=block_size,
         attention_backend="torch" if attention_backend == "auto" else attention_backend,
+        quantization=quantization,
         num_threads=num_threads,
     )
     note_parallel_run(num_threads)

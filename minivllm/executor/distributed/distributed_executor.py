@@ -112,12 +112,14 @@ class DistributedExecutor:
     @property
     def settings_told(self) -> dict[str, Any]:
         """How it computes, for the header of a trace."""
+        method = self._rank.decoder.quantization
         return {
             "device": str(self.device),
             "attention_backend": self._rank.attention.name,
             "tensor_parallel_size": self.settings.tensor_parallel_size,
             "pipeline_parallel_size": self.settings.pipeline_parallel_size,
             "reduction_parts": self.settings.num_parts,
+            **({"quantization": method} if method else {}),
         }
 
     @property

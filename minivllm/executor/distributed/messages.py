@@ -35,6 +35,7 @@ class RankSettings(msgspec.Struct, frozen=True, kw_only=True):
     num_parts: int
     block_size: int
     attention_backend: str
+    quantization: str | None = None
     num_threads: int
     """Threads of each rank."""
 
@@ -56,10 +57,10 @@ def encode_plan(plan: StepPlan) -> bytes:
 
 
 def decode_plan(message: bytes) -> StepPlan:
-    step, scheduled, moves, *others = msgspec.msgpack.decode(message)
+    step, scheduled, moves, *more = msgspec.msgpack.decode(message)
     sequences = tuple(ScheduledSequence(*map(_as_array, item)) for item in scheduled)
-    more = [tuple(other) if isinstance(other, list) else other for other in others]
-    return StepPlan(step, sequences, tuple(BlockMove(*move) for move in moves), *more)
+    others: list[Any] = [tuple(other) if isinstance(other, list) else other for other in more]
+    return StepPlan(step, sequences, tuple(BlockMove(*move) for move in moves), *others)
 
 
 def _encode(value: object) -> object:

@@ -77,4 +77,4 @@ def load_rank(settings: RankSettings, rank: int, device: torch.device, peers: Pe
     """
     config = ModelConfig.from_folder(folder := resolve_model(settings.model))
     share = share_of(config, settings.grid, rank, settings.num_parts)
-    return load_share(folder, share, getattr(torch, settings.dtype), device, peers)
+    return load_share(folder, share, getattr(torch, settings.dtype), device, peers, settings.quantization)

@@ -42,9 +42,9 @@ def serve_rank(meeting: Meeting, address: str, local_rank: int | None = None) ->
         sizes = msgspec.json.decode(meeting.hear("sizes"), type=CacheSizes)
         executor = RankExecutor(decoder, settings.block_size, settings.attention_backend, sizes)
         meeting.note("ready")
-    except Exception as error:
+    except Exception as error:  # rank 0 tells it
         meeting.note("failed", f"{type(error).__name__}: {error}")
-        raise
+        sys.exit(1)
     try:
         while message := control.next_message():
             executor.execute(decode_plan(message))

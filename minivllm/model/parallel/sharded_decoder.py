@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from minivllm.model.layers import Attend, Attention, DenseMatrix, GatedMLP, RMSNorm
+from minivllm.model.layers import Attend, Attention, DenseMatrix, GatedMLP, RMSNorm, StackedLinear
 from minivllm.model.matrix import Matrix
 from minivllm.model.parallel.layout import Part, Share
 from minivllm.model.parallel.peers import Peers
@@ -35,7 +35,13 @@ class ShardedLayer:
     """One layer's parts of one rank."""
 
     def __init__(
-        self, share: Share, layer: int, dtype: torch.dtype, device: torch.device, peers: Peers
+        self,
+        share: Share,
+        layer: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        peers: Peers,
+        matrix_device: torch.device | None = None,
     ) -> None:
         config = share.config
         self._peers = peers
@@ -45,8 +51,8 @@ class ShardedLayer:
         self.mlps: list[GatedMLP] = []
         for part in share.parts:
             own = share.part_config(part)
-            attention = Attention(own, share.cache_layer(part, layer), dtype, device)
-            mlp = GatedMLP(own, dtype, device)
+            attention = Attention(own, share.cache_layer(part, layer), dtype, device, matrix_device)
+            mlp = GatedMLP(own, dtype, device, matrix_device)
             if part.number:  # a bias is added once
                 attention.output.bias = mlp.down.bias = None
             self.attentions.append(attention)
@@ -71,24 +77,36 @@ class ShardedDecoder:
     """
 
     def __init__(
-        self, share: Share, dtype: torch.dtype, device: torch.device, peers: Peers, *, tied: bool
+        self,
+        share: Share,
+        dtype: torch.dtype,
+        device: torch.device,
+        peers: Peers,
+        *,
+        tied: bool,
+        matrix_device: torch.device | None = None,
     ) -> None:
+        """`matrix_device`: where matrices are, if not on `device`: on "meta", if others take their places."""
         config = share.config
         self.share, self.peers, self.dtype = share, peers, dtype
         self.config = share.cache_config
         self.tied = tied
+        self.quantization: str | None = None
         self.rotary = RotaryEmbedding(config, device)
         rows, num_parts = share.padded_vocabulary, len(share.parts)
         needs_embedding = share.is_first or (tied and share.is_last)
         count = num_parts * rows if needs_embedding else 0
         self.embedding = torch.zeros(count, config.hidden_size, dtype=dtype, device=device)
-        self.layers = [ShardedLayer(share, layer, dtype, device, peers) for layer in share.layers]
+        self.layers = [
+            ShardedLayer(share, layer, dtype, device, peers, matrix_device) for layer in share.layers
+        ]
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device)
         self.heads: list[Matrix] = []
         if share.is_last:
             whole = self.embedding
             if not tied:
-                whole = torch.zeros(num_parts * rows, config.hidden_size, dtype=dtype, device=device)
+                place = matrix_device or device
+                whole = torch.zeros(num_parts * rows, config.hidden_size, dtype=dtype, device=place)
             self.heads = [DenseMatrix(own) for own in whole.view(num_parts, rows, -1)]
 
     def forward(
@@ -120,7 +138,8 @@ class ShardedDecoder:
         if not count:  # a step of chunks that do not reach their ends
             return _as_logits(hidden.new_empty(0, vocab_size))
         if self.share.is_last:
-            own = torch.stack([head.product(hidden) for head in self.heads])
+            products = (head.product(hidden) for head in self.heads)
+            own = torch.stack([functional.pad(part, (0, width - part.shape[1])) for part in products])
         else:
             own = hidden.new_empty(len(self.share.parts), count, width)
         parts = self.peers.parts_at_rank_0(own)
@@ -131,21 +150,21 @@ class ShardedDecoder:
     @property
     def num_bytes(self) -> int:
         """Memory that this rank's weights take."""
-        tensors = {tensor.data_ptr(): tensor for tensor in self._tensors()}
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-
-    def _tensors(self) -> Iterator[Tensor]:
-        yield self.embedding
-        yield self.norm.weight
-        for head in self.heads if not self.tied else ():
-            yield head.dense()
+        norms, matrices = (1 + 2 * len(self.layers)) * self.norm.weight.numel(), 0
         for layer in self.layers:
-            yield from (layer.input_norm.weight, layer.post_attention_norm.weight)
             for _, attention, mlp in self.parts_of(layer):
-                yield from (view for _, view in (*attention.views(""), *mlp.views("")))
+                matrices += sum(linear.num_bytes for linear in linears_of(attention, mlp))
+                norms += 2 * attention.head_dim if attention.query_norm else 0
+        heads = 0 if self.tied else sum(head.num_bytes for head in self.heads)
+        return matrices + heads + (self.embedding.numel() + norms) * self.dtype.itemsize
 
     def parts_of(self, layer: ShardedLayer) -> Iterator[tuple[Part, Attention, GatedMLP]]:
         return zip(self.share.parts, layer.attentions, layer.mlps, strict=True)
+
+
+def linears_of(attention: Attention, mlp: GatedMLP) -> tuple[StackedLinear, ...]:
+    """A part's linear layers, in the order of `DecoderLayer.linears`."""
+    return attention.qkv, attention.output, mlp.gate_up, mlp.down
 
 
 def _as_logits(numbers: Tensor) -> Tensor:

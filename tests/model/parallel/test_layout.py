@@ -44,7 +44,8 @@ def splits(draw):
         windows=draw(st.booleans()),
     )
     parts = draw(st.sampled_from([count for count in range(1, 25) if can_split(config, count)]))
-    tensor = draw(st.sampled_from([ranks for ranks in range(1, parts + 1) if parts % ranks == 0]))
+    ranks = [ranks for ranks in range(1, parts + 1) if parts % ranks == 0 and can_split(config, ranks)]
+    tensor = draw(st.sampled_from(ranks))
     return config, Grid(1, draw(st.integers(1, min(4, config.num_layers))), tensor), parts
 
 
