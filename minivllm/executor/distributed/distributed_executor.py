@@ -93,9 +93,9 @@ class DistributedExecutor:
         meeting.wait_for_all("loaded", "loaded its share of the model")
         sizes = limits.sizes(self.config, self.settings, decoder.num_bytes, self._ranks.num_local)
         self.num_blocks, self.num_host_blocks = sizes.num_blocks, sizes.num_host_blocks
-        meeting.say("sizes", msgspec.json.encode(sizes))
         own = self.settings.block_size, self.settings.attention_backend, sizes
         self._rank = self._wait(self._lane.submit(partial(RankExecutor, decoder, *own)))
+        meeting.say("sizes", msgspec.json.encode(sizes))  # what had to be compiled is there for the others
         meeting.wait_for_all("ready", "made its cache")
 
     def _join(self) -> ShardedDecoder:

@@ -48,11 +48,19 @@ class RankExecutor:
             self.host_storage = KVStorage(config, sizes.num_host_blocks, block_size, decoder.dtype, cpu)
         self.mover = BlockMover(self.storage, self.host_storage)
         self.attention = backend_factory(attention_backend)(config, self.storage)
+        if attention_backend == "numba-cpu":
+            self._compile()
         self.runner = EagerRunner(decoder, self.attention)
         self.last_attention_seconds = 0.0
         self._is_on_cpu = device.type == "cpu"
         logits_type = torch.float64 if decoder.dtype == torch.float64 else torch.float32
         self._no_logits = torch.empty(0, decoder.share.config.vocab_size, dtype=logits_type, device=device)
+
+    def _compile(self) -> None:
+        from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention
+
+        assert isinstance(self.attention, NumbaCpuAttention)
+        self.attention.compile()
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> Tensor:
