@@ -78,6 +78,8 @@ class DistributedExecutor:
         self._error = ""
         self._control: Control | None = None
         self._peers: GroupPeers | None = None
+        self._rank: RankExecutor | None = None
+        self._settings_told: dict[str, Any] = {}
         try:
             self._start(limits)
         except BaseException:
@@ -94,7 +96,8 @@ class DistributedExecutor:
         sizes = limits.sizes(self.config, self.settings, decoder.num_bytes, self._ranks.num_local)
         self.num_blocks, self.num_host_blocks = sizes.num_blocks, sizes.num_host_blocks
         own = self.settings.block_size, self.settings.attention_backend, sizes
-        self._rank = self._wait(self._lane.submit(partial(RankExecutor, decoder, *own)))
+        rank = self._rank = self._wait(self._lane.submit(partial(RankExecutor, decoder, *own)))
+        self._settings_told = self._tell(rank)
         meeting.say("sizes", msgspec.json.encode(sizes))  # what had to be compiled is there for the others
         meeting.wait_for_all("ready", "made its cache")
 
@@ -112,10 +115,13 @@ class DistributedExecutor:
     @property
     def settings_told(self) -> dict[str, Any]:
         """How it computes, for the header of a trace."""
-        method = self._rank.decoder.quantization
+        return self._settings_told
+
+    def _tell(self, rank: RankExecutor) -> dict[str, Any]:
+        method = rank.decoder.quantization
         return {
             "device": str(self.device),
-            "attention_backend": self._rank.attention.name,
+            "attention_backend": rank.attention.name,
             "tensor_parallel_size": self.settings.tensor_parallel_size,
             "pipeline_parallel_size": self.settings.pipeline_parallel_size,
             "reduction_parts": self.settings.num_parts,
@@ -147,6 +153,7 @@ class DistributedExecutor:
 
     def _step(self, plan: StepPlan) -> Tensor:
         """In rank 0's thread."""
+        assert self._rank is not None
         if self._control is not None and self._peers is not None:
             self._peers.seconds = 0.0
             self._control.broadcast(encode_plan(plan))
@@ -185,5 +192,7 @@ class DistributedExecutor:
         return f"{words}; with it keys and values are lost, so that all ranks have ended: make a new engine"
 
     def _end(self) -> None:
+        """Leave nothing: no process, no port, no weights and no cache."""
         self._ranks.kill()
         self._lane.end()
+        self._control = self._peers = self._rank = self._pending = None

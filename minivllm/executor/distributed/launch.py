@@ -18,7 +18,14 @@ import sys
 import weakref
 from typing import NoReturn
 
-from minivllm.executor.distributed.meeting import LOOPBACK, Meeting, RankError, open_store, own_address
+from minivllm.executor.distributed.meeting import (
+    LOOPBACK,
+    Meeting,
+    RankError,
+    make_store,
+    open_store,
+    own_address,
+)
 from minivllm.executor.distributed.worker import serve_rank
 from minivllm.processes import child_command, end_group, python_variables
 
@@ -58,13 +65,14 @@ class Ranks:
         self.kill()
 
     def kill(self) -> None:
-        """End them now. None is left when this returns."""
+        """End them now. None is left when this returns, and the place to meet is closed."""
         self._finalizer()
+        self.meeting.close()
 
 
 def start_processes(size: int, num_threads: int, seconds: float) -> Ranks:
     """A process for each rank but the first, which is this one."""
-    store, port = open_store(LOOPBACK, 0, is_master=True)
+    store, port = make_store()
     meeting = Meeting(store, 0, size, seconds=seconds)
     ranks = Ranks(meeting, LOOPBACK, size)
     variables = python_variables(OMP_NUM_THREADS=str(num_threads), NUMBA_NUM_THREADS=str(num_threads))
@@ -117,7 +125,7 @@ def meet_under_torchrun(size: int, seconds: float) -> Ranks:
     is_master = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     name = f"minivllm/{os.environ['TORCHELASTIC_RUN_ID']}/{restarts}"
-    store, _ = open_store(master, port, is_master=is_master, name=name)
+    store = open_store(master, port, is_master=is_master, name=name)
     meeting = Meeting(store, rank, size, seconds=seconds)
     address = own_address(master)
     if rank:

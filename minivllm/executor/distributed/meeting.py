@@ -22,6 +22,7 @@ import socket
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
@@ -52,8 +53,19 @@ class Meeting:
         look: Callable[[], None] = lambda: None,
         seconds: float = START_SECONDS,
     ) -> None:
-        self.store, self.rank, self.size = store, rank, size
+        self._store: Store | None = store
+        self.rank, self.size = rank, size
         self.look, self.seconds = look, seconds
+
+    def close(self) -> None:
+        """Leave the store. It ends, and its port is free, once nobody has it any more."""
+        self._store = None
+
+    @property
+    def store(self) -> Store:
+        if self._store is None:
+            raise RankError("the ranks have ended")
+        return self._store
 
     def say(self, key: str, message: str | bytes = "") -> None:
         """For all to read."""
@@ -98,11 +110,26 @@ class Meeting:
             time.sleep(LOOK_SECONDS)
 
 
-def open_store(address: str, port: int, *, is_master: bool, name: str = "") -> tuple[Store, int]:
-    """A store at this address, made here or elsewhere, and its port; `port` 0 takes any that is free."""
+def make_store() -> tuple[Store, int]:
+    """A store in this process, and its port: one that is free, and that only this machine can reach."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.bind((LOOPBACK, 0))
+        listener.listen(128)
+        port = listener.getsockname()[1]
+        # Left to itself, the store would listen at all of the machine's addresses.
+        master = {"is_master": True, "master_listen_fd": listener.detach()}
+    return _store(LOOPBACK, port, **master), port
+
+
+def open_store(address: str, port: int, *, is_master: bool = False, name: str = "") -> Store:
+    """The store at this address, which is elsewhere, or made here for all who know the address."""
+    store = _store(address, port, is_master=is_master)
+    return PrefixStore(name, store) if name else store
+
+
+def _store(address: str, port: int, **master: Any) -> Store:
     seconds = timedelta(seconds=START_SECONDS)
-    store = TCPStore(address, port, None, is_master, seconds, wait_for_workers=False)
-    return (PrefixStore(name, store) if name else store), store.port
+    return TCPStore(address, port, world_size=None, timeout=seconds, wait_for_workers=False, **master)
 
 
 def own_address(master: str) -> str:

@@ -57,8 +57,7 @@ def device_of(kind: str, local_rank: int) -> torch.device:
 
 
 def main(address: str, port: str, rank: str, size: str) -> None:
-    store, _ = open_store(address, int(port), is_master=False)
-    serve_rank(Meeting(store, int(rank), int(size)), LOOPBACK)
+    serve_rank(Meeting(open_store(address, int(port)), int(rank), int(size)), LOOPBACK)
 
 
 if __name__ == "__main__":
