@@ -122,6 +122,10 @@ def load_distributed(args: EngineArgs) -> DistributedExecutor:
         reduction_parts=args.reduction_parts,
         launcher=args.distributed_executor_backend,
         quantization=args.quantization,
+        # Beside the trace: what the engine decided is in that one, what each rank did is in this.
+        spans_path=Path(args.trace).with_suffix(".ranks.json")
+        if isinstance(args.trace, str | Path)
+        else None,
         limits=CacheLimits(
             max_num_seqs=args.max_num_seqs,
             max_model_len=args.max_model_len,

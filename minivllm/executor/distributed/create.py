@@ -44,6 +44,7 @@ def create_distributed_executor(
     launcher: str | None = None,
     quantization: str | None = None,
     limits: CacheLimits | None = None,
+    spans_path: Path | None = None,
     start_seconds: float = START_SECONDS,
 ) -> DistributedExecutor:
     """Start the ranks, or meet them, and let each load its share.
@@ -73,6 +74,7 @@ def create_distributed_executor(
         block_size=block_size,
         attention_backend="torch" if attention_backend == "auto" else attention_backend,
         quantization=quantization,
+        record_spans=spans_path is not None,
         num_threads=num_threads,
     )
     note_parallel_run(num_threads)
@@ -81,7 +83,7 @@ def create_distributed_executor(
         ranks = meet_under_torchrun(grid.size, start_seconds)
     else:
         ranks = start_processes(grid.size, num_threads, start_seconds)
-    return DistributedExecutor(settings, ranks, limits, name_of(path, folder))
+    return DistributedExecutor(settings, ranks, limits, name_of(path, folder), spans_path)
 
 
 def uses_torchrun(launcher: str | None, num_ranks: int) -> bool:

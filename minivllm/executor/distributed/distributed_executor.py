@@ -17,9 +17,12 @@ Read next: `launch.py`, `worker.py`, `rank_executor.py`.
 
 from __future__ import annotations
 
+import logging
 import time
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -35,12 +38,16 @@ from minivllm.executor.distributed.messages import RankSettings, encode_plan
 from minivllm.executor.distributed.rank_executor import RankExecutor, load_rank
 from minivllm.executor.distributed.worker import device_of
 from minivllm.executor.executor import ExecutorDeadError
+from minivllm.files import CannotWrite
 from minivllm.model.config import ModelConfig
 from minivllm.model.hub import resolve_model
 from minivllm.model.parallel.peers import Alone, Peers
 from minivllm.model.parallel.sharded_decoder import ShardedDecoder
 from minivllm.scheduling.plan import StepPlan
 from minivllm.trace.events import ModelShape
+from minivllm.trace.rank_spans import RankSpans, decode_spans, write_rank_spans
+
+logger = logging.getLogger("minivllm")
 
 LOOK_SECONDS = 0.1
 """Time between two looks at the other ranks, while a step takes longer."""
@@ -59,8 +66,18 @@ class DistributedExecutor:
             to other ranks and waiting for them.
     """
 
-    def __init__(self, settings: RankSettings, ranks: Ranks, limits: CacheLimits, name: str = "") -> None:
+    def __init__(
+        self,
+        settings: RankSettings,
+        ranks: Ranks,
+        limits: CacheLimits,
+        name: str = "",
+        spans_path: Path | None = None,
+    ) -> None:
         """Let all ranks load their shares.
+
+        Args:
+            spans_path: where to write at the end when each rank did what, if `settings` has it recorded.
 
         Raises:
             ValueError: files or limits that cannot work; no process is left.
@@ -72,7 +89,7 @@ class DistributedExecutor:
         self.block_size = settings.block_size
         self.device = torch.device(settings.device)
         self.last_attention_seconds = self.last_peer_seconds = 0.0
-        self._ranks = ranks
+        self._ranks, self._spans_path = ranks, spans_path
         self._lane = Lane("minivllm-rank-0")
         self._pending: Future[Tensor] | None = None
         self._error = ""
@@ -98,6 +115,8 @@ class DistributedExecutor:
         own = self.settings.block_size, self.settings.attention_backend, sizes
         rank = self._rank = self._wait(self._lane.submit(partial(RankExecutor, decoder, *own)))
         self._settings_told = self._tell(rank)
+        if self.settings.record_spans and self._peers:
+            rank.spans = self._peers.spans = RankSpans()
         meeting.say("sizes", msgspec.json.encode(sizes))  # what had to be compiled is there for the others
         meeting.wait_for_all("ready", "made its cache")
 
@@ -170,8 +189,29 @@ class DistributedExecutor:
         if self._control is not None:
             told = self._lane.submit(partial(self._control.broadcast, b""))
             wait([told], END_SECONDS)
+            self._write_spans()
             self._ranks.wait()
         self._end()
+
+    def _write_spans(self) -> None:
+        """Those of all ranks that have told theirs in time."""
+        spans, meeting = self._peers.spans if self._peers else None, self._ranks.meeting
+        if spans is None or self._spans_path is None:
+            return
+        meeting.seconds, meeting.look = END_SECONDS, lambda: None  # they end once they have told
+        with suppress(RankError):
+            meeting.wait_for_all("spans", "told when it did what")
+        found = {0: decode_spans(spans.encoded())}
+        for rank in range(1, meeting.size):
+            if meeting.store.check([f"spans/{rank}"]):
+                found[rank] = decode_spans(bytes(meeting.store.get(f"spans/{rank}")))
+        grid = self.settings.grid
+        places = [grid.place(rank) for rank in range(grid.size)]
+        names = [f"stage {place.pipeline}, tensor {place.tensor}" for place in places]
+        try:
+            write_rank_spans(self._spans_path, found, names)
+        except CannotWrite as error:
+            logger.warning("%s", error)
 
     def _wait(self, future: Future[Result]) -> Result:
         """What comes out of rank 0's thread. Raises `RankError` if another rank ends first."""

@@ -26,6 +26,7 @@ from torch.distributed import PrefixStore, ProcessGroupGloo, Store  # type: igno
 
 from minivllm.model.parallel.layout import Grid
 from minivllm.model.parallel.peers import Peers
+from minivllm.trace.rank_spans import RankSpans
 
 STEP_SECONDS = 600
 """Longest that a rank waits for another within a step."""
@@ -78,6 +79,7 @@ class GroupPeers(Peers):
 
     Attributes:
         seconds: spent in sending to them and waiting for them, since it was set to 0.
+        spans: where it notes when that was; nowhere, if None.
     """
 
     def __init__(self, store: Store, grid: Grid, rank: int, device: torch.device, address: str) -> None:
@@ -88,6 +90,7 @@ class GroupPeers(Peers):
         self._next = column[place.pipeline + 1] if place.pipeline + 1 < grid.pipeline else None
         self._last_row = grid.groups("tensor")[-1]
         self.seconds = 0.0
+        self.spans: RankSpans | None = None
         where = device, address
         self._world = make_group(PrefixStore("world", store), rank, grid.size, *where)
         self._tensor = self._world
@@ -100,12 +103,12 @@ class GroupPeers(Peers):
             return own
         own = own.contiguous()
         everyone = own.new_empty(len(self._row) * len(own), *own.shape[1:])
-        with self._talking():
+        with self._talking("all parts"):
             self._tensor._allgather_base(everyone, own).wait()
         return everyone
 
     def parts_at_rank_0(self, own: Tensor) -> Tensor | None:
-        with self._talking():
+        with self._talking("logits"):
             if self._rank:
                 if self._rank in self._last_row:
                     self._world.send([own.contiguous()], 0, LOGITS).wait()
@@ -117,20 +120,23 @@ class GroupPeers(Peers):
         return torch.cat(found)
 
     def send_on(self, hidden: Tensor) -> None:
-        with self._talking():
+        with self._talking("send on"):
             self._world.send([hidden.contiguous()], self._next, HIDDEN).wait()
 
     def receive(self, hidden: Tensor) -> Tensor:
-        with self._talking():
+        with self._talking("receive"):
             self._world.recv([hidden], self._before, HIDDEN).wait()
         return hidden
 
     @contextmanager
-    def _talking(self) -> Iterator[None]:
+    def _talking(self, what: str) -> Iterator[None]:
         began = perf_counter()
         with noticing_loss():
             yield
-        self.seconds += perf_counter() - began
+        ended = perf_counter()
+        self.seconds += ended - began
+        if self.spans is not None:
+            self.spans.note(what, began, ended)
 
 
 @contextmanager

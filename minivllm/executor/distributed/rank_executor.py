@@ -13,6 +13,7 @@ Read next: `minivllm/model/parallel/sharded_decoder.py`, `worker.py`.
 from __future__ import annotations
 
 from contextlib import nullcontext
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ from minivllm.model.parallel.load import load_share
 from minivllm.model.parallel.peers import Peers
 from minivllm.model.parallel.sharded_decoder import ShardedDecoder
 from minivllm.scheduling.plan import StepPlan
+from minivllm.trace.rank_spans import STEP, RankSpans
 
 
 class RankExecutor:
@@ -52,6 +54,7 @@ class RankExecutor:
             self._compile()
         self.runner = EagerRunner(decoder, self.attention)
         self.last_attention_seconds = 0.0
+        self.spans: RankSpans | None = None
         self._is_on_cpu = device.type == "cpu"
         logits_type = torch.float64 if decoder.dtype == torch.float64 else torch.float32
         self._no_logits = torch.empty(0, decoder.share.config.vocab_size, dtype=logits_type, device=device)
@@ -62,9 +65,17 @@ class RankExecutor:
         assert isinstance(self.attention, NumbaCpuAttention)
         self.attention.compile()
 
-    @torch.inference_mode()
     def execute(self, plan: StepPlan) -> Tensor:
         """On rank 0 logits `[sum of num_logits, vocab_size]`; elsewhere nothing that matters."""
+        if self.spans is None:
+            return self._execute(plan)
+        self.spans.step, began = plan.step, perf_counter()
+        logits = self._execute(plan)
+        self.spans.note(STEP, began, perf_counter())
+        return logits
+
+    @torch.inference_mode()
+    def _execute(self, plan: StepPlan) -> Tensor:
         with guard_step(torch.get_num_threads()) if self._is_on_cpu else nullcontext():
             if plan.moves:
                 self.mover.carry_out(plan.moves)

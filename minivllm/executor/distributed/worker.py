@@ -20,6 +20,7 @@ from minivllm.executor.distributed.groups import Control, GroupPeers, PeerLostEr
 from minivllm.executor.distributed.meeting import LOOPBACK, Meeting, open_store
 from minivllm.executor.distributed.messages import CacheSizes, RankSettings, decode_plan
 from minivllm.executor.distributed.rank_executor import RankExecutor, load_rank
+from minivllm.trace.rank_spans import RankSpans
 
 
 def serve_rank(meeting: Meeting, address: str, local_rank: int | None = None) -> None:
@@ -45,9 +46,13 @@ def serve_rank(meeting: Meeting, address: str, local_rank: int | None = None) ->
     except Exception as error:  # rank 0 tells it
         meeting.note("failed", f"{type(error).__name__}: {error}")
         sys.exit(1)
+    if settings.record_spans:
+        executor.spans = peers.spans = RankSpans()
     try:
         while message := control.next_message():
             executor.execute(decode_plan(message))
+        if executor.spans is not None:
+            meeting.note("spans", executor.spans.encoded().decode())
     except PeerLostError:  # it has something to say, and this one has nothing to add
         sys.exit(1)
 

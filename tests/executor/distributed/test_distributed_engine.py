@@ -3,6 +3,8 @@
 The ranks are threads here (`thread_ranks.py`); those that are processes are in `test_processes.py`.
 """
 
+import json
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -150,3 +152,25 @@ def test_a_closed_executor_refuses_plans():
         engine.close()
         with pytest.raises(ExecutorDeadError, match="closed"):
             engine.step()
+
+
+@pytest.mark.parametrize("grid", [Grid(tensor=2), Grid(1, 2, 1)])
+def test_every_rank_tells_when_it_did_what(grid, tmp_path):
+    path = tmp_path / "run.ranks.json"
+    sizes = {"num_gpu_blocks_override": NUM_BLOCKS, "block_size": BLOCK_SIZE}
+    with executor_on_threads(MODEL_PATH, grid, spans=path, **sizes) as executor:
+        engine = engine_on(executor)
+        serve(engine, [(COMMON, SamplingParams(max_tokens=3, ignore_eos=True))])
+    records = json.loads(path.read_text())["traceEvents"]
+    names = [record["args"]["name"] for record in records if record["ph"] == "M"]
+    stage = grid.pipeline - 1
+    assert names == ["rank 0 · stage 0, tensor 0", f"rank 1 · stage {stage}, tensor {1 - stage}"]
+    for rank in range(2):
+        own = [record for record in records if record["ph"] == "X" and record["pid"] == rank + 1]
+        steps = {record["args"]["step"]: record for record in own if record["cat"] == "step"}
+        assert len(steps) == engine.num_steps
+        talks = [record for record in own if record["cat"] == "talk"]
+        assert {talk["args"]["step"] for talk in talks} == set(steps)
+        for talk in talks:
+            step = steps[talk["args"]["step"]]
+            assert step["ts"] <= talk["ts"] and talk["ts"] + talk["dur"] <= step["ts"] + step["dur"] + 0.01

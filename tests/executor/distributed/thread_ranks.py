@@ -40,7 +40,9 @@ def run_ranks(grid, work):
 
 
 @contextmanager
-def executor_on_threads(folder, grid, *, dtype="float64", num_parts=None, block_size=16, **limits):
+def executor_on_threads(
+    folder, grid, *, dtype="float64", num_parts=None, block_size=16, spans=None, **limits
+):
     """A distributed executor whose other ranks are threads."""
     config = ModelConfig.from_folder(folder)
     settings = RankSettings(
@@ -53,6 +55,7 @@ def executor_on_threads(folder, grid, *, dtype="float64", num_parts=None, block_
         block_size=block_size,
         attention_backend="torch",
         num_threads=1,
+        record_spans=spans is not None,
     )
     store = HashStore()
     threads = [
@@ -62,7 +65,7 @@ def executor_on_threads(folder, grid, *, dtype="float64", num_parts=None, block_
     for thread in threads:
         thread.start()
     ranks = Ranks(Meeting(store, 0, grid.size, seconds=60), LOOPBACK, grid.size)
-    executor = DistributedExecutor(settings, ranks, CacheLimits(**limits))
+    executor = DistributedExecutor(settings, ranks, CacheLimits(**limits), spans_path=spans)
     try:
         yield executor
     finally:
