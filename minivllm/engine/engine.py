@@ -35,6 +35,7 @@ from minivllm.engine.request_state import RequestState, make_request_state
 from minivllm.engine.sample_step import StepSample, TokenSampler, advance_search, sample_step
 from minivllm.engine.snapshot import make_header, take_snapshot
 from minivllm.engine.speculation import Speculation
+from minivllm.executor.executor import ClosableExecutor
 from minivllm.memory.cache_manager import CacheManager
 from minivllm.memory.make_cache_manager import Pages, make_cache_manager
 from minivllm.outputs import RequestOutput
@@ -353,6 +354,14 @@ class Engine:
     @property
     def num_unfinished_requests(self) -> int:
         return len(self.requests)
+
+    def close(self) -> None:
+        """End the trace, if one is recorded, and other processes, if the executor has any: then no step can
+        be computed any more."""
+        if self.recorder:
+            self.recorder.close()
+        if isinstance(self.executor, ClosableExecutor):
+            self.executor.close()
 
     @property
     def num_steps(self) -> int:

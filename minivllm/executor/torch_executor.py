@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -165,6 +166,13 @@ class TorchExecutor:
         """What the header of a trace says about the model, and about its cache as it is kept."""
         shape = self.config.shape(self.name, str(self.decoder.dtype).removeprefix("torch."))
         return msgspec.structs.replace(shape, kv_bytes_per_token=self.storage.bytes_per_token)
+
+    @property
+    def settings_told(self) -> dict[str, Any]:
+        """How it computes, for the header of a trace."""
+        method = {"quantization": self.decoder.quantization} if self.decoder.quantization else {}
+        kept = {"kv_cache_dtype": self.storage.kv_cache_dtype}
+        return {"device": str(self.device), "attention_backend": self.attention.name, **kept, **method}
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> Tensor:
