@@ -86,7 +86,7 @@ in between, those that wait for kernels to be compiled, which one process does a
 def pytest_collection_modifyitems(config, items):
     place = {f"tests/{name}": number for number, name in enumerate(FIRST)}
     items.sort(key=lambda item: place.get(item.nodeid.split("::")[0], len(place)))
-    """A hundred times as many examples may take more than the five minutes that a hanging test is given."""
+    # A hundred times as many examples may take more than the five minutes that a hanging test is given.
     if config.getoption("--hypothesis-profile", default=None) == "nightly":
         for item in items:
             item.add_marker(pytest.mark.timeout(7200), append=False)
