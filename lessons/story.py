@@ -146,6 +146,15 @@ def properties_of(checks: object) -> list[Property]:
     return found
 
 
+def given_as(number: int, items: Sequence[Any]) -> Iterable[Any]:
+    """The same things in one of the forms that a caller may have: list, tuple, iterator, generator."""
+    return (list, tuple, iter, _one_by_one)[number % 4](items)
+
+
+def _one_by_one(items: Sequence[Any]) -> Iterable[Any]:
+    yield from items
+
+
 # ── boards ────────────────────────────────────────────────────────────────────────────────────────────
 
 
