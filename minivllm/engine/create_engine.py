@@ -82,6 +82,7 @@ def create_engine(args: EngineArgs, sinks: Iterable[Sink] = ()) -> Engine:
             "device": str(executor.device),
             "attention_backend": executor.attention.name,
             **({"quantization": method} if (method := executor.decoder.quantization) else {}),
+            **_decode_weights_said(executor),
         },
         pages=pages_of(executor),
     )
@@ -103,7 +104,20 @@ def load_executor(args: EngineArgs) -> TorchExecutor:
         backend=backend_factory(args.attention_backend),
         enforce_eager=args.enforce_eager,
         quantization=args.quantization,
+        decode_weight_dtype=args.decode_weight_dtype,
     )
+
+
+def _decode_weights_said(executor: TorchExecutor) -> dict[str, str | int]:
+    """For a trace's header: the second copy of the weights, what all take, and what it takes of that."""
+    copy = executor.decoder.decode_weights
+    if copy is None:
+        return {}
+    return {
+        "decode_weight_dtype": str(copy.quantization),
+        "weight_bytes": executor.decoder.num_bytes,
+        "decode_weight_bytes": copy.num_own_bytes,
+    }
 
 
 def calibrated_model(args: EngineArgs) -> str | Path:
@@ -203,6 +217,7 @@ def scheduler_config(
         "num_host_blocks": num_host_blocks,
         "max_model_len": max_model_len,
         "max_num_batched_tokens": batched,
+        "cache_prompts_only": args.decode_weight_dtype is not None,
     }
     return SchedulerConfig(**(same_name | resolved))
 

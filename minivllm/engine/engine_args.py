@@ -23,6 +23,7 @@ from minivllm.config import (
 from minivllm.engine.settings import Setting, check_settings, documented
 from minivllm.memory.allocators import ALLOCATORS
 from minivllm.memory.make_cache_manager import PREFIX_CACHES
+from minivllm.model.quantization.names import ROUNDINGS
 from minivllm.model.quantization.names import SETTINGS as QUANTIZATIONS
 from minivllm.scheduling.choose_policy import POLICIES, make_policy
 from minivllm.trace.recorder import Recorder
@@ -170,6 +171,15 @@ class EngineArgs:
             QUANTIZATIONS,
         ),
     ] = None
+    decode_weight_dtype: Annotated[
+        str | None,
+        Setting(
+            "Compute generated tokens with a rounded copy of the weights, 'int8', 'int4' or 'fp8', and "
+            "prompts with the model's own: decoding reads fewer bytes, prompts stay exact, and both copies "
+            "take memory. The model's own for all if left out.",
+            ROUNDINGS,
+        ),
+    ] = None
     enforce_eager: Annotated[
         bool,
         Setting("Compute every step anew; otherwise 'numba-cuda' records decode steps as CUDA graphs."),
@@ -189,6 +199,7 @@ class EngineArgs:
         self._resolve_prefix_cache()
         self._resolve_preemption_mode()
         self._resolve_dtype()
+        self._check_decode_weights()
         self._refuse_what_is_not_built_yet()
 
     def _resolve_prefix_cache(self) -> None:
@@ -216,6 +227,14 @@ class EngineArgs:
                 "checkpoint says. Leave dtype out, or set quantization='int8' and dtype='auto'"
             )
         self.quantization, self.dtype = INT8, "auto"
+
+    def _check_decode_weights(self) -> None:
+        if self.decode_weight_dtype is not None and self.quantization is not None:
+            raise ValueError(
+                f"decode_weight_dtype is {self.decode_weight_dtype!r}, which leaves prompts the model's own "
+                f"weights of 16 or 32 bits; quantization={self.quantization!r} takes those away: leave one "
+                "of the two out"
+            )
 
     def _refuse_what_is_not_built_yet(self) -> None:
         allowed = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1}

@@ -41,6 +41,8 @@ class ScheduledSequence(msgspec.Struct, frozen=True, gc=False):
     num_logits: int
     """Logits wanted for the last `num_logits` of these tokens: 0 for a chunk that does not reach the
     sequence's end, 1 to sample the next token, more for prompt log-probabilities."""
+    num_prompt_tokens: int | None = None
+    """Tokens of the sequence that are its prompt, the others being generated; None: all of these are."""
 
     @property
     def num_tokens(self) -> int:

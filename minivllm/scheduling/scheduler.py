@@ -175,10 +175,17 @@ class Scheduler:
             # A copy of the table, because the plan must not change under its reader.
             blocks = self.cache.tables[seq_id].blocks[:]
             tokens = sequence.token_ids[start:end]
-            step.planned.append(ScheduledSequence(seq_id, start, tokens, blocks, num_logits))
+            prompt_end = sequence.num_prompt_tokens
+            step.planned.append(ScheduledSequence(seq_id, start, tokens, blocks, num_logits, prompt_end))
             if caches_prefixes:
-                self.cache.cache_full_blocks(seq_id, sequence.token_ids, end)
+                self._cache_full_blocks(seq_id, end)
             step.budget -= end - start
+
+    def _cache_full_blocks(self, seq_id: int, end: int) -> None:
+        sequence = self.state.sequences[seq_id]
+        if self.config.cache_prompts_only:
+            end = min(end, sequence.num_prompt_tokens)
+        self.cache.cache_full_blocks(seq_id, sequence.token_ids, end)
 
     def plan(self, step: StepBuilder) -> StepPlan:
         """What has been planned, as the data that the executor obeys."""
@@ -274,9 +281,7 @@ class Scheduler:
             return None
         for sequence in request.sequences:
             if sequence.seq_id in self.cache.tables:
-                self.cache.cache_full_blocks(
-                    sequence.seq_id, sequence.token_ids, sequence.num_computed_tokens
-                )
+                self._cache_full_blocks(sequence.seq_id, sequence.num_computed_tokens)
         spans = self._next_spans(request, step.budget)
         return spans if self.cache.allocate_slots(spans) else []
 
