@@ -215,3 +215,78 @@ def attention(
     if plot is not None:
         save_picture(results, plot)
         console.print(f"The picture is in {plot}.", highlight=False)
+
+
+@app.command("precision")
+@with_engine_flags({"attention_backend"})
+def precision(
+    model: Annotated[
+        str | None,
+        typer.Option(help="Folder or hub id that quality is judged on; the shipped one if left out."),
+    ] = None,
+    speed_model: Annotated[
+        str, typer.Option(help="Whose speed is measured: nano, small, medium (random weights), or none.")
+    ] = "medium",
+    precisions: Annotated[str, typer.Option(help="Some of them, separated by commas; all if left out.")] = "",
+    text: Annotated[
+        Path | None, typer.Option(help="Judge quality on this file; on built-in held-out texts if left out.")
+    ] = None,
+    texts: Annotated[int, typer.Option(help="So many texts of it.")] = 48,
+    samples: Annotated[
+        int, typer.Option(help="Texts that AWQ, GPTQ and SmoothQuant are calibrated on.")
+    ] = 128,
+    clipping: Annotated[
+        bool, typer.Option(help="Also compare AWQ's clippings, calibrated on little.")
+    ] = True,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of torch; all usable cores if left out.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of texts.")] = 0,
+    trace: Annotated[
+        Path | None, typer.Option(help="Write a trace for the dashboard's page Precision.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Also write everything to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw it in this file (.png, .svg, .pdf).")] = None,
+    *,
+    engine_settings: dict[str, Any],
+) -> None:
+    """The same model in 16, 8 and 4 bits: bytes, tokens a second, and what is lost, by phase."""
+    from minivllm.lab.compare.precision import PrecisionSettings, compare_precision
+    from minivllm.lab.compare.precision_picture import save_picture
+    from minivllm.lab.compare.precision_report import as_data, print_comparison
+    from minivllm.lab.compare.precision_trace import record
+    from minivllm.lab.drawing import check_picture
+    from minivllm.model.tiny import MODEL_PATH
+
+    if plot is not None:
+        check_picture(plot)  # before the work, not after it
+    check_output_file("json", json)
+    check_output_file("trace", trace)
+    settings = PrecisionSettings(
+        model or MODEL_PATH,
+        speed_model=speed_model,
+        variants=precisions,
+        text=text,
+        num_texts=texts,
+        num_samples=samples,
+        backend=engine_settings["attention_backend"],
+        threads=threads,
+        seed=seed,
+        with_clipping=clipping,
+    )
+    console = Console()
+    with console.status("") as status:
+        result = compare_precision(settings, lambda what, done: status.update(f"{done:4.0%}  {what}"))
+        if trace is not None:
+            status.update("matrices, for the trace")
+            record(trace, result, settings)
+    print_comparison(result, console)
+    if json is not None:
+        write_file(json, json_module.dumps(as_data(result), indent=1), "json")
+        console.print(f"Everything is in {json}.", highlight=False)
+    if plot is not None:
+        save_picture(result, plot)
+        console.print(f"The picture is in {plot}.", highlight=False)
+    if trace is not None:
+        command = (f"minivllm dashboard {trace}", "bold")
+        console.print(Text.assemble("A look into the matrices: ", command, ", page Precision."))
