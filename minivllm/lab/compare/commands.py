@@ -251,10 +251,8 @@ def precision(
     engine_settings: dict[str, Any],
 ) -> None:
     """The same model in 16, 8 and 4 bits: bytes, tokens a second, and what is lost, by phase."""
-    from minivllm.lab.compare.precision import PrecisionSettings, compare_precision
-    from minivllm.lab.compare.precision_picture import save_picture
-    from minivllm.lab.compare.precision_report import as_data, print_comparison
-    from minivllm.lab.compare.precision_trace import record
+    from minivllm.lab.compare.precision import PrecisionSettings
+    from minivllm.lab.compare.precision_command import run
     from minivllm.lab.drawing import check_picture
     from minivllm.model.tiny import MODEL_PATH
 
@@ -274,19 +272,4 @@ def precision(
         seed=seed,
         with_clipping=clipping,
     )
-    console = Console()
-    with console.status("") as status:
-        result = compare_precision(settings, lambda what, done: status.update(f"{done:4.0%}  {what}"))
-        if trace is not None:
-            status.update("matrices, for the trace")
-            record(trace, result, settings)
-    print_comparison(result, console)
-    if json is not None:
-        write_file(json, json_module.dumps(as_data(result), indent=1), "json")
-        console.print(f"Everything is in {json}.", highlight=False)
-    if plot is not None:
-        save_picture(result, plot)
-        console.print(f"The picture is in {plot}.", highlight=False)
-    if trace is not None:
-        command = (f"minivllm dashboard {trace}", "bold")
-        console.print(Text.assemble("A look into the matrices: ", command, ", page Precision."))
+    run(settings, Console(), trace=trace, json=json, plot=plot)

@@ -5,8 +5,8 @@ second are those of one step; decoding's are the sequences of a step over the se
 whatever else a machine does only makes steps slower; sampling is included. Variants that lie in memory alike
 are measured once.
 
-What is rounded stands beside 16 bits, as in checkpoints; where a processor has no products of bfloat16, beside
-32 bits (`base_dtype`).
+What is rounded stands beside 16 bits, as in checkpoints; beside 32 where a processor has no products of
+bfloat16 (`base_dtype`).
 
 Read next: `precision.py`.
 """

@@ -41,7 +41,7 @@ from minivllm.trace.recorder import timestamp
 
 BITS = (8, 4, 3, 2)
 GROUP_SIZES = (32, 64, 128, 0)
-ROWS, COLUMNS = 24, 64
+ROWS, COLUMNS = 16, 64
 
 
 def record(path: Path, result: PrecisionComparison, settings: PrecisionSettings) -> None:
@@ -71,13 +71,13 @@ def make_trace(result: PrecisionComparison, folder: Path, texts: Sequence[Sequen
 
 
 def sample_matrices(folder: Path, texts: Sequence[Sequence[int]]) -> list[MatrixOnGrids]:
-    """The first layer's queries, keys and values, and the last layer's way down."""
+    """The last layer's way down, whose inputs differ most, and the first layer's queries, keys and values."""
     config = ModelConfig.from_folder(folder)
     decoder = load_decoder(folder, config, torch.float32, torch.device("cpu"))
     last = config.num_layers - 1
     chosen = {
-        "layer 0: q, k, v": decoder.layers[0].attention.qkv,
         f"layer {last}: down": decoder.layers[last].mlp.down,
+        "layer 0: q, k, v": decoder.layers[0].attention.qkv,
     }
     seen = {linear: InputStatistics(linear.in_size) for linear in chosen.values()}
     runner = LayerRunner(decoder)
