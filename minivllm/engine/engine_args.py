@@ -229,7 +229,15 @@ class EngineArgs:
         self.quantization, self.dtype = INT8, "auto"
 
     def _check_decode_weights(self) -> None:
-        if self.decode_weight_dtype is not None and self.quantization is not None:
+        if self.decode_weight_dtype is None:
+            return
+        for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+            if getattr(self, name) != 1:
+                raise ValueError(
+                    f"{name} must be 1 where decode_weight_dtype is {self.decode_weight_dtype!r}, whose copy of "
+                    f"the weights is made in one piece; got {getattr(self, name)}"
+                )
+        if self.quantization is not None:
             raise ValueError(
                 f"decode_weight_dtype is {self.decode_weight_dtype!r}, which leaves prompts the model's own "
                 f"weights of 16 or 32 bits; quantization={self.quantization!r} takes those away: leave one "

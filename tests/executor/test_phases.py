@@ -168,6 +168,10 @@ def test_a_trace_says_which_weights_decoded(tmp_path):
 def test_what_does_not_go_together_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=r"decode_weight_dtype is 'int8'.*quantization='int4'"):
         LLM(MODEL_PATH, decode_weight_dtype="int8", quantization="int4")
+    with pytest.raises(
+        ValueError, match="tensor_parallel_size must be 1 where decode_weight_dtype is 'int8'"
+    ):
+        LLM(MODEL_PATH, decode_weight_dtype="int8", tensor_parallel_size=2)
     with pytest.raises(ValueError, match="decode_weight_dtype must be"):
         LLM(MODEL_PATH, decode_weight_dtype="int2")
     stored = {"quant_method": "fp8", "activation_scheme": "dynamic"}
