@@ -118,8 +118,11 @@ def make_speculation(args: EngineArgs, executor: TorchExecutor | DistributedExec
 
 def load_executor(args: EngineArgs) -> TorchExecutor | DistributedExecutor:
     """The model with its weights, and the KV cache in the memory that is left."""
-    if args.is_parallel:
-        return load_distributed(args)
+    return load_distributed(args) if args.is_parallel else load_torch_executor(args)
+
+
+def load_torch_executor(args: EngineArgs) -> TorchExecutor:
+    """The same in this process."""
     model, draft_config = calibrated_model(args), None
     speculative = SpeculativeConfig.of(args.speculative_config)
     if speculative and speculative.model is not None:
@@ -141,6 +144,7 @@ def load_executor(args: EngineArgs) -> TorchExecutor | DistributedExecutor:
         kv_cache_dtype=args.kv_cache_dtype,
         quantization=args.quantization,
         draft_config=draft_config,
+        decode_weight_dtype=args.decode_weight_dtype,
     )
 
 
@@ -271,6 +275,7 @@ def scheduler_config(
         "num_host_blocks": num_host_blocks,
         "max_model_len": max_model_len,
         "max_num_batched_tokens": batched,
+        "cache_prompts_only": args.decode_weight_dtype is not None,
     }
     return SchedulerConfig(**(same_name | resolved))
 

@@ -24,6 +24,7 @@ from minivllm.config import (
 from minivllm.engine.settings import Setting, check_settings, documented, settings_of
 from minivllm.memory.allocators import ALLOCATORS
 from minivllm.memory.make_cache_manager import PREFIX_CACHES
+from minivllm.model.quantization.names import ROUNDINGS
 from minivllm.model.quantization.names import SETTINGS as QUANTIZATIONS
 from minivllm.scheduling.choose_policy import POLICIES, make_policy
 from minivllm.speculative_config import SpeculativeConfig
@@ -225,6 +226,15 @@ class EngineArgs:
             "'disable_by_batch_size'."
         ),
     ] = None
+    decode_weight_dtype: Annotated[
+        str | None,
+        Setting(
+            "Compute generated tokens with a rounded copy of the weights, 'int8', 'int4' or 'fp8', and "
+            "prompts with the model's own: decoding reads fewer bytes, prompts stay exact, and both copies "
+            "take memory. The model's own for all if left out.",
+            ROUNDINGS,
+        ),
+    ] = None
     enforce_eager: Annotated[
         bool,
         Setting("Compute every step anew; otherwise 'numba-cuda' records decode steps as CUDA graphs."),
@@ -253,6 +263,7 @@ class EngineArgs:
         self._resolve_dtype()
         self._check_kv_cache_dtype()
         self._check_parallel()
+        self._check_decode_weights()
 
     def _resolve_prefix_cache(self) -> None:
         if self.prefix_cache is not None and self.enable_prefix_caching is False:
@@ -279,6 +290,16 @@ class EngineArgs:
                 "checkpoint says. Leave dtype out, or set quantization='int8' and dtype='auto'"
             )
         self.quantization, self.dtype = INT8, "auto"
+
+    def _check_decode_weights(self) -> None:
+        if self.decode_weight_dtype is None:
+            return
+        if self.quantization is not None:
+            raise ValueError(
+                f"decode_weight_dtype is {self.decode_weight_dtype!r}, which leaves prompts the model's own "
+                f"weights of 16 or 32 bits; quantization={self.quantization!r} takes those away: leave one "
+                "of the two out"
+            )
 
     def _check_kv_cache_dtype(self) -> None:
         """Scales lie beside the pages of virtual memory, and would not come and go with them."""
