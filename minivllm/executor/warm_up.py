@@ -33,7 +33,7 @@ from typing import IO
 import torch
 
 from kernels_numba.kept_code import is_complete, usual_folder
-from minivllm.executor.cpu_hazards import FUSED, RUNNERS, STEP, code_kind
+from minivllm.executor.cpu_hazards import CACHES, FUSED, STEP, code_kind
 from minivllm.executor.kv_format import AUTO
 from minivllm.executor.runners.choose import has_compiled_step
 from minivllm.model.config import ModelConfig
@@ -56,14 +56,12 @@ _processes: list[subprocess.Popen[bytes]] = []
 
 def kinds_needed(config: ModelConfig, dtype: torch.dtype, kv_cache_dtype: str = AUTO) -> list[str]:
     """The compiled code that the runners of this model need on this processor (`runners/choose.py`)."""
-    if kv_cache_dtype != AUTO:
-        return [code_kind(dtype, RUNNERS[kv_cache_dtype])]
-    runners = [STEP] if has_compiled_step(config) else [FUSED]
+    runners = [STEP] if has_compiled_step(config, kv_cache_dtype) else [FUSED]
     if dtype == torch.bfloat16 and STEP in runners:
         from minivllm.executor.attention.numba_cpu_backend import has_matrix_units
 
         runners += [FUSED] if has_matrix_units(dtype) else []
-    return [code_kind(dtype, runner) for runner in runners]
+    return [code_kind(dtype, runner, kv_cache_dtype) for runner in runners]
 
 
 def can_start_compiled(config: ModelConfig, dtype: torch.dtype, kv_cache_dtype: str = AUTO) -> bool:
@@ -175,10 +173,10 @@ def make_runner(kind: str) -> None:
         {"architectures": ["LlamaForCausalLM"], "vocab_size": 64, "hidden_size": 64, "intermediate_size": 64,
          "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 16}
     )  # fmt: skip
-    kept = next((kept for kept, kind_of_kept in RUNNERS.items() if kind_of_kept == runner), AUTO)
+    kept = next(name for name, code in CACHES.items() if runner in (code + STEP, code + FUSED))
     storage = make_storage(config, 1, 16, dtype, cpu, kept)
     decoder = Decoder(config, dtype, cpu)
-    if runner == STEP:
+    if runner.endswith(STEP):
         CompiledRunner(decoder, storage)
     else:
         FusedRunner(decoder, NumbaCpuAttention(config, storage))

@@ -177,6 +177,17 @@ def test_only_what_the_model_needs_is_compiled(monkeypatch, changes, dtype, has_
     assert kinds_needed(config_of(**changes), dtype) == expected
 
 
+def test_a_cache_in_8_bits_needs_code_of_its_own(monkeypatch):
+    monkeypatch.setattr("minivllm.executor.attention.numba_cpu_backend.has_matrix_units", lambda _: True)
+    usual = config_of()
+    assert kinds_needed(usual, torch.float32, "int8_per_token_head") == ["float32-int8step"]
+    assert kinds_needed(usual, torch.bfloat16, "int8_per_token_head") == [
+        "bfloat16-int8step",
+        "bfloat16-int8fused",
+    ]
+    assert kinds_needed(usual, torch.bfloat16, "fp8") == ["bfloat16-fp8fused"]
+
+
 def test_auto_is_plain_torch_until_then_and_a_name_is_obeyed(folder):
     storage = KVStorage(CONFIG, 2, 4, torch.float32, torch.device("cpu"))
     assert type(backend_factory("auto")(CONFIG, storage)) is TorchAttention

@@ -5,7 +5,7 @@
     numba-cpu      compiled, all steps
                    compiled for small steps, fused for large ones: a processor with matrix units
                    fused, all steps: a model that there is no compiled step for, as a quantised one, or a
-                   KV cache in 8 bits
+                   KV cache of 8-bit floats
     numba-cuda     graphs for decode steps, eager for the others; with `enforce_eager`, eager
     all others     eager
 
@@ -15,6 +15,7 @@ Compilers are imported only where they are used. Read next: `model_runner.py`, `
 from __future__ import annotations
 
 from minivllm.executor.attention.backend import AttentionBackend
+from minivllm.executor.kv_format import AUTO, INT8
 from minivllm.executor.runners.eager import EagerRunner
 from minivllm.executor.runners.model_runner import FirstSupporting, ModelRunner
 from minivllm.model.config import ModelConfig
@@ -45,9 +46,10 @@ def choose_runner(
     return FirstSupporting(graphs, eager)
 
 
-def has_compiled_step(config: ModelConfig) -> bool:
-    """Is there a compiled step for models like this one?"""
-    return config.hidden_act in ("silu", "swish") and len(set(config.layer_windows)) == 1
+def has_compiled_step(config: ModelConfig, kv_cache_dtype: str = AUTO) -> bool:
+    """Is there a compiled step for models like this one, with such a cache?"""
+    is_plain = config.hidden_act in ("silu", "swish") and len(set(config.layer_windows)) == 1
+    return is_plain and kv_cache_dtype in (AUTO, INT8)
 
 
 def _choose_cpu_runner(decoder: Decoder, attention: AttentionBackend) -> ModelRunner:
@@ -56,11 +58,11 @@ def _choose_cpu_runner(decoder: Decoder, attention: AttentionBackend) -> ModelRu
     from minivllm.executor.runners.fused import FusedRunner
 
     assert isinstance(attention, NumbaCpuAttention)
-    # A compiled step needs matrices in one form, and cells that hold numbers.
-    if decoder.is_quantized or attention.storage.kv_cache_dtype != "auto":
+    if decoder.is_quantized:  # its matrices are not in one form, which a compiled step would need
         return FusedRunner(decoder, attention)
     is_copy = has_matrix_units(decoder.dtype)
-    if not has_compiled_step(decoder.config) or (is_copy and decoder.num_bytes > MAX_COPY_BYTES):
+    has_step = has_compiled_step(decoder.config, attention.storage.kv_cache_dtype)
+    if not has_step or (is_copy and decoder.num_bytes > MAX_COPY_BYTES):
         return FusedRunner(decoder, attention)
     compiled = CompiledRunner(decoder, attention.storage, is_copy=is_copy)
     return FirstSupporting(compiled, FusedRunner(decoder, attention)) if is_copy else compiled

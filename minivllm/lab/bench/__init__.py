@@ -10,6 +10,7 @@ over a model that is either a real folder or a random one of a known shape (`sha
     control-plane   what a block, a scheduling decision and an abort cost, however large the pool or the queue
     beams           beam search with shared blocks, and with a full copy at each fork
     prefix-cache    looking up, acquiring and replacing prefixes, however many are known
+    kv-cache        decode attention over a KV cache in 32, 16 and 8 bits
     scaling         how cost grows with batch, context, pool, queue and requests, drawn
     kernels         our kernels on a GPU, beside what the device can do
     serve           a server under load, ours or another, as its clients see it (`serve/`)
@@ -40,6 +41,7 @@ MEASUREMENTS = {
     "control-plane": "control_plane",
     "beams": "beams",
     "prefix-cache": "prefix_lookup",
+    "kv-cache": "kv_cache_reading",
     "scaling": "scaling",
     "kernels": "kernels",
 }
