@@ -127,10 +127,11 @@ def _layer_allows_one_caller() -> bool:
 # ---- compiling ---------------------------------------------------------------------------------------
 
 
-STEP, FUSED = "step", "fused"
-"""Runners that need compiled code: `runners/compiled.py` and `runners/fused.py`."""
+STEP, FUSED, QUANTIZED = "step", "fused", "quantized"
+"""Runners that need compiled code: `runners/compiled.py`, `runners/fused.py`, and what that multiplies
+quantised matrices with. (The first has all of it in one.)"""
 CACHES = {"auto": "", "int8_per_token_head": "int8", "fp8": "fp8"}
-"""Each kind of KV cache needs code of its own."""
+"""Both runners have code of their own for each kind of KV cache; the first has none for 8-bit floats."""
 
 
 def code_kind(dtype: Any, runner: str, kv_cache_dtype: str = "auto") -> str:

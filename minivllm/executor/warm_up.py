@@ -25,7 +25,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -33,7 +33,7 @@ from typing import IO
 import torch
 
 from kernels_numba.kept_code import is_complete, usual_folder
-from minivllm.executor.cpu_hazards import CACHES, FUSED, STEP, code_kind
+from minivllm.executor.cpu_hazards import CACHES, FUSED, QUANTIZED, STEP, code_kind
 from minivllm.executor.kv_format import AUTO
 from minivllm.executor.runners.choose import has_compiled_step
 from minivllm.model.config import ModelConfig
@@ -45,7 +45,9 @@ except ImportError:  # Windows: there engines compile first and then start
 
 logger = logging.getLogger("minivllm")
 
-ALL_KINDS = tuple(f"{dtype}-{runner}" for dtype in ("float32", "bfloat16") for runner in (STEP, FUSED))
+ALL_KINDS = tuple(
+    f"{dtype}-{runner}" for dtype in ("float32", "bfloat16") for runner in (STEP, FUSED, QUANTIZED)
+)
 MOST_ATTEMPTS = 3
 MOST_SECONDS = 1800
 """A process that compiles for longer ends itself."""
@@ -54,22 +56,35 @@ _processes: list[subprocess.Popen[bytes]] = []
 """Started by this one, which does not wait for them."""
 
 
-def kinds_needed(config: ModelConfig, dtype: torch.dtype, kv_cache_dtype: str = AUTO) -> list[str]:
-    """The compiled code that the runners of this model need on this processor (`runners/choose.py`)."""
-    runners = [STEP] if has_compiled_step(config, kv_cache_dtype) else [FUSED]
-    if dtype == torch.bfloat16 and STEP in runners:
-        from minivllm.executor.attention.numba_cpu_backend import has_matrix_units
+def kinds_needed(
+    config: ModelConfig, dtype: torch.dtype, runners: Sequence[str] = (), kv_cache_dtype: str = AUTO
+) -> list[str]:
+    """The compiled code that the runners of this model need on this processor (`runners/choose.py`).
 
-        runners += [FUSED] if has_matrix_units(dtype) else []
-    return [code_kind(dtype, runner, kv_cache_dtype) for runner in runners]
+    A quantised model says itself which `runners` it needs, unless its KV cache leaves no choice.
+    """
+    has_step = has_compiled_step(config, kv_cache_dtype)
+    if runners:
+        runners = runners if has_step else (FUSED, QUANTIZED)
+    else:
+        runners = [STEP] if has_step else [FUSED]
+        if dtype == torch.bfloat16 and has_step:
+            from minivllm.executor.attention.numba_cpu_backend import has_matrix_units
+
+            runners = [*runners, *([FUSED] if has_matrix_units(dtype) else [])]
+    of_caches = {runner: AUTO if runner == QUANTIZED else kv_cache_dtype for runner in runners}
+    return [code_kind(dtype, runner, kind) for runner, kind in of_caches.items()]
 
 
-def can_start_compiled(config: ModelConfig, dtype: torch.dtype, kv_cache_dtype: str = AUTO) -> bool:
+def can_start_compiled(
+    config: ModelConfig, dtype: torch.dtype, runners: Sequence[str] = (), kv_cache_dtype: str = AUTO
+) -> bool:
     """May an engine use compiled code now? If not, says so, and sees to it that it is compiled beside."""
     if fcntl is None or os.environ.get("MINIVLLM_WAIT_FOR_COMPILER") == "1":
         return True
     folder = usual_folder()
-    kinds = [kind for kind in kinds_needed(config, dtype, kv_cache_dtype) if not is_complete(folder, kind)]
+    needed = kinds_needed(config, dtype, runners, kv_cache_dtype)
+    kinds = [kind for kind in needed if not is_complete(folder, kind)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if kinds:
@@ -165,6 +180,7 @@ def make_runner(kind: str) -> None:
     from minivllm.executor.quantized_storage import make_storage
     from minivllm.executor.runners.compiled import CompiledRunner
     from minivllm.executor.runners.fused import FusedRunner
+    from minivllm.executor.runners.quantized_panels import compile_products
     from minivllm.model.decoder import Decoder
 
     name, runner = kind.split("-")
@@ -173,11 +189,13 @@ def make_runner(kind: str) -> None:
         {"architectures": ["LlamaForCausalLM"], "vocab_size": 64, "hidden_size": 64, "intermediate_size": 64,
          "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 16}
     )  # fmt: skip
-    kept = next(name for name, code in CACHES.items() if runner in (code + STEP, code + FUSED))
+    kept = next((name for name, code in CACHES.items() if runner in (code + STEP, code + FUSED)), AUTO)
     storage = make_storage(config, 1, 16, dtype, cpu, kept)
     decoder = Decoder(config, dtype, cpu)
     if runner.endswith(STEP):
         CompiledRunner(decoder, storage)
+    elif runner == QUANTIZED:
+        compile_products(dtype)
     else:
         FusedRunner(decoder, NumbaCpuAttention(config, storage))
 
