@@ -13,7 +13,7 @@ from minivllm.executor import warm_up
 from minivllm.executor.attention.choose import backend_factory
 from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention
 from minivllm.executor.attention.torch_backend import TorchAttention
-from minivllm.executor.cpu_hazards import FUSED, QUANTIZED
+from minivllm.executor.cpu_hazards import FUSED, QUANTIZED, STEP
 from minivllm.executor.kv_storage import KVStorage
 from minivllm.executor.warm_up import ALL_KINDS, MOST_ATTEMPTS, can_start_compiled, compile_kind, kinds_needed
 from minivllm.model.config import ModelConfig
@@ -176,6 +176,20 @@ def test_only_what_the_model_needs_is_compiled(monkeypatch, changes, dtype, has_
         "minivllm.executor.attention.numba_cpu_backend.has_matrix_units", lambda dtype: has_units
     )
     assert kinds_needed(config_of(**changes), dtype) == expected
+
+
+def test_a_cache_in_8_bits_needs_code_of_its_own(monkeypatch):
+    monkeypatch.setattr("minivllm.executor.attention.numba_cpu_backend.has_matrix_units", lambda _: True)
+
+    def needed(dtype, kind, runners=()):
+        return kinds_needed(config_of(), dtype, runners, kind)
+
+    assert needed(torch.float32, "int8_per_token_head") == ["float32-int8step"]
+    whole = ["bfloat16-int8step", "bfloat16-int8fused"]
+    assert needed(torch.bfloat16, "int8_per_token_head") == whole
+    assert needed(torch.bfloat16, "fp8") == ["bfloat16-fp8fused"]
+    assert needed(torch.float32, "fp8", [STEP]) == ["float32-fp8fused", "float32-quantized"]
+    assert needed(torch.float32, "int8_per_token_head", [STEP]) == ["float32-int8step"]
 
 
 def test_a_quantised_model_says_itself_what_it_needs():
