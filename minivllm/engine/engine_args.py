@@ -18,6 +18,7 @@ from typing import Annotated
 from minivllm.config import (
     ATTENTION_BACKENDS,
     DTYPES,
+    KV_CACHE_DTYPES,
     PREEMPTION_MODES,
 )
 from minivllm.engine.settings import Setting, check_settings, documented
@@ -98,6 +99,15 @@ class EngineArgs:
             at_least=1,
         ),
     ] = None
+    kv_cache_dtype: Annotated[
+        str,
+        Setting(
+            "What keys and values are kept in: 'auto' (dtype), 'int8_per_token_head' (whole numbers, each "
+            "head of each token with a scale of its own: no calibration), or 'fp8' (8-bit floats, with the "
+            "checkpoint's k_scale and v_scale; 'fp8_e4m3' is the same).",
+            KV_CACHE_DTYPES,
+        ),
+    ] = "auto"
     max_num_seqs: Annotated[int, Setting("Most sequences in one step.", at_least=1)] = 128
     max_num_batched_tokens: Annotated[
         int | None,
@@ -189,6 +199,7 @@ class EngineArgs:
         self._resolve_prefix_cache()
         self._resolve_preemption_mode()
         self._resolve_dtype()
+        self._check_kv_cache_dtype()
         self._refuse_what_is_not_built_yet()
 
     def _resolve_prefix_cache(self) -> None:
@@ -216,6 +227,14 @@ class EngineArgs:
                 "checkpoint says. Leave dtype out, or set quantization='int8' and dtype='auto'"
             )
         self.quantization, self.dtype = INT8, "auto"
+
+    def _check_kv_cache_dtype(self) -> None:
+        """Scales lie beside the pages of virtual memory, and would not come and go with them."""
+        if self.kv_cache_dtype != "auto" and self.allocator == "virtual_memory":
+            raise ValueError(
+                f"kv_cache_dtype must be 'auto' where allocator is 'virtual_memory', got "
+                f"{self.kv_cache_dtype!r}; every other allocator has it"
+            )
 
     def _refuse_what_is_not_built_yet(self) -> None:
         allowed = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1}

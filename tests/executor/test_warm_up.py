@@ -13,7 +13,7 @@ from minivllm.executor import warm_up
 from minivllm.executor.attention.choose import backend_factory
 from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention
 from minivllm.executor.attention.torch_backend import TorchAttention
-from minivllm.executor.cpu_hazards import FUSED, QUANTIZED
+from minivllm.executor.cpu_hazards import FUSED, QUANTIZED, STEP
 from minivllm.executor.kv_storage import KVStorage
 from minivllm.executor.warm_up import ALL_KINDS, MOST_ATTEMPTS, can_start_compiled, compile_kind, kinds_needed
 from minivllm.model.config import ModelConfig
@@ -179,9 +179,11 @@ def test_only_what_the_model_needs_is_compiled(monkeypatch, changes, dtype, has_
 
 
 def test_a_quantised_model_says_itself_what_it_needs():
-    needed = kinds_needed(CONFIG, torch.bfloat16, (FUSED, QUANTIZED))
+    needed = kinds_needed(CONFIG, torch.bfloat16, "auto", (FUSED, QUANTIZED))
     assert needed == ["bfloat16-fused", "bfloat16-quantized"]
     assert set(needed) <= set(ALL_KINDS)
+    small_cache = kinds_needed(CONFIG, torch.bfloat16, "int8_per_token_head", (STEP,))
+    assert small_cache == ["bfloat16-int8cache", "bfloat16-quantized"]
 
 
 def test_auto_is_plain_torch_until_then_and_a_name_is_obeyed(folder):

@@ -47,9 +47,8 @@ def automatic(config: ModelConfig, storage: KVStorage, runners: Sequence[str] = 
 
     `runners`: which compiled code a quantised model needs; others are known by their config.
     """
-    cache = storage.keys[0]
-    is_fast = cache.device.type == "cpu" and cache.dtype in DTYPES
-    if is_fast and not can_start_compiled(config, cache.dtype, runners):
+    is_ours = storage.device.type == "cpu" and storage.dtype in DTYPES
+    if is_ours and not can_start_compiled(config, storage.dtype, storage.kv_cache_dtype, runners):
         return TorchAttention(config, storage)
     return fastest(config, storage)
 
@@ -65,11 +64,10 @@ def factory_for(decoder: Decoder, factory: BackendFactory) -> BackendFactory:
 
 def fastest(config: ModelConfig, storage: KVStorage) -> AttentionBackend:
     """Our kernel if there is one for this cache and it can be compiled here; torch otherwise."""
-    cache = storage.keys[0]
-    if cache.device.type != "cpu":
+    if storage.device.type != "cpu":
         return TorchAttention(config, storage)
-    if cache.dtype not in DTYPES:
-        warn_of_dtype(cache.dtype)
+    if storage.dtype not in DTYPES:
+        warn_of_dtype(storage.dtype)
         return TorchAttention(config, storage)
     try:
         from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention

@@ -4,7 +4,8 @@
     ────────────   ────────────────────────────────────────────────────────────────────────────────────────
     numba-cpu      compiled, all steps, quantised or not
                    compiled for small steps, fused for large ones: a processor with matrix units
-                   fused, all steps: a model that there is no compiled step for, as one of 8-bit floats
+                   fused, all steps: a model that there is no compiled step for, as one of 8-bit floats, or a
+                   KV cache in 8 bits
     numba-cuda     graphs for decode steps, eager for the others; with `enforce_eager`, eager
     all others     eager
 
@@ -80,6 +81,7 @@ def _choose_cpu_runner(decoder: Decoder, attention: AttentionBackend) -> ModelRu
     if (
         not has_compiled_step(decoder.config)
         or not can_be_packed(decoder)
+        or attention.storage.kv_cache_dtype != "auto"  # it needs cells that hold numbers
         or (is_copy and decoder.num_bytes > MAX_COPY_BYTES)
     ):
         return FusedRunner(decoder, attention)
