@@ -57,14 +57,14 @@ _processes: list[subprocess.Popen[bytes]] = []
 
 
 def kinds_needed(
-    config: ModelConfig, dtype: torch.dtype, kv_cache_dtype: str = AUTO, runners: Sequence[str] = ()
+    config: ModelConfig, dtype: torch.dtype, runners: Sequence[str] = (), kv_cache_dtype: str = AUTO
 ) -> list[str]:
     """The compiled code that the runners of this model need on this processor (`runners/choose.py`).
 
-    A quantised model says itself which `runners` it needs; other models say nothing.
+    A quantised model says itself which `runners` it needs. A KV cache in 8 bits is the fused runner's.
     """
     if kv_cache_dtype != AUTO:
-        runners = [RUNNERS[kv_cache_dtype], *([QUANTIZED] if runners else [])]
+        runners = (RUNNERS[kv_cache_dtype], *([QUANTIZED] if runners else []))
     if runners:
         return [code_kind(dtype, runner) for runner in runners]
     runners = [STEP] if has_compiled_step(config) else [FUSED]
@@ -76,13 +76,13 @@ def kinds_needed(
 
 
 def can_start_compiled(
-    config: ModelConfig, dtype: torch.dtype, kv_cache_dtype: str = AUTO, runners: Sequence[str] = ()
+    config: ModelConfig, dtype: torch.dtype, runners: Sequence[str] = (), kv_cache_dtype: str = AUTO
 ) -> bool:
     """May an engine use compiled code now? If not, says so, and sees to it that it is compiled beside."""
     if fcntl is None or os.environ.get("MINIVLLM_WAIT_FOR_COMPILER") == "1":
         return True
     folder = usual_folder()
-    needed = kinds_needed(config, dtype, kv_cache_dtype, runners)
+    needed = kinds_needed(config, dtype, runners, kv_cache_dtype)
     kinds = [kind for kind in needed if not is_complete(folder, kind)]
     try:
         folder.mkdir(parents=True, exist_ok=True)

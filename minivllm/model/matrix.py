@@ -54,6 +54,14 @@ class Matrix(ABC):
         """Are weights stored as small numbers? Then runners leave them so, or convert them knowing it."""
         return False
 
+    def shard(self, rows: slice, columns: slice) -> Matrix:
+        """These rows and columns alone, in the same format, of the same values; it shares no memory.
+
+        Raises:
+            ValueError: this format, or what is done with its inputs, cannot be shared among ranks.
+        """
+        raise ValueError(f"{type(self).__name__} cannot be shared among ranks")
+
     def views(self, rows: Mapping[str, int]) -> NamedViews:
         """Its tensors under their names in the checkpoint: a loader writes into them.
 

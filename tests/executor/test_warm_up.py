@@ -179,10 +179,10 @@ def test_only_what_the_model_needs_is_compiled(monkeypatch, changes, dtype, has_
 
 
 def test_a_quantised_model_says_itself_what_it_needs():
-    needed = kinds_needed(CONFIG, torch.bfloat16, "auto", (FUSED, QUANTIZED))
+    needed = kinds_needed(CONFIG, torch.bfloat16, (FUSED, QUANTIZED))
     assert needed == ["bfloat16-fused", "bfloat16-quantized"]
     assert set(needed) <= set(ALL_KINDS)
-    small_cache = kinds_needed(CONFIG, torch.bfloat16, "int8_per_token_head", (STEP,))
+    small_cache = kinds_needed(CONFIG, torch.bfloat16, (STEP,), "int8_per_token_head")
     assert small_cache == ["bfloat16-int8cache", "bfloat16-quantized"]
 
 

@@ -62,16 +62,16 @@ for dim, group, dtype in (
     )
     launches[f"paged_attention {dim} {group} {dtype}"] = paged
 launches["combine_splits"] = combine
-for bits, rows in ((4, 1), (4, 16), (8, 8)):
-    launches[f"quantized_product {bits} {rows}"] = quantized_product(
-        f32(rows, 1024), np.zeros((64, 32 * bits), np.uint32), f32(64, 8), f32(64, 8), f32(rows, 64),
-        bits=bits, group_size=128,
-    )
 codes, scales = np.zeros((4, 2, 16, 64), np.int8), f32(4, 2, 16)
 launches["kv_write_int8"] = kv_write_int8(
     f32(3, 2, 64), f32(3, 2, 64), codes, codes, scales, scales, np.arange(3, dtype=np.int32)
 )
 launches["copy_blocks int8"] = copy_blocks(np.zeros((4, 512), np.int8), np.array([[0, 1]], np.int32))
+for bits, rows in ((4, 1), (4, 16), (8, 8)):
+    launches[f"quantized_product {bits} {rows}"] = quantized_product(
+        f32(rows, 1024), np.zeros((64, 32 * bits), np.uint32), f32(64, 8), f32(64, 8), f32(rows, 64),
+        bits=bits, group_size=128,
+    )
 for dtype in ("float32", "uint16", "uint8"):
     key, keys = np.zeros((3, 2, 64), dtype), np.zeros((4, 2, 16, 64), dtype)
     launches[f"kv_write {dtype}"] = kv_write(key, key, keys, keys, np.arange(3, dtype=np.int32))

@@ -48,7 +48,7 @@ def automatic(config: ModelConfig, storage: KVStorage, runners: Sequence[str] = 
     `runners`: which compiled code a quantised model needs; others are known by their config.
     """
     is_ours = storage.device.type == "cpu" and storage.dtype in DTYPES
-    if is_ours and not can_start_compiled(config, storage.dtype, storage.kv_cache_dtype, runners):
+    if is_ours and not can_start_compiled(config, storage.dtype, runners, storage.kv_cache_dtype):
         return TorchAttention(config, storage)
     return fastest(config, storage)
 

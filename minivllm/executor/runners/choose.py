@@ -79,9 +79,9 @@ def _choose_cpu_runner(decoder: Decoder, attention: AttentionBackend) -> ModelRu
     assert isinstance(attention, NumbaCpuAttention)
     is_copy = has_matrix_units(decoder.dtype) and not decoder.is_quantized
     if (
-        not has_compiled_step(decoder.config)
+        attention.storage.kv_cache_dtype != "auto"  # a compiled step needs cells that hold numbers
+        or not has_compiled_step(decoder.config)
         or not can_be_packed(decoder)
-        or attention.storage.kv_cache_dtype != "auto"  # it needs cells that hold numbers
         or (is_copy and decoder.num_bytes > MAX_COPY_BYTES)
     ):
         return FusedRunner(decoder, attention)

@@ -58,12 +58,16 @@ class RoundingScheme(LinearScheme):
         self, layer: LayerInFile, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
     ) -> Matrix:
         check_finite(layer, tensors, "weight")
-        weight = tensors["weight"].float()
-        if self.name == "fp8":
-            return Float8Matrix(round_rows_to_float8(weight), dtype, device)
-        int4_group = INT4_GROUP if layer.num_inputs % INT4_GROUP == 0 else -1
-        grid = _grid(8, -1) if self.name == "int8" else _grid(4, int4_group)
-        return IntegerMatrix(round_to_nearest(weight, grid), dtype, device)
+        return rounded_matrix(tensors["weight"], self.name, dtype, device)
+
+
+def rounded_matrix(weight: Tensor, name: str, dtype: torch.dtype, device: torch.device) -> Matrix:
+    """Plain weights [out, in] in the format `name`, one of `ROUNDINGS`. No row depends on another."""
+    if name == "fp8":
+        return Float8Matrix(round_rows_to_float8(weight.float()), dtype, device)
+    int4_group = INT4_GROUP if weight.shape[1] % INT4_GROUP == 0 else -1
+    grid = _grid(8, -1) if name == "int8" else _grid(4, int4_group)
+    return IntegerMatrix(round_to_nearest(weight.float(), grid), dtype, device)
 
 
 class RoundingMethod(QuantizationMethod):
