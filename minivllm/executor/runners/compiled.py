@@ -148,10 +148,10 @@ def _all_cells(storage: KVStorage) -> Any:
 class PanelMatrix(Matrix):
     """A matrix in panels. The compiled step reads them; `product` is for callers of the decoder itself."""
 
-    def __init__(self, weight: Tensor) -> None:
-        """`weight` [out, in] is copied."""
-        self._panels = pack(as_array(weight))
-        self.packed = pack_dense(self._panels, *weight.shape)
+    def __init__(self, panels: Any, weight: Tensor) -> None:
+        """`panels` hold `weight` [out, in], row after row; the last panel may be padded."""
+        self._panels = panels
+        self.packed = pack_dense(panels, *weight.shape)
         self._num_rows = len(weight)
         self._num_bytes = weight.numel() * weight.element_size()
 
@@ -182,9 +182,13 @@ def _can_be_packed(matrix: Matrix) -> bool:
 
 def pack_matrix(matrix: Matrix) -> PanelMatrix | QuantizedPanels:
     """The same matrix, as compiled steps take it."""
-    panels = in_panels(matrix) if matrix.is_quantized else PanelMatrix(matrix.dense())
+    panels = in_panels(matrix) if matrix.is_quantized else _in_dense_panels(matrix.dense())
     assert isinstance(panels, PanelMatrix | QuantizedPanels)
     return panels
+
+
+def _in_dense_panels(weight: Tensor) -> PanelMatrix:
+    return PanelMatrix(pack(as_array(weight)), weight)
 
 
 def gather_weights(decoder: Decoder, is_copy: bool) -> tuple[Weights, list[Packed]]:
@@ -212,7 +216,7 @@ def gather_weights(decoder: Decoder, is_copy: bool) -> tuple[Weights, list[Packe
                 linear.matrix = matrix
         return np.stack(rows)
 
-    head = PanelMatrix(decoder.lm_head) if decoder.tied else pack_matrix(decoder.head)
+    head = _in_dense_panels(decoder.lm_head) if decoder.tied else pack_matrix(decoder.head)
     kept.append(head.packed)
     weights = Weights(
         embedding=as_array(decoder.embedding),
