@@ -111,8 +111,8 @@ class TorchExecutor:
         stored. `device` is "cpu" or "cuda"; a GPU is used if there is one. `num_blocks` None sizes the cache
         by `decide_num_blocks` from the settings below it. `swap_space_bytes` of the host's memory hold the
         blocks of preempted requests. With `virtual_memory` each of `max_num_seqs` sequences has addresses
-        for `max_model_len` tokens, and memory on demand. With `enforce_eager` no step is recorded as a CUDA
-        graph. `draft_config` is that of a model that will keep its keys and values beside these.
+        for `max_model_len` tokens, and memory on demand. With `enforce_eager` no step becomes a CUDA graph.
+        `draft_config` is that of a model that will keep its keys and values beside these.
         """
         config = ModelConfig.from_folder(folder := resolve_model(path))
         max_tokens = config.check_max_model_len(max_model_len)
