@@ -35,6 +35,7 @@ from minivllm.engine.request_state import RequestState, make_request_state
 from minivllm.engine.sample_step import StepSample, TokenSampler, advance_search, sample_step
 from minivllm.engine.snapshot import make_header, take_snapshot
 from minivllm.engine.speculation import Speculation
+from minivllm.executor.executor import ClosableExecutor
 from minivllm.memory.cache_manager import CacheManager
 from minivllm.memory.make_cache_manager import Pages, make_cache_manager
 from minivllm.outputs import RequestOutput
@@ -174,6 +175,7 @@ class Engine:
         arrival_time: float | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
+        structure: Structure | None = None,
     ) -> None:
         """Queue a request. It is computed by later calls of `step`. All or nothing, interrupts included.
 
@@ -186,6 +188,7 @@ class Engine:
                 earlier goes first.
             priority: kept for policies that look at it; the smaller is the more important.
             cache_salt: cached prefixes are shared only among requests with the same salt.
+            structure: what `compile_structure` makes of the params, if the caller has had it made already.
 
         Raises:
             ValueError: the request could never be served; it says why, in numbers. Nothing has changed.
@@ -199,6 +202,7 @@ class Engine:
                 arrival_time=arrival_time,
                 priority=priority,
                 cache_salt=cache_salt,
+                structure=structure,
             )
         )
 
@@ -212,6 +216,7 @@ class Engine:
         arrival_time: float | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
+        structure: Structure | None = None,
     ) -> RequestState:
         """Check a request, and make it; nothing changes until `enqueue`. Arguments as for `add_request`.
 
@@ -245,18 +250,28 @@ class Engine:
                 max_tokens=max_tokens,
                 tokenizer=self.tokenizer,
                 eos_token_ids=self.eos_token_ids,
-                structure=self._structure_of(arguments.params),
+                structure=structure or self.compile_structure(arguments.params),
                 is_told=self._emit is not None,
             )
         except ValueError as error:
-            if self._emit:
-                now = self.core.time_of(self._clock())
-                name = request_id if isinstance(request_id, str) else shown(request_id)
-                self._emit(RequestRefused(name.encode(errors="replace").decode(), now, str(error)))
+            self.note_refusal(request_id, error)
             raise
 
-    def _structure_of(self, params: SamplingParams | BeamSearchParams) -> Structure | None:
-        """What structure an output must have, ready to be followed; None if it may have any."""
+    def note_refusal(self, request_id: str, error: ValueError) -> None:
+        """Record in the trace that a request could not be made."""
+        if self._emit:
+            now = self.core.time_of(self._clock())
+            name = request_id if isinstance(request_id, str) else shown(request_id)
+            self._emit(RequestRefused(name.encode(errors="replace").decode(), now, str(error)))
+
+    def compile_structure(self, params: SamplingParams | BeamSearchParams) -> Structure | None:
+        """What structure an output must have, ready to be followed; None if it may have any.
+
+        It touches nothing else of the engine: one thread beside the engine's may do it for all requests.
+
+        Raises:
+            StructureError: it cannot be followed, and why.
+        """
         if isinstance(params, BeamSearchParams) or params.structured_outputs is None:
             return None
         if self._structures is None:
@@ -339,6 +354,14 @@ class Engine:
     @property
     def num_unfinished_requests(self) -> int:
         return len(self.requests)
+
+    def close(self) -> None:
+        """End the trace, if one is recorded, and other processes, if the executor has any: then no step can
+        be computed any more."""
+        if self.recorder:
+            self.recorder.close()
+        if isinstance(self.executor, ClosableExecutor):
+            self.executor.close()
 
     @property
     def num_steps(self) -> int:

@@ -123,7 +123,7 @@ class DraftModel:
             ValueError: it cannot speak for the target, and why.
         """
         config = check_draft_model(path, target.config, max_model_len)
-        dtype, device = target.storage.cells.dtype, target.device
+        dtype, device = target.decoder.dtype, target.device
         kind = target.storage.block_size, dtype
         host = target.host_storage
         return cls(

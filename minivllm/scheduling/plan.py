@@ -45,6 +45,8 @@ class ScheduledSequence(msgspec.Struct, frozen=True, gc=False):
     sequence's end, 1 to sample the next token, more for drafts and for prompt log-probabilities."""
     num_draft_tokens: int = 0
     """So many of the tokens, at the end, are drafts: guesses that its logits will accept or reject."""
+    num_prompt_tokens: int | None = None
+    """Tokens of the sequence that are its prompt, the others being generated; None: all of these are."""
 
     @property
     def num_tokens(self) -> int:

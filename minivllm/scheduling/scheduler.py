@@ -183,12 +183,20 @@ class Scheduler:
             if num_drafts > 0:
                 tokens += sequence.draft_token_ids[:num_drafts]
                 sequence.draft_token_ids = NO_DRAFTS
+            prompt_end = sequence.num_prompt_tokens
             step.planned.append(
-                ScheduledSequence(seq_id, start, tokens, blocks, num_logits, max(0, num_drafts))
+                ScheduledSequence(seq_id, start, tokens, blocks, num_logits, max(0, num_drafts), prompt_end)
             )
-            if caches_prefixes:  # drafts are not remembered until they are verified
-                self.cache.cache_full_blocks(seq_id, sequence.token_ids, min(end, len(sequence.token_ids)))
+            if caches_prefixes:
+                self._cache_full_blocks(seq_id, end)
             step.budget -= end - start
+
+    def _cache_full_blocks(self, seq_id: int, end: int) -> None:
+        sequence = self.state.sequences[seq_id]
+        end = min(end, len(sequence.token_ids))  # drafts are not remembered until they are verified
+        if self.config.cache_prompts_only:
+            end = min(end, sequence.num_prompt_tokens)
+        self.cache.cache_full_blocks(seq_id, sequence.token_ids, end)
 
     def plan(self, step: StepBuilder) -> StepPlan:
         """What has been planned, as the data that the executor obeys."""
@@ -286,9 +294,7 @@ class Scheduler:
             return None
         for sequence in request.sequences:
             if sequence.seq_id in self.cache.tables:
-                self.cache.cache_full_blocks(
-                    sequence.seq_id, sequence.token_ids, sequence.num_computed_tokens
-                )
+                self._cache_full_blocks(sequence.seq_id, sequence.num_computed_tokens)
         spans = self._next_spans(request, step.budget)
         return spans if self.cache.allocate_slots(spans) else []
 
