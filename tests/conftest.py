@@ -67,7 +67,17 @@ def pytest_configure(config):
     config.pluginmanager.register(bounds)
 
 
-FIRST = ["executor/test_compiled_runner.py", "lessons/test_every_lesson.py", "viz/test_browser.py", "viz/test_lessons_browser.py", "kernels/test_cpu_prefill.py", "console/test_cli.py", "viz/test_story_figures.py", "server/test_serve.py", "lab/compare/test_attention.py", "viz/test_live_browser.py", "kernels/test_paged_kernels.py", "executor/test_choose_runner.py", "kernels/test_flash_kernels.py", "viz/test_compare_page.py", "kernels/test_cpu_decode.py", "kernels/test_planted_faults.py", "viz/test_kernel_pages.py", "executor/test_graph_runner.py", "lab/bench/serve/test_command.py", "viz/test_story_browser.py", "executor/test_kernel_backend.py", "lab/figures/test_figures.py", "kernels/test_tensor_core.py", "executor/test_quantized_runner.py", "lab/bench/test_step_profile.py", "lab/bench/test_measurements.py", "lab/bench/test_field.py", "server/test_soak.py", "lessons/test_runner.py"]
+FIRST = """
+executor/test_compiled_runner.py lessons/test_every_lesson.py viz/test_browser.py viz/test_lessons_browser.py
+kernels/test_cpu_prefill.py console/test_cli.py viz/test_story_figures.py server/test_serve.py
+lab/compare/test_attention.py viz/test_live_browser.py kernels/test_paged_kernels.py
+executor/test_choose_runner.py kernels/test_flash_kernels.py viz/test_compare_page.py
+kernels/test_cpu_decode.py kernels/test_planted_faults.py viz/test_kernel_pages.py
+executor/test_graph_runner.py lab/bench/serve/test_command.py viz/test_story_browser.py
+executor/test_kernel_backend.py lab/figures/test_figures.py kernels/test_tensor_core.py
+executor/test_quantized_runner.py lab/bench/test_step_profile.py lab/bench/test_measurements.py
+lab/bench/test_field.py server/test_soak.py lessons/test_runner.py
+""".split()
 """Files that take long, so that at the end no process is left with one; among them, wherever there are others
 in between, those that wait for kernels to be compiled, which one process does at a time."""
 
