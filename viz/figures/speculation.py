@@ -183,7 +183,7 @@ class _Rows:
                 fill=ACCEPTED if is_right else STRUCK_OUT,
                 tip=f"token {token_id}: {'accepted' if is_right else 'struck out'}",
             )
-            scene.set(label, text=clip(words, self.most), fill="ink" if is_right else "muted")
+            scene.set(label, text=clip(words, self.most), fill=f"on-{ACCEPTED if is_right else STRUCK_OUT}")
             x = LEFT + place * self.cell
             scene.set(
                 line,
