@@ -13,18 +13,21 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from minivllm.config import (
     ATTENTION_BACKENDS,
     DTYPES,
+    KV_CACHE_DTYPES,
     PREEMPTION_MODES,
 )
 from minivllm.engine.settings import Setting, check_settings, documented, settings_of
 from minivllm.memory.allocators import ALLOCATORS
 from minivllm.memory.make_cache_manager import PREFIX_CACHES
+from minivllm.model.quantization.names import ROUNDINGS
 from minivllm.model.quantization.names import SETTINGS as QUANTIZATIONS
 from minivllm.scheduling.choose_policy import POLICIES, make_policy
+from minivllm.speculative_config import SpeculativeConfig
 from minivllm.trace.recorder import Recorder
 from minivllm.validation import shown
 
@@ -109,6 +112,15 @@ class EngineArgs:
             at_least=1,
         ),
     ] = None
+    kv_cache_dtype: Annotated[
+        str,
+        Setting(
+            "What keys and values are kept in: 'auto' (dtype), 'int8_per_token_head' (whole numbers, each "
+            "head of each token with a scale of its own: no calibration), or 'fp8' (8-bit floats, with the "
+            "checkpoint's k_scale and v_scale; 'fp8_e4m3' is the same).",
+            KV_CACHE_DTYPES,
+        ),
+    ] = "auto"
     max_num_seqs: Annotated[int, Setting("Most sequences in one step.", at_least=1)] = 128
     max_num_batched_tokens: Annotated[
         int | None,
@@ -205,6 +217,24 @@ class EngineArgs:
             QUANTIZATIONS,
         ),
     ] = None
+    speculative_config: Annotated[
+        dict[str, Any] | str | SpeculativeConfig | None,
+        Setting(
+            "Guess several tokens ahead and verify them in one step, without changing what comes out: a "
+            "dictionary (on the command line its JSON) with 'method' ('ngram' or 'draft_model'), "
+            "'num_speculative_tokens', and 'prompt_lookup_min', 'prompt_lookup_max' or 'model', and "
+            "'disable_by_batch_size'."
+        ),
+    ] = None
+    decode_weight_dtype: Annotated[
+        str | None,
+        Setting(
+            "Compute generated tokens with a rounded copy of the weights, 'int8', 'int4' or 'fp8', and "
+            "prompts with the model's own: decoding reads fewer bytes, prompts stay exact, and both copies "
+            "take memory. The model's own for all if left out.",
+            ROUNDINGS,
+        ),
+    ] = None
     enforce_eager: Annotated[
         bool,
         Setting("Compute every step anew; otherwise 'numba-cuda' records decode steps as CUDA graphs."),
@@ -220,11 +250,20 @@ class EngineArgs:
         for name in ("model", "tokenizer"):
             if getattr(self, name) == "":
                 raise ValueError(f"{name} must be a folder or a hub id, got ''")
+        self.speculative_config = SpeculativeConfig.of(self.speculative_config)
+        has_draft_model = self.speculative_config is not None and self.speculative_config.model is not None
+        if has_draft_model and self.allocator == "virtual_memory":
+            raise ValueError(
+                "allocator must not be 'virtual_memory' where speculative_config has a draft model: its keys "
+                "and values lie in blocks"
+            )
         make_policy(self.scheduling_policy)  # before a model is loaded for nothing
         self._resolve_prefix_cache()
         self._resolve_preemption_mode()
         self._resolve_dtype()
+        self._check_kv_cache_dtype()
         self._check_parallel()
+        self._check_decode_weights()
 
     def _resolve_prefix_cache(self) -> None:
         if self.prefix_cache is not None and self.enable_prefix_caching is False:
@@ -251,6 +290,24 @@ class EngineArgs:
                 "checkpoint says. Leave dtype out, or set quantization='int8' and dtype='auto'"
             )
         self.quantization, self.dtype = INT8, "auto"
+
+    def _check_decode_weights(self) -> None:
+        if self.decode_weight_dtype is None:
+            return
+        if self.quantization is not None:
+            raise ValueError(
+                f"decode_weight_dtype is {self.decode_weight_dtype!r}, which leaves prompts the model's own "
+                f"weights of 16 or 32 bits; quantization={self.quantization!r} takes those away: leave one "
+                "of the two out"
+            )
+
+    def _check_kv_cache_dtype(self) -> None:
+        """Scales lie beside the pages of virtual memory, and would not come and go with them."""
+        if self.kv_cache_dtype != "auto" and self.allocator == "virtual_memory":
+            raise ValueError(
+                f"kv_cache_dtype must be 'auto' where allocator is 'virtual_memory', got "
+                f"{self.kv_cache_dtype!r}; every other allocator has it"
+            )
 
     @property
     def is_parallel(self) -> bool:

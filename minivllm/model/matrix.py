@@ -11,7 +11,8 @@ the decoder and the sizing of the cache know no format:
     panels     `executor/runners/compiled.py`:         columns cut into panels, for our own kernels
                PanelMatrix
     integers   `quantization/integer_matrix.py`        codes of 1 to 8 bits, scales of groups
-               `executor/runners/quantized_panels.py`  the same, in panels for our own kernel
+               `executor/runners/quantized_panels.py`  the same, in panels for our own kernels on a CPU
+               `executor/runners/kernel_matrix.py`     as they are, for our own kernel on a GPU
     float8     `quantization/float8_matrix.py`         e4m3 numbers, scales of blocks
     stacked    `quantization/stacked_matrix.py`        parts that each have a format of their own
 
