@@ -11,10 +11,10 @@ import psutil
 import pytest
 
 from minivllm import LLM, SamplingParams
+from minivllm.console.commands import mistake
 from minivllm.executor.distributed import launch
 from minivllm.executor.distributed.create import create_distributed_executor, threads_of_a_rank
-from minivllm.executor.distributed.meeting import RankError
-from minivllm.executor.executor import ExecutorDeadError
+from minivllm.executor.executor import ExecutorDeadError, RankError
 from minivllm.model.tiny import MODEL_PATH
 from minivllm.processes import python_variables
 from minivllm.structured_outputs import StructuredOutputsParams
@@ -127,6 +127,10 @@ def test_launchers_that_are_not_there_are_refused():
     with pytest.raises(ValueError, match=r"distributed_executor_backend must be one of 'mp', .*got 'ray'"):
         LLM(MODEL_PATH, tensor_parallel_size=2, distributed_executor_backend="ray")
     assert not workers()
+
+
+def test_a_lost_rank_is_a_sentence_on_the_command_line():
+    assert mistake(RankError("rank 1 has ended"), []) == "rank 1 has ended"
 
 
 def test_more_ranks_than_cores_are_for_learning(caplog):
