@@ -13,12 +13,13 @@ import pytest
 from hypothesis import settings
 
 from lessons.catalogue import LANGUAGES, ROOT, lessons
-from lessons.judge import FAILED, PASSED, UNWRITTEN, judge_property
 from lessons.loading import SUBJECT, load_module, load_properties
 from lessons.mutant import load_mutants
+from lessons.playing import judge_property
 from lessons.seal import current_seals, edited_files
 from lessons.shape import missing_parts, skeleton
 from lessons.story import properties_of
+from lessons.verdict import FAILED, PASSED, UNWRITTEN
 from tests import patience
 
 LESSONS = {lesson.name: lesson for lesson in lessons()}
