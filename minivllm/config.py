@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from minivllm.validation import check_boolean, check_choice, check_int64, check_number
 
 DTYPES = ("half", "float16", "bfloat16", "float", "float32", "double", "float64")
+KV_CACHE_DTYPES = ("auto", "int8_per_token_head", "fp8", "fp8_e4m3")
 PREEMPTION_MODES = ("recompute", "swap")
 ATTENTION_BACKENDS = ("auto", "torch", "numba-cpu", "numba-cuda", "microscope")
 LEAST = {

@@ -24,6 +24,7 @@ SETTINGS = {
     "gpu_memory_utilization": st.sampled_from([1e-12, 0.5, 1.0]),
     "kv_cache_memory_bytes": st.sampled_from([1, 10**5, 10**6]),
     "num_gpu_blocks_override": st.sampled_from([1, 2, 40]),
+    "kv_cache_dtype": st.sampled_from(["auto", "int8_per_token_head", "fp8", "int4"]),
     "max_num_seqs": st.sampled_from([1, 2, 300]),
     "max_num_batched_tokens": st.sampled_from([1, 7, 5000]),
     "enable_chunked_prefill": st.booleans(),

@@ -81,6 +81,7 @@ def create_engine(args: EngineArgs, sinks: Iterable[Sink] = ()) -> Engine:
             "seed": args.seed,
             "device": str(executor.device),
             "attention_backend": executor.attention.name,
+            "kv_cache_dtype": executor.storage.kv_cache_dtype,
             **({"quantization": method} if (method := executor.decoder.quantization) else {}),
             **_decode_weights_said(executor),
         },
@@ -103,6 +104,7 @@ def load_executor(args: EngineArgs) -> TorchExecutor:
         virtual_memory=args.allocator == "virtual_memory",
         backend=backend_factory(args.attention_backend),
         enforce_eager=args.enforce_eager,
+        kv_cache_dtype=args.kv_cache_dtype,
         quantization=args.quantization,
         decode_weight_dtype=args.decode_weight_dtype,
     )

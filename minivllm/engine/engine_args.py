@@ -18,6 +18,7 @@ from typing import Annotated
 from minivllm.config import (
     ATTENTION_BACKENDS,
     DTYPES,
+    KV_CACHE_DTYPES,
     PREEMPTION_MODES,
 )
 from minivllm.engine.settings import Setting, check_settings, documented
@@ -99,6 +100,15 @@ class EngineArgs:
             at_least=1,
         ),
     ] = None
+    kv_cache_dtype: Annotated[
+        str,
+        Setting(
+            "What keys and values are kept in: 'auto' (dtype), 'int8_per_token_head' (whole numbers, each "
+            "head of each token with a scale of its own: no calibration), or 'fp8' (8-bit floats, with the "
+            "checkpoint's k_scale and v_scale; 'fp8_e4m3' is the same).",
+            KV_CACHE_DTYPES,
+        ),
+    ] = "auto"
     max_num_seqs: Annotated[int, Setting("Most sequences in one step.", at_least=1)] = 128
     max_num_batched_tokens: Annotated[
         int | None,
@@ -200,6 +210,7 @@ class EngineArgs:
         self._resolve_preemption_mode()
         self._resolve_dtype()
         self._check_decode_weights()
+        self._check_kv_cache_dtype()
         self._refuse_what_is_not_built_yet()
 
     def _resolve_prefix_cache(self) -> None:
@@ -234,14 +245,22 @@ class EngineArgs:
         for name in ("tensor_parallel_size", "pipeline_parallel_size"):
             if getattr(self, name) != 1:
                 raise ValueError(
-                    f"{name} must be 1 where decode_weight_dtype is {self.decode_weight_dtype!r}, whose copy of "
-                    f"the weights is made in one piece; got {getattr(self, name)}"
+                    f"{name} must be 1 where decode_weight_dtype is {self.decode_weight_dtype!r}, whose copy "
+                    f"of the weights is made in one piece; got {getattr(self, name)}"
                 )
         if self.quantization is not None:
             raise ValueError(
                 f"decode_weight_dtype is {self.decode_weight_dtype!r}, which leaves prompts the model's own "
                 f"weights of 16 or 32 bits; quantization={self.quantization!r} takes those away: leave one "
                 "of the two out"
+            )
+
+    def _check_kv_cache_dtype(self) -> None:
+        """Scales lie beside the pages of virtual memory, and would not come and go with them."""
+        if self.kv_cache_dtype != "auto" and self.allocator == "virtual_memory":
+            raise ValueError(
+                f"kv_cache_dtype must be 'auto' where allocator is 'virtual_memory', got "
+                f"{self.kv_cache_dtype!r}; every other allocator has it"
             )
 
     def _refuse_what_is_not_built_yet(self) -> None:

@@ -129,6 +129,8 @@ def _layer_allows_one_caller() -> bool:
 
 STEP, FUSED = "step", "fused"
 """Runners that need compiled code: `runners/compiled.py` and `runners/fused.py`."""
+RUNNERS = {"auto": FUSED, "int8_per_token_head": "int8cache", "fp8": "fp8cache"}
+"""The fused runner has code of its own for each kind of KV cache."""
 
 
 def code_kind(dtype: Any, runner: str) -> str:

@@ -19,6 +19,7 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -28,8 +29,10 @@ from minivllm.executor.attention.metadata import build_metadata
 from minivllm.executor.attention.torch_backend import TorchAttention
 from minivllm.executor.block_mover import BlockMover
 from minivllm.executor.cpu_hazards import guard_step, note_parallel_run, warn_of_threads
+from minivllm.executor.kv_format import AUTO, scales_of_layers
 from minivllm.executor.kv_storage import KVStorage, decide_num_blocks, decide_num_host_blocks
 from minivllm.executor.phases import split_by_phase
+from minivllm.executor.quantized_storage import make_storage, twin_of
 from minivllm.executor.runners.choose import choose_runner
 from minivllm.executor.runners.model_runner import ModelRunner
 from minivllm.executor.virtual_storage import VirtualKVStorage
@@ -105,6 +108,7 @@ class TorchExecutor:
         enforce_eager: bool = False,
         quantization: str | None = None,
         decode_weight_dtype: str | None = None,
+        kv_cache_dtype: str = AUTO,
     ) -> TorchExecutor:
         """Load a model from a folder or a hub id, and allocate its cache.
 
@@ -113,12 +117,11 @@ class TorchExecutor:
         is used if there is one. `num_blocks` None sizes the cache by `decide_num_blocks`. `swap_space_bytes`
         of the host's memory hold the blocks of preempted requests. With `virtual_memory` each of
         `max_num_seqs` sequences has addresses for `max_model_len` tokens, and memory on demand. With
-        `enforce_eager` no step is recorded as a CUDA graph.
+        `enforce_eager` no step is recorded as a CUDA graph. Keys and values are kept in `kv_cache_dtype`.
         """
         config = ModelConfig.from_folder(folder := resolve_model(path))
         max_tokens = config.check_max_model_len(max_model_len)
         torch_dtype, torch_device = torch_dtype_for(dtype, config), torch_device_for(device)
-        kind = block_size, torch_dtype, torch_device
         _note_threads(torch_device)
         decoder = load_decoder(folder, config, torch_dtype, torch_device, quantization, decode_weight_dtype)
         num_blocks = decide_num_blocks(
@@ -132,16 +135,16 @@ class TorchExecutor:
             gpu_memory_utilization=gpu_memory_utilization,
             num_gpu_blocks_override=num_blocks,
             kv_cache_memory_bytes=kv_cache_memory_bytes,
+            kv_cache_dtype=kv_cache_dtype,
         )
-        host_storage = make_host_storage(swap_space_bytes, config, block_size, torch_dtype)
+        slots = (max_num_seqs, max_tokens) if virtual_memory else None
+        storage = make_cache(decoder, num_blocks, block_size, kv_cache_dtype, slots)
         return cls(
             decoder,
-            VirtualKVStorage.for_slots(config, max_num_seqs, max_tokens, *kind)
-            if virtual_memory
-            else KVStorage(config, num_blocks, *kind),
+            storage,
             backend,
             name_of(path, folder),
-            host_storage,
+            make_host_storage(swap_space_bytes, config, storage),
             num_blocks,
             enforce_eager=enforce_eager,
             max_num_seqs=max_num_seqs,
@@ -158,8 +161,9 @@ class TorchExecutor:
 
     @property
     def model_shape(self) -> ModelShape:
-        """What the header of a trace says about the model."""
-        return self.config.shape(self.name, str(self.decoder.dtype).removeprefix("torch."))
+        """What the header of a trace says about the model, and about its cache as it is kept."""
+        shape = self.config.shape(self.name, str(self.decoder.dtype).removeprefix("torch."))
+        return msgspec.structs.replace(shape, kv_bytes_per_token=self.storage.bytes_per_token)
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> Tensor:
@@ -167,10 +171,9 @@ class TorchExecutor:
         with guard_step(torch.get_num_threads()) if self._is_on_cpu else nullcontext():
             if plan.moves:
                 self.mover.carry_out(plan.moves)
-            if not plan.scheduled:
-                self.last_attention_seconds = 0.0
-                return self.decoder.compute_logits(self.decoder.embedding[:0])
             self.last_attention_seconds = 0.0
+            if not plan.scheduled:
+                return self.decoder.compute_logits(self.decoder.embedding[:0])
             if self.decode_runner is None:
                 return self._run(self.runner, plan)
             return self._run_by_phase(self.decode_runner, plan)
@@ -192,12 +195,26 @@ class TorchExecutor:
         return both if order is None else both[order]
 
 
-def make_host_storage(
-    swap_space_bytes: int, config: ModelConfig, block_size: int, dtype: torch.dtype
-) -> KVStorage | None:
-    """The swap space: blocks in the host's memory, None if it has none."""
-    num_blocks = decide_num_host_blocks(swap_space_bytes, config, block_size, dtype)
-    return KVStorage(config, num_blocks, block_size, dtype, torch.device("cpu")) if num_blocks else None
+def make_cache(
+    decoder: Decoder, num_blocks: int, block_size: int, kv_cache_dtype: str, slots: tuple[int, int] | None
+) -> KVStorage:
+    """A cache for this model, beside its weights, with the scales that its checkpoint has.
+
+    With `slots`, so many sequences of so many tokens, it is in virtual memory.
+    """
+    config, kind = decoder.config, (block_size, decoder.dtype, decoder.embedding.device)
+    if slots is not None:
+        return VirtualKVStorage.for_slots(config, slots[0], slots[1], *kind)
+    scales = scales_of_layers(kv_cache_dtype, decoder.kv_scales)
+    return make_storage(config, num_blocks, *kind, kv_cache_dtype, scales)
+
+
+def make_host_storage(swap_space_bytes: int, config: ModelConfig, storage: KVStorage) -> KVStorage | None:
+    """The swap space: blocks like those of `storage` in the host's memory, None if it has none."""
+    num_blocks = decide_num_host_blocks(
+        swap_space_bytes, config, storage.block_size, storage.dtype, storage.kv_cache_dtype
+    )
+    return twin_of(storage, config, num_blocks, torch.device("cpu")) if num_blocks else None
 
 
 def name_of(path: str | Path, folder: Path) -> str:

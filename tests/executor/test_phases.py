@@ -88,6 +88,16 @@ def test_no_company_chunk_cache_or_preemption_changes_a_token(alone, chunk, num_
         assert output.outputs[0].token_ids == alone[PROMPTS.index(prompt)]
 
 
+def test_a_cache_in_8_bits_goes_with_it():
+    """Two kinds of rounding, and still no token depends on company."""
+    more = dict(dtype="float64", attention_backend="torch", kv_cache_dtype="int8_per_token_head")
+    llm = LLM(MODEL_PATH, **more, decode_weight_dtype="int8", block_size=4, num_gpu_blocks_override=40,
+              max_num_batched_tokens=16, max_model_len=80)  # fmt: skip
+    together = [one.outputs[0].token_ids for one in llm.generate(list(PROMPTS), DECODED, use_tqdm=False)]
+    alone = [llm.generate([prompt], DECODED, use_tqdm=False)[0].outputs[0].token_ids for prompt in PROMPTS]
+    assert together == alone
+
+
 def test_what_one_request_generated_is_no_cached_prefix_of_another(alone):
     """The second prompt is the first one with its answer: cached blocks would carry rounded keys into it."""
     common = dict(dtype="float64", attention_backend="torch", decode_weight_dtype="int4", block_size=4)

@@ -30,5 +30,7 @@ def test_kernels_compute_the_same_on(name, features, tmp_path):
         pytest.skip(f"this processor has no {', '.join(missing)}")
     told = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-m", "pytest", "-q", "-n0", *TESTED]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **told}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **told}, capture_output=True, text=True, timeout=7000
+    )
     assert done.returncode == 0, done.stdout[-3000:]

@@ -62,6 +62,11 @@ def traces(name: str) -> list[KernelTrace]:
 
 
 NAMES = (*SMALL, "racy-transpose", "histogram")
+NUM_KERNELS = dict.fromkeys(NAMES, 1) | {
+    name: len(make_subject(name, sizes, seed=0).launches) for name, sizes in SMALL.items()
+}
+EVERY = [(name, number) for name in NAMES for number in range(NUM_KERNELS[name])]
+"""Each kernel of each computation, known without running any."""
 
 
 @st.composite

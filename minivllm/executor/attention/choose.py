@@ -42,19 +42,18 @@ def backend_factory(name: str) -> BackendFactory:
 
 def automatic(config: ModelConfig, storage: KVStorage) -> AttentionBackend:
     """As `fastest`, but without waiting for a compiler: torch until that is done, in another process."""
-    cache = storage.keys[0]
-    if cache.device.type == "cpu" and cache.dtype in DTYPES and not can_start_compiled(config, cache.dtype):
+    is_ours = storage.device.type == "cpu" and storage.dtype in DTYPES
+    if is_ours and not can_start_compiled(config, storage.dtype, storage.kv_cache_dtype):
         return TorchAttention(config, storage)
     return fastest(config, storage)
 
 
 def fastest(config: ModelConfig, storage: KVStorage) -> AttentionBackend:
     """Our kernel if there is one for this cache and it can be compiled here; torch otherwise."""
-    cache = storage.keys[0]
-    if cache.device.type != "cpu":
+    if storage.device.type != "cpu":
         return TorchAttention(config, storage)
-    if cache.dtype not in DTYPES:
-        warn_of_dtype(cache.dtype)
+    if storage.dtype not in DTYPES:
+        warn_of_dtype(storage.dtype)
         return TorchAttention(config, storage)
     try:
         from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention

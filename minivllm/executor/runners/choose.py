@@ -4,7 +4,8 @@
     ────────────   ────────────────────────────────────────────────────────────────────────────────────────
     numba-cpu      compiled, all steps
                    compiled for small steps, fused for large ones: a processor with matrix units
-                   fused, all steps: a model that there is no compiled step for, as a quantised one
+                   fused, all steps: a model that there is no compiled step for, as a quantised one, or a
+                   KV cache in 8 bits
     numba-cuda     graphs for decode steps, eager for the others; with `enforce_eager`, eager
     all others     eager
 
@@ -55,7 +56,8 @@ def _choose_cpu_runner(decoder: Decoder, attention: AttentionBackend) -> ModelRu
     from minivllm.executor.runners.fused import FusedRunner
 
     assert isinstance(attention, NumbaCpuAttention)
-    if decoder.is_quantized:  # its matrices are not in one form, which a compiled step would need
+    # A compiled step needs matrices in one form, and cells that hold numbers.
+    if decoder.is_quantized or attention.storage.kv_cache_dtype != "auto":
         return FusedRunner(decoder, attention)
     is_copy = has_matrix_units(decoder.dtype)
     if not has_compiled_step(decoder.config) or (is_copy and decoder.num_bytes > MAX_COPY_BYTES):

@@ -216,12 +216,11 @@ def _row(work: _Work, variant: Variant, progress: Progress, done: float) -> Prec
         folder = quantize(plan, work.scratch / variant.name.replace(" ", "-")).folder
     executor = work.executor(folder, {"dtype": "float32", **variant.settings})
     own = work.reference if variant.name == REFERENCE else score(executor, work.texts)
-    storage = executor.storage
     row = PrecisionRow(
         variant,
         executor.decoder.num_bytes,
         matrix_bytes(executor.decoder),
-        storage.num_bytes // (storage.num_blocks * storage.block_size),
+        executor.storage.bytes_per_token,
         compare(own, work.reference),
     )
     del executor

@@ -57,12 +57,11 @@ class Subject:
 
     def twin(self) -> Subject:
         """The same weights with a cache of their own, for an engine that runs at the same time."""
-        from minivllm.executor.kv_storage import KVStorage
+        from minivllm.executor.quantized_storage import twin_of
         from minivllm.executor.torch_executor import TorchExecutor
 
         own = self.executor
-        cells = own.storage.keys[0]
-        storage = KVStorage(own.config, own.num_blocks, own.block_size, cells.dtype, cells.device)
+        storage = twin_of(own.storage, own.config, own.num_blocks, own.storage.device)
         return replace(self, executor=TorchExecutor(own.decoder, storage, type(own.attention), own.name))
 
     def workload(self, settings: Settings) -> list[BenchRequest]:
