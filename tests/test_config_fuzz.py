@@ -33,7 +33,8 @@ SETTINGS = {
     "scheduling_policy": st.sampled_from(["fcfs", "lifo"]),
     "enable_prefix_caching": st.sampled_from([None, False, True]),
     "swap_space": st.sampled_from([0, 4]),
-    "tensor_parallel_size": st.sampled_from([1, 2]),
+    "tensor_parallel_size": st.sampled_from([1, 5]),  # more ranks are tested with the executor of theirs
+    "reduction_parts": st.sampled_from([None, 1, 2, 4]),
     "quantization": st.sampled_from([None, "awq", "int8", "int4", "fp8"]),
     "enforce_eager": st.booleans(),
 }

@@ -25,7 +25,7 @@ In 8 bits a row has half the bytes again. Numbers are widened as they are loaded
 multiplied into each of them: a score is multiplied by that of its key, and a weight by that of its value.
 
 Sources: Kwon et al. (SOSP 2023), section 5.1; Dao et al., "Flash-Decoding" (2023), for the splits.
-Read next: `kv_write.py`, `copy_blocks.py`.
+Read next: `quantized_product.py`, `kv_write.py`, `copy_blocks.py`.
 """
 
 from __future__ import annotations

@@ -108,11 +108,13 @@ def decide_num_blocks(
     num_gpu_blocks_override: int | None = None,
     kv_cache_memory_bytes: int | None = None,
     kv_cache_dtype: str = AUTO,
+    bytes_beside: int = 0,
 ) -> int:
     """The number of blocks to allocate, given vLLM's settings, once `weight_bytes` of weights are in place.
 
     An override is obeyed; a budget in bytes is divided by the block; otherwise the device is asked what
     is free, of which `gpu_memory_utilization` (above 0, at most 1) may be used in all, weights included.
+    With each block go `bytes_beside`, which a draft model keeps of the same tokens.
     On a CPU at most 4 GiB are taken, and never more than `max_num_seqs` sequences of full length can use.
     Raises `ValueError` with the numbers if not even one block fits.
     """
@@ -120,7 +122,7 @@ def decide_num_blocks(
     check_integer("max_num_seqs", max_num_seqs, at_least=1)
     check_integer("max_model_len", max_model_len, at_least=1)
     check_number("gpu_memory_utilization", gpu_memory_utilization, more_than=0, at_most=1)
-    one = bytes_per_block(config, block_size, dtype, kv_cache_dtype)
+    one = bytes_per_block(config, block_size, dtype, kv_cache_dtype) + bytes_beside
     if num_gpu_blocks_override is not None:
         check_integer("num_gpu_blocks_override", num_gpu_blocks_override, at_least=1)
         needed = num_gpu_blocks_override * one

@@ -18,19 +18,25 @@ from __future__ import annotations
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
 from torch import Tensor
 
 from minivllm.config import DTYPES as DTYPE_NAMES
-from minivllm.executor.attention.choose import BackendFactory, fastest
+from minivllm.executor.attention.choose import BackendFactory, factory_for, fastest
 from minivllm.executor.attention.metadata import build_metadata
 from minivllm.executor.attention.torch_backend import TorchAttention
 from minivllm.executor.block_mover import BlockMover
 from minivllm.executor.cpu_hazards import guard_step, note_parallel_run, warn_of_threads
 from minivllm.executor.kv_format import AUTO, scales_of_layers
-from minivllm.executor.kv_storage import KVStorage, decide_num_blocks, decide_num_host_blocks
+from minivllm.executor.kv_storage import (
+    KVStorage,
+    bytes_per_block,
+    decide_num_blocks,
+    decide_num_host_blocks,
+)
 from minivllm.executor.phases import split_by_phase
 from minivllm.executor.quantized_storage import make_storage, twin_of
 from minivllm.executor.runners.choose import choose_runner
@@ -73,7 +79,7 @@ class TorchExecutor:
         self.host_storage = host_storage
         self.mover = BlockMover(storage, host_storage)
         self.config = decoder.config
-        self.attention = backend(decoder.config, storage)
+        self.attention = factory_for(decoder, backend)(decoder.config, storage)
         choose = partial(
             choose_runner,
             attention=self.attention,
@@ -107,8 +113,9 @@ class TorchExecutor:
         backend: BackendFactory = fastest,
         enforce_eager: bool = False,
         quantization: str | None = None,
-        decode_weight_dtype: str | None = None,
         kv_cache_dtype: str = AUTO,
+        draft_config: ModelConfig | None = None,
+        decode_weight_dtype: str | None = None,
     ) -> TorchExecutor:
         """Load a model from a folder or a hub id, and allocate its cache.
 
@@ -117,7 +124,8 @@ class TorchExecutor:
         is used if there is one. `num_blocks` None sizes the cache by `decide_num_blocks`. `swap_space_bytes`
         of the host's memory hold the blocks of preempted requests. With `virtual_memory` each of
         `max_num_seqs` sequences has addresses for `max_model_len` tokens, and memory on demand. With
-        `enforce_eager` no step is recorded as a CUDA graph. Keys and values are kept in `kv_cache_dtype`.
+        `enforce_eager` no step is recorded as a CUDA graph. `kv_cache_dtype` is what keys and values are kept
+        in. `draft_config` is that of a model that will keep its keys and values beside these.
         """
         config = ModelConfig.from_folder(folder := resolve_model(path))
         max_tokens = config.check_max_model_len(max_model_len)
@@ -136,6 +144,7 @@ class TorchExecutor:
             num_gpu_blocks_override=num_blocks,
             kv_cache_memory_bytes=kv_cache_memory_bytes,
             kv_cache_dtype=kv_cache_dtype,
+            bytes_beside=bytes_per_block(draft_config, block_size, torch_dtype) if draft_config else 0,
         )
         slots = (max_num_seqs, max_tokens) if virtual_memory else None
         storage = make_cache(decoder, num_blocks, block_size, kv_cache_dtype, slots)
@@ -164,6 +173,22 @@ class TorchExecutor:
         """What the header of a trace says about the model, and about its cache as it is kept."""
         shape = self.config.shape(self.name, str(self.decoder.dtype).removeprefix("torch."))
         return msgspec.structs.replace(shape, kv_bytes_per_token=self.storage.bytes_per_token)
+
+    @property
+    def settings_told(self) -> dict[str, Any]:
+        """How it computes, for the header of a trace."""
+        method: dict[str, str | int] = {}
+        if self.decoder.quantization:
+            method["quantization"] = self.decoder.quantization
+        kept = {"kv_cache_dtype": self.storage.kv_cache_dtype}
+        copy = self.decoder.decode_weights
+        if copy is not None:
+            method |= {
+                "decode_weight_dtype": str(copy.quantization),
+                "weight_bytes": self.decoder.num_bytes,
+                "decode_weight_bytes": copy.num_own_bytes,
+            }
+        return {"device": str(self.device), "attention_backend": self.attention.name, **kept, **method}
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> Tensor:

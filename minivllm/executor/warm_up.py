@@ -25,7 +25,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -33,7 +33,7 @@ from typing import IO
 import torch
 
 from kernels_numba.kept_code import is_complete, usual_folder
-from minivllm.executor.cpu_hazards import FUSED, RUNNERS, STEP, code_kind
+from minivllm.executor.cpu_hazards import FUSED, QUANTIZED, RUNNERS, STEP, code_kind
 from minivllm.executor.kv_format import AUTO
 from minivllm.executor.runners.choose import has_compiled_step
 from minivllm.model.config import ModelConfig
@@ -45,7 +45,10 @@ except ImportError:  # Windows: there engines compile first and then start
 
 logger = logging.getLogger("minivllm")
 
-ALL_KINDS = tuple(f"{dtype}-{runner}" for dtype in ("float32", "bfloat16") for runner in (STEP, FUSED))
+ALL_KINDS = tuple(
+    f"{dtype}-{runner}" for dtype in ("float32", "bfloat16") for runner in (STEP, FUSED, QUANTIZED)
+)
+WAIT = "MINIVLLM_WAIT_FOR_COMPILER"
 MOST_ATTEMPTS = 3
 MOST_SECONDS = 1800
 """A process that compiles for longer ends itself."""
@@ -54,24 +57,34 @@ _processes: list[subprocess.Popen[bytes]] = []
 """Started by this one, which does not wait for them."""
 
 
-def kinds_needed(config: ModelConfig, dtype: torch.dtype, kv_cache_dtype: str = AUTO) -> list[str]:
-    """The compiled code that the runners of this model need on this processor (`runners/choose.py`)."""
+def kinds_needed(
+    config: ModelConfig, dtype: torch.dtype, runners: Sequence[str] = (), kv_cache_dtype: str = AUTO
+) -> list[str]:
+    """The compiled code that the runners of this model need on this processor (`runners/choose.py`).
+
+    A quantised model says itself which `runners` it needs. A KV cache in 8 bits is the fused runner's.
+    """
     if kv_cache_dtype != AUTO:
-        return [code_kind(dtype, RUNNERS[kv_cache_dtype])]
+        runners = (RUNNERS[kv_cache_dtype], *([QUANTIZED] if runners else []))
+    if runners:
+        return [code_kind(dtype, runner) for runner in runners]
     runners = [STEP] if has_compiled_step(config) else [FUSED]
     if dtype == torch.bfloat16 and STEP in runners:
         from minivllm.executor.attention.numba_cpu_backend import has_matrix_units
 
-        runners += [FUSED] if has_matrix_units(dtype) else []
+        runners = [*runners, *([FUSED] if has_matrix_units(dtype) else [])]
     return [code_kind(dtype, runner) for runner in runners]
 
 
-def can_start_compiled(config: ModelConfig, dtype: torch.dtype, kv_cache_dtype: str = AUTO) -> bool:
+def can_start_compiled(
+    config: ModelConfig, dtype: torch.dtype, runners: Sequence[str] = (), kv_cache_dtype: str = AUTO
+) -> bool:
     """May an engine use compiled code now? If not, says so, and sees to it that it is compiled beside."""
-    if fcntl is None or os.environ.get("MINIVLLM_WAIT_FOR_COMPILER") == "1":
+    if fcntl is None or os.environ.get(WAIT) == "1":
         return True
     folder = usual_folder()
-    kinds = [kind for kind in kinds_needed(config, dtype, kv_cache_dtype) if not is_complete(folder, kind)]
+    needed = kinds_needed(config, dtype, runners, kv_cache_dtype)
+    kinds = [kind for kind in needed if not is_complete(folder, kind)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if kinds:
@@ -79,6 +92,20 @@ def can_start_compiled(config: ModelConfig, dtype: torch.dtype, kv_cache_dtype: 
     except OSError:  # nothing can be kept: the next start would be no better
         return True
     return not kinds
+
+
+@contextmanager
+def compiling_first() -> Iterator[None]:
+    """Engines that are made meanwhile wait for the compiler: a comparison of speeds needs all compiled."""
+    before = os.environ.get(WAIT)
+    os.environ[WAIT] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[WAIT]
+        else:
+            os.environ[WAIT] = before
 
 
 def _compile_beside(folder: Path, kinds: list[str]) -> None:
@@ -167,6 +194,7 @@ def make_runner(kind: str) -> None:
     from minivllm.executor.quantized_storage import make_storage
     from minivllm.executor.runners.compiled import CompiledRunner
     from minivllm.executor.runners.fused import FusedRunner
+    from minivllm.executor.runners.quantized_panels import compile_products
     from minivllm.model.decoder import Decoder
 
     name, runner = kind.split("-")
@@ -180,6 +208,8 @@ def make_runner(kind: str) -> None:
     decoder = Decoder(config, dtype, cpu)
     if runner == STEP:
         CompiledRunner(decoder, storage)
+    elif runner == QUANTIZED:
+        compile_products(dtype)
     else:
         FusedRunner(decoder, NumbaCpuAttention(config, storage))
 

@@ -42,9 +42,7 @@ def load_decoder(
             f"those of {folder} are quantised ({method.name}): leave it out, and they serve both phases"
         )
     checkpoint = Checkpoint(folder)
-    # A file that has its own lm_head means it, whatever the config says about tying: so does transformers.
-    has_head = any(name.startswith("lm_head.") for name in checkpoint.file_of)
-    tied = config.tie_word_embeddings and not has_head
+    tied = checkpoint.is_tied(config.tie_word_embeddings)
     if method is not None:
         return load_quantized(checkpoint, config, method, dtype, device, tied=tied)
     checkpoint.check(Decoder(config, dtype, torch.device("meta"), tied=tied).views(), config.summary)

@@ -34,6 +34,7 @@ from kernels_numba.cuda.kv_write import kv_write
 from kernels_numba.cuda.naive_attention import naive_attention
 from kernels_numba.cuda.kv_write_int8 import kv_write_int8
 from kernels_numba.cuda.paged_attention import PER_WORD, paged_attention
+from kernels_numba.cuda.quantized_product import quantized_product
 
 def f32(*shape): return np.zeros(shape, np.float32)
 def i32(*shape): return np.zeros(shape, np.int32)
@@ -66,6 +67,11 @@ launches["kv_write_int8"] = kv_write_int8(
     f32(3, 2, 64), f32(3, 2, 64), codes, codes, scales, scales, np.arange(3, dtype=np.int32)
 )
 launches["copy_blocks int8"] = copy_blocks(np.zeros((4, 512), np.int8), np.array([[0, 1]], np.int32))
+for bits, rows in ((4, 1), (4, 16), (8, 8)):
+    launches[f"quantized_product {bits} {rows}"] = quantized_product(
+        f32(rows, 1024), np.zeros((64, 32 * bits), np.uint32), f32(64, 8), f32(64, 8), f32(rows, 64),
+        bits=bits, group_size=128,
+    )
 for dtype in ("float32", "uint16", "uint8"):
     key, keys = np.zeros((3, 2, 64), dtype), np.zeros((4, 2, 16, 64), dtype)
     launches[f"kv_write {dtype}"] = kv_write(key, key, keys, keys, np.arange(3, dtype=np.int32))
@@ -131,9 +137,10 @@ def test_the_cache_is_read_16_bytes_at_a_time(compiled):
 
 def test_kernels_exchange_by_shuffles_and_meet_at_barriers_where_the_source_says_so(compiled):
     for name, kernel in compiled.items():
-        has_shuffles = name.startswith(("paged", "flash", "softmax", "kv_write_int8"))
+        has_barriers = name.startswith(("paged", "flash", "quantized"))
+        has_shuffles = has_barriers or name.startswith(("softmax", "kv_write_int8"))
         assert (kernel["instructions"]["shfl.sync"] > 0) == has_shuffles, name
-        assert (kernel["instructions"]["bar.sync"] > 0) == name.startswith(("paged", "flash")), name
+        assert (kernel["instructions"]["bar.sync"] > 0) == has_barriers, name
 
 
 def test_what_kernels_say_about_themselves_costs_nothing_on_a_device(compiled):

@@ -19,9 +19,10 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from minivllm.engine.create_engine import load_executor
+from minivllm.engine.create_engine import load_torch_executor
 from minivllm.engine.engine_args import EngineArgs
 from minivllm.executor.torch_executor import TorchExecutor
+from minivllm.executor.warm_up import compiling_first
 from minivllm.lab.compare.precision_clipping import ClippingRow, compare_clipping
 from minivllm.lab.compare.precision_quality import (
     BLOCK_SIZE,
@@ -144,7 +145,7 @@ def compare_precision(
     threads_before = torch.get_num_threads()
     torch.set_num_threads(settings.threads or usable_cores())
     try:
-        with TemporaryDirectory(prefix="minivllm-precision-") as scratch:
+        with compiling_first(), TemporaryDirectory(prefix="minivllm-precision-") as scratch:
             work = _Work(settings, folder, Path(scratch), texts)
             rows = [_row(work, variant, progress, n / len(chosen)) for n, variant in enumerate(chosen)]
             clipping = compare_clipping(work.reference, folder, texts) if settings.with_clipping else []
@@ -192,7 +193,7 @@ class _Work:
             self.speed_folder = write_checkpoint(settings.speed_model, scratch / settings.speed_model)
 
     def executor(self, folder: Path, settings: dict[str, object]) -> TorchExecutor:
-        return load_executor(
+        return load_torch_executor(
             EngineArgs(
                 folder,
                 block_size=BLOCK_SIZE,

@@ -21,7 +21,7 @@ import torch
 
 from kernels_numba.cpu.vectors import FEATURES
 from minivllm.config import SchedulerConfig
-from minivllm.engine.create_engine import load_executor
+from minivllm.engine.create_engine import load_torch_executor
 from minivllm.engine.engine import Engine
 from minivllm.engine.engine_args import EngineArgs
 from minivllm.executor.attention.choose import backend_factory
@@ -90,7 +90,7 @@ def speed_executor(folder: Path, variant: Variant, backend: str) -> TorchExecuto
     """The model as the variant says, its grid put on the weights where no setting does that."""
     if variant.grid is None:
         settings = {"dtype": base_dtype() if variant.what else "float32", **variant.settings}
-        return load_executor(
+        return load_torch_executor(
             EngineArgs(folder, num_gpu_blocks_override=BLOCKS, attention_backend=backend, **settings)
         )
     cpu, dtype = torch.device("cpu"), getattr(torch, base_dtype())

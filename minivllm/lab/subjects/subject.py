@@ -90,8 +90,8 @@ class Subject:
 
 
 @contextmanager
-def open_subject(settings: Settings) -> Iterator[Subject]:
-    """Load the model that the settings name, on as many threads as they say.
+def open_subject(settings: Settings, quantization: str | None = None) -> Iterator[Subject]:
+    """Load the model that the settings name, on as many threads as they say; maybe rounded (`quantization`).
 
     Raises:
         ValueError: no such shape or folder, or a model that cannot be loaded.
@@ -103,7 +103,7 @@ def open_subject(settings: Settings) -> Iterator[Subject]:
         threads_before = torch.get_num_threads()
         torch.set_num_threads(settings.num_threads)
         try:
-            yield _load(name, folder, settings)
+            yield _load(name, folder, settings, quantization)
         finally:
             torch.set_num_threads(threads_before)
 
@@ -138,12 +138,17 @@ def shipped_model() -> Path | None:
     return folder if (folder / "config.json").is_file() else None
 
 
-def _load(name: str, folder: Path, settings: Settings) -> Subject:
+def _load(name: str, folder: Path, settings: Settings, quantization: str | None) -> Subject:
     from minivllm.engine.create_engine import load_tokenizer, scheduler_config
     from minivllm.engine.engine_args import EngineArgs
     from minivllm.executor.torch_executor import TorchExecutor
 
-    args = EngineArgs(folder, dtype=settings.dtype, num_gpu_blocks_override=settings.num_blocks)
+    args = EngineArgs(
+        folder,
+        dtype=settings.dtype,
+        num_gpu_blocks_override=settings.num_blocks,
+        quantization=quantization,
+    )
     executor = TorchExecutor.from_folder(
         folder,
         dtype=args.dtype,
