@@ -125,11 +125,7 @@ class DraftModel:
             ValueError: it cannot speak for the target, and why.
         """
         config = check_draft_model(path, target.config, max_model_len)
-<<<<<<< HEAD
-        dtype, device = target.storage.dtype, target.device
-=======
         dtype, device = target.decoder.dtype, target.device
->>>>>>> d-speculation
         kind = target.storage.block_size, dtype
         host = target.host_storage
         return cls(

@@ -193,10 +193,9 @@ class TorchExecutor:
         with guard_step(torch.get_num_threads()) if self._is_on_cpu else nullcontext():
             if plan.moves:
                 self.mover.carry_out(plan.moves)
-            if not plan.scheduled:
-                self.last_attention_seconds = 0.0
-                return self.decoder.compute_logits(self.decoder.embedding[:0])
             self.last_attention_seconds = 0.0
+            if not plan.scheduled:
+                return self.decoder.compute_logits(self.decoder.embedding[:0])
             if self.decode_runner is None:
                 return self._run(self.runner, plan)
             return self._run_by_phase(self.decode_runner, plan)

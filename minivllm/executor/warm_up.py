@@ -48,6 +48,7 @@ logger = logging.getLogger("minivllm")
 ALL_KINDS = tuple(
     f"{dtype}-{runner}" for dtype in ("float32", "bfloat16") for runner in (STEP, FUSED, QUANTIZED)
 )
+WAIT = "MINIVLLM_WAIT_FOR_COMPILER"
 MOST_ATTEMPTS = 3
 MOST_SECONDS = 1800
 """A process that compiles for longer ends itself."""
@@ -80,7 +81,7 @@ def can_start_compiled(
     config: ModelConfig, dtype: torch.dtype, runners: Sequence[str] = (), kv_cache_dtype: str = AUTO
 ) -> bool:
     """May an engine use compiled code now? If not, says so, and sees to it that it is compiled beside."""
-    if fcntl is None or os.environ.get("MINIVLLM_WAIT_FOR_COMPILER") == "1":
+    if fcntl is None or os.environ.get(WAIT) == "1":
         return True
     folder = usual_folder()
     needed = kinds_needed(config, dtype, runners, kv_cache_dtype)
@@ -92,6 +93,20 @@ def can_start_compiled(
     except OSError:  # nothing can be kept: the next start would be no better
         return True
     return not kinds
+
+
+@contextmanager
+def compiling_first() -> Iterator[None]:
+    """Engines that are made meanwhile wait for the compiler: a comparison of speeds needs all compiled."""
+    before = os.environ.get(WAIT)
+    os.environ[WAIT] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[WAIT]
+        else:
+            os.environ[WAIT] = before
 
 
 def _compile_beside(folder: Path, kinds: list[str]) -> None:
