@@ -27,6 +27,14 @@ from numba import njit, types
 from numba.extending import overload
 
 from kernels_numba.cpu.arithmetic import exp_fast, narrow, prefetch, widen
+from kernels_numba.cpu.coded_cells import (
+    apply_scales,
+    copy_block,
+    make_copies,
+    must_copy,
+    numbers,
+    rows_of,
+)
 from kernels_numba.cpu.parallel import in_parallel
 from kernels_numba.cpu.row_dots import ROWS, dots
 from kernels_numba.cpu.tile_product import tile
@@ -140,15 +148,6 @@ def _block_at(index, last, table, head, next_index, next_last, next_table, next_
     return np.int64(table[min(index, last)]) * kv_heads + head
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def _copy_rows(source, copied, at):  # type: ignore[no-untyped-def]
-    """Rows [n, head_dim] behind row `at` of `copied` [.., width]; what is behind them stays 0."""
-    for t in range(len(source)):
-        row, target = source[t], copied[at + t]
-        for c in range(len(row)):
-            target[c] = row[c]
-
-
 @njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
 def _soften(scores, begin, stop, maximum, scale):  # type: ignore[no-untyped-def]
     """Scores become weights, relative to the largest so far; those before `begin` and from `stop` on, 0.
@@ -193,19 +192,18 @@ def _attend(query, keys, values, table, first, end, head, scale, maxima, sums, t
     soon: first and last block, table and KV head of the item that this thread works on next.
     """
     (group, head_dim), width = query.shape, total.shape[1]
-    block_size, kv_heads = keys.shape[2], keys.shape[1]
+    kv_heads, block_size = numbers(keys).shape[1:3]
     scores, wide, copies = room
     capacity, flat_total = len(scores) // group, total.reshape(-1)
     for g in range(group):
         for c in range(head_dim):
             wide[g, c] = widen(query[g, c])
-    queries = _as_queries(wide, keys)
     is_copied = copies.size > 0
     size = width if is_copied else head_dim
-    key_rows = copies[0].reshape(-1) if is_copied else keys.reshape(-1)
-    value_rows = copies[1].reshape(-1) if is_copied else values.reshape(-1)
+    key_rows, value_rows = rows_of(keys, copies[0], is_copied), rows_of(values, copies[1], is_copied)
+    queries = _as_queries(wide, key_rows)
     key_pairs = as_pairs(key_rows)
-    per_number = key_pairs.itemsize // keys.itemsize
+    per_number = key_pairs.itemsize // key_rows.itemsize
     blocks_per_tile = max(1, TILE_KEYS // block_size)
     maxima[:], sums[:], flat_total[:] = NO_SCORE, ZERO, ZERO
     last = (end - 1) // block_size
@@ -215,8 +213,8 @@ def _attend(query, keys, values, table, first, end, head, scale, maxima, sums, t
         begin, stop = max(0, first - first_key), min(num_blocks * block_size, end - first_key)
         if is_copied:
             for b in range(num_blocks):
-                _copy_rows(keys[table[tile_block + b], head], copies[0], b * block_size)
-                _copy_rows(values[table[tile_block + b], head], copies[1], b * block_size)
+                copy_block(keys, table[tile_block + b], head, copies[0], b * block_size)
+                copy_block(values, table[tile_block + b], head, copies[1], b * block_size)
         for b in range(1 if is_copied else num_blocks):
             row, ahead, count = np.int64(0), np.int64(0), capacity
             if not is_copied:
@@ -227,9 +225,11 @@ def _attend(query, keys, values, table, first, end, head, scale, maxima, sums, t
                 queries, key_pairs, row * size // per_number, size // per_number, count, scores,
                 b * block_size, group, capacity, key_rows, ahead * size, size,
             )  # fmt: skip
+        apply_scales(scores, keys, table, tile_block, num_blocks, head, group, capacity)
         for g in range(group):
             own = scores[g * capacity : g * capacity + (stop + LANES - 1) // LANES * LANES]
             _weigh(own, begin, stop, scale, maxima[g:], sums[g:], total[g])
+        apply_scales(scores, values, table, tile_block, num_blocks, head, group, capacity)
         for b in range(1 if is_copied else num_blocks):
             # Only rows that are seen: the weight of others is 0, but 0 · NaN is not.
             place, row, ahead, count = begin, begin, begin, stop - begin
@@ -249,20 +249,20 @@ def _attend(query, keys, values, table, first, end, head, scale, maxima, sums, t
 @njit(nogil=True, cache=True, error_model="numpy")
 def _make_room(keys, group, width):  # type: ignore[no-untyped-def]
     """For one thread: scores [group · capacity], queries, and copies of keys and values, if they must be."""
-    block_size, head_dim = keys.shape[2], keys.shape[3]
+    block_size, head_dim = numbers(keys).shape[2:]
     capacity = (max(1, TILE_KEYS // block_size) * block_size + LANES - 1) // LANES * LANES
-    fits = head_dim == width and block_size % ROWS == 0
+    fits = head_dim == width and block_size % ROWS == 0 and not must_copy(keys)
     return (
         np.empty(group * capacity, np.float32),
         np.zeros((group, width), np.float32),
-        np.zeros((2, 0 if fits else capacity, width), keys.dtype),
+        make_copies(keys, 0 if fits else capacity, width),
     )
 
 
 @njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
 def _attend_items(thread, query, keys, values, rows, tables, items, shares, scale, maxima, sums, totals):  # type: ignore[no-untyped-def]
     """The work of one thread: each is a KV head of an item."""
-    kv_heads, block_size, group = keys.shape[1], keys.shape[2], totals.shape[1]
+    (kv_heads, block_size), group = numbers(keys).shape[1:3], totals.shape[1]
     room = _make_room(keys, group, totals.shape[2])
     for work in range(shares[thread], shares[thread + 1]):
         item, head = work // kv_heads, work % kv_heads
@@ -283,7 +283,8 @@ def paged_decode(query, keys, values, rows, tables, items, item_starts, shares, 
 
     Args:
         query, out: [tokens, heads, head_dim], float32, or bfloat16 as uint16; `rows` of `out` are written.
-        keys, values: the cache, [blocks, kv_heads, block_size, head_dim], of the same type.
+        keys, values: the cache, [blocks, kv_heads, block_size, head_dim], of the same type; or in 8 bits,
+            as in `coded_cells.py`.
         rows: [sequences], the row of each sequence's token.
         tables: [sequences, most blocks].
         items: [items, 3]: sequence, first position, end; those of one sequence one behind the other.
@@ -291,8 +292,9 @@ def paged_decode(query, keys, values, rows, tables, items, item_starts, shares, 
         shares: [threads + 1]: where the work of each thread begins; there is one for each item and KV head.
         scale: of the scores.
     """
-    kv_heads = keys.shape[1]
-    vector = LANES * as_pairs(keys.reshape(-1)).itemsize // keys.itemsize
+    cells = numbers(keys)
+    kv_heads = cells.shape[1]
+    vector = LANES * as_pairs(cells.reshape(-1)).itemsize // cells.itemsize
     group, width = query.shape[1] // kv_heads, (query.shape[2] + vector - 1) // vector * vector
     num_work = len(items) * kv_heads
     maxima, sums = np.empty((num_work, group), np.float32), np.empty((num_work, group), np.float32)

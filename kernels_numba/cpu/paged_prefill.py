@@ -28,6 +28,7 @@ from numba import njit, types
 from numba.extending import overload
 
 from kernels_numba.cpu.arithmetic import exp_fast, narrow, pair_of, widen
+from kernels_numba.cpu.coded_cells import make_tile, numbers, open_tile
 from kernels_numba.cpu.parallel import in_parallel
 from kernels_numba.cpu.tile_product import add_product
 from kernels_numba.cpu.vectors import HAS_PAIRS, LANES, as_pairs
@@ -95,7 +96,7 @@ def _as_columns(query, group, head, width, keys):  # type: ignore[no-untyped-def
 
 @overload(_as_columns)
 def _columns(query, group, head, width, keys):  # type: ignore[no-untyped-def]
-    if keys.dtype == types.uint16 and HAS_PAIRS:
+    if isinstance(keys, types.Array) and keys.dtype == types.uint16 and HAS_PAIRS:
 
         def in_pairs(query, group, head, width, keys):  # type: ignore[no-untyped-def]
             columns = np.zeros((query.shape[2] + 1) // 2 * width * 2, np.uint16)
@@ -187,18 +188,17 @@ def _attend(query, keys, values, table, head, first_position, scale, window, out
     query, out: [tokens, heads, head_dim], of this tile; `first_position` is that of its first token.
     """
     num_tokens, heads, head_dim = query.shape
-    kv_heads, block_size = keys.shape[1], keys.shape[2]
-    group = heads // kv_heads
+    cache_heads, block_size = numbers(keys).shape[1:3]
+    group = heads // cache_heads
     num_queries = num_tokens * group
     width = (num_queries + LANES - 1) // LANES * LANES
     queries = _as_columns(query, group, head, width, keys)
-    key_rows = as_pairs(keys.reshape(-1))
-    row_size = head_dim * keys.itemsize // key_rows.itemsize
     positions = np.empty(width, np.int32)
     for i in range(width):
         positions[i] = first_position + min(i, num_queries - 1) // group
     blocks_per_tile = max(1, TILE_KEYS // block_size)
     tile = blocks_per_tile * block_size
+    copies = make_tile(keys, blocks_per_tile)
     scores = np.empty((tile + 1) * width, np.float32)
     total = np.zeros(head_dim * width, np.float32)
     maxima, sums, rescale = np.full(width, LOWEST), np.zeros(width, np.float32), np.empty(width, np.float32)
@@ -211,8 +211,13 @@ def _attend(query, keys, values, table, head, first_position, scale, window, out
         num_keys = min(tile, end - first_key)
         distance = first_position - first_key
         scores[: num_blocks * block_size * width] = ZERO
+        tile_keys, tile_values, blocks, place = open_tile(
+            keys, values, table, tile_block, num_blocks, head, copies
+        )
+        kv_heads, key_rows = tile_keys.shape[1], as_pairs(tile_keys.reshape(-1))
+        row_size = head_dim * tile_keys.itemsize // key_rows.itemsize
         for b in range(num_blocks):
-            row = (np.int64(table[tile_block + b]) * kv_heads + head) * block_size
+            row = (np.int64(blocks[b]) * kv_heads + place) * block_size
             column = _first_column(b * block_size - distance, group)
             add_product(
                 key_rows, row * row_size, row_size, 1, queries, 0, scores, b * block_size * width, block_size,
@@ -227,7 +232,7 @@ def _attend(query, keys, values, table, head, first_position, scale, window, out
                 for i in range(width):
                     own[i] *= rescale[i]
         _add_values(
-            values, table[tile_block:], head, max(0, first_seen - first_key), num_keys, scores, total, width,
+            tile_values, blocks, place, max(0, first_seen - first_key), num_keys, scores, total, width,
             distance, group,
         )  # fmt: skip
     for i in range(num_queries):
@@ -255,8 +260,8 @@ def paged_prefill(query, keys, values, tables, items, shares, out, scale):  # ty
     Args:
         query, out: [tokens, heads, head_dim], float32, or bfloat16 as uint16; rows of `items` are written.
             `head_dim` is even, as it is wherever positions rotate pairs.
-        keys, values: the cache, [blocks, kv_heads, block_size, head_dim], of the same type, with the new
-            tokens in it.
+        keys, values: the cache, [blocks, kv_heads, block_size, head_dim], of the same type, or in 8 bits
+            (`coded_cells.py`), with the new tokens in it.
         tables: [sequences, most blocks].
         items: [items, 6]: sequence, KV head, first row, end row, position of the first row, window.
         shares: [threads + 1]: where the items of each thread begin.

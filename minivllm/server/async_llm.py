@@ -198,8 +198,7 @@ class AsyncLLM:
         """End after the step that is being computed. Whoever still waits gets an `EngineDeadError`."""
         self._thread.stop()
         self._compiling.shutdown(wait=False)
-        if self._engine.recorder:
-            self._engine.recorder.close()
+        self._engine.close()
 
     # ── from the event loop to the thread, and back ───────────────────────────────────────────────────
 

@@ -39,6 +39,7 @@ KINDS = {
     "TraceHeader": "a minivllm trace of a run",
     "KernelHeader": "a trace of a kernel",
     "StoryHeader": "a story of a lesson",
+    "PrecisionHeader": "a comparison of precisions",
 }
 """The first event of each kind of trace, and the kind in words."""
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
