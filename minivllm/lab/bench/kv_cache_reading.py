@@ -85,10 +85,11 @@ class KVCacheReading:
     readings: tuple[Reading, ...]
 
     def sections(self) -> list[Section]:
-        columns = ["shape", "model", "kv_cache_dtype", "MiB", "ms", "× float32", "GB/s"]
-        rows = [
-            [
-                reading.shape,
+        """A table for each shape."""
+        columns = ["model", "kv_cache_dtype", "MiB", "ms", "× float32", "GB/s"]
+        rows: dict[str, list[list[str]]] = {}
+        for reading in self.readings:
+            cells = [
                 reading.dtype,
                 reading.kv_cache_dtype,
                 f"{reading.num_bytes / (1 << 20):,.1f}",
@@ -96,9 +97,9 @@ class KVCacheReading:
                 f"{reading.times_faster:.2f}",
                 f"{reading.num_bytes / reading.seconds / 1e9:.1f}",
             ]
-            for reading in self.readings
-        ]
-        return [Section("Attention of a decode step, one layer", columns, rows, "numba-cpu; in turns")]
+            rows.setdefault(reading.shape, []).append(cells)
+        note = "attention of one layer, every sequence one new token; numba-cpu, in turns"
+        return [Section(shape, columns, own, note) for shape, own in rows.items()]
 
 
 def run(settings: Settings) -> KVCacheReading:
