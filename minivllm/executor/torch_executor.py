@@ -119,10 +119,10 @@ class TorchExecutor:
     ) -> TorchExecutor:
         """Load a model from a folder or a hub id, and allocate its cache.
 
-        `dtype` "auto" keeps what the checkpoint was saved in; `decode_weight_dtype` is how a copy of the
-        weights for generated tokens is stored. `num_blocks` None sizes the cache by `decide_num_blocks`;
-        with `virtual_memory` each of `max_num_seqs` sequences has addresses for `max_model_len` tokens.
-        `draft_config` is that of a model with keys and values beside these. Else: see `EngineArgs`.
+        `dtype` "auto" keeps what the checkpoint was saved in; `quantization` is how weights are, or shall be,
+        stored, `decode_weight_dtype` how a copy for generated tokens is. `device` None takes a GPU if there
+        is one, `num_blocks` None what `decide_num_blocks` says. `swap_space_bytes` of the host's memory hold
+        the blocks of preempted requests. With `virtual_memory` each sequence has addresses of its own.
         """
         config = ModelConfig.from_folder(folder := resolve_model(path))
         max_tokens = config.check_max_model_len(max_model_len)

@@ -33,7 +33,7 @@ from typing import IO
 import torch
 
 from kernels_numba.kept_code import is_complete, usual_folder
-from minivllm.executor.cpu_hazards import FUSED, QUANTIZED, RUNNERS, STEP, code_kind
+from minivllm.executor.cpu_hazards import CACHES, FUSED, QUANTIZED, STEP, code_kind
 from minivllm.executor.kv_format import AUTO
 from minivllm.executor.runners.choose import has_compiled_step
 from minivllm.model.config import ModelConfig
@@ -62,18 +62,19 @@ def kinds_needed(
 ) -> list[str]:
     """The compiled code that the runners of this model need on this processor (`runners/choose.py`).
 
-    A quantised model says itself which `runners` it needs. A KV cache in 8 bits is the fused runner's.
+    A quantised model says itself which `runners` it needs, unless its KV cache leaves no choice.
     """
-    if kv_cache_dtype != AUTO:
-        runners = (RUNNERS[kv_cache_dtype], *([QUANTIZED] if runners else []))
+    has_step = has_compiled_step(config, kv_cache_dtype)
     if runners:
-        return [code_kind(dtype, runner) for runner in runners]
-    runners = [STEP] if has_compiled_step(config) else [FUSED]
-    if dtype == torch.bfloat16 and STEP in runners:
-        from minivllm.executor.attention.numba_cpu_backend import has_matrix_units
+        runners = runners if has_step else (FUSED, QUANTIZED)
+    else:
+        runners = [STEP] if has_step else [FUSED]
+        if dtype == torch.bfloat16 and has_step:
+            from minivllm.executor.attention.numba_cpu_backend import has_matrix_units
 
-        runners = [*runners, *([FUSED] if has_matrix_units(dtype) else [])]
-    return [code_kind(dtype, runner) for runner in runners]
+            runners = [*runners, *([FUSED] if has_matrix_units(dtype) else [])]
+    of_caches = {runner: AUTO if runner == QUANTIZED else kv_cache_dtype for runner in runners}
+    return [code_kind(dtype, runner, kind) for runner, kind in of_caches.items()]
 
 
 def can_start_compiled(
@@ -203,10 +204,10 @@ def make_runner(kind: str) -> None:
         {"architectures": ["LlamaForCausalLM"], "vocab_size": 64, "hidden_size": 64, "intermediate_size": 64,
          "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 16}
     )  # fmt: skip
-    kept = next((kept for kept, kind_of_kept in RUNNERS.items() if kind_of_kept == runner), AUTO)
+    kept = next((name for name, code in CACHES.items() if runner in (code + STEP, code + FUSED)), AUTO)
     storage = make_storage(config, 1, 16, dtype, cpu, kept)
     decoder = Decoder(config, dtype, cpu)
-    if runner == STEP:
+    if runner.endswith(STEP):
         CompiledRunner(decoder, storage)
     elif runner == QUANTIZED:
         compile_products(dtype)
