@@ -178,6 +178,20 @@ def test_only_what_the_model_needs_is_compiled(monkeypatch, changes, dtype, has_
     assert kinds_needed(config_of(**changes), dtype) == expected
 
 
+def test_a_cache_in_8_bits_needs_code_of_its_own(monkeypatch):
+    monkeypatch.setattr("minivllm.executor.attention.numba_cpu_backend.has_matrix_units", lambda _: True)
+
+    def needed(dtype, kind, runners=()):
+        return kinds_needed(config_of(), dtype, runners, kind)
+
+    assert needed(torch.float32, "int8_per_token_head") == ["float32-int8step"]
+    whole = ["bfloat16-int8step", "bfloat16-int8fused"]
+    assert needed(torch.bfloat16, "int8_per_token_head") == whole
+    assert needed(torch.bfloat16, "fp8") == ["bfloat16-fp8fused"]
+    assert needed(torch.float32, "fp8", [STEP]) == ["float32-fp8fused", "float32-quantized"]
+    assert needed(torch.float32, "int8_per_token_head", [STEP]) == ["float32-int8step"]
+
+
 def test_a_quantised_model_says_itself_what_it_needs():
     needed = kinds_needed(CONFIG, torch.bfloat16, (FUSED, QUANTIZED))
     assert needed == ["bfloat16-fused", "bfloat16-quantized"]
