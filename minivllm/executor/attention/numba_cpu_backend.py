@@ -63,7 +63,7 @@ class NumbaCpuAttention(TorchAttention):
 
     def _plan_work(self, metadata: AttentionMetadata, window: int | None) -> list[GatheredWork]:
         """What is left for torch."""
-        work = plan_attention(metadata, window, self.config, self.storage.block_size, self._num_threads)
+        work = plan_attention(metadata, window, self.config, self._num_threads)
         for_torch: list[GatheredWork] = []
         if self._torch_prompts:
             work = work._replace(tiles=work.tiles[:0])

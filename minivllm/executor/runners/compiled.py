@@ -67,7 +67,6 @@ class CompiledRunner(ModelRunner):
         self._is_copy = is_copy
         self._angles = AngleTable(decoder.rotary, decoder.dtype)
         self._cells = as_array(storage.cells)
-        self._block_size = storage.block_size
         self._window = config.layer_windows[0]
         self._eps, self._scale = np.float32(decoder.norm.eps), np.float32(config.head_dim**-0.5)
         self._weights = gather_weights(decoder, is_copy)
@@ -83,7 +82,7 @@ class CompiledRunner(ModelRunner):
         num_tokens = metadata.num_tokens + num_padding
         is_small = num_tokens * self._products_per_token <= SERIAL_PRODUCTS
         num_threads = set_numba_threads(1 if is_small else None)
-        work = plan_attention(metadata, self._window, self.config, self._block_size, num_threads)
+        work = plan_attention(metadata, self._window, self.config, num_threads)
         if num_tokens > len(self._room.x):
             self._room = self._make_room(max(num_tokens, 2 * len(self._room.x)))
         batch = Batch(
@@ -122,7 +121,7 @@ class CompiledRunner(ModelRunner):
         empty = AttentionMetadata(
             none, none, none, np.zeros(1, np.int64), none, np.zeros((0, 1), np.int64), none
         )
-        work = plan_attention(empty, self._window, self.config, self._block_size, 1)
+        work = plan_attention(empty, self._window, self.config, 1)
         batch = Batch(none, self._angles.upto(none), none, none, none, work)
         logits = torch.empty(0, padded(self.config.vocab_size))
         with compiling(code_kind(dtype, STEP)):
