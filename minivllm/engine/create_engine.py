@@ -26,6 +26,7 @@ from minivllm.decoding.sampler import Sampler
 from minivllm.engine.engine import Engine
 from minivllm.engine.engine_args import EngineArgs
 from minivllm.executor.attention.choose import backend_factory
+from minivllm.executor.batch_invariance import is_wanted
 from minivllm.executor.kv_storage import GIB
 from minivllm.executor.torch_executor import TorchExecutor
 from minivllm.executor.virtual_storage import VirtualKVStorage
@@ -103,6 +104,7 @@ def load_executor(args: EngineArgs) -> TorchExecutor:
         backend=backend_factory(args.attention_backend),
         enforce_eager=args.enforce_eager,
         quantization=args.quantization,
+        batch_invariant=is_wanted(args.batch_invariant),
     )
 
 

@@ -25,6 +25,7 @@ from minivllm.config import DTYPES as DTYPE_NAMES
 from minivllm.executor.attention.choose import BackendFactory, fastest
 from minivllm.executor.attention.metadata import build_metadata
 from minivllm.executor.attention.torch_backend import TorchAttention
+from minivllm.executor.batch_invariance import invariant
 from minivllm.executor.block_mover import BlockMover
 from minivllm.executor.cpu_hazards import guard_step, note_parallel_run, warn_of_threads
 from minivllm.executor.kv_storage import KVStorage, decide_num_blocks, decide_num_host_blocks
@@ -56,8 +57,9 @@ class TorchExecutor:
         enforce_eager: bool = False,
         max_num_seqs: int = 128,
         max_model_len: int | None = None,
+        batch_invariant: bool = False,
     ) -> None:
-        """The last three settings are for `choose_runner`."""
+        """The last four settings are for `choose_runner`."""
         if decoder.embedding.device.type == "cpu":
             note_parallel_run(torch.get_num_threads())
         self.decoder = decoder
@@ -67,13 +69,14 @@ class TorchExecutor:
         self.host_storage = host_storage
         self.mover = BlockMover(storage, host_storage)
         self.config = decoder.config
-        self.attention = backend(decoder.config, storage)
+        self.attention = (invariant(backend) if batch_invariant else backend)(decoder.config, storage)
         self.runner = choose_runner(
             decoder,
             self.attention,
             enforce_eager=enforce_eager,
             max_num_seqs=max_num_seqs,
             max_model_len=max_model_len,
+            batch_invariant=batch_invariant,
         )
         self.name = name
         self.device = decoder.embedding.device
@@ -98,6 +101,7 @@ class TorchExecutor:
         backend: BackendFactory = fastest,
         enforce_eager: bool = False,
         quantization: str | None = None,
+        batch_invariant: bool = False,
     ) -> TorchExecutor:
         """Load a model from a folder or a hub id, and allocate its cache.
 
@@ -106,7 +110,7 @@ class TorchExecutor:
         by `decide_num_blocks` from the settings below it. `swap_space_bytes` of the host's memory hold the
         blocks of preempted requests. With `virtual_memory` each of `max_num_seqs` sequences has addresses
         for `max_model_len` tokens, and memory on demand. With `enforce_eager` no step is recorded as a CUDA
-        graph.
+        graph. With `batch_invariant` logits do not depend on what else is computed (`batch_invariance.py`).
         """
         config = ModelConfig.from_folder(folder := resolve_model(path))
         max_tokens = config.check_max_model_len(max_model_len)
@@ -139,6 +143,7 @@ class TorchExecutor:
             enforce_eager=enforce_eager,
             max_num_seqs=max_num_seqs,
             max_model_len=max_tokens,
+            batch_invariant=batch_invariant,
         )
 
     @property

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels_numba.cpu import rows
+from kernels_numba.cpu import panels, rows
 from kernels_numba.cpu.vectors import FEATURES
 from kernels_numba.cpu.whole_step import AttentionWork, attend
 from minivllm.executor.attention.cpu_work import NO_ITEMS, NO_TILES, plan_attention
@@ -56,6 +56,9 @@ class NumbaCpuAttention(TorchAttention):
         self._own_work: dict[int | None, AttentionWork] = {}
         # Where the processor multiplies matrices of bfloat16 by itself, torch's products are hard to beat.
         self._torch_prompts = has_matrix_units(self._dtype)
+
+    def keep_one_order(self) -> None:
+        self._torch_prompts = False
 
     def begin_step(self, metadata: AttentionMetadata) -> None:
         self._num_threads = set_numba_threads()
@@ -106,6 +109,8 @@ class NumbaCpuAttention(TorchAttention):
         with compiling(code_kind(self._dtype, FUSED)):
             attend(row, *self._caches[0], nothing, row, self._scale)
             rows.compile_all(row.dtype)
+            panel, out = panels.pack(np.zeros((1, 2), row.dtype)), np.zeros((0, panels.WIDTH), np.float32)
+            panels.multiply(np.zeros((0, 2), row.dtype), panel, out, False, 1)
 
 
 class Rotation(NamedTuple):

@@ -6,6 +6,7 @@
                    compiled for small steps, fused for large ones: a processor with matrix units
                    fused, all steps: a model that there is no compiled step for, as a quantised one
     numba-cuda     graphs for decode steps, eager for the others; with `enforce_eager`, eager
+    torch          eager; with `batch_invariant`, in groups of rows (`row_groups.py`)
     all others     eager
 
 Compilers are imported only where they are used. Read next: `model_runner.py`, `compiled.py`.
@@ -16,6 +17,7 @@ from __future__ import annotations
 from minivllm.executor.attention.backend import AttentionBackend
 from minivllm.executor.runners.eager import EagerRunner
 from minivllm.executor.runners.model_runner import FirstSupporting, ModelRunner
+from minivllm.executor.runners.row_groups import RowGroupRunner
 from minivllm.model.config import ModelConfig
 from minivllm.model.decoder import Decoder
 
@@ -27,10 +29,17 @@ def choose_runner(
     enforce_eager: bool = False,
     max_num_seqs: int = 128,
     max_model_len: int | None = None,
+    batch_invariant: bool = False,
 ) -> ModelRunner:
-    """The table above. The limits are those of the engine: graphs are made for steps within them."""
+    """The table above. The limits are those of the engine: graphs are made for steps within them.
+
+    With `batch_invariant` a row of logits does not depend on the others, bit for bit; see
+    `minivllm/executor/batch_invariance.py` for where that can be had.
+    """
     if attention.name == "numba-cpu":
-        return _choose_cpu_runner(decoder, attention)
+        return _choose_cpu_runner(decoder, attention, batch_invariant)
+    if batch_invariant and attention.name == "torch":
+        return RowGroupRunner(decoder, attention)
     eager = EagerRunner(decoder, attention)
     if attention.name != "numba-cuda" or enforce_eager:
         return eager
@@ -49,16 +58,16 @@ def has_compiled_step(config: ModelConfig) -> bool:
     return config.hidden_act in ("silu", "swish") and len(set(config.layer_windows)) == 1
 
 
-def _choose_cpu_runner(decoder: Decoder, attention: AttentionBackend) -> ModelRunner:
+def _choose_cpu_runner(decoder: Decoder, attention: AttentionBackend, batch_invariant: bool) -> ModelRunner:
     from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention, has_matrix_units
     from minivllm.executor.runners.compiled import MAX_COPY_BYTES, CompiledRunner
     from minivllm.executor.runners.fused import FusedRunner
 
     assert isinstance(attention, NumbaCpuAttention)
     if decoder.is_quantized:  # its matrices are not in one form, which a compiled step would need
-        return FusedRunner(decoder, attention)
-    is_copy = has_matrix_units(decoder.dtype)
+        return FusedRunner(decoder, attention, batch_invariant=batch_invariant)
+    is_copy = has_matrix_units(decoder.dtype) and not batch_invariant
     if not has_compiled_step(decoder.config) or (is_copy and decoder.num_bytes > MAX_COPY_BYTES):
-        return FusedRunner(decoder, attention)
+        return FusedRunner(decoder, attention, batch_invariant=batch_invariant)
     compiled = CompiledRunner(decoder, attention.storage, is_copy=is_copy)
     return FirstSupporting(compiled, FusedRunner(decoder, attention)) if is_copy else compiled

@@ -25,9 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from kernels_numba.cpu.panels import pack, padded, unpack
+from kernels_numba.cpu.panels import multiply, pack, padded, unpack
 from kernels_numba.cpu.whole_step import ATTENTION, STAGES, Batch, Scratch, Weights, make_scratch, whole_step
 from minivllm.executor.attention.cpu_work import plan_attention
 from minivllm.executor.attention.metadata import AttentionMetadata
@@ -129,7 +128,7 @@ class CompiledRunner(ModelRunner):
 
 
 class PanelMatrix(Matrix):
-    """A matrix in panels. The compiled step reads them; `product` is for callers of the decoder itself."""
+    """A matrix in panels. The compiled step reads them by itself, `fused.py` by `product`."""
 
     def __init__(self, panels: Any, weight: Tensor) -> None:
         """`panels` hold `weight` [out, in], row after row; the last panel may be padded."""
@@ -138,8 +137,14 @@ class PanelMatrix(Matrix):
         self._num_bytes = weight.numel() * weight.element_size()
 
     def product(self, x: Tensor, bias: Tensor | None = None, added: Tensor | None = None) -> Tensor:
-        product = functional.linear(x, self.dense(), bias)
-        return product if added is None else product.add_(added)
+        """`x Wᵀ + bias + added`, summed in float32 and rounded once; a row alone is as it is among others."""
+        out = torch.zeros(len(x), padded(self._num_rows))
+        sums = out[:, : self._num_rows]
+        for term in (bias, added):
+            if term is not None:
+                sums += term
+        multiply(as_array(x.contiguous()), self._panels, out.numpy(), False, set_numba_threads())
+        return sums.to(x.dtype).contiguous()
 
     def dense(self) -> Tensor:
         return as_tensor(unpack(self._panels, self._num_rows))

@@ -18,9 +18,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from kernels_numba.cpu.panels import padded
+from kernels_numba.cpu.panels import multiply, pack, padded
 from kernels_numba.cpu.small_panels import multiply_small, pack_scales, pack_small, unpack_small
 from minivllm.executor.cpu_hazards import code_kind, compiling, set_numba_threads
 from minivllm.model.matrix import Matrix
@@ -46,6 +45,8 @@ class QuantizedPanels(Matrix):
         self._scales = pack_scales(weights.scales.numpy())
         steps = zeros_of(matrix).float() - middle
         self._offsets = None if matrix.zeros is None else steps * weights.scales  # [out, groups]
+        if self._offsets is not None:
+            self._offset_panels = pack(self._offsets.contiguous().numpy())
         self._num_outputs: int = matrix.num_outputs
         self._num_inputs: int = matrix.num_inputs
         self._num_groups: int = weights.scales.shape[1]
@@ -60,12 +61,16 @@ class QuantizedPanels(Matrix):
         left = x if self._activations is None else self._activations(x)
         left = left.contiguous() if self._order is None else left[:, self._order]
         out = torch.empty(len(x), padded(self._num_outputs))
-        multiply_small(as_array(left), self._codes, self._scales, out.numpy(), set_numba_threads())
-        product = out[:, : self._num_outputs]
+        num_threads = set_numba_threads()
+        multiply_small(as_array(left), self._codes, self._scales, out.numpy(), num_threads)
         if self._offsets is not None:
             size = self._num_inputs // self._num_groups
-            sums = left.float().reshape(len(x), self._num_groups, size).sum(-1)
-            product = product.sub_(functional.linear(sums, self._offsets))
+            sums = torch.zeros(len(x) * self._num_groups, padded(1))
+            ones = pack(np.ones((1, size), np.float32))
+            multiply(left.float().reshape(-1, size).numpy(), ones, sums.numpy(), False, num_threads)
+            negative = sums[:, 0].reshape(len(x), -1).neg()
+            multiply(negative.numpy(), self._offset_panels, out.numpy(), False, num_threads)
+        product = out[:, : self._num_outputs]
         if bias is not None:
             product = product.add_(bias)
         product = product.to(x.dtype)
@@ -120,3 +125,5 @@ def compile_products(dtype: torch.dtype) -> None:
         for kind in {dtype, torch.float32}:  # rounded activations are float32
             for some in codes:
                 multiply_small(as_array(torch.zeros(0, 2, dtype=kind)), some, scales, out, 1)
+        no_rows = np.zeros((0, 2), np.float32)
+        multiply(no_rows, pack(np.zeros((1, 2), np.float32)), out, False, 1)  # of offsets
