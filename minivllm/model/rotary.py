@@ -54,11 +54,9 @@ class RotaryEmbedding:
         Rounded as `angles` rounds them. A position's numbers do not depend on `length`: torch computes the
         last ones of an array in another way, so all arrays are of one size.
         """
-        positions = torch.arange(
-            -(-length // TABLE_ROWS) * TABLE_ROWS, device=self.inverse_frequencies.device
-        )
-        pieces = [torch.stack(self._circle(piece), dim=1) for piece in positions.split(TABLE_ROWS)]
-        pairs = torch.cat(pieces) if pieces else positions.new_empty(0, 2, len(self.inverse_frequencies))
+        rows = torch.arange(TABLE_ROWS, device=self.inverse_frequencies.device)
+        starts = range(0, max(1, length), TABLE_ROWS)
+        pairs = torch.cat([torch.stack(self._circle(rows + start), dim=1) for start in starts])
         return pairs[:length].to(dtype).float()
 
     def _circle(self, positions: Tensor) -> tuple[Tensor, Tensor]:
