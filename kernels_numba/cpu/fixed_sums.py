@@ -6,11 +6,11 @@ of partial sums, whose lanes are added in the end in a fixed order. They depend 
 
     sum_of_squares(row, n)          of a norm
     lane_sum(numbers, first, n)     of a softmax's weights: lane l adds up numbers l, l + LANES, …
-    column_dots(rows, vectors)      keys · queries with queries in columns, in the very order of `row_dots.py`
+    column_dots(rows, vectors)      keys · queries with queries in columns, in the order of `row_dots.py`
 
-That order has a partial sum of every LANES-th step. With queries in columns these are computed one after the
-other, and added in the end: lanes of a quarter ((0 + 2) + (1 + 3)), then quarters in the same way. (It takes
-a third longer than one sum from the first step to the last, and makes prompts agree with decoding.)
+That order has a partial sum of every LANES-th step. With queries in columns these are computed four lanes at
+a time and added: lanes of a quarter ((0 + 2) + (1 + 3)), in the end quarters in the same way. (It takes a
+little longer than one sum from the first step to the last, and makes prompts agree with decoding.)
 
 Read next: `row_dots.py`, `paged_prefill.py`.
 """
@@ -28,6 +28,10 @@ from kernels_numba.cpu.vectors import BITS, LANES, VECTOR, loader, multiplier
 
 ACCUMULATORS = 4
 """Vectors of partial sums of squares: as many as a multiply-add takes cycles."""
+
+
+QUARTER = 4
+"""Lanes whose sums are in registers together."""
 
 
 def add_halves(builder: Any, total: Any) -> Any:
@@ -110,9 +114,11 @@ def column_dots(rows: int, vectors: int) -> Any:
     @intrinsic
     def products(typing_context: Any, left: Any, first: Any, left_row: Any, right: Any, source: Any,
                  width: Any, out: Any, target: Any, count: Any) -> Any:  # fmt: skip
-        """out[target + r · width + c] = Σ left[first + r · left_row + k] · right[source + k · width + c].
+        """out[target + r · width + c] = Σ left[first + r · left_row + k] · right[source + at(k) · width + c].
 
-        All arrays flat, `left` and `right` of types that go together; k from 0 to `count` - 1.
+        All arrays flat, `left` and `right` of types that go together; k from 0 to `count` - 1. The right
+        side's rows lie lane by lane, at(k) = k % LANES · ⌈count / LANES⌉ + k // LANES: so what is multiplied
+        one after the other lies there one behind the other.
         """
         whole = types.intp
         signature = types.void(left, whole, whole, right, whole, whole, out, whole, whole)
@@ -135,47 +141,52 @@ def column_dots(rows: int, vectors: int) -> Any:
 
             starts = [at(left_data, first, r, left_row) for r in range(rows)]
             column = builder.gep(right_data, [source])
-            sums = [cgutils.alloca_once(builder, VECTOR) for _ in cells]
+            sums = [[cgutils.alloca_once(builder, VECTOR) for _ in cells] for _ in range(QUARTER)]
+            quarters = cgutils.alloca_once(builder, ir.ArrayType(VECTOR, LANES // QUARTER * len(cells)))
+            chunks, rest = builder.udiv(count, integer(LANES)), builder.urem(count, integer(LANES))
+            rows_of_lane = builder.udiv(builder.add(count, integer(LANES - 1)), integer(LANES))
 
-            # Partial sums of each lane go to the innermost cache: 16 of all cells would fill no registers.
-            lanes = cgutils.alloca_once(builder, ir.ArrayType(VECTOR, LANES * len(cells)))
-            with cgutils.for_range(builder, integer(LANES)) as leaf:
-                for place in sums:
+            def add_step(own: list[Any], lane: Any, chunk: Any) -> None:
+                step = builder.add(lane, builder.mul(chunk, integer(LANES)))
+                row = builder.add(builder.mul(lane, rows_of_lane), chunk)
+                start = builder.gep(column, [builder.mul(row, width)])
+                loaded = [load_right(builder.gep(start, [integer(v * LANES)])) for v in range(vectors)]
+                factors = [load_left(builder.gep(start, [step])) for start in starts]
+                for (r, v), place in zip(cells, own, strict=True):
+                    builder.store(multiply_add(factors[r], loaded[v], builder.load(place)), place)
+
+            with cgutils.for_range(builder, integer(LANES // QUARTER)) as quarter:
+                lanes = [
+                    builder.add(builder.mul(quarter.index, integer(QUARTER)), integer(i))
+                    for i in range(QUARTER)
+                ]
+                for place in (place for own in sums for place in own):
                     builder.store(ir.Constant(VECTOR, [0.0] * LANES), place)
-                rest = builder.sub(builder.add(count, integer(LANES - 1)), leaf.index)
-                with cgutils.for_range(builder, builder.udiv(rest, integer(LANES))) as loop:
-                    step = builder.add(leaf.index, builder.mul(loop.index, integer(LANES)))
-                    row = builder.gep(column, [builder.mul(step, width)])
-                    loaded = [load_right(builder.gep(row, [integer(v * LANES)])) for v in range(vectors)]
-                    factors = [load_left(builder.gep(start, [step])) for start in starts]
-                    for (r, v), place in zip(cells, sums, strict=True):
-                        builder.store(multiply_add(factors[r], loaded[v], builder.load(place)), place)
-                first_cell = builder.mul(leaf.index, integer(len(cells)))
-                for number, place in enumerate(sums):
-                    kept = builder.gep(lanes, [integer(0), builder.add(first_cell, integer(number))])
-                    builder.store(builder.load(place), kept)
+                with cgutils.for_range(builder, chunks) as loop:
+                    for lane, own in zip(lanes, sums, strict=True):
+                        add_step(own, lane, loop.index)
+                for lane, own in zip(lanes, sums, strict=True):
+                    with builder.if_then(builder.icmp_unsigned("<", lane, rest)):
+                        add_step(own, lane, chunks)
+                for number in range(len(cells)):
+                    first_lane, second, third, fourth = (builder.load(own[number]) for own in sums)
+                    total = builder.fadd(builder.fadd(first_lane, third), builder.fadd(second, fourth))
+                    place = builder.add(builder.mul(quarter.index, integer(len(cells))), integer(number))
+                    builder.store(total, builder.gep(quarters, [integer(0), place]))
             for number, (r, v) in enumerate(cells):
                 parts = [
-                    builder.load(builder.gep(lanes, [integer(0), integer(lane * len(cells) + number)]))
-                    for lane in range(LANES)
+                    builder.load(builder.gep(quarters, [integer(0), integer(q * len(cells) + number)]))
+                    for q in range(LANES // QUARTER)
                 ]
+                while len(parts) > 1:
+                    half = len(parts) // 2
+                    parts = [
+                        builder.fadd(low, high) for low, high in zip(parts[:half], parts[half:], strict=True)
+                    ]
                 place = builder.gep(at(out_data, target, r, width), [integer(v * LANES)])
-                builder.store(_tree(builder, parts), builder.bitcast(place, VECTOR.as_pointer()), align=4)
+                builder.store(parts[0], builder.bitcast(place, VECTOR.as_pointer()), align=4)
             return context.get_dummy_value()
 
         return signature, generate
 
     return products
-
-
-def _tree(builder: Any, lanes: list[Any]) -> Any:
-    """The sum of all lanes in the order of `row_dots.py`: within quarters, then of quarters."""
-    add = builder.fadd
-    quarters = [
-        add(add(first, third), add(second, fourth))
-        for first, second, third, fourth in (lanes[at : at + 4] for at in range(0, LANES, 4))
-    ]
-    while len(quarters) > 1:
-        half = len(quarters) // 2
-        quarters = [add(low, high) for low, high in zip(quarters[:half], quarters[half:], strict=True)]
-    return quarters[0]

@@ -45,9 +45,9 @@ MOST_COLUMNS = 64
 PAIRS_AT_ONCE = 8
 """Of values in bfloat16 with one look at which columns see them."""
 NO_KEY = np.int32(2**31 - 1)
-ROWS = 4
+ROWS = 2
 """Keys that are multiplied with queries together."""
-VECTORS = 4 if MANY_REGISTERS else 2
+VECTORS = 2 if MANY_REGISTERS else 1
 """Of queries, at most."""
 
 _dots_many, _dots_one, _dots_single = column_dots(ROWS, VECTORS), column_dots(ROWS, 1), column_dots(1, 1)
@@ -141,7 +141,10 @@ def _fold(maxima, sums, total, part_maxima, part_sums, part_total, scale):  # ty
 
 
 def _as_columns(query, group, head, width, keys):  # type: ignore[no-untyped-def]
-    """In compiled code: queries [tokens, heads, d] as columns [steps, width], flat, to multiply keys with."""
+    """In compiled code: queries [tokens, heads, d] as columns [steps, width], flat, to multiply keys with.
+
+    Steps lie as `column_dots` takes them.
+    """
     raise NotImplementedError("only in compiled code")
 
 
@@ -150,21 +153,26 @@ def _columns(query, group, head, width, keys):  # type: ignore[no-untyped-def]
     if keys.dtype == types.uint16 and HAS_PAIRS:
 
         def in_pairs(query, group, head, width, keys):  # type: ignore[no-untyped-def]
-            columns = np.zeros((query.shape[2] + 1) // 2 * width * 2, np.uint16)
+            steps = (query.shape[2] + 1) // 2
+            rows_of_lane = (steps + LANES - 1) // LANES
+            columns = np.zeros(LANES * rows_of_lane * width * 2, np.uint16)
             for i in range(len(query) * group):
                 row = query[i // group, head * group + i % group]
                 for c in range(len(row)):
-                    columns[(c // 2 * width + i) * 2 + c % 2] = narrow(widen(row[c]), columns)
+                    at = c // 2 % LANES * rows_of_lane + c // 2 // LANES
+                    columns[(at * width + i) * 2 + c % 2] = narrow(widen(row[c]), columns)
             return columns.view(np.uint32)
 
         return in_pairs
 
     def one_by_one(query, group, head, width, keys):  # type: ignore[no-untyped-def]
-        columns = np.zeros(query.shape[2] * width, np.float32)
+        rows_of_lane = (query.shape[2] + LANES - 1) // LANES
+        columns = np.zeros(LANES * rows_of_lane * width, np.float32)
         for i in range(len(query) * group):
             row = query[i // group, head * group + i % group]
             for c in range(len(row)):
-                columns[c * width + i] = widen(row[c])
+                at = c % LANES * rows_of_lane + c // LANES
+                columns[at * width + i] = widen(row[c])
         return columns
 
     return one_by_one
