@@ -18,6 +18,7 @@ from kernels_numba.cuda.kv_write import kv_write
 from kernels_numba.cuda.launch import Launch
 from kernels_numba.cuda.naive_attention import naive_attention
 from kernels_numba.cuda.paged_attention import paged_attention
+from kernels_numba.cuda.quantized_product import BITS, quantized_product
 from kernels_numba.cuda.tiles import HEAD_DIMS
 from kernels_numba.ptx import Compiled, compile_launch, missing
 
@@ -29,7 +30,7 @@ bytes that were spilled because registers ran out, share of a multiprocessor's t
 once, and the instructions that matter. Made {made} by `python -m kernels_numba.list_kernels` (which needs
 `pip install "minivllm[ptx]"`).
 
-| kernel | heads | device | registers | shared bytes | spilled | occupancy | instructions |
+| kernel | heads, or weights | device | registers | shared bytes | spilled | occupancy | instructions |
 |---|---|---|---|---|---|---|---|"""
 
 
@@ -66,6 +67,9 @@ def catalogue() -> list[tuple[str, Launch]]:
         attend, combine = _paged(width, group, dtype)
         launches.append((f"{width}, {dtype}, {group} together", attend))
     launches.append((f"{width}", combine))  # the same for all
+    for bits in BITS:
+        for rows in (1, 4, 16):
+            launches.append((f"{bits} bits, {rows} rows", _quantized(bits, rows)))
     cache = _floats(4, 2, 16, 64)
     launches.append(
         ("64", kv_write(_floats(1, 2, 64), _floats(1, 2, 64), cache, cache, np.array([0], np.int32)))
@@ -86,6 +90,12 @@ def _paged(width: int, group: int, dtype: str) -> list[Launch]:
     return paged_attention(
         query, cache, cache, tables, lengths, query, parts, _floats(2, 2 * group, 2), cache_dtype=dtype
     )
+
+
+def _quantized(bits: int, rows: int) -> Launch:
+    words, scales = np.zeros((64, 1024 * bits // 32), np.uint32), _floats(64, 8)
+    out = _floats(rows, 64)
+    return quantized_product(_floats(rows, 1024), words, scales, scales, out, bits=bits, group_size=128)
 
 
 def row(heads: str, compiled: Compiled) -> str:

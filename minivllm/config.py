@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from minivllm.validation import check_boolean, check_choice, check_int64, check_number
 
 DTYPES = ("half", "float16", "bfloat16", "float", "float32", "double", "float64")
+KV_CACHE_DTYPES = ("auto", "int8_per_token_head", "fp8", "fp8_e4m3")
 PREEMPTION_MODES = ("recompute", "swap")
 ATTENTION_BACKENDS = ("auto", "torch", "numba-cpu", "numba-cuda", "microscope")
 LEAST = {
@@ -47,6 +48,8 @@ class SchedulerConfig:
         prefix_cache: how full blocks are found again by other requests, "hash" or "radix"; None does
             without.
         preemption_mode: what becomes of a preempted request's blocks: "recompute" or "swap".
+        cache_prompts_only: the prefix cache remembers no block with a generated token in it, because such
+            tokens are computed with other weights than prompts are (`minivllm/executor/phases.py`).
         num_host_blocks: blocks of the swap space.
         allocator: how memory is managed: "paged", or one of the ways of before (and after).
         copy_on_fork: a fork copies all its blocks at once, for comparison.
@@ -66,6 +69,7 @@ class SchedulerConfig:
     num_host_blocks: int = 0
     allocator: str = "paged"
     copy_on_fork: bool = False
+    cache_prompts_only: bool = False
 
     def __post_init__(self) -> None:
         for name, at_least in LEAST.items():  # kept as Python's own integers, which traces can express
@@ -82,6 +86,7 @@ class SchedulerConfig:
                 raise ValueError(f"{name} must be a name, got {value!r}")
         check_choice("preemption_mode", self.preemption_mode, PREEMPTION_MODES)
         check_boolean("copy_on_fork", self.copy_on_fork)
+        check_boolean("cache_prompts_only", self.cache_prompts_only)
         self._check_combinations()
 
     def _check_combinations(self) -> None:

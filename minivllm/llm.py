@@ -224,9 +224,8 @@ class LLM:
 
     @_in_turn
     def close(self) -> None:
-        """End the trace, if one is recorded."""
-        if self.engine.recorder:
-            self.engine.recorder.close()
+        """End the trace, if one is recorded, and the processes of other ranks, if there are any."""
+        self.engine.close()
 
     def __enter__(self) -> LLM:
         return self

@@ -6,8 +6,9 @@ means.
     StructuredOutputsParams(json={"type": "object", …})    JSON by a schema
     StructuredOutputsParams(json_object=True)              any JSON object
     StructuredOutputsParams(grammar='root ::= …')          a grammar in GBNF, the form of llama.cpp
+    StructuredOutputsParams(structural_tag='{"format": …}')  text with structured parts in it
 
-Exactly one of the five says what is allowed. Here only its form is checked; what it means, and whether any
+Exactly one of the six says what is allowed. Here only its form is checked; what it means, and whether any
 text satisfies it, is found out when a request is made (`minivllm/decoding/structured/compile.py`).
 
 Read next: `minivllm/decoding/structured/__init__.py`, which tells how every output comes to have its shape.
@@ -22,7 +23,7 @@ from typing import Any
 
 from minivllm.validation import check_boolean, check_list, check_text, shown
 
-KINDS = ("json", "regex", "choice", "grammar", "json_object")
+KINDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 """What an output may be constrained by."""
 MOST_CHARACTERS = 1 << 20
 """Of a schema, a pattern or a grammar: reading one must not hold up the engine."""
@@ -30,7 +31,7 @@ MOST_CHARACTERS = 1 << 20
 
 @dataclass
 class StructuredOutputsParams:
-    """What shape an output must have; exactly one of the first five.
+    """What shape an output must have; exactly one of those that say what it must be.
 
     Attributes:
         json: a JSON schema, as a dictionary or as text.
@@ -43,11 +44,11 @@ class StructuredOutputsParams:
         disable_additional_properties: accepted as in vLLM, without effect: objects have no other properties
             than those named, unless `additionalProperties` asks for them.
         whitespace_pattern: a regular expression of the white space between the parts of JSON.
-        structural_tag: refused: it is not here.
+        structural_tag: free text with tags in it, as JSON or a dictionary (its formats: `tag_formats.py`).
 
     Raises:
         TypeError: there is no argument of this name.
-        ValueError: an argument of another form, none of the five, or several; the message names them.
+        ValueError: an argument of another form, none of the six, or several; the message names them.
     """
 
     json: str | Mapping[str, Any] | bool | None = None
@@ -58,7 +59,7 @@ class StructuredOutputsParams:
     disable_any_whitespace: bool = False
     disable_additional_properties: bool = False
     whitespace_pattern: str | None = None
-    structural_tag: str | None = None
+    structural_tag: str | Mapping[str, Any] | None = None
 
     def __new__(cls, *_: object, **named: object) -> StructuredOutputsParams:
         known = [field.name for field in fields(cls)]
@@ -70,11 +71,6 @@ class StructuredOutputsParams:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        if self.structural_tag is not None:
-            raise ValueError(
-                "structural_tag must be None: tags within free text are not here; use json, regex, choice, "
-                "grammar or json_object"
-            )
         if self.json_object is not None and not check_boolean("json_object", self.json_object):
             self.json_object = None
         given = [name for name in KINDS if getattr(self, name) is not None]
@@ -90,6 +86,8 @@ class StructuredOutputsParams:
             self.choice = _choices(self.choice)
         if self.json is not None:
             self.json = _schema(self.json)
+        if self.structural_tag is not None:
+            self.structural_tag = _tag(self.structural_tag)
         for name in ("disable_any_whitespace", "disable_additional_properties"):
             check_boolean(name, getattr(self, name))
         if self.whitespace_pattern is not None and self.kind not in ("json", "json_object"):
@@ -97,7 +95,7 @@ class StructuredOutputsParams:
 
     @property
     def kind(self) -> str:
-        """Which of the five it is."""
+        """Which of the six it is."""
         return next(name for name in KINDS if getattr(self, name) is not None)
 
     @property
@@ -126,6 +124,25 @@ def _choices(value: object) -> list[str]:
     return choices
 
 
+def _tag(value: object) -> str:
+    """A structural tag as JSON, in one form."""
+    if not isinstance(value, str | Mapping):
+        raise ValueError(f"structural_tag must be JSON, or a dictionary, got {shown(value)}")
+    try:
+        text = value if isinstance(value, str) else json_library.dumps(value, allow_nan=False)
+        tag = json_library.loads(_short_text("structural_tag", text))
+    except (TypeError, RecursionError) as error:
+        raise ValueError(f"structural_tag must be JSON, which cannot express it: {error}") from None
+    except json_library.JSONDecodeError as error:
+        raise ValueError(f"structural_tag must be JSON, but its text is none: {error}") from None
+    if not isinstance(tag, dict) or not ("format" in tag or {"structures", "triggers"} <= tag.keys()):
+        raise ValueError(
+            "structural_tag must be an object with a format, or with structures and triggers, got "
+            f"{shown(tag)}"
+        )
+    return check_text("structural_tag", json_library.dumps(tag, ensure_ascii=False))
+
+
 def _schema(value: object) -> Mapping[str, Any] | bool:
     """A schema as JSON has it: a copy of its own, which nothing changes later."""
     if not isinstance(value, str | Mapping | bool):
@@ -139,6 +156,7 @@ def _schema(value: object) -> Mapping[str, Any] | bool:
         raise ValueError(f"json must be a JSON schema, but its text is no JSON: {error}") from None
     if not isinstance(schema, dict | bool):
         raise ValueError(f"json must be a JSON schema, that is an object, got {shown(schema)}")
+    check_text("json", json_library.dumps(schema, ensure_ascii=False))  # JSON can spell half a character
     return schema
 
 
@@ -153,9 +171,12 @@ def from_response_format(wanted: Mapping[str, Any]) -> StructuredOutputsParams |
         return None
     if kind == "json_object":
         return StructuredOutputsParams(json_object=True)
+    if kind == "structural_tag":
+        return StructuredOutputsParams(structural_tag=wanted)
     if kind != "json_schema":
         raise ValueError(
-            f"response_format: type must be one of 'text', 'json_object', 'json_schema', got {shown(kind)}"
+            "response_format: type must be one of 'text', 'json_object', 'json_schema', 'structural_tag', "
+            f"got {shown(kind)}"
         )
     named = wanted.get("json_schema")
     schema = named.get("schema") if isinstance(named, Mapping) else None

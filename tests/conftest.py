@@ -1,5 +1,6 @@
 """Settings for all tests: few threads, and a profile for long runs (`--hypothesis-profile=nightly`)."""
 
+import gc
 import os
 import sys
 
@@ -12,6 +13,8 @@ os.environ.setdefault("MINIVLLM_WAIT_FOR_COMPILER", "1")  # the same runner in e
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import bounds
+
 settings.register_profile(
     "default",
     deadline=None,
@@ -20,6 +23,20 @@ settings.register_profile(
 )
 settings.register_profile("nightly", settings.get_profile("default"), max_examples=3000)
 settings.load_profile("default")
+
+
+# A hundred programs are started, which find each other's bytecode.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+
+def pytest_collectstart():
+    gc.disable()  # what is imported is no garbage
+
+
+def pytest_collection_finish():
+    gc.freeze()  # and no collection need ever look at it: a full one would take half a second
+    gc.enable()
 
 
 @pytest.fixture
@@ -46,8 +63,29 @@ def pytest_xdist_auto_num_workers(config):
     return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else None
 
 
+def pytest_configure(config):
+    config.pluginmanager.register(bounds)
+
+
+FIRST = """
+executor/test_compiled_runner.py lessons/test_every_lesson.py viz/test_browser.py viz/test_lessons_browser.py
+kernels/test_cpu_prefill.py console/test_cli.py viz/test_story_figures.py server/test_serve.py
+lab/compare/test_attention.py viz/test_live_browser.py kernels/test_paged_kernels.py
+executor/test_choose_runner.py kernels/test_flash_kernels.py viz/test_compare_page.py
+kernels/test_cpu_decode.py kernels/test_planted_faults.py viz/test_kernel_pages.py
+executor/test_graph_runner.py lab/bench/serve/test_command.py viz/test_story_browser.py
+executor/test_kernel_backend.py lab/figures/test_figures.py kernels/test_tensor_core.py
+executor/test_quantized_runner.py lab/bench/test_step_profile.py lab/bench/test_measurements.py
+lab/bench/test_field.py server/test_soak.py lessons/test_runner.py
+""".split()
+"""Files that take long, so that at the end no process is left with one; among them, wherever there are others
+in between, those that wait for kernels to be compiled, which one process does at a time."""
+
+
 def pytest_collection_modifyitems(config, items):
-    """Fifty times as many examples may take more than the five minutes that a hanging test is given."""
+    place = {f"tests/{name}": number for number, name in enumerate(FIRST)}
+    items.sort(key=lambda item: place.get(item.nodeid.split("::")[0], len(place)))
+    """A hundred times as many examples may take more than the five minutes that a hanging test is given."""
     if config.getoption("--hypothesis-profile", default=None) == "nightly":
         for item in items:
-            item.add_marker(pytest.mark.timeout(7200))
+            item.add_marker(pytest.mark.timeout(7200), append=False)

@@ -3,8 +3,10 @@
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
+from tests import patience
+
 
 def run(coroutine):
     """As `asyncio.run`, wherever it is called."""
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, coroutine).result()
+        return thread.submit(asyncio.run, coroutine).result(patience.SECONDS)

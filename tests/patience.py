@@ -1,4 +1,46 @@
 """How long a test waits for what must come: far longer than it takes, for a busy machine is no failure."""
 
-SECONDS = 300
+import subprocess
+import threading
+import time
+from contextlib import contextmanager
+
+SECONDS = 240
+"""Less than a test has (pyproject.toml), so that what did not come is what is said."""
 MILLISECONDS = 1000 * SECONDS
+
+
+@contextmanager
+def running(command, **options):
+    """A process that ends with the block, however that ends."""
+    with subprocess.Popen(command, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@contextmanager
+def speaking(process):
+    """Within the block its pipes can be read: if it is silent for too long it is killed, and they end."""
+    end = threading.Timer(SECONDS, process.kill)
+    end.daemon = True
+    end.start()
+    try:
+        yield process
+    finally:
+        end.cancel()
+
+
+def join(thread):
+    """Wait for the end of a thread."""
+    thread.join(SECONDS)
+    assert not thread.is_alive(), f"{thread.name} does not end"
+
+
+def until(happens):
+    """Wait for what another thread or process does."""
+    deadline = time.monotonic() + SECONDS
+    while not happens():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.005)

@@ -24,6 +24,7 @@ SETTINGS = {
     "gpu_memory_utilization": st.sampled_from([1e-12, 0.5, 1.0]),
     "kv_cache_memory_bytes": st.sampled_from([1, 10**5, 10**6]),
     "num_gpu_blocks_override": st.sampled_from([1, 2, 40]),
+    "kv_cache_dtype": st.sampled_from(["auto", "int8_per_token_head", "fp8", "int4"]),
     "max_num_seqs": st.sampled_from([1, 2, 300]),
     "max_num_batched_tokens": st.sampled_from([1, 7, 5000]),
     "enable_chunked_prefill": st.booleans(),
@@ -32,7 +33,8 @@ SETTINGS = {
     "scheduling_policy": st.sampled_from(["fcfs", "lifo"]),
     "enable_prefix_caching": st.sampled_from([None, False, True]),
     "swap_space": st.sampled_from([0, 4]),
-    "tensor_parallel_size": st.sampled_from([1, 2]),
+    "tensor_parallel_size": st.sampled_from([1, 5]),  # more ranks are tested with the executor of theirs
+    "reduction_parts": st.sampled_from([None, 1, 2, 4]),
     "quantization": st.sampled_from([None, "awq", "int8", "int4", "fp8"]),
     "enforce_eager": st.booleans(),
 }

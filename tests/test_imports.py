@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import pytest
 
+from tests import patience
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("minivllm", "kernels_numba", "viz", "lessons")
 TENSOR_LIBRARIES = {"torch", "numba", "numpy", "safetensors", "transformers"}
@@ -184,5 +186,7 @@ def test_only_pictures_of_the_lab_and_the_dashboard_draw():
 
 def test_the_dashboard_runs_without_what_only_tests_and_judges_need():
     code = "import viz.views.lessons, viz.views.start, sys; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code]
+    options = {"capture_output": True, "text": True, "check": True, "timeout": patience.SECONDS}
+    done = subprocess.run(command, cwd=ROOT, **options)
     assert not {"hypothesis", "pytest", "torch"} & set(done.stdout.split())

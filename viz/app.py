@@ -23,7 +23,7 @@ if (root := str(Path(__file__).resolve().parent.parent)) not in sys.path:
 
 from minivllm.trace.reader import TraceError
 from viz import links, loading
-from viz.loading import KernelRun, Run, StoryRun
+from viz.loading import AnyRun, KernelRun, PrecisionRun, Run, StoryRun
 from viz.palette import FAMILIES
 from viz.plain import plain
 from viz.views import (
@@ -37,6 +37,7 @@ from viz.views import (
     metrics,
     microscope,
     overview,
+    precision,
     prefix_tree,
     roofline,
     scheduler,
@@ -49,15 +50,15 @@ LEARN_PAGES = (start, lessons, glossary, live)
 RUN_PAGES = (overview, kv_pool, scheduler, beam_tree, prefix_tree, structured, roofline, metrics, compare)
 KERNEL_PAGES = (microscope, flash_attention)
 # All in one row: Streamlit's sections would hide which page is open, and every page would be two clicks away.
-PAGES = (*LEARN_PAGES, story, *RUN_PAGES, *KERNEL_PAGES)
-TOUR = (start, *RUN_PAGES, *KERNEL_PAGES, lessons)
+PAGES = (*LEARN_PAGES, story, *RUN_PAGES, *KERNEL_PAGES, precision)
+TOUR = (start, *RUN_PAGES, *KERNEL_PAGES, precision, lessons)
 
-AnyRun = Run | KernelRun | StoryRun
 # What is opened, in words, and the page that shows it.
 KINDS: dict[type, tuple[str, str, ModuleType]] = {
     Run: ("a run of the engine", "runs of the engine", overview),
     KernelRun: ("one of a kernel", "kernels", microscope),
     StoryRun: ("a failing story of a lesson", "failing stories of lessons", story),
+    PrecisionRun: ("a comparison of precisions", "comparisons of precisions", precision),
 }
 
 # The pictures want the width that Streamlit leaves empty; nine numbers fit into one line if they are modest.
@@ -121,7 +122,8 @@ def _next(page: ModuleType) -> None:
 
 
 def _page_of_a_trace(page: ModuleType, run: AnyRun | None, problem: str) -> None:
-    kind = StoryRun if page is story else KernelRun if page in KERNEL_PAGES else Run
+    own = {story: StoryRun, precision: PrecisionRun, **dict.fromkeys(KERNEL_PAGES, KernelRun)}
+    kind = own.get(page, Run)
     if run is None:
         st.title("minivllm" if kind is Run else page.TITLE)
         _welcome(problem, kind)

@@ -1,7 +1,7 @@
 """Which trace the dashboard shows: from the link, from the command line, typed in, or uploaded.
 
-A trace is of a run of the engine, of kernels under the microscope, or a failing story of a lesson: each page
-shows one kind of them.
+A trace is of a run of the engine, of kernels under the microscope, of a comparison of precisions, or it is a
+failing story of a lesson: each page shows one kind of them.
 
     ?trace=… in the link  ►  MINIVLLM_TRACE (set by `viz.serve`)  ►  the form on the page
     ?with=…  in the link  ►  the form on the page "Compare"           (a second trace, beside the first)
@@ -26,6 +26,7 @@ import streamlit as st
 
 from minivllm.trace.kernel_events import KernelTrace, WarpAccess, is_kernel_trace, read_kernel_traces
 from minivllm.trace.lines import begins_as, check_is_file, words
+from minivllm.trace.precision_events import PrecisionTrace, is_precision, read_precision
 from minivllm.trace.reader import TraceError, read_trace
 from minivllm.trace.story_events import StoryTrace, is_story, read_story
 from minivllm.trace.summary import RunSummary, summarize
@@ -64,6 +65,17 @@ class StoryRun(NamedTuple):
     story: StoryTrace
 
 
+class PrecisionRun(NamedTuple):
+    """A comparison of precisions."""
+
+    path: Path
+    fingerprint: str
+    trace: PrecisionTrace
+
+
+AnyRun = Run | KernelRun | StoryRun | PrecisionRun
+
+
 def open_run(path: Path) -> Run:
     """Read a trace of the engine, or take it from the cache if the file has not changed.
 
@@ -75,6 +87,8 @@ def open_run(path: Path) -> Run:
         raise TraceError(f"{words(path)} is a trace of a kernel; here one of the engine is needed")
     if is_story(path):
         raise TraceError(f"{words(path)} is a story of a lesson; here a trace of the engine is needed")
+    if is_precision(path):
+        raise TraceError(f"{words(path)} is a comparison of precisions; here a trace of the engine is needed")
     return _open_cached(path, modified, size)
 
 
@@ -102,7 +116,17 @@ def open_story(path: Path) -> StoryRun:
     return _open_story_cached(path, modified, size)
 
 
-def open_any(path: Path) -> Run | KernelRun | StoryRun:
+def open_precision(path: Path) -> PrecisionRun:
+    """The same for a comparison of precisions.
+
+    Raises:
+        TraceError: it cannot be shown, and why.
+    """
+    modified, size = _looked_at(path)
+    return _open_precision_cached(path, modified, size)
+
+
+def open_any(path: Path) -> AnyRun:
     """Whichever of them it is.
 
     Raises:
@@ -111,15 +135,19 @@ def open_any(path: Path) -> Run | KernelRun | StoryRun:
     check_may_open(path)
     if is_story(path):
         return open_story(path)
+    if is_precision(path):
+        return open_precision(path)
     return open_kernel_run(path) if is_kernel_trace(path) else open_run(path)
 
 
-def warnings_of(run: Run | KernelRun | StoryRun) -> list[str]:
+def warnings_of(run: AnyRun) -> list[str]:
     """What a reader of these pictures should know: what was lost, mostly."""
     if isinstance(run, Run):
         return run.timeline.trace.warnings
     if isinstance(run, StoryRun):
         return [] if run.story.is_whole else ["The story was cut off: its last steps are missing."]
+    if isinstance(run, PrecisionRun):
+        return [] if run.trace.is_whole else ["The trace was cut off: the last grids are missing."]
     return (
         []
         if run.is_whole
@@ -159,6 +187,14 @@ def _open_story_cached(path: Path, modified: int, size: int) -> StoryRun:
     return StoryRun(path, _fingerprint(path, modified, size), read_story(path))
 
 
+@st.cache_resource(max_entries=4, show_spinner="Reading the comparison …")
+def _open_precision_cached(path: Path, modified: int, size: int) -> PrecisionRun:
+    trace = read_precision(path)
+    if not trace.variants and not any(found.grids for found in trace.matrices):
+        raise TraceError(f"{words(path)} holds no precision and no matrix, so there is nothing to draw")
+    return PrecisionRun(path, _fingerprint(path, modified, size), trace)
+
+
 def _fingerprint(path: Path, modified: int, size: int) -> str:
     key = f"{path.resolve()}:{modified}:{size}"
     return sha256(key.encode()).hexdigest()[:16]
@@ -176,7 +212,7 @@ def choose(path: Path) -> None:
     """Look at another trace, from its first step on."""
     if st.session_state.get("trace") != str(path):
         st.session_state.trace = str(path)
-        for name in ("request", "kernel", "follow"):
+        for name in ("request", "kernel", "follow", "matrix"):
             st.session_state.pop(name, None)
         st.query_params.clear()
 

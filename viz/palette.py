@@ -10,6 +10,7 @@ Source: Okabe & Ito, "Color Universal Design" (2008); WCAG 2 for contrast. Read 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import ceil
 
 # Eight request families; the ninth request has the first one's colour again, but never its letter.
 FAMILIES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#999999")
@@ -35,7 +36,30 @@ PALETTE: dict[str, tuple[str, str]] = {
     "swapped": ("#CC79A7", "#CC79A7"),
 }
 
+
+def _mixed(first: str, second: str, share: float) -> str:
+    """Some of the second colour in the first."""
+    pairs = ((int(first[at : at + 2], 16), int(second[at : at + 2], 16)) for at in (1, 3, 5))
+    return "#" + "".join(f"{round(low + share * (high - low)):02X}" for low, high in pairs)
+
+
+RAMP_STEPS = 6
+_ENDS = {"below": ("#004B7A", "#56B4E9"), "above": ("#9A3D00", "#FFA45C"), "heat": ("#6B2400", "#FFC08A")}
+for _name, _ends in _ENDS.items():
+    # "above1" … "above6": how far from nothing, which is the panel's colour.
+    for _step in range(1, RAMP_STEPS + 1):
+        PALETTE[f"{_name}{_step}"] = (
+            _mixed(PALETTE["panel"][0], _ends[0], _step / RAMP_STEPS),
+            _mixed(PALETTE["panel"][1], _ends[1], _step / RAMP_STEPS),
+        )
+
 LIGHT, DARK, BOTH = 0, 1, 2
+
+
+def ramp(name: str, share: float) -> str:
+    """The colour name for a share, 0 … 1, on "heat", "above" or "below"; the panel's for nothing."""
+    step = min(RAMP_STEPS, ceil(share * RAMP_STEPS - 1e-9))
+    return f"{name}{step}" if step > 0 else "panel"
 
 
 def family(index: int) -> str:

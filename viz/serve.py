@@ -22,6 +22,7 @@ from urllib.parse import quote
 
 from minivllm.processes import ROOT
 from minivllm.trace.kernel_events import is_kernel_trace
+from minivllm.trace.precision_events import is_precision
 from minivllm.trace.story_events import is_story
 from viz import folders
 from viz.gate import Gate
@@ -118,7 +119,8 @@ def url(port: int, trace: Path | None, *, is_live: bool = False) -> str:
     """The link to open: the first page that shows this kind of trace, or the live page."""
     page = "live" if is_live else ""
     if trace and not is_live:
-        page = "microscope" if is_kernel_trace(trace) else "story" if is_story(trace) else ""
+        kinds = {"microscope": is_kernel_trace, "story": is_story, "precision": is_precision}
+        page = next((name for name, is_one in kinds.items() if is_one(trace)), "")
     return f"http://{HOST}:{port}/{page}" + (f"?trace={quote(str(trace.resolve()))}" if trace else "")
 
 

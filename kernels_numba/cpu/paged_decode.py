@@ -27,6 +27,14 @@ from numba import njit, types
 from numba.extending import overload
 
 from kernels_numba.cpu.arithmetic import exp_fast, narrow, prefetch, widen
+from kernels_numba.cpu.coded_cells import (
+    apply_scales,
+    copy_rows,
+    make_copies,
+    must_copy,
+    numbers,
+    rows_of,
+)
 from kernels_numba.cpu.fixed_sums import lane_sum
 from kernels_numba.cpu.parallel import in_parallel
 from kernels_numba.cpu.row_dots import ROWS, dots
@@ -140,17 +148,6 @@ def _block_at(index, last, table, head, next_index, next_last, next_table, next_
     return np.int64(table[min(index, last)]) * kv_heads + head
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def _copy_rows(cache, table, head, begin, stop, copied, at):  # type: ignore[no-untyped-def]
-    """Positions `begin … stop` from row `at` of `copied` [.., width] on; what is behind each stays 0."""
-    block_size = cache.shape[2]
-    for t in range(stop - begin):
-        position = begin + t
-        row, target = cache[table[position // block_size], head, position % block_size], copied[at + t]
-        for c in range(len(row)):
-            target[c] = row[c]
-
-
 @njit(nogil=True, cache=True, error_model="numpy", fastmath={"nnan", "nsz"})
 def _largest(scores):  # type: ignore[no-untyped-def]
     """The largest of them. (No order of comparisons changes it, so the compiler may choose one.)"""
@@ -202,7 +199,7 @@ def _add_values(values, room, table, part, begin, stop, head, total, group, widt
 
 @overload(_add_values)
 def _values_added(values, room, table, part, begin, stop, head, total, group, width, last, soon):  # type: ignore[no-untyped-def]
-    if values.dtype == types.uint16 and HAS_PAIRS:
+    if isinstance(values, types.Array) and values.dtype == types.uint16 and HAS_PAIRS:
 
         def in_pairs(values, room, table, part, begin, stop, head, total, group, width, last, soon):  # type: ignore[no-untyped-def]
             scores, pairs, factors = room[0], room[3], room[4]
@@ -244,17 +241,18 @@ def _values_added(values, room, table, part, begin, stop, head, total, group, wi
 
     def one_by_one(values, room, table, part, begin, stop, head, total, group, width, last, soon):  # type: ignore[no-untyped-def]
         scores, copies = room[0], room[2]
-        kv_heads, block_size, head_dim = values.shape[1:]
+        kv_heads, block_size, head_dim = numbers(values).shape[1:]
+        is_copied = copies.size > 0
+        key, flat = begin, rows_of(values, copies[1], is_copied)
+        apply_scales(scores, values, table, part, begin, stop, head, group, PART_KEYS)
         # Only rows that are seen: the weight of others is 0, but 0 · NaN is not.
-        if copies.size:
-            _copy_rows(values, table, head, begin, stop, copies[1], begin - part)
+        if is_copied:
+            copy_rows(values, table, head, begin, stop, copies[1], begin - part)
             row = (begin - part) * width
             _add(
-                scores, begin - part, PART_KEYS, copies[1].reshape(-1), row, stop - begin, total, group,
-                width, width, row,
+                scores, begin - part, PART_KEYS, flat, row, stop - begin, total, group, width, width, row,
             )  # fmt: skip
             return
-        key, flat = begin, values.reshape(-1)
         while key < stop:
             block, offset = key // block_size, key % block_size
             count = min(block_size - offset, stop - key)
@@ -280,7 +278,7 @@ def _attend(query, keys, values, table, first, end, head, scale, is_folded, maxi
     soon: first and last block, table and KV head of the item that this thread works on next.
     """
     (group, head_dim), width = query.shape, totals.shape[2]
-    kv_heads, block_size = keys.shape[1:3]
+    kv_heads, block_size = numbers(keys).shape[1:3]
     scores, wide, copies, spare, spare_maxima, spare_sums = (
         room[0],
         room[1],
@@ -292,19 +290,19 @@ def _attend(query, keys, values, table, first, end, head, scale, is_folded, maxi
     for g in range(group):
         for c in range(head_dim):
             wide[g, c] = widen(query[g, c])
-    queries = _as_queries(wide, keys)
     is_copied = copies.size > 0
     size = width if is_copied else head_dim
-    key_rows = copies[0].reshape(-1) if is_copied else keys.reshape(-1)
+    key_rows = rows_of(keys, copies[0], is_copied)
+    queries = _as_queries(wide, key_rows)
     key_pairs = as_pairs(key_rows)
-    per_number = key_pairs.itemsize // keys.itemsize
+    per_number = key_pairs.itemsize // key_rows.itemsize
     last, first_part = (end - 1) // block_size, first // PART_KEYS
     for number in range(first_part, (end - 1) // PART_KEYS + 1):
         part = number * PART_KEYS
         begin, stop = max(part, first), min(part + PART_KEYS, end)
         key = begin // ROWS * ROWS  # four keys at a time: blocks and parts end with a fourth one, too
         if is_copied:
-            _copy_rows(keys, table, head, begin, stop, copies[0], begin - part)
+            copy_rows(keys, table, head, begin, stop, copies[0], begin - part)
             count = (stop - key + ROWS - 1) // ROWS * ROWS
             _score(
                 queries, key_pairs, (key - part) * size // per_number, size // per_number, count, scores,
@@ -321,6 +319,7 @@ def _attend(query, keys, values, table, first, end, head, scale, is_folded, maxi
                 group, PART_KEYS, key_rows, ahead * size, size,
             )  # fmt: skip
             key += count
+        apply_scales(scores, keys, table, part, begin, stop, head, group, PART_KEYS)
         is_first = number == first_part or not is_folded
         at = 0 if is_folded else number - first_part
         total = totals[at] if is_first else spare
@@ -348,13 +347,13 @@ def _make_room(keys, group, width):  # type: ignore[no-untyped-def]
     Scores [group · PART_KEYS] and queries; copies of keys and values, if they must be; pairs of values
     and of weights, if they are multiplied so; and the total of a part.
     """
-    block_size, head_dim = keys.shape[2], keys.shape[3]
-    fits = head_dim == width and block_size % ROWS == 0
-    num_pairs = HALF_PART if HAS_PAIRS and keys.itemsize == 2 else 0
+    block_size, head_dim = numbers(keys).shape[2:]
+    fits = head_dim == width and block_size % ROWS == 0 and not must_copy(keys)
+    num_pairs = HALF_PART if HAS_PAIRS and numbers(keys).itemsize == 2 else 0
     return (
         np.empty(group * PART_KEYS, np.float32),
         np.zeros((group, width), np.float32),
-        np.zeros((2, 0 if fits else PART_KEYS, width), keys.dtype),
+        make_copies(keys, 0 if fits else PART_KEYS, width),
         np.zeros((num_pairs, width), np.uint32),
         np.empty(group * num_pairs, np.uint32),
         np.empty((group, width), np.float32),
@@ -368,7 +367,7 @@ def _attend_items(  # type: ignore[no-untyped-def]
     thread, query, keys, values, rows, tables, items, row_starts, shares, scale, maxima, sums, totals
 ):
     """The work of one thread: each is a KV head of an item."""
-    kv_heads, block_size, group = keys.shape[1], keys.shape[2], totals.shape[2]
+    (kv_heads, block_size), group = numbers(keys).shape[1:3], totals.shape[2]
     room = _make_room(keys, group, totals.shape[3])
     for work in range(shares[thread], shares[thread + 1]):
         item, head = work // kv_heads, work % kv_heads
@@ -389,7 +388,8 @@ def paged_decode(query, keys, values, rows, tables, items, row_starts, shares, o
 
     Args:
         query, out: [tokens, heads, head_dim], float32, or bfloat16 as uint16; `rows` of `out` are written.
-        keys, values: the cache, [blocks, kv_heads, block_size, head_dim], of the same type.
+        keys, values: the cache, [blocks, kv_heads, block_size, head_dim], of the same type; or in 8 bits,
+            as in `coded_cells.py`.
         rows: [sequences], the row of each sequence's token.
         tables: [sequences, most blocks].
         items: [items, 4]: sequence, first position, end, row of results; those of one sequence one behind
@@ -399,8 +399,9 @@ def paged_decode(query, keys, values, rows, tables, items, row_starts, shares, o
         shares: [threads + 1]: where the work of each thread begins; there is one for each item and KV head.
         scale: of the scores.
     """
-    kv_heads = keys.shape[1]
-    vector = LANES * as_pairs(keys.reshape(-1)).itemsize // keys.itemsize
+    cells = numbers(keys)
+    kv_heads = cells.shape[1]
+    vector = LANES * as_pairs(cells.reshape(-1)).itemsize // cells.itemsize
     group, width = query.shape[1] // kv_heads, (query.shape[2] + vector - 1) // vector * vector
     num_rows = row_starts[-1]
     maxima = np.empty((kv_heads, num_rows, group), np.float32)

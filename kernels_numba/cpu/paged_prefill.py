@@ -33,6 +33,7 @@ from numba import njit, types
 from numba.extending import overload
 
 from kernels_numba.cpu.arithmetic import exp_fast, multiply_add, narrow, pair_of, widen
+from kernels_numba.cpu.coded_cells import make_tile, numbers, open_tile
 from kernels_numba.cpu.fixed_sums import column_dots
 from kernels_numba.cpu.parallel import in_parallel
 from kernels_numba.cpu.softmax_parts import LOWEST, PART_KEYS, UNSEEN
@@ -150,7 +151,7 @@ def _as_columns(query, group, head, width, keys):  # type: ignore[no-untyped-def
 
 @overload(_as_columns)
 def _columns(query, group, head, width, keys):  # type: ignore[no-untyped-def]
-    if keys.dtype == types.uint16 and HAS_PAIRS:
+    if isinstance(keys, types.Array) and keys.dtype == types.uint16 and HAS_PAIRS:
 
         def in_pairs(query, group, head, width, keys):  # type: ignore[no-untyped-def]
             steps = (query.shape[2] + 1) // 2
@@ -247,13 +248,12 @@ def _attend(query, keys, values, table, head, first_position, scale, window, out
     query, out: [tokens, heads, head_dim], of this tile; `first_position` is that of its first token.
     """
     num_tokens, heads, head_dim = query.shape
-    kv_heads, block_size = keys.shape[1], keys.shape[2]
-    group = heads // kv_heads
+    cache_heads, block_size = numbers(keys).shape[1:3]
+    group = heads // cache_heads
     num_queries = num_tokens * group
     width = (num_queries + LANES - 1) // LANES * LANES
     queries = _as_columns(query, group, head, width, keys)
-    key_rows = as_pairs(keys.reshape(-1))
-    row_size = head_dim * keys.itemsize // key_rows.itemsize
+    copies = make_tile(keys, PART_KEYS // block_size + 2)
     positions = np.empty(width, np.int32)
     for i in range(width):
         positions[i] = first_position + min(i, num_queries - 1) // group
@@ -269,9 +269,16 @@ def _attend(query, keys, values, table, head, first_position, scale, window, out
     for part in range(first_part, end, PART_KEYS):
         begin, stop = max(part, first_seen), min(part + PART_KEYS, end)
         distance, own = first_position - part, 0 if part == first_part else 1
+        first_block = begin // block_size
+        tile_keys, tile_values, blocks, place = open_tile(
+            keys, values, table, first_block, (stop - 1) // block_size + 1 - first_block, head, copies
+        )
+        kv_heads, key_rows = tile_keys.shape[1], as_pairs(tile_keys.reshape(-1))
+        row_size = head_dim * tile_keys.itemsize // key_rows.itemsize
         key = begin
         while key < stop:
-            row = (np.int64(table[key // block_size]) * kv_heads + head) * block_size + key % block_size
+            block = np.int64(blocks[key // block_size - first_block])
+            row = (block * kv_heads + place) * block_size + key % block_size
             rows = min(block_size - key % block_size, stop - key)
             column = _first_column(key - first_position, group)
             _score(
@@ -283,7 +290,11 @@ def _attend(query, keys, values, table, head, first_position, scale, window, out
             _hide(scores, stop - part, part, positions, np.int32(window))
         _soften(scores, stop - part, width, maxima[own], sums[own], lanes, tops, scale)
         total[own] = ZERO
-        _add_values(values, table, head, part, begin, stop, scores, total[own], width, distance, group)
+        skipped = first_block * block_size  # positions before the first of `blocks`
+        _add_values(
+            tile_values, blocks, place, part - skipped, begin - skipped, stop - skipped, scores, total[own],
+            width, distance, group,
+        )  # fmt: skip
         if own:
             _fold(maxima[0], sums[0], total[0], maxima[1], sums[1], total[1], scale)
     for i in range(num_queries):
@@ -311,8 +322,8 @@ def paged_prefill(query, keys, values, tables, items, shares, out, scale):  # ty
     Args:
         query, out: [tokens, heads, head_dim], float32, or bfloat16 as uint16; rows of `items` are written.
             `head_dim` is even, as it is wherever positions rotate pairs.
-        keys, values: the cache, [blocks, kv_heads, block_size, head_dim], of the same type, with the new
-            tokens in it.
+        keys, values: the cache, [blocks, kv_heads, block_size, head_dim], of the same type, or in 8 bits
+            (`coded_cells.py`), with the new tokens in it.
         tables: [sequences, most blocks].
         items: [items, 6]: sequence, KV head, first row, end row, position of the first row, window.
         shares: [threads + 1]: where the items of each thread begin.

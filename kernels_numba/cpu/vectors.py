@@ -7,7 +7,7 @@ and `row_dots.py` make loops of them. Numbers are what the type of their array s
     uint16     a bfloat16: the upper half of a float32, widened as it is loaded
     uint32     two bfloat16 side by side: the products of both are added by one instruction that processors
                with AVX512-BF16 have; both factors must be such pairs
-    int8       a whole number, made a float32 as it is loaded; only on the right side
+    int8       a whole number, made a float32 as it is loaded; only in vectors
     uint8      two whole numbers from -8 to 7, plus 8, of two steps: the first in the lower half; only there
 
 Read next: `tile_product.py`.
@@ -70,6 +70,11 @@ def loader(builder: Any, dtype: Any, is_vector: bool) -> Any:
         lanes = ir.Constant(ir.VectorType(BITS, LANES), [0] * LANES)
         return builder.shuffle_vector(alone, ir.Constant(kind, ir.Undefined), lanes)
 
+    def load_int8(pointer: Any) -> Any:
+        kind = ir.VectorType(ir.IntType(8), LANES)
+        loaded = builder.load(builder.bitcast(pointer, kind.as_pointer()), align=1)
+        return builder.sitofp(builder.sext(loaded, BIT_VECTOR), VECTOR)
+
     def load(pointer: Any) -> Any:
         element = ir.IntType(16) if dtype == types.uint16 else BITS if dtype == types.uint32 else FLOAT
         size = 2 if dtype == types.uint16 else 4
@@ -84,12 +89,12 @@ def loader(builder: Any, dtype: Any, is_vector: bool) -> Any:
             value = builder.bitcast(builder.shl(builder.zext(value, bits), shift), wide)
         return value if is_vector else spread(value)
 
-    return load
+    return load_int8 if dtype == types.int8 and is_vector else load
 
 
 def step_loader(builder: Any, dtype: Any) -> Any:
     """What loads a vector for each step that lies at a pointer: two steps if they share bytes, else one."""
-    if dtype not in (types.int8, types.uint8):
+    if dtype != types.uint8:
         load = loader(builder, dtype, is_vector=True)
         return lambda pointer: [load(pointer)]
 
@@ -99,8 +104,6 @@ def step_loader(builder: Any, dtype: Any) -> Any:
     def load_small(pointer: Any) -> list[Any]:
         kind = ir.VectorType(ir.IntType(8), LANES)
         loaded = builder.load(builder.bitcast(pointer, kind.as_pointer()), align=1)
-        if dtype == types.int8:
-            return [builder.sitofp(builder.sext(loaded, BIT_VECTOR), VECTOR)]
         both = builder.zext(loaded, BIT_VECTOR)
         halves = builder.and_(both, constant(15)), builder.lshr(both, constant(4))
         return [builder.sitofp(builder.sub(half, constant(8)), VECTOR) for half in halves]

@@ -11,7 +11,7 @@ from step to step. What is added up from layer to layer is float32 whatever the 
 After the last layer's attention only the rows whose logits are wanted are computed further.
 
 The plain twin is `Decoder.forward`; `tests/executor/test_compiled_runner.py` says that the two agree.
-Read next: `panels.py`, `paged_decode.py`, `paged_prefill.py` and `rows.py`, of which it is made.
+Read next: `matrix_products.py`, `paged_decode.py`, `paged_prefill.py` and `rows.py`, of which it is made.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ import numpy as np
 from numba import njit
 
 from kernels_numba.cpu.arithmetic import ticks, widen
+from kernels_numba.cpu.matrix_products import multiply_by
 from kernels_numba.cpu.paged_decode import paged_decode
 from kernels_numba.cpu.paged_prefill import paged_prefill
-from kernels_numba.cpu.panels import multiply, padded
+from kernels_numba.cpu.panels import padded
 from kernels_numba.cpu.rows import gate, norm, rotate
 
 STAGES = ("products", "attention", "between")
@@ -35,7 +36,8 @@ PRODUCTS, ATTENTION, BETWEEN = range(3)
 class Weights(NamedTuple):
     """A decoder, layer by layer; what a model does not have is empty. bfloat16 is given as uint16.
 
-    Matrices lie in panels, see `panels.pack`.
+    Matrices, of whichever kinds, are rows that say where they lie: int64 [layers, FIELDS], see
+    `matrix_packing.py`.
     """
 
     embedding: Any
@@ -63,7 +65,7 @@ class Weights(NamedTuple):
     norm: Any
     """[hidden]"""
     head: Any
-    """vocab columns, one matrix"""
+    """vocab columns: [FIELDS], one matrix"""
 
 
 class Batch(NamedTuple):
@@ -198,7 +200,7 @@ def whole_step(batch, cells, w, room, eps, scale, num_threads, logits, clock):  
         norm(x, w.input_norm[layer], eps, normed, num_threads)
         began = _lap(clock, BETWEEN, began)
         fresh = _add_bias(w.qkv_bias[layer], qkv, True)
-        multiply(normed, w.qkv[layer], qkv, fresh, num_threads)
+        multiply_by(normed, w.qkv[layer], qkv, fresh, num_threads)
         began = _lap(clock, PRODUCTS, began)
         keys, values = cells[layer, 0], cells[layer, 1]
         rotate(
@@ -214,22 +216,22 @@ def whole_step(batch, cells, w, room, eps, scale, num_threads, logits, clock):  
             x, normed, attended = x[:num_tokens], normed[:num_tokens], attended[:num_tokens]
             gate_up, gated = gate_up[:num_tokens], gated[:num_tokens]
         fresh = _add_bias(w.output_bias[layer], x, False)
-        multiply(attended, w.output[layer], x, fresh, num_threads)
+        multiply_by(attended, w.output[layer], x, fresh, num_threads)
         began = _lap(clock, PRODUCTS, began)
         norm(x, w.mlp_norm[layer], eps, normed, num_threads)
         began = _lap(clock, BETWEEN, began)
         fresh = _add_bias(w.gate_up_bias[layer], gate_up, True)
-        multiply(normed, w.gate_up[layer], gate_up, fresh, num_threads)
+        multiply_by(normed, w.gate_up[layer], gate_up, fresh, num_threads)
         began = _lap(clock, PRODUCTS, began)
         gate(gate_up, gated, num_threads)
         began = _lap(clock, BETWEEN, began)
         fresh = _add_bias(w.down_bias[layer], x, False)
-        multiply(gated, w.down[layer], x, fresh, num_threads)
+        multiply_by(gated, w.down[layer], x, fresh, num_threads)
         began = _lap(clock, PRODUCTS, began)
     norm(x, w.norm, eps, normed, num_threads)
     began = _lap(clock, BETWEEN, began)
     fresh = _add_bias(w.norm[:0], logits, True)  # it has none
-    multiply(normed, w.head, logits, fresh, num_threads)
+    multiply_by(normed, w.head, logits, fresh, num_threads)
     _lap(clock, PRODUCTS, began)
 
 

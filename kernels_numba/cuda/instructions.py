@@ -7,6 +7,8 @@ An instruction is two things: what the compiler writes (`@intrinsic`, with the P
     load_uint4(array, (i, j))       the same of 32-bit words; each holds two 16-bit numbers
     low_half(word, is_bf16)         the 16-bit number in the lower half, as a float32
     high_half(word, is_bf16)        in the upper half
+    int8_at(word, n)                its byte n (0 is the lowest) as a whole number from -128 to 127, a float32
+    e4m3_at(word, n)                its byte n as an 8-bit float, a float32
 
 A warp that loads 16 bytes a lane asks for 512 bytes in one instruction. Arrays of records or of vectors do
 not give such loads; only the instruction does.
@@ -122,3 +124,55 @@ def _(lane: Any, word: Any, is_bf16: bool) -> np.float32:
 @means(high_half)
 def _(lane: Any, word: Any, is_bf16: bool) -> np.float32:
     return half_as_float(int(word) >> 16, is_bf16)
+
+
+def _byte(name: str, convert: Any) -> Any:
+    def at(typing_context: Any, word: Any, n: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            word, n = arguments
+            shift = builder.mul(builder.trunc(n, word.type), ir.Constant(word.type, 8))
+            return convert(builder, builder.and_(builder.lshr(word, shift), ir.Constant(word.type, 0xFF)))
+
+        return types.float32(types.uint32, types.int64), generate
+
+    at.__name__ = name
+    return intrinsic(at)
+
+
+def _from_int8(builder: Any, byte: Any) -> Any:
+    return builder.sitofp(builder.trunc(byte, ir.IntType(8)), ir.FloatType())
+
+
+def _from_e4m3(builder: Any, byte: Any) -> Any:
+    """A float16 has one bit of exponent more: moved there, the number is 2⁸ times too small."""
+
+    def word(value: int) -> Any:
+        return ir.Constant(byte.type, value)
+
+    magnitude = builder.and_(byte, word(0x7F))
+    sign = builder.shl(builder.and_(byte, word(0x80)), word(8))
+    bits = builder.trunc(builder.or_(sign, builder.shl(magnitude, word(7))), ir.IntType(16))
+    small = builder.fpext(builder.bitcast(bits, ir.HalfType()), ir.FloatType())
+    value = builder.fmul(small, ir.Constant(ir.FloatType(), 256.0))
+    is_none = builder.icmp_unsigned("==", magnitude, word(0x7F))
+    return builder.select(is_none, ir.Constant(ir.FloatType(), float("nan")), value)
+
+
+int8_at = _byte("int8_at", _from_int8)
+e4m3_at = _byte("e4m3_at", _from_e4m3)
+
+
+@means(int8_at)
+def _(lane: Any, word: Any, n: int) -> np.float32:
+    byte = int(word) >> 8 * n & 0xFF
+    return np.float32(byte - 256 if byte >= 128 else byte)
+
+
+@means(e4m3_at)
+def _(lane: Any, word: Any, n: int) -> np.float32:
+    byte = int(word) >> 8 * n & 0xFF
+    exponent, fraction = byte >> 3 & 15, byte & 7
+    if exponent == 15 and fraction == 7:
+        return np.float32(np.nan)
+    value = (8 + fraction) * 2.0 ** (exponent - 10) if exponent else fraction * 2.0**-9
+    return np.float32(-value if byte & 0x80 else value)

@@ -5,7 +5,7 @@
 One thread for one number: neighbours in a head are neighbours in memory, on both sides, so a warp writes
 whole sectors. A slot of -1 belongs to no token (padding, as in CUDA graphs of a fixed size), and is skipped.
 
-Source: `reshape_and_cache` of vLLM. Read next: `copy_blocks.py`.
+Source: `reshape_and_cache` of vLLM. Read next: `kv_write_int8.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numba import cuda
 
 from kernels_numba.cuda.launch import Launch, check_array, check_same
 
-DTYPES = ("float32", "float16", "uint16", "uint32")
+DTYPES = ("float32", "float16", "uint16", "uint32", "uint8")
 
 
 @cuda.jit(fastmath=True)
@@ -53,8 +53,16 @@ def kv_write(key: Any, value: Any, keys: Any, values: Any, slots: Any) -> Launch
         check_array(name, array, "blocks, kv_heads, block_size, head_dim", (dtype,))
         check_same(f"the shape of {name}", tuple(array.shape), "keys", tuple(keys.shape))
         check_same(f"the heads of {name}", (array.shape[1], array.shape[3]), "key", tuple(key.shape[1:]))
+    check_slots(slots, keys, key.shape[0])
+    return Launch(
+        kv_write_kernel, (key.shape[0], key.shape[1]), (key.shape[2],), (key, value, keys, values, slots)
+    )
+
+
+def check_slots(slots: Any, keys: Any, num_tokens: int) -> None:
+    """Refuse slots outside the cache or given twice, with the first that is wrong."""
     check_array("slots", slots, "tokens", ("int32",))
-    check_same("the number of slots", len(slots), "tokens", key.shape[0])
+    check_same("the number of slots", len(slots), "tokens", num_tokens)
     if isinstance(slots, np.ndarray):
         num_slots = keys.shape[0] * keys.shape[2]
         for token in np.flatnonzero((slots < -1) | (slots >= num_slots)):
@@ -62,6 +70,3 @@ def kv_write(key: Any, value: Any, keys: Any, values: Any, slots: Any) -> Launch
         used = slots[slots >= 0]
         if len(np.unique(used)) != len(used):
             raise ValueError("slots must be all different: two tokens would be written to one place")
-    return Launch(
-        kv_write_kernel, (key.shape[0], key.shape[1]), (key.shape[2],), (key, value, keys, values, slots)
-    )

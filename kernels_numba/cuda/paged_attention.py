@@ -21,8 +21,11 @@ once is used for all of them. With few sequences and long contexts a device has 
 there are thread blocks; then a sequence is cut into *splits*, each a thread block of its own, and a second
 kernel merges them.
 
+In 8 bits a row has half the bytes again. Numbers are widened as they are loaded, and their scales are not
+multiplied into each of them: a score is multiplied by that of its key, and a weight by that of its value.
+
 Sources: Kwon et al. (SOSP 2023), section 5.1; Dao et al., "Flash-Decoding" (2023), for the splits.
-Read next: `kv_write.py`, `copy_blocks.py`.
+Read next: `quantized_product.py`, `kv_write.py`, `copy_blocks.py`.
 """
 
 from __future__ import annotations
@@ -35,13 +38,23 @@ from typing import Any
 import numpy as np
 from numba import cuda, float32
 
-from kernels_numba.cuda.instructions import high_half, load_float4, load_uint4, low_half
+from kernels_numba.cuda.instructions import (
+    e4m3_at,
+    high_half,
+    int8_at,
+    load_float4,
+    load_uint4,
+    low_half,
+)
 from kernels_numba.cuda.launch import Launch, check_array, check_head_dim, check_heads, check_same
 from kernels_numba.cuda.naive_attention import NO_SCORE
 from kernels_numba.cuda.warp import ALL_LANES
 
 HEAD_DIMS = (32, 64, 96, 128, 160, 192, 224, 256)
-CACHE_DTYPES = ("float32", "float16", "bfloat16")
+PLAIN_DTYPES, SMALL_DTYPES = ("float32", "float16", "bfloat16"), ("int8", "fp8")
+CACHE_DTYPES = (*PLAIN_DTYPES, *SMALL_DTYPES)
+PER_WORD = {"float32": 1, "float16": 2, "bfloat16": 2, "int8": 4, "fp8": 4}
+"""Numbers of a cache in 32 bits."""
 MAX_HEADS_PER_BLOCK = 4
 """Query heads that one thread block serves: more of them take registers and leave fewer warps resident."""
 NUM_WARPS = 4
@@ -55,7 +68,9 @@ MIN_BLOCKS_PER_SPLIT = 16
 def make_kernel(head_dim: int, group: int, cache_dtype: str) -> Callable[..., Any]:
     """The kernel for these heads and this cache."""
     is_wide, is_bf16 = cache_dtype == "float32", cache_dtype == "bfloat16"
-    per_load = 4 if is_wide else 8  # numbers in 16 bytes
+    is_small, is_int8 = cache_dtype in SMALL_DTYPES, cache_dtype == "int8"
+    byte_at = int8_at if is_int8 else e4m3_at
+    per_load = 4 * PER_WORD[cache_dtype]  # numbers in 16 bytes
     loads = -(-head_dim // (32 * per_load))  # of a lane, for each row
     row_lanes = 1
     while row_lanes * per_load * loads < head_dim:
@@ -79,6 +94,13 @@ def make_kernel(head_dim: int, group: int, cache_dtype: str) -> Callable[..., An
                 loaded[n * per_load + 1] = b
                 loaded[n * per_load + 2] = c
                 loaded[n * per_load + 3] = d
+            elif is_small:
+                a, b, c, d = load_uint4(cache, (block, head, row, first // 4))
+                for e in range(4):
+                    loaded[n * per_load + e] = byte_at(a, e)
+                    loaded[n * per_load + 4 + e] = byte_at(b, e)
+                    loaded[n * per_load + 8 + e] = byte_at(c, e)
+                    loaded[n * per_load + 12 + e] = byte_at(d, e)
             else:
                 a, b, c, d = load_uint4(cache, (block, head, row, first // 2))
                 loaded[n * per_load] = low_half(a, is_bf16)
@@ -90,8 +112,17 @@ def make_kernel(head_dim: int, group: int, cache_dtype: str) -> Callable[..., An
                 loaded[n * per_load + 6] = low_half(d, is_bf16)
                 loaded[n * per_load + 7] = high_half(d, is_bf16)
 
+    @cuda.jit(device=True)
+    def scale_at(scales, block, head, row):  # type: ignore[no-untyped-def]
+        """What a row in 8 bits is multiplied by: its own number, or everybody's."""
+        if is_int8:
+            return scales[block, head, row]
+        return scales
+
     @cuda.jit(fastmath=True)
-    def paged_attention(query, keys, values, tables, lengths, out, log_sums, scale, split_blocks):  # type: ignore[no-untyped-def]
+    def paged_attention(  # type: ignore[no-untyped-def]
+        query, keys, values, tables, lengths, out, log_sums, scale, split_blocks, key_scales, value_scales
+    ):
         """Grid (sequences, groups of heads, splits), block 32 · warps."""
         sequence, heads, split = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z
         thread = cuda.threadIdx.x
@@ -126,8 +157,11 @@ def make_kernel(head_dim: int, group: int, cache_dtype: str) -> Callable[..., An
             for first_row in range(0, block_size, rows):
                 row = first_row + row_of_lane
                 inside = row < block_size and index * block_size + row < length
+                key_scale = float32(1)
                 if inside:  # cells behind the last token belong to no sequence and are never read
                     load_row(keys, block, kv_head, row, part, loaded)
+                    if is_small:
+                        key_scale = scale_at(key_scales, block, kv_head, row)
                 for g in range(group):
                     score = float32(0)
                     if inside:
@@ -137,6 +171,8 @@ def make_kernel(head_dim: int, group: int, cache_dtype: str) -> Callable[..., An
                     while distance > 0:
                         score += cuda.shfl_xor_sync(ALL_LANES, score, distance)
                         distance //= 2
+                    if is_small:
+                        score *= key_scale
                     maximum = max(maxima[g], score) if inside else maxima[g]
                     weights[g] = math.exp(score - maximum) if inside else float32(0)
                     rescale = math.exp(maxima[g] - maximum)
@@ -147,6 +183,8 @@ def make_kernel(head_dim: int, group: int, cache_dtype: str) -> Callable[..., An
                 if inside:
                     load_row(values, block, kv_head, row, part, loaded)
                     for g in range(group):
+                        if is_small:
+                            weights[g] *= scale_at(value_scales, block, kv_head, row)
                         for c in range(own):
                             total[g, c] += weights[g] * loaded[c]
 
@@ -238,25 +276,35 @@ def paged_attention(
     *,
     scale: float | None = None,
     cache_dtype: str = "float32",
+    key_scales: Any = 1.0,
+    value_scales: Any = 1.0,
 ) -> list[Launch]:
     """One new token of each sequence against its keys and values in the cache.
 
     Args:
         query, out: [sequences, heads, head_dim], float32; `out` is written.
-        keys, values: the cache, [blocks, kv_heads, block_size, head_dim], float32; of 16-bit numbers the
-            same memory as uint32, [blocks, kv_heads, block_size, head_dim / 2].
+        keys, values: the cache, [blocks, kv_heads, block_size, head_dim], float32; of narrower numbers the
+            same memory as uint32, so that the last dimension is head_dim / 2, or head_dim / 4.
         tables: [sequences, max blocks], int32: the block of each piece of a sequence.
         lengths: [sequences], int32: tokens of each, the new one included.
         parts, log_sums: [sequences, heads, splits, head_dim] and [sequences, heads, splits], float32,
             written: what each split comes to. With one split, `parts` may be `out` in that shape.
         scale: of the scores; `head_dim ** -0.5` if None.
         cache_dtype: one of `CACHE_DTYPES`.
+        key_scales, value_scales: what 8-bit numbers are multiplied by: of "int8" [blocks, kv_heads,
+            block_size], float32; of "fp8" a number.
 
     Raises:
         ValueError: shapes that do not fit together, heads that the kernel is not made for, a table that
             points outside the cache, or a length beyond its table.
     """
     group = _check_arguments(query, keys, values, tables, lengths, out, parts, log_sums, cache_dtype)
+    if cache_dtype == "int8":
+        for name, scales in (("key_scales", key_scales), ("value_scales", value_scales)):
+            check_array(name, scales, "blocks, kv_heads, block_size")
+            check_same(f"the shape of {name}", tuple(scales.shape), "keys", tuple(keys.shape[:3]))
+    else:
+        key_scales, value_scales = np.float32(key_scales), np.float32(value_scales)
     num_sequences, num_heads, head_dim = query.shape
     num_splits = parts.shape[2]
     together = max(n for n in range(1, MAX_HEADS_PER_BLOCK + 1) if group % n == 0)
@@ -267,7 +315,19 @@ def paged_attention(
             make_kernel(head_dim, together, cache_dtype),
             (num_sequences, num_heads // together, num_splits),
             (32 * NUM_WARPS,),
-            (query, keys, values, tables, lengths, parts, log_sums, factor, split_blocks),
+            (
+                query,
+                keys,
+                values,
+                tables,
+                lengths,
+                parts,
+                log_sums,
+                factor,
+                split_blocks,
+                key_scales,
+                value_scales,
+            ),
         )
     ]
     if _address(parts) != _address(out):
@@ -295,7 +355,8 @@ def _check_arguments(
     num_sequences, num_heads, head_dim = query.shape
     check_head_dim(head_dim, HEAD_DIMS)
     check_same("the shape of out", tuple(out.shape), "query", tuple(query.shape))
-    width, dtype = (head_dim, "float32") if cache_dtype == "float32" else (head_dim // 2, "uint32")
+    width = head_dim // PER_WORD[cache_dtype]
+    dtype = "float32" if cache_dtype == "float32" else "uint32"
     for name, cache in (("keys", keys), ("values", values)):
         check_array(name, cache, "blocks, kv_heads, block_size, head_dim", (dtype,))
         check_same(f"the last dimension of {name}", cache.shape[3], "head_dim", width)

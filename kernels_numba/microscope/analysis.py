@@ -15,6 +15,8 @@ Read next: `races.py`.
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -84,20 +86,24 @@ class RequestCost(NamedTuple):
 
 def request_costs(seen: Accesses) -> dict[int, RequestCost]:
     """The cost of every request, by its number."""
-    columns = seen.columns
     order = np.argsort(seen.requests, kind="stable")
-    bounds = np.flatnonzero(np.diff(seen.requests[order])) + 1
+    requests, begins = np.unique(seen.requests[order], return_index=True)
+    numbers, first, count = (seen.columns[name][order].tolist() for name in ("array", "first", "count"))
     costs = {}
-    for members in np.split(order, bounds) if len(order) else ():
-        array = seen.arrays[columns["array"][members[0]]]
-        first = columns["first"][members] * array.itemsize
-        size = int(columns["count"][members[0]]) * array.itemsize
-        if array.is_shared:
-            units, ideal = bank_turns(first, size)
-        else:
-            units, ideal = sectors(first, size)
-        costs[int(seen.requests[members[0]])] = RequestCost(units, ideal, size * len(members), len(members))
+    for request, (begin, end) in zip(requests.tolist(), pairwise([*begins, len(order)]), strict=True):
+        array = seen.arrays[numbers[begin]]
+        period = (TURN_BYTES if array.is_shared else SECTOR_BYTES) // array.itemsize
+        start = min(first[begin:end]) // period * period  # what costs depend on is where lanes are from here
+        lanes = tuple([cell - start for cell in first[begin:end]])
+        costs[request] = _request_cost(array.is_shared, lanes, count[begin], array.itemsize)
     return costs
+
+
+@lru_cache(maxsize=10_000)  # in a loop, most requests look alike
+def _request_cost(is_shared: bool, lanes: tuple[int, ...], count: int, itemsize: int) -> RequestCost:
+    size = count * itemsize
+    units, ideal = (bank_turns if is_shared else sectors)(np.array(lanes) * itemsize, size)
+    return RequestCost(units, ideal, size * len(lanes), len(lanes))
 
 
 def sectors(first_bytes: NDArray[np.int64], size: int) -> tuple[int, int]:

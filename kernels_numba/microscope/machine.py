@@ -93,17 +93,21 @@ class Machine:
 
     def _complete_in_warp(self, warp: Sequence[Lane]) -> list[Lane]:
         """Lanes whose shuffle or barrier all others of its mask have reached; they have their answers."""
-        alive = [lane for lane in warp if not lane.has_ended]
-        groups: dict[Any, list[Lane]] = {}
-        for lane in alive:
-            if lane.wait is not None and lane.wait.scope == "warp":
-                self._check_mask(lane, lane.wait)
-                groups.setdefault((lane.wait.what, lane.wait.mask, lane.wait.position), []).append(lane)
+        alive = 0  # a bit for each lane
+        groups: dict[Any, dict[int, Lane]] = {}
+        for lane in warp:
+            if lane.has_ended:
+                continue
+            alive |= 1 << lane.lane
+            if (wait := lane.wait) is not None and wait.scope == "warp":
+                self._check_mask(lane, wait)
+                groups.setdefault((wait.what, wait.mask, wait.position), {})[lane.lane] = lane
         ready: list[Lane] = []
         for (_, mask, _), group in groups.items():
-            if all(lane in group for lane in alive if mask >> lane.lane & 1):
-                self._exchange({lane.lane: lane for lane in group}, whole=len(group) == len(alive))
-                ready += group
+            here = sum(1 << number for number in group)
+            if not mask & alive & ~here:
+                self._exchange(group, whole=here == alive)
+                ready += group.values()
         return ready
 
     def _complete_in_block(self, waiting: Sequence[Lane]) -> list[Lane]:

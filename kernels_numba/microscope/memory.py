@@ -50,7 +50,11 @@ class DeviceArray:
         return int(self.shape[0])
 
     def __getitem__(self, index: Any) -> Any:
-        if self._is_part(index):
+        if type(index) is tuple:
+            is_part = len(index) < self.ndim or slice in map(type, index)
+        else:
+            is_part = self.ndim > 1 or type(index) is slice
+        if is_part:
             return self._part(index)
         frame = sys._getframe(1)
         flat = self._flat(index, frame)
@@ -91,11 +95,6 @@ class DeviceArray:
             )
         return (*(int(i) for i in index[:-1]), slice(first, first + count)), flat
 
-    def _is_part(self, index: Any) -> bool:
-        if type(index) is tuple:
-            return len(index) < self.ndim or slice in map(type, index)
-        return self.ndim > 1 or type(index) is slice
-
     def _part(self, index: Any) -> DeviceArray:
         frame = sys._getframe(2)
         for i, size in zip(index if isinstance(index, tuple) else (index,), self.shape, strict=False):
@@ -111,10 +110,11 @@ class DeviceArray:
         indices = index if type(index) is tuple else (index,)
         if len(indices) != self.ndim:
             raise self._outside(index, frame)
-        for i, step, size in zip(indices, self.steps, self.shape, strict=True):
-            if not 0 <= i < size:
+        for i, step, size in zip(indices, self.steps, self.shape):  # noqa: B905 (the slowest line here)
+            number = int(i)
+            if not 0 <= number < size:
                 raise self._outside(index, frame)
-            flat += int(i) * step
+            flat += number * step
         return flat
 
     def _outside(self, index: Any, frame: FrameType) -> OutOfBounds:

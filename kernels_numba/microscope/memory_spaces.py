@@ -29,7 +29,7 @@ def global_array(recording: Recording, name: str, data: NDArray[Any], poison: An
     """An argument of the kernel; `poison`: True for each cell that must not be read before it is written."""
     info = ArrayInfo(len(recording.arrays), name, data, is_shared=False)
     if poison is not None:
-        info.poison = np.broadcast_to(np.asarray(poison, bool), data.shape).reshape(-1).copy()
+        info.poison = bytearray(np.broadcast_to(np.asarray(poison, bool), data.shape).tobytes())
     recording.arrays.append(info)
     return DeviceArray(recording, info, data)
 
@@ -78,7 +78,7 @@ class SharedMemory:
             info = ArrayInfo(known.number, known.name, data, is_shared=True)
             info.read_bytes, info.written_bytes = known.read_bytes, known.written_bytes
             arrays[known.number] = info
-        info.written = np.zeros(data.size, bool)
+        info.written = bytearray(data.size)
         self._newest[key] = info
         return info
 

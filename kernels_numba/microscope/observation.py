@@ -138,7 +138,8 @@ def observe(
 
 
 def _observation(plain: Callable[..., Any], recording: Recording, shared_bytes: int) -> Observation:
-    requests, loops = requests_of(recording.records)
+    columns = columns_of(recording.records)
+    requests, loops = requests_of(recording.records, columns)
     code, running = plain.__code__, recording.running
     return Observation(
         kernel=plain.__name__,
@@ -149,7 +150,7 @@ def _observation(plain: Callable[..., Any], recording: Recording, shared_bytes: 
         block=running.block_size.as_tuple(),
         arrays=tuple(info.summary() for info in recording.arrays),
         places=tuple(recording.source.places),
-        columns=columns_of(recording.records),
+        columns=columns,
         requests=requests,
         loops=loops,
         notes=tuple(Note(*note) for note in recording.notes),

@@ -40,20 +40,36 @@ def find_races(seen: Accesses) -> list[Fault]:
     shared = np.array([array.is_shared for array in seen.arrays])[columns["array"]]
     # A shared array is another one in every block; and in a global one, blocks are compared with each other.
     blocks = np.where(shared, columns["block"], -1)
-    order = np.lexsort((cells, blocks, columns["array"]))
-    changed = np.zeros(len(order), bool)
-    for values in (columns["array"], blocks, cells):
-        changed[1:] |= np.diff(values[order]) != 0
-    starts = np.flatnonzero(np.concatenate([[True], changed[1:]]))
-    written = np.logical_or.reduceat(columns["kind"][order] != READ, starts)
-    who = (columns["block"] * 2**20 + columns["thread"])[order]
-    several = np.minimum.reduceat(who, starts) != np.maximum.reduceat(who, starts)
+    one_cell = (columns["array"], blocks, cells)
+    one_epoch = (*one_cell, columns["block"], columns["block_epoch"])
+    order = np.lexsort(one_epoch[::-1])
+    writes, block, thread = columns["kind"][order] != READ, columns["block"][order], columns["thread"][order]
+    starts, epochs = (_begins(order, *keys) for keys in (one_cell, one_epoch))
+    # Most cells need no closer look: in no epoch are there a write and two threads.
+    suspicious = np.logical_or.reduceat(writes, epochs) & _differ(thread, epochs)
+    suspects = np.logical_or.reduceat(suspicious, np.searchsorted(epochs, starts))
+    suspects |= np.logical_or.reduceat(writes, starts) & _differ(block, starts)
     ends = np.append(starts[1:], len(order))
     found: dict[tuple[int, int, int], Fault] = {}
-    for start, end in zip(starts[written & several], ends[written & several], strict=True):
+    for start, end in zip(starts[suspects], ends[suspects], strict=True):
         members = np.sort(order[start:end])
         _races_of_cell(seen, columns, members, int(cells[members[0]]), found)
     return list(found.values())
+
+
+def _begins(order: NDArray[np.int64], *keys: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where, in this order, one of the keys is another than before."""
+    changed = np.zeros(len(order), bool)
+    changed[0] = True
+    for values in keys:
+        changed[1:] |= np.diff(values[order]) != 0
+    return np.flatnonzero(changed)
+
+
+def _differ(values: NDArray[np.int64], begins: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """For each part that begins there: are there two different values in it?"""
+    differ: NDArray[np.bool_] = np.minimum.reduceat(values, begins) != np.maximum.reduceat(values, begins)
+    return differ
 
 
 class _Access(NamedTuple):

@@ -54,9 +54,9 @@ class Recording:
         """Write an access down, and look whether there was anything to read."""
         self.num_accesses += 1
         if kind != WRITE:
-            info.read_bytes += count * info.data.itemsize
+            info.read_bytes += count * info.itemsize
         if kind != READ:
-            info.written_bytes += count * info.data.itemsize
+            info.written_bytes += count * info.itemsize
         if self.num_accesses > self.max_accesses:
             raise TooLong(
                 f"more than {self.max_accesses:,} memory accesses; {self.running.who()} was at "
@@ -66,17 +66,17 @@ class Recording:
         end = flat + count
         if info.written is not None:
             # An atomic reads, too.
-            if kind != WRITE and not (info.written[flat] if count == 1 else info.written[flat:end].all()):
-                first = flat + int(info.written[flat:end].argmin())
+            if kind != WRITE and 0 in info.written[flat:end]:
+                first = info.written.index(0, flat)
                 self._note_fault("unwritten", info, first, position, "which no thread has written")
             if kind != READ:
-                info.written[flat:end] = True
+                info.written[flat:end] = b"\1" * count
         if info.poison is not None:
-            if kind != WRITE and info.poison[flat:end].any():
-                first = flat + int(info.poison[flat:end].argmax())
+            if kind != WRITE and 1 in info.poison[flat:end]:
+                first = info.poison.index(1, flat)
                 self._note_fault("poison", info, first, position, "which it should not look at")
             if kind != READ:
-                info.poison[flat:end] = False
+                info.poison[flat:end] = bytes(count)
         if self.keep:
             running, lane = self.running, self.running.lane
             self.records.append(
@@ -121,6 +121,7 @@ class ArrayInfo:
         "address",
         "data",
         "is_shared",
+        "itemsize",
         "name",
         "number",
         "poison",
@@ -133,14 +134,15 @@ class ArrayInfo:
         self.number = number
         self.name = name
         self.data = data
+        self.itemsize = data.itemsize
         self.is_shared = is_shared
         self.read_bytes = self.written_bytes = 0
         """Requested by all lanes so far."""
         self.address = data.__array_interface__["data"][0]
-        self.written: NDArray[np.bool_] | None = None
-        """Of a shared array: which cells have been written (flat)."""
-        self.poison: NDArray[np.bool_] | None = None
-        """Of a global array: cells that no thread may read (flat)."""
+        self.written: bytearray | None = None
+        """Of a shared array: 1 for each cell that has been written."""
+        self.poison: bytearray | None = None
+        """Of a global array: 1 for each cell that no thread may read."""
 
     def index_of(self, flat: int) -> tuple[int, ...]:
         """Coordinates of a cell."""
@@ -158,19 +160,22 @@ class SourcePlaces:
         self.kernel_code: set[CodeType] = set()
         """Of the kernel and its device functions."""
         self.places: list[Place] = []
-        self._positions: dict[tuple[CodeType, int], int] = {}
+        self._positions: dict[tuple[int, int], int] = {}
+        """By the identity of some code, whose hash takes long, and an offset in it."""
+        self._codes: list[CodeType] = []
 
     def position(self, frame: FrameType) -> int:
         """The number of a place. Python rewrites code as it runs, so one place may have several offsets."""
         code, offset = frame.f_code, frame.f_lasti
-        number = self._positions.get((code, offset))
+        number = self._positions.get((id(code), offset))
         if number is None:
             line, end_line, column, end = list(code.co_positions())[offset // 2]
             end = end if end_line == line else FAR_RIGHT
             place = Place(code.co_filename, line or 0, column or 0, end or 0)
             if place not in self.places:
                 self.places.append(place)
-            number = self._positions[code, offset] = self.places.index(place)
+            self._codes.append(code)  # it lives, so no other gets its identity
+            number = self._positions[id(code), offset] = self.places.index(place)
         return number
 
     def place(self, frame: FrameType) -> Place:

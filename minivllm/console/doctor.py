@@ -71,6 +71,7 @@ def run_checks() -> list[Check]:
         check_threads,
         check_openmp,
         check_compiled_code,
+        check_quantized_weights,
         check_shipped_model,
         check_streamlit,
         check_port,
@@ -274,6 +275,26 @@ def check_compiled_code() -> Check:
     if layers:
         return Check("compiled code", OK, fact)
     return Check("compiled code", EXTRA, fact, "engines in several threads take turns: pip install tbb")
+
+
+def check_quantized_weights() -> Check:
+    """How fast small numbers can be multiplied on this processor."""
+    name = "quantised weights"
+    if installed_version("numba") is None:
+        return Check(name, EXTRA, "made floats by plain torch, some rows at a time", "pip install numba")
+    try:
+        tiles = import_module("kernels_numba.cpu.quantized_tile")
+        integers = import_module("kernels_numba.cpu.integer_tile")
+    except Exception as error:
+        return Check(name, EXTRA, f"made floats by plain torch: kernels cannot be prepared ({error})")
+    small = "looked up in a register" if tiles.HAS_LOOKUP else "shifted and converted"
+    instruction = "vpdpbusd (VNNI)" if integers.HAS_VNNI else "16-bit products (vpmaddwd)"
+    return Check(
+        name,
+        OK,
+        f"in the compiled step; 4 bits are {small}, W8A8 is multiplied by {instruction}; FP8, and groups of "
+        "an odd size, by plain torch",
+    )
 
 
 def loaded_openmp(maps: str) -> Iterator[str]:

@@ -58,11 +58,14 @@ def dashboard(
     """Show a trace in the browser, step by step, forward and back."""
     if trace is not None:
         from minivllm.trace.kernel_events import is_kernel_trace, read_kernel_traces
+        from minivllm.trace.precision_events import is_precision, read_precision
         from minivllm.trace.reader import read_trace
         from minivllm.trace.story_events import is_story, read_story
 
-        is_other = (is_kernel_trace(trace) and read_kernel_traces(trace)) or (
-            is_story(trace) and read_story(trace)
+        is_other = (
+            (is_kernel_trace(trace) and read_kernel_traces(trace))
+            or (is_story(trace) and read_story(trace))
+            or (is_precision(trace) and read_precision(trace))
         )
         for warning in () if is_other else read_trace(trace).warnings:
             Console().print(Text(warning, "yellow"))

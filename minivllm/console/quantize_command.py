@@ -122,8 +122,8 @@ def print_plan(plan: Plan, source: str, console: Console) -> None:
         numbers = f"{grid.bits} bits, {'symmetric' if grid.symmetric else 'asymmetric'}, {where}"
     console.print(Text.assemble((settings.method, "bold"), f": {numbers}"), soft_wrap=True)
     fitted, held = (sum(map(len, part)) for part in (plan.samples.calibration, plan.samples.held_out))
-    use = "calibrated with" if settings.needs_samples else "errors measured on"
-    console.print(f"{use} {fitted:,} tokens of {source}, judged on {held:,} held-out ones", soft_wrap=True)
+    use = "calibrates with" if settings.needs_samples else "measures errors on"
+    console.print(f"{use} {fitted:,} tokens of {source}, judges on {held:,} held-out ones", soft_wrap=True)
 
 
 def layer_printer(console: Console, update: Callable[[str], None]) -> Callable[[LayerResult, int], None]:

@@ -25,6 +25,8 @@ def trace_summary(file: TraceFile) -> None:
     """Print what a run did: throughput, latencies, blocks, waste, preemptions."""
     from minivllm.trace.kernel_events import is_kernel_trace, read_kernel_traces
     from minivllm.trace.kernel_summary import kernel_summary_lines
+    from minivllm.trace.precision_events import is_precision, read_precision
+    from minivllm.trace.precision_summary import precision_summary_lines
     from minivllm.trace.reader import read_trace
     from minivllm.trace.story_events import is_story, read_story
     from minivllm.trace.story_summary import story_summary_lines
@@ -33,6 +35,9 @@ def trace_summary(file: TraceFile) -> None:
     console = Console()
     if is_story(file):
         console.print("\n".join(story_summary_lines(read_story(file))))
+        return
+    if is_precision(file):
+        console.print("\n".join(precision_summary_lines(read_precision(file))))
         return
     if is_kernel_trace(file):
         for kernel in read_kernel_traces(file):

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from minivllm.decoding.beam_candidates import best_continuations
@@ -87,11 +88,7 @@ class Sampler:
                 token_ids[drawing] = self._draw(logits[drawing], [states[row] for row in drawing])
         sampled = []
         for row, (token, state) in enumerate(zip(token_ids.tolist(), states, strict=True)):
-            wanted = state.params.logprobs
-            entry = None if wanted is None else self._entry(raw[row], token, wanted)
-            sampled.append(SampledToken(token, entry))
-            if state.structure and state.structure.is_told:
-                state.structure.told = _allowed(raw[row], token, state.structure)
+            sampled.append(self.entry(raw[row], token, state))
         return sampled
 
     @torch.inference_mode()
@@ -125,17 +122,56 @@ class Sampler:
         struck_out = torch.stack([mask_tensor(mask, logits.device) for mask in masks]) if masks else None
         return best_continuations(logits, scores, count, temperature, struck_out)
 
+    @torch.inference_mode()
+    def laws(self, logits: Tensor, states: Sequence[SamplingState]) -> NDArray[np.float64]:
+        """The law that `sample` would draw from, for each row: probabilities [n, vocab_size].
+
+        None of the rows is greedy: those have no law, but a likeliest token.
+
+        Raises:
+            NotFiniteError: as for `sample`.
+        """
+        if not logits.amax(dim=-1).isfinite().all():
+            raise NotFiniteError.of(logits)
+        logits = logits.to(_precise(logits), copy=True)
+        if any(state.changes_logits for state in states):
+            apply_logits_processors(logits, states)
+            if not logits.amax(dim=-1).isfinite().all():
+                raise _nothing_left(logits, states)
+        weights = apply_temperature(logits, states)
+        top_k, top_p, choosy = self._cuts(states, logits.device)
+        if choosy.any():
+            look = top_tokens(weights[choosy], top_k[choosy], top_p[choosy])
+            cut = torch.zeros_like(weights[choosy]).scatter_(1, look.token_ids, look.weights)
+            if not look.decided.all():
+                flat = choosy.nonzero().squeeze(1)[~look.decided]
+                cut[~look.decided] = apply_top_k_top_p(weights[flat], top_k[flat], top_p[flat])
+            weights[choosy] = cut
+        precise = weights.double()
+        return (precise / precise.sum(dim=-1, keepdim=True)).cpu().numpy()
+
+    def entry(self, row: Tensor, token: int, state: SamplingState) -> SampledToken:
+        """A token that was chosen by its law, with the log-probabilities that `sample` would give it."""
+        wanted = state.params.logprobs
+        if state.structure and state.structure.is_told:
+            state.structure.told = _allowed(row, token, state.structure)
+        return SampledToken(token, None if wanted is None else self._entry(row, token, wanted))
+
+    def _cuts(self, states: Sequence[SamplingState], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Top-k and top-p of each row, and which rows have one of them."""
+        vocab_size = self.vocab_size
+        top_ks = [min(s.params.top_k, vocab_size) if s.params.top_k > 0 else vocab_size for s in states]
+        top_k = torch.tensor(top_ks, device=device)
+        top_p = torch.tensor([s.params.top_p for s in states], dtype=torch.float64, device=device)
+        return top_k, top_p, (top_k < vocab_size) | (top_p < 1)
+
     def _draw(self, logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
         """One token id for each row of processed `logits` [n, vocab_size], none of them greedy."""
         weights = apply_temperature(logits, states)
         uniform = torch.tensor(
             [[state.next_uniform()] for state in states], dtype=torch.float64, device=logits.device
         )
-        vocab_size = self.vocab_size
-        top_ks = [min(s.params.top_k, vocab_size) if s.params.top_k > 0 else vocab_size for s in states]
-        top_k = torch.tensor(top_ks, device=logits.device)
-        top_p = torch.tensor([s.params.top_p for s in states], dtype=torch.float64, device=logits.device)
-        choosy = (top_k < vocab_size) | (top_p < 1)
+        top_k, top_p, choosy = self._cuts(states, logits.device)
         if not choosy.any():
             return _invert(weights, uniform)
         look = top_tokens(weights, top_k, top_p)

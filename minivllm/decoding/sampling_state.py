@@ -10,6 +10,7 @@ Read next: `sampler.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from functools import cached_property
 from random import Random
 from typing import TYPE_CHECKING
@@ -50,6 +51,8 @@ class SamplingState:
         self.fallback_seed = fallback_seed
         self._random: Random | None = None
         self._numbers: list[float] = []  # taken from the stream so far
+        self._draft_random: Random | None = None
+        self._draft_numbers: list[float] = []
         # vLLM holds the end-of-sequence tokens back even where `ignore_eos` would let them pass.
         self._ending = sorted({*(params.stop_token_ids or ()), *eos_token_ids})
         self._bad_words = _bad_word_tokens(params.bad_words or (), tokenizer)
@@ -94,6 +97,32 @@ class SamplingState:
         while len(self._numbers) <= position:
             self._numbers.append(self._random.random())
         return self._numbers[position]
+
+    def next_draft_uniforms(self) -> tuple[float, float]:
+        """Two more numbers for the next position, of a stream for drafts alone: one draws the draft, and one
+        accepts it (`speculation/rejection.py`)."""
+        position = len(self.sequence.token_ids) - self.sequence.num_prompt_tokens
+        if self._draft_random is None:
+            seed = self.fallback_seed if self.params.seed is None else self.params.seed
+            self._draft_random = Random(f"drafts of {seed}")
+        while len(self._draft_numbers) < 2 * position + 2:
+            self._draft_numbers.append(self._draft_random.random())
+        return self._draft_numbers[2 * position], self._draft_numbers[2 * position + 1]
+
+    def ahead(self, drafts: Sequence[int]) -> SamplingState:
+        """The state as it would be if these drafts were accepted; this one stays as it is."""
+        if self.is_plain_greedy or not drafts:
+            return self
+        if not self.is_greedy:  # the streams are shared, so they must have begun
+            self.next_uniform()
+            self.next_draft_uniforms()
+        if self.has_penalties:
+            _ = self.prompt_tokens
+        other = copy(self)
+        other.sequence = self.sequence.ahead(drafts)
+        for token_id in drafts:
+            other.structure = other.structure and other.structure.after(token_id)
+        return other
 
     def banned_token_ids(self) -> list[int]:
         """Tokens that must not come next: endings before `min_tokens`, and the last token of a bad word."""

@@ -20,6 +20,7 @@ Read next: `minivllm/scheduling/scheduler.py`, then `lifecycle.py`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from minivllm.config import SchedulerConfig
@@ -28,14 +29,15 @@ from minivllm.memory.cache_manager import CacheManager
 from minivllm.memory.make_cache_manager import make_cache_manager
 from minivllm.scheduling.batch_state import BatchState
 from minivllm.scheduling.choose_policy import make_policy
-from minivllm.scheduling.plan import BeamStep, Sampled, StepPlan
+from minivllm.scheduling.plan import BeamStep, Sampled, ScheduledSequence, StepPlan
 from minivllm.scheduling.policy import Pause, PolicyError, SchedulingPolicy
-from minivllm.scheduling.request import Finish, Request, RequestStatus
+from minivllm.scheduling.request import NO_DRAFTS, Finish, Request, RequestStatus
 from minivllm.scheduling.request import Sequence as TokenSequence
 from minivllm.scheduling.scheduler import Scheduler
 from minivllm.trace.events import (
     AllowedTokens,
     BatchPlanned,
+    DraftsVerified,
     Event,
     RebuiltRequest,
     RebuiltSequence,
@@ -45,6 +47,7 @@ from minivllm.trace.events import (
     StepStarted,
     TokensAllowed,
     TokensSampled,
+    VerifiedDrafts,
 )
 
 
@@ -183,7 +186,10 @@ class EngineCore:
             raise
         if self._emit:
             items = tuple((item.seq_id, item.start, len(item.token_ids)) for item in plan.scheduled)
-            self._emit(BatchPlanned(items, plan.num_padding_tokens))
+            drafts = tuple(
+                (item.seq_id, item.num_draft_tokens) for item in plan.scheduled if item.num_draft_tokens
+            )
+            self._emit(BatchPlanned(items, plan.num_padding_tokens, drafts))
         self._in_flight = plan
         self._is_changing = False
         return plan
@@ -197,8 +203,11 @@ class EngineCore:
         time, lifecycle = self.time_of(now) if self._emit else 0.0, self.lifecycle
         self.cache.commit()
         sequences = self.state.sequences
+        drafted: list[ScheduledSequence] = []
         for item in plan.scheduled:
             sequences[item.seq_id].num_computed_tokens = item.start + len(item.token_ids)
+            if item.num_draft_tokens:
+                drafted.append(item)
         changes = StepChanges([], [], [], [])
         ended: dict[int, Finish] = {}
         pieces: list[tuple[int, int, str]] = []
@@ -226,6 +235,8 @@ class EngineCore:
             if request.is_beam_search and request.sequences[0].num_output_tokens:
                 lifecycle.advance_beams(BeamStep(request_id, ()), changes, time)  # the search is over
             ended.update((sequence.seq_id, finish) for sequence in request.sequences)
+        if drafted:
+            self._keep_accepted(drafted, sampled)
         if self._emit and choices:
             self._emit(TokensAllowed(tuple(choices)))
         if self._emit and pieces:
@@ -236,6 +247,25 @@ class EngineCore:
         self._in_flight = None
         self._is_changing = False
         return changes
+
+    def _keep_accepted(self, drafted: Sequence[ScheduledSequence], sampled: Sampled) -> None:
+        """A sequence that got m tokens keeps m − 1 drafts: computed tokens and blocks behind them go.
+
+        Blocks that are full of verified tokens enter the prefix cache with the sequence's next step.
+        """
+        num_sampled = Counter(token.seq_id for token in sampled.tokens)
+        verified: list[VerifiedDrafts] = []
+        for item in drafted:
+            seq_id, sequence = item.seq_id, self.state.sequences[item.seq_id]
+            num_accepted = max(0, num_sampled[seq_id] - 1)
+            sequence.num_computed_tokens = computed = item.end - item.num_draft_tokens + num_accepted
+            self.cache.truncate(seq_id, computed)
+            if self._emit:
+                drafts = tuple(item.token_ids[-item.num_draft_tokens :])
+                texts = sampled.draft_texts.get(seq_id, ())
+                verified.append(VerifiedDrafts(seq_id, drafts, num_accepted, texts))
+        if self._emit:
+            self._emit(DraftsVerified(tuple(verified)))
 
     def abandon(self, plan: StepPlan, error: BaseException, now: float = 0.0) -> None:
         """The plan failed, and how much of it was done is not known.
@@ -283,6 +313,8 @@ class EngineCore:
             if request.max_num_sequences > 1 or request.is_beam_search:
                 del request.sequences[1:], first.token_ids[first.num_prompt_tokens :]
             first.num_computed_tokens = 0
+            for sequence in request.sequences:
+                sequence.draft_token_ids = NO_DRAFTS
             request.status = RequestStatus.WAITING
             self.state.enqueue(request, self.scheduler.ranking.last_key(request))
         self._emit_rebuilt(now)

@@ -23,10 +23,14 @@ from tqdm.auto import tqdm
 
 from minivllm.config import SchedulerConfig
 from minivllm.decoding.sampler import Sampler
+from minivllm.decoding.speculation.ngram import NgramProposer
+from minivllm.decoding.speculation.proposer import Proposer
 from minivllm.engine.engine import Engine
 from minivllm.engine.engine_args import EngineArgs
+from minivllm.engine.speculation import Speculation
 from minivllm.executor.attention.choose import backend_factory
 from minivllm.executor.batch_invariance import is_wanted
+from minivllm.executor.draft_model import DraftModel, check_draft_model
 from minivllm.executor.kv_storage import GIB
 from minivllm.executor.torch_executor import TorchExecutor
 from minivllm.executor.virtual_storage import VirtualKVStorage
@@ -38,11 +42,13 @@ from minivllm.model.json_file import read_json_object
 from minivllm.model.quantization.names import ALIASES, CALIBRATED
 from minivllm.model.tokenizer import Tokenizer
 from minivllm.sampling_params import SamplingParams
+from minivllm.speculative_config import SpeculativeConfig
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.tee import Sink
 from minivllm.validation import shown
 
 if TYPE_CHECKING:
+    from minivllm.executor.distributed.distributed_executor import DistributedExecutor
     from minivllm.model.quantization.quantize_layers import LayerResult
 
 DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
@@ -80,18 +86,64 @@ def create_engine(args: EngineArgs, sinks: Iterable[Sink] = ()) -> Engine:
             "model": os.fsencode(args.model).decode(errors="replace"),  # a folder may be named in any bytes
             "dtype": executor.model_shape.dtype,
             "seed": args.seed,
-            "device": str(executor.device),
-            "attention_backend": executor.attention.name,
-            **({"quantization": method} if (method := executor.decoder.quantization) else {}),
+            **executor.settings_told,
+            **_speculation_words(args),
         },
         pages=pages_of(executor),
+        speculation=make_speculation(args, executor),
     )
 
 
-def load_executor(args: EngineArgs) -> TorchExecutor:
+def make_speculation(args: EngineArgs, executor: TorchExecutor | DistributedExecutor) -> Speculation | None:
+    """What proposes drafts, if that was asked for."""
+    config = SpeculativeConfig.of(args.speculative_config)
+    if config is None:
+        return None
+    assert isinstance(executor, TorchExecutor), "the settings were checked"
+    proposer: Proposer
+    if config.method == "draft_model":
+        assert config.model is not None, "the settings were checked"
+        proposer = DraftModel.beside(
+            executor,
+            config.model,
+            backend_factory(args.attention_backend),
+            enforce_eager=args.enforce_eager,
+            max_num_seqs=args.max_num_seqs,
+            max_model_len=args.max_model_len,
+        )
+    else:
+        assert config.prompt_lookup_min is not None and config.prompt_lookup_max is not None
+        proposer = NgramProposer(config.prompt_lookup_min, config.prompt_lookup_max)
+    return Speculation(proposer, config.num_speculative_tokens, config.disable_by_batch_size)
+
+
+def load_executor(args: EngineArgs) -> TorchExecutor | DistributedExecutor:
     """The model with its weights, and the KV cache in the memory that is left."""
+    if is_wanted(args.batch_invariant):
+        _refuse_what_varies(args)
+    return load_distributed(args) if args.is_parallel else load_torch_executor(args)
+
+
+def _refuse_what_varies(args: EngineArgs) -> None:
+    """What a batch-invariant engine cannot have, said before a model is loaded for nothing."""
+    for name, plain in (
+        ("tensor_parallel_size", 1),
+        ("pipeline_parallel_size", 1),
+        ("decode_weight_dtype", None),
+    ):
+        if (value := getattr(args, name)) != plain:
+            raise ValueError(f"batch_invariant must be False where {name} is {shown(value)}")
+
+
+def load_torch_executor(args: EngineArgs) -> TorchExecutor:
+    """The same in this process."""
+    model, draft_config = calibrated_model(args), None
+    speculative = SpeculativeConfig.of(args.speculative_config)
+    if speculative and speculative.model is not None:
+        target = ModelConfig.from_folder(resolve_model(model))
+        draft_config = check_draft_model(speculative.model, target, args.max_model_len)
     return TorchExecutor.from_folder(
-        calibrated_model(args),
+        model,
         dtype=args.dtype,
         block_size=args.block_size,
         num_blocks=args.num_gpu_blocks_override,
@@ -103,8 +155,41 @@ def load_executor(args: EngineArgs) -> TorchExecutor:
         virtual_memory=args.allocator == "virtual_memory",
         backend=backend_factory(args.attention_backend),
         enforce_eager=args.enforce_eager,
+        kv_cache_dtype=args.kv_cache_dtype,
         quantization=args.quantization,
+        draft_config=draft_config,
+        decode_weight_dtype=args.decode_weight_dtype,
         batch_invariant=is_wanted(args.batch_invariant),
+    )
+
+
+def load_distributed(args: EngineArgs) -> DistributedExecutor:
+    """The same on several ranks; those above 0 do not return from here (`executor/distributed/launch.py`)."""
+    from minivllm.executor.distributed.cache_limits import CacheLimits
+    from minivllm.executor.distributed.create import create_distributed_executor
+
+    return create_distributed_executor(
+        args.model,
+        dtype=args.dtype,
+        block_size=args.block_size,
+        attention_backend=args.attention_backend,
+        tensor_parallel_size=args.tensor_parallel_size,
+        pipeline_parallel_size=args.pipeline_parallel_size,
+        reduction_parts=args.reduction_parts,
+        launcher=args.distributed_executor_backend,
+        quantization=args.quantization,
+        # Beside the trace: what the engine decided is in that one, what each rank did is in this.
+        spans_path=Path(args.trace).with_suffix(".ranks.json")
+        if isinstance(args.trace, str | Path)
+        else None,
+        limits=CacheLimits(
+            max_num_seqs=args.max_num_seqs,
+            max_model_len=args.max_model_len,
+            gpu_memory_utilization=args.gpu_memory_utilization,
+            num_gpu_blocks_override=args.num_gpu_blocks_override,
+            kv_cache_memory_bytes=args.kv_cache_memory_bytes,
+            swap_space_bytes=int(args.swap_space * GIB),
+        ),
     )
 
 
@@ -205,13 +290,22 @@ def scheduler_config(
         "num_host_blocks": num_host_blocks,
         "max_model_len": max_model_len,
         "max_num_batched_tokens": batched,
+        "cache_prompts_only": args.decode_weight_dtype is not None,
     }
     return SchedulerConfig(**(same_name | resolved))
 
 
-def pages_of(executor: TorchExecutor) -> Pages | None:
+def pages_of(executor: TorchExecutor | DistributedExecutor) -> Pages | None:
     """How a KV cache in virtual memory gives pages back; None for any other."""
-    storage = executor.storage
+    storage = executor.storage if isinstance(executor, TorchExecutor) else None
     if isinstance(storage, VirtualKVStorage):
         return Pages(storage.blocks_per_commit, storage.decommit)
     return None
+
+
+def _speculation_words(args: EngineArgs) -> dict[str, str]:
+    """How drafts are made, for the trace's header."""
+    config = SpeculativeConfig.of(args.speculative_config)
+    return (
+        {} if config is None else {"speculation": f"{config.method}, {config.num_speculative_tokens} tokens"}
+    )

@@ -27,16 +27,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from minivllm.config import SchedulerConfig
 from minivllm.decoding.detokenizer import token_texts
+from minivllm.decoding.parallel_sampling import SampleSlot
 from minivllm.decoding.structured.compile import Structure, StructureCompiler
 from minivllm.engine.admission import RequestArguments, check_request
 from minivllm.engine.core import EngineCore
 from minivllm.engine.request_state import RequestState, make_request_state
 from minivllm.engine.sample_step import StepSample, TokenSampler, advance_search, sample_step
 from minivllm.engine.snapshot import make_header, take_snapshot
+from minivllm.engine.speculation import Speculation
+from minivllm.executor.executor import ClosableExecutor
 from minivllm.memory.cache_manager import CacheManager
 from minivllm.memory.make_cache_manager import Pages, make_cache_manager
 from minivllm.outputs import RequestOutput
-from minivllm.sampling_params import BeamSearchParams, SamplingParams
+from minivllm.sampling_params import BeamSearchParams, SamplingParams, in_sampling_params
 from minivllm.scheduling.plan import NextToken, Sampled, StepPlan
 from minivllm.scheduling.policy import PolicyError, SchedulingPolicy
 from minivllm.trace.events import ModelShape, RequestRefused, StepFinished
@@ -51,6 +54,10 @@ if TYPE_CHECKING:
 
 MOST_WORDS = 2000
 """Characters of a schema or grammar that the trace tells."""
+NO_BEAMS = (
+    "use_beam_search must be False where speculative_config is set, because no draft can be accepted "
+    "before all beams have been compared; got True"
+)
 MAX_SLEEP_SECONDS = 0.01  # a driver can add requests while a policy waits for them
 
 
@@ -91,6 +98,7 @@ class Engine:
         sleep: lets so many seconds pass on that clock, when a policy would rather wait for more requests.
         policy: in which order requests are scheduled; the one that `config` names, if None.
         pages: how the executor's storage gives memory back, for the allocator "virtual_memory".
+        speculation: proposes drafts, so that a step may give several tokens of a sequence; None does not.
 
     Raises:
         ValueError: a number that cannot work, or no such configuration; named, with what is allowed.
@@ -119,6 +127,7 @@ class Engine:
         sleep: Callable[[float], None] = sleep,
         policy: SchedulingPolicy | None = None,
         pages: Pages | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
         if not isinstance(config, SchedulerConfig):
             raise ValueError(f"config must be a SchedulerConfig, got {shown(config)}")
@@ -131,6 +140,7 @@ class Engine:
         self.default_params = default_params or SamplingParams()
         self.seed = check_integer("seed", seed, at_least=0)
         self.recorder = recorder
+        self.speculation = speculation
         self.requests: dict[str, RequestState] = {}
         self._clock = clock
         self._sleep = sleep
@@ -165,6 +175,7 @@ class Engine:
         arrival_time: float | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
+        structure: Structure | None = None,
     ) -> None:
         """Queue a request. It is computed by later calls of `step`. All or nothing, interrupts included.
 
@@ -177,6 +188,7 @@ class Engine:
                 earlier goes first.
             priority: kept for policies that look at it; the smaller is the more important.
             cache_salt: cached prefixes are shared only among requests with the same salt.
+            structure: what `compile_structure` makes of the params, if the caller has had it made already.
 
         Raises:
             ValueError: the request could never be served; it says why, in numbers. Nothing has changed.
@@ -190,6 +202,7 @@ class Engine:
                 arrival_time=arrival_time,
                 priority=priority,
                 cache_salt=cache_salt,
+                structure=structure,
             )
         )
 
@@ -203,6 +216,7 @@ class Engine:
         arrival_time: float | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
+        structure: Structure | None = None,
     ) -> RequestState:
         """Check a request, and make it; nothing changes until `enqueue`. Arguments as for `add_request`.
 
@@ -222,6 +236,8 @@ class Engine:
             )
             if self.is_in_use(request_id):
                 raise ValueError(f"request_id {request_id!r} is in use by a request that is not finished")
+            if self.speculation and in_sampling_params(arguments.params).use_beam_search:
+                raise ValueError(NO_BEAMS)
             max_tokens = check_request(
                 arguments,
                 config=self.config,
@@ -234,18 +250,28 @@ class Engine:
                 max_tokens=max_tokens,
                 tokenizer=self.tokenizer,
                 eos_token_ids=self.eos_token_ids,
-                structure=self._structure_of(arguments.params),
+                structure=structure or self.compile_structure(arguments.params),
                 is_told=self._emit is not None,
             )
         except ValueError as error:
-            if self._emit:
-                now = self.core.time_of(self._clock())
-                name = request_id if isinstance(request_id, str) else shown(request_id)
-                self._emit(RequestRefused(name.encode(errors="replace").decode(), now, str(error)))
+            self.note_refusal(request_id, error)
             raise
 
-    def _structure_of(self, params: SamplingParams | BeamSearchParams) -> Structure | None:
-        """What structure an output must have, ready to be followed; None if it may have any."""
+    def note_refusal(self, request_id: str, error: ValueError) -> None:
+        """Record in the trace that a request could not be made."""
+        if self._emit:
+            now = self.core.time_of(self._clock())
+            name = request_id if isinstance(request_id, str) else shown(request_id)
+            self._emit(RequestRefused(name.encode(errors="replace").decode(), now, str(error)))
+
+    def compile_structure(self, params: SamplingParams | BeamSearchParams) -> Structure | None:
+        """What structure an output must have, ready to be followed; None if it may have any.
+
+        It touches nothing else of the engine: one thread beside the engine's may do it for all requests.
+
+        Raises:
+            StructureError: it cannot be followed, and why.
+        """
         if isinstance(params, BeamSearchParams) or params.structured_outputs is None:
             return None
         if self._structures is None:
@@ -329,6 +355,14 @@ class Engine:
     def num_unfinished_requests(self) -> int:
         return len(self.requests)
 
+    def close(self) -> None:
+        """End the trace, if one is recorded, and other processes, if the executor has any: then no step can
+        be computed any more."""
+        if self.recorder:
+            self.recorder.close()
+        if isinstance(self.executor, ClosableExecutor):
+            self.executor.close()
+
     @property
     def num_steps(self) -> int:
         """Steps that were finished."""
@@ -377,6 +411,8 @@ class Engine:
         self._outbox = NOTHING  # the caller has come back, so it has got what was in it
         self._is_busy = True
         began = self._clock()
+        if self.speculation:
+            self.speculation.propose(self.core, self.requests)
         try:
             plan = self.core.plan_step(began)
         except PolicyError:
@@ -388,9 +424,12 @@ class Engine:
             return self._send(Outbox(self._late, [], []))
         planned = self._clock()
         try:
+            laws: Mapping[int, SequenceOf[Any]] = {}
+            if self.speculation:
+                plan, laws = self.speculation.complete(plan, self.core.state.sequences, self.requests)
             logits = self.executor.execute(plan)
             executed = self._clock()
-            sample = sample_step(plan, logits, self.sampler, self.core.state.sequences, self.requests)
+            sample = sample_step(plan, logits, self.sampler, self.core.state.sequences, self.requests, laws)
         except BaseException as error:
             self.last_failed = frozenset(plan.request_ids)
             self.core.abandon(plan, error, self._clock())
@@ -419,34 +458,42 @@ class Engine:
             if metrics.first_scheduled_time is None:
                 metrics.first_scheduled_time = now
         tokens: list[NextToken] = []
-        for (parent, output, is_fork), token in zip(sample.slots, sample.tokens, strict=True):
+        slots: list[SampleSlot] = []
+        for slot, token, state in zip(sample.slots, sample.tokens, sample.states, strict=True):
+            parent, output, is_fork = slot
+            if output.finish is not None:
+                continue  # it ended with a draft that was accepted before
+            slots.append(slot)
             text = output.append(token)
-            structure = output.sampling.structure
+            structure = state.structure
             allowed = output.told_of(structure.told) if structure and structure.told else None
             tokens.append(NextToken(parent.seq_id, token.token_id, text, is_fork, output.finish, allowed))
         beams = [advance_search(search) for search in sample.searches] if sample.searches else ()
         for request_id, finish in sample.failed:
             requests[request_id].outputs.fail(str(finish.stop))
-        changes = self.core.finish_step(plan, Sampled(tokens, beams, sample.failed), now)
+        drafted = (
+            self.speculation.texts(plan, self.tokenizer) if self.speculation and self._tells_texts else {}
+        )
+        changes = self.core.finish_step(plan, Sampled(tokens, beams, sample.failed, drafted), now)
         grown: dict[str, RequestState] = {}
-        for (_, output, _), sequence in zip(sample.slots, changes.grown, strict=True):
-            state = grown[sequence.request_id] = requests[sequence.request_id]
-            if output.num_tokens == 1 and state.sampling:
-                state.sampling.attach(output, sequence)
+        for (_, output, _), sequence in zip(slots, changes.grown, strict=True):
+            request = grown[sequence.request_id] = requests[sequence.request_id]
+            if output.num_tokens == 1 and request.sampling:
+                request.sampling.attach(output, sequence)
         for search in sample.searches:
             grown[search.state.request.request_id] = search.state
         outbox = Outbox([*self._late], [], [])
         released = dict.fromkeys([request.request_id for request in changes.released])
-        for request_id, state in grown.items():
-            state.metrics.last_token_time = now
-            if state.metrics.first_token_time is None:
-                state.metrics.first_token_time = now
+        for request_id, request in grown.items():
+            request.metrics.last_token_time = now
+            if request.metrics.first_token_time is None:
+                request.metrics.first_token_time = now
             if request_id in released:
                 del released[request_id]
                 self._take_finished(request_id, outbox, now)
-            elif not state.is_silent and state.request.finish is None:
-                outbox.outputs.append(state.output())
-                outbox.states.append(state)
+            elif not request.is_silent and request.request.finish is None:
+                outbox.outputs.append(request.output())
+                outbox.states.append(request)
         for request_id in released:  # they were parked, or have failed
             self._take_finished(request_id, outbox, now)
         return outbox

@@ -13,22 +13,36 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from minivllm.config import (
     ATTENTION_BACKENDS,
     DTYPES,
+    KV_CACHE_DTYPES,
     PREEMPTION_MODES,
 )
-from minivllm.engine.settings import Setting, check_settings, documented
+from minivllm.engine.settings import Setting, check_settings, documented, settings_of
 from minivllm.memory.allocators import ALLOCATORS
 from minivllm.memory.make_cache_manager import PREFIX_CACHES
+from minivllm.model.quantization.names import ROUNDINGS
 from minivllm.model.quantization.names import SETTINGS as QUANTIZATIONS
 from minivllm.scheduling.choose_policy import POLICIES, make_policy
+from minivllm.speculative_config import SpeculativeConfig
 from minivllm.trace.recorder import Recorder
 from minivllm.validation import shown
 
 INT8 = "int8"
+WITH_RANKS = frozenset(
+    ["model", "tokenizer", "skip_tokenizer_init", "dtype", "generation_config", "seed",
+     "max_model_len", "block_size", "gpu_memory_utilization", "kv_cache_memory_bytes",
+     "num_gpu_blocks_override", "max_num_seqs", "max_num_batched_tokens", "enable_chunked_prefill",
+     "long_prefill_token_threshold", "watermark", "scheduling_policy", "prefix_cache",
+     "enable_prefix_caching", "swap_space", "preemption_mode", "allocator", "attention_backend",
+     "trace", "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size",
+     "reduction_parts", "distributed_executor_backend", "enforce_eager", "trust_remote_code",
+     "quantization"]
+)  # fmt: skip
+"""Settings that several ranks obey, too. A new one is refused there until it is tried and named here."""
 
 
 @dataclass
@@ -98,6 +112,15 @@ class EngineArgs:
             at_least=1,
         ),
     ] = None
+    kv_cache_dtype: Annotated[
+        str,
+        Setting(
+            "What keys and values are kept in: 'auto' (dtype), 'int8_per_token_head' (whole numbers, each "
+            "head of each token with a scale of its own: no calibration), or 'fp8' (8-bit floats, with the "
+            "checkpoint's k_scale and v_scale; 'fp8_e4m3' is the same).",
+            KV_CACHE_DTYPES,
+        ),
+    ] = "auto"
     max_num_seqs: Annotated[int, Setting("Most sequences in one step.", at_least=1)] = 128
     max_num_batched_tokens: Annotated[
         int | None,
@@ -159,8 +182,32 @@ class EngineArgs:
     trace: Annotated[
         str | Path | Recorder | None, Setting("Record every event in this file; `LLM` takes a Recorder, too.")
     ] = None
-    tensor_parallel_size: Annotated[int, Setting("1 so far: this version uses one device.")] = 1
-    pipeline_parallel_size: Annotated[int, Setting("1 so far: this version uses one device.")] = 1
+    tensor_parallel_size: Annotated[
+        int, Setting("Ranks (processes, each with a device) that share every layer.", at_least=1)
+    ] = 1
+    pipeline_parallel_size: Annotated[
+        int, Setting("Stages that share the layers, each of tensor_parallel_size ranks.", at_least=1)
+    ] = 1
+    data_parallel_size: Annotated[
+        int, Setting("1 so far: copies of a model behind one server are not built yet.", at_least=1)
+    ] = 1
+    reduction_parts: Annotated[
+        int | None,
+        Setting(
+            "Parts that every layer is computed in, each alone, and added in order: with the same number of "
+            "them 1, 2 and 4 ranks give the same bits. If left out, 4 (or what the heads allow) with several "
+            "ranks; one rank alone then computes whole layers, by its fastest runner.",
+            at_least=1,
+        ),
+    ] = None
+    distributed_executor_backend: Annotated[
+        str | None,
+        Setting(
+            "How the ranks are started: 'mp' (processes of this engine's own), or 'external_launcher' (by "
+            "torchrun, with this same program); what fits, if left out.",
+            ("mp", "external_launcher"),
+        ),
+    ] = None
     quantization: Annotated[
         str | None,
         Setting(
@@ -168,6 +215,24 @@ class EngineArgs:
             "'compressed-tensors', 'fp8'. A plain one is rounded while it is loaded by 'int8', 'int4' or "
             "'fp8', calibrated once and kept by 'awq' or 'gptq', and left alone if this is left out.",
             QUANTIZATIONS,
+        ),
+    ] = None
+    speculative_config: Annotated[
+        dict[str, Any] | str | SpeculativeConfig | None,
+        Setting(
+            "Guess several tokens ahead and verify them in one step, without changing what comes out: a "
+            "dictionary (on the command line its JSON) with 'method' ('ngram' or 'draft_model'), "
+            "'num_speculative_tokens', and 'prompt_lookup_min', 'prompt_lookup_max' or 'model', and "
+            "'disable_by_batch_size'."
+        ),
+    ] = None
+    decode_weight_dtype: Annotated[
+        str | None,
+        Setting(
+            "Compute generated tokens with a rounded copy of the weights, 'int8', 'int4' or 'fp8', and "
+            "prompts with the model's own: decoding reads fewer bytes, prompts stay exact, and both copies "
+            "take memory. The model's own for all if left out.",
+            ROUNDINGS,
         ),
     ] = None
     enforce_eager: Annotated[
@@ -193,11 +258,20 @@ class EngineArgs:
         for name in ("model", "tokenizer"):
             if getattr(self, name) == "":
                 raise ValueError(f"{name} must be a folder or a hub id, got ''")
+        self.speculative_config = SpeculativeConfig.of(self.speculative_config)
+        has_draft_model = self.speculative_config is not None and self.speculative_config.model is not None
+        if has_draft_model and self.allocator == "virtual_memory":
+            raise ValueError(
+                "allocator must not be 'virtual_memory' where speculative_config has a draft model: its keys "
+                "and values lie in blocks"
+            )
         make_policy(self.scheduling_policy)  # before a model is loaded for nothing
         self._resolve_prefix_cache()
         self._resolve_preemption_mode()
         self._resolve_dtype()
-        self._refuse_what_is_not_built_yet()
+        self._check_kv_cache_dtype()
+        self._check_parallel()
+        self._check_decode_weights()
 
     def _resolve_prefix_cache(self) -> None:
         if self.prefix_cache is not None and self.enable_prefix_caching is False:
@@ -225,13 +299,48 @@ class EngineArgs:
             )
         self.quantization, self.dtype = INT8, "auto"
 
-    def _refuse_what_is_not_built_yet(self) -> None:
-        allowed = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1}
-        for name, only in allowed.items():
+    def _check_decode_weights(self) -> None:
+        if self.decode_weight_dtype is None:
+            return
+        if self.quantization is not None:
+            raise ValueError(
+                f"decode_weight_dtype is {self.decode_weight_dtype!r}, which leaves prompts the model's own "
+                f"weights of 16 or 32 bits; quantization={self.quantization!r} takes those away: leave one "
+                "of the two out"
+            )
+
+    def _check_kv_cache_dtype(self) -> None:
+        """Scales lie beside the pages of virtual memory, and would not come and go with them."""
+        if self.kv_cache_dtype != "auto" and self.allocator == "virtual_memory":
+            raise ValueError(
+                f"kv_cache_dtype must be 'auto' where allocator is 'virtual_memory', got "
+                f"{self.kv_cache_dtype!r}; every other allocator has it"
+            )
+
+    @property
+    def is_parallel(self) -> bool:
+        """Is the model computed in parts, by one rank or several?"""
+        return self.tensor_parallel_size * self.pipeline_parallel_size > 1 or self.reduction_parts is not None
+
+    def _check_parallel(self) -> None:
+        """Refuse what is not built yet. What the model must allow is checked with the model."""
+        if self.data_parallel_size != 1:
+            raise ValueError(
+                f"data_parallel_size must be 1, got {shown(self.data_parallel_size)}: this version shares a "
+                "model among ranks (tensor_parallel_size, pipeline_parallel_size), and has no copies of it"
+            )
+        if not self.is_parallel:
+            return
+        several = "with tensor_parallel_size or pipeline_parallel_size above 1, or reduction_parts"
+        if self.allocator == "virtual_memory":
+            raise ValueError(
+                f"allocator must not be 'virtual_memory' {several}: memory is given back by one process only"
+            )
+        for name, setting in settings_of(EngineArgs).items():
             value = getattr(self, name)
-            if value != only:
+            if name not in WITH_RANKS and value != setting.default:
                 raise ValueError(
-                    f"{name} must be {only!r}: this version has nothing else yet; got {shown(value)}"
+                    f"{name} must be left out {several}: ranks do not know it yet; got {shown(value)}"
                 )
 
 

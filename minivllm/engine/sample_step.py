@@ -8,6 +8,8 @@ best continuations of its own beams.
     logits       –           row 0   rows 1 2 3           row 4
     sampled                  1 token    candidates           3 tokens from the same row
 
+A sequence with drafts has a row behind each of them, and may get several tokens (`verify_drafts.py`).
+
 A row without a likeliest token (NaN, infinity) fails its request, with all its sequences, and no other: the
 others are sampled again, and draw the same.
 
@@ -18,11 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from minivllm.decoding.beam_search import Candidate
 from minivllm.decoding.finite_logits import NotFiniteError
 from minivllm.decoding.parallel_sampling import SampleSlot
+from minivllm.decoding.speculation.verify_drafts import Drafted, LawSampler, sample_drafted
 from minivllm.engine.request_state import RequestState
 from minivllm.scheduling.plan import BeamStep, StepPlan
 from minivllm.scheduling.request import Finish, Sequence
@@ -35,12 +39,8 @@ if TYPE_CHECKING:
     from minivllm.outputs import Logprob
 
 
-class TokenSampler(Protocol):
-    """What the engine needs of a sampler."""
-
-    def sample(self, logits: Any, states: SequenceOf[SamplingState]) -> list[SampledToken]:
-        """One token for each row of logits; here and below, `NotFiniteError` names rows that have none."""
-        ...
+class TokenSampler(LawSampler, Protocol):
+    """What the engine needs of a sampler. Here and below, `NotFiniteError` names rows that have no token."""
 
     def prompt_logprobs(
         self, logits: Any, next_token_ids: SequenceOf[int], num_logprobs: int
@@ -72,8 +72,11 @@ class StepSample(NamedTuple):
     """What was sampled in a step. Nothing has been told to any request yet."""
 
     slots: list[SampleSlot]
+    """An output whose drafts were accepted has a slot for each of them, and one more."""
     tokens: list[SampledToken]
     """The token of each slot."""
+    states: list[SamplingState]
+    """The state that each token was sampled in."""
     searches: list[SearchSlot]
     failed: list[tuple[str, Finish]]
     """Requests for which no token can be chosen, and what to say of each. They have no slots here."""
@@ -85,16 +88,20 @@ def sample_step(
     sampler: TokenSampler,
     sequences: Mapping[int, Sequence],
     requests: Mapping[str, RequestState],
+    draft_laws: Mapping[int, SequenceOf[Any]] = MappingProxyType({}),
 ) -> StepSample:
     """Sample for every sequence that was computed to its end, in plan order.
 
     Args:
         logits: [sum of num_logits, vocab_size], as the executor returned them for `plan`.
         sequences, requests: the core's and the engine's, by sequence id and by request id.
+        draft_laws: of the drafts in the plan, the laws that they were drawn from, by sequence id; those of
+            other sequences are point masses.
     """
     slots: list[SampleSlot] = []
     rows: list[int] = []  # that the token of each slot is drawn from
     members: dict[str, list[tuple[Sequence, int]]] = {}
+    drafts: dict[int, SequenceOf[int]] = {}
     failed: dict[str, str] = {}  # what is wrong with the logits of a request
     end = 0
     for item in plan.scheduled:
@@ -113,32 +120,71 @@ def sample_step(
         elif output := state.sampling.by_sequence.get(item.seq_id):
             slots.append(SampleSlot(sequence, output, False))
             rows.append(end - 1)
+            if item.num_draft_tokens:
+                drafts[item.seq_id] = item.token_ids[-item.num_draft_tokens :]
         else:
             first = state.sampling.first_slots(sequence)
             slots += first
             rows += [end - 1] * len(first)
+    searches = _continue_searches(members, requests, logits, sampler, failed)
+    tokens: list[SampledToken] = []
+    states: list[SamplingState] = []
+    while slots:
+        try:
+            slots, tokens, states = _sample(slots, rows, drafts, draft_laws, logits, sampler)
+            break
+        except NotFiniteError as error:
+            failed |= {slots[place].parent.request_id: words for place, words in error.found.items()}
+            kept = [place for place, slot in enumerate(slots) if slot.parent.request_id not in failed]
+            slots, rows = [slots[place] for place in kept], [rows[place] for place in kept]
+    failures = [_failure(name, plan, failed[name]) for name in failed]
+    return StepSample(slots, tokens, states, searches, failures)
+
+
+def _sample(
+    slots: list[SampleSlot],
+    rows: list[int],
+    drafts: Mapping[int, SequenceOf[int]],
+    draft_laws: Mapping[int, SequenceOf[Any]],
+    logits: Any,
+    sampler: TokenSampler,
+) -> tuple[list[SampleSlot], list[SampledToken], list[SamplingState]]:
+    """One token for each slot, from its row; where a sequence has drafts, behind which that row is, perhaps
+    several. Returns slot, token and state of each."""
+    if not drafts:
+        wanted = logits if rows == list(range(len(logits))) else logits[rows]
+        states = [slot.output.sampling for slot in slots]
+        return slots, sampler.sample(wanted, states), states
+    outputs = []
+    for slot, row in zip(slots, rows, strict=True):
+        own = drafts.get(slot.parent.seq_id, ())
+        laws = draft_laws.get(slot.parent.seq_id)
+        outputs.append(Drafted(row - len(own), slot.output.sampling, own, laws))
+    answers = sample_drafted(outputs, logits, sampler)
+    found = [(slot, *pair) for slot, answer in zip(slots, answers, strict=True) for pair in answer]
+    return [slot for slot, _, _ in found], [token for _, token, _ in found], [state for _, _, state in found]
+
+
+def _failure(request_id: str, plan: StepPlan, words: str) -> tuple[str, Finish]:
+    """How a request ends for whose logits `words` are true."""
+    return request_id, Finish("error", f"request {request_id!r} failed in step {plan.step}: {words}")
+
+
+def _continue_searches(
+    members: Mapping[str, SequenceOf[tuple[Sequence, int]]],
+    requests: Mapping[str, RequestState],
+    logits: Any,
+    sampler: TokenSampler,
+    failed: dict[str, str],
+) -> list[SearchSlot]:
+    """Every search whose beams have rows of numbers; what is wrong with the others goes to `failed`."""
     searches: list[SearchSlot] = []
     for name, own in members.items():
         try:
             searches.append(_continue_search(requests[name], own, logits, sampler))
         except NotFiniteError as error:
             failed[name] = error.words
-    tokens: list[SampledToken] = []
-    while slots:
-        wanted = logits if rows == list(range(len(logits))) else logits[rows]
-        try:
-            tokens = sampler.sample(wanted, [slot.output.sampling for slot in slots])
-            break
-        except NotFiniteError as error:
-            failed |= {slots[place].parent.request_id: words for place, words in error.found.items()}
-            kept = [place for place, slot in enumerate(slots) if slot.parent.request_id not in failed]
-            slots, rows = [slots[place] for place in kept], [rows[place] for place in kept]
-    return StepSample(slots, tokens, searches, [_failure(name, plan, failed[name]) for name in failed])
-
-
-def _failure(request_id: str, plan: StepPlan, words: str) -> tuple[str, Finish]:
-    """How a request ends for whose logits `words` are true."""
-    return request_id, Finish("error", f"request {request_id!r} failed in step {plan.step}: {words}")
+    return searches
 
 
 def _continue_search(

@@ -32,7 +32,7 @@ from minivllm.validation import check_boolean, check_choice, check_int64, check_
 P = ParamSpec("P")
 Owner = TypeVar("Owner")
 
-TYPE_WORDS: dict[type, str] = {str: "a string", Path: "a path"}
+TYPE_WORDS: dict[type, str] = {str: "a string", Path: "a path", dict: "a dictionary"}
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def settings_of(args_class: Callable[..., Any]) -> Mapping[str, DeclaredSetting]
     for field in fields(args_class):
         hint, setting = get_args(hints[field.name])
         members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-        types = tuple(kind for kind in members if kind is not NoneType)
+        types = tuple(get_origin(kind) or kind for kind in members if kind is not NoneType)
         found[field.name] = DeclaredSetting(field.name, types, NoneType in members, field.default, setting)
     return found
 

@@ -42,8 +42,8 @@ def invariant(factory: BackendFactory) -> BackendFactory:
     def make(config: ModelConfig, storage: KVStorage) -> AttentionBackend:
         if type(storage) is not KVStorage:
             raise ValueError(
-                "batch_invariant must be False with allocator='virtual_memory', whose storage only plain "
-                "torch reads; use allocator='paged'"
+                "batch_invariant must be False with allocator='virtual_memory' or a kv_cache_dtype of 8 "
+                f"bits: not every kernel reads {type(storage).__name__} in the same order"
             )
         attention = factory(config, storage)
         if storage.cells.device.type != "cpu" or attention.name not in ("torch", "numba-cpu"):

@@ -24,8 +24,8 @@ class BlockMover:
     """Carries out moves on a cache and, if there is one, its swap space."""
 
     def __init__(self, storage: KVStorage, host_storage: KVStorage | None = None) -> None:
-        self._device = storage.cells
-        self._host = host_storage.cells if host_storage is not None else None
+        self._device = storage.by_block
+        self._host = host_storage.by_block if host_storage is not None else None
 
     def carry_out(self, moves: Sequence[BlockMove]) -> None:
         """All moves, each seeing what those before it have done.
@@ -40,11 +40,13 @@ class BlockMover:
             source = self._host if kind == "swap_in" else self._device
             target = self._host if kind == "swap_out" else self._device
             assert source is not None and target is not None
-            sources = torch.tensor([move.source for move in batch], device=source.device)
-            targets = torch.tensor([move.target for move in batch], device=target.device)
-            # [layers, 2, len(batch), kv_heads, block_size, head_dim]: all layers, keys and values at once.
-            data = source.index_select(2, sources).to(target.device)
-            target.index_copy_(2, targets, data)
+            where_from = torch.tensor([move.source for move in batch], device=source[0].device)
+            where_to = torch.tensor([move.target for move in batch], device=target[0].device)
+            # Numbers, and their scales if they have any, of all layers, keys and values at once:
+            # [layers, 2, len(batch), kv_heads, block_size, …].
+            for taken, given in zip(source, target, strict=True):
+                data = taken.index_select(2, where_from).to(given.device)
+                given.index_copy_(2, where_to, data)
 
 
 def independent_batches(moves: Sequence[BlockMove]) -> Iterator[list[BlockMove]]:

@@ -127,8 +127,11 @@ def _layer_allows_one_caller() -> bool:
 # ---- compiling ---------------------------------------------------------------------------------------
 
 
-STEP, FUSED = "step", "fused"
-"""Runners that need compiled code: `runners/compiled.py` and `runners/fused.py`."""
+STEP, FUSED, QUANTIZED = "step", "fused", "quantized"
+"""Runners that need compiled code: `runners/compiled.py`, `runners/fused.py`, and what that multiplies
+quantised matrices with. (The first has all of it in one.)"""
+RUNNERS = {"auto": FUSED, "int8_per_token_head": "int8cache", "fp8": "fp8cache"}
+"""The fused runner has code of its own for each kind of KV cache."""
 
 
 def code_kind(dtype: Any, runner: str) -> str:

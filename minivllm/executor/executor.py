@@ -13,9 +13,13 @@ Read next: `minivllm/scheduling/plan.py` for what comes in, `torch_executor.py` 
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from minivllm.scheduling.plan import StepPlan
+
+
+class ExecutorDeadError(RuntimeError):
+    """The executor will carry out no plan any more: it has lost what it needs, or was closed."""
 
 
 class Executor(Protocol):
@@ -34,4 +38,13 @@ class Executor(Protocol):
         row after each of its last `num_logits` tokens. A torch executor returns a float32 tensor (float64
         for a float64 model), a simulator whatever its sampler understands.
         """
+        ...
+
+
+@runtime_checkable
+class ClosableExecutor(Protocol):
+    """An executor that has started something, which must be ended."""
+
+    def close(self) -> None:
+        """End it, and carry out no plan any more."""
         ...

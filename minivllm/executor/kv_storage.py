@@ -10,6 +10,8 @@ Memory is taken but not touched: pages come from the operating system as blocks 
 that no token was written to may hold anything, even NaN; attention backends must never let it show.
 
 Paper: PagedAttention (arXiv 2309.06180), section 4.
+Here numbers are kept in the model's type; `quantized_storage.py` keeps them in 8 bits.
+
 Read next: `minivllm/executor/attention/metadata.py`, which says which token goes to which cell.
 """
 
@@ -21,6 +23,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from minivllm.executor.kv_format import AUTO, FORMATS, canonical
 from minivllm.model.config import ModelConfig
 from minivllm.validation import check_integer, check_number
 
@@ -29,13 +32,20 @@ CPU_BUDGET_BYTES = 4 * GIB
 """Most that the cache takes of a machine's RAM unless told otherwise, as in vLLM."""
 
 
+KEYS, VALUES = 0, 1
+"""Which half of a layer's cells."""
+
+
 class KVStorage:
     """Keys and values of all layers, in one allocation.
 
     Attributes:
-        cells: [layers, 2, num_blocks, num_kv_heads, block_size, head_dim], for moving whole blocks.
+        cells: [layers, 2, num_blocks, num_kv_heads, block_size, head_dim], of the type that is kept.
         keys, values: for each layer, its part: [num_blocks, num_kv_heads, block_size, head_dim].
+        dtype: the model's type.
     """
+
+    kv_cache_dtype = AUTO
 
     def __init__(
         self, config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
@@ -43,23 +53,46 @@ class KVStorage:
         self.num_blocks = check_integer("num_blocks", num_blocks, at_least=1)
         self.block_size = check_integer("block_size", block_size, at_least=1)
         shape = (config.num_layers, 2, num_blocks, config.num_kv_heads, block_size, config.head_dim)
-        self.cells = torch.empty(shape, dtype=dtype, device=device)
-        self.keys: list[Tensor] = [layer[0] for layer in self.cells]
-        self.values: list[Tensor] = [layer[1] for layer in self.cells]
+        self._set(torch.empty(shape, dtype=FORMATS[self.kv_cache_dtype].cells or dtype, device=device), dtype)
+
+    def _set(self, cells: Tensor, dtype: torch.dtype) -> None:
+        self.cells, self.dtype = cells, dtype
+        self.keys: list[Tensor] = [layer[KEYS] for layer in cells]
+        self.values: list[Tensor] = [layer[VALUES] for layer in cells]
+
+    @property
+    def device(self) -> torch.device:
+        return self.cells.device
+
+    @property
+    def by_block(self) -> tuple[Tensor, ...]:
+        """All that belongs to blocks, [layers, 2, num_blocks, …]: what moves when a block moves."""
+        return (self.cells,)
 
     @property
     def num_bytes(self) -> int:
-        return self.cells.numel() * self.cells.element_size()
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.by_block)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Over all layers: keys and values."""
+        return self.num_bytes // (self.num_blocks * self.block_size)
 
 
-def bytes_per_block(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
-    """Memory of one block over all layers: keys and values of `block_size` tokens."""
-    return block_size * config.kv_elements_per_token * dtype.itemsize
+def bytes_per_block(
+    config: ModelConfig, block_size: int, dtype: torch.dtype, kv_cache_dtype: str = AUTO
+) -> int:
+    """Memory of one block over all layers: keys and values of `block_size` tokens, and their scales."""
+    heads = 2 * config.num_layers * config.num_kv_heads
+    head = FORMATS[canonical(kv_cache_dtype)].bytes_per_head(config.head_dim, dtype)
+    return block_size * heads * head
 
 
-def num_blocks_for(budget_bytes: int, config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
+def num_blocks_for(
+    budget_bytes: int, config: ModelConfig, block_size: int, dtype: torch.dtype, kv_cache_dtype: str = AUTO
+) -> int:
     """How many whole blocks fit into `budget_bytes`."""
-    return max(0, budget_bytes) // bytes_per_block(config, block_size, dtype)
+    return max(0, budget_bytes) // bytes_per_block(config, block_size, dtype, kv_cache_dtype)
 
 
 def decide_num_blocks(
@@ -74,11 +107,14 @@ def decide_num_blocks(
     gpu_memory_utilization: float = 0.92,
     num_gpu_blocks_override: int | None = None,
     kv_cache_memory_bytes: int | None = None,
+    kv_cache_dtype: str = AUTO,
+    bytes_beside: int = 0,
 ) -> int:
     """The number of blocks to allocate, given vLLM's settings, once `weight_bytes` of weights are in place.
 
     An override is obeyed; a budget in bytes is divided by the block; otherwise the device is asked what
     is free, of which `gpu_memory_utilization` (above 0, at most 1) may be used in all, weights included.
+    With each block go `bytes_beside`, which a draft model keeps of the same tokens.
     On a CPU at most 4 GiB are taken, and never more than `max_num_seqs` sequences of full length can use.
     Raises `ValueError` with the numbers if not even one block fits.
     """
@@ -86,9 +122,10 @@ def decide_num_blocks(
     check_integer("max_num_seqs", max_num_seqs, at_least=1)
     check_integer("max_model_len", max_model_len, at_least=1)
     check_number("gpu_memory_utilization", gpu_memory_utilization, more_than=0, at_most=1)
+    one = bytes_per_block(config, block_size, dtype, kv_cache_dtype) + bytes_beside
     if num_gpu_blocks_override is not None:
         check_integer("num_gpu_blocks_override", num_gpu_blocks_override, at_least=1)
-        needed = num_gpu_blocks_override * bytes_per_block(config, block_size, dtype)
+        needed = num_gpu_blocks_override * one
         _check_it_exists(f"num_gpu_blocks_override {num_gpu_blocks_override:,}", needed, device)
         return num_gpu_blocks_override
     if kv_cache_memory_bytes is not None:
@@ -97,9 +134,8 @@ def decide_num_blocks(
         _check_it_exists(f"{source} {budget:,}", budget, device)
     else:
         budget, source = _free_budget(device, gpu_memory_utilization, weight_bytes)
-    num_blocks = num_blocks_for(budget, config, block_size, dtype)
+    num_blocks = max(0, budget) // one
     if num_blocks < 1:
-        one = bytes_per_block(config, block_size, dtype)
         raise ValueError(
             f"the KV cache has {max(0, budget):,} bytes ({source}), but one block of {block_size} tokens "
             f"needs {one:,}; raise gpu_memory_utilization or kv_cache_memory_bytes, or lower block_size"
@@ -110,18 +146,22 @@ def decide_num_blocks(
 
 
 def decide_num_host_blocks(
-    swap_space_bytes: int, config: ModelConfig, block_size: int, dtype: torch.dtype
+    swap_space_bytes: int,
+    config: ModelConfig,
+    block_size: int,
+    dtype: torch.dtype,
+    kv_cache_dtype: str = AUTO,
 ) -> int:
     """The number of blocks in a swap space of that size; `ValueError` if the machine has no room for it."""
     if not swap_space_bytes:
         return 0
     gib = f"swap_space {swap_space_bytes / GIB:,.6g} GiB"
     _check_it_exists(gib, swap_space_bytes, torch.device("cpu"))
-    num_blocks = num_blocks_for(swap_space_bytes, config, block_size, dtype)
+    num_blocks = num_blocks_for(swap_space_bytes, config, block_size, dtype, kv_cache_dtype)
     if num_blocks < 1:
         raise ValueError(
             f"{gib} has {swap_space_bytes:,} bytes, but one block of {block_size} tokens needs "
-            f"{bytes_per_block(config, block_size, dtype):,}; raise it, or lower block_size"
+            f"{bytes_per_block(config, block_size, dtype, kv_cache_dtype):,}; raise it, or lower block_size"
         )
     return num_blocks
 

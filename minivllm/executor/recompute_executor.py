@@ -18,6 +18,7 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from minivllm.executor.torch_executor import TorchExecutor
@@ -57,4 +58,4 @@ class RecomputeExecutor:
         offsets = positions % self.inner.block_size
         self._token_ids[blocks[positions // self.inner.block_size], offsets] = item.token_ids
         tokens = array("i", self._token_ids[blocks].ravel()[: item.end].tobytes())
-        return ScheduledSequence(item.seq_id, 0, tokens, item.block_table, item.num_logits)
+        return msgspec.structs.replace(item, start=0, token_ids=tokens)

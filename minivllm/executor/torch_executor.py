@@ -16,20 +16,32 @@ Read next: `minivllm/executor/attention/metadata.py`, then `minivllm/executor/ru
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
 from minivllm.config import DTYPES as DTYPE_NAMES
-from minivllm.executor.attention.choose import BackendFactory, fastest
+from minivllm.executor.attention.choose import BackendFactory, factory_for, fastest
 from minivllm.executor.attention.metadata import build_metadata
 from minivllm.executor.attention.torch_backend import TorchAttention
 from minivllm.executor.batch_invariance import invariant
 from minivllm.executor.block_mover import BlockMover
 from minivllm.executor.cpu_hazards import guard_step, note_parallel_run, warn_of_threads
-from minivllm.executor.kv_storage import KVStorage, decide_num_blocks, decide_num_host_blocks
+from minivllm.executor.kv_format import AUTO, scales_of_layers
+from minivllm.executor.kv_storage import (
+    KVStorage,
+    bytes_per_block,
+    decide_num_blocks,
+    decide_num_host_blocks,
+)
+from minivllm.executor.phases import split_by_phase
+from minivllm.executor.quantized_storage import make_storage, twin_of
 from minivllm.executor.runners.choose import choose_runner
+from minivllm.executor.runners.model_runner import ModelRunner
 from minivllm.executor.virtual_storage import VirtualKVStorage
 from minivllm.model.config import ModelConfig
 from minivllm.model.decoder import Decoder
@@ -69,15 +81,19 @@ class TorchExecutor:
         self.host_storage = host_storage
         self.mover = BlockMover(storage, host_storage)
         self.config = decoder.config
-        self.attention = (invariant(backend) if batch_invariant else backend)(decoder.config, storage)
-        self.runner = choose_runner(
-            decoder,
-            self.attention,
+        factory = factory_for(decoder, backend)
+        self.attention = (invariant(factory) if batch_invariant else factory)(decoder.config, storage)
+        choose = partial(
+            choose_runner,
+            attention=self.attention,
             enforce_eager=enforce_eager,
             max_num_seqs=max_num_seqs,
             max_model_len=max_model_len,
             batch_invariant=batch_invariant,
         )
+        # The copy first: each runner puts the output matrix, which both have, in an order of its own.
+        self.decode_runner = None if decoder.decode_weights is None else choose(decoder.decode_weights)
+        self.runner = choose(decoder)
         self.name = name
         self.device = decoder.embedding.device
         self._is_on_cpu = self.device.type == "cpu"
@@ -102,22 +118,26 @@ class TorchExecutor:
         enforce_eager: bool = False,
         quantization: str | None = None,
         batch_invariant: bool = False,
+        kv_cache_dtype: str = AUTO,
+        draft_config: ModelConfig | None = None,
+        decode_weight_dtype: str | None = None,
     ) -> TorchExecutor:
         """Load a model from a folder or a hub id, and allocate its cache.
 
         `dtype` "auto" keeps what the checkpoint was saved in; `quantization` is how weights are, or shall be,
-        stored. `device` is "cpu" or "cuda"; a GPU is used if there is one. `num_blocks` None sizes the cache
-        by `decide_num_blocks` from the settings below it. `swap_space_bytes` of the host's memory hold the
-        blocks of preempted requests. With `virtual_memory` each of `max_num_seqs` sequences has addresses
-        for `max_model_len` tokens, and memory on demand. With `enforce_eager` no step is recorded as a CUDA
-        graph. With `batch_invariant` logits do not depend on what else is computed (`batch_invariance.py`).
+        stored, `decode_weight_dtype` how a copy for generated tokens is. `device` is "cpu" or "cuda"; a GPU
+        is used if there is one. `num_blocks` None sizes the cache by `decide_num_blocks`. `swap_space_bytes`
+        of the host's memory hold the blocks of preempted requests. With `virtual_memory` each of
+        `max_num_seqs` sequences has addresses for `max_model_len` tokens, and memory on demand. With
+        `enforce_eager` no step is recorded as a CUDA graph. `kv_cache_dtype` is what keys and values are kept
+        in. With `batch_invariant` logits do not depend on what else is computed (`batch_invariance.py`).
+        `draft_config` is that of a model that will keep its keys and values beside these.
         """
         config = ModelConfig.from_folder(folder := resolve_model(path))
         max_tokens = config.check_max_model_len(max_model_len)
         torch_dtype, torch_device = torch_dtype_for(dtype, config), torch_device_for(device)
-        kind = block_size, torch_dtype, torch_device
         _note_threads(torch_device)
-        decoder = load_decoder(folder, config, torch_dtype, torch_device, quantization)
+        decoder = load_decoder(folder, config, torch_dtype, torch_device, quantization, decode_weight_dtype)
         num_blocks = decide_num_blocks(
             config,
             block_size=block_size,
@@ -129,16 +149,17 @@ class TorchExecutor:
             gpu_memory_utilization=gpu_memory_utilization,
             num_gpu_blocks_override=num_blocks,
             kv_cache_memory_bytes=kv_cache_memory_bytes,
+            kv_cache_dtype=kv_cache_dtype,
+            bytes_beside=bytes_per_block(draft_config, block_size, torch_dtype) if draft_config else 0,
         )
-        host_storage = make_host_storage(swap_space_bytes, config, block_size, torch_dtype)
+        slots = (max_num_seqs, max_tokens) if virtual_memory else None
+        storage = make_cache(decoder, num_blocks, block_size, kv_cache_dtype, slots)
         return cls(
             decoder,
-            VirtualKVStorage.for_slots(config, max_num_seqs, max_tokens, *kind)
-            if virtual_memory
-            else KVStorage(config, num_blocks, *kind),
+            storage,
             backend,
             name_of(path, folder),
-            host_storage,
+            make_host_storage(swap_space_bytes, config, storage),
             num_blocks,
             enforce_eager=enforce_eager,
             max_num_seqs=max_num_seqs,
@@ -156,8 +177,25 @@ class TorchExecutor:
 
     @property
     def model_shape(self) -> ModelShape:
-        """What the header of a trace says about the model."""
-        return self.config.shape(self.name, str(self.decoder.dtype).removeprefix("torch."))
+        """What the header of a trace says about the model, and about its cache as it is kept."""
+        shape = self.config.shape(self.name, str(self.decoder.dtype).removeprefix("torch."))
+        return msgspec.structs.replace(shape, kv_bytes_per_token=self.storage.bytes_per_token)
+
+    @property
+    def settings_told(self) -> dict[str, Any]:
+        """How it computes, for the header of a trace."""
+        method: dict[str, str | int] = {}
+        if self.decoder.quantization:
+            method["quantization"] = self.decoder.quantization
+        kept = {"kv_cache_dtype": self.storage.kv_cache_dtype}
+        copy = self.decoder.decode_weights
+        if copy is not None:
+            method |= {
+                "decode_weight_dtype": str(copy.quantization),
+                "weight_bytes": self.decoder.num_bytes,
+                "decode_weight_bytes": copy.num_own_bytes,
+            }
+        return {"device": str(self.device), "attention_backend": self.attention.name, **kept, **method}
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> Tensor:
@@ -168,18 +206,48 @@ class TorchExecutor:
             if not plan.scheduled:
                 self.last_attention_seconds = 0.0
                 return self.decoder.compute_logits(self.decoder.embedding[:0])
-            metadata = build_metadata(plan, self.storage.block_size)
-            logits = self.runner.run(metadata, plan.num_padding_tokens)
-            self.last_attention_seconds = self.runner.attention_seconds
-            return logits
+            self.last_attention_seconds = 0.0
+            if self.decode_runner is None:
+                return self._run(self.runner, plan)
+            return self._run_by_phase(self.decode_runner, plan)
+
+    def _run(self, runner: ModelRunner, plan: StepPlan) -> Tensor:
+        metadata = build_metadata(plan, self.storage.block_size)
+        logits = runner.run(metadata, plan.num_padding_tokens)
+        self.last_attention_seconds += runner.attention_seconds
+        return logits
+
+    def _run_by_phase(self, decode_runner: ModelRunner, plan: StepPlan) -> Tensor:
+        """Prompt tokens first: a sequence's generated ones look at them (`phases.py`)."""
+        prompts, generated, order = split_by_phase(plan)
+        if generated is None:
+            return self._run(self.runner, plan)
+        if prompts is None:
+            return self._run(decode_runner, plan)
+        both = torch.cat([self._run(self.runner, prompts), self._run(decode_runner, generated)])
+        return both if order is None else both[order]
 
 
-def make_host_storage(
-    swap_space_bytes: int, config: ModelConfig, block_size: int, dtype: torch.dtype
-) -> KVStorage | None:
-    """The swap space: blocks in the host's memory, None if it has none."""
-    num_blocks = decide_num_host_blocks(swap_space_bytes, config, block_size, dtype)
-    return KVStorage(config, num_blocks, block_size, dtype, torch.device("cpu")) if num_blocks else None
+def make_cache(
+    decoder: Decoder, num_blocks: int, block_size: int, kv_cache_dtype: str, slots: tuple[int, int] | None
+) -> KVStorage:
+    """A cache for this model, beside its weights, with the scales that its checkpoint has.
+
+    With `slots`, so many sequences of so many tokens, it is in virtual memory.
+    """
+    config, kind = decoder.config, (block_size, decoder.dtype, decoder.embedding.device)
+    if slots is not None:
+        return VirtualKVStorage.for_slots(config, slots[0], slots[1], *kind)
+    scales = scales_of_layers(kv_cache_dtype, decoder.kv_scales)
+    return make_storage(config, num_blocks, *kind, kv_cache_dtype, scales)
+
+
+def make_host_storage(swap_space_bytes: int, config: ModelConfig, storage: KVStorage) -> KVStorage | None:
+    """The swap space: blocks like those of `storage` in the host's memory, None if it has none."""
+    num_blocks = decide_num_host_blocks(
+        swap_space_bytes, config, storage.block_size, storage.dtype, storage.kv_cache_dtype
+    )
+    return twin_of(storage, config, num_blocks, torch.device("cpu")) if num_blocks else None
 
 
 def name_of(path: str | Path, folder: Path) -> str:

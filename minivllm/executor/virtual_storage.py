@@ -78,9 +78,7 @@ class VirtualKVStorage(KVStorage):
         self._block_bytes = bytes_per_block_and_region(config, block_size, dtype)
         self._num_regions = 2 * config.num_layers
         self._mapping = _reserve(count * dtype.itemsize)
-        self.cells = torch.frombuffer(self._mapping, dtype=dtype, count=count).view(shape)
-        self.keys = [layer[0] for layer in self.cells]
-        self.values = [layer[1] for layer in self.cells]
+        self._set(torch.frombuffer(self._mapping, dtype=dtype, count=count).view(shape), dtype)
 
     @classmethod
     def for_slots(

@@ -25,7 +25,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -33,7 +33,8 @@ from typing import IO
 import torch
 
 from kernels_numba.kept_code import is_complete, usual_folder
-from minivllm.executor.cpu_hazards import FUSED, STEP, code_kind
+from minivllm.executor.cpu_hazards import FUSED, QUANTIZED, RUNNERS, STEP, code_kind
+from minivllm.executor.kv_format import AUTO
 from minivllm.executor.runners.choose import has_compiled_step
 from minivllm.model.config import ModelConfig
 
@@ -44,7 +45,9 @@ except ImportError:  # Windows: there engines compile first and then start
 
 logger = logging.getLogger("minivllm")
 
-ALL_KINDS = tuple(f"{dtype}-{runner}" for dtype in ("float32", "bfloat16") for runner in (STEP, FUSED))
+ALL_KINDS = tuple(
+    f"{dtype}-{runner}" for dtype in ("float32", "bfloat16") for runner in (STEP, FUSED, QUANTIZED)
+)
 MOST_ATTEMPTS = 3
 MOST_SECONDS = 1800
 """A process that compiles for longer ends itself."""
@@ -53,22 +56,34 @@ _processes: list[subprocess.Popen[bytes]] = []
 """Started by this one, which does not wait for them."""
 
 
-def kinds_needed(config: ModelConfig, dtype: torch.dtype) -> list[str]:
-    """The compiled code that the runners of this model need on this processor (`runners/choose.py`)."""
+def kinds_needed(
+    config: ModelConfig, dtype: torch.dtype, runners: Sequence[str] = (), kv_cache_dtype: str = AUTO
+) -> list[str]:
+    """The compiled code that the runners of this model need on this processor (`runners/choose.py`).
+
+    A quantised model says itself which `runners` it needs. A KV cache in 8 bits is the fused runner's.
+    """
+    if kv_cache_dtype != AUTO:
+        runners = (RUNNERS[kv_cache_dtype], *([QUANTIZED] if runners else []))
+    if runners:
+        return [code_kind(dtype, runner) for runner in runners]
     runners = [STEP] if has_compiled_step(config) else [FUSED]
     if dtype == torch.bfloat16 and STEP in runners:
         from minivllm.executor.attention.numba_cpu_backend import has_matrix_units
 
-        runners += [FUSED] if has_matrix_units(dtype) else []
+        runners = [*runners, *([FUSED] if has_matrix_units(dtype) else [])]
     return [code_kind(dtype, runner) for runner in runners]
 
 
-def can_start_compiled(config: ModelConfig, dtype: torch.dtype) -> bool:
+def can_start_compiled(
+    config: ModelConfig, dtype: torch.dtype, runners: Sequence[str] = (), kv_cache_dtype: str = AUTO
+) -> bool:
     """May an engine use compiled code now? If not, says so, and sees to it that it is compiled beside."""
     if fcntl is None or os.environ.get("MINIVLLM_WAIT_FOR_COMPILER") == "1":
         return True
     folder = usual_folder()
-    kinds = [kind for kind in kinds_needed(config, dtype) if not is_complete(folder, kind)]
+    needed = kinds_needed(config, dtype, runners, kv_cache_dtype)
+    kinds = [kind for kind in needed if not is_complete(folder, kind)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if kinds:
@@ -161,9 +176,10 @@ def _write_attempts(path: Path, endings: list[str]) -> None:
 def make_runner(kind: str) -> None:
     """Make a runner of this kind, for the smallest of models: that compiles what every model needs."""
     from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention
-    from minivllm.executor.kv_storage import KVStorage
+    from minivllm.executor.quantized_storage import make_storage
     from minivllm.executor.runners.compiled import CompiledRunner
     from minivllm.executor.runners.fused import FusedRunner
+    from minivllm.executor.runners.quantized_panels import compile_products
     from minivllm.model.decoder import Decoder
 
     name, runner = kind.split("-")
@@ -172,10 +188,13 @@ def make_runner(kind: str) -> None:
         {"architectures": ["LlamaForCausalLM"], "vocab_size": 64, "hidden_size": 64, "intermediate_size": 64,
          "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 16}
     )  # fmt: skip
-    storage = KVStorage(config, 1, 16, dtype, cpu)
+    kept = next((kept for kept, kind_of_kept in RUNNERS.items() if kind_of_kept == runner), AUTO)
+    storage = make_storage(config, 1, 16, dtype, cpu, kept)
     decoder = Decoder(config, dtype, cpu)
     if runner == STEP:
         CompiledRunner(decoder, storage)
+    elif runner == QUANTIZED:
+        compile_products(dtype)
     else:
         FusedRunner(decoder, NumbaCpuAttention(config, storage))
 

@@ -14,6 +14,8 @@ KV_BYTES = 12 << 30
 """What an A100 with 40 GB has left beside the weights (table 1); 15,728 tokens, in the paper 15.7 K."""
 NUM_SLOTS = KV_BYTES // KV_BYTES_PER_TOKEN
 MAX_MODEL_LEN = 2048
+HEAD_DIM = 128
+"""Numbers of a key or value of OPT-13B, for each of its 40 heads and 40 layers."""
 
 EFFECTIVE = {"contiguous": 0.204, "buddy": 0.268, "oracle": 0.382, "paged": 0.963}
 """Figure 2: share of the KV memory that holds token states, a mean over the runs of section 6.2."""

@@ -166,6 +166,13 @@ class CacheManager(Protocol):
         """Let `seq_id`, which holds nothing, have the donor's first `num_blocks` blocks, all computed."""
         ...
 
+    def truncate(self, seq_id: int, num_tokens: int) -> None:
+        """Only the first `num_tokens` tokens of a sequence stay: those behind them were rejected drafts.
+
+        Blocks that were allocated for these come back, in memories that allocate by need.
+        """
+        ...
+
     def free(self, seq_id: int) -> None:
         """Free everything that a sequence holds, here or in the swap space. Nothing held is no error."""
         ...

@@ -7,6 +7,7 @@ answer is all or nothing. It costs little, because several tables may map one bl
     grow      a sequence that *writes* to a block that other tables map gets a copy first (`copy_on_write.py`)
     cache     a block that is full can be found by later requests (`prefix_caching.py`)
     fork      the child's table maps the parent's blocks; each gets one more reference, no data moves
+    truncate  the last blocks come back: drafts were written there, and rejected
     free      each block loses one reference; with its last one it is free, or evictable if it is cached
 
     allocate_slots(spans, admission) ─► allocate_slots(spans) ─► … ─► fork ─► allocate_slots(spans) ─► free
@@ -39,6 +40,7 @@ from minivllm.trace.events import (
     BlocksShared,
     BlocksSwappedIn,
     BlocksSwappedOut,
+    BlocksTruncated,
     Event,
     HostBlocksFreed,
 )
@@ -181,6 +183,19 @@ class KVCacheManager:
         self._add_table(seq_id, table, min(num_blocks, source.num_cached_blocks))
         if self._emit and num_blocks:
             self._emit(BlocksShared(seq_id, tuple(table.blocks), "sibling"))
+
+    def truncate(self, seq_id: int, num_tokens: int) -> None:
+        """Free the blocks behind the first `num_tokens` tokens, the last block first."""
+        table = self.tables[seq_id]
+        kept = blocks_needed(num_tokens, self.block_size)
+        if kept < len(table):
+            blocks = tuple(reversed(table.blocks[kept:]))
+            if self.prefix_caching:
+                self.prefix_caching.truncate(table, min(kept, table.num_cached_blocks))
+            del table.blocks[kept:]
+            self.pool.free_blocks(blocks)
+            if self._emit:
+                self._emit(BlocksTruncated(seq_id, blocks))
 
     def free(self, seq_id: int) -> None:
         """Free everything that a sequence holds, here or in the swap space.

@@ -159,6 +159,10 @@ class StripManager(ABC):
 
     # ── what strips cannot do, or need not ────────────────────────────────────────────────────────────
 
+    def truncate(self, seq_id: int, num_tokens: int) -> None:
+        """A strip keeps its length; what lies behind these tokens will be overwritten."""
+        self._filled[seq_id] = min(self._filled[seq_id], num_tokens)
+
     def cache_full_blocks(self, seq_id: int, token_ids: Sequence[int], end: int) -> None:  # noqa: B027
         """Nothing: no other request finds what is in a strip."""
 

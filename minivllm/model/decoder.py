@@ -78,6 +78,8 @@ class Decoder:
         """For each layer what a checkpoint says of keys and values in 8 bits; nothing, as a rule."""
         self.quantization: str | None = None
         """The method by which its weights are stored as small numbers (`quantization/names.py`)."""
+        self.decode_weights: Decoder | None = None
+        """A rounded copy for generated tokens (`quantization/decode_weights.py`)."""
 
     def forward(
         self, token_ids: Tensor, positions: Tensor, attend: Attend, rows: Tensor | None = None
@@ -137,7 +139,17 @@ class Decoder:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that the weights take, a tied matrix counted once, in the format they are stored in."""
+        """Memory that the weights take, a tied matrix counted once, in the format they are stored in; with
+        a copy for generated tokens, of both."""
         layers = sum(layer.num_bytes for layer in self.layers)
+        if self.decode_weights is not None:
+            layers += self.decode_weights.num_own_bytes
         vectors = self.embedding.numel() + self.norm.weight.numel()
         return layers + vectors * self.dtype.itemsize + (0 if self.tied else self.head.num_bytes)
+
+    @property
+    def num_own_bytes(self) -> int:
+        """As the copy of another decoder, whose embedding and norms it shares: what its matrices take."""
+        own = sum(linear.matrix.num_bytes for layer in self.layers for linear in layer.linears)
+        # Each runner puts an untied output matrix in an order of its own.
+        return own + (0 if self.tied else self.head.num_bytes)

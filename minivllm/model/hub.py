@@ -67,8 +67,9 @@ def _local_or_fetched(kind: str, name: str, files: list[str]) -> Path:
     if os.path.exists(folder):
         raise ModelNotFoundError(f"{kind}: {shown(name)} is a file; give the folder that holds it")
     if _looks_like_a_path(name):
-        where = shown(str(folder.absolute()))
-        raise ModelNotFoundError(f"{kind}: there is no folder {shown(name)} (looked in {where})")
+        place = str(folder.absolute())
+        looked = "" if place == name else f" (looked in {shown(place)})"
+        raise ModelNotFoundError(f"{kind}: there is no folder {shown(name)}{looked}")
     return _from_hub(kind, name, files)
 
 

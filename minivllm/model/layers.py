@@ -240,6 +240,9 @@ class DenseMatrix(Matrix):
     def dense(self) -> Tensor:
         return self._weight
 
+    def shard(self, rows: slice, columns: slice) -> DenseMatrix:
+        return DenseMatrix(self._weight[rows, columns].clone(memory_format=torch.contiguous_format))
+
     @property
     def num_bytes(self) -> int:
         return self._weight.numel() * self._weight.element_size()

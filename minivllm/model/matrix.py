@@ -11,7 +11,8 @@ the decoder and the sizing of the cache know no format:
     panels     `executor/runners/compiled.py`:         columns cut into panels, for our own kernels
                PanelMatrix
     integers   `quantization/integer_matrix.py`        codes of 1 to 8 bits, scales of groups
-               `executor/runners/quantized_panels.py`  the same, in panels for our own kernel
+               `executor/runners/quantized_panels.py`  the same, in panels for our own kernels on a CPU
+               `executor/runners/kernel_matrix.py`     as they are, for our own kernel on a GPU
     float8     `quantization/float8_matrix.py`         e4m3 numbers, scales of blocks
     stacked    `quantization/stacked_matrix.py`        parts that each have a format of their own
 
@@ -52,6 +53,14 @@ class Matrix(ABC):
     def is_quantized(self) -> bool:
         """Are weights stored as small numbers? Then runners leave them so, or convert them knowing it."""
         return False
+
+    def shard(self, rows: slice, columns: slice) -> Matrix:
+        """These rows and columns alone, in the same format, of the same values; it shares no memory.
+
+        Raises:
+            ValueError: this format, or what is done with its inputs, cannot be shared among ranks.
+        """
+        raise ValueError(f"{type(self).__name__} cannot be shared among ranks")
 
     def views(self, rows: Mapping[str, int]) -> NamedViews:
         """Its tensors under their names in the checkpoint: a loader writes into them.

@@ -26,7 +26,7 @@ import warnings
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -69,6 +69,15 @@ class StoredTensor:
         return all(size == 1 for size in shape) if self.is_single else shape == self.shape
 
 
+class TensorSlice(NamedTuple):
+    """A place in memory, and which rows and columns of a stored tensor belong there."""
+
+    name: str
+    view: Tensor
+    rows: slice = slice(None)
+    columns: slice = slice(None)
+
+
 class Checkpoint:
     """The tensors of a folder by name. Opening it checks that every file is there and readable."""
 
@@ -76,6 +85,11 @@ class Checkpoint:
         self.folder = Path(folder)
         self.file_of: dict[str, Path] = dict(self._locate())
         """Tensor name → the file that holds it."""
+
+    def is_tied(self, config_says: bool) -> bool:
+        """Are logits made with the embedding? A file that has its own lm_head means it, whatever its config
+        says about tying: so does transformers."""
+        return config_says and not any(name.startswith("lm_head.") for name in self.file_of)
 
     def check(self, views: Iterable[tuple[str, Tensor]], config: str = "") -> None:
         """Are all these tensors here, in these shapes, as numbers that can be converted?
@@ -125,14 +139,32 @@ class Checkpoint:
         with torch.inference_mode():
             for name, _, tensors in self._each(wanted):
                 wanted[name].copy_(tensors.get_tensor(name))
+        self.warn_of_unused(wanted, also_used, stacklevel=3)
+
+    def load_slices(self, slices: Iterable[TensorSlice]) -> None:
+        """Fill every view with its rows and columns of a tensor, and read no others (`check` comes first)."""
+        by_name: dict[str, list[TensorSlice]] = {}
+        for item in slices:
+            by_name.setdefault(item.name, []).append(item)
+        with torch.inference_mode():
+            for name, _, tensors in self._each(by_name):
+                stored = tensors.get_slice(name)
+                is_matrix = len(stored.get_shape()) > 1
+                for item in by_name[name]:
+                    item.view.copy_(stored[item.rows, item.columns] if is_matrix else stored[item.rows])
+
+    def warn_of_unused(
+        self, used: Container[str], also_used: Container[str] = (), *, stacklevel: int = 2
+    ) -> None:
+        """One warning that names the tensors of the folder that are neither."""
         left = [
             name
             for name in self.file_of
-            if name not in wanted and name not in also_used and not name.endswith("rotary_emb.inv_freq")
+            if name not in used and name not in also_used and not name.endswith("rotary_emb.inv_freq")
         ]
         if left:
             message = f"{self.folder} has tensors that the model does not use: {_some(left)}"
-            warnings.warn(message, stacklevel=2)
+            warnings.warn(message, stacklevel=stacklevel)
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """These tensors, as they are. They lie in the mapped file: copy what shall stay."""

@@ -35,10 +35,13 @@ def advance_group(
         return _catch_up(request, cache, budget, chunk)
     if request.is_beam_search and len(request.sequences) > budget:
         return []
-    return [
-        Span(sequence.seq_id, sequence.num_computed_tokens, sequence.num_tokens)
-        for sequence in request.sequences[:budget]
-    ]
+    room = budget - len(request.sequences)
+    spans = []
+    for sequence in request.sequences[:budget]:
+        num_drafts = request.num_drafts(sequence, room)
+        spans.append(Span(sequence.seq_id, sequence.num_computed_tokens, sequence.num_tokens + num_drafts))
+        room -= num_drafts
+    return spans
 
 
 def _catch_up(

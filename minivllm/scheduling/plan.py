@@ -7,7 +7,8 @@ computed, where each sequence's keys and values live, and after which tokens log
     scheduler ──► StepPlan ──► executor ──► logits, one row for each wanted position, in plan order
 
 There are no phases in it. A prefill is a sequence with many new tokens, a decode one with a single new
-token, a chunk one whose last token is not yet the sequence's last: all are `(start, token_ids)`.
+token (and perhaps drafts), a chunk one whose last token is not yet the sequence's last: all are `(start,
+token_ids)`.
 
 Moves come before everything else and in their order: a block may be copied and its original allocated to
 another sequence in the same step, so a copy that came late would copy that sequence's data.
@@ -19,7 +20,8 @@ at without a loop. See `minivllm/executor/attention/metadata.py` for what become
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import msgspec
@@ -40,7 +42,11 @@ class ScheduledSequence(msgspec.Struct, frozen=True, gc=False):
     """Physical block of each logical block; covers at least positions `0 … start + len(token_ids) - 1`."""
     num_logits: int
     """Logits wanted for the last `num_logits` of these tokens: 0 for a chunk that does not reach the
-    sequence's end, 1 to sample the next token, more for prompt log-probabilities."""
+    sequence's end, 1 to sample the next token, more for drafts and for prompt log-probabilities."""
+    num_draft_tokens: int = 0
+    """So many of the tokens, at the end, are drafts: guesses that its logits will accept or reject."""
+    num_prompt_tokens: int | None = None
+    """Tokens of the sequence that are its prompt, the others being generated; None: all of these are."""
 
     @property
     def num_tokens(self) -> int:
@@ -107,6 +113,9 @@ class Sampled(NamedTuple):
     """What came out of a step."""
 
     tokens: Sequence[NextToken] = ()
+    """One of each output, or several where drafts were accepted: those, and one more."""
     beams: Sequence[BeamStep] = ()
     failed: Sequence[tuple[str, Finish]] = ()
     """Requests that end with all their sequences, because no token could be chosen; and why."""
+    draft_texts: Mapping[int, tuple[str, ...]] = MappingProxyType({})
+    """Texts of the drafts of each sequence that had some, for the trace."""

@@ -19,7 +19,7 @@ from minivllm.config import SchedulerConfig
 from minivllm.memory.cache_manager import CacheManager
 from minivllm.scheduling.batch_state import BatchState
 from minivllm.scheduling.ranking import Ranking
-from minivllm.scheduling.request import Request
+from minivllm.scheduling.request import NO_DRAFTS, Request
 from minivllm.trace.events import Event, RequestPreempted
 
 logger = logging.getLogger(__name__)
@@ -89,6 +89,8 @@ class Preemption:
 
     def _requeue(self, request: Request, mode: str, reason: str, preempting: str, shortage: str) -> None:
         lost = self.drop_cache(request) if mode == "recompute" else 0
+        for sequence in request.sequences:
+            sequence.draft_token_ids = NO_DRAFTS
         request.num_preemptions += 1
         self.state.preempt(request, self.ranking.last_key(request))
         if self._emit:

@@ -9,7 +9,7 @@ behind, a preempted one starts again from zero: the same rule with other numbers
     num_computed_tokens    ─────────────────► 10        one behind: this is a decode step
 
 The sequence owns its tokens: what is sampled is appended here, and every other part of the engine reads it
-here.
+here. Drafts (`minivllm/decoding/speculation/`) are tokens that it may come to have; the next plan takes them.
 
 Read next: `batch_state.py`, the queues; then `scheduler.py`.
 """
@@ -48,10 +48,15 @@ class Finish(NamedTuple):
     """The stop token id or stop string that ended it, if one did; of an error, what went wrong."""
 
 
+NO_DRAFTS: array[int] = array("i")
+"""Shared by all sequences without drafts, and never changed."""
+
+
 class Sequence:
     """One growing list of tokens, and how far the cache has caught up with it."""
 
     __slots__ = (
+        "draft_token_ids",
         "num_computed_tokens",
         "num_prompt_tokens",
         "request_id",
@@ -73,6 +78,7 @@ class Sequence:
         self.token_ids: array[int] = array("i", prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
+        self.draft_token_ids = NO_DRAFTS
         self.wants_prompt_logits = wants_prompt_logits
 
     @property
@@ -103,6 +109,12 @@ class Sequence:
         child.num_prompt_tokens = self.num_prompt_tokens
         child.num_computed_tokens = self.num_computed_tokens
         return child
+
+    def ahead(self, drafts: Iterable[int]) -> Sequence:
+        """The sequence as it would be if these drafts were accepted; this one stays as it is."""
+        other = self.fork(self.seq_id)
+        other.token_ids.extend(drafts)
+        return other
 
     def append_token(self, token_id: int) -> None:
         self.token_ids.append(token_id)
@@ -152,3 +164,11 @@ class Request:
     def max_total_tokens(self) -> int:
         """Most tokens that one of its sequences may come to, prompt included."""
         return self.sequences[0].num_prompt_tokens + self.max_tokens
+
+    def num_drafts(self, sequence: Sequence, room: int) -> int:
+        """How many of a sequence's drafts may be computed: at most `room`, and none that would be its last
+        token, which is never computed."""
+        if not sequence.draft_token_ids:
+            return 0
+        missing = self.max_total_tokens - len(sequence.token_ids) - 1
+        return max(0, min(len(sequence.draft_token_ids), missing, room))

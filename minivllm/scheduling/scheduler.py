@@ -14,7 +14,8 @@ be admitted at every single step: that is continuous batching.
                         requests do not overtake
 
 A prompt longer than what is left of the budget is cut: a chunk now, the rest in later steps, beside the
-decodes of others. A prompt whose beginning the prefix cache knows starts behind it.
+decodes of others. A prompt whose beginning the prefix cache knows starts behind it. Drafts are tokens to be
+computed like others, as far as there is budget and room for them without preempting anyone.
 
 Sources: Yu et al., "Orca" (OSDI 2022), section 3.1 (iteration-level scheduling); Kwon et al. (SOSP 2023),
 section 4.5 (preemption); Agrawal et al., "Sarathi-Serve" (OSDI 2024) (chunked prefill).
@@ -35,7 +36,7 @@ from minivllm.scheduling.plan import ScheduledSequence, StepPlan
 from minivllm.scheduling.policy import Pause, PolicyError, SchedulingPolicy
 from minivllm.scheduling.preemption import Preemption
 from minivllm.scheduling.ranking import Ranking
-from minivllm.scheduling.request import Request
+from minivllm.scheduling.request import NO_DRAFTS, Request
 from minivllm.scheduling.static_batching import padding_tokens, rectangle_fits
 from minivllm.scheduling.step_builder import OpenQueue, StepBuilder
 from minivllm.trace.events import Event, RequestScheduled
@@ -139,6 +140,9 @@ class Scheduler:
     def _schedule_running(self, request: Request, step: StepBuilder) -> None:
         spans = self._next_spans(request, step.budget)
         while not self.cache.allocate_slots(spans):
+            if _drop_drafts(request):  # a guess costs no other request its place
+                spans = self._next_spans(request, step.budget)
+                continue
             step.is_closed = True  # blocks are short: no request is admitted in this step
             candidates = self.preemption.candidates(request, step.touched)
             if not candidates:
@@ -169,16 +173,30 @@ class Scheduler:
             if start == end:
                 continue
             sequence = sequences[seq_id]
-            num_logits = 1 if end == len(sequence.token_ids) else 0
+            num_drafts = end - len(sequence.token_ids)  # negative for a chunk that does not reach the end
+            num_logits = num_drafts + 1 if num_drafts >= 0 else 0
             if sequence.wants_prompt_logits and start < sequence.num_prompt_tokens:
                 num_logits = end - start
             # A copy of the table, because the plan must not change under its reader.
             blocks = self.cache.tables[seq_id].blocks[:]
             tokens = sequence.token_ids[start:end]
-            step.planned.append(ScheduledSequence(seq_id, start, tokens, blocks, num_logits))
+            if num_drafts > 0:
+                tokens += sequence.draft_token_ids[:num_drafts]
+                sequence.draft_token_ids = NO_DRAFTS
+            prompt_end = sequence.num_prompt_tokens
+            step.planned.append(
+                ScheduledSequence(seq_id, start, tokens, blocks, num_logits, max(0, num_drafts), prompt_end)
+            )
             if caches_prefixes:
-                self.cache.cache_full_blocks(seq_id, sequence.token_ids, end)
+                self._cache_full_blocks(seq_id, end)
             step.budget -= end - start
+
+    def _cache_full_blocks(self, seq_id: int, end: int) -> None:
+        sequence = self.state.sequences[seq_id]
+        end = min(end, len(sequence.token_ids))  # drafts are not remembered until they are verified
+        if self.config.cache_prompts_only:
+            end = min(end, sequence.num_prompt_tokens)
+        self.cache.cache_full_blocks(seq_id, sequence.token_ids, end)
 
     def plan(self, step: StepBuilder) -> StepPlan:
         """What has been planned, as the data that the executor obeys."""
@@ -197,6 +215,8 @@ class Scheduler:
         count = len(sequence.token_ids) - start
         if count != 1:
             count = self._chunk(count, budget)
+        elif sequence.draft_token_ids:
+            count += request.num_drafts(sequence, budget - 1)
         return [Span(sequence.seq_id, start, start + count)]
 
     def _chunk(self, count: int, budget: int) -> int:
@@ -274,9 +294,7 @@ class Scheduler:
             return None
         for sequence in request.sequences:
             if sequence.seq_id in self.cache.tables:
-                self.cache.cache_full_blocks(
-                    sequence.seq_id, sequence.token_ids, sequence.num_computed_tokens
-                )
+                self._cache_full_blocks(sequence.seq_id, sequence.num_computed_tokens)
         spans = self._next_spans(request, step.budget)
         return spans if self.cache.allocate_slots(spans) else []
 
@@ -338,3 +356,12 @@ class Scheduler:
         except Exception as error:
             raise PolicyError.in_method(self.policy, "schedule_order", error) from error
         return word
+
+
+def _drop_drafts(request: Request) -> bool:
+    """Forget the drafts of a request. Returns whether there were any."""
+    had_drafts = False
+    for sequence in request.sequences:
+        had_drafts = had_drafts or bool(sequence.draft_token_ids)
+        sequence.draft_token_ids = NO_DRAFTS
+    return had_drafts

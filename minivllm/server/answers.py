@@ -14,8 +14,8 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -24,6 +24,7 @@ from uuid import uuid4
 import msgspec
 
 from minivllm import __version__
+from minivllm.decoding.structured.expressions import StructureError
 from minivllm.engine.prompts import Prompt
 from minivllm.outputs import RequestOutput
 from minivllm.sampling_params import SamplingParams
@@ -125,11 +126,12 @@ class Answering(ABC):
         """The answer in one piece."""
         choices: dict[int, dict[str, Any]] = {}
         about_prompt: dict[str, Any] = {}
-        async with aclosing(self._outputs()) as outputs:
-            async for prompt, output in outputs:
-                if output.finished:
-                    choices |= {choice["index"]: choice for choice in self.choices(prompt, output)}
-                    about_prompt = self.about_prompt(output)
+        with self._naming_fields():
+            async with aclosing(self._outputs()) as outputs:
+                async for prompt, output in outputs:
+                    if output.finished:
+                        choices |= {choice["index"]: choice for choice in self.choices(prompt, output)}
+                        about_prompt = self.about_prompt(output)
         return {
             **self.answer.head(),
             "choices": [choices[index] for index in sorted(choices)],
@@ -148,11 +150,13 @@ class Answering(ABC):
         """
         options = self._request.stream_options
         is_first = True
-        async with aclosing(self._outputs(write)) as outputs:
-            async for prompt, output in outputs:
-                if chunks := self._chunks_of(prompt, output, self.about_prompt(output) if is_first else None):
-                    is_first = False
-                    yield chunks
+        with self._naming_fields():
+            async with aclosing(self._outputs(write)) as outputs:
+                async for prompt, output in outputs:
+                    about = self.about_prompt(output) if is_first else None
+                    if chunks := self._chunks_of(prompt, output, about):
+                        is_first = False
+                        yield chunks
         if options and options.include_usage:
             usage = self.answer.usage()
             yield event(
@@ -178,6 +182,14 @@ class Answering(ABC):
         priority = self._request.priority
         take = None if write is None or len(self.prompts) > 1 else partial(self._take, write)
         return outputs_of(self.model.llm, self.prompts, self.params, self.answer.engine_name, priority, take)
+
+    @contextmanager
+    def _naming_fields(self) -> Iterator[None]:
+        """The engine knows one argument for all structures; clients have several fields that ask for one."""
+        try:
+            yield
+        except StructureError as error:
+            raise self._request.refused_structure(error) from None
 
     def _take(self, write: WriteNow, output: RequestOutput) -> bool:
         """Tell an output of the only prompt, if the client can take it now."""

@@ -9,7 +9,8 @@
 
 Requests of all callers are batched continuously, as everywhere. A caller that leaves (its task is cancelled,
 the loop over `generate` is left) is aborted, and its blocks come back. One that is slow holds up no other
-(`stream.py`).
+(`stream.py`). What shape an output must have is worked out in one more thread, before the engine hears of the
+request.
 
 Names are those of vLLM's `AsyncLLM`. Read next: `engine_thread.py`.
 """
@@ -19,10 +20,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
+from minivllm.decoding.structured.compile import Structure
 from minivllm.engine.create_engine import create_engine
 from minivllm.engine.engine import Engine
 from minivllm.engine.engine_args import EngineArgs
@@ -32,6 +35,7 @@ from minivllm.outputs import RequestOutput
 from minivllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 from minivllm.server.engine_thread import EngineDeadError, EngineThread
 from minivllm.server.stream import Stream, Take
+from minivllm.structured_outputs import StructuredOutputsParams
 from minivllm.trace.tee import Sink
 
 logger = logging.getLogger(__name__)
@@ -53,6 +57,8 @@ class AsyncLLM:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._streams: dict[str, Stream] = {}
         self._leaving: dict[str, asyncio.Future[Any]] = {}
+        # One thread: a structure takes up to a second of Python, and several at once would all be late.
+        self._compiling = ThreadPoolExecutor(1, thread_name_prefix="minivllm-structures")
         self._thread = EngineThread(engine, self)
 
     @classmethod
@@ -94,11 +100,21 @@ class AsyncLLM:
         text, token_ids, salt = tokenize_prompt(prompt, "prompt", self._engine.tokenizer)
         stream = self._streams[request_id] = Stream(_output_kind(sampling_params), take)
         try:
+            structure = await self._structure_of(request_id, sampling_params)
+            stream.check()  # it may have been told to end meanwhile
             await self._call(
                 lambda engine: engine.add_request(
-                    request_id, token_ids, sampling_params, prompt=text, priority=priority, cache_salt=salt
+                    request_id,
+                    token_ids,
+                    sampling_params,
+                    prompt=text,
+                    priority=priority,
+                    cache_salt=salt,
+                    structure=structure,
                 )
             )
+            if stream.is_unwanted:
+                await self.abort(request_id)
             while True:
                 output = await stream.next()
                 yield output
@@ -115,6 +131,8 @@ class AsyncLLM:
             output = await self._call(partial(Engine.abort, request_id=name))
             if output is not None:
                 self._deliver([output])
+            elif stream := self._streams.get(name):  # its structure is being made: the engine has not got it
+                stream.is_unwanted = True
 
     async def reset_prefix_cache(self) -> bool:
         """Forget all cached prefixes. Returns whether the cache is empty now: what is in use stays."""
@@ -179,8 +197,8 @@ class AsyncLLM:
     def shutdown(self) -> None:
         """End after the step that is being computed. Whoever still waits gets an `EngineDeadError`."""
         self._thread.stop()
-        if self._engine.recorder:
-            self._engine.recorder.close()
+        self._compiling.shutdown(wait=False)
+        self._engine.close()
 
     # ── from the event loop to the thread, and back ───────────────────────────────────────────────────
 
@@ -191,6 +209,26 @@ class AsyncLLM:
         elif self._loop is not loop:
             raise RuntimeError("an AsyncLLM belongs to one event loop: make another one for another loop")
         return await asyncio.wrap_future(self._thread.call(work))
+
+    async def _structure_of(
+        self, request_id: str, params: SamplingParams | BeamSearchParams
+    ) -> Structure | None:
+        """Its structure, made beside the engine's thread, so that others are served meanwhile."""
+        asked = params.structured_outputs if isinstance(params, SamplingParams) else None
+        if not isinstance(asked, StructuredOutputsParams) or self.tokenizer is None:
+            return None  # or the engine refuses it
+        await self.check_health()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._compiling, self._compile, params)
+        except ValueError as error:
+            await self._call(partial(Engine.note_refusal, request_id=request_id, error=error))
+            raise
+
+    def _compile(self, params: SamplingParams | BeamSearchParams) -> Structure | None:
+        """In its thread. What waited there when the engine ended needs no structure."""
+        if self._thread.end:
+            raise self._thread.end
+        return self._engine.compile_structure(params)
 
     def _leave(self, request_id: str) -> None:
         """Abort a request whose caller has gone. Its name is free when that is done."""

@@ -110,9 +110,15 @@ class Chat(Answering):
         }
 
     def _reason(self, said: ChatChoice, one: CompletionOutput) -> str | None:
-        """A function that was named is no surprise: then the engine's reason stands, as in OpenAI's API."""
+        """The engine's, or that functions are to be called.
+
+        A function that was named is no surprise: then the engine's reason stands, as in OpenAI's API. So does
+        it where calls were required and their list was cut off.
+        """
         is_named = isinstance(self.request.tool_choice, dict)
-        return one.finish_reason if is_named else said.finish_reason(one.finish_reason)
+        if is_named or (is_enforced(self.request) and one.finish_reason != "stop"):
+            return one.finish_reason
+        return said.finish_reason(one.finish_reason)
 
     def _logprobs(self, one: CompletionOutput) -> dict[str, Any] | None:
         if not self.request.logprobs or one.logprobs is None:

@@ -8,7 +8,8 @@ So the engine needs no locks: nothing happens to it while it steps. Where no req
 sleeps until a call comes, and a policy's pause ends as soon as one does.
 
 A step that fails costs the requests that were in it, and no others: they are aborted, their callers hear why,
-and the engine serves on. If steps fail again and again the engine is beyond help; then all callers hear that.
+and the engine serves on. If steps fail again and again, or a rank is lost, the engine is beyond help; then
+all callers hear that.
 
 Source: the split between `AsyncLLM` and `EngineCoreProc` in vLLM. Read next: `async_llm.py`.
 """
@@ -24,6 +25,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from minivllm.engine.engine import Engine
+from minivllm.executor.executor import ExecutorDeadError
 from minivllm.outputs import RequestOutput
 
 logger = logging.getLogger(__name__)
@@ -142,6 +144,8 @@ class EngineThread:
             logger.exception("a step has failed")
             concerned = [name for name in self._engine.last_failed if self._engine.abort(name)]
             self._listener.on_failure(concerned, error)
+            if isinstance(error, ExecutorDeadError):
+                raise
             return False
         if outputs:
             self._listener.on_outputs(outputs)

@@ -125,6 +125,7 @@ class LiveEvents:
         self._is_stepping = False
         self._inbox: deque[list[Event]] = deque()
         self._state: ReplayState | None = None
+        self._time = 0.0  # of the newest event; the state's is that of the last step
         self._watchers: set[Watcher] = set()
         self._encode = msgspec.json.Encoder().encode
         self._problem = ""
@@ -173,7 +174,7 @@ class LiveEvents:
     def end(self) -> None:
         """The server stops: everyone gets the last line of a trace."""
         self.take_in()
-        last = self._message([TraceEnded(self._state.time if self._state else 0.0)])
+        last = self._message([TraceEnded(self._time)])
         self._end_all(last)
         self._problem = self._problem or "the server is shutting down"
 
@@ -197,6 +198,7 @@ class LiveEvents:
         assert state is not None, "the header comes first"
         for event in events:
             state.apply(cast(AnyEvent, event))
+        self._time = next((event.time for event in reversed(events) if hasattr(event, "time")), self._time)
         if len(state.finished) > MOST_FINISHED:
             forget_finished(state)
         if self._watchers and events:

@@ -52,6 +52,9 @@ COUNTERS = {
     "num_preemptions": "Cumulative number of preemption from the engine.",
     "prefix_cache_queries": "Prefix cache queries, in terms of number of queried tokens.",
     "prefix_cache_hits": "Prefix cache hits, in terms of number of cached tokens.",
+    "spec_decode_num_drafts": "Number of spec decoding drafts.",
+    "spec_decode_num_draft_tokens": "Number of draft tokens.",
+    "spec_decode_num_accepted_tokens": "Number of accepted tokens.",
     "estimated_flops_per_gpu": "Estimated number of floating point operations per GPU (for Model Flops "
     "Utilization calculations).",
     "estimated_read_bytes_per_gpu": "Estimated number of bytes read from memory per GPU (for Model Flops "
@@ -66,6 +69,7 @@ LABELLED_COUNTERS = {
         "source",
         "Prefix-cache hit tokens by the cache tier that supplied them.",
     ),
+    "spec_decode_num_accepted_tokens_per_pos": ("position", "Accepted tokens per draft position."),
     "admission_rejections": (
         "reason",
         "Number of admission attempts rejected by a queue limit, by reason.",

@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from minivllm.decoding.structured.expressions import StructureError
 from minivllm.sampling_params import RequestOutputKind, SamplingParams
 from minivllm.server.errors import ApiError
 from minivllm.server.request_limits import (
@@ -33,7 +34,7 @@ from minivllm.server.request_limits import (
     Tokens,
     Tools,
 )
-from minivllm.server.tool_choice import check_tools, enforced_call, is_enforced
+from minivllm.server.tool_choice import check_tools, enforced_call, is_enforced, refused_schema
 from minivllm.structured_outputs import StructuredOutputsParams, from_response_format
 
 logger = logging.getLogger(__name__)
@@ -172,7 +173,15 @@ class SampledRequest(ApiModel):
                 return StructuredOutputsParams(**self.structured_outputs)
             return from_response_format(self.response_format) if self.response_format else None
         except (TypeError, ValueError) as error:
-            raise ApiError(str(error), name) from None
+            words = str(error)
+            raise ApiError(words if words.startswith(name) else f"{name}: {words}", name) from None
+
+    def refused_structure(self, error: StructureError) -> Exception:
+        """The error of a structure that cannot be followed, by the name of the field that asked for it."""
+        if self.structured_outputs is not None:
+            return error
+        name = "response_format"
+        return ApiError(f"{name}: {error.problem.removeprefix('json, ')}", name)
 
     def check(self) -> None:
         """Raise `ApiError` for fields that contradict each other."""
@@ -234,8 +243,8 @@ class ChatCompletionRequest(SampledRequest):
         top_logprobs: so many likeliest tokens at each step, at most 20; needs `logprobs`.
         tools: functions that the model may call, as JSON schemas; the chat template shows them to it.
         tool_choice: "none": leave calls as text; "auto": look for them; "required", or one of the tools: the
-            answer must be a call.
-        parallel_tool_calls: false: tell only the first call.
+            answer must be calls.
+        parallel_tool_calls: false: one call at most.
         documents: for templates that know them.
         chat_template: another template than the model's.
         chat_template_kwargs: what else the template may read, such as `enable_thinking`.
@@ -262,6 +271,9 @@ class ChatCompletionRequest(SampledRequest):
     @cached_property
     def structure(self) -> StructuredOutputsParams | None:
         return enforced_call(self) if is_enforced(self) else super().structure
+
+    def refused_structure(self, error: StructureError) -> Exception:
+        return refused_schema(self, error) if is_enforced(self) else super().refused_structure(error)
 
     def check(self) -> None:
         check_tools(self)

@@ -9,6 +9,7 @@ Read next: `app.py`.
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
@@ -129,6 +130,7 @@ def run_server(
     if model.live:
         print(_how_to_watch(options, where), file=sys.stderr, flush=True)
     llm = model.llm
+    gc.freeze()  # what is here stays: the collector, which stops everyone, need not look at it again
     OrderlyServer(
         config,
         partial(llm.end_requests, "the server is shutting down"),

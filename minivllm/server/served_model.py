@@ -18,6 +18,7 @@ from minivllm.server.live import LiveEvents
 from minivllm.server.metrics import EngineCollector
 from minivllm.server.request_spans import RequestSpans
 from minivllm.server.tool_formats import ToolFormat, format_of_template
+from minivllm.validation import check_text
 
 MOST_CHARACTERS = 2**20
 """Of a text that is made tokens, where the model takes no longer ones."""
@@ -123,22 +124,33 @@ class ServedModel:
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """The tokens of a text. Raises `ApiError` for one that would take too long."""
+        text = check_text("prompt", text)
         most = max(MOST_CHARACTERS, self.max_model_len * self._longest_token)
         if len(text) > most:
             raise ApiError(f"A prompt must have at most {most:,} characters, got {len(text):,}.", "prompt")
         return self.tokenizer.encode(text, add_special_tokens)
 
     def render(self, messages: Sequence[Mapping[str, Any]], **asked: Any) -> str:
-        """A conversation as the model's template writes it; arguments as for `LLM.chat`."""
+        """A conversation as the model's template writes it; arguments as for `LLM.chat`.
+
+        Raises:
+            ApiError: the client's own template is broken, or refuses the messages.
+        """
+        templates, own = self.tokenizer.chat_templates, asked.get("chat_template")
         asked = {"chat_template": self.chat_template} | {
             name: value for name, value in asked.items() if value is not None
         }
-        return render_chat(
-            self.tokenizer.chat_templates,
-            messages,
-            chat_template_content_format=self.chat_template_content_format,
-            **asked,
-        )
+        if own is not None:
+            templates = templates.of("this request")
+        try:
+            return render_chat(
+                templates,
+                messages,
+                chat_template_content_format=self.chat_template_content_format,
+                **asked,
+            )
+        except ChatTemplateError as error:
+            raise ApiError(str(error), None if own is None else "chat_template") from None
 
     def _truncation(self, wanted: int, max_tokens: int | None) -> int:
         """Tokens that a prompt is cut to."""

@@ -39,6 +39,8 @@ class Stream:
         self._waiter: asyncio.Future[None] | None = None  # of the one consumer, while there is nothing for it
         self.is_finished = False
         """The engine has nothing more to say."""
+        self.is_unwanted = False
+        """It was aborted before the engine had got it."""
 
     def put(self, output: RequestOutput) -> None:
         self.is_finished = self.is_finished or output.finished
@@ -54,6 +56,11 @@ class Stream:
         self._error = self._error or error
         self._wake()
 
+    def check(self) -> None:
+        """Raise what has ended the request."""
+        if self._error:
+            raise self._error
+
     async def next(self) -> RequestOutput:
         """All that has come since the last call, at least one output.
 
@@ -61,8 +68,7 @@ class Stream:
             Exception: the one that ended the request.
         """
         while self._waiting is None:
-            if self._error:
-                raise self._error
+            self.check()
             # A future for each wait: half of what an `asyncio.Event` costs, and this is done for every token.
             self._waiter = asyncio.get_running_loop().create_future()
             try:

@@ -70,7 +70,7 @@ LLAMA3_JSON = ToolFormat(
     first_keys=("name", "type", "parameters", "arguments"),
     separators=" \t\r\n;",
 )
-ENFORCED = ToolFormat("enforced", ("{",), "", ("parameters",), first_keys=("name",))
+ENFORCED = ToolFormat("enforced", ("{",), "", ("parameters",), first_keys=("name",), separators=" \t\r\n[],")
 """Of calls that structured output makes a model write (`tool_choice.py`): no form that it was taught."""
 
 TOOL_FORMATS: Mapping[str, ToolFormat] = {form.name: form for form in (HERMES, LLAMA3_JSON)}

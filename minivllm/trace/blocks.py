@@ -26,6 +26,7 @@ from minivllm.trace.events import (
     BlocksShared,
     BlocksSwappedIn,
     BlocksSwappedOut,
+    BlocksTruncated,
     HostBlocksFreed,
     SequenceForked,
     SnapshotTaken,
@@ -121,6 +122,9 @@ class BlockBooks:
                 self._replace(event.seq, event.index, event.block, event.twin)
             case BlocksFreed():
                 del self.tables[event.seq]
+                self._drop(event.blocks)
+            case BlocksTruncated():
+                del self.tables[event.seq][-len(event.blocks) :]
                 self._drop(event.blocks)
             case BlocksCached():
                 table = self.tables[event.seq]

@@ -30,6 +30,8 @@ from minivllm.trace.events import (
     BlocksShared,
     BlocksSwappedIn,
     BlocksSwappedOut,
+    BlocksTruncated,
+    DraftsVerified,
     HostBlocksFreed,
     RequestPreempted,
     RequestQueued,
@@ -66,6 +68,8 @@ def contradiction(event: AnyEvent, state: ReplayState) -> str:
             return _unknown([item.seq for item in event.items], state)
         case BatchPlanned():
             return _of_batch(event, state)
+        case DraftsVerified():
+            return _of_drafts(event, state)
         case StepStarted() | StepFinished():
             is_next = event.step == state.num_steps
             return "" if is_next else f"step {event.step} comes when {state.num_steps} is the next to finish"
@@ -104,6 +108,7 @@ def contradiction(event: AnyEvent, state: ReplayState) -> str:
             | BlockMerged()
             | BlocksCached()
             | BlocksFreed()
+            | BlocksTruncated()
         ):
             return _unknown([event.seq], state) or _of_table(event, state)
         case _:
@@ -111,7 +116,13 @@ def contradiction(event: AnyEvent, state: ReplayState) -> str:
 
 
 def _of_table(
-    event: BlocksAllocated | BlocksShared | BlockCopied | BlockMerged | BlocksCached | BlocksFreed,
+    event: BlocksAllocated
+    | BlocksShared
+    | BlockCopied
+    | BlockMerged
+    | BlocksCached
+    | BlocksFreed
+    | BlocksTruncated,
     state: ReplayState,
 ) -> str:
     """The events that change the table of a known sequence, or cache its blocks."""
@@ -134,6 +145,11 @@ def _of_table(
         case BlocksFreed():
             held = tables.get(event.seq)  # a paged table is freed from its end, a strip from its beginning
             return _unlike(held and sorted(held), sorted(event.blocks), event.seq)
+
+        case BlocksTruncated():
+            if not event.blocks:
+                return f"the table of sequence {event.seq} is cut, and loses nothing"
+            return _unlike(tables.get(event.seq, [])[-len(event.blocks) :], event.blocks[::-1], event.seq)
 
 
 def _of_swap(event: BlocksSwappedOut | BlocksSwappedIn | HostBlocksFreed, state: ReplayState) -> str:
@@ -170,14 +186,32 @@ def _of_fork(event: SequenceForked, state: ReplayState) -> str:
 
 
 def _of_batch(event: BatchPlanned, state: ReplayState) -> str:
+    drafts = dict(event.drafts)
     for seq, start, count in event.items:
+        count -= drafts.pop(seq, 0)
         sequence = state.sequences.get(seq)
         if sequence is None:
             return _unknown([seq], state)
+        if count < 0:
+            return f"of sequence {seq} more drafts are computed than tokens"
         if start + count > len(sequence.token_ids):
             most = len(sequence.token_ids)
             return f"of sequence {seq}, which has {most} tokens, {start} + {count} are computed"
+    if drafts:
+        return f"sequence {next(iter(drafts))} has drafts, and is not in the batch"
     return _repeated([item[0] for item in event.items], "sequence")
+
+
+def _of_drafts(event: DraftsVerified, state: ReplayState) -> str:
+    for item in event.items:
+        planned = state.drafts.get(item.seq, 0)
+        if len(item.token_ids) != planned:
+            return f"of sequence {item.seq}, {planned} drafts were planned, and {len(item.token_ids)} come"
+        if item.num_accepted > planned:
+            return f"of {planned} drafts of sequence {item.seq}, {item.num_accepted} are accepted"
+    return _unknown([item.seq for item in event.items], state) or _repeated(
+        [item.seq for item in event.items], "sequence"
+    )
 
 
 def _of_beams(event: BeamsAdvanced, state: ReplayState) -> str:

@@ -24,6 +24,7 @@ from minivllm.trace.events import (
     BatchPlanned,
     BlocksShared,
     BlocksSwappedIn,
+    DraftsVerified,
     Event,
     RequestPreempted,
     RequestQueued,
@@ -48,6 +49,7 @@ LABELLED = {
     "request_success": ("stop", "length", "abort", "error"),
     "prompt_tokens_by_source": ("local_compute", "local_cache_hit"),
     "prompt_tokens_cached_by_source": ("device",),
+    "spec_decode_num_accepted_tokens_per_pos": (),
 }
 """Counters with one more label, and the values of it that are shown from the start."""
 
@@ -98,6 +100,7 @@ class EngineCounts:
             RequestPreempted: self._on_preempted,
             SequenceForked: self._on_forked,
             BatchPlanned: self._on_batch,
+            DraftsVerified: self._on_drafts,
             TokensSampled: self._on_tokens,
             SequenceFinished: self._on_sequence_finished,
             StepFinished: self._on_step_finished,
@@ -159,6 +162,15 @@ class EngineCounts:
 
     def _on_batch(self, event: BatchPlanned) -> None:
         self._batch = event  # counted when the step is over: it may fail
+
+    def _on_drafts(self, event: DraftsVerified) -> None:
+        by_position = self.labelled["spec_decode_num_accepted_tokens_per_pos"]
+        for item in event.items:
+            self.counters["spec_decode_num_drafts"] += 1
+            self.counters["spec_decode_num_draft_tokens"] += len(item.token_ids)
+            self.counters["spec_decode_num_accepted_tokens"] += item.num_accepted
+            for position in range(len(item.token_ids)):
+                by_position[str(position)] += position < item.num_accepted
 
     def _on_tokens(self, event: TokensSampled) -> None:
         for seq, _, _ in event.items:

@@ -1,4 +1,4 @@
-"""The event vocabulary: everything a reader may learn about a run, version 4.
+"""The event vocabulary: everything a reader may learn about a run, version 5.
 
 A trace file is JSON Lines. The first line is a `TraceHeader`, every other line one event; the field
 `event` names the type, the other fields are below. Replaying the events in order rebuilds block pools,
@@ -22,6 +22,7 @@ How a run reads, step by step. Indented lines may come any number of times, in a
         BlockMerged                         two full blocks turned out the same: one is enough
         SequenceForked                      one sequence becomes two that share every block
         SequenceFinished("pruned")          a beam without a descendant
+    BlocksTruncated  DraftsVerified         what became of drafts, and of blocks that only they needed
     TokensAllowed                           what structured output left to choose from
     TokensSampled  BeamsAdvanced            what came out
         SequenceFinished + BlocksFreed
@@ -49,10 +50,11 @@ from typing import Annotated, Any
 
 import msgspec
 
-VERSION = 4
+VERSION = 5
 """2 added sharing: forks, copies, prefix caches, swapping, beams. Version 1 is a subset of it.
 3 added `StateRebuilt` and renamed what `upgrade.py` lists.
-4 added `SnapshotTaken` and `TokensAllowed`. Version 3 is a subset of it."""
+4 added `SnapshotTaken` and `TokensAllowed`. Version 3 is a subset of it.
+5 added `DraftsVerified` and `BlocksTruncated`. Version 4 is a subset of it."""
 
 # What a field may be. A reader holds every line to these, so that no value of a trace is absurd.
 MOST = 10**15
@@ -264,6 +266,16 @@ class BlocksFreed(Event, frozen=True):
     blocks: tuple[Count, ...]
 
 
+class BlocksTruncated(Event, frozen=True):
+    """A sequence's table was cut: these, its last blocks, were dropped, the last one first.
+
+    Only drafts needed them, and were rejected. Else as in `BlocksFreed`.
+    """
+
+    seq: Count
+    blocks: tuple[Count, ...]
+
+
 class BlocksSwappedOut(Event, frozen=True):
     """A sequence's table moved to the swap space: the data of `blocks[i]` is in `host_blocks[i]` from now on.
 
@@ -305,12 +317,32 @@ class SequenceForked(Event, frozen=True):
 class BatchPlanned(Event, frozen=True):
     """What this step computes: one `(seq, start, num_tokens)` for each scheduled sequence.
 
-    `start` tokens were computed before; after `StepFinished`, `start + num_tokens` are.
+    `start` tokens were computed before; after `StepFinished`, `start + num_tokens` are, less the drafts that
+    `DraftsVerified` rejects.
     """
 
     items: tuple[tuple[Count, Count, Count], ...]
     num_padding_tokens: Count = 0
     """Tokens that are computed only to make a static batch rectangular, and thrown away."""
+    drafts: tuple[tuple[Count, Positive], ...] = ()
+    """`(seq, num_drafts)`: so many of its tokens, the last ones, are drafts."""
+
+
+class VerifiedDrafts(msgspec.Struct, frozen=True):
+    """The drafts of one sequence, and how many of them were right."""
+
+    seq: Count
+    token_ids: tuple[Count, ...]
+    num_accepted: Count
+    """So many, from the first one on, are tokens of the sequence now. The others are struck out."""
+    texts: tuple[str, ...] = ()
+    """What each draft says; empty where the trace tells no texts."""
+
+
+class DraftsVerified(Event, frozen=True):
+    """What became of the drafts of this step; `TokensSampled` follows, with those that were accepted."""
+
+    items: tuple[VerifiedDrafts, ...]
 
 
 class TokensSampled(Event, frozen=True):
@@ -496,6 +528,7 @@ BlockEvent = (
     | BlockMerged
     | BlocksEvicted
     | BlocksFreed
+    | BlocksTruncated
     | BlocksSwappedOut
     | BlocksSwappedIn
     | HostBlocksFreed
@@ -513,6 +546,7 @@ AnyEvent = (
     | RequestScheduled
     | RequestPreempted
     | BatchPlanned
+    | DraftsVerified
     | TokensAllowed
     | TokensSampled
     | BeamsAdvanced

@@ -39,6 +39,7 @@ KINDS = {
     "TraceHeader": "a minivllm trace of a run",
     "KernelHeader": "a trace of a kernel",
     "StoryHeader": "a story of a lesson",
+    "PrecisionHeader": "a comparison of precisions",
 }
 """The first event of each kind of trace, and the kind in words."""
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -121,6 +122,8 @@ def read_header(
     if first.event != kind:
         is_what = OTHER_FILES.get(line[:2])
         why = f"it is {is_what}" if is_what else "its first line is not a header"
+        if line.startswith(b"data: "):
+            why = "it is a recorded stream of events; `sed -n 's/^data: //p' FILE > trace.jsonl` makes it one"
         raise TraceError(f"{words(path)} is not {KINDS[kind]}: {why}")
     if bytes(first.version) not in {b"%d" % version for version in range(1, newest + 1)}:
         raise TraceError(

@@ -27,6 +27,7 @@ from minivllm.trace.events import (
     BatchPlanned,
     BeamsAdvanced,
     BlocksShared,
+    DraftsVerified,
     HostBlocksFreed,
     RebuiltRequest,
     RequestPreempted,
@@ -138,6 +139,9 @@ class ReplayState:
     num_rebuilds: int = 0
     batch: tuple[tuple[int, int, int], ...] = ()
     """`(seq, start, num_tokens)` of the latest step."""
+    drafts: dict[int, int] = field(default_factory=dict)
+    """Of these sequences, the last so many tokens of the batch are drafts; those that were accepted are not
+    counted any more, once they were verified."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Duration of the latest step, by part."""
 
@@ -180,7 +184,7 @@ class ReplayState:
             before(event, self)
         match event:
             case StepStarted():
-                self.step, self.time, self.batch = event.step, event.time, ()
+                self.step, self.time, self.batch, self.drafts = event.step, event.time, (), {}
             case RequestQueued():
                 self._queue(event)
             case RequestRefused():
@@ -194,7 +198,10 @@ class ReplayState:
                 self._fork(event)
                 self.blocks.apply(event)
             case BatchPlanned():
-                self.batch = event.items
+                self.batch, self.drafts = event.items, dict(event.drafts)
+            case DraftsVerified():
+                rejected = {item.seq: len(item.token_ids) - item.num_accepted for item in event.items}
+                self.drafts = self.drafts | rejected
             case TokensSampled():
                 self._append_tokens(event)
             case BeamsAdvanced():
@@ -310,7 +317,7 @@ class ReplayState:
         self.num_steps, self.time, self.seconds = event.step + 1, event.time, event.seconds
         for seq, start, count in self.batch:
             if sequence := self.sequences.get(seq) or self.finished.get(seq):
-                sequence.num_computed_tokens = start + count
+                sequence.num_computed_tokens = start + count - self.drafts.get(seq, 0)
                 if sequence.num_output_tokens and sequence.first_token_time is None:
                     sequence.first_token_time = event.time
 

@@ -64,6 +64,11 @@ class RunSummary:
     num_blocks_swapped_out: int = 0
     num_blocks_swapped_in: int = 0
     peak_host_blocks: int = 0
+    num_drafts: int = 0
+    """Times that a sequence had drafts in a step."""
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    """Drafts that became tokens."""
     num_abandoned_steps: int = 0
     num_rebuilds: int = 0
     """Interrupts after which the engine rebuilt its state, and every request started again."""
@@ -124,6 +129,13 @@ class RunSummary:
                 "swapped",
                 f"{self.num_blocks_swapped_out:,} blocks out, {self.num_blocks_swapped_in:,} back in; "
                 f"at most {self.peak_host_blocks:,} in the swap space",
+            ),
+            (
+                self.num_drafts,
+                "speculation",
+                f"{self.num_accepted_tokens:,} of {self.num_draft_tokens:,} drafts accepted "
+                f"({self.num_accepted_tokens / max(1, self.num_draft_tokens):.0%}); "
+                f"{1 + self.num_accepted_tokens / max(1, self.num_drafts):.2f} tokens a step with drafts",
             ),
             (
                 self.num_abandoned_steps,

@@ -6,7 +6,7 @@ decode? Each event is noted here once, and the summary, the Perfetto export and 
 use the same notes.
 
 There are no phases in the engine: a sequence only catches up with its tokens. "Decode" is the reader's word
-for computing nothing but the newest token, "prefill" for everything else.
+for computing nothing but the newest token (and drafts behind it), "prefill" for everything else.
 
 Read next: `timeline.py`, which makes one of these for every step.
 """
@@ -32,6 +32,8 @@ from minivllm.trace.events import (
     BlocksShared,
     BlocksSwappedIn,
     BlocksSwappedOut,
+    BlocksTruncated,
+    DraftsVerified,
     HostBlocksFreed,
     RequestPreempted,
     RequestQueued,
@@ -47,6 +49,7 @@ from minivllm.trace.events import (
     TokensAllowed,
     TokensSampled,
     TraceEnded,
+    VerifiedDrafts,
 )
 from minivllm.trace.reader import refuse_event
 from minivllm.trace.replay import ReplayState, SequenceState
@@ -96,6 +99,8 @@ class StepRecord:
     """`(seq, token_id, text)` of every new token."""
     allowed: list[AllowedTokens] = field(default_factory=list)
     """What new tokens were chosen from, of sequences with a structure."""
+    drafts: list[VerifiedDrafts] = field(default_factory=list)
+    """Guesses at the next tokens, and how many of them were right."""
     finished: list[SequenceState] = field(default_factory=list)
     """Sequences that ended, beams that were pruned among them."""
     ended: list[str] = field(default_factory=list)
@@ -165,7 +170,10 @@ class StepRecord:
                 self.preempted.append(event)
             case BatchPlanned():
                 self.num_padding_tokens = event.num_padding_tokens
-                self.batch = tuple(_batch_item(state, *item) for item in event.items)
+                drafts = dict(event.drafts)
+                self.batch = tuple(_batch_item(state, *item, drafts.get(item[0], 0)) for item in event.items)
+            case DraftsVerified():
+                self.drafts += event.items
             case TokensSampled():
                 self.sampled += event.items  # two such events, if an interrupt undid the step's end
             case TokensAllowed():
@@ -187,7 +195,7 @@ class StepRecord:
         match event:
             case BlocksAllocated():
                 self.taken.update(dict.fromkeys(event.blocks, event.seq))
-            case BlocksFreed():
+            case BlocksFreed() | BlocksTruncated():
                 self._note_returned(event.blocks, event.seq, state)
             case BlocksShared():
                 self.shared.append(event)
@@ -286,8 +294,8 @@ def _filled_slots(state: ReplayState) -> int:
     return state.num_used_blocks * size - missing
 
 
-def _batch_item(state: ReplayState, seq: int, start: int, num_tokens: int) -> BatchItem:
+def _batch_item(state: ReplayState, seq: int, start: int, num_tokens: int, num_drafts: int) -> BatchItem:
     sequence = state.sequences[seq]
-    newest_only = num_tokens == 1 and start == len(sequence.token_ids) - 1
+    newest_only = num_tokens - num_drafts == 1 and start == len(sequence.token_ids) - 1
     phase = Phase.DECODE if newest_only and sequence.num_output_tokens else Phase.PREFILL
     return BatchItem(seq, sequence.request, start, num_tokens, phase)

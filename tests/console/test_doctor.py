@@ -27,7 +27,7 @@ def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
 def test_every_check_is_a_line_and_the_verdict_follows_from_them() -> None:
     checks = doctor.run_checks()
     text = doctor.render(checks)
-    assert len({check.name for check in checks}) == len(checks) == 17
+    assert len({check.name for check in checks}) == len(checks) == 18
     for check in checks:
         assert check.status in (OK, EXTRA, FAIL) and check.fact
         assert check.status == OK or check.advice or "cannot be told" in check.fact, check

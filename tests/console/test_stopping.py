@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from minivllm import guard, processes
 from minivllm.processes import ROOT
+from tests import patience
 
 OTHER_PYTHON = "minivllm/lab/bench/field/"  # runs where minivllm is not installed
 STOP_AT = """
@@ -64,7 +65,8 @@ def start(*arguments, **options):
 
 def end_of(process):
     """Exit code and standard error."""
-    _, said = process.communicate(timeout=200)
+    with patience.speaking(process):
+        _, said = process.communicate()
     return process.returncode, said
 
 
@@ -103,7 +105,8 @@ def test_a_program_that_is_stopped_at_any_moment_twice_prints_no_traceback(stopp
     chance = random.Random(0)
     started = [start("-m", "minivllm", "doctor", env=stopping("typer", SAY_SO="1")) for _ in range(3)]
     for process in started:
-        process.stdout.readline()  # it has begun
+        with patience.speaking(process):
+            process.stdout.readline()  # it has begun
         for _ in range(2):
             time.sleep(chance.uniform(0, 0.5))
             process.send_signal(signal.SIGINT)
@@ -233,7 +236,7 @@ def is_alive(pid):
 
 
 def all_end(pids):
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + patience.SECONDS / 2
     while any(map(is_alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.05)
     return not any(map(is_alive, pids))
@@ -242,7 +245,10 @@ def all_end(pids):
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="processes are looked at in /proc")
 def test_a_child_and_what_it_has_started_end_with_a_parent_that_is_killed(tmp_path):
     (tmp_path / "child.py").write_text(CHILD)
-    with start("-c", PARENT, str(tmp_path / "child.py"), env=processes.python_variables()) as parent:
+    with (
+        start("-c", PARENT, str(tmp_path / "child.py"), env=processes.python_variables()) as parent,
+        patience.speaking(parent),
+    ):
         pids = [int(word) for word in parent.stdout.readline().split()]
         assert len(pids) == 2 and all(map(is_alive, pids))
         parent.kill()
@@ -254,7 +260,8 @@ def test_the_workers_of_a_pool_end_with_a_program_that_is_stopped():
     ends = {signal.SIGTERM: TERMINATED, signal.SIGKILL: (-9, "")}
     programs = {number: our_program(POOL) for number in ends}
     for number, program in programs.items():
-        pids = [int(program.stdout.readline()) for _ in range(2)]
+        with patience.speaking(program):
+            pids = [int(program.stdout.readline()) for _ in range(2)]
         program.send_signal(number)
         assert all_end(pids)
         assert end_of(program) == ends[number]

@@ -118,7 +118,9 @@ class FakeSampler:
         return [{int(token): float(row[token])} for row, token in zip(logits, next_token_ids, strict=True)]
 
 
-def make_engine(num_blocks=64, block_size=4, recorder=None, eos_token_ids=(), sinks=(), **limits) -> Engine:
+def make_engine(
+    num_blocks=64, block_size=4, recorder=None, eos_token_ids=(), sinks=(), speculation=None, **limits
+) -> Engine:
     """An engine around the fake model."""
     config = SchedulerConfig(num_blocks=num_blocks, block_size=block_size, **limits)
     executor = FakeExecutor(num_blocks, block_size, config.num_host_blocks)
@@ -130,6 +132,7 @@ def make_engine(num_blocks=64, block_size=4, recorder=None, eos_token_ids=(), si
         eos_token_ids=eos_token_ids,
         recorder=recorder,
         sinks=sinks,
+        speculation=speculation,
     )
 
 

@@ -282,7 +282,7 @@ def test_a_narrow_search_goes_on_behind_the_many_that_are_complete():
 @pytest.mark.parametrize(
     ("asked", "problem"),
     [
-        ({}, "exactly one of json, regex, choice, grammar, json_object, got none"),
+        ({}, "exactly one of json, regex, choice, grammar, json_object, structural_tag, got none"),
         (dict(regex="a", choice=["b"]), "got regex and choice"),
         (dict(json_object=False), "got none"),
         (dict(json="{"), "its text is no JSON"),
@@ -293,7 +293,8 @@ def test_a_narrow_search_goes_on_behind_the_many_that_are_complete():
         (dict(choice="ab"), "choice must be a list"),
         (dict(choice=["a", 1]), r"choice\[1\]"),
         (dict(regex=1), "regex must be a string"),
-        (dict(structural_tag="x"), "structural_tag must be None"),
+        (dict(structural_tag="x"), "structural_tag must be JSON"),
+        (dict(structural_tag={"type": "tag"}), "with a format, or with structures and triggers"),
         (dict(regex="a", whitespace_pattern=" "), "belongs to json"),
         (dict(regex="a" * (1 << 21)), "at most"),
     ],

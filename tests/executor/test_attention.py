@@ -17,11 +17,20 @@ from minivllm.executor.attention import torch_backend
 from minivllm.executor.attention.choose import BackendFactory
 from minivllm.executor.attention.metadata import AttentionMetadata, build_metadata
 from minivllm.executor.attention.torch_backend import TorchAttention
-from minivllm.executor.kv_storage import KVStorage
+from minivllm.executor.kv_format import from_fp8, from_int8, to_fp8, to_int8
+from minivllm.executor.kv_storage import KEYS, VALUES, KVStorage
+from minivllm.executor.quantized_storage import (
+    Fp8KVStorage,
+    Int8KVStorage,
+    QuantizedKVStorage,
+    make_storage,
+)
 from minivllm.model.config import ModelConfig
+from minivllm.model.decoder import KVScales
 from minivllm.scheduling.plan import ScheduledSequence, StepPlan
 
 CPU = torch.device("cpu")
+LAYER_SCALES = [KVScales(0.01, 0.02), KVScales(0.03, 0.005)]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 5e-2}
 
 
@@ -91,12 +100,15 @@ def check(
     dtype: torch.dtype,
     seed: int,
     make_backend: BackendFactory = TorchAttention,
+    kv_cache_dtype: str = "auto",
 ) -> None:
-    """Write the past cell by cell and the present through the backend; attend; compare."""
+    """Write the past cell by cell and the present through the backend; attend; compare.
+
+    A cache in 8 bits is compared with attention to what its codes stand for.
+    """
     plan, num_blocks = make_plan(lengths, block_size, seed)
-    storage = KVStorage(config, num_blocks, block_size, dtype, CPU)
-    for cells in (*storage.keys, *storage.values):
-        cells.fill_(float("nan"))
+    storage = make_storage(config, num_blocks, block_size, dtype, CPU, kv_cache_dtype, LAYER_SCALES)
+    poison(storage)
     generator = torch.Generator().manual_seed(seed)
 
     def randn(tokens: int, heads: int) -> Tensor:
@@ -110,19 +122,51 @@ def check(
         queries = [randn(item.num_tokens, config.num_heads) for item in plan.scheduled]
         for item, k, v in zip(plan.scheduled, keys, values, strict=True):
             for position in range(item.start):
-                block, offset = cell(storage, item, position)
-                storage.keys[layer][block, :, offset] = k[position]
-                storage.values[layer][block, :, offset] = v[position]
+                put(storage, layer, *cell(storage, item, position), k[position], v[position])
         new_keys = torch.cat([k[item.start :] for item, k in zip(plan.scheduled, keys, strict=True)])
         new_values = torch.cat([v[item.start :] for item, v in zip(plan.scheduled, values, strict=True)])
         got = backend(layer, torch.cat(queries), new_keys, new_values)
         expected = torch.cat(
             [
-                naive(q, k, v, item.start, window)
+                naive(q, kept(storage, layer, KEYS, k), kept(storage, layer, VALUES, v), item.start, window)
                 for item, q, k, v in zip(plan.scheduled, queries, keys, values, strict=True)
             ]
         )
-        assert (got.double() - expected).abs().max() <= TOLERANCE[dtype]
+        tolerance = TOLERANCE[dtype] if kv_cache_dtype == "auto" else max(TOLERANCE[dtype], 1e-6)
+        assert (got.double() - expected).abs().max() <= tolerance
+
+
+def poison(storage: KVStorage) -> None:
+    """What no token was written to: NaN, or codes and scales that stand for it."""
+    for part in storage.by_block:
+        part.fill_(float("nan") if part.is_floating_point() else 0x7F)  # of e4m3, 0x7F is NaN
+
+
+def places(storage: KVStorage, block: int, offset: int) -> Tensor:
+    """The rows of a token's heads, of cells seen as [.., head_dim]."""
+    kv_heads = storage.cells.shape[3]
+    return (block * kv_heads + torch.arange(kv_heads)) * storage.block_size + offset
+
+
+def put(storage: KVStorage, layer: int, block: int, offset: int, key: Tensor, value: Tensor) -> None:
+    if isinstance(storage, QuantizedKVStorage):
+        storage.write(layer, KEYS, places(storage, block, offset), key)
+        storage.write(layer, VALUES, places(storage, block, offset), value)
+        return
+    storage.keys[layer][block, :, offset] = key
+    storage.values[layer][block, :, offset] = value
+
+
+def kept(storage: KVStorage, layer: int, part: int, rows: Tensor) -> Tensor:
+    """What a cache of this kind makes of `rows`."""
+    if isinstance(storage, Int8KVStorage):
+        from_int8(*to_int8(rows), out := torch.empty(rows.shape))
+        return out
+    if isinstance(storage, Fp8KVStorage):
+        scale = storage.layer_scales[layer][part]
+        from_fp8(to_fp8(rows, scale), scale, out := torch.empty(rows.shape))
+        return out
+    return rows
 
 
 pairs = st.one_of(
@@ -143,9 +187,10 @@ pairs = st.one_of(
     ),
     block_size=st.sampled_from([1, 2, 7, 16]),
     dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+    kv_cache_dtype=st.sampled_from(["auto", "int8_per_token_head", "fp8"]),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=max(250, settings().max_examples), deadline=None)
+@settings(max_examples=max(300, settings().max_examples), deadline=None)
 def test_paged_attention_is_attention(
     lengths: list[tuple[int, int]],
     heads: tuple[int, int],
@@ -153,9 +198,11 @@ def test_paged_attention_is_attention(
     windows: list[int | None],
     block_size: int,
     dtype: torch.dtype,
+    kv_cache_dtype: str,
     seed: int,
 ) -> None:
-    check(model(heads, head_dim, windows), lengths, block_size, dtype, seed)
+    config = model(heads, head_dim, windows)
+    check(config, lengths, block_size, dtype, seed, kv_cache_dtype=kv_cache_dtype)
 
 
 def test_many_decodes_agree_however_they_are_grouped(monkeypatch: pytest.MonkeyPatch) -> None:

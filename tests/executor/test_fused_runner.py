@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention
 from minivllm.executor.attention.torch_backend import TorchAttention
 from minivllm.executor.kv_storage import KVStorage
+from minivllm.executor.quantized_storage import make_storage
 from minivllm.executor.runners import choose
 from minivllm.executor.runners.eager import EagerRunner
 from minivllm.executor.runners.fused import FusedRunner
@@ -18,6 +19,7 @@ from minivllm.model import packed
 from minivllm.model.config import ModelConfig
 from minivllm.model.decoder import Decoder
 from minivllm.scheduling.plan import ScheduledSequence, StepPlan
+from tests.executor.test_attention import poison
 
 CPU = torch.device("cpu")
 NUM_BLOCKS, BLOCK_SIZE, VOCABULARY = 64, 4, 50
@@ -56,13 +58,13 @@ def configs(draw):
     )
 
 
-def executor_of(config, backend, seed, dtype=torch.float32, num_blocks=NUM_BLOCKS, spread=0.3):
+def executor_of(config, backend, seed, dtype=torch.float32, num_blocks=NUM_BLOCKS, spread=0.3, kind="auto"):
     decoder = Decoder(config, dtype, CPU)
     generator = torch.Generator().manual_seed(seed)
     for _, view in decoder.views():
         view.copy_(spread * torch.randn(view.shape, generator=generator))
-    storage = KVStorage(config, num_blocks, BLOCK_SIZE, dtype, CPU)
-    storage.cells.fill_(torch.nan)
+    storage = make_storage(config, num_blocks, BLOCK_SIZE, dtype, CPU, kind)
+    poison(storage)
     return TorchExecutor(decoder, storage, backend)
 
 
@@ -95,6 +97,18 @@ def test_logits_are_those_of_the_plain_decoder(config, plans, seed):
     assert isinstance(fused.runner, FusedRunner) and isinstance(plain.runner, EagerRunner)
     for plan in plans:
         torch.testing.assert_close(fused.execute(plan), plain.execute(plan), atol=1e-4, rtol=1e-4)
+
+
+@given(configs(), runs(), st.sampled_from(["int8_per_token_head", "fp8"]), st.integers(0, 99))
+@settings(deadline=None, max_examples=30)
+def test_a_cache_in_8_bits_holds_what_the_plain_decoder_put_there(config, plans, kind, seed):
+    """Sums in another order may round a number to the next code, and then logits see it."""
+    plain, fused = (
+        executor_of(config, backend, seed, kind=kind) for backend in (TorchAttention, NumbaCpuAttention)
+    )
+    assert isinstance(fused.runner, FusedRunner)
+    for plan in plans:
+        torch.testing.assert_close(fused.execute(plan), plain.execute(plan), atol=0.05, rtol=0.05)
 
 
 @given(configs(), runs())

@@ -5,7 +5,7 @@ The kernels run under the microscope, with every access checked. On a GPU the sa
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minivllm import LLM, SamplingParams
@@ -23,11 +23,14 @@ short = pairs.map(lambda pair: (pair[0] // 3, 1 + (pair[1] - 1) // 3))
     windows=st.sampled_from([[None], [None], [5], [4, None]]),
     block_size=st.sampled_from([1, 3, 8, 16]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    kind=st.sampled_from(["auto", "auto", "int8_per_token_head", "fp8"]),
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=12, deadline=None)
-def test_the_kernels_are_attention(lengths, heads, windows, block_size, dtype, seed):
-    check(model(heads, 32, windows), lengths, block_size, dtype, seed, MicroscopeAttention)
+@example([(3, 4), (9, 1)], (2, 1), [None], 8, torch.bfloat16, "int8_per_token_head", 0)
+@example([(3, 4), (9, 1)], (2, 1), [4, None], 3, torch.float32, "fp8", 1)
+def test_the_kernels_are_attention(lengths, heads, windows, block_size, dtype, kind, seed):
+    check(model(heads, 32, windows), lengths, block_size, dtype, seed, MicroscopeAttention, kind)
 
 
 def test_long_contexts_are_split_and_merged():

@@ -21,15 +21,18 @@ from tests.executor.test_attention import CPU, check, model, pairs
     ),
     block_size=st.sampled_from([1, 2, 7, 16]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    kind=st.sampled_from(["auto", "auto", "int8_per_token_head", "fp8"]),
     seed=st.integers(0, 1000),
     threads=st.sampled_from([1, 2]),
 )
 @settings(max_examples=max(150, settings().max_examples), deadline=None)
-def test_compiled_decoding_is_attention(lengths, heads, head_dim, windows, block_size, dtype, seed, threads):
+def test_compiled_attention_is_attention(
+    lengths, heads, head_dim, windows, block_size, dtype, kind, seed, threads
+):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        check(model(heads, head_dim, windows), lengths, block_size, dtype, seed, NumbaCpuAttention)
+        check(model(heads, head_dim, windows), lengths, block_size, dtype, seed, NumbaCpuAttention, kind)
     finally:
         torch.set_num_threads(before)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,13 @@ import torch
 from minivllm import LLM, SamplingParams
 from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention
 from minivllm.executor.attention.torch_backend import TorchAttention
+from minivllm.executor.cpu_hazards import FUSED, QUANTIZED, STEP
+from minivllm.executor.runners.choose import quantized_runners
+from minivllm.executor.runners.compiled import CompiledRunner
 from minivllm.executor.runners.fused import FusedRunner
-from minivllm.executor.runners.quantized_panels import QuantizedPanels
+from minivllm.executor.runners.quantized_panels import QuantizedPanels, in_panels
 from minivllm.executor.torch_executor import TorchExecutor
+from minivllm.model.matrix import Matrix
 from minivllm.sampling_params import BeamSearchParams
 from minivllm.trace.events import TraceHeader
 from minivllm.trace.recorder import Recorder
@@ -39,7 +45,9 @@ def test_panels_and_their_plain_twin_have_the_same_logits(name: str, make_quanti
     folder, _ = make_quantized(name)
     plain, expected = logits_of(folder, TorchAttention)
     fast, found = logits_of(folder, NumbaCpuAttention)
-    assert isinstance(fast.runner, FusedRunner)
+    is_whole = name in ("gptq-4", "gptq-3", "bytes-dynamic")  # others have parts of several kinds or orders
+    assert isinstance(fast.runner, CompiledRunner if is_whole else FusedRunner)
+    assert quantized_runners(plain.decoder) == ((STEP,) if is_whole else (FUSED, QUANTIZED))
     in_panels = isinstance(fast.decoder.layers[0].mlp.down.matrix, QuantizedPanels)
     assert in_panels == (name != "fp8-block")
     # A number that is rounded to 8 bits may be rounded the other way where sums are in another order.
@@ -109,3 +117,28 @@ def test_settings_reach_the_weights(settings: dict[str, str], name: str, make_ch
     assert decoder.quantization == name and decoder.dtype == torch.float32
     header = recorder.events[0]
     assert isinstance(header, TraceHeader) and header.config["quantization"] == name
+
+
+def test_matrices_move_into_panels_one_after_the_other(make_quantized: MakeQuantized) -> None:
+    """What is held meanwhile is the quantised model and what one layer takes, not the model twice."""
+    sizes = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 12, "vocab_size": 50}
+    folder, _ = make_quantized("gptq-4", **sizes)
+    executor = TorchExecutor.from_folder(folder, num_blocks=2, backend=TorchAttention)
+    linears = [linear for layer in executor.decoder.layers for linear in layer.linears]
+    before = sum(linear.matrix.num_bytes for linear in linears)
+    refs = [weakref.ref(linear.matrix) for linear in linears]
+    held = []
+
+    def watched(matrix: Matrix) -> Matrix:
+        panels = in_panels(matrix)
+        rest = sum(old.num_bytes for ref in refs if (old := ref()) is not None)
+        held.append(rest + tracemalloc.get_traced_memory()[0])
+        return panels
+
+    tracemalloc.start()
+    executor.decoder.replace(watched)
+    after, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    layer = 4 * 3 * 128 * 512  # the largest part of it, as floats
+    assert max(held) <= max(before, after) + layer and peak <= after + layer
+    assert not any(ref() is not None for ref in refs)

@@ -13,8 +13,9 @@ from minivllm.executor import warm_up
 from minivllm.executor.attention.choose import backend_factory
 from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention
 from minivllm.executor.attention.torch_backend import TorchAttention
+from minivllm.executor.cpu_hazards import FUSED, QUANTIZED
 from minivllm.executor.kv_storage import KVStorage
-from minivllm.executor.warm_up import MOST_ATTEMPTS, can_start_compiled, compile_kind, kinds_needed
+from minivllm.executor.warm_up import ALL_KINDS, MOST_ATTEMPTS, can_start_compiled, compile_kind, kinds_needed
 from minivllm.model.config import ModelConfig
 
 KIND = "float32-step"
@@ -175,6 +176,12 @@ def test_only_what_the_model_needs_is_compiled(monkeypatch, changes, dtype, has_
         "minivllm.executor.attention.numba_cpu_backend.has_matrix_units", lambda dtype: has_units
     )
     assert kinds_needed(config_of(**changes), dtype) == expected
+
+
+def test_a_quantised_model_says_itself_what_it_needs():
+    needed = kinds_needed(CONFIG, torch.bfloat16, (FUSED, QUANTIZED))
+    assert needed == ["bfloat16-fused", "bfloat16-quantized"]
+    assert set(needed) <= set(ALL_KINDS)
 
 
 def test_auto_is_plain_torch_until_then_and_a_name_is_obeyed(folder):

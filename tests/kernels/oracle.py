@@ -9,16 +9,19 @@ import inspect
 from typing import Any
 
 import numpy as np
+import torch
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from kernels_numba.cuda.launch import Launch
 from kernels_numba.microscope import Observation
+from minivllm.executor.kv_format import from_fp8, from_int8, to_fp8, to_int8
 
 UNIT = 2.0**-24
 """Half the distance from 1 to the next float32: the relative error of one operation."""
 HEADS = st.sampled_from([(1, 1), (2, 1), (2, 2), (3, 1), (4, 2)])
 """Query heads and KV heads."""
+FP8_SCALE = 0.0625
 SEEDS = st.integers(0, 2**32 - 1)
 SCALES = st.sampled_from([None, 0.05, 0.5])
 
@@ -112,6 +115,19 @@ def written_arrays(seen: Observation) -> set[str]:
     """Global arrays into which anything was written."""
     written = seen.columns["array"][seen.columns["kind"] != 0]
     return {seen.arrays[i].name for i in np.unique(written) if not seen.arrays[i].is_shared}
+
+
+def as_small_cache(values: NDArray[np.float32], dtype: str) -> tuple[NDArray[Any], Any, NDArray[np.float64]]:
+    """Of numbers and NaN: an 8-bit cache as the kernel takes it, its scales, and what its numbers are."""
+    rows = torch.from_numpy(values)
+    if dtype == "int8":
+        codes, scales = to_int8(rows.nan_to_num(0.0))
+        from_int8(codes, scales, exact := torch.empty(values.shape))
+        scales[rows.isnan().any(-1)] = torch.nan
+        return codes.numpy().view(np.uint32), scales.numpy(), exact.double().numpy()
+    codes = to_fp8(rows, FP8_SCALE)
+    from_fp8(codes, FP8_SCALE, exact := torch.empty(values.shape))
+    return codes.numpy().view(np.uint32), FP8_SCALE, exact.double().numpy()
 
 
 def as_cache(values: NDArray[np.float32], dtype: str) -> tuple[NDArray[Any], NDArray[np.float64]]:

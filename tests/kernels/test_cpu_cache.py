@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import numba
@@ -306,12 +307,14 @@ def test_of_several_processes_that_need_the_same_code_one_compiles_it(tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
     command = [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "kept")]
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=ENVIRONMENT)
-    processes = [subprocess.Popen(command, **pipes) for _ in range(3)]
-    for process in processes:
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    misses = [int(process.communicate(timeout=patience.SECONDS)[0]) for process in processes]
+    with ExitStack() as stack:
+        processes = [stack.enter_context(patience.running(command, **pipes)) for _ in range(3)]
+        for process in processes:
+            with patience.speaking(process):
+                assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        misses = [int(process.communicate(timeout=patience.SECONDS)[0]) for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert sorted(misses) == [0, 0, 1]

@@ -11,6 +11,7 @@ import pytest
 
 from kernels_numba.cpu.cache import kept_in
 from kernels_numba.cpu.parts import is_part
+from tests import patience
 
 ROOT = Path(__file__).parents[2]
 SOURCE = """
@@ -150,6 +151,7 @@ def test_threads_are_started_for_code_that_was_compiled_around_code_that_was_kep
     said = []
     for name in ("double_all", "quadruple_all", "quadruple_all"):
         command = [sys.executable, "-c", CALL, str(tmp_path / "kept"), name]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        options = {"capture_output": True, "text": True, "check": False, "timeout": patience.SECONDS}
+        done = subprocess.run(command, env=environment, **options)
         said.append((done.returncode, done.stdout.strip()))
     assert said == [(0, "[0.0, 2.0, 4.0, 6.0]"), *[(0, "[0.0, 4.0, 8.0, 12.0]")] * 2]

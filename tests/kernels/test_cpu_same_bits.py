@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from kernels_numba.cpu import decode_items, paged_prefill, panels, rows
 from kernels_numba.cpu.decode_items import plan_items
+from kernels_numba.cpu.matrix_packing import pack_groups, pack_numbers
+from kernels_numba.cpu.matrix_products import multiply_by
 from kernels_numba.cpu.paged_decode import paged_decode
 from kernels_numba.cpu.paged_prefill import plan_tiles
-from kernels_numba.cpu.small_panels import multiply_small, pack_scales, pack_small
+from kernels_numba.cpu.quantized_tile import BYTES, NIBBLES
 from kernels_numba.cpu.softmax_parts import PART_KEYS
 
 SCALE = np.float32(0.3)
@@ -151,11 +153,13 @@ def test_a_product_is_the_same_alone_and_among_others(count, n, k, is_bf16, thre
     panels.multiply(x, packed, many, True, threads)
     panels.multiply(x[row : row + 1].copy(), packed, alone, True, 1)
     assert (many[row] == alone[0]).all()
-    codes = pack_small(rng.integers(-8, 8, (n, 2 * k)).astype(np.int8), bool(seed % 2))
-    scales = pack_scales(rng.random((n, 1)).astype(np.float32))
-    x = narrowed(rng.standard_normal((count, 2 * k)).astype(np.float32), is_bf16)
-    multiply_small(x, codes, scales, many, threads)
-    multiply_small(x[row : row + 1].copy(), codes, scales, alone, 1)
+    kind = NIBBLES if seed % 2 else BYTES
+    codes = pack_numbers(kind, rng.integers(-8, 8, (n, 8 * k)).astype(np.int8))
+    scales, offsets = (rng.random((n, 1)).astype(np.float32) for _ in range(2))
+    small = pack_groups(kind, codes, 8 * k, scales, offsets if seed % 3 else None)
+    x = narrowed(rng.standard_normal((count, 8 * k)).astype(np.float32), is_bf16)
+    multiply_by(x, small.row, many, True, threads)
+    multiply_by(x[row : row + 1].copy(), small.row, alone, True, 1)
     assert (many[row] == alone[0]).all()
 
 

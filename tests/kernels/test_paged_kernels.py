@@ -12,13 +12,25 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kernels_numba.cuda.copy_blocks import copy_blocks
+from kernels_numba.cuda.instructions import e4m3_at, int8_at
 from kernels_numba.cuda.kv_write import kv_write
+from kernels_numba.cuda.kv_write_int8 import kv_write_int8
 from kernels_numba.cuda.launch import Launch
-from kernels_numba.cuda.paged_attention import CACHE_DTYPES, HEAD_DIMS, choose_splits, paged_attention
+from kernels_numba.cuda.paged_attention import (
+    CACHE_DTYPES,
+    HEAD_DIMS,
+    PLAIN_DTYPES,
+    SMALL_DTYPES,
+    choose_splits,
+    paged_attention,
+)
+from kernels_numba.meanings import meaning_of
+from minivllm.executor.kv_format import to_int8
 from tests.kernels.oracle import (
     SEEDS,
     allowed_error,
     as_cache,
+    as_small_cache,
     assert_close,
     attention,
     normal,
@@ -43,13 +55,18 @@ class World:
     """Keys and values of each sequence, [L, KV, d], as they are after rounding."""
     unused: Any
     """Cells of the cache that belong to no token."""
+    scales: tuple[Any, Any] = (1.0, 1.0)
+    """Of keys and values in 8 bits."""
 
     @property
     def poison(self) -> dict[str, Any]:
         """What must not be looked at, by the names of the kernel's parameters."""
         needed = -(-self.lengths // self.keys.shape[2])
         behind = np.arange(self.tables.shape[1]) >= needed[:, None]
-        return {"keys": self.unused, "values": self.unused, "tables": behind}
+        poison = {"keys": self.unused, "values": self.unused, "tables": behind}
+        if self.cache_dtype == "int8":
+            poison |= {"key_scales": self.unused[..., 0], "value_scales": self.unused[..., 0]}
+        return poison
 
     def launches(
         self, splits: int = 1, scale: float | None = None, **change: Any
@@ -66,6 +83,8 @@ class World:
             "out": out,
             "parts": np.full((n, heads, splits, dim), NAN),
             "log_sums": np.full((n, heads, splits), NAN),
+            "key_scales": self.scales[0],
+            "value_scales": self.scales[1],
         }
         return paged_attention(**(arrays | change), scale=scale, cache_dtype=self.cache_dtype), out
 
@@ -104,7 +123,13 @@ def make_world(
             rows = min(block_size, length - index * block_size)
             for cache in numbers:
                 cache[block, :, :rows] = normal(rng, heads[1], rows, dim)
-    (keys, exact_keys), (values, exact_values) = (as_cache(cache, cache_dtype) for cache in numbers)
+    scales: tuple[Any, Any] = (1.0, 1.0)
+    if cache_dtype in SMALL_DTYPES:
+        small = [as_small_cache(cache, cache_dtype) for cache in numbers]
+        (keys, _, exact_keys), (values, _, exact_values) = small
+        scales = small[0][1], small[1][1]
+    else:
+        (keys, exact_keys), (values, exact_values) = (as_cache(cache, cache_dtype) for cache in numbers)
     exact = []
     for sequence, length in enumerate(lengths):
         blocks = tables[sequence, : needed[sequence]]
@@ -116,7 +141,7 @@ def make_world(
         )
     unused = np.isnan(numbers[0]).reshape(*keys.shape, -1).all(-1)
     query = normal(rng, len(lengths), heads[0], dim)
-    return World(query, keys, values, tables, np.array(lengths, np.int32), cache_dtype, exact, unused)
+    return World(query, keys, values, tables, np.array(lengths, np.int32), cache_dtype, exact, unused, scales)
 
 
 WORLDS = st.builds(
@@ -126,7 +151,7 @@ WORLDS = st.builds(
     st.sampled_from([1, 2, 3, 4, 5, 8, 16, 32]),
     st.sampled_from([(1, 1), (2, 1), (3, 1), (2, 2)]),
     st.sampled_from([32, 32, 64, 96]),
-    st.sampled_from(CACHE_DTYPES),
+    st.sampled_from(PLAIN_DTYPES + CACHE_DTYPES),
 )
 
 
@@ -137,6 +162,8 @@ WORLDS = st.builds(
 @example(make_world(3, [9, 3], 3, (6, 2)), 2, None)
 @example(make_world(4, [4], 32, (7, 1)), 1, None)
 @example(make_world(1, [17], 1, (4, 2), 32, "float16"), 1, 0.5)
+@example(make_world(5, [21, 3], 4, (4, 2), 64, "int8"), 2, None)
+@example(make_world(6, [0, 18], 16, (4, 1), 64, "fp8"), 2, None)
 def test_paged_attention_is_attention_over_the_tokens_of_every_sequence(world, splits, scale):
     before = [array.copy() for array in (world.query, world.keys, world.values, world.tables)]
     launches, out = world.launches(splits, scale)
@@ -183,9 +210,10 @@ def test_permuting_the_blocks_of_the_pool_changes_not_one_bit(world, splits, ord
     inside = (tables >= 0) & (tables < len(moved))
     tables[inside] = np.array(moved, np.int32)[tables[inside]]
     elsewhere = np.full_like(out, NAN)
-    launches, _ = world.launches(
-        splits, keys=world.keys[back], values=world.values[back], tables=tables, out=elsewhere
-    )
+    change = dict(keys=world.keys[back], values=world.values[back], tables=tables, out=elsewhere)
+    if world.cache_dtype == "int8":
+        change |= dict(key_scales=world.scales[0][back], value_scales=world.scales[1][back])
+    launches, _ = world.launches(splits, **change)
     observe_all(launches)
     assert out.tobytes() == elsewhere.tobytes()
 
@@ -266,6 +294,60 @@ def test_what_is_written_is_what_is_attended_to(seed, length, block_size):
 
 @settings(max_examples=20)
 @given(
+    seed=SEEDS,
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 2), st.sampled_from([1, 3, 16])),
+    dim=st.sampled_from([1, 8, 33, 64]),
+    num_tokens=st.integers(1, 4),
+)
+def test_whole_numbers_are_the_plain_ones_to_the_bit_and_go_to_their_slots(seed, shape, dim, num_tokens):
+    rng = np.random.default_rng(seed)
+    sizes = np.exp(4 * rng.normal(size=(2, num_tokens, shape[1], 1)))
+    new = (rng.normal(size=(2, num_tokens, shape[1], dim)) * sizes).astype(np.float32)
+    new[:, 0, 0] = np.round(new[:, 0, 0] / sizes[:, 0, 0] * 20) / 2  # some in the very middle of two codes
+    new[:, 0, 0, 0] = 127
+    slots = rng.permutation(shape[0] * shape[2] + num_tokens)[:num_tokens].astype(np.int32)
+    slots[slots >= shape[0] * shape[2]] = -1
+    codes, scales = np.full((2, *shape, dim), 99, np.int8), np.full((2, *shape), np.float32(99))
+    expected_codes, expected_scales = codes.copy(), scales.copy()
+    for part in range(2):
+        own_codes, own_scales = (tensor.numpy() for tensor in to_int8(torch.from_numpy(new[part])))
+        for token, slot in enumerate(slots):
+            if slot >= 0:
+                block, row = divmod(int(slot), shape[2])
+                expected_codes[part, block, :, row] = own_codes[token]
+                expected_scales[part, block, :, row] = own_scales[token]
+    observe_all(
+        kv_write_int8(*new, *codes, *scales, slots),
+        keys=True,
+        values=True,
+        key_scales=True,
+        value_scales=True,
+    )
+    assert (codes == expected_codes).all() and (scales == expected_scales).all()
+
+
+def test_a_head_with_what_is_no_number_gets_no_number_for_a_scale():
+    new = np.array([[[1.0, np.nan]]], np.float32)
+    codes, scales = np.zeros((2, 1, 1, 1, 2), np.int8), np.zeros((2, 1, 1, 1), np.float32)
+    with np.errstate(invalid="ignore"):
+        observe_all(kv_write_int8(new, new, *codes, *scales, np.zeros(1, np.int32)))
+    assert np.isnan(scales).all()
+
+
+def test_every_byte_is_read_as_what_it_is_wherever_in_a_word():
+    as_float, as_whole = meaning_of(e4m3_at), meaning_of(int8_at)
+    for byte in range(256):
+        one = torch.tensor([byte], dtype=torch.uint8)
+        expected = one.view(torch.float8_e4m3fn).float().item(), one.view(torch.int8).item()
+        for n in range(4):
+            word = np.uint32(byte << 8 * n | 0x5A5A5A5A & ~(0xFF << 8 * n))
+            read = as_float(None, word, n)
+            assert read == expected[0] or (np.isnan(read) and np.isnan(expected[0]))
+            assert as_whole(None, word, n) == expected[1]
+
+
+@settings(max_examples=20)
+@given(
     order=st.permutations(range(6)),
     count=st.integers(1, 3),
     cells=st.sampled_from([1, 31, 256, 300]),
@@ -306,8 +388,24 @@ def half_cache() -> Any:
     return np.zeros((3, 1, 4, 16), np.uint32)
 
 
+def small_cache() -> dict[str, Any]:
+    words = np.zeros((3, 1, 4, 8), np.uint32)
+    return {"keys": words, "values": words, "key_scales": f32(3, 1, 4), "value_scales": f32(3, 1, 4)}
+
+
 PAGED = [
-    ("cache_dtype must be one of float32, float16, bfloat16, got 'fp8'", {"cache_dtype": "fp8"}),
+    (
+        "cache_dtype must be one of float32, float16, bfloat16, int8, fp8, got 'int4'",
+        {"cache_dtype": "int4"},
+    ),
+    (
+        "key_scales must be [blocks, kv_heads, block_size]",
+        {"cache_dtype": "int8", **small_cache(), "key_scales": f32(3)},
+    ),
+    (
+        "the shape of value_scales must be that of keys",
+        {"cache_dtype": "int8", **small_cache(), "value_scales": f32(3, 1, 5)},
+    ),
     ("query must be [sequences, heads, head_dim]", {"query": f32(2, 64)}),
     ("out must be of float32, got float64", {"out": np.zeros((1, 2, 32))}),
     ("the shape of out must be that of query", {"out": f32(1, 1, 32)}),

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests import patience
+
 ROOT = Path(__file__).parent.parent.parent
 CAPABILITIES = ((8, 0), (9, 0))
 PROGRAM = """
@@ -30,7 +32,9 @@ from kernels_numba.cuda.flash_attention_1 import flash_attention_1
 from kernels_numba.cuda.flash_attention_2 import flash_attention_2
 from kernels_numba.cuda.kv_write import kv_write
 from kernels_numba.cuda.naive_attention import naive_attention
-from kernels_numba.cuda.paged_attention import paged_attention
+from kernels_numba.cuda.kv_write_int8 import kv_write_int8
+from kernels_numba.cuda.paged_attention import PER_WORD, paged_attention
+from kernels_numba.cuda.quantized_product import quantized_product
 
 def f32(*shape): return np.zeros(shape, np.float32)
 def i32(*shape): return np.zeros(shape, np.int32)
@@ -45,16 +49,30 @@ for dim in (64, 128, 256):
     launches[f"flash_attention_2 {dim}"] = flash_attention_2(
         *[f32(4096, 8, dim)] * 4, starts, starts, longest_query=4096
     )
-for dim, group, dtype in ((128, 4, "float32"), (64, 1, "float16"), (256, 4, "bfloat16")):
-    cache = f32(4, 2, 16, dim) if dtype == "float32" else np.zeros((4, 2, 16, dim // 2), np.uint32)
+for dim, group, dtype in (
+    (128, 4, "float32"), (64, 1, "float16"), (256, 4, "bfloat16"), (128, 4, "int8"), (256, 4, "fp8"),
+):
+    words = np.zeros((4, 2, 16, dim // PER_WORD[dtype]), np.uint32)
+    cache = f32(4, 2, 16, dim) if dtype == "float32" else words
+    scales = f32(4, 2, 16) if dtype == "int8" else 1.0
     out = f32(3, 2 * group, dim)
     paged, combine = paged_attention(
         out, cache, cache, i32(3, 2), i32(3), out, f32(3, 2 * group, 2, dim), f32(3, 2 * group, 2),
-        cache_dtype=dtype,
+        cache_dtype=dtype, key_scales=scales, value_scales=scales,
     )
     launches[f"paged_attention {dim} {group} {dtype}"] = paged
 launches["combine_splits"] = combine
-for dtype in ("float32", "uint16"):
+codes, scales = np.zeros((4, 2, 16, 64), np.int8), f32(4, 2, 16)
+launches["kv_write_int8"] = kv_write_int8(
+    f32(3, 2, 64), f32(3, 2, 64), codes, codes, scales, scales, np.arange(3, dtype=np.int32)
+)
+launches["copy_blocks int8"] = copy_blocks(np.zeros((4, 512), np.int8), np.array([[0, 1]], np.int32))
+for bits, rows in ((4, 1), (4, 16), (8, 8)):
+    launches[f"quantized_product {bits} {rows}"] = quantized_product(
+        f32(rows, 1024), np.zeros((64, 32 * bits), np.uint32), f32(64, 8), f32(64, 8), f32(rows, 64),
+        bits=bits, group_size=128,
+    )
+for dtype in ("float32", "uint16", "uint8"):
     key, keys = np.zeros((3, 2, 64), dtype), np.zeros((4, 2, 16, 64), dtype)
     launches[f"kv_write {dtype}"] = kv_write(key, key, keys, keys, np.arange(3, dtype=np.int32))
     launches[f"copy_blocks {dtype}"] = copy_blocks(np.zeros((4, 512), dtype), np.array([[0, 1]], np.int32))
@@ -87,7 +105,12 @@ def compiled() -> dict[str, Any]:
     """By kernel and capability."""
     program = f"CAPABILITIES = {CAPABILITIES!r}\n{PROGRAM}"
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=patience.SECONDS,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     answers: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -114,9 +137,10 @@ def test_the_cache_is_read_16_bytes_at_a_time(compiled):
 
 def test_kernels_exchange_by_shuffles_and_meet_at_barriers_where_the_source_says_so(compiled):
     for name, kernel in compiled.items():
-        has_shuffles = name.startswith(("paged", "flash", "softmax"))
+        has_barriers = name.startswith(("paged", "flash", "quantized"))
+        has_shuffles = has_barriers or name.startswith(("softmax", "kv_write_int8"))
         assert (kernel["instructions"]["shfl.sync"] > 0) == has_shuffles, name
-        assert (kernel["instructions"]["bar.sync"] > 0) == name.startswith(("paged", "flash")), name
+        assert (kernel["instructions"]["bar.sync"] > 0) == has_barriers, name
 
 
 def test_what_kernels_say_about_themselves_costs_nothing_on_a_device(compiled):

@@ -63,13 +63,13 @@ def prometheus(server, tmp_path_factory):
         address = f"127.0.0.1:{free.getsockname()[1]}"
     command = ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
     command += [f"--web.listen-address={address}", "--log.level=error"]
-    with subprocess.Popen(command) as process:
-        try:
-            with httpx.Client(base_url=f"http://{address}", timeout=patience.SECONDS) as client:
-                wait_for(lambda: is_ready(client))
-                yield client
-        finally:
-            process.terminate()
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with (
+        patience.running(command, **silent),
+        httpx.Client(base_url=f"http://{address}", timeout=patience.SECONDS) as client,
+    ):
+        patience.until(lambda: is_ready(client))
+        yield client
 
 
 def is_ready(client):
@@ -77,13 +77,6 @@ def is_ready(client):
         return client.get("/-/ready").status_code == 200
     except httpx.TransportError:
         return False
-
-
-def wait_for(happens):
-    deadline = time.monotonic() + patience.SECONDS
-    while not happens():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def load(server, number):
@@ -125,7 +118,7 @@ def test_every_query_is_answered_with_numbers(server, prometheus):
 
 def alert_queries(client):
     """What the loaded rules ask, with a comparison that answers 0 or 1 where the rule's answers nothing."""
-    wait_for(lambda: client.get("/api/v1/rules").json()["data"]["groups"])
+    patience.until(lambda: client.get("/api/v1/rules").json()["data"]["groups"])
     groups = client.get("/api/v1/rules").json()["data"]["groups"]
     rules = [rule["query"] for group in groups for rule in group["rules"]]
     assert len(rules) == 8

@@ -47,7 +47,7 @@ class RunningServer:
         self.server = uvicorn.Server(
             uvicorn.Config(app, log_level="error", lifespan="off", http=PromptProtocol)
         )
-        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]})
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]}, daemon=True)
         self.thread.start()
 
     def server_loop_call(self, function, *args):
@@ -56,7 +56,7 @@ class RunningServer:
 
     def stop(self):
         self.server.should_exit = True
-        self.thread.join()
+        patience.join(self.thread)
         self.llm.shutdown()
 
 

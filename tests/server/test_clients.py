@@ -32,7 +32,7 @@ def result_of(code, *arguments, python=sys.executable, environment=(), needs=Non
     """The JSON that this program prints. It knows nothing of ours."""
     if needs:
         look = f"import importlib.util, sys; sys.exit(not importlib.util.find_spec({needs!r}))"
-        if subprocess.run([python, "-c", look], check=False).returncode:
+        if subprocess.run([python, "-c", look], check=False, timeout=patience.SECONDS).returncode:
             pytest.skip(f"{needs} is not installed: pip install 'minivllm[clients]'")
     own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [python, "-c", dedent(code), *arguments]

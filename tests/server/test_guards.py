@@ -1,7 +1,6 @@
 """What a request must pass: keys, origins, a place in the queue."""
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -74,18 +73,15 @@ def test_only_the_named_site_may_ask_from_its_pages(http):
 def test_who_comes_when_too_many_wait_is_sent_away_and_told_when_to_come_again(http, guarded):
     """The engine's thread is kept busy, so that what is asked meanwhile waits."""
     go = threading.Event()
-    guarded.llm._thread.call(lambda engine: go.wait())
+    guarded.llm._thread.call(lambda engine: go.wait(patience.SECONDS))
     ask = partial(httpx.post, f"{guarded.url}/v1/completions", json={"prompt": "a"}, headers=key("first"))
     with ThreadPoolExecutor() as others:
         waits = others.submit(ask, timeout=patience.SECONDS)
         try:
-            deadline = time.monotonic() + patience.SECONDS
-            while not guarded.llm.num_waiting_requests:
-                assert time.monotonic() < deadline
-                time.sleep(0.005)
+            patience.until(lambda: guarded.llm.num_waiting_requests)
             refused = http.post("/v1/completions", json={"prompt": "a"}, headers=key("first"))
         finally:
             go.set()
-    assert waits.result().status_code == 200
+    assert waits.result(patience.SECONDS).status_code == 200
     assert refused.status_code == 503 and int(refused.headers["Retry-After"]) >= 1
     assert "1 requests wait" in refused.json()["error"]["message"]

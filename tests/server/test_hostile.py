@@ -51,55 +51,65 @@ def nested(depth, key=b"prompt"):
 
 TOOL = {"type": "function", "function": {"name": "f"}}
 REFUSED = [
-    # (what, path, body, words of the answer)
-    ("UTF-8 that is none", COMPLETION, b'{"prompt": "\xff\xfe"}', "cannot be read"),
-    ("a million brackets", COMPLETION, nested(1_000_000), "cannot be read"),
-    ("deep messages", CHAT, nested(900, b"messages"), "validation error"),
+    # (what, path, body, words of the answer); bodies are large, and made when they are needed
+    ("UTF-8 that is none", COMPLETION, lambda: b'{"prompt": "\xff\xfe"}', "cannot be read"),
+    ("a million brackets", COMPLETION, lambda: nested(1_000_000), "cannot be read"),
+    ("deep messages", CHAT, lambda: nested(900, b"messages"), "validation error"),
     (
         "a deep message",
         CHAT,
-        question(tools=[TOOL | {"x": [[[[1]]]] * 3}], x=1)[:-1] + b"}}",
+        lambda: question(tools=[TOOL | {"x": [[[[1]]]] * 3}], x=1)[:-1] + b"}}",
         "JSON decode error",
     ),
     (
         "an integer of 5,000 digits",
         COMPLETION,
-        b'{"prompt":"a","max_tokens":' + b"9" * 5000 + b"}",
+        lambda: b'{"prompt":"a","max_tokens":' + b"9" * 5000 + b"}",
         "cannot be read",
     ),
-    ("a seed beyond 64 bits", COMPLETION, raw(seed=10**100), "seed must be"),
-    ("a priority beyond 64 bits", COMPLETION, raw(priority=10**100), "priority must be"),
-    ("a token beyond 64 bits", COMPLETION, raw(prompt=[10**100]), "prompt_token_ids[0] must be"),
-    ("NaN", COMPLETION, raw(temperature=float("nan")), "temperature must be a finite number"),
-    ("infinity", COMPLETION, b'{"prompt":"a","temperature":1e999}', "temperature must be a finite number"),
+    ("a seed beyond 64 bits", COMPLETION, lambda: raw(seed=10**100), "seed must be"),
+    ("a priority beyond 64 bits", COMPLETION, lambda: raw(priority=10**100), "priority must be"),
+    ("a token beyond 64 bits", COMPLETION, lambda: raw(prompt=[10**100]), "prompt_token_ids[0] must be"),
+    ("NaN", COMPLETION, lambda: raw(temperature=float("nan")), "temperature must be a finite number"),
+    (
+        "infinity",
+        COMPLETION,
+        lambda: b'{"prompt":"a","temperature":1e999}',
+        "temperature must be a finite number",
+    ),
     (
         "a bias of NaN",
         COMPLETION,
-        raw(logit_bias={"5": float("nan")}),
+        lambda: raw(logit_bias={"5": float("nan")}),
         "logit_bias[5] must be a finite number",
     ),
-    ("a bias for nothing", COMPLETION, raw(logit_bias={"x": 1}), "logit_bias"),
-    ("a million prompts", COMPLETION, raw(prompt=["a"] * 1_000_000), "at most 4096 prompts"),
-    ("a million lists", COMPLETION, raw(prompt=[[5]] * 1_000_000), "at most 4096 prompts"),
-    ("a million tokens", COMPLETION, raw(prompt=[5] * 1_000_000), "maximum context length"),
-    ("a text of ten million letters", COMPLETION, raw(prompt="ab" * 5_000_000), "maximum context length"),
+    ("a bias for nothing", COMPLETION, lambda: raw(logit_bias={"x": 1}), "logit_bias"),
+    ("a million prompts", COMPLETION, lambda: raw(prompt=["a"] * 1_000_000), "at most 4096 prompts"),
+    ("a million lists", COMPLETION, lambda: raw(prompt=[[5]] * 1_000_000), "at most 4096 prompts"),
+    ("a million tokens", COMPLETION, lambda: raw(prompt=[5] * 1_000_000), "maximum context length"),
+    (
+        "a text of ten million letters",
+        COMPLETION,
+        lambda: raw(prompt="ab" * 5_000_000),
+        "maximum context length",
+    ),
     (
         "the same, cut",
         COMPLETION,
-        raw(prompt="ab" * 5_000_000, truncate_prompt_tokens=5),
+        lambda: raw(prompt="ab" * 5_000_000, truncate_prompt_tokens=5),
         "1,048,576 characters",
     ),
-    ("the same, to be tokens", "/tokenize", raw(prompt="ab" * 5_000_000), "1,048,576 characters"),
-    ("n", COMPLETION, raw(n=1_000_000), "n (best_of) must be at most"),
-    ("best_of", COMPLETION, raw(best_of=10**9), "n (best_of) must be at most"),
-    ("stop strings", COMPLETION, raw(stop=["x"] * 100_000), "at most 1024 items"),
-    ("a long stop string", COMPLETION, raw(stop="x" * 1_000_000), "at most 1024 characters"),
-    ("a long bad word", COMPLETION, raw(bad_words=["x y" * 1_000_000]), "at most 1024 characters"),
-    ("stop tokens", COMPLETION, raw(stop_token_ids=[5] * 1_000_000), "at most 262144 items"),
-    ("biases", COMPLETION, raw(logit_bias={str(i): 1 for i in range(700_000)}), "at most 4096 items"),
-    ("messages", CHAT, question(messages=[{"role": "u"}] * 500_000), "at most 16384 items"),
-    ("tools", CHAT, question(tools=[TOOL] * 200_000), "at most 1024 items"),
-    ("half a character", COMPLETION, b'{"prompt": "\\ud800"}', "surrogate"),
+    ("the same, to be tokens", "/tokenize", lambda: raw(prompt="ab" * 5_000_000), "1,048,576 characters"),
+    ("n", COMPLETION, lambda: raw(n=1_000_000), "n (best_of) must be at most"),
+    ("best_of", COMPLETION, lambda: raw(best_of=10**9), "n (best_of) must be at most"),
+    ("stop strings", COMPLETION, lambda: raw(stop=["x"] * 100_000), "at most 1024 items"),
+    ("a long stop string", COMPLETION, lambda: raw(stop="x" * 1_000_000), "at most 1024 characters"),
+    ("a long bad word", COMPLETION, lambda: raw(bad_words=["x y" * 1_000_000]), "at most 1024 characters"),
+    ("stop tokens", COMPLETION, lambda: raw(stop_token_ids=[5] * 1_000_000), "at most 262144 items"),
+    ("biases", COMPLETION, lambda: raw(logit_bias={str(i): 1 for i in range(700_000)}), "at most 4096 items"),
+    ("messages", CHAT, lambda: question(messages=[{"role": "u"}] * 500_000), "at most 16384 items"),
+    ("tools", CHAT, lambda: question(tools=[TOOL] * 200_000), "at most 1024 items"),
+    ("half a character", COMPLETION, lambda: b'{"prompt": "\\ud800"}', "surrogate"),
 ]
 
 
@@ -112,7 +122,7 @@ def serves(http):
     ("path", "body", "words"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED]
 )
 def test_what_is_too_much_is_refused_with_the_number(http, path, body, words):
-    answer = http.post(path, content=body, headers=JSON)
+    answer = http.post(path, content=body(), headers=JSON)
     assert answer.status_code == 400 and len(answer.content) < 4000
     assert words in answer.json()["error"]["message"]
     assert serves(http)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import socket
+import time
 from itertools import pairwise
 
 import httpx
@@ -223,7 +224,9 @@ def test_a_connection_that_does_not_read_is_ended_and_the_server_serves_on(watch
         slow.sendall(b"GET /engine/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         assert slow.recv(1), "it is being answered, and reads no more"
         prompt = list(range(5, 400))  # each step tells little, each arrival much
+        deadline = time.monotonic() + patience.SECONDS
         while watched.model.live.num_watchers:
+            assert time.monotonic() < deadline
             ask(watched.url, prompt=[prompt] * 8, max_tokens=1)
         with contextlib.suppress(ConnectionResetError):
             while slow.recv(2**20):  # what was on its way already, and then the end
@@ -232,17 +235,22 @@ def test_a_connection_that_does_not_read_is_ended_and_the_server_serves_on(watch
 
 
 def test_without_the_flag_there_is_no_such_path(running):
-    assert httpx.get(f"{running.url}/engine/events").status_code == 404
+    assert httpx.get(f"{running.url}/engine/events", timeout=patience.SECONDS).status_code == 404
 
 
 def test_the_key_guards_it_and_without_one_names_are_refused(watched):
-    refused = httpx.get(f"{watched.url}/engine/events", headers={"Host": "evil.example"})
+    refused = httpx.get(
+        f"{watched.url}/engine/events", headers={"Host": "evil.example"}, timeout=patience.SECONDS
+    )
     assert refused.status_code == 403 and "--api-key" in refused.json()["error"]["message"]
     server = RunningServer(AppOptions(api_keys=["sesame"]), live=LiveEvents())
     try:
-        assert httpx.get(f"{server.url}/engine/events").status_code == 401
-        headers = {"Authorization": "Bearer sesame", "Host": "our.example"}
-        with httpx.stream("GET", f"{server.url}/engine/events", headers=headers) as response:
+        assert httpx.get(f"{server.url}/engine/events", timeout=patience.SECONDS).status_code == 401
+        options = {
+            "headers": {"Authorization": "Bearer sesame", "Host": "our.example"},
+            "timeout": patience.SECONDS,
+        }
+        with httpx.stream("GET", f"{server.url}/engine/events", **options) as response:
             assert response.status_code == 200
             assert next(response.iter_lines()).startswith('data: {"event":"TraceHeader"')
     finally:

@@ -22,19 +22,19 @@ def process():
     """A server at a free port; it ends with the module."""
     command = [sys.executable, "-m", "minivllm.entrypoints.openai.api_server", "--port", "0"]
     command += ["--shutdown-timeout", "60", "--live", "--metrics-port", "0", *QUICK]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as found:
+    with patience.running(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as found:
         yield found
-        found.kill()
 
 
 @pytest.fixture(scope="module")
 def urls(process):
     """Of the metrics, and of the server."""
     found = []
-    for line in process.stderr:
-        found += re.findall(r"(?:metrics are|is served) at (http://\S+)", line)
-        if len(found) == 2:
-            return found
+    with patience.speaking(process):
+        for line in process.stderr:
+            found += re.findall(r"(?:metrics are|is served) at (http://\S+)", line)
+            if len(found) == 2:
+                return found
     raise AssertionError("it ended without a word")
 
 
@@ -49,8 +49,8 @@ def test_metrics_have_a_port_of_their_own_with_nothing_else_behind_it(urls, url)
     for answer in (own, main):
         assert answer.status_code == 200 and "vllm:num_requests_running{" in answer.text
     base = urls[0].removesuffix("/metrics")
-    assert httpx.get(f"{base}/health").status_code == 200
-    assert httpx.get(f"{base}/v1/models").status_code == 404
+    assert httpx.get(f"{base}/health", timeout=patience.SECONDS).status_code == 200
+    assert httpx.get(f"{base}/v1/models", timeout=patience.SECONDS).status_code == 404
 
 
 def test_it_answers_finishes_what_runs_when_it_is_told_to_end_and_says_zero(process, url):
@@ -68,7 +68,7 @@ def test_it_answers_finishes_what_runs_when_it_is_told_to_end_and_says_zero(proc
     assert last_event.startswith('data: {"event":"TraceEnded"'), "who watches sees the end, too"
     assert process.wait(timeout=patience.SECONDS) == 0
     with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{url}/health")
+        httpx.get(f"{url}/health", timeout=patience.SECONDS)
 
 
 @pytest.mark.parametrize("flag", ["--port", "--metrics-port"])
@@ -93,16 +93,17 @@ def test_a_connection_that_sends_no_request_is_closed(monkeypatch):
     monkeypatch.setattr(PromptProtocol, "header_seconds", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = Server(Config(app, http=PromptProtocol, log_level="error", lifespan="off"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         try:
             with socket.create_connection(listener.getsockname(), timeout=patience.SECONDS) as slow:
                 slow.sendall(b"GET / HT")
                 assert slow.recv(100) == b""
-            assert httpx.get(f"http://127.0.0.1:{listener.getsockname()[1]}/").status_code == 200
+            address = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+            assert httpx.get(address, timeout=patience.SECONDS).status_code == 200
         finally:
             server.should_exit = True
-            thread.join()
+            patience.join(thread)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no such limit")
@@ -115,7 +116,8 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
 allow_many_connections()
 print(resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    options = {"capture_output": True, "text": True, "check": True, "timeout": patience.SECONDS}
+    done = subprocess.run([sys.executable, "-c", code], **options)
     assert done.stdout == "True\n"
 
 
@@ -123,9 +125,11 @@ print(resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard))
 def test_a_unix_socket_serves_too(tmp_path):
     path = tmp_path / "socket"
     command = [sys.executable, "-m", "minivllm", "serve", "--uds", str(path), *QUICK]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as found:
-        assert any("is served at" in line for line in found.stderr)
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path), retries=5)) as client:
+    with patience.running(command, stderr=subprocess.PIPE, text=True) as found:
+        with patience.speaking(found):
+            assert any("is served at" in line for line in found.stderr)
+        transport = httpx.HTTPTransport(uds=str(path), retries=5)
+        with httpx.Client(transport=transport, timeout=patience.SECONDS) as client:
             assert client.get("http://local/health").status_code == 200
         found.terminate()
         assert found.wait(timeout=patience.SECONDS) == 0
@@ -146,22 +150,21 @@ def test_with_a_full_disk_behind_a_proxy_it_serves_until_it_is_told_to_end_now()
     """No time to finish: a stream that runs is told so, and the server ends in order."""
     command = [sys.executable, "-m", "minivllm", "serve", "--port", "0", "--root-path", "/llm"]
     command += ["--trace", "/dev/full", "--tool-call-parser", "hermes", *QUICK]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as found:
-        try:
+    with patience.running(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as found:
+        with patience.speaking(found):
             lines = iter(found.stderr)
             address = next(filter(None, (re.search(r"is served at (http://\S+)", line) for line in lines)))[1]
-            body = {"prompt": "Once upon", "max_tokens": 60, "ignore_eos": True, "stream": True}
-            assert httpx.get(f"{address}/openapi.json").json()["servers"] == [{"url": "/llm"}]
-            assert httpx.get(f"{address}/llm/health").status_code == 200
-            with httpx.stream("POST", f"{address}/v1/completions", json=body) as response:
-                assert list(response.iter_lines())[-2] == "data: [DONE]"
-            body |= {"prompt": ["Once upon"] * 64, "max_tokens": 400}  # far more than can be done until then
-            with httpx.stream("POST", f"{address}/llm/v1/completions", json=body) as response:
-                events = response.iter_lines()
-                next(events)
-                found.send_signal(signal.SIGINT)
-                *_, error, done = filter(None, events)
-            assert "the server is shutting down" in error and done == "data: [DONE]"
-            assert found.wait(timeout=patience.SECONDS) == 0
-        finally:
-            found.kill()
+        options = {"timeout": patience.SECONDS}
+        body = {"prompt": "Once upon", "max_tokens": 60, "ignore_eos": True, "stream": True}
+        assert httpx.get(f"{address}/openapi.json", **options).json()["servers"] == [{"url": "/llm"}]
+        assert httpx.get(f"{address}/llm/health", **options).status_code == 200
+        with httpx.stream("POST", f"{address}/v1/completions", json=body, **options) as response:
+            assert list(response.iter_lines())[-2] == "data: [DONE]"
+        body |= {"prompt": ["Once upon"] * 64, "max_tokens": 400}  # far more than can be done until then
+        with httpx.stream("POST", f"{address}/llm/v1/completions", json=body, **options) as response:
+            events = response.iter_lines()
+            next(events)
+            found.send_signal(signal.SIGINT)
+            *_, error, done = filter(None, events)
+        assert "the server is shutting down" in error and done == "data: [DONE]"
+        assert found.wait(timeout=patience.SECONDS) == 0

@@ -4,7 +4,6 @@ import asyncio
 import json
 import socket
 import threading
-import time
 from contextlib import nullcontext
 
 import h11
@@ -96,7 +95,9 @@ def direct(running):
     server = Server(config)
     loop = running.llm._loop  # an AsyncLLM belongs to one event loop
     if loop is None:
-        httpx.post(f"{running.url}/v1/completions", json={"prompt": "a", "max_tokens": 1})
+        httpx.post(
+            f"{running.url}/v1/completions", json={"prompt": "a", "max_tokens": 1}, timeout=patience.SECONDS
+        )
         loop = running.llm._loop
     is_down = threading.Event()
 
@@ -198,8 +199,7 @@ def test_a_client_that_reads_nothing_gets_everything_later(running, direct):
         connection.settimeout(patience.SECONDS)
         connection.connect(direct)
         connection.sendall(request + b"Content-Length: %d\r\n\r\n" % len(data) + data)
-        while running.engine.requests:
-            time.sleep(0.01)  # until everything is computed
+        patience.until(lambda: not running.engine.requests)  # everything is computed
         found = b"".join(iter(lambda: connection.recv(4096), b""))
     lines = found.decode(errors="replace").splitlines()
     ids = [token for one in texts(lines)[1] for choice in one["choices"] for token in choice["token_ids"]]

@@ -84,3 +84,25 @@ def test_fields_of_old_are_ignored_and_the_log_names_them(client, caplog):
         )
     assert not made.choices[0].text.isdigit()
     assert "guided_regex" in caplog.text and "guided_json" in caplog.text
+
+
+def test_text_with_tags_in_it_is_a_format(client):
+    content = {"type": "json_schema", "json_schema": SCHEMA}
+    tags = [{"begin": "<call>", "content": content, "end": "</call>"}]
+    wanted = {"type": "triggered_tags", "triggers": ["<call>"], "tags": tags, "at_least_one": True}
+    asked = dict(model="tiny", messages=MESSAGES, max_tokens=120, seed=3)
+    for body in (
+        {"response_format": {"type": "structural_tag", "format": wanted}},
+        {"structured_outputs": {"structural_tag": json.dumps({"format": wanted})}},
+    ):
+        answer = client.chat.completions.create(**asked, extra_body=body).choices[0].message.content
+        call, end, _ = answer.removeprefix("<call>").partition("</call>")
+        assert answer.startswith("<call>") and end and set(json.loads(call)) == {"word", "count"}
+
+
+def test_tags_that_cannot_be_followed_are_named_by_their_place(client):
+    wanted = {"type": "structural_tag", "format": {"type": "sequence", "elements": [{"type": "token"}]}}
+    with pytest.raises(
+        openai.BadRequestError, match="response_format: structural_tag, at #/format/elements/0"
+    ):
+        client.chat.completions.create(model="tiny", messages=MESSAGES, response_format=wanted)

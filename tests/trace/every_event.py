@@ -18,6 +18,8 @@ from minivllm.trace.events import (
     BlocksShared,
     BlocksSwappedIn,
     BlocksSwappedOut,
+    BlocksTruncated,
+    DraftsVerified,
     HostBlocksFreed,
     RebuiltRequest,
     RebuiltSequence,
@@ -36,6 +38,7 @@ from minivllm.trace.events import (
     TokensSampled,
     TraceEnded,
     TraceHeader,
+    VerifiedDrafts,
 )
 
 HEADER = TraceHeader(
@@ -108,7 +111,10 @@ EVERY_EVENT = [
     StepStarted(3, 3.5),
     RequestScheduled("c"),
     BlocksAllocated(3, (0, 1)),
-    BatchPlanned(((3, 0, 4),)),
+    BlocksAllocated(3, (2,)),
+    BatchPlanned(((3, 0, 6),), drafts=((3, 2),)),
+    BlocksTruncated(3, (2,)),
+    DraftsVerified((VerifiedDrafts(3, (4, 5), 0, ("v", "u")),)),
     TokensSampled(((3, 4, "v"),)),
     BlocksFreed(3, (1, 0)),
     SequenceFinished(3, "length", 4.0),

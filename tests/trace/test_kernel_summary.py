@@ -5,12 +5,7 @@ import pytest
 from minivllm.console import first_commands
 from minivllm.trace.kernel_events import KernelEnded, KernelTrace, WarpAccess, write_kernel_traces
 from minivllm.trace.kernel_summary import kernel_summary_lines
-from tests.console.test_cli import here
-from tests.viz.kernel_factory import NAMES, traces
-
-__all__ = ["here"]
-
-EVERY = [(name, number) for name in NAMES for number in range(len(traces(name)))]
+from tests.viz.kernel_factory import EVERY, traces
 
 
 @pytest.mark.parametrize(("name", "number"), EVERY)

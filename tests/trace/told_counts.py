@@ -39,6 +39,13 @@ class Told:
             is_finished = record.step in finished
             self.counters["num_preemptions"] += len(record.preempted)
             self.counters["generation_tokens"] += len(record.sampled)
+            for item in record.drafts:
+                self.counters["spec_decode_num_drafts"] += 1
+                self.counters["spec_decode_num_draft_tokens"] += len(item.token_ids)
+                self.counters["spec_decode_num_accepted_tokens"] += item.num_accepted
+                self.labelled["spec_decode_num_accepted_tokens_per_pos"].update(
+                    {str(place): int(place < item.num_accepted) for place in range(len(item.token_ids))}
+                )
             self.counters["steps_failed"] += len(record.abandoned)
             self.counters["requests_refused"] += len(record.refused)
             hits = [event for event in record.shared if event.source == "cache"]

@@ -24,6 +24,7 @@ SMALL = {
     "flash-attention-2": {"tokens": 5, "rows": 2, "warps": 2},
     "flash-attention-tensor-core": {"tokens": 34, "head_dim": 32},
     "paged-attention": {"context": 6, "splits": 2},
+    "quantized-product": {"rows": 1, "outputs": 5, "inputs": 64},
     "kv-write": {},
     "copy-blocks": {"cells": 40},
 }
@@ -62,6 +63,11 @@ def traces(name: str) -> list[KernelTrace]:
 
 
 NAMES = (*SMALL, "racy-transpose", "histogram")
+NUM_KERNELS = dict.fromkeys(NAMES, 1) | {
+    name: len(make_subject(name, sizes, seed=0).launches) for name, sizes in SMALL.items()
+}
+EVERY = [(name, number) for name in NAMES for number in range(NUM_KERNELS[name])]
+"""Each kernel of each computation, known without running any."""
 
 
 @st.composite

@@ -7,6 +7,7 @@ import sys
 from contextlib import contextmanager
 
 from minivllm.processes import ROOT
+from tests import patience
 
 
 @contextmanager
@@ -21,11 +22,9 @@ def dashboard(*arguments, **variables):
 def answering(command, **variables):
     """A program that says where it answers once it does."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    with subprocess.Popen(command, cwd=ROOT, env={**os.environ, **variables}, **pipes) as process:
-        try:
+    with patience.running(command, cwd=ROOT, env={**os.environ, **variables}, **pipes) as process:
+        with patience.speaking(process):
             said = process.stdout.readline()
-            found = re.search(r"http://[^/\s]+", said)
-            assert found, f"it did not start: {said!r}"
-            yield found.group()
-        finally:
-            process.terminate()
+        found = re.search(r"http://[^/\s]+", said)
+        assert found, f"it did not start: {said!r}"
+        yield found.group()

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minivllm.trace.kernel_events import KernelEnded
-from tests.viz.kernel_factory import NAMES, kernels, traces
+from tests.viz.kernel_factory import EVERY, kernels, traces
 from viz.figures.common import PHONE, WIDE
 from viz.figures.kernel_blocks import has_blocks
 from viz.figures.kernel_captions import caption
@@ -37,7 +37,6 @@ def drawn(name, number, follow=ALL_BLOCKS):
     return trace, shown.accesses, scenes
 
 
-EVERY = [(name, number) for name in NAMES for number in range(len(traces(name)))]
 places = st.tuples(st.sampled_from(EVERY), st.integers(0, 10**6))
 
 

@@ -1,7 +1,5 @@
 """The live page: any step of the window is the engine's own, and its picture depends on nothing before."""
 
-import time
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +9,8 @@ from minivllm.trace.reader import read_trace
 from minivllm.trace.replay import Replay, ReplayState
 from minivllm.trace.snapshots import take_snapshot
 from minivllm.trace.summary import summarize
-from tests import event_loops, patience
+from tests import event_loops
+from tests.patience import until
 from tests.trace.test_snapshots import halves
 from tests.viz.live_server import recorded_server, steps_of
 from viz.live import feed, window
@@ -20,14 +19,6 @@ from viz.live.feed import LiveFeed, Watched
 from viz.live.picture import LivePicture
 from viz.live.window import LiveWindow
 from viz.scene import DEFAULTS
-
-
-def until(condition):
-    """Wait for what another thread does."""
-    deadline = time.monotonic() + patience.SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.005)
 
 
 def watched_run(run, chunk, **limits):

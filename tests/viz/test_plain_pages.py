@@ -5,13 +5,14 @@ import pytest
 
 from minivllm.trace.events import HardwareShape, StepFinished
 from minivllm.trace.kernel_events import FaultFound, KernelTrace, write_kernel_traces
+from minivllm.trace.precision_events import VariantMeasured, write_precision
 from minivllm.trace.reader import make_trace
 from minivllm.trace.story_events import write_story
-from tests.viz import kernel_factory, trace_factory
+from tests.viz import kernel_factory, precision_factory, trace_factory
 from tests.viz.story_factory import paging
 from tests.viz.test_kernel_pages import open_page
 from tests.viz.trace_factory import Workload
-from viz.views import compare, flash_attention, microscope, overview, roofline, story
+from viz.views import compare, flash_attention, microscope, overview, precision, roofline, story
 
 NASTY = ":red[y] [a](b) $x$ <b> :smile: \x1b[2J"
 MARKUP = (":red[y]", "[a](b)", "$x$", "<b>", ":smile:", "\x1b")
@@ -47,6 +48,15 @@ def story_of_nasty_names(path):
     return path
 
 
+def precision_of_nasty_names(path):
+    found = precision_factory.matrix(NASTY, 4, 32)
+    row = VariantMeasured(name=NASTY, kept=0.5)
+    skipped = VariantMeasured(name=NASTY, skipped=NASTY)
+    texts = dict.fromkeys(("model", "text", "speed_model"), NASTY)
+    write_precision(path, precision_factory.trace(found, found, rows=(row, skipped), **texts))
+    return path
+
+
 def said(app):
     """All that Streamlit takes for Markdown, without what stands in code."""
     for block in (app.markdown, app.caption, app.error, app.warning, app.info, app.success, app.title):
@@ -63,6 +73,7 @@ PAGES = [
     *((page, run_of_nasty_names) for page in (overview, roofline, compare)),
     *((page, kernel_of_nasty_names) for page in (microscope, flash_attention)),
     (story, story_of_nasty_names),
+    (precision, precision_of_nasty_names),
 ]
 
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from minivllm.processes import ROOT
+from tests import patience
 from viz import folders, serve
 
 
@@ -64,7 +65,7 @@ def test_the_folders_that_the_command_names_may_be_opened_and_no_others(tmp_path
 def started(*arguments):
     command = [sys.executable, "-m", "minivllm", "dashboard", "--no-browser", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, **pipes)
+    return patience.running(command, cwd=ROOT, **pipes)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
@@ -72,13 +73,11 @@ def test_however_the_dashboard_ends_its_port_is_free_again(number):
     with serve.bind(0) as probe:
         port = probe.getsockname()[1]
     with started("--port", str(port)) as process:
-        try:
+        with patience.speaking(process):
             assert process.stdout.readline() == f"The dashboard is at http://127.0.0.1:{port}/\n"
             process.send_signal(number)
-            code = process.wait(60)
-        finally:
-            process.kill()
-        said = process.stderr.read()
+            said = process.stderr.read()
+        code = process.wait(patience.SECONDS)
     assert (code, said) == {
         signal.SIGTERM: (143, "terminated\n"),
         signal.SIGHUP: (143, "terminated\n"),

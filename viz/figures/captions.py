@@ -59,6 +59,8 @@ def caption(
     for tell_sharing in SHARING_SENTENCES:
         if sentence := tell_sharing(record, names, requests, header.block_size):
             told.append(sentence)
+    if record.drafts:
+        told.append(_drafts(record))
     if record.allowed:
         told.append(_allowed(record, names, requests))
     told.append(_blocks(record, header.num_blocks))
@@ -75,6 +77,7 @@ def _batch(record: StepRecord, names: Mapping[str, Name], budget: int) -> str:
         ]
         parts.append(listing(words, most=3))
     if decode:
+        drafts = sum(len(item.token_ids) for item in record.drafts)
         verb = "decodes one token" if len(decode) == 1 else "decode one token each"
         tags = [
             names[request].tag + (f" ({len(items)} sequences)" if len(items) > 1 else "")
@@ -82,13 +85,20 @@ def _batch(record: StepRecord, names: Mapping[str, Name], budget: int) -> str:
         ]
         if len(decode) == 1 and len(next(iter(decode.values()))) > 1:
             verb = "decodes one token each"
-        parts.append(f"{listing(tags, most=6)} {verb}")
+        with_drafts = f", and {plural(drafts, 'draft')}" if drafts else ""
+        parts.append(f"{listing(tags, most=6)} {verb}{with_drafts}")
     if not parts:
         return "Nothing is computed."
     told = f"{'; '.join(parts)}: {num_computed_tokens(record):,} of at most {budget:,} tokens."
     if padding := record.num_padding_tokens:
         told += f" {plural(padding, 'token')} of padding more, to make the batch rectangular: thrown away."
     return told
+
+
+def _drafts(record: StepRecord) -> str:
+    drafted = sum(len(item.token_ids) for item in record.drafts)
+    accepted = sum(item.num_accepted for item in record.drafts)
+    return f"Of {plural(drafted, 'draft')} {accepted:,} {'is' if accepted == 1 else 'are'} accepted."
 
 
 def _allowed(record: StepRecord, names: Mapping[str, Name], requests: Mapping[int, str]) -> str:

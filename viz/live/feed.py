@@ -146,7 +146,7 @@ def watch(url: str, key: str = "") -> str:
         ValueError: the address or the key cannot be one.
     """
     watched = Watched(Connection(url, key))
-    token = secrets.token_urlsafe(24)
+    token = secrets.token_hex(24)  # letters alone: Streamlit refuses `__` in the name of a component
     with _lock:
         for name in [name for name, one in _watched.items() if one.connection.is_closed]:
             del _watched[name]

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import streamlit as st
 
-from viz import links, loading, player
+from viz import jobs, links, loading, player
 from viz.figures.common import MARKS
 from viz.folders import upload_folder
-from viz.live import feed, window
+from viz.live import feed, own_server, window
+from viz.live.own_server import OwnServer
 from viz.plain import plain
 from viz.stage import THEME
 
@@ -47,6 +48,11 @@ SIGNS = (
     )
     + ". Point at a block or a text to read all of it."
 )
+OWN = (
+    "The dashboard can start one for you: `minivllm serve --live` with the **shipped model** and a small "
+    "pool, at a free port of **this machine** (127.0.0.1), with a key of its own. It ends when you stop it, "
+    f"with the dashboard, and {own_server.UNWATCHED_SECONDS / 60:g} minutes after nobody watches it any more."
+)
 COMPONENT = st.components.v2.component(
     "minivllm_live", html=player.live_html(), css=player.live_css() + THEME, js=player.live_javascript()
 )
@@ -62,6 +68,9 @@ def page(run: object = None) -> None:
     watched = feed.find(token)
     with st.expander("The server", expanded=watched is None):
         _form(watched)
+        own = _own()
+    if own:
+        _running(own)
     if watched is None:
         return
     COMPONENT(data={"feed": f"{feed.PREFIX}{token}"}, key=f"live-{token}")
@@ -83,6 +92,65 @@ def _form(watched: feed.Watched | None) -> None:
         st.rerun()
 
 
+def _own() -> OwnServer | None:
+    """The dashboard's own server, if it runs; else how it is started."""
+    job = jobs.find(own_server.NAME)
+    server = job.result if job else None
+    if isinstance(server, OwnServer) and server.is_running:
+        return server
+    st.divider()
+    st.markdown(OWN)
+    if job and job.is_running:
+        jobs.watch(job, _starting)
+        return None
+    if job and job.problem:
+        st.error(plain(job.problem))
+    if st.button("Start a server here"):
+        jobs.start(own_server.NAME, own_server.start)
+        st.rerun()
+    return None
+
+
+def _starting(job: jobs.Job) -> None:
+    st.info(
+        f"The server starts ({job.seconds:.0f} s). The first time on a machine it compiles its kernels, "
+        "which takes a minute or two."
+    )
+    if job.told:
+        st.code("\n".join(job.told[-4:]), language=None)
+
+
+def _running(server: OwnServer) -> None:
+    """What can be done with it: watch it, ask it, stop it."""
+    token = st.session_state.get("live token", "")
+    watched = feed.find(token)
+    is_watched = watched is not None and watched.connection.url == server.url
+    st.success(f"This dashboard runs a server at {server.url} (process {server.pid}).")
+    asking = jobs.find(own_server.ASKING)
+    is_asking = bool(asking and asking.is_running)
+    columns = st.columns(3)
+    if columns[0].button("Watch it", disabled=is_watched) and _connect(server.url, server.key):
+        st.rerun()
+    how_many = f"Send it {len(own_server.PROMPTS)} requests"
+    if columns[1].button(how_many, disabled=is_asking):
+        jobs.start(own_server.ASKING, lambda _: own_server.ask(server))
+        st.rerun()
+    if columns[2].button("Stop it"):
+        with st.spinner("The server stops …"):
+            server.stop()
+        st.rerun()
+    if asking and asking.is_running:
+        jobs.watch(asking, _answering)
+    elif asking and asking.problem:
+        st.error(plain(asking.problem))
+    with st.expander("Ask it yourself"):
+        st.code(own_server.command(server), language="shell")
+
+
+def _answering(job: jobs.Job) -> None:
+    st.caption(f"It answers ({job.seconds:.0f} s) …")
+
+
 def _connect(url: str, key: str) -> bool:
     """Watch this server, and no longer the one before."""
     try:
@@ -93,6 +161,10 @@ def _connect(url: str, key: str) -> bool:
     if before := st.session_state.get("live token"):
         feed.forget(before)
     st.session_state["live token"] = token
+    own = getattr(jobs.find(own_server.NAME), "result", None)
+    found = feed.find(token)
+    if isinstance(own, OwnServer) and found and own.url == found.connection.url:
+        own.watched_by(found.connection)
     return True
 
 

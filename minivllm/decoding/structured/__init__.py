@@ -1,9 +1,9 @@
 """Structured output: an output that must parse, because no token is allowed that could keep it from parsing.
 
-A schema, a regular expression, a list of choices and a grammar all become the same thing: rules, each an
-automaton over bytes, which may call each other. Where the automaton stands after the output so far, it knows
-which bytes may come next; so it knows which *tokens* may, by walking the vocabulary as a tree of bytes. All
-others are struck out before a token is chosen:
+A schema, a regular expression, a list of choices, a grammar and free text with tags in it all become the same
+thing: rules, each an automaton over bytes, which may call each other. Where the automaton stands after the
+output so far, it knows which bytes may come next; so it knows which *tokens* may, by walking the vocabulary
+as a tree of bytes. All others are struck out before a token is chosen:
 
     schema, regex,     expressions      rules with        states,        which tokens      logits of all
     choice, grammar ─►  (syntax    ──►  automata   ──►  a stack   ──►   are allowed  ──►  others become

@@ -35,6 +35,7 @@ from minivllm.decoding.structured.json_values import Layout, any_value_rules
 from minivllm.decoding.structured.pushdown import Pushdown
 from minivllm.decoding.structured.regex import parse_regex
 from minivllm.decoding.structured.rules import make_rules
+from minivllm.decoding.structured.structural_tags import structural_tag_rules
 from minivllm.decoding.structured.token_masks import InsideMasks, TokenMasks
 from minivllm.decoding.structured.vocabulary import Vocabulary
 from minivllm.structured_outputs import StructuredOutputsParams
@@ -77,9 +78,9 @@ class StructureCompiler:
             try:
                 self._kept[key] = self._make(params, key[1])
             except StructureError as error:
-                raise StructureError(f"structured_outputs ({params.kind}): {error}") from None
+                raise _refused(params, str(error)) from None
             except RecursionError:
-                raise StructureError(f"structured_outputs ({params.kind}): it is nested too deep") from None
+                raise _refused(params, "it is nested too deep") from None
         self._kept.move_to_end(key)
         while len(self._kept) > MOST_KEPT:
             self._kept.popitem(last=False)
@@ -98,6 +99,10 @@ class StructureCompiler:
         return Structure(params.words, pushdown, TokenMasks(pushdown, self._inside, endings))
 
 
+def _refused(params: StructuredOutputsParams, problem: str) -> StructureError:
+    return StructureError(f"structured_outputs ({params.kind}): {problem}", problem)
+
+
 def rules_of(params: StructuredOutputsParams) -> dict[str, Expression]:
     """The grammar that a request asks for; it begins with `root`.
 
@@ -111,6 +116,8 @@ def rules_of(params: StructuredOutputsParams) -> dict[str, Expression]:
             return {"root": choice(map(text, params.choice or ()))}
         case "grammar":
             return parse_gbnf(params.grammar or "")
+        case "structural_tag":
+            return structural_tag_rules(str(params.structural_tag))
     layout = Layout()
     if params.whitespace_pattern is not None:
         space = parse_regex(params.whitespace_pattern, name="whitespace_pattern")

@@ -20,7 +20,15 @@ from typing import TypeAlias
 
 
 class StructureError(ValueError):
-    """A schema, pattern, choice or grammar that cannot be followed, and why."""
+    """A schema, pattern, choice or grammar that cannot be followed, and why.
+
+    Attributes:
+        problem: the same without the name of the argument that it was given as.
+    """
+
+    def __init__(self, message: str, problem: str = "") -> None:
+        super().__init__(message)
+        self.problem = problem or message
 
 
 @dataclass(frozen=True, slots=True)

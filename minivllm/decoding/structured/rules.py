@@ -207,7 +207,7 @@ def _add(automaton: Nondeterministic, expression: Expression, start: int) -> int
         case Characters():
             end = automaton.state()
             for low, high in expression.ranges:
-                for *runs, (first, last) in byte_runs(low, high):
+                for *runs, (first, last) in _runs(low, high):
                     at = start
                     for run in runs:
                         at = automaton.step(at, *run)
@@ -226,6 +226,12 @@ def _add(automaton: Nondeterministic, expression: Expression, start: int) -> int
             return _add_repeat(automaton, expression, start)
         case Call():
             return automaton.call(start, expression.rule)
+
+
+@lru_cache(maxsize=1024)
+def _runs(low: int, high: int) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """A pattern repeats its classes of characters, each hundreds of times."""
+    return tuple(byte_runs(low, high))
 
 
 def _add_repeat(automaton: Nondeterministic, expression: Repeat, start: int) -> int:
@@ -305,7 +311,7 @@ def _find_heights(rules: Iterable[Rule]) -> None:
         raise StructureError(f"it is too large: it has {len(nodes):,} states, at most {MOST_NODES:,} may be")
     above: dict[Node, list[Node]] = {}  # node → those whose height depends on its height
     for node in nodes:
-        for target in node.steps.values():
+        for target in set(node.steps.values()):
             above.setdefault(target, []).append(node)
         for rule, after in node.calls:
             above.setdefault(rule.entry, []).append(node)
@@ -317,6 +323,8 @@ def _find_heights(rules: Iterable[Rule]) -> None:
     waiting += [node for node in nodes if node.height is not None]
     while waiting:
         for node in above.get(waiting.pop(), ()):
+            if node.height == 0:  # no way is lower
+                continue
             height = min(_heights_from(node), default=None)
             if height is not None and (node.height is None or height < node.height):
                 node.height = height

@@ -13,8 +13,12 @@ Source: Rabin and Scott (1959); Aho et al., "Compilers", section 3.7. Read next:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from typing import TypeVar
 
+Edge = TypeVar("Edge")
 Row = tuple[dict[int, int], dict[str, int], bool]
 """Of a deterministic state: byte → state, called rule → state, and whether it is final."""
 
@@ -24,35 +28,37 @@ class Nondeterministic:
 
     def __init__(self, spend: Callable[[], None]) -> None:
         self.spend = spend
-        self.steps: list[list[tuple[int, int, int]]] = []
-        self.calls: list[list[tuple[str, int]]] = []
-        self.skips: list[list[int]] = []
+        # Lists of edges by state, None where there are none: most states have edges of one kind, and Python's
+        # collector of garbage stops everything for as long as it takes to look at each list.
+        self.steps: list[list[tuple[int, int, int]] | None] = []
+        self.calls: list[list[tuple[str, int]] | None] = []
+        self.skips: list[list[int] | None] = []
         self.start = self.state()
         self.final = self.start
 
     def state(self) -> int:
         """A new state."""
         self.spend()
-        self.steps.append([])
-        self.calls.append([])
-        self.skips.append([])
+        self.steps.append(None)
+        self.calls.append(None)
+        self.skips.append(None)
         return len(self.steps) - 1
 
     def step(self, start: int, low: int, high: int, end: int | None = None) -> int:
         """A byte from `low` to `high` leads from `start` to `end`, or to a new state; returns which."""
         end = self.state() if end is None else end
-        self.steps[start].append((low, high, end))
+        _add(self.steps, start, (low, high, end))
         return end
 
     def skip(self, start: int, end: int) -> int:
         """Nothing at all leads from `start` to `end`."""
-        self.skips[start].append(end)
+        _add(self.skips, start, end)
         return end
 
     def call(self, start: int, rule: str) -> int:
         """A rule leads from `start` to a new state."""
         end = self.state()
-        self.calls[start].append((rule, end))
+        _add(self.calls, start, (rule, end))
         return end
 
     def reach(self, states: Iterable[int], spend: Callable[[int], None]) -> frozenset[int]:
@@ -60,7 +66,7 @@ class Nondeterministic:
         seen = set(states)
         waiting = list(seen)
         while waiting:
-            for state in self.skips[waiting.pop()]:
+            for state in self.skips[waiting.pop()] or ():
                 if state not in seen:
                     seen.add(state)
                     waiting.append(state)
@@ -68,6 +74,14 @@ class Nondeterministic:
         return frozenset(
             state for state in seen if self.steps[state] or self.calls[state] or state == self.final
         )
+
+
+def _add(edges: list[list[Edge] | None], start: int, edge: Edge) -> None:
+    known = edges[start]
+    if known is None:
+        edges[start] = [edge]
+    else:
+        known.append(edge)
 
 
 def determinise(
@@ -79,7 +93,7 @@ def determinise(
     waiting = [first]
     rows: list[Row] = []
 
-    def number(states: set[int]) -> int:
+    def number(states: Iterable[int]) -> int:
         found = automaton.reach(states, spend)
         if found not in numbers:
             numbers[found] = len(numbers)
@@ -88,23 +102,41 @@ def determinise(
 
     while len(rows) < len(waiting):
         states = waiting[len(rows)]
-        targets: dict[int, set[int]] = {}
+        edges: list[tuple[int, int, int]] = []
         called: dict[str, set[int]] = {}
         for state in states:
-            for low, high, end in automaton.steps[state]:
-                spend(1 + (high - low) // 8)
-                for byte in range(low, high + 1):
-                    targets.setdefault(byte, set()).add(end)
-            for rule, end in automaton.calls[state]:
+            edges += automaton.steps[state] or ()
+            for rule, end in automaton.calls[state] or ():
                 called.setdefault(rule, set()).add(end)
-        known: dict[frozenset[int], int] = {}  # many bytes lead to the same states
+        known: dict[frozenset[int], int] = {}  # several ranges lead to the same states
         steps: dict[int, int] = {}
-        for byte in sorted(targets):
-            if usable is None or byte in usable:
-                key = frozenset(targets[byte])
-                if key not in known:
-                    known[key] = number(targets[byte])
-                steps[byte] = known[key]
+        for low, high, ends in _pieces(edges, spend):
+            read = [byte for byte in range(low, high + 1) if usable is None or byte in usable]
+            if read and ends not in known:
+                known[ends] = number(ends)
+            steps |= dict.fromkeys(read, known.get(ends, 0))
         calls = {rule: number(ends) for rule, ends in called.items()}
         rows.append((steps, calls, automaton.final in states))
     return rows
+
+
+def _pieces(
+    edges: Sequence[tuple[int, int, int]], spend: Callable[[int], None]
+) -> Iterable[tuple[int, int, frozenset[int]]]:
+    """Ranges of bytes that lead to the same states, in order: where ranges overlap, they are cut."""
+    spend(len(edges))
+    begun: dict[int, list[int]] = {}  # where a range begins → the states that it leads to
+    over: dict[int, list[int]] = {}  # behind where it ends → the same
+    for low, high, end in edges:
+        begun.setdefault(low, []).append(end)
+        over.setdefault(high + 1, []).append(end)
+    open_ends: Counter[int] = Counter()
+    for low, after in pairwise(sorted(begun.keys() | over.keys())):
+        open_ends.update(begun.get(low, ()))
+        for end in over.get(low, ()):
+            open_ends[end] -= 1
+            if not open_ends[end]:
+                del open_ends[end]
+        if open_ends:
+            spend(1 + (after - low) // 16 + len(open_ends) // 8)
+            yield low, after - 1, frozenset(open_ends)

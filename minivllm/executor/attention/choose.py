@@ -12,7 +12,8 @@ Read next: `backend.py`, and `minivllm/executor/warm_up.py` for how it is compil
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from minivllm.executor.attention.backend import AttentionBackend
 from minivllm.executor.attention.torch_backend import TorchAttention
@@ -20,6 +21,7 @@ from minivllm.executor.cpu_hazards import warn_of_dtype
 from minivllm.executor.kv_storage import KVStorage
 from minivllm.executor.warm_up import can_start_compiled
 from minivllm.model.config import ModelConfig
+from minivllm.model.decoder import Decoder
 from minivllm.model.packed import DTYPES
 
 BackendFactory = Callable[[ModelConfig, KVStorage], AttentionBackend]
@@ -40,21 +42,32 @@ def backend_factory(name: str) -> BackendFactory:
     return NumbaCudaAttention if name == "numba-cuda" else MicroscopeAttention
 
 
-def automatic(config: ModelConfig, storage: KVStorage) -> AttentionBackend:
-    """As `fastest`, but without waiting for a compiler: torch until that is done, in another process."""
-    cache = storage.keys[0]
-    if cache.device.type == "cpu" and cache.dtype in DTYPES and not can_start_compiled(config, cache.dtype):
+def automatic(config: ModelConfig, storage: KVStorage, runners: Sequence[str] = ()) -> AttentionBackend:
+    """As `fastest`, but without waiting for a compiler: torch until that is done, in another process.
+
+    `runners`: which compiled code a quantised model needs; others are known by their config.
+    """
+    is_ours = storage.device.type == "cpu" and storage.dtype in DTYPES
+    if is_ours and not can_start_compiled(config, storage.dtype, runners, storage.kv_cache_dtype):
         return TorchAttention(config, storage)
     return fastest(config, storage)
 
 
+def factory_for(decoder: Decoder, factory: BackendFactory) -> BackendFactory:
+    """The same, which knows what this decoder's weights need to be compiled."""
+    if factory is not automatic or not decoder.is_quantized:
+        return factory
+    from minivllm.executor.runners.choose import quantized_runners
+
+    return partial(automatic, runners=quantized_runners(decoder))
+
+
 def fastest(config: ModelConfig, storage: KVStorage) -> AttentionBackend:
     """Our kernel if there is one for this cache and it can be compiled here; torch otherwise."""
-    cache = storage.keys[0]
-    if cache.device.type != "cpu":
+    if storage.device.type != "cpu":
         return TorchAttention(config, storage)
-    if cache.dtype not in DTYPES:
-        warn_of_dtype(cache.dtype)
+    if storage.dtype not in DTYPES:
+        warn_of_dtype(storage.dtype)
         return TorchAttention(config, storage)
     try:
         from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention

@@ -5,7 +5,7 @@ Tensors are not copied for a kernel: it gets the same memory as another kind of 
     one new token      `paged_attention`, all such sequences at once, through their block tables
     many new tokens    keys and values are gathered from their blocks, then `flash_attention_2` (float32) or
                        `flash_attention_tensor_core` (16 bits), all such sequences at once
-    every token        `kv_write` into its slot
+    every token        `kv_write` into its slot; in 8 bits `kv_write_int8`, or `kv_write` of bytes
 
 Layers with a sliding window, and prompts whose heads are too wide for tensor cores, are left to torch. Two
 backends differ only in how a launch is carried out:
@@ -30,14 +30,18 @@ from torch import Tensor
 from kernels_numba.cuda import flash_attention_tensor_core as tensor_core
 from kernels_numba.cuda.flash_attention_2 import flash_attention_2
 from kernels_numba.cuda.kv_write import kv_write
+from kernels_numba.cuda.kv_write_int8 import kv_write_int8
 from kernels_numba.cuda.launch import Launch
 from kernels_numba.cuda.paged_attention import choose_splits, paged_attention
 from kernels_numba.cuda.tiles import HEAD_DIMS
 from minivllm.executor.attention.metadata import AttentionMetadata
 from minivllm.executor.attention.torch_backend import TorchAttention, to_device
-from minivllm.executor.kv_storage import KVStorage
+from minivllm.executor.kv_format import to_fp8
+from minivllm.executor.kv_storage import KEYS, VALUES, KVStorage
+from minivllm.executor.quantized_storage import Fp8KVStorage, Int8KVStorage
 from minivllm.model.config import ModelConfig
 
+CACHES = {"int8_per_token_head": "int8", "fp8": "fp8"}
 DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
@@ -50,7 +54,7 @@ class KernelAttention(TorchAttention):
 
     def __init__(self, config: ModelConfig, storage: KVStorage) -> None:
         super().__init__(config, storage)
-        dtype = storage.keys[0].dtype
+        dtype = storage.dtype
         if dtype not in DTYPES:
             raise ValueError(
                 f"dtype must be float32, float16 or bfloat16 for the attention backend {self.name!r}, "
@@ -62,6 +66,7 @@ class KernelAttention(TorchAttention):
                 f"dimensions, and this model's have {config.head_dim}; use attention_backend='torch'"
             )
         self._dtype_name = DTYPES[dtype]
+        self._cache_name = CACHES.get(storage.kv_cache_dtype, self._dtype_name)
         # float32 is computed without tensor cores; 16 bits on them, whose registers hold narrower heads.
         self._can_prefill = self._dtype_name == "float32" or config.head_dim in tensor_core.HEAD_DIMS
         self._has_windows = any(window is not None for window in config.layer_windows)
@@ -118,9 +123,17 @@ class KernelAttention(TorchAttention):
             self._starts_k = self._integers(np.concatenate(([0], contexts.cumsum())))
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
-        keys, values = self.array(self.storage.keys[layer]), self.array(self.storage.values[layer])
-        new_keys, new_values = self.array(key.contiguous()), self.array(value.contiguous())
-        self.run([kv_write(new_keys, new_values, keys, values, self._new_slots)])
+        storage = self.storage
+        caches = self.array(storage.keys[layer]), self.array(storage.values[layer])
+        if isinstance(storage, Int8KVStorage):
+            keys, values = (self.array(rows.float().contiguous()) for rows in (key, value))
+            self.run([kv_write_int8(keys, values, *caches, *self._scales(layer), self._new_slots)])
+            return
+        if isinstance(storage, Fp8KVStorage):
+            key, value = map(to_fp8, (key, value), storage.layer_scales[layer])
+        self.run(
+            [kv_write(self.array(key.contiguous()), self.array(value.contiguous()), *caches, self._new_slots)]
+        )
 
     def attend(self, layer: int, query: Tensor) -> Tensor:
         if self.config.layer_windows[layer] is not None or (self._longest_prompt and not self._can_prefill):
@@ -142,6 +155,7 @@ class KernelAttention(TorchAttention):
         shape = (num_sequences, num_heads, self._num_splits, head_dim)
         parts = out.view(shape) if self._num_splits == 1 else query.new_empty(shape)
         sums = query.new_empty(shape[:3])
+        key_scales, value_scales = self._scales(layer)
         self.run(
             paged_attention(
                 self.array(query),
@@ -152,19 +166,36 @@ class KernelAttention(TorchAttention):
                 self.array(out),
                 self.array(parts),
                 self.array(sums),
-                cache_dtype=self._dtype_name,
+                cache_dtype=self._cache_name,
+                key_scales=key_scales,
+                value_scales=value_scales,
             )
         )
         return out
 
+    def _scales(self, layer: int) -> tuple[Any, Any]:
+        """What keys and values in 8 bits are multiplied by."""
+        if isinstance(self.storage, Int8KVStorage):
+            scales = self.storage.scales[layer]
+            return self.array(scales[KEYS]), self.array(scales[VALUES])
+        if isinstance(self.storage, Fp8KVStorage):
+            return self.storage.layer_scales[layer]
+        return 1.0, 1.0
+
+    def _gather_tokens(self, layer: int, part: int) -> Tensor:
+        """Keys or values [tokens, kv_heads, head_dim] of all prompts, side by side, in the model's type."""
+        shape = (-1, self.config.num_kv_heads, self.config.head_dim)
+        if self._quantized is not None:
+            out = torch.empty(
+                len(self._prompt_cells), shape[2], dtype=self.storage.dtype, device=self._device
+            )
+            self._quantized.gather(layer, part, self._prompt_cells, out)
+            return out.view(shape)
+        cells = self._caches[part][layer].view(-1, shape[2])
+        return cells.index_select(0, self._prompt_cells).view(shape)
+
     def _prefill(self, layer: int, query: Tensor) -> Tensor:
-        head_dim = self.config.head_dim
-        keys, values = (
-            cache.view(-1, head_dim)
-            .index_select(0, self._prompt_cells)
-            .view(-1, self.config.num_kv_heads, head_dim)
-            for cache in (self.storage.keys[layer], self.storage.values[layer])
-        )
+        keys, values = self._gather_tokens(layer, KEYS), self._gather_tokens(layer, VALUES)
         out = torch.empty_like(query)
         q, k, v, o = (self._words(tensor) for tensor in (query, keys, values, out))
         starts_q, starts_k, longest = self._starts_q, self._starts_k, self._longest_prompt
@@ -178,9 +209,9 @@ class KernelAttention(TorchAttention):
         return out
 
     def _words(self, tensor: Tensor) -> Any:
-        """16-bit numbers two by two, as words of 32 bits; float32 as it is."""
+        """Narrow numbers side by side in words of 32 bits; float32 as it is."""
         array = self.array(tensor)
-        return array if self._dtype_name == "float32" else array.view(np.uint32)
+        return array if tensor.dtype == torch.float32 else array.view(np.uint32)
 
     def _integers(self, array: Any) -> Any:
         return self.array(to_device(np.ascontiguousarray(array, np.int32), self._device))

@@ -20,13 +20,15 @@ import torch
 from torch import Tensor
 
 from kernels_numba.cpu import panels, rows
+from kernels_numba.cpu.coded_cells import write_int8
 from kernels_numba.cpu.vectors import FEATURES
 from kernels_numba.cpu.whole_step import AttentionWork, attend
 from minivllm.executor.attention.cpu_work import NO_ITEMS, NO_TILES, plan_attention
 from minivllm.executor.attention.metadata import AttentionMetadata, IntArray
 from minivllm.executor.attention.torch_backend import GatheredWork, TorchAttention
-from minivllm.executor.cpu_hazards import FUSED, code_kind, compiling, set_numba_threads
-from minivllm.executor.kv_storage import KVStorage
+from minivllm.executor.cpu_hazards import RUNNERS, code_kind, compiling, set_numba_threads
+from minivllm.executor.kv_storage import KEYS, VALUES, KVStorage
+from minivllm.executor.quantized_storage import Fp8KVStorage, Int8KVStorage
 from minivllm.model.config import ModelConfig
 from minivllm.model.packed import DTYPES, as_array
 
@@ -51,7 +53,7 @@ class NumbaCpuAttention(TorchAttention):
                 "dtype must be float32 or bfloat16 for the attention backend 'numba-cpu', got "
                 f"{self._dtype}; use attention_backend='torch'"
             )
-        self._caches = [(as_array(k), as_array(v)) for k, v in zip(storage.keys, storage.values, strict=True)]
+        self._arrays = [cells_of(storage, layer) for layer in range(config.num_layers)]
         self._scale = np.float32(config.head_dim**-0.5)
         self._own_work: dict[int | None, AttentionWork] = {}
         # Where the processor multiplies matrices of bfloat16 by itself, torch's products are hard to beat.
@@ -83,8 +85,15 @@ class NumbaCpuAttention(TorchAttention):
         query = query.contiguous()
         out = super().attend(layer, query) if self._torch_prompts else torch.empty_like(query)
         work = self._own_work[self.config.layer_windows[layer]]
-        attend(as_array(query), *self._caches[layer], work, as_array(out), self._scale)
+        attend(as_array(query), *self._arrays[layer], work, as_array(out), self._scale)
         return out
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> None:
+        if isinstance(self.storage, Int8KVStorage):
+            keys, values = (as_array(new.contiguous()) for new in (key, value))
+            write_int8(keys, values, self._slots, *self._arrays[layer])
+        else:
+            super().write(layer, key, value)
 
     def projected(self, layer: int, qkv: Tensor, rotation: Rotation) -> Tensor:
         """As `__call__`, for tokens that are projected but not rotated yet (`runners/fused.py`).
@@ -94,23 +103,45 @@ class NumbaCpuAttention(TorchAttention):
         began = perf_counter()
         heads = self.config.num_heads
         query = torch.empty((len(qkv), heads, self.config.head_dim), dtype=qkv.dtype)
+        if self._quantized is None:
+            slots, (keys, values) = self._slots, self._arrays[layer]
+        else:  # rotated keys are coded afterwards: here each token is a block of its own
+            new = qkv.new_empty(2, len(qkv), self.config.num_kv_heads, 1, self.config.head_dim)
+            slots, (keys, values) = np.arange(len(qkv)), (as_array(new[KEYS]), as_array(new[VALUES]))
         rows.rotate(
-            as_array(qkv), *rotation, self._slots, *self._caches[layer], as_array(query), self._num_threads,
+            as_array(qkv), *rotation, slots, keys, values, as_array(query), self._num_threads,
         )  # fmt: skip
+        if self._quantized is not None:
+            self.write(layer, new[KEYS].squeeze(2), new[VALUES].squeeze(2))
         attended = self.attend(layer, query)
         self.seconds += perf_counter() - began
         return attended
 
     def compile(self) -> None:
         """What a fused step calls, before the first one: once for each type, then it is found on disk."""
-        row = np.zeros((0, self.config.num_heads, self.config.head_dim), self._caches[0][0].dtype)
+        dtype = as_array(torch.empty(0, dtype=self._dtype)).dtype
+        row = np.zeros((0, self.config.num_heads, self.config.head_dim), dtype)
         none, no_tables = np.zeros(0, np.int64), np.zeros((0, 1), np.int64)
         nothing = AttentionWork(none, no_tables, *NO_ITEMS, no_tables, *NO_TILES)
-        with compiling(code_kind(self._dtype, FUSED)):
-            attend(row, *self._caches[0], nothing, row, self._scale)
+        with compiling(code_kind(self._dtype, RUNNERS[self.storage.kv_cache_dtype])):
+            attend(row, *self._arrays[0], nothing, row, self._scale)
+            if isinstance(self.storage, Int8KVStorage):
+                write_int8(row, row, none, *self._arrays[0])
             rows.compile_all(row.dtype)
             panel, out = panels.pack(np.zeros((1, 2), row.dtype)), np.zeros((0, panels.WIDTH), np.float32)
             panels.multiply(np.zeros((0, 2), row.dtype), panel, out, False, 1)
+
+
+def cells_of(storage: KVStorage, layer: int) -> tuple[Any, Any]:
+    """Keys and values of a layer as kernels take them (`kernels_numba/cpu/coded_cells.py`)."""
+    keys, values = as_array(storage.keys[layer]), as_array(storage.values[layer])
+    if isinstance(storage, Int8KVStorage):
+        scales = storage.scales[layer].numpy()
+        return (keys, scales[KEYS]), (values, scales[VALUES])
+    if isinstance(storage, Fp8KVStorage):
+        key_scale, value_scale = map(np.float32, storage.layer_scales[layer])
+        return (keys, key_scale), (values, value_scale)
+    return keys, values
 
 
 class Rotation(NamedTuple):

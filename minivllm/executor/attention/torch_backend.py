@@ -35,7 +35,8 @@ from torch.nn import functional
 from minivllm.executor.attention.backend import AttentionBackend
 from minivllm.executor.attention.metadata import AttentionMetadata, IntArray
 from minivllm.executor.attention.prefix_groups import PrefixGroup, find_prefix_groups
-from minivllm.executor.kv_storage import KVStorage
+from minivllm.executor.kv_storage import KEYS, VALUES, KVStorage
+from minivllm.executor.quantized_storage import QuantizedKVStorage
 from minivllm.model.config import ModelConfig
 
 PADDING_LIMIT = 1.1
@@ -69,13 +70,15 @@ class TorchAttention(AttentionBackend):
 
     def __init__(self, config: ModelConfig, storage: KVStorage) -> None:
         super().__init__(config, storage)
-        self._device, self._dtype = storage.keys[0].device, storage.keys[0].dtype
+        self._device, self._dtype = storage.device, storage.dtype
+        self._caches = storage.keys, storage.values
+        self._quantized = storage if isinstance(storage, QuantizedKVStorage) else None
         self._slots: IntArray = np.zeros(0, np.int64)
         self._cells: Tensor | None = None
         self._work: dict[int | None, list[GatheredWork]] = {}
         # Gathered keys and values go to the same memory again and again: fresh memory of this size would
         # come from the operating system page by page, which was measured to cost 4 times the copying.
-        self._workspaces = [storage.keys[0].new_empty(0) for _ in range(2)]
+        self._workspaces = [torch.empty(0, dtype=self._dtype, device=self._device) for _ in range(2)]
 
     def begin_step(self, metadata: AttentionMetadata) -> None:
         self._slots, self._cells = metadata.slot_mapping, None
@@ -93,8 +96,12 @@ class TorchAttention(AttentionBackend):
         if self._cells is None:
             self._cells = self._find_cells()
         head_dim = self.config.head_dim
-        for cache, new in ((self.storage.keys[layer], key), (self.storage.values[layer], value)):
-            cache.view(-1, head_dim).index_copy_(0, self._cells, new.reshape(-1, head_dim))
+        for part, new in ((KEYS, key), (VALUES, value)):
+            rows = new.reshape(-1, head_dim)
+            if self._quantized is not None:
+                self._quantized.write(layer, part, self._cells, rows)
+            else:
+                self._caches[part][layer].view(-1, head_dim).index_copy_(0, self._cells, rows)
 
     def _find_cells(self) -> Tensor:
         """[T · kv_heads] rows of the cache, seen as [.., head_dim], that the step's tokens are written to."""
@@ -107,8 +114,7 @@ class TorchAttention(AttentionBackend):
         """The attended values of `query`, both [T, num_heads, head_dim], over all that was written."""
         out = torch.empty_like(query)
         for work in self._work[self.config.layer_windows[layer]]:
-            keys = self._gather(self.storage.keys[layer], work, 0)
-            values = self._gather(self.storage.values[layer], work, 1)
+            keys, values = self._gather(layer, KEYS, work), self._gather(layer, VALUES, work)
             if isinstance(work.queries, slice):
                 out[work.queries] = _attend_one(query[work.queries], keys, values, work.mask)
             else:
@@ -128,19 +134,22 @@ class TorchAttention(AttentionBackend):
         attended = functional.scaled_dot_product_attention(folded, keys, values, attn_mask=work.mask)
         return attended.view(apart.shape).transpose(1, 2)
 
-    def _gather(self, cache: Tensor, work: GatheredWork, workspace: int) -> Tensor:
+    def _gather(self, layer: int, part: int, work: GatheredWork) -> Tensor:
         """Copies of the blocks in use, heads first: [S, kv_heads, L, head_dim], cells out of sight zeroed.
 
         Zeroing is not cosmetic. A masked score is weighted 0, but 0 · NaN is NaN, and a block may still
         hold what a former owner left there, or was never written.
         """
         kv_heads, head_dim = self.config.num_kv_heads, self.config.head_dim
-        table = cache.view(self.storage.num_blocks * kv_heads, -1)
-        size = len(work.cache_rows) * table.shape[1]
-        if self._workspaces[workspace].numel() < size:
-            self._workspaces[workspace] = cache.new_empty(size)
-        rows = self._workspaces[workspace][:size].view(-1, table.shape[1])
-        torch.index_select(table, 0, work.cache_rows, out=rows)
+        row = self.storage.block_size * head_dim
+        size = len(work.cache_rows) * row
+        if self._workspaces[part].numel() < size:
+            self._workspaces[part] = self._workspaces[part].new_empty(size)
+        rows = self._workspaces[part][:size].view(-1, row)
+        if self._quantized is not None:
+            self._quantized.gather(layer, part, work.cache_rows, rows)
+        else:
+            torch.index_select(self._caches[part][layer].view(-1, row), 0, work.cache_rows, out=rows)
         rows.view(-1, head_dim).index_fill_(0, work.dead_rows, 0)
         return rows.view(work.num_sequences, kv_heads, -1, head_dim)
 
@@ -197,7 +206,7 @@ class TorchAttention(AttentionBackend):
 
     def _split(self, decoding: IntArray, num_blocks: IntArray) -> list[IntArray]:
         """Cut sequences, sorted by length, so that padding and memory per group stay within the limits."""
-        block_bytes = 2 * self.storage.keys[0][0].numel() * self.storage.keys[0].element_size()
+        block_bytes = 2 * self.storage.keys[0][0].numel() * self._dtype.itemsize
         groups, start, needed = [], 0, 0
         for end, blocks in enumerate(num_blocks[decoding].tolist()):
             padded, needed = blocks * (end - start + 1), needed + blocks

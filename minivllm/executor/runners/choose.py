@@ -2,12 +2,15 @@
 
     attention      runner
     ────────────   ────────────────────────────────────────────────────────────────────────────────────────
-    numba-cpu      compiled, all steps
+    numba-cpu      compiled, all steps, quantised or not
                    compiled for small steps, fused for large ones: a processor with matrix units
-                   fused, all steps: a model that there is no compiled step for, as a quantised one
+                   fused, all steps: a model that there is no compiled step for, as one of 8-bit floats, or a
+                   KV cache in 8 bits
     numba-cuda     graphs for decode steps, eager for the others; with `enforce_eager`, eager
     torch          eager; with `batch_invariant`, in groups of rows (`row_groups.py`)
     all others     eager
+
+Where kernels of a GPU attend, they also multiply by quantised matrices (`kernel_matrix.py`).
 
 Compilers are imported only where they are used. Read next: `model_runner.py`, `compiled.py`.
 """
@@ -15,6 +18,7 @@ Compilers are imported only where they are used. Read next: `model_runner.py`, `
 from __future__ import annotations
 
 from minivllm.executor.attention.backend import AttentionBackend
+from minivllm.executor.cpu_hazards import FUSED, QUANTIZED, STEP
 from minivllm.executor.runners.eager import EagerRunner
 from minivllm.executor.runners.model_runner import FirstSupporting, ModelRunner
 from minivllm.executor.runners.row_groups import RowGroupRunner
@@ -40,6 +44,8 @@ def choose_runner(
         return _choose_cpu_runner(decoder, attention, batch_invariant)
     if batch_invariant and attention.name == "torch":
         return RowGroupRunner(decoder, attention)
+    if attention.name in ("numba-cuda", "microscope") and decoder.is_quantized:
+        _multiply_by_kernels(decoder, attention)
     eager = EagerRunner(decoder, attention)
     if attention.name != "numba-cuda" or enforce_eager:
         return eager
@@ -53,21 +59,40 @@ def choose_runner(
     return FirstSupporting(graphs, eager)
 
 
+def _multiply_by_kernels(decoder: Decoder, attention: AttentionBackend) -> None:
+    from minivllm.executor.attention.kernel_backend import KernelAttention
+    from minivllm.executor.runners.kernel_matrix import by_kernels
+
+    assert isinstance(attention, KernelAttention)
+    decoder.replace(lambda matrix: by_kernels(matrix, attention))
+
+
 def has_compiled_step(config: ModelConfig) -> bool:
     """Is there a compiled step for models like this one?"""
     return config.hidden_act in ("silu", "swish") and len(set(config.layer_windows)) == 1
 
 
+def quantized_runners(decoder: Decoder) -> tuple[str, ...]:
+    """Which compiled code a quantised decoder needs on a CPU: as `choose_runner` will decide."""
+    from minivllm.executor.runners.compiled import can_be_packed
+
+    is_whole = has_compiled_step(decoder.config) and can_be_packed(decoder)
+    return (STEP,) if is_whole else (FUSED, QUANTIZED)
+
+
 def _choose_cpu_runner(decoder: Decoder, attention: AttentionBackend, batch_invariant: bool) -> ModelRunner:
     from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention, has_matrix_units
-    from minivllm.executor.runners.compiled import MAX_COPY_BYTES, CompiledRunner
+    from minivllm.executor.runners.compiled import MAX_COPY_BYTES, CompiledRunner, can_be_packed
     from minivllm.executor.runners.fused import FusedRunner
 
     assert isinstance(attention, NumbaCpuAttention)
-    if decoder.is_quantized:  # its matrices are not in one form, which a compiled step would need
-        return FusedRunner(decoder, attention, batch_invariant=batch_invariant)
-    is_copy = has_matrix_units(decoder.dtype) and not batch_invariant
-    if not has_compiled_step(decoder.config) or (is_copy and decoder.num_bytes > MAX_COPY_BYTES):
+    is_copy = has_matrix_units(decoder.dtype) and not decoder.is_quantized and not batch_invariant
+    if (
+        attention.storage.kv_cache_dtype != "auto"  # a compiled step needs cells that hold numbers
+        or not has_compiled_step(decoder.config)
+        or not can_be_packed(decoder)
+        or (is_copy and decoder.num_bytes > MAX_COPY_BYTES)
+    ):
         return FusedRunner(decoder, attention, batch_invariant=batch_invariant)
     compiled = CompiledRunner(decoder, attention.storage, is_copy=is_copy)
     return FirstSupporting(compiled, FusedRunner(decoder, attention)) if is_copy else compiled

@@ -9,7 +9,8 @@ step takes as long as memory needs to deliver them once, or the processor to mul
 Attention reads keys and values where they lie, block by block. And what lies between the stages is kept in
 the same arrays from step to step, so that no memory has to be asked for.
 
-The decoder's matrices are then in panels only, and unpacked where their rows are asked for. Where a processor
+The decoder's matrices are then in panels only, and unpacked where their rows are asked for. Quantised ones
+are in panels of their own (`quantized_panels.py`); each may be of another kind. Where a processor
 has units for matrices of this type (AMX, bfloat16), oneDNN's products are faster for many rows: there the
 fused runner (`fused.py`) computes those steps, and a copy in panels serves the small ones.
 
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kernels_numba.cpu.matrix_packing import Packed, pack_dense
 from kernels_numba.cpu.panels import multiply, pack, padded, unpack
 from kernels_numba.cpu.whole_step import ATTENTION, STAGES, Batch, Scratch, Weights, make_scratch, whole_step
 from minivllm.executor.attention.cpu_work import plan_attention
@@ -33,6 +35,12 @@ from minivllm.executor.attention.metadata import AttentionMetadata
 from minivllm.executor.cpu_hazards import STEP, code_kind, compiling, set_numba_threads
 from minivllm.executor.kv_storage import KVStorage
 from minivllm.executor.runners.model_runner import ModelRunner
+from minivllm.executor.runners.quantized_panels import (
+    QuantizedPanels,
+    can_lie_in_panels,
+    in_panels,
+    rounds_apart,
+)
 from minivllm.model.decoder import Decoder
 from minivllm.model.layers import DecoderLayer, RMSNorm, StackedLinear
 from minivllm.model.matrix import Matrix
@@ -68,9 +76,8 @@ class CompiledRunner(ModelRunner):
         self._cells = as_array(storage.cells)
         self._window = config.layer_windows[0]
         self._eps, self._scale = np.float32(decoder.norm.eps), np.float32(config.head_dim**-0.5)
-        self._weights = gather_weights(decoder, is_copy)
-        matrices = (weights := self._weights).qkv, weights.output, weights.gate_up, weights.down, weights.head
-        self._products_per_token = sum(panels.nbytes for panels in matrices) // decoder.dtype.itemsize
+        self._weights, self._kept = gather_weights(decoder, is_copy)
+        self._products_per_token = sum(packed.num_products for packed in self._kept)
         self._room = self._make_room(MIN_CAPACITY)
         self._compile(decoder.dtype)
 
@@ -130,9 +137,10 @@ class CompiledRunner(ModelRunner):
 class PanelMatrix(Matrix):
     """A matrix in panels. The compiled step reads them by itself, `fused.py` by `product`."""
 
-    def __init__(self, panels: Any, weight: Tensor) -> None:
-        """`panels` hold `weight` [out, in], row after row; the last panel may be padded."""
-        self._panels = panels
+    def __init__(self, weight: Tensor) -> None:
+        """`weight` [out, in] is copied."""
+        self._panels = pack(as_array(weight))
+        self.packed = pack_dense(self._panels, *weight.shape)
         self._num_rows = len(weight)
         self._num_bytes = weight.numel() * weight.element_size()
 
@@ -154,9 +162,33 @@ class PanelMatrix(Matrix):
         return self._num_bytes
 
 
-def gather_weights(decoder: Decoder, is_copy: bool) -> Weights:
-    """The decoder's weights, stacked over layers. Its matrices then lie there, unless it is a copy."""
+def can_be_packed(decoder: Decoder) -> bool:
+    """Can compiled steps multiply by all its matrices?"""
+    matrices = [linear.matrix for layer in decoder.layers for linear in layer.linears]
+    return all(_can_be_packed(matrix) for matrix in [*matrices, decoder.head])
+
+
+def _can_be_packed(matrix: Matrix) -> bool:
+    if matrix.is_quantized:
+        return can_lie_in_panels(matrix) and not rounds_apart(matrix)
+    weight = matrix.dense()
+    return weight.dtype == torch.float32 or weight.shape[1] % 2 == 0  # pairs of bfloat16
+
+
+def pack_matrix(matrix: Matrix) -> PanelMatrix | QuantizedPanels:
+    """The same matrix, as compiled steps take it."""
+    panels = in_panels(matrix) if matrix.is_quantized else PanelMatrix(matrix.dense())
+    assert isinstance(panels, PanelMatrix | QuantizedPanels)
+    return panels
+
+
+def gather_weights(decoder: Decoder, is_copy: bool) -> tuple[Weights, list[Packed]]:
+    """The decoder's weights, layer by layer, and the matrices among them, which must be kept.
+
+    Its matrices then lie in panels only, unless it is a copy.
+    """
     layers = decoder.layers
+    kept: list[Packed] = []
 
     def stack(part: Callable[[DecoderLayer], Tensor | None]) -> Any:
         parts = [tensor for layer in layers if (tensor := part(layer)) is not None]
@@ -166,18 +198,17 @@ def gather_weights(decoder: Decoder, is_copy: bool) -> Weights:
         return stack(lambda layer: None if (norm := part(layer)) is None else norm.weight)
 
     def matrices(part: Callable[[DecoderLayer], StackedLinear]) -> Any:
-        stacked: Any = None
-        for number, layer in enumerate(layers):
-            linear = part(layer)
-            weight = linear.matrix.dense()
-            panels = pack(as_array(weight))
-            if stacked is None:
-                stacked = np.empty((len(layers), *panels.shape), panels.dtype)
-            stacked[number] = panels
+        rows = []
+        for linear in map(part, layers):
+            matrix = pack_matrix(linear.matrix)
+            kept.append(matrix.packed)
+            rows.append(matrix.packed.row)
             if not is_copy:
-                linear.matrix = PanelMatrix(stacked[number], weight)
-        return stacked
+                linear.matrix = matrix
+        return np.stack(rows)
 
+    head = PanelMatrix(decoder.lm_head) if decoder.tied else pack_matrix(decoder.head)
+    kept.append(head.packed)
     weights = Weights(
         embedding=as_array(decoder.embedding),
         input_norm=scale(lambda layer: layer.input_norm),
@@ -193,8 +224,8 @@ def gather_weights(decoder: Decoder, is_copy: bool) -> Weights:
         down=matrices(lambda layer: layer.mlp.down),
         down_bias=stack(lambda layer: layer.mlp.down.bias),
         norm=as_array(decoder.norm.weight),
-        head=pack(as_array(decoder.lm_head)),
+        head=head.packed.row,
     )
     if not is_copy:
-        decoder.head = PanelMatrix(weights.head, decoder.lm_head)
-    return weights
+        decoder.head = head
+    return weights, kept

@@ -12,6 +12,7 @@ Read next: `minivllm/model/decoder.py`, `minivllm/executor/attention/torch_backe
 from __future__ import annotations
 
 from time import perf_counter
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,16 +21,26 @@ from minivllm.executor.attention.backend import AttentionBackend
 from minivllm.executor.attention.metadata import AttentionMetadata
 from minivllm.executor.padding import AttentionWithoutPadding, pad_rows
 from minivllm.executor.runners.model_runner import ModelRunner
-from minivllm.model.decoder import Decoder
+from minivllm.model.layers import Attend
+
+
+class AnyDecoder(Protocol):
+    """A whole one, or a rank's share of one (`minivllm/model/parallel/`)."""
+
+    def forward(
+        self, token_ids: Tensor, positions: Tensor, attend: Attend, rows: Tensor | None = None
+    ) -> Tensor: ...
+
+    def compute_logits(self, hidden: Tensor) -> Tensor: ...
 
 
 class EagerRunner(ModelRunner):
     """Calls `forward` and `compute_logits` of a decoder."""
 
-    def __init__(self, decoder: Decoder, attention: AttentionBackend) -> None:
+    def __init__(self, decoder: AnyDecoder, attention: AttentionBackend) -> None:
         self.decoder = decoder
         self.attention = attention
-        self._device = decoder.embedding.device
+        self._device = attention.storage.keys[0].device
 
     def run(self, metadata: AttentionMetadata, num_padding: int) -> Tensor:
         attention = self.attention

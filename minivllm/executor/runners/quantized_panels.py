@@ -1,4 +1,4 @@
-"""Matrices of whole numbers in panels, multiplied by our own kernel as they are read.
+"""Quantised matrices in panels, multiplied by our own kernels as they are read.
 
     IntegerMatrix ──► codes less the middle, in panels     1 to 4 bits: half a byte each; 5 to 8 bits: a byte
                   ──► scales, a row for each group
@@ -6,51 +6,94 @@
 
     x Wᵀ = Σ over groups  scale · Σ x · code  −  offset · Σ x
 
-Inputs that were quantised in the order of their activations are put in the order of their groups, once in the
-matrix and each time in x. What cannot lie so (groups of an odd number of half bytes or of different sizes)
-stays as it is, and so do 8-bit floats: `dequantized_matrix.py` multiplies them, which is the plain twin.
+Where activations are rounded to whole numbers too (W8A8), both are multiplied as such, exactly. Inputs that
+were quantised in the order of their activations are put in the order of their groups, once in the matrix and
+each time in x. What cannot lie so (groups of an odd number, or of different sizes) stays as it is, and so do
+8-bit floats: `dequantized_matrix.py` multiplies them, which is the plain twin.
 
-Read next: `kernels_numba/cpu/small_panels.py`, the kernel; `fused.py`, whose steps multiply by these.
+Read next: `kernels_numba/cpu/matrix_products.py`, the kernel; `compiled.py`, whose steps multiply by these.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kernels_numba.cpu.panels import multiply, pack, padded
-from kernels_numba.cpu.small_panels import multiply_small, pack_scales, pack_small, unpack_small
-from minivllm.executor.cpu_hazards import code_kind, compiling, set_numba_threads
+from kernels_numba.cpu.matrix_packing import (
+    fits,
+    pack_groups,
+    pack_integers,
+    pack_numbers,
+    unpack_numbers,
+)
+from kernels_numba.cpu.matrix_products import (
+    BY_LARGEST,
+    BY_RANGE,
+    CODES,
+    INTEGERS,
+    KIND,
+    OFFSETS,
+    SCALES,
+    STATIC,
+    multiply_by,
+)
+from kernels_numba.cpu.panels import WIDTH, padded
+from kernels_numba.cpu.quantized_tile import BYTES, NIBBLES
+from minivllm.executor.cpu_hazards import QUANTIZED, code_kind, compiling, set_numba_threads
 from minivllm.model.matrix import Matrix
 from minivllm.model.packed import as_array
+from minivllm.model.quantization.activations import ActivationRounding
 from minivllm.model.quantization.integer_matrix import IntegerMatrix, zeros_of
 from minivllm.model.quantization.stacked_matrix import StackedMatrix
 
-QUANTIZED = "quantized"
-"""What compiled code of this kind is called (`cpu_hazards.code_kind`)."""
+BLOCK_ROWS = 16 * WIDTH
+"""Of a matrix that are unpacked at a time: memory for all of them would be that of several layers."""
 
 
 class QuantizedPanels(Matrix):
-    """The weights of `matrix`, which `can_lie_in_panels`, in panels."""
+    """The weights of `matrix`, which `can_lie_in_panels`, in panels.
+
+    Attributes:
+        packed: as compiled code takes it.
+    """
 
     def __init__(self, matrix: IntegerMatrix) -> None:
-        weights = matrix.weights()
-        middle, self._is_half = 1 << (matrix.bits - 1), matrix.bits <= 4
-        numbers = (weights.codes.to(torch.int16) - middle).to(torch.int8)
-        self._order = None if matrix.group_of is None else torch.argsort(weights.group_of, stable=True)
-        if self._order is not None:
-            numbers = numbers[:, self._order]
-        self._codes = pack_small(numbers.numpy(), self._is_half)
-        self._scales = pack_scales(weights.scales.numpy())
-        steps = zeros_of(matrix).float() - middle
-        self._offsets = None if matrix.zeros is None else steps * weights.scales  # [out, groups]
-        if self._offsets is not None:
-            self._offset_panels = pack(self._offsets.contiguous().numpy())
+        kind, middle = kind_of(matrix), 1 << (matrix.bits - 1)
         self._num_outputs: int = matrix.num_outputs
         self._num_inputs: int = matrix.num_inputs
-        self._num_groups: int = weights.scales.shape[1]
+        self._num_groups: int = matrix.scales.shape[1]
         self._activations, self._dtype = matrix.activations, matrix.dtype
+        self._is_rounding_apart = rounds_apart(matrix)
+        self._order = None
+        if matrix.group_of is not None:
+            self._order = torch.argsort(matrix.group_of.long(), stable=True)
+        codes = np.concatenate(
+            [
+                pack_numbers(kind, self._numbers(matrix, begin))
+                for begin in range(0, len(matrix.words), BLOCK_ROWS)
+            ]
+        )
+        scales = matrix.scales.float()
+        if kind == INTEGERS:
+            assert matrix.activations is not None
+            self.packed = pack_integers(
+                codes, self._num_inputs, scales.numpy(), *_rounding(matrix.activations)
+            )
+            return
+        offsets = None
+        if matrix.zeros is not None:
+            offsets = ((zeros_of(matrix).float() - middle) * scales).numpy()  # [out, groups]
+        order = None if self._order is None else self._order.numpy()
+        self.packed = pack_groups(kind, codes, self._num_inputs, scales.numpy(), offsets, order)
+
+    def _numbers(self, matrix: IntegerMatrix, begin: int) -> Any:
+        """Some rows as int8, inputs in the order of their groups."""
+        codes = matrix.weights(begin, begin + BLOCK_ROWS).codes
+        numbers = (codes.to(torch.int16) - (1 << (matrix.bits - 1))).to(torch.int8)
+        return (numbers if self._order is None else numbers[:, self._order]).numpy()
 
     @property
     def is_quantized(self) -> bool:
@@ -58,18 +101,12 @@ class QuantizedPanels(Matrix):
 
     def product(self, x: Tensor, bias: Tensor | None = None, added: Tensor | None = None) -> Tensor:
         """`x Wᵀ + bias + added`, summed in float32 and rounded to the type of `x` before what is added."""
-        left = x if self._activations is None else self._activations(x)
-        left = left.contiguous() if self._order is None else left[:, self._order]
+        left = x.contiguous()
+        if self._is_rounding_apart:
+            assert self._activations is not None
+            left = self._activations(x)
         out = torch.empty(len(x), padded(self._num_outputs))
-        num_threads = set_numba_threads()
-        multiply_small(as_array(left), self._codes, self._scales, out.numpy(), num_threads)
-        if self._offsets is not None:
-            size = self._num_inputs // self._num_groups
-            sums = torch.zeros(len(x) * self._num_groups, padded(1))
-            ones = pack(np.ones((1, size), np.float32))
-            multiply(left.float().reshape(-1, size).numpy(), ones, sums.numpy(), False, num_threads)
-            negative = sums[:, 0].reshape(len(x), -1).neg()
-            multiply(negative.numpy(), self._offset_panels, out.numpy(), False, num_threads)
+        multiply_by(as_array(left), self.packed.row, out.numpy(), True, set_numba_threads())
         product = out[:, : self._num_outputs]
         if bias is not None:
             product = product.add_(bias)
@@ -77,22 +114,53 @@ class QuantizedPanels(Matrix):
         return product.contiguous() if added is None else product.add_(added)
 
     def dense(self) -> Tensor:
-        numbers = torch.from_numpy(unpack_small(self._codes, self._num_outputs)).float()
-        groups = numbers.reshape(self._num_outputs, self._num_groups, -1)
-        scales = torch.from_numpy(self._scales[:, : self._num_outputs]).T[:, :, None]
+        kind, arrays = int(self.packed.row[KIND]), self.packed.arrays
+        numbers = unpack_numbers(kind, arrays[CODES], self._num_outputs, self._num_inputs)
+        groups = torch.from_numpy(numbers).float().reshape(self._num_outputs, self._num_groups, -1)
+        scales = self._per_group(SCALES)
         values = groups * scales
-        if self._offsets is not None:
-            values = torch.where(scales == 0, values, (groups - self._offsets[:, :, None] / scales) * scales)
+        if OFFSETS in arrays:
+            offsets = self._per_group(OFFSETS)
+            values = torch.where(scales == 0, values, (groups - offsets / scales) * scales)
         values = values.reshape(self._num_outputs, self._num_inputs)
         if self._order is not None:
             values = values[:, torch.argsort(self._order)]
         return values.to(self._dtype)
 
+    def _per_group(self, which: int) -> Tensor:
+        """[out, groups, 1]"""
+        return torch.from_numpy(self.packed.arrays[which][:, : self._num_outputs]).T[:, :, None]
+
     @property
     def num_bytes(self) -> int:
         num_codes: int = self._num_outputs * self._num_inputs
-        per_group = 4 if self._offsets is None else 8  # a scale, and maybe an offset
-        return num_codes // (2 if self._is_half else 1) + per_group * self._num_groups * self._num_outputs
+        per_group = 8 if OFFSETS in self.packed.arrays else 4  # a scale, and maybe an offset
+        return (
+            num_codes // (2 if self.packed.row[KIND] == NIBBLES else 1)
+            + per_group * self._num_groups * self._num_outputs
+        )
+
+
+def kind_of(matrix: IntegerMatrix) -> int:
+    """How its numbers lie in panels."""
+    num_inputs, num_groups = matrix.num_inputs, matrix.scales.shape[1]
+    is_plain = matrix.zeros is None and matrix.group_of is None
+    if matrix.activations is not None and is_plain and fits(INTEGERS, num_inputs, num_groups):
+        return INTEGERS
+    return NIBBLES if matrix.bits <= 4 and fits(NIBBLES, num_inputs, num_groups) else BYTES
+
+
+def rounds_apart(matrix: Matrix) -> bool:
+    """Are its activations rounded before the product, and not in it?"""
+    return (
+        isinstance(matrix, IntegerMatrix) and matrix.activations is not None and kind_of(matrix) != INTEGERS
+    )
+
+
+def _rounding(activations: ActivationRounding) -> tuple[int, float, int]:
+    if activations.scale is not None:
+        return STATIC, activations.scale, activations.zero
+    return (BY_LARGEST if activations.is_symmetric else BY_RANGE), 0.0, 0
 
 
 def can_lie_in_panels(matrix: Matrix) -> bool:
@@ -100,11 +168,11 @@ def can_lie_in_panels(matrix: Matrix) -> bool:
     if not isinstance(matrix, IntegerMatrix) or matrix.words.device.type != "cpu":
         return False
     num_groups = matrix.scales.shape[1]
-    size, rest = divmod(matrix.num_inputs, num_groups)
-    if rest or (matrix.bits <= 4 and size % 2):
+    if not fits(kind_of(matrix), matrix.num_inputs, num_groups):
         return False
     if matrix.group_of is None:
         return True
+    size = matrix.num_inputs // num_groups
     return bool((torch.bincount(matrix.group_of, minlength=num_groups) == size).all())
 
 
@@ -119,11 +187,8 @@ def in_panels(matrix: Matrix) -> Matrix:
 
 def compile_products(dtype: torch.dtype) -> None:
     """What products with such matrices call, before the first one: once for each type, then found on disk."""
-    scales, out = np.zeros((1, padded(1)), np.float32), np.zeros((0, padded(1)), np.float32)
-    codes = pack_small(np.zeros((1, 2), np.int8), False), pack_small(np.zeros((1, 2), np.int8), True)
+    out = np.zeros((0, padded(1)), np.float32)
+    packed = pack_groups(BYTES, pack_numbers(BYTES, np.zeros((1, 2), np.int8)), 2, np.zeros((1, 1)))
     with compiling(code_kind(dtype, QUANTIZED)):
-        for kind in {dtype, torch.float32}:  # rounded activations are float32
-            for some in codes:
-                multiply_small(as_array(torch.zeros(0, 2, dtype=kind)), some, scales, out, 1)
-        no_rows = np.zeros((0, 2), np.float32)
-        multiply(no_rows, pack(np.zeros((1, 2), np.float32)), out, False, 1)  # of offsets
+        for kind in {dtype, torch.float32}:  # activations that are rounded apart are float32
+            multiply_by(as_array(torch.zeros(0, 2, dtype=kind)), packed.row, out, True, 1)

@@ -11,6 +11,7 @@ over a model that is either a real folder or a random one of a known shape (`sha
     beams           beam search with shared blocks, and with a full copy at each fork
     prefix-cache    looking up, acquiring and replacing prefixes, however many are known
     scaling         how cost grows with batch, context, pool, queue and requests, drawn
+    quantized       weights of 8 and 4 bits, beside the engine's own 16
     kernels         our kernels on a GPU, beside what the device can do
     serve           a server under load, ours or another, as its clients see it (`serve/`)
 
@@ -41,6 +42,7 @@ MEASUREMENTS = {
     "beams": "beams",
     "prefix-cache": "prefix_lookup",
     "scaling": "scaling",
+    "quantized": "quantized",
     "kernels": "kernels",
 }
 """Name on the command line → module, which has a function `run(settings)`."""

@@ -215,3 +215,61 @@ def attention(
     if plot is not None:
         save_picture(results, plot)
         console.print(f"The picture is in {plot}.", highlight=False)
+
+
+@app.command("precision")
+@with_engine_flags({"attention_backend"})
+def precision(
+    model: Annotated[
+        str | None,
+        typer.Option(help="Folder or hub id that quality is judged on; the shipped one if left out."),
+    ] = None,
+    speed_model: Annotated[
+        str, typer.Option(help="Whose speed is measured: nano, small, medium (random weights), or none.")
+    ] = "medium",
+    precisions: Annotated[str, typer.Option(help="Some of them, separated by commas; all if left out.")] = "",
+    text: Annotated[
+        Path | None, typer.Option(help="Judge quality on this file; on built-in held-out texts if left out.")
+    ] = None,
+    texts: Annotated[int, typer.Option(help="So many texts of it.")] = 48,
+    samples: Annotated[
+        int, typer.Option(help="Texts that AWQ, GPTQ and SmoothQuant are calibrated on.")
+    ] = 128,
+    clipping: Annotated[
+        bool, typer.Option(help="Also compare AWQ's clippings, calibrated on little.")
+    ] = True,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of torch; all usable cores if left out.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of texts.")] = 0,
+    trace: Annotated[
+        Path | None, typer.Option(help="Write a trace for the dashboard's page Precision.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Also write everything to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw it in this file (.png, .svg, .pdf).")] = None,
+    *,
+    engine_settings: dict[str, Any],
+) -> None:
+    """The same model in 16, 8 and 4 bits: bytes, tokens a second, and what is lost, by phase."""
+    from minivllm.lab.compare.precision import PrecisionSettings
+    from minivllm.lab.compare.precision_command import run
+    from minivllm.lab.drawing import check_picture
+    from minivllm.model.tiny import MODEL_PATH
+
+    if plot is not None:
+        check_picture(plot)  # before the work, not after it
+    check_output_file("json", json)
+    check_output_file("trace", trace)
+    settings = PrecisionSettings(
+        model or MODEL_PATH,
+        speed_model=speed_model,
+        variants=precisions,
+        text=text,
+        num_texts=texts,
+        num_samples=samples,
+        backend=engine_settings["attention_backend"],
+        threads=threads,
+        seed=seed,
+        with_clipping=clipping,
+    )
+    run(settings, Console(), trace=trace, json=json, plot=plot)

@@ -1,13 +1,15 @@
 """What paging saves: the same requests on every way to allocate the KV cache, and what sharing adds.
 
-Three questions, all answered with the real scheduler and no model (`memory_play.py`), in a memory of the size
+Four questions, all answered with the real scheduler and no model (`memory_play.py`), in a memory of the size
 that the vLLM paper had for OPT-13B on an A100:
 
     1. one sequence per request    how much of the memory is effective, reserved, wasted; how many fit at once
     2. several per request         which memory must copy, and how much, when sequences fork
     3. several, paged              how many blocks sharing saves: parallel samples, and beams
+    4. 8 bits a number             how many more requests fit at once into the same bytes (`kv_cache_dtype`)
 
-Beside every answer stands the paper's. `differences.py` says why they differ, from what was measured.
+Beside the first three stand the papers' answers. `differences.py` says why they differ, from what was
+measured.
 
 Read next: `differences.py`, `memory_report.py` (tables), `memory_picture.py`.
 """
@@ -22,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from minivllm.config import SchedulerConfig
 from minivllm.lab.compare.memory_play import MemoryPlay, Played
-from minivllm.lab.papers import KV_BYTES_PER_TOKEN, MAX_MODEL_LEN, NUM_SLOTS
+from minivllm.lab.papers import HEAD_DIM, KV_BYTES_PER_TOKEN, MAX_MODEL_LEN, NUM_SLOTS
 from minivllm.lab.workloads.lengths import DATA_SETS, draw_lengths
 from minivllm.memory import KVCacheManager
 from minivllm.memory.allocators import BASELINES, make_baseline
@@ -39,13 +41,16 @@ ALLOCATORS = ("contiguous", "buddy", "oracle", "virtual_memory", "paged", "token
 PLACED_OTHERWISE = ("oracle_buddy", "doubled, first fit")
 """The same reservations as "oracle" and "buddy", each with the placement of the other."""
 
+SMALLER = ("int8_per_token_head", "fp8")
+"""Kinds of KV cache in 8 bits."""
+
 WIDTHS = (2, 4, 6)
 COPIES_WIDTH = 4
 MAX_NUM_SEQS = 1024
 """So many that only the memory is ever short."""
 REQUESTS_FACTOR = {"sharegpt": 1, "alpaca": 4}
 """Short requests: more of them fit at once, so more are needed to fill the memory. (Half as many do for
-question 2: with several sequences each, and copies, few fit.)"""
+question 2: with several sequences each, and copies, few fit. Twice as many are for question 4.)"""
 PAGE_BYTES = 64 << 10
 """The smallest pages that vAttention uses on a GPU (its own extension of the driver)."""
 PAGE_REGIONS = 2 * 40
@@ -73,6 +78,7 @@ class Run:
     """"single", "parallel" or "beam"."""
     width: int
     played: Played
+    kv_cache_dtype: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,8 @@ class MemoryComparison:
     """Question 3 again: beams of the shipped model, on short requests; empty if not asked for."""
     residency: Residency | None = None
     """Virtual memory as the machine sees it; None if there is no model, or this is not Linux."""
+    smaller: tuple[Run, ...] = ()
+    """Question 4: paged, other kinds of cache, on every data set."""
 
     def find(self, runs: str, **wanted: object) -> Run:
         """The one run of a group that has these attributes."""
@@ -160,18 +168,27 @@ def compare_memory(
         sharing=tuple(runs["sharing"]),
         model=tuple(model),
         residency=residency,
+        smaller=tuple(runs["smaller"]),
     )
 
 
 def _play_all(settings: MemorySettings, progress: Progress | None) -> dict[str, list[Run]]:
     """Group → its plays, of those that need no model."""
     plan = _plan()
-    runs: dict[str, list[Run]] = {"single": [], "placed_otherwise": [], "copies": [], "sharing": []}
+    groups = ("single", "placed_otherwise", "copies", "sharing", "smaller")
+    runs: dict[str, list[Run]] = {group: [] for group in groups}
+    num_plays = len(plan) + len(DATA_SETS) * len(SMALLER)
     for number, (group, data_set, allocator, kind, width) in enumerate(plan):
         if progress:
             words = "" if kind == "single" else f", {kind} {width}"
-            progress(f"{DATA_SETS[data_set].name}, {allocator}{words}", number / len(plan))
+            progress(f"{DATA_SETS[data_set].name}, {allocator}{words}", number / num_plays)
         runs[group].append(play(settings, group, data_set, allocator, kind, width))
+    for data_set in DATA_SETS:
+        for kv_cache_dtype in SMALLER:
+            if progress:
+                number = len(plan) + len(runs["smaller"])
+                progress(f"{DATA_SETS[data_set].name}, {kv_cache_dtype}", number / num_plays)
+            runs["smaller"].append(play(settings, "smaller", data_set, "paged", "single", 1, kv_cache_dtype))
     return runs
 
 
@@ -196,22 +213,49 @@ def _plan() -> list[tuple[str, str, str, str, int]]:
     return single + otherwise + forks + sharing
 
 
-def play(settings: MemorySettings, group: str, data_set: str, allocator: str, kind: str, width: int) -> Run:
+def kv_bytes_per_token(kv_cache_dtype: str) -> int:
+    """Of OPT-13B, whose type has 16 bits."""
+    import torch
+
+    from minivllm.executor.kv_format import FORMATS
+
+    heads = KV_BYTES_PER_TOKEN // (2 * HEAD_DIM)
+    return heads * FORMATS[kv_cache_dtype].bytes_per_head(HEAD_DIM, torch.float16)
+
+
+def slots_of(settings: MemorySettings, kv_cache_dtype: str) -> int:
+    """Tokens that such a cache holds in the bytes that hold `num_slots` in 16 bits."""
+    if kv_cache_dtype == "auto":
+        return settings.num_slots
+    return settings.num_slots * KV_BYTES_PER_TOKEN // kv_bytes_per_token(kv_cache_dtype)
+
+
+def play(
+    settings: MemorySettings,
+    group: str,
+    data_set: str,
+    allocator: str,
+    kind: str,
+    width: int,
+    kv_cache_dtype: str = "auto",
+) -> Run:
     """One play."""
     count = settings.requests * REQUESTS_FACTOR[data_set]
     if group == "copies":
         count //= 2
+    elif group == "smaller":
+        count *= 2
     lengths = draw_lengths(data_set, count, settings.seed)
     block_size = 1 if allocator == "token" else settings.block_size
     config = SchedulerConfig(
-        settings.num_slots // block_size,
+        slots_of(settings, kv_cache_dtype) // block_size,
         block_size,
         max_num_seqs=MAX_NUM_SEQS,
         max_model_len=settings.max_model_len,
     )
     memory = make_memory(allocator, config)
     one_play = MemoryPlay(memory, config, lengths, width=width, beams=kind == "beam", seed=settings.seed)
-    return Run(data_set, allocator, kind, width, one_play.run())
+    return Run(data_set, allocator, kind, width, one_play.run(), kv_cache_dtype)
 
 
 def make_memory(allocator: str, config: SchedulerConfig) -> CacheManager:

@@ -14,7 +14,15 @@ from rich.table import Table
 
 from minivllm.lab import papers
 from minivllm.lab.compare.differences import differences
-from minivllm.lab.compare.memory import COPIES_WIDTH, WIDTHS, MemoryComparison, Run
+from minivllm.lab.compare.memory import (
+    COPIES_WIDTH,
+    SMALLER,
+    WIDTHS,
+    MemoryComparison,
+    Run,
+    kv_bytes_per_token,
+    slots_of,
+)
 from minivllm.lab.tables import print_table
 from minivllm.lab.workloads.lengths import DATA_SETS
 from minivllm.terminal import Console
@@ -38,7 +46,7 @@ LEGEND = (
 
 
 def print_comparison(result: MemoryComparison, console: Console) -> None:
-    """Three tables, and where they differ from the papers'."""
+    """A table for each question, and where they differ from the papers'."""
     settings = result.settings
     console.print(
         f"A KV cache of {settings.num_slots:,} tokens in blocks of {settings.block_size}, sequences of at "
@@ -51,6 +59,8 @@ def print_comparison(result: MemoryComparison, console: Console) -> None:
     console.print(LEGEND, style="dim", highlight=False)
     print_table(copies_table(result), console)
     print_table(sharing_table(result), console)
+    if result.smaller:
+        print_table(smaller_table(result), console)
     if result.residency is not None:
         console.print(residency_line(result.residency), highlight=False)
     lines = differences(result)
@@ -66,7 +76,7 @@ def as_data(result: MemoryComparison) -> dict[str, Any]:
         played = asdict(run.played) | {"shares": run.played.shares._asdict()}
         return asdict(run) | {"played": played}
 
-    groups = ("single", "placed_otherwise", "copies", "sharing", "model")
+    groups = ("single", "placed_otherwise", "copies", "sharing", "model", "smaller")
     return {
         "settings": asdict(result.settings),
         **{group: [flat(run) for run in getattr(result, group)] for group in groups},
@@ -164,6 +174,29 @@ def sharing_table(result: MemoryComparison) -> Table:
         name = f"{DATA_SETS['alpaca'].name}, beams of the shipped model"
         saved = (f"{run.played.saved:.1%}" for run in result.model)
         table.add_row(name, *saved, _by_width(papers.SAVED["alpaca", "beam"]))
+    return table
+
+
+def smaller_table(result: MemoryComparison) -> Table:
+    """What fits into the same bytes if keys and values are kept in 8 bits."""
+    table = _narrow_table("The same bytes with a smaller KV cache (paged): requests at once")
+    table.add_column("kv_cache_dtype")
+    table.add_column("bytes/token", justify="right")
+    table.add_column("tokens", justify="right")
+    for data_set in DATA_SETS:
+        table.add_column(DATA_SETS[data_set].name, justify="right")
+    plain = {data: result.find("single", data_set=data, allocator="paged") for data in DATA_SETS}
+    for kind in ("auto", *SMALLER):
+        cells = []
+        for data_set, before in plain.items():
+            now = before
+            if kind != "auto":
+                now = result.find("smaller", data_set=data_set, kv_cache_dtype=kind)
+            at_once, first = now.played.requests_at_once, before.played.requests_at_once
+            cells.append(f"{at_once:.1f}" + (f" ({at_once / first:.2f}×)" if now is not before else ""))
+        name = "auto (16 bits)" if kind == "auto" else kind
+        slots = slots_of(result.settings, kind)
+        table.add_row(name, f"{kv_bytes_per_token(kind):,}", f"{slots:,}", *cells)
     return table
 
 

@@ -15,7 +15,7 @@ from minivllm.terminal import Console
 
 NAMES = (
     "naive-attention, flash-attention-1, flash-attention-2, flash-attention-tensor-core, paged-attention, "
-    "kv-write, copy-blocks"
+    "quantized-product, kv-write, copy-blocks"
 )
 
 SOURCE_WIDTH = 14

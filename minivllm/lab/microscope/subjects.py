@@ -24,6 +24,7 @@ from kernels_numba.cuda.kv_write import kv_write
 from kernels_numba.cuda.launch import Launch
 from kernels_numba.cuda.naive_attention import naive_attention
 from kernels_numba.cuda.paged_attention import paged_attention
+from kernels_numba.cuda.quantized_product import MAX_ROWS, quantized_product
 from kernels_numba.cuda.tiles import Tiles
 from minivllm.lab.microscope.pairs import integer_or_text
 from minivllm.validation import check_choice, check_integer
@@ -136,6 +137,19 @@ def _paged(shape: Shape, random: np.random.Generator) -> Made:
     return launches, {"keys": nothing, "values": nothing}
 
 
+def _quantized(shape: Shape, random: np.random.Generator) -> Made:
+    rows, outputs, inputs, size, bits = (
+        shape[key] for key in ("rows", "outputs", "inputs", "group_size", "bits")
+    )
+    check_integer("rows", rows, at_least=1, at_most=MAX_ROWS)
+    per_group = (outputs, -(-inputs // size))
+    words = random.integers(0, 1 << 32, (outputs, inputs * bits // 32), dtype=np.uint32)
+    scales = random.random(per_group, dtype=np.float32)
+    zeros = random.integers(0, 1 << bits, per_group).astype(np.float32)
+    x, out = _random(random, rows, inputs), np.zeros((rows, outputs), np.float32)
+    return [quantized_product(x, words, scales, zeros, out, bits=bits, group_size=size)], {}
+
+
 def _kv_write(shape: Shape, random: np.random.Generator) -> Made:
     tokens, kv, d, size = (shape[key] for key in ("tokens", "kv_heads", "head_dim", "block_size"))
     num_blocks = -(-tokens // size) + 2
@@ -175,6 +189,10 @@ SUBJECTS: dict[str, tuple[Callable[[Shape, np.random.Generator], Made], Shape]] 
             "block_size": 4,
             "splits": 1,
         },
+    ),
+    "quantized-product": (
+        _quantized,
+        {"rows": 2, "outputs": 16, "inputs": 256, "group_size": 64, "bits": 4},
     ),
     "kv-write": (_kv_write, {"tokens": 5, "kv_heads": 2, "head_dim": 32, "block_size": 4}),
     "copy-blocks": (_copy_blocks, {"pairs": 2, "cells": 512}),

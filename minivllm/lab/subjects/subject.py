@@ -57,12 +57,11 @@ class Subject:
 
     def twin(self) -> Subject:
         """The same weights with a cache of their own, for an engine that runs at the same time."""
-        from minivllm.executor.kv_storage import KVStorage
+        from minivllm.executor.quantized_storage import twin_of
         from minivllm.executor.torch_executor import TorchExecutor
 
         own = self.executor
-        cells = own.storage.keys[0]
-        storage = KVStorage(own.config, own.num_blocks, own.block_size, cells.dtype, cells.device)
+        storage = twin_of(own.storage, own.config, own.num_blocks, own.storage.device)
         return replace(self, executor=TorchExecutor(own.decoder, storage, type(own.attention), own.name))
 
     def workload(self, settings: Settings) -> list[BenchRequest]:
@@ -91,8 +90,8 @@ class Subject:
 
 
 @contextmanager
-def open_subject(settings: Settings) -> Iterator[Subject]:
-    """Load the model that the settings name, on as many threads as they say.
+def open_subject(settings: Settings, quantization: str | None = None) -> Iterator[Subject]:
+    """Load the model that the settings name, on as many threads as they say; maybe rounded (`quantization`).
 
     Raises:
         ValueError: no such shape or folder, or a model that cannot be loaded.
@@ -104,7 +103,7 @@ def open_subject(settings: Settings) -> Iterator[Subject]:
         threads_before = torch.get_num_threads()
         torch.set_num_threads(settings.num_threads)
         try:
-            yield _load(name, folder, settings)
+            yield _load(name, folder, settings, quantization)
         finally:
             torch.set_num_threads(threads_before)
 
@@ -139,12 +138,17 @@ def shipped_model() -> Path | None:
     return folder if (folder / "config.json").is_file() else None
 
 
-def _load(name: str, folder: Path, settings: Settings) -> Subject:
+def _load(name: str, folder: Path, settings: Settings, quantization: str | None) -> Subject:
     from minivllm.engine.create_engine import load_tokenizer, scheduler_config
     from minivllm.engine.engine_args import EngineArgs
     from minivllm.executor.torch_executor import TorchExecutor
 
-    args = EngineArgs(folder, dtype=settings.dtype, num_gpu_blocks_override=settings.num_blocks)
+    args = EngineArgs(
+        folder,
+        dtype=settings.dtype,
+        num_gpu_blocks_override=settings.num_blocks,
+        quantization=quantization,
+    )
     executor = TorchExecutor.from_folder(
         folder,
         dtype=args.dtype,

@@ -71,12 +71,10 @@ def main() -> None:
     write_model_card(args.out, run, scores)
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train the model that ships with minivllm.")
-    parser.add_argument(
-        "--out", type=Path, default=MODEL_PATH, help="folder to write (default: the shipped one)"
-    )
-    parser.add_argument("--steps", type=int, default=4400, help="optimizer steps (default: %(default)s)")
+def parse_arguments(out: Path = MODEL_PATH, steps: int = 4400) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train a model that ships with minivllm.")
+    parser.add_argument("--out", type=Path, default=out, help="folder to write (default: the shipped one)")
+    parser.add_argument("--steps", type=int, default=steps, help="optimizer steps (default: %(default)s)")
     parser.add_argument(
         "--minutes", type=float, default=None, help="stop in time, at the latest after this long"
     )

@@ -75,6 +75,11 @@ class Chats:
         limit = self.mix.max_tokens or answer
         return WorkloadRequest(name, finished_seconds + think, prompt, answer, limit, user=request.user)
 
+    @property
+    def num_requests(self) -> int:
+        """Turns of all conversations, if all of them fit the model."""
+        return sum(self.num_turns(f"chat-{index}") for index in range(self.num_chats))
+
     def num_turns(self, chat: str) -> int:
         """Of the conversation of that name, if all of them fit the model."""
         return self.turns.at(uniforms(f"{self.mix.seed}:{chat}:turns", 1)[0])

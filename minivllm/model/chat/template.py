@@ -62,6 +62,10 @@ class ChatTemplates:
         self.special_tokens = dict(special_tokens or {})
         self.source = source
 
+    def of(self, source: str) -> ChatTemplates:
+        """The same, with messages that name another as the one whose template it is."""
+        return ChatTemplates(self.templates, self.special_tokens, source)
+
     def choose(self, wanted: str | None = None, tools: Sequence[Any] | None = None) -> str:
         """The text of a template: the wanted one (its text, or a name), or the one for tools, or the default.
 

@@ -9,6 +9,7 @@ Read next: `float8_weights.py` for what the numbers mean, `dequantized_matrix.py
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -40,6 +41,18 @@ class Float8Matrix(DequantizedMatrix):
         if scales.shape[1] > 1:
             scales = scales.repeat_interleave(width, 1)[:, : self.num_inputs]
         return numbers * scales
+
+    def shard(self, rows: slice, columns: slice) -> Float8Matrix:
+        """Where an edge falls within a block, blocks are cut finer, with the same scale in each piece."""
+        own_rows, own_columns = range(self.num_outputs)[rows], range(self.num_inputs)[columns]
+        height, width = self.block
+        fine = math.gcd(height, own_rows.start), math.gcd(width, own_columns.start)
+        scales = self.scales.float()
+        scales = scales.repeat_interleave(height // fine[0], 0).repeat_interleave(width // fine[1], 1)
+        down = slice(own_rows.start // fine[0], -(-own_rows.stop // fine[0]))
+        across = slice(own_columns.start // fine[1], -(-own_columns.stop // fine[1]))
+        weights = Float8Weights(self.numbers[rows, columns], scales[down, across], fine)
+        return Float8Matrix(weights, self.dtype, self.numbers.device)
 
     @property
     def num_bytes(self) -> int:

@@ -41,9 +41,9 @@ class IntegerMatrix(DequantizedMatrix):
         self.zeros = None if weights.is_symmetric else _narrow_zeros(weights.zeros).to(device)
         self.group_of = None
         num_groups = weights.scales.shape[1]
-        if not torch.equal(
-            weights.group_of, contiguous_groups(self.num_inputs, self._group_size(num_groups))
-        ):
+        neighbours = contiguous_groups(self.num_inputs, self._group_size(num_groups))
+        # A piece of a matrix may end within a group; then they are neighbours, but not all of one size.
+        if num_inputs % num_groups or not torch.equal(weights.group_of.cpu(), neighbours):
             self.group_of = weights.group_of.to(torch.int32).to(device)
 
     def weights(self, begin: int = 0, end: int | None = None) -> IntegerWeights:
@@ -73,6 +73,25 @@ class IntegerMatrix(DequantizedMatrix):
             scales, zeros = scales[:, group_of], None if zeros is None else zeros[:, group_of]
         codes -= float(1 << (self.bits - 1)) if zeros is None else zeros
         return codes.mul_(scales).reshape(end - begin, self.num_inputs)
+
+    def shard(self, rows: slice, columns: slice) -> IntegerMatrix:
+        """Groups keep their scales wherever the edge falls, in act order, too: who lost some, counts anew."""
+        own = range(self.num_inputs)[columns]
+        if self.activations is not None and self.activations.scale is None and len(own) < self.num_inputs:
+            raise ValueError(
+                "this checkpoint rounds each token's activations by the largest of them, of which a part of "
+                "the inputs knows nothing: it cannot be shared among ranks (tensor_parallel_size)"
+            )
+        whole = self.weights()
+        used, group_of = torch.unique(whole.group_of[columns], return_inverse=True)
+        weights = IntegerWeights(
+            codes=whole.codes[rows, columns],
+            scales=whole.scales[rows][:, used],
+            zeros=whole.zeros[rows][:, used],
+            group_of=group_of,
+            bits=self.bits,
+        )
+        return IntegerMatrix(weights, self.dtype, self.words.device, self.activations)
 
     @property
     def num_bytes(self) -> int:

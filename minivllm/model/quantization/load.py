@@ -32,7 +32,7 @@ _HEAD = "lm_head"
 
 
 @dataclass(frozen=True)
-class _Part:
+class StoredMatrix:
     """One named matrix of a checkpoint, and how it is stored; plain, if `scheme` is None."""
 
     layer: LayerInFile
@@ -69,32 +69,59 @@ def load_quantized(
     Raises:
         CheckpointError: a tensor is missing, misshapen, of another type, or holds what cannot be.
     """
+    plan = plan_matrices(checkpoint, config, method, dtype, tied=tied)
+    decoder = Decoder(config, dtype, device, tied=tied, matrix_device=torch.device("meta"))
+    with torch.inference_mode():
+        for (_, linear), group in zip(_linears(decoder), plan.groups, strict=True):
+            linear.matrix = stack(
+                [part.read(checkpoint, dtype, device) for part in group], [*linear.rows.values()]
+            )
+        if plan.head:
+            decoder.head = plan.head.read(checkpoint, dtype, device)
+        decoder.quantization = method.name
+        decoder.kv_scales = read_kv_scales(checkpoint, config.num_layers)
+    checkpoint.load_into(_plain_views(decoder), plan.others)
+    return decoder
+
+
+@dataclass(frozen=True)
+class MatricesInFile:
+    """Where all of a decoder's matrices are.
+
+    Attributes:
+        groups: for each linear layer, in the decoder's order, the matrices that are stacked there.
+        head: of the logits, if it is not the embedding.
+        plain: names of what is loaded as always.
+        others: names of everything else that has a meaning.
+    """
+
+    groups: list[list[StoredMatrix]]
+    head: StoredMatrix | None
+    plain: frozenset[str]
+    others: frozenset[str]
+
+
+def plan_matrices(
+    checkpoint: Checkpoint, config: ModelConfig, method: QuantizationMethod, dtype: torch.dtype, *, tied: bool
+) -> MatricesInFile:
+    """Find all matrices of a checkpoint, and check the headers of all that it has.
+
+    Raises:
+        CheckpointError: a tensor is missing, misshapen, or of another type.
+    """
     parts = _Parts(checkpoint, method)
-    meta = torch.device("meta")
-    skeleton = Decoder(config, dtype, meta, tied=tied)
+    skeleton = Decoder(config, dtype, torch.device("meta"), tied=tied)
     wanted = dict(_plain_views(skeleton))
     groups = [[*parts.of_linear(prefix, linear)] for prefix, linear in _linears(skeleton)]
-    head = [] if tied else [parts.named(_HEAD, config.vocab_size, config.hidden_size)]
+    head = None if tied else parts.named(_HEAD, config.vocab_size, config.hidden_size)
     matrices: dict[str, StoredTensor] = {}
-    for part in (part for group in (*groups, head) for part in group):
+    for part in (part for group in (*groups, [head] if head else []) for part in group):
         matrices |= part.expected
     kv_names = find_kv_scales(checkpoint.file_of, config.num_layers)
     plain = {name: StoredTensor(tuple(view.shape)) for name, view in wanted.items()}
     checkpoint.check_stored(plain | matrices | kv_names, config.summary)
     unused = _check_unused_biases(checkpoint, wanted, groups)
-
-    decoder = Decoder(config, dtype, device, tied=tied, matrix_device=meta)
-    with torch.inference_mode():
-        for (_, linear), group in zip(_linears(decoder), groups, strict=True):
-            linear.matrix = stack(
-                [part.read(checkpoint, dtype, device) for part in group], [*linear.rows.values()]
-            )
-        if head:
-            decoder.head = head[0].read(checkpoint, dtype, device)
-        decoder.quantization = method.name
-        decoder.kv_scales = read_kv_scales(checkpoint, config.num_layers)
-    checkpoint.load_into(_plain_views(decoder), {*matrices, *kv_names, *unused})
-    return decoder
+    return MatricesInFile(groups, head, frozenset(wanted), frozenset({*matrices, *kv_names, *unused}))
 
 
 class _Parts:
@@ -107,17 +134,17 @@ class _Parts:
             layer, _, kind = name.rpartition(".")
             self._present.setdefault(layer, set()).add(kind)
 
-    def of_linear(self, prefix: str, linear: StackedLinear) -> Iterator[_Part]:
+    def of_linear(self, prefix: str, linear: StackedLinear) -> Iterator[StoredMatrix]:
         for name, rows in linear.rows.items():
             yield self.named(f"{prefix}.{name}", rows, linear.in_size)
 
-    def named(self, name: str, num_outputs: int, num_inputs: int) -> _Part:
+    def named(self, name: str, num_outputs: int, num_inputs: int) -> StoredMatrix:
         present = frozenset(self._present.get(name, ()))
         layer = LayerInFile(name, num_outputs, num_inputs, present)
         scheme = self._method.scheme(name)
         if scheme is not None and scheme.own_names and self._is_plain(layer, scheme):
             scheme = None  # the file says so, though its config does not
-        return _Part(layer, scheme)
+        return StoredMatrix(layer, scheme)
 
     def _is_plain(self, layer: LayerInFile, scheme: LinearScheme) -> bool:
         has_own = any(name in layer.present for name in scheme.own_names)
@@ -140,7 +167,7 @@ def _plain_views(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
 
 
 def _check_unused_biases(
-    checkpoint: Checkpoint, wanted: dict[str, Tensor], groups: list[list[_Part]]
+    checkpoint: Checkpoint, wanted: dict[str, Tensor], groups: list[list[StoredMatrix]]
 ) -> list[str]:
     """Old tools write a bias of zeros for every layer, whether the model has one or not.
 

@@ -15,3 +15,7 @@ from pathlib import Path
 
 MODEL_PATH: Path = Path(__file__).parent / "minivllm-tiny"
 """A folder that `transformers` and minivllm can both load."""
+
+DRAFT_MODEL_PATH: Path = Path(__file__).parent / "minivllm-tiny-draft"
+"""Its small sibling with the same vocabulary, which guesses what it will say: a draft model. It has no
+tokenizer of its own."""

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from minivllm.lab.bench.commands import app
+from tests import patience
 
 SMALL = ["--model", "nano", "--threads", "1", "--requests", "2", "--repeat", "1", "--seed", "7189"]
 
@@ -48,4 +49,4 @@ def test_a_mistake_is_a_value_error_that_the_command_line_prints(arguments: list
 
 def test_help_does_not_wait_for_torch() -> None:
     code = "import sys; from minivllm.lab.bench.commands import app; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=patience.SECONDS)

@@ -80,6 +80,17 @@ def test_the_trace_measurement_describes_the_file_it_wrote() -> None:
     print_result(result)
 
 
+def test_small_weights_are_read_in_fewer_bytes_and_compared_with_the_plain_ones() -> None:
+    result: Any = run("quantized", replace(SMALL, repeat=1, dtype="float32"))
+    plain, int8, int4 = result.sides
+    assert (plain.name, int8.name, int4.name) == ("float32", "int8", "int4")
+    assert plain.read_bytes > 3.5 * int8.read_bytes > 1.2 * 3.5 * int4.read_bytes
+    assert plain.stream_ratio == plain.batch_ratio == 1
+    assert int8.stream_ratio == pytest.approx(plain.stream_seconds / int8.stream_seconds)
+    assert int8.floor_seconds / plain.floor_seconds == pytest.approx(int8.read_bytes / plain.read_bytes)
+    print_result(result)
+
+
 def test_a_disturbed_step_does_not_count() -> None:
     runs = [(1.0, 2.0, 3.0), (1.0, 2.0, 30.0), (9.0, 2.0, 3.0)]
     assert typical_seconds([Played(sum(steps), steps, ()) for steps in runs]) == 6.0

@@ -20,6 +20,7 @@ from minivllm.lab.compare.memory import (
     ALLOCATORS,
     COPIES_WIDTH,
     PLACED_OTHERWISE,
+    SMALLER,
     WIDTHS,
     MemoryComparison,
     MemorySettings,
@@ -28,6 +29,7 @@ from minivllm.lab.compare.memory import (
     compare_memory,
     make_memory,
     play,
+    slots_of,
 )
 from minivllm.lab.compare.memory_picture import save_picture
 from minivllm.lab.compare.memory_play import MemoryPlay, Played, _Beams
@@ -213,6 +215,11 @@ def comparison(playing=as_in_the_papers) -> MemoryComparison:
             for width in WIDTHS
         ),
         (),
+        smaller=tuple(
+            replace(run(data, "paged", "single", 1), kv_cache_dtype=kind)
+            for data in DATA_SETS
+            for kind in SMALLER
+        ),
     )
 
 
@@ -257,6 +264,7 @@ def test_tables_json_and_picture_hold_every_run(tmp_path):
         assert name in text
     assert "20.4% · 7.0" in text and "44.3% · … · 66.3%" in text and "All within" in text
     data = json.loads(json.dumps(as_data(result)))
+    assert "int8_per_token_head" in text and len(data["smaller"]) == 4
     assert len(data["single"]) == 12 and data["single"][0]["played"]["shares"]["effective"] == 0.204
     save_picture(result, tmp_path / "memory.png")
     assert (tmp_path / "memory.png").read_bytes().startswith(b"\x89PNG")
@@ -268,6 +276,20 @@ def test_a_real_play_of_the_papers_workload_comes_near_the_papers_figures():
     assert run.played.requests_at_once == pytest.approx(papers.REQUESTS_AT_ONCE["sharegpt"]["contiguous"])
     assert run.played.shares.effective == pytest.approx(papers.EFFECTIVE["contiguous"], abs=0.05)
     assert run.played.shares.external == pytest.approx(papers.EXTERNAL["contiguous"], abs=0.01)
+
+
+def test_twice_the_requests_fit_into_the_same_bytes_of_half_the_size():
+    """d + 4 bytes and d bytes where 16 bits take 2d."""
+    settings = MemorySettings(50, 0, 16, papers.NUM_SLOTS // 3)
+    plain, small, least = (
+        play(settings, "smaller", "sharegpt", "paged", "single", 1, kind).played.requests_at_once
+        for kind in ("auto", *SMALLER)
+    )
+    assert [slots_of(settings, kind) for kind in SMALLER] == [
+        settings.num_slots * 256 // 132,
+        settings.num_slots * 2,
+    ]
+    assert small == pytest.approx(plain * 256 / 132, rel=0.1) and least == pytest.approx(2 * plain, rel=0.1)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ SMALL = {
     "flash-attention-2": {"tokens": 9, "rows": 2, "warps": 2},
     "flash-attention-tensor-core": {"tokens": 5, "head_dim": 32},
     "paged-attention": {"context": 6, "splits": 2},
+    "quantized-product": {"rows": 1, "outputs": 5, "inputs": 64},
     "kv-write": {},
     "copy-blocks": {"cells": 40},
 }

@@ -21,6 +21,7 @@ from minivllm.lab.bench.serve.probe import ServedCard, find_model
 from minivllm.lab.bench.serve.record import Record, Run
 from minivllm.lab.bench.serve.requests import DataSet, Writer, make_process, warm_ups
 from minivllm.lab.bench.serve.results import ServeResult, details, measure
+from minivllm.lab.workloads.chats import Chats
 from minivllm.lab.workloads.parse import parse_mix
 from minivllm.lab.workloads.workload import WorkloadRequest
 from minivllm.validation import check_input_file, check_integer, check_number
@@ -194,14 +195,17 @@ async def _one_run(
     process = make_process(rate, plan.burstiness, plan.arrivals)
     has_times = rate is not None or (data.has_own_times and plan.max_concurrency is None)
     workload = data.workload(process, index)
-    words = f"{rate:g} requests a second" if rate is not None else "requests"
+    total, what = plan.num_requests, "requests"
+    if isinstance(workload, Chats):  # about as many as were asked for
+        total, what = workload.num_requests, f"turns of {workload.num_chats} chats"
+    words = f"{what}, {rate:g} a second" if rate is not None else what
     run = await run_load(
         client,
         workload,
         writer,
         limit=plan.max_concurrency,
         has_times=has_times,
-        on_answer=told.begin(plan.num_requests, words),
+        on_answer=told.begin(total, words),
     )
     mode = mode_of(has_times, plan.max_concurrency)
     result = measure(

@@ -80,6 +80,11 @@ def search_scales(
     return ScaleSearch(*best, tuple(losses))
 
 
+def first_duo_scales(weight: Tensor, grid: Grid) -> Tensor:
+    """What duo scaling multiplies input channels by in its first try, α = 0: nothing of the inputs yet."""
+    return _scales(torch.ones(weight.shape[1]), _relative_size(weight, grid), 0.0)
+
+
 def _scales(mean_inputs: Tensor, weights_size: Tensor | None, alpha: float) -> Tensor:
     scales = mean_inputs.pow(alpha)
     if weights_size is not None:

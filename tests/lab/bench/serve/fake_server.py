@@ -5,6 +5,8 @@ import json
 import threading
 from contextlib import contextmanager
 
+from tests import patience
+
 MODEL = "fake"
 
 
@@ -76,12 +78,12 @@ def fake_server(answers=answer, models_answer=None):
             is_up.set()
             await stop.wait()
 
-    thread = threading.Thread(target=loop.run_until_complete, args=(main(),))
+    thread = threading.Thread(target=loop.run_until_complete, args=(main(),), daemon=True)
     thread.start()
-    is_up.wait()
+    assert is_up.wait(patience.SECONDS)
     try:
         yield fake
     finally:
         loop.call_soon_threadsafe(stop.set)
-        thread.join()
+        patience.join(thread)
         loop.close()

@@ -1,0 +1,238 @@
+"""The executor of several ranks, as the engine sees it: `execute(plan)`, and nothing else.
+
+    engine's thread            rank 0's thread                          other processes
+    execute(plan) ──► queue ──► broadcast the plan ────────────────────► rank 1, rank 2, …
+         │                      its own share, sums with the others ◄──► their shares
+         ◄───────── logits ───  logits gathered
+
+Rank 0 computes in a thread of its own, since a step must not be left half-way: an interrupt (Ctrl-C) reaches
+the engine, which forgets the step, while rank 0 and the others finish it together. The next plan comes after
+that.
+
+If a rank ends, or fails, all do: keys and values are lost with it. Whoever has a request in the engine hears
+of it at once, and no process is left.
+
+Read next: `launch.py`, `worker.py`, `rank_executor.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from concurrent.futures import Future, wait
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import torch
+from torch import Tensor
+
+from minivllm.executor.distributed.cache_limits import CacheLimits
+from minivllm.executor.distributed.groups import Control, GroupPeers
+from minivllm.executor.distributed.lane import Lane
+from minivllm.executor.distributed.launch import END_SECONDS, Ranks
+from minivllm.executor.distributed.meeting import RankError
+from minivllm.executor.distributed.messages import RankSettings, encode_plan
+from minivllm.executor.distributed.rank_executor import RankExecutor, load_rank
+from minivllm.executor.distributed.worker import device_of
+from minivllm.executor.executor import ExecutorDeadError
+from minivllm.files import CannotWrite
+from minivllm.model.config import ModelConfig
+from minivllm.model.hub import resolve_model
+from minivllm.model.parallel.peers import Alone, Peers
+from minivllm.model.parallel.sharded_decoder import ShardedDecoder
+from minivllm.scheduling.plan import StepPlan
+from minivllm.trace.events import ModelShape
+from minivllm.trace.rank_spans import RankSpans, decode_spans, write_rank_spans
+
+logger = logging.getLogger("minivllm")
+
+LOOK_SECONDS = 0.1
+"""Time between two looks at the other ranks, while a step takes longer."""
+PATIENCE_SECONDS = 1.0
+"""Time for a process whose connection is lost to be gone."""
+Result = TypeVar("Result")
+
+
+class DistributedExecutor:
+    """Carries out plans on several ranks, of which the first is in this process. See `Executor`.
+
+    Attributes:
+        config: the whole model's.
+        num_blocks, num_host_blocks: of the KV cache and of the swap space, the same on every rank.
+        last_attention_seconds, last_peer_seconds: of rank 0 in the latest step: in attention, and in sending
+            to other ranks and waiting for them.
+    """
+
+    def __init__(
+        self,
+        settings: RankSettings,
+        ranks: Ranks,
+        limits: CacheLimits,
+        name: str = "",
+        spans_path: Path | None = None,
+    ) -> None:
+        """Let all ranks load their shares.
+
+        Args:
+            spans_path: where to write at the end when each rank did what, if `settings` has it recorded.
+
+        Raises:
+            ValueError: files or limits that cannot work; no process is left.
+            RankError: a rank has not come in time, or has failed; no process is left.
+        """
+        self.settings = settings
+        self.config = ModelConfig.from_folder(resolve_model(settings.model))
+        self.name = name
+        self.block_size = settings.block_size
+        self.device = torch.device(settings.device)
+        self.last_attention_seconds = self.last_peer_seconds = 0.0
+        self._ranks, self._spans_path = ranks, spans_path
+        self._lane = Lane("minivllm-rank-0")
+        self._pending: Future[Tensor] | None = None
+        self._error = ""
+        self._control: Control | None = None
+        self._peers: GroupPeers | None = None
+        self._rank: RankExecutor | None = None
+        self._settings_told: dict[str, Any] = {}
+        try:
+            self._start(limits)
+        except BaseException:
+            self._end()
+            raise
+
+    def _start(self, limits: CacheLimits) -> None:
+        meeting = self._ranks.meeting
+        meeting.say("settings", msgspec.json.encode(self.settings))
+        meeting.note("here")
+        meeting.wait_for_all("here", "come")
+        decoder = self._wait(self._lane.submit(self._join))
+        meeting.wait_for_all("loaded", "loaded its share of the model")
+        sizes = limits.sizes(self.config, self.settings, decoder.num_bytes, self._ranks.num_local)
+        self.num_blocks, self.num_host_blocks = sizes.num_blocks, sizes.num_host_blocks
+        own = self.settings.block_size, self.settings.attention_backend, sizes
+        rank = self._rank = self._wait(self._lane.submit(partial(RankExecutor, decoder, *own)))
+        self._settings_told = self._tell(rank)
+        if self.settings.record_spans and self._peers:
+            rank.spans = self._peers.spans = RankSpans()
+        meeting.say("sizes", msgspec.json.encode(sizes))  # what had to be compiled is there for the others
+        meeting.wait_for_all("ready", "made its cache")
+
+    def _join(self) -> ShardedDecoder:
+        """In rank 0's thread: meet the others, and load."""
+        settings, ranks = self.settings, self._ranks
+        torch.set_num_threads(settings.num_threads)  # of this thread
+        device = device_of(settings.device, 0)
+        peers: Peers = Alone()
+        if settings.grid.size > 1:
+            self._control = Control(ranks.meeting.store, 0, settings.grid.size, ranks.address)
+            peers = self._peers = GroupPeers(ranks.meeting.store, settings.grid, 0, device, ranks.address)
+        return load_rank(settings, 0, device, peers)
+
+    @property
+    def settings_told(self) -> dict[str, Any]:
+        """How it computes, for the header of a trace."""
+        return self._settings_told
+
+    def _tell(self, rank: RankExecutor) -> dict[str, Any]:
+        method = rank.decoder.quantization
+        return {
+            "device": str(self.device),
+            "attention_backend": rank.attention.name,
+            "tensor_parallel_size": self.settings.tensor_parallel_size,
+            "pipeline_parallel_size": self.settings.pipeline_parallel_size,
+            "reduction_parts": self.settings.num_parts,
+            **({"quantization": method} if method else {}),
+        }
+
+    @property
+    def model_shape(self) -> ModelShape:
+        """What the header of a trace says about the model."""
+        return self.config.shape(self.name, self.settings.dtype)
+
+    def execute(self, plan: StepPlan) -> Tensor:
+        """Logits `[sum of num_logits, vocab_size]` in plan order, float32 (float64 for a float64 model).
+
+        Raises:
+            ExecutorDeadError: a rank has ended or failed, now or before, or this executor was closed.
+        """
+        if self._error:
+            raise ExecutorDeadError(self._error)
+        try:
+            if self._pending is not None:  # an interrupt has left it alone
+                self._wait(self._pending)
+            self._pending = self._lane.submit(partial(self._step, plan))
+            return self._wait(self._pending)
+        except Exception as error:
+            self._error = self._reason(error)
+            self._end()
+            raise ExecutorDeadError(self._error) from error
+
+    def _step(self, plan: StepPlan) -> Tensor:
+        """In rank 0's thread."""
+        assert self._rank is not None
+        if self._control is not None and self._peers is not None:
+            self._peers.seconds = 0.0
+            self._control.broadcast(encode_plan(plan))
+        logits = self._rank.execute(plan)
+        self.last_attention_seconds = self._rank.last_attention_seconds
+        self.last_peer_seconds = self._peers.seconds if self._peers else 0.0
+        return logits
+
+    def close(self) -> None:
+        """Let all ranks end. No process is left when it returns; later plans are refused."""
+        if self._error:
+            return
+        self._error = "it was closed"
+        if self._control is not None:
+            told = self._lane.submit(partial(self._control.broadcast, b""))
+            wait([told], END_SECONDS)
+            self._write_spans()
+            self._ranks.wait()
+        self._end()
+
+    def _write_spans(self) -> None:
+        """Those of all ranks that have told theirs in time."""
+        spans, meeting = self._peers.spans if self._peers else None, self._ranks.meeting
+        if spans is None or self._spans_path is None:
+            return
+        meeting.seconds, meeting.look = END_SECONDS, lambda: None  # they end once they have told
+        with suppress(RankError):
+            meeting.wait_for_all("spans", "told when it did what")
+        found = {0: decode_spans(spans.encoded())}
+        for rank in range(1, meeting.size):
+            if meeting.store.check([f"spans/{rank}"]):
+                found[rank] = decode_spans(bytes(meeting.store.get(f"spans/{rank}")))
+        grid = self.settings.grid
+        places = [grid.place(rank) for rank in range(grid.size)]
+        names = [f"stage {place.pipeline}, tensor {place.tensor}" for place in places]
+        try:
+            write_rank_spans(self._spans_path, found, names)
+        except CannotWrite as error:
+            logger.warning("%s", error)
+
+    def _wait(self, future: Future[Result]) -> Result:
+        """What comes out of rank 0's thread. Raises `RankError` if another rank ends first."""
+        while not wait([future], LOOK_SECONDS).done:
+            self._ranks.look()
+        return future.result()
+
+    def _reason(self, error: Exception) -> str:
+        """Why the ranks end, with the name of the one that was first, if that can be known."""
+        end = time.monotonic() + PATIENCE_SECONDS
+        while not isinstance(error, RankError) and time.monotonic() < end:
+            try:  # a lost connection is seen a moment before the process is gone
+                self._ranks.look()
+            except RankError as found:
+                error = found
+            time.sleep(LOOK_SECONDS)
+        words = str(error) if isinstance(error, RankError) else f"{type(error).__name__}: {error}"
+        return f"{words}; with it keys and values are lost, so that all ranks have ended: make a new engine"
+
+    def _end(self) -> None:
+        """Leave nothing: no process, no port, no weights and no cache."""
+        self._ranks.kill()
+        self._lane.end()
+        self._control = self._peers = self._rank = self._pending = None

@@ -1,0 +1,99 @@
+"""One rank at work: its share of a decoder over its share of the KV cache.
+
+Every rank gets every plan. It moves the same blocks and computes the same tokens as all others, of its own
+parts and layers; block 7 is block 7 everywhere. Only rank 0 has logits in the end.
+
+    plan ──► BlockMover ──► build_metadata ──► EagerRunner(ShardedDecoder, attention) ──► logits, or nothing
+                                                        │
+                                                  peers: sums, lookups, hidden states
+
+Read next: `minivllm/model/parallel/sharded_decoder.py`, `worker.py`.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from minivllm.executor.attention.choose import backend_factory
+from minivllm.executor.attention.metadata import build_metadata
+from minivllm.executor.block_mover import BlockMover
+from minivllm.executor.cpu_hazards import guard_step
+from minivllm.executor.distributed.messages import CacheSizes, RankSettings
+from minivllm.executor.kv_storage import KVStorage
+from minivllm.executor.runners.eager import EagerRunner
+from minivllm.model.config import ModelConfig
+from minivllm.model.hub import resolve_model
+from minivllm.model.parallel.layout import share_of
+from minivllm.model.parallel.load import load_share
+from minivllm.model.parallel.peers import Peers
+from minivllm.model.parallel.sharded_decoder import ShardedDecoder
+from minivllm.scheduling.plan import StepPlan
+from minivllm.trace.rank_spans import STEP, RankSpans
+
+
+class RankExecutor:
+    """Carries out plans, of one rank's share. See `Executor` for the contract."""
+
+    def __init__(
+        self, decoder: ShardedDecoder, block_size: int, attention_backend: str, sizes: CacheSizes
+    ) -> None:
+        config, device = decoder.config, decoder.embedding.device
+        self.decoder = decoder
+        self.storage = KVStorage(config, sizes.num_blocks, block_size, decoder.dtype, device)
+        self.host_storage = None
+        if sizes.num_host_blocks:
+            cpu = torch.device("cpu")
+            self.host_storage = KVStorage(config, sizes.num_host_blocks, block_size, decoder.dtype, cpu)
+        self.mover = BlockMover(self.storage, self.host_storage)
+        self.attention = backend_factory(attention_backend)(config, self.storage)
+        if attention_backend == "numba-cpu":
+            self._compile()
+        self.runner = EagerRunner(decoder, self.attention)
+        self.last_attention_seconds = 0.0
+        self.spans: RankSpans | None = None
+        self._is_on_cpu = device.type == "cpu"
+        logits_type = torch.float64 if decoder.dtype == torch.float64 else torch.float32
+        self._no_logits = torch.empty(0, decoder.share.config.vocab_size, dtype=logits_type, device=device)
+
+    def _compile(self) -> None:
+        from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention
+
+        assert isinstance(self.attention, NumbaCpuAttention)
+        self.attention.compile()
+
+    def execute(self, plan: StepPlan) -> Tensor:
+        """On rank 0 logits `[sum of num_logits, vocab_size]`; elsewhere nothing that matters."""
+        if self.spans is None:
+            return self._execute(plan)
+        self.spans.step, began = plan.step, perf_counter()
+        logits = self._execute(plan)
+        self.spans.note(STEP, began, perf_counter())
+        return logits
+
+    @torch.inference_mode()
+    def _execute(self, plan: StepPlan) -> Tensor:
+        with guard_step(torch.get_num_threads()) if self._is_on_cpu else nullcontext():
+            if plan.moves:
+                self.mover.carry_out(plan.moves)
+            if not plan.scheduled:
+                self.last_attention_seconds = 0.0
+                return self._no_logits
+            metadata = build_metadata(plan, self.storage.block_size)
+            logits = self.runner.run(metadata, plan.num_padding_tokens)
+            self.last_attention_seconds = self.runner.attention_seconds
+            return logits
+
+
+def load_rank(settings: RankSettings, rank: int, device: torch.device, peers: Peers) -> ShardedDecoder:
+    """A rank's weights, read from where this machine has the model.
+
+    Raises:
+        ValueError: the folder's files are not what they promise.
+    """
+    config = ModelConfig.from_folder(folder := resolve_model(settings.model))
+    share = share_of(config, settings.grid, rank, settings.num_parts)
+    return load_share(folder, share, getattr(torch, settings.dtype), device, peers, settings.quantization)

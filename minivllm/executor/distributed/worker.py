@@ -1,0 +1,69 @@
+"""All ranks but the first: get a plan, carry it out, wait for the next.
+
+    python -m minivllm.executor.distributed.worker ADDRESS PORT RANK SIZE
+
+is what an engine starts (`launch.py`). Under `torchrun` a rank gets here from the program itself, when that
+makes its engine. Either way a worker knows only what the store and the plans say, and ends when rank 0 says
+so or is gone.
+
+Read next: `rank_executor.py`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import msgspec
+import torch
+
+from minivllm.executor.distributed.groups import Control, GroupPeers, PeerLostError
+from minivllm.executor.distributed.meeting import LOOPBACK, Meeting, open_store
+from minivllm.executor.distributed.messages import CacheSizes, RankSettings, decode_plan
+from minivllm.executor.distributed.rank_executor import RankExecutor, load_rank
+from minivllm.trace.rank_spans import RankSpans
+
+
+def serve_rank(meeting: Meeting, address: str, local_rank: int | None = None) -> None:
+    """Be this rank until rank 0 ends.
+
+    Args:
+        address: of this machine, for the others.
+        local_rank: its number among those of this machine, if that is not its rank.
+    """
+    rank = meeting.rank
+    meeting.note("here")
+    settings = msgspec.json.decode(meeting.hear("settings"), type=RankSettings)
+    torch.set_num_threads(settings.num_threads)
+    device = device_of(settings.device, rank if local_rank is None else local_rank)
+    try:
+        control = Control(meeting.store, rank, meeting.size, address)
+        peers = GroupPeers(meeting.store, settings.grid, rank, device, address)
+        decoder = load_rank(settings, rank, device, peers)
+        meeting.note("loaded")
+        sizes = msgspec.json.decode(meeting.hear("sizes"), type=CacheSizes)
+        executor = RankExecutor(decoder, settings.block_size, settings.attention_backend, sizes)
+        meeting.note("ready")
+    except Exception as error:  # rank 0 tells it
+        meeting.note("failed", f"{type(error).__name__}: {error}")
+        sys.exit(1)
+    if settings.record_spans:
+        executor.spans = peers.spans = RankSpans()
+    try:
+        while message := control.next_message():
+            executor.execute(decode_plan(message))
+        if executor.spans is not None:
+            meeting.note("spans", executor.spans.encoded().decode())
+    except PeerLostError:  # it has something to say, and this one has nothing to add
+        sys.exit(1)
+
+
+def device_of(kind: str, local_rank: int) -> torch.device:
+    return torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
+
+
+def main(address: str, port: str, rank: str, size: str) -> None:
+    serve_rank(Meeting(open_store(address, int(port)), int(rank), int(size)), LOOPBACK)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

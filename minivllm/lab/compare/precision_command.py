@@ -1,0 +1,39 @@
+"""What `minivllm compare precision` does once its options are checked: compare, print, write.
+
+Read next: `precision.py`.
+"""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+
+from rich.text import Text
+
+from minivllm.files import write_file
+from minivllm.lab.compare.precision import PrecisionSettings, compare_precision
+from minivllm.lab.compare.precision_picture import save_picture
+from minivllm.lab.compare.precision_report import as_data, print_comparison
+from minivllm.lab.compare.precision_trace import record
+from minivllm.terminal import Console
+
+
+def run(
+    settings: PrecisionSettings, console: Console, *, trace: Path | None, json: Path | None, plot: Path | None
+) -> None:
+    """Compare, print the tables, and write what was asked for."""
+    with console.status("") as status:
+        result = compare_precision(settings, lambda what, done: status.update(f"{done:4.0%}  {what}"))
+        if trace is not None:
+            status.update("matrices, for the trace")
+            record(trace, result, settings)
+    print_comparison(result, console)
+    if json is not None:
+        write_file(json, json_module.dumps(as_data(result), indent=1), "json")
+        console.print(f"Everything is in {json}.", highlight=False)
+    if plot is not None:
+        save_picture(result, plot)
+        console.print(f"The picture is in {plot}.", highlight=False)
+    if trace is not None:
+        command = (f"minivllm dashboard {trace}", "bold")
+        console.print(Text.assemble("A look into the matrices: ", command, ", page Precision."))

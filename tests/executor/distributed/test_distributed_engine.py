@@ -1,0 +1,176 @@
+"""Whatever an engine is asked for, several ranks give the tokens of one: forks, beams, swaps, caches, chunks.
+
+The ranks are threads here (`thread_ranks.py`); those that are processes are in `test_processes.py`.
+"""
+
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from minivllm.config import SchedulerConfig
+from minivllm.decoding.sampler import Sampler
+from minivllm.engine.engine import Engine
+from minivllm.executor.attention.torch_backend import TorchAttention
+from minivllm.executor.distributed import distributed_executor
+from minivllm.executor.executor import ExecutorDeadError
+from minivllm.executor.torch_executor import TorchExecutor
+from minivllm.model.parallel.layout import Grid
+from minivllm.model.tiny import MODEL_PATH
+from minivllm.sampling_params import BeamSearchParams, SamplingParams
+from tests.executor.distributed.thread_ranks import executor_on_threads
+
+BLOCK_SIZE, NUM_BLOCKS = 4, 48
+SWAP_SPACE = 48 << 20
+COMMON = [(7 * number) % 4000 + 5 for number in range(13)]
+
+
+@pytest.fixture(scope="module")
+def single():
+    return TorchExecutor.from_folder(
+        MODEL_PATH,
+        dtype="float64",
+        block_size=BLOCK_SIZE,
+        num_blocks=NUM_BLOCKS,
+        swap_space_bytes=SWAP_SPACE,
+        backend=TorchAttention,
+    )
+
+
+@pytest.fixture(scope="module", params=[Grid(tensor=2), Grid(1, 2, 2)], ids=["2 ranks", "2 stages of 2"])
+def several(request):
+    sizes = {"num_gpu_blocks_override": NUM_BLOCKS, "swap_space_bytes": SWAP_SPACE}
+    with executor_on_threads(MODEL_PATH, request.param, block_size=BLOCK_SIZE, **sizes) as executor:
+        yield executor
+
+
+def engine_on(executor, **limits):
+    config = SchedulerConfig(
+        **{"num_blocks": NUM_BLOCKS, "block_size": BLOCK_SIZE, "max_model_len": 40, **limits}
+    )
+    return Engine(config, executor, Sampler(4096), vocab_size=4096)
+
+
+def serve(engine, requests):
+    """Tokens and scores of all outputs of all requests, and how many steps they took."""
+    for number, (prompt, params) in enumerate(requests):
+        engine.add_request(str(number), prompt, params)
+    outputs = {}
+    while engine.has_unfinished_requests():
+        outputs |= {output.request_id: output for output in engine.step()}
+    engine.check_invariants()
+    found = [
+        [(list(each.token_ids), each.finish_reason) for each in outputs[str(number)].outputs]
+        for number in range(len(requests))
+    ]
+    return found, engine.num_steps
+
+
+samplings = st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([0, 0.9]),
+    n=st.integers(1, 3),
+    max_tokens=st.integers(1, 9),
+    prompt_logprobs=st.sampled_from([None, 1]),
+    seed=st.integers(0, 9),
+    ignore_eos=st.just(True),
+)
+beams = st.builds(BeamSearchParams, st.integers(2, 3), max_tokens=st.integers(1, 6))
+requests = st.lists(
+    st.tuples(
+        st.builds(lambda shared, own: COMMON[:shared] + own, st.integers(0, 13),
+                  st.lists(st.integers(5, 4000), min_size=1, max_size=9)),
+        st.one_of(samplings, beams),
+    ),
+    min_size=1,
+    max_size=4,
+)  # fmt: skip
+limits = st.fixed_dictionaries(
+    {
+        "num_blocks": st.sampled_from([14, 18, NUM_BLOCKS]),
+        "max_num_seqs": st.sampled_from([4, 16]),
+        "max_num_batched_tokens": st.sampled_from([16, 40, 2048]),
+        "prefix_cache": st.sampled_from([None, "hash", "radix"]),
+        "scheduling_policy": st.sampled_from(["fcfs", "priority", "static(timeout_seconds=0)"]),
+        "swap": st.booleans(),
+    }
+)
+
+
+def config_of(limits, executor):
+    limits = dict(limits)
+    if limits.pop("swap"):
+        limits |= {"num_host_blocks": executor.num_host_blocks, "preemption_mode": "swap"}
+    if limits["scheduling_policy"].startswith("static"):
+        limits["max_num_batched_tokens"] = 2048
+    return limits
+
+
+@settings(
+    max_examples=settings.default.max_examples // 2,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(requests=requests, limits=limits)
+def test_several_ranks_give_the_tokens_of_one(single, several, requests, limits):
+    limits = config_of(limits, several)
+    assert several.num_host_blocks and several.num_host_blocks == single.num_host_blocks
+    try:
+        expected = serve(engine_on(single, **limits), requests)
+    except ValueError:  # a request that could never be served: refused before any rank hears of it
+        return
+    assert serve(engine_on(several, **limits), requests) == expected
+
+
+def test_an_interrupted_step_is_finished_by_all_ranks_and_the_engine_serves_on(single, several, monkeypatch):
+    prompts = [(COMMON, SamplingParams(max_tokens=6, temperature=0, ignore_eos=True))] * 2
+    expected, _ = serve(engine_on(single), prompts)
+    engine, real = engine_on(several), distributed_executor.wait
+    for number, (prompt, params) in enumerate(prompts):
+        engine.add_request(str(number), prompt, params)
+    engine.step()
+
+    def interrupted(*arguments):
+        monkeypatch.setattr(distributed_executor, "wait", real)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(distributed_executor, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    outputs = {}
+    while engine.has_unfinished_requests():
+        outputs |= {output.request_id: output.outputs[0].token_ids for output in engine.step()}
+    assert [outputs[str(number)] for number in range(2)] == [each[0][0] for each in expected]
+
+
+def test_a_closed_executor_refuses_plans():
+    with executor_on_threads(
+        MODEL_PATH, Grid(), num_gpu_blocks_override=NUM_BLOCKS, block_size=4
+    ) as executor:
+        engine = engine_on(executor)
+        engine.add_request("it", COMMON)
+        engine.close()
+        with pytest.raises(ExecutorDeadError, match="closed"):
+            engine.step()
+
+
+@pytest.mark.parametrize("grid", [Grid(tensor=2), Grid(1, 2, 1)])
+def test_every_rank_tells_when_it_did_what(grid, tmp_path):
+    path = tmp_path / "run.ranks.json"
+    sizes = {"num_gpu_blocks_override": NUM_BLOCKS, "block_size": BLOCK_SIZE}
+    with executor_on_threads(MODEL_PATH, grid, spans=path, **sizes) as executor:
+        engine = engine_on(executor)
+        serve(engine, [(COMMON, SamplingParams(max_tokens=3, ignore_eos=True))])
+    records = json.loads(path.read_text())["traceEvents"]
+    names = [record["args"]["name"] for record in records if record["ph"] == "M"]
+    stage = grid.pipeline - 1
+    assert names == ["rank 0 · stage 0, tensor 0", f"rank 1 · stage {stage}, tensor {1 - stage}"]
+    for rank in range(2):
+        own = [record for record in records if record["ph"] == "X" and record["pid"] == rank + 1]
+        steps = {record["args"]["step"]: record for record in own if record["cat"] == "step"}
+        assert len(steps) == engine.num_steps
+        talks = [record for record in own if record["cat"] == "talk"]
+        assert {talk["args"]["step"] for talk in talks} == set(steps)
+        for talk in talks:
+            step = steps[talk["args"]["step"]]
+            assert step["ts"] <= talk["ts"] and talk["ts"] + talk["dur"] <= step["ts"] + step["dur"] + 0.01

@@ -1,0 +1,133 @@
+"""Ranks that are processes: the same tokens, an end that leaves nothing, and errors that name a rank."""
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from minivllm import LLM, SamplingParams
+from minivllm.executor.distributed import launch
+from minivllm.executor.distributed.create import create_distributed_executor, threads_of_a_rank
+from minivllm.executor.distributed.meeting import RankError
+from minivllm.executor.executor import ExecutorDeadError
+from minivllm.model.tiny import MODEL_PATH
+from minivllm.processes import python_variables
+from minivllm.structured_outputs import StructuredOutputsParams
+
+PROMPTS = ["Once upon a time", "Question: What is a KV cache?\nAnswer:", "从前，"]
+SMALL = {"num_gpu_blocks_override": 64, "attention_backend": "torch"}
+
+
+def tokens(llm):
+    params = [
+        SamplingParams(temperature=0, max_tokens=8),
+        SamplingParams(temperature=0.9, seed=5, n=3, max_tokens=8),
+        SamplingParams(
+            temperature=0, max_tokens=8, structured_outputs=StructuredOutputsParams(regex="[a-z]{3,9}")
+        ),
+    ]
+    outputs = llm.generate(PROMPTS, params, use_tqdm=False)
+    return [completion.token_ids for output in outputs for completion in output.outputs]
+
+
+def workers():
+    """Processes of ranks that this one has started."""
+    return [child for child in psutil.Process().children() if launch.WORKER in " ".join(child.cmdline())]
+
+
+def listening():
+    """Ports at which this process can be reached."""
+    return {connection.laddr for connection in psutil.Process().net_connections("tcp")}
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return tokens(LLM(MODEL_PATH, **SMALL))
+
+
+def test_two_engines_at_once_give_the_tokens_of_one_and_a_lost_rank_ends_its_own_only(expected):
+    before = listening()
+    with LLM(MODEL_PATH, tensor_parallel_size=2, **SMALL) as llm:
+        other = LLM(MODEL_PATH, pipeline_parallel_size=2, **SMALL)
+        try:
+            assert tokens(llm) == tokens(other) == expected
+            assert len(workers()) == 2
+            assert {address.ip for address in listening() - before} == {"127.0.0.1"}
+            lost = other.engine.executor._ranks.processes[1]
+            other.engine.add_request("it", [5, 6, 7])
+            other.engine.step()
+            os.kill(lost.pid, signal.SIGKILL)
+            began = time.monotonic()
+            for _ in range(2):
+                with pytest.raises(ExecutorDeadError, match=r"rank 1 has ended \(signal 9\)"):
+                    other.engine.step()
+            assert time.monotonic() - began < 30
+            assert other.engine.abort("it") is not None
+        finally:
+            other.close()
+        assert len(workers()) == 1
+        assert tokens(llm) == expected
+    gc.collect()  # a traceback may still hold what has failed
+    assert not workers() and not listening() - before, "no process and no port is left"
+    with pytest.raises(ExecutorDeadError, match="closed"):
+        tokens(llm)
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("import time; time.sleep(60)", "rank 1 of 2 has not come within 1 seconds"),
+        ("raise SystemExit(3)", r"rank 1 has ended \(exit code 3\)"),
+    ],
+)
+def test_a_rank_that_does_not_come_is_named_and_nothing_is_left(monkeypatch, program, message):
+    started = []
+
+    def other(*arguments):
+        started.append(arguments)
+        return [sys.executable, "-c", program]
+
+    monkeypatch.setattr(launch, "child_command", other)
+    before = set(psutil.Process().children())
+    with pytest.raises(RankError, match=message):
+        create_distributed_executor(
+            MODEL_PATH, tensor_parallel_size=2, start_seconds=1 if "sleep" in program else 60
+        )
+    assert len(started) == 1 and set(psutil.Process().children()) == before
+
+
+def test_torchrun_starts_the_ranks_of_the_same_program(expected, tmp_path):
+    script = tmp_path / "program.py"  # without `if __name__ == "__main__"`
+    script.write_text(
+        "from minivllm import LLM, SamplingParams\n"
+        f"llm = LLM({str(MODEL_PATH)!r}, tensor_parallel_size=2, num_gpu_blocks_override=64)\n"
+        "params = SamplingParams(temperature=0, max_tokens=8)\n"
+        f"output = llm.generate({PROMPTS[0]!r}, params, use_tqdm=False)\n"
+        "print('tokens', list(output[0].outputs[0].token_ids))\n"
+        "llm.close()\n"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    variables = python_variables(OMP_NUM_THREADS="1")
+    run = subprocess.run([*torchrun, str(script)], env=variables, capture_output=True, text=True, timeout=240)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.stdout.count("tokens") == 1 and f"tokens {list(expected[0])}" in run.stdout
+
+
+def test_launchers_that_are_not_there_are_refused():
+    with pytest.raises(
+        ValueError, match=r"distributed_executor_backend is 'external_launcher', but .*torchrun"
+    ):
+        LLM(MODEL_PATH, tensor_parallel_size=2, distributed_executor_backend="external_launcher")
+    with pytest.raises(ValueError, match=r"distributed_executor_backend must be one of 'mp', .*got 'ray'"):
+        LLM(MODEL_PATH, tensor_parallel_size=2, distributed_executor_backend="ray")
+    assert not workers()
+
+
+def test_more_ranks_than_cores_are_for_learning(caplog):
+    assert threads_of_a_rank(10_000) == 1
+    assert "10000 ranks share" in caplog.text and "for learning" in caplog.text
