@@ -155,17 +155,10 @@ class TorchExecutor:
         slots = (max_num_seqs, max_tokens) if virtual_memory else None
         storage = make_cache(decoder, num_blocks, block_size, kv_cache_dtype, slots)
         return cls(
-            decoder,
-            storage,
-            backend,
-            name_of(path, folder),
-            make_host_storage(swap_space_bytes, config, storage),
-            num_blocks,
-            enforce_eager=enforce_eager,
-            max_num_seqs=max_num_seqs,
-            max_model_len=max_tokens,
-            batch_invariant=batch_invariant,
-        )
+            decoder, storage, backend, name_of(path, folder),
+            make_host_storage(swap_space_bytes, config, storage), num_blocks, enforce_eager=enforce_eager,
+            max_num_seqs=max_num_seqs, max_model_len=max_tokens, batch_invariant=batch_invariant,
+        )  # fmt: skip
 
     @property
     def num_host_blocks(self) -> int:

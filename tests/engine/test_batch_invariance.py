@@ -4,6 +4,7 @@ Whole rows of logits are compared, not tokens: a difference that changes no toke
 """
 
 import random
+from copy import deepcopy
 from functools import cache
 from unittest.mock import patch
 
@@ -55,7 +56,7 @@ def decoder_of(dtype, quantization):
 
 def make_engine(kind, *, block_size=16, num_blocks=None, num_host_blocks=0, trace=None, **limits):
     backend, dtype, quantization = KINDS[kind]
-    decoder = decoder_of(dtype, quantization)
+    decoder = deepcopy(decoder_of(dtype, quantization))  # a runner stores its matrices in an order of its own
     num_blocks = num_blocks or blocks_needed(1000, block_size)
     shape = block_size, DTYPES[dtype], CPU
     storage = KVStorage(decoder.config, num_blocks, *shape)
