@@ -114,11 +114,6 @@ class Attention:
             self.key_norm = RMSNorm(self.head_dim, config.rms_norm_eps, dtype, device)
 
     def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        attended = attend(self.layer, *self.project(x, cos, sin))  # [T, num_heads, head_dim]
-        return self.output(attended.reshape(len(x), -1))
-
-    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of `x`, rotated: what attention asks of each row by itself."""
         heads = self.qkv(x).view(len(x), -1, self.head_dim)  # [T, num_heads + 2 · num_kv_heads, head_dim]
         positional = heads[:, : -self.num_kv_heads]  # queries and keys; values carry no position
         if self.query_norm is not None and self.key_norm is not None:
@@ -126,7 +121,9 @@ class Attention:
             positional = torch.cat((self.query_norm(query), self.key_norm(key)), dim=1)
         rotated = rotate(positional, cos, sin)
         query, key = rotated[:, : self.num_heads], rotated[:, self.num_heads :]
-        return query, key, heads[:, -self.num_kv_heads :]
+        value = heads[:, -self.num_kv_heads :]
+        attended = attend(self.layer, query, key, value)  # [T, num_heads, head_dim]
+        return self.output(attended.reshape(len(x), -1))
 
     def views(self, prefix: str) -> NamedViews:
         yield from self.qkv.views(prefix)

@@ -28,7 +28,7 @@ from minivllm.executor.attention.metadata import AttentionMetadata
 from minivllm.executor.padding import AttentionWithoutPadding
 from minivllm.executor.runners.model_runner import ModelRunner
 from minivllm.model.decoder import Decoder
-from minivllm.model.layers import DecoderLayer
+from minivllm.model.layers import DecoderLayer, rotate
 from minivllm.model.matrix import Matrix
 from minivllm.model.quantization.dequantized_matrix import DequantizedMatrix
 from minivllm.model.quantization.stacked_matrix import StackedMatrix
@@ -91,7 +91,12 @@ class RowGroupRunner(ModelRunner):
     def _project(self, layer: DecoderLayer, x: Tensor, positions: Tensor) -> Tensor:
         """Queries, keys and values of one group, side by side: [size, heads + 2 · kv_heads, head_dim]."""
         cos, sin = self.decoder.rotary.angles(positions, self.decoder.dtype)
-        return torch.cat(layer.attention.project(layer.input_norm(x), cos, sin), dim=1)
+        own = layer.attention
+        heads = own.qkv(layer.input_norm(x)).view(len(x), -1, own.head_dim)
+        query, key, value = heads.split_with_sizes([own.num_heads, own.num_kv_heads, own.num_kv_heads], 1)
+        if own.query_norm is not None and own.key_norm is not None:
+            query, key = own.query_norm(query), own.key_norm(key)
+        return torch.cat((rotate(torch.cat((query, key), dim=1), cos, sin), value), dim=1)
 
     @staticmethod
     def _finish(layer: DecoderLayer, x: Tensor, attended: Tensor) -> Tensor:
