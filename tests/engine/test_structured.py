@@ -279,6 +279,44 @@ def test_a_narrow_search_goes_on_behind_the_many_that_are_complete():
         assert "efghij" in {output.text for output in run([prompt], params)}
 
 
+TAGS = {
+    "type": "triggered_tags",
+    "triggers": ["("],
+    "tags": [
+        {"begin": "(a", "content": {"type": "regex", "pattern": "[ab]{1,3}"}, "end": ")"},
+        {"begin": "(b", "content": {"type": "any_text", "excludes": ["z"]}, "end": ")"},
+    ],
+}
+IN_TAGS = r"[^(]*(\((a[ab]{1,3}|b[^)z]*)\)[^(]*)*(\((a[ab]{0,3}|b[^)z]*)?)?"
+"""Texts with such tags, the last of which may be cut off."""
+tagged = st.builds(
+    lambda seed, count, best_of, is_search: SamplingParams(
+        structured_outputs=StructuredOutputsParams(structural_tag={"format": TAGS}),
+        seed=None if is_search else seed,
+        max_tokens=count,
+        temperature=0 if is_search else 1,
+        use_beam_search=is_search,
+        best_of=best_of,
+        logit_bias=None if is_search else {AsciiTokenizer().texts.index("("): 8.0},
+    ),
+    st.integers(0, 99), st.integers(1, 14), st.integers(1, 3), st.booleans(),
+)  # fmt: skip
+
+
+@settings(max_examples=max(10, settings().max_examples // 8))
+@given(work=st.lists(st.tuples(prompts, tagged | samplings), min_size=1, max_size=4), data=st.data())
+def test_text_with_tags_goes_with_everything_else(work, data):
+    recorder = Recorder()
+    engine = make(recorder=recorder, **data.draw(limits(work)))
+    compare = follow(recorder, engine)
+    done = play(engine, work, after_step=lambda: (engine.check_invariants(), compare()))
+    for number, (prompt, params) in enumerate(work):
+        alone = run(prompt, params)
+        assert done[str(number)] == [list(output.token_ids) for output in alone]
+        if params.structured_outputs and params.structured_outputs.structural_tag:
+            assert all(re.fullmatch(IN_TAGS, output.text, re.DOTALL) for output in alone)
+
+
 @pytest.mark.parametrize(
     ("asked", "problem"),
     [

@@ -207,7 +207,8 @@ class _Compiler:
         if not isinstance(tags, list) or not tags:
             raise refuse(path, f"tags must be a list with at least one tag, got {tags!r:.60}")
         named = [{"type": "tag", **tag} if isinstance(tag, Mapping) else tag for tag in tags]
-        places = [f"{path}/tags/{index}" for index in range(len(tags))]
+        field = "structures" if path == "#" else "tags"  # as the client has written it
+        places = [f"{path}/{field}/{index}" for index in range(len(tags))]
         found = [(place, format_of(tag, place)) for place, tag in zip(places, named, strict=True)]
         for place, tag in found:
             if tag["type"] != "tag":

@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kernels_numba.cpu import rows
+from kernels_numba.cpu.panels import pack
 from minivllm.executor.attention.metadata import AttentionMetadata
 from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention, Rotation, has_matrix_units
 from minivllm.executor.padding import AttentionWithoutPadding, pad_rows
@@ -60,7 +61,7 @@ class FusedRunner(ModelRunner):
         if has_matrix_units(decoder.dtype) and can_pack(decoder.dtype) and not batch_invariant:
             decoder.convert(OneDnnMatrix)
         else:
-            decoder.convert(PanelMatrix)
+            decoder.convert(lambda weight: PanelMatrix(pack(as_array(weight)), weight))
         if decoder.is_quantized:
             decoder.replace(in_panels)
             compile_products(decoder.dtype)
