@@ -89,9 +89,9 @@ def judge_own_property(lesson: Lesson, path: Path) -> Catch:
 
 def judge_here(lesson: Lesson, path: Path) -> Catch:
     """The same in this process."""
-    from lessons.judge import import_problem
     from lessons.loading import SUBJECT, load_module
     from lessons.mutant import load_mutants
+    from lessons.verdict import import_problem
 
     mutants = load_mutants(lesson)
     reference = lesson.reference.read_text(encoding="utf-8")

@@ -37,7 +37,7 @@ from lessons.story import Story
 from minivllm.lab.microscope.record import kernel_trace
 from minivllm.trace.kernel_events import KernelTrace, write_kernel_traces
 
-MOST_ACCESSES = 300_000
+MOST_ACCESSES = 500_000
 """Of a kernel in a check: a hundred times what its small arrays need, and a second or two."""
 RIGHT = {
     OutOfBounds: "indices inside of the arrays",

@@ -20,6 +20,7 @@ from lessons.runner import FAILED, NOT_STARTED, PASSED, Outcome, Result
 from minivllm.terminal import Console
 
 MOST_STEPS = 14
+HOLDS_ALONE = "it fails only after other stories: is something shared between your objects?"
 WIDTH = 60
 CHECK, CROSS, DASH = (" ✔ ", "green"), (" ✘ ", "red"), (" – ", "dim")
 
@@ -44,6 +45,8 @@ def print_result(console: Console, result: Result, raw: bool = False, hint: str 
         _print_outcome(console, result, outcome, hint)
     if not result.missing:
         _say(console, f"   {result.num_passed}/{len(result.outcomes)} properties")
+    if result.tampering:
+        _say(console, CROSS, f"this counts for nothing, the judge was tampered with: {result.tampering}")
     if result.code == NOT_STARTED:
         _say(console, f"   Not started: write {_unwritten(result)} in {relative(result.path)}.")
 
@@ -97,6 +100,8 @@ def _print_failure(console: Console, result: Result, outcome: Outcome, name: str
     _say(console, f"   got     : {outcome.got}")
     if outcome.where:
         _say(console, f"   where   : {outcome.where}")
+    if outcome.holds_alone:
+        _say(console, f"   but     : {HOLDS_ALONE}")
     if outcome.printed:
         lines = outcome.printed.rstrip().splitlines()
         _say(console, f"   your code printed meanwhile ({len(lines)} line{'s' * (len(lines) != 1)}):")

@@ -1,30 +1,27 @@
 """The runner: has a solution judged in a process of its own, and knows an answer whatever happens to that.
 
     check ─► judge (a process) ─► verdicts, one by one ─► what failed, beside the reference ─► a story
+                                                     └─► all passed: the judge's own trial
 
 The process may hang where Python cannot interrupt it, or die; both are noticed here, and told as a sentence.
+It may also have been tampered with; that is for `trial.py`. A story that failed is played again in a process
+in which there was no other story: if it holds there, something is shared between the learner's objects.
 
-Read next: `report.py`, which prints what is found; `comparing.py`, which plays the reference.
+Read next: `trial.py`; `report.py`, which prints what is found; `comparing.py`, which plays the reference.
 """
 
 from __future__ import annotations
 
-import json
-import queue
-import subprocess
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lessons.catalogue import Lesson
+from lessons.judge_process import JudgeProcess
 from lessons.seal import edited_files
-from minivllm.processes import child_command, end_group, python_variables
-
-SILENCE_SECONDS = 20.0
-"""Longest time without a word from the judge; the longest story and an import take less."""
+from lessons.trial import Trial, make_trial
 
 PASSED, FAILED, NOT_STARTED, NOT_IMPORTABLE = 0, 1, 2, 3
 
@@ -46,6 +43,8 @@ class Outcome:
     where: str = ""
     printed: str = ""
     kernels: str = ""
+    holds_alone: bool = False
+    """The story failed, but holds in a process in which no other was played before it."""
 
 
 @dataclass
@@ -61,6 +60,8 @@ class Result:
     """Why it could not be judged (to its end), in a sentence."""
     raw: str = ""
     missing: list[str] = field(default_factory=list)
+    tampering: str = ""
+    """Why this pass is worth nothing, in a sentence."""
 
     @property
     def failed(self) -> Outcome | None:
@@ -105,11 +106,39 @@ def check(
     result = Result(lesson, path.resolve())
     wishes = {"earlier": earlier or {}, "shrink": shrink}
     last: dict[str, Any] = {}
-    for message in _words_of_judge(lesson, result.path, wishes):
-        _take(result, message, last)
-        progress(result)
+    with JudgeProcess(lesson, result.path, wishes) as judge:
+        for message in judge.words():
+            if message["event"] == "all passed":
+                result.tampering = _try_judge(judge, make_trial(lesson))
+                break
+            _take(result, message, last)
+            progress(result)
+    if result.failed and result.failed.steps:
+        result.failed.holds_alone = _holds_alone(result)
     result.code = _code(result)
     return result
+
+
+def _try_judge(judge: JudgeProcess, trial: Trial) -> str:
+    """What is wrong with the judge after it has passed a solution; "" if nothing is."""
+    answers: list[bool] = []
+    judge.tell(trial.to_data())
+    for message in judge.words():
+        if message["event"] == "tried":
+            answers.append(message["passes"])
+        elif message["event"] == "done":
+            return trial.problem(answers, message["secret"])
+        else:
+            return "words were put into the judge's mouth"
+    return trial.problem(answers, "")
+
+
+def _holds_alone(result: Result) -> bool:
+    """Does the story that failed hold in a process in which it is the first?"""
+    assert result.failed is not None
+    wishes = {"once": [result.failed.number, result.failed.case]}
+    with JudgeProcess(result.lesson, result.path, wishes) as judge:
+        return any(message["event"] == "once" and message["holds"] for message in judge.words())
 
 
 def need_test_extra() -> None:
@@ -138,6 +167,8 @@ def _take(result: Result, message: dict[str, Any], last: dict[str, Any]) -> None
         outcome.status, outcome.stories = "playing", outcome.stories + 1
     elif kind == "judged":
         outcome = next(one for one in result.outcomes if one.number == message["number"])
+        if outcome.status not in ("waiting", "playing"):
+            result.tampering = "it judges a property that it has judged already"
         for name, value in message.items():
             if hasattr(outcome, name):
                 setattr(outcome, name, value)
@@ -154,54 +185,8 @@ def _code(result: Result) -> int:
     statuses = [outcome.status for outcome in result.outcomes]
     if result.problem:
         return NOT_IMPORTABLE
-    if result.missing or "failed" in statuses:
+    if result.missing or result.tampering or "failed" in statuses:
         return FAILED
     if all(status == "passed" for status in statuses):
         return PASSED
     return FAILED if "passed" in statuses else NOT_STARTED
-
-
-def _words_of_judge(lesson: Lesson, path: Path, wishes: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Run the judge; its words, and a last one of ours if it was lost."""
-    environment = python_variables(PYTHONHASHSEED="0", OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1")
-    command = child_command("-m", "lessons.judge", lesson.name, str(path))
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
-    ) as process:
-        try:
-            assert process.stdin is not None and process.stdout is not None
-            process.stdin.write(json.dumps(wishes).encode() + b"\n")
-            process.stdin.close()
-            lines: queue.Queue[bytes] = queue.Queue()
-            threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
-            yield from _listen(process, lines)
-        finally:
-            end_group(process.pid)
-            process.kill()
-
-
-def _listen(process: subprocess.Popen[bytes], lines: queue.Queue[bytes]) -> Iterator[dict[str, Any]]:
-    while True:
-        try:
-            line = lines.get(timeout=SILENCE_SECONDS)
-        except queue.Empty:
-            yield {
-                "event": "lost",
-                "what": f"none within {SILENCE_SECONDS:g} seconds, uninterruptible: does it sleep, or wait?",
-            }
-            return
-        if not line:
-            code = process.wait()
-            how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            yield {"event": "lost", "what": f"the end of the whole Python process ({how})"}
-            return
-        message = json.loads(line)
-        if message["event"] == "done":
-            return
-        yield message
-
-
-def _read(stream: Any, lines: queue.Queue[bytes]) -> None:
-    for line in stream:
-        lines.put(line)
-    lines.put(b"")

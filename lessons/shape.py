@@ -92,10 +92,16 @@ def missing_parts(exercise: str, subject: ModuleType) -> list[str]:
         elif not inspect.isclass(thing):
             missing.append(f"there is no class `{node.name}`")
         else:
-            names = {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
+            # What the exercise has as a property may as well be an attribute, which only objects have.
+            functions = [item for item in node.body if isinstance(item, ast.FunctionDef)]
+            names = {item.name for item in functions if not _is_property(item)}
             lacking = [name for name in sorted(names) if not hasattr(thing, name)]
             missing += [f"the class `{node.name}` has no `{name}`" for name in lacking]
     return missing
+
+
+def _is_property(node: ast.FunctionDef) -> bool:
+    return any(isinstance(mark, ast.Name) and mark.id == "property" for mark in node.decorator_list)
 
 
 def write_skeleton(lesson: Lesson) -> bool:

@@ -14,6 +14,8 @@ the code that is judged:
             story.see({"free": pool.num_free_blocks}, [row("pool", …)])
             story.expect(…, "…", "…")
 
+Beside the small stories that Hypothesis draws, `large=` makes one of the size of real life.
+
 A case is plain data (it survives JSON), so that it can be kept, shown, and played again with other code. What
 a case means must not depend on the code that is judged: the learner's code is never its own oracle.
 """
@@ -23,6 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -92,7 +95,8 @@ class Property:
         play: plays one with `subject` and raises `Broken` if the property does not hold.
         hints: from a nudge to nearly the answer.
         examples: stories that are tried.
-        seconds: for one story, after which the code is said to loop.
+        seconds: of processor time for one story, after which the code is said to loop.
+        large: makes one large story, which is played after them; None if size can change nothing.
     """
 
     number: str
@@ -102,6 +106,7 @@ class Property:
     hints: tuple[str, ...]
     examples: int
     seconds: float
+    large: Callable[[Random], Any] | None = None
 
     @property
     def name(self) -> str:
@@ -116,11 +121,12 @@ def judged(
     hints: Sequence[str],
     examples: int = 150,
     seconds: float = 2.0,
+    large: Callable[[Random], Any] | None = None,
 ) -> Callable[[Callable[[Any, Story], None]], Property]:
     """Makes a property of a function `(case, story)`; see `Property`."""
 
     def decorate(play: Callable[[Any, Story], None]) -> Property:
-        return Property(number, sentence, cases, play, tuple(hints), examples, seconds)
+        return Property(number, sentence, cases, play, tuple(hints), examples, seconds, large)
 
     return decorate
 
@@ -138,6 +144,15 @@ def properties_of(checks: object) -> list[Property]:
     if len(set(numbers)) != len(numbers):
         raise ValueError(f"{getattr(checks, '__file__', checks)}: two properties have the same number")
     return found
+
+
+def given_as(number: int, items: Sequence[Any]) -> Iterable[Any]:
+    """The same things in one of the forms that a caller may have: list, tuple, iterator, generator."""
+    return (list, tuple, iter, _one_by_one)[number % 4](items)
+
+
+def _one_by_one(items: Sequence[Any]) -> Iterable[Any]:
+    yield from items
 
 
 # ── boards ────────────────────────────────────────────────────────────────────────────────────────────

@@ -67,17 +67,18 @@ def pytest_configure(config):
     config.pluginmanager.register(bounds)
 
 
-FIRST = """
-executor/test_compiled_runner.py lessons/test_every_lesson.py viz/test_browser.py viz/test_lessons_browser.py
-kernels/test_cpu_prefill.py console/test_cli.py viz/test_story_figures.py server/test_serve.py
-lab/compare/test_attention.py viz/test_live_browser.py kernels/test_paged_kernels.py
-executor/test_choose_runner.py kernels/test_flash_kernels.py viz/test_compare_page.py
-kernels/test_cpu_decode.py kernels/test_planted_faults.py viz/test_kernel_pages.py
-executor/test_graph_runner.py lab/bench/serve/test_command.py viz/test_story_browser.py
-executor/test_kernel_backend.py lab/figures/test_figures.py kernels/test_tensor_core.py
-executor/test_quantized_runner.py lab/bench/test_step_profile.py lab/bench/test_measurements.py
-lab/bench/test_field.py server/test_soak.py lessons/test_runner.py
-""".split()
+FIRST = [
+    "executor/test_compiled_runner.py", "lessons/test_every_lesson.py", "viz/test_browser.py",
+    "viz/test_lessons_browser.py", "kernels/test_cpu_prefill.py", "console/test_cli.py",
+    "viz/test_story_figures.py", "server/test_serve.py", "lab/compare/test_attention.py",
+    "viz/test_live_browser.py", "kernels/test_paged_kernels.py", "executor/test_choose_runner.py",
+    "kernels/test_flash_kernels.py", "viz/test_compare_page.py", "kernels/test_cpu_decode.py",
+    "kernels/test_planted_faults.py", "viz/test_kernel_pages.py", "executor/test_graph_runner.py",
+    "lab/bench/serve/test_command.py", "viz/test_story_browser.py", "executor/test_kernel_backend.py",
+    "lab/figures/test_figures.py", "kernels/test_tensor_core.py", "executor/test_quantized_runner.py",
+    "lab/bench/test_step_profile.py", "lab/bench/test_measurements.py", "lab/bench/test_field.py",
+    "server/test_soak.py", "lessons/test_runner.py",
+]  # fmt: skip
 """Files that take long, so that at the end no process is left with one; among them, wherever there are others
 in between, those that wait for kernels to be compiled, which one process does at a time."""
 
@@ -85,7 +86,7 @@ in between, those that wait for kernels to be compiled, which one process does a
 def pytest_collection_modifyitems(config, items):
     place = {f"tests/{name}": number for number, name in enumerate(FIRST)}
     items.sort(key=lambda item: place.get(item.nodeid.split("::")[0], len(place)))
-    """A hundred times as many examples may take more than the five minutes that a hanging test is given."""
+    # A hundred times as many examples may take more than the five minutes that a hanging test is given.
     if config.getoption("--hypothesis-profile", default=None) == "nightly":
         for item in items:
             item.add_marker(pytest.mark.timeout(7200), append=False)

@@ -90,6 +90,16 @@ def test_the_property_above_meets_copies_swaps_and_hits(alone, kind):
     assert any(output.num_cached_tokens for output in outputs)
 
 
+@pytest.mark.parametrize("method", ["ngram", "draft_model"])
+def test_speculation_changes_no_token(alone, method):
+    """A draft model keeps its own keys and values in its own type; ours are rewritten where a draft is wrong."""
+    config = {"method": method, "num_speculative_tokens": 3}
+    config |= {"model": str(MODEL_PATH)} if method == "draft_model" else {}
+    llm = make("int8_per_token_head", speculative_config=config)
+    for prompt, output in zip(PROMPTS, llm.generate(PROMPTS, GREEDY, use_tqdm=False), strict=True):
+        assert tokens(output) == alone["int8_per_token_head", prompt, id(GREEDY)]
+
+
 def test_beam_search_of_its_own_and_a_prefix_hit_agree():
     llm = make("int8_per_token_head", prefix_cache="radix")
     found = [llm.beam_search(PROMPTS[1], BeamSearchParams(4, max_tokens=10))[0] for _ in range(2)]

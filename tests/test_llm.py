@@ -222,6 +222,14 @@ def test_a_trace_of_everything_is_written_on_request(tmp_path):
         ({"reduction_parts": 4}, "reduction_parts must be one of 1, 2, 6"),
         ({"data_parallel_size": 2}, "data_parallel_size must be 1, got 2"),
         ({"reduction_parts": 2, "quantization": "awq"}, "quantization is 'awq', but the checkpoint is not"),
+        (
+            {"reduction_parts": 2, "decode_weight_dtype": "int8"},
+            "decode_weight_dtype must be left out with tensor_parallel_size .* got 'int8'",
+        ),
+        (
+            {"reduction_parts": 2, "speculative_config": {"num_speculative_tokens": 2, "model": "x"}},
+            r"speculative_config\['method'\] must be 'ngram' with tensor_parallel_size .* got 'draft_model'",
+        ),
         ({"reduction_parts": 2, "allocator": "virtual_memory"}, "allocator must not be 'virtual_memory'"),
         (
             {"quantization": "compressed-tensors"},

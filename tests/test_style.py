@@ -25,7 +25,6 @@ LONG_FUNCTIONS = {
     "kernels_numba/cuda/paged_attention.py:make_kernel",
     "kernels_numba/cuda/paged_attention.py:paged_attention",
     "lessons/13_paged_kernel/reference.py:paged_attention",
-    "lessons/judge.py:judge_property",
 }
 """Functions that may be longer: factories of kernels, and commands, whose options are their signature."""
 

@@ -41,13 +41,25 @@ from viz.views import (
     prefix_tree,
     roofline,
     scheduler,
+    speculation,
     start,
     story,
     structured,
 )
 
 LEARN_PAGES = (start, lessons, glossary, live)
-RUN_PAGES = (overview, kv_pool, scheduler, beam_tree, prefix_tree, structured, roofline, metrics, compare)
+RUN_PAGES = (
+    overview,
+    kv_pool,
+    scheduler,
+    beam_tree,
+    prefix_tree,
+    structured,
+    speculation,
+    roofline,
+    metrics,
+    compare,
+)
 KERNEL_PAGES = (microscope, flash_attention)
 # All in one row: Streamlit's sections would hide which page is open, and every page would be two clicks away.
 PAGES = (*LEARN_PAGES, story, *RUN_PAGES, *KERNEL_PAGES, precision)

@@ -37,10 +37,21 @@ from viz.views import (
     prefix_tree,
     roofline,
     scheduler,
+    speculation,
     structured,
 )
 
-ENGINE_PAGES = (overview, kv_pool, scheduler, beam_tree, prefix_tree, structured, roofline, metrics)
+ENGINE_PAGES = (
+    overview,
+    kv_pool,
+    scheduler,
+    beam_tree,
+    prefix_tree,
+    structured,
+    speculation,
+    roofline,
+    metrics,
+)
 KERNEL_PAGES = (microscope, flash_attention)
 MOST_SECONDS = 600.0
 MOST_LINES = 400

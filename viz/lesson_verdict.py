@@ -39,7 +39,9 @@ def show_result(result: Result, language: str) -> None:
                 st.code(result.raw, language=None)
         return
     numbers = {"passed": result.num_passed, "all": len(result.outcomes)}
-    if result.code == PASSED:
+    if result.tampering:
+        st.error(say(language, "tampered", words=plain(result.tampering)))
+    elif result.code == PASSED:
         st.success(say(language, "all hold", **numbers))
     elif result.code == NOT_STARTED and not result.missing:
         st.info(say(language, "nothing written", file=relative(result.path)))
@@ -86,7 +88,13 @@ def _story(outcome: Outcome, language: str) -> None:
             )
         elif outcome.case is not None:
             st.markdown(f"**{say(language, 'in story')}**: {plain(str(outcome.case)[:500])}")
-        told = (("expected", outcome.expected), ("got", outcome.got), ("where", outcome.where))
+        alone = say(language, "holds alone") if outcome.holds_alone else ""
+        told = (
+            ("expected", outcome.expected),
+            ("got", outcome.got),
+            ("where", outcome.where),
+            ("but", alone),
+        )
         st.markdown(
             "  \n".join(f"**{say(language, name)}**: {plain(words)}" for name, words in told if words)
         )

@@ -116,6 +116,15 @@ WORDS = {
     "expected": ("Expected", "应当"),
     "got": ("Got", "实际"),
     "where": ("Where", "位置"),
+    "tampered": (
+        "This counts for nothing, the judge was tampered with: {words}.",
+        "这次评判无效，评判程序被改动过：{words}。",
+    ),
+    "but": ("But", "但是"),
+    "holds alone": (
+        "it fails only after other stories: is something shared between your objects?",
+        "只有在其他情形之后它才失败：你的对象之间是否共享了什么？",
+    ),
     "in story": ("In this story", "在这个故事中"),
     "your code printed": ("What your code printed meanwhile", "你的代码在此期间打印的内容"),
     "see it": ("See it, step by step", "单步观看"),

@@ -212,6 +212,7 @@ FIGURES: dict[str, Figure] = {
     "scheduler_gantt": _of_width(figures.scheduler_gantt),
     "batch_composition": _of_width(figures.batch_composition),
     "allowed_tokens": _of_request(figures.allowed_tokens, _first_structured),
+    "speculation": _of_width(figures.speculation),
     "beam_tree": _of_request(figures.beam_tree, _first_search),
     "prefix_tree": _of_width(figures.prefix_tree, PHONE),
     "roofline": _of_run(_roofline),

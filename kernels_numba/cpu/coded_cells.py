@@ -29,9 +29,12 @@ from numba import njit, types
 from numba.extending import overload
 
 from kernels_numba.cpu.arithmetic import bits_of_float, float_of_bits, widen
+from kernels_numba.cpu.parallel import in_parallel
 
 INT8_LARGEST, LEAST_SCALE = np.float32(127), np.float32(1e-6)
 HALF = np.float32(0.5)
+PARALLEL_CELLS = 1 << 16
+"""Numbers that are worth waking another thread for."""
 
 
 def _kind(cache: Any) -> str:
@@ -49,6 +52,53 @@ def numbers(cache):  # type: ignore[no-untyped-def]
 @overload(numbers, inline="always")
 def _numbers(cache):  # type: ignore[no-untyped-def]
     return (lambda cache: cache) if _kind(cache) == "numbers" else (lambda cache: cache[0])
+
+
+def layer_of(cells, layer):  # type: ignore[no-untyped-def]
+    """In compiled code: keys and values of one layer, of cells [layers, 2, …], or of codes and scales so."""
+    raise NotImplementedError("only in compiled code")
+
+
+@overload(layer_of, inline="always")
+def _layer_of(cells, layer):  # type: ignore[no-untyped-def]
+    if _kind(cells) == "numbers":
+        return lambda cells, layer: (cells[layer, 0], cells[layer, 1])
+    return lambda cells, layer: (
+        (cells[0][layer, 0], cells[1][layer, 0]),
+        (cells[0][layer, 1], cells[1][layer, 1]),
+    )
+
+
+def where_to_rotate(keys, values, slots, new):  # type: ignore[no-untyped-def]
+    """In compiled code: keys, values and slots that new tokens are rotated into, before they are coded.
+
+    new: [2, tokens, kv_heads, 1, d], where each token is a block of its own.
+    """
+    raise NotImplementedError("only in compiled code")
+
+
+@overload(where_to_rotate)
+def _where_to_rotate(keys, values, slots, new):  # type: ignore[no-untyped-def]
+    if _kind(keys) == "numbers":
+        return lambda keys, values, slots, new: (keys, values, slots)
+    return lambda keys, values, slots, new: (new[0], new[1], np.arange(len(slots)))
+
+
+def code(new, slots, keys, values, num_threads):  # type: ignore[no-untyped-def]
+    """In compiled code: what was rotated into `new` goes to its cells."""
+    raise NotImplementedError("only in compiled code")
+
+
+@overload(code)
+def _code(new, slots, keys, values, num_threads):  # type: ignore[no-untyped-def]
+    if _kind(keys) == "numbers":
+        return lambda new, slots, keys, values, num_threads: None
+
+    def coded(new, slots, keys, values, num_threads):  # type: ignore[no-untyped-def]
+        shape = new.shape[1], new.shape[2], new.shape[4]
+        write_int8(new[0].reshape(shape), new[1].reshape(shape), slots, keys, values, num_threads)
+
+    return coded
 
 
 def make_copies(cache, count, width):  # type: ignore[no-untyped-def]
@@ -235,17 +285,29 @@ def _code_head(row, codes):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=False)
-def write_int8(new_keys, new_values, slots, keys, values):  # type: ignore[no-untyped-def]
-    """Keep new tokens.
-
-    Args:
-        new_keys, new_values: [T, kv_heads, d], float32, or bfloat16 as uint16.
-        slots: [T], the cell of each token.
-        keys, values: pairs of codes and scales, written.
-    """
+def _write_part(part, parts, new_keys, new_values, slots, keys, values):  # type: ignore[no-untyped-def]
+    """One part of `write_int8`, on one thread."""
     block_size = keys[0].shape[2]
-    for row in range(len(slots)):
+    for row in range(part * len(slots) // parts, (part + 1) * len(slots) // parts):
         block, cell = slots[row] // block_size, slots[row] % block_size
         for head in range(new_keys.shape[1]):
             keys[1][block, head, cell] = _code_head(new_keys[row, head], keys[0][block, head, cell])
             values[1][block, head, cell] = _code_head(new_values[row, head], values[0][block, head, cell])
+
+
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=False)
+def write_int8(new_keys, new_values, slots, keys, values, num_threads):  # type: ignore[no-untyped-def]
+    """Keep new tokens.
+
+    Args:
+        new_keys, new_values: [≥ T, kv_heads, d], float32, or bfloat16 as uint16.
+        slots: [T], the cell of each token; no two have the same.
+        keys, values: pairs of codes and scales, written.
+        num_threads: among how many to divide it.
+    """
+    size = len(slots) * new_keys.shape[1] * new_keys.shape[2]
+    parts = num_threads if size >= PARALLEL_CELLS else min(num_threads, 1)
+    if parts > 1:
+        in_parallel(_write_part, parts, (parts, new_keys, new_values, slots, keys, values))
+    else:
+        _write_part(parts - 1, parts, new_keys, new_values, slots, keys, values)

@@ -31,7 +31,7 @@ HAS_VNNI = (LANES == 16 and bool(FEATURES.get("avx512vnni"))) or (
 TOGETHER = 4 if HAS_VNNI else 2
 """Steps of k that one instruction takes in."""
 MAX_INPUTS = 65_536
-"""255 · 127 · k must fit into 31 bits, with a margin for corrections."""
+"""255 · 128 · k must fit into 31 bits."""
 STEP_BYTES = TOGETHER * LANES
 """Of one vector."""
 

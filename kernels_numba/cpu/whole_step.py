@@ -22,6 +22,7 @@ import numpy as np
 from numba import njit
 
 from kernels_numba.cpu.arithmetic import ticks, widen
+from kernels_numba.cpu.coded_cells import code, layer_of, numbers, where_to_rotate
 from kernels_numba.cpu.matrix_products import multiply_by
 from kernels_numba.cpu.paged_decode import paged_decode
 from kernels_numba.cpu.paged_prefill import paged_prefill
@@ -117,12 +118,14 @@ class Scratch(NamedTuple):
     """[tokens, padded(2 · inner)], float32"""
     gated: Any
     """[tokens, inner]"""
+    new: Any
+    """[2, tokens, kv_heads, 1, d]: keys and values before they are coded; no tokens if they are not."""
 
 
 def make_scratch(
-    tokens: int, hidden: int, heads: int, kv_heads: int, d: int, inner: int, dtype: Any
+    tokens: int, hidden: int, heads: int, kv_heads: int, d: int, inner: int, dtype: Any, is_coded: bool
 ) -> Scratch:
-    """For steps of up to `tokens` tokens."""
+    """For steps of up to `tokens` tokens; `is_coded`: the cache holds 8 bits."""
 
     def sums(columns: int) -> Any:
         return np.zeros((tokens, padded(columns)), np.float32)
@@ -132,7 +135,7 @@ def make_scratch(
 
     return Scratch(
         sums(hidden), rows(hidden), sums((heads + 2 * kv_heads) * d), rows(heads * d), rows(heads * d),
-        sums(2 * inner), rows(inner),
+        sums(2 * inner), rows(inner), np.zeros((2, tokens if is_coded else 0, kv_heads, 1, d), dtype),
     )  # fmt: skip
 
 
@@ -179,14 +182,15 @@ def whole_step(batch, cells, w, room, eps, scale, num_threads, logits, clock):  
 
     Args:
         batch, w, room: see the classes.
-        cells: the cache, [layers, 2, blocks, kv_heads, block_size, d]; keys and values are written.
+        cells: the cache, [layers, 2, blocks, kv_heads, block_size, d]; keys and values are written. Of
+            whole numbers a pair, with their scales [layers, 2, blocks, kv_heads, block_size].
         eps: of the norms. scale: of the scores.
         num_threads: how many share each stage; paged attention uses those that Numba has.
         logits: [wanted, padded(vocab)], float32, written.
         clock: [len(STAGES)], int64; grows by the ticks of each stage.
     """
     num_tokens, real, num_layers = len(batch.tokens), len(batch.slots), len(w.qkv)
-    d = cells.shape[5]
+    d = numbers(cells).shape[5]
     heads = room.queries.shape[1] // d
     x, normed, qkv = room.x[:num_tokens], room.normed[:num_tokens], room.qkv[:num_tokens]
     attended, gate_up, gated = room.attended[:num_tokens], room.gate_up[:num_tokens], room.gated[:num_tokens]
@@ -202,11 +206,13 @@ def whole_step(batch, cells, w, room, eps, scale, num_threads, logits, clock):  
         fresh = _add_bias(w.qkv_bias[layer], qkv, True)
         multiply_by(normed, w.qkv[layer], qkv, fresh, num_threads)
         began = _lap(clock, PRODUCTS, began)
-        keys, values = cells[layer, 0], cells[layer, 1]
+        keys, values = layer_of(cells, layer)
+        new_keys, new_values, places = where_to_rotate(keys, values, batch.slots, room.new)
         rotate(
-            qkv, batch.pairs, batch.positions, w.query_norm[layer], w.key_norm[layer], eps, batch.slots,
-            keys, values, queries, num_threads,
+            qkv, batch.pairs, batch.positions, w.query_norm[layer], w.key_norm[layer], eps, places,
+            new_keys, new_values, queries, num_threads,
         )  # fmt: skip
+        code(room.new, batch.slots, keys, values, num_threads)
         attend(queries, keys, values, batch.work, attended.reshape(num_tokens, heads, d), scale)
         began = _lap(clock, ATTENTION, began)
         if layer == num_layers - 1:

@@ -6,6 +6,8 @@ Free runs are found by looking at the slots one by one. So the allocator's own b
 
 from collections.abc import Iterator, Mapping
 from numbers import Integral, Real
+from random import Random
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import subject
@@ -79,6 +81,26 @@ MOMENTS = st.fixed_dictionaries(
         "waiting": st.lists(st.integers(1, 9), max_size=3),
     }
 )
+
+
+def large_memory(dice: Random) -> Any:
+    """Three hundred requests, some sixty at a time, in more slots than a byte can count."""
+    operations = []
+    for _ in range(300):
+        name = dice.choice(("take", "take", "give"))
+        operations.append([name, dice.randrange(64), dice.randrange(1, 33) if name == "take" else 0])
+    return {"num_slots": 700, "operations": operations}
+
+
+def large_moment(dice: Random) -> Any:
+    """Sixty-four strips of up to forty slots."""
+    strips = [
+        [dice.choice((0, 0, 1, 5)), dice.randrange(1, 41), dice.randrange(41), dice.randrange(41)]
+        for _ in range(64)
+    ]
+    order = list(range(64))
+    dice.shuffle(order)
+    return {"strips": strips, "free_behind": 3, "order": order, "waiting": [dice.choice((3, 5, 6)), 1]}
 
 
 def in_words(gaps: Any) -> str:
@@ -213,6 +235,7 @@ def no_two_strips_overlap(case: Any, story: Story) -> None:
         "Put the strip among the gaps, by address; then merge each gap that begins where the last one ends.",
         "In order: `if last.first + last.num_slots == gap.first`, the two are one; add up lengths.",
     ),
+    large=large_memory,
 )
 def gaps_are_merged(case: Any, story: Story) -> None:
     for moment in come_and_go(case, story):
@@ -307,6 +330,9 @@ def what_is_not_held_cannot_come_back(case: Any, story: Story) -> None:
         free = allocator.num_free_slots
         story.see({"free": free})
         story.expect(free == count, f"{count} free", free)
+    story.step(f"take all {slots(num_slots)}")
+    first = taken(allocator, num_slots, story)
+    story.expect(first == 0, "slot 0: no strip is held", first)
 
 
 # ── the count ─────────────────────────────────────────────────────────────────────────────────────────
@@ -357,7 +383,7 @@ def counted(now: Scene, case: Any, kinds: tuple[str, ...], story: Story) -> None
         subject.Strip(first, length): subject.Progress(filled, final)
         for first, length, filled, final in now.strips
     }
-    answer = subject.waste(now.num_slots, strips, list(case["waiting"]))
+    answer = subject.waste(now.num_slots, MappingProxyType(strips), tuple(case["waiting"]))
     story.expect(isinstance(answer, subject.Waste), "a Waste", answer)
     numbers = {kind: getattr(answer, kind) for kind in KINDS}
     are_numbers = all(isinstance(number, Real) for number in numbers.values())
@@ -395,6 +421,7 @@ def held_slots_by_the_future(case: Any, story: Story) -> None:
         "What counts is the longest gap, not the sum of them; and only the first in the queue.",
         "Walk over the strips by address, remembering where the last one ended; and the gap at the end.",
     ),
+    large=large_moment,
 )
 def free_slots_by_the_queue(case: Any, story: Story) -> None:
     counted(scene(case, story), case, KINDS, story)

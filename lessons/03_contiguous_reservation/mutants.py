@@ -118,6 +118,14 @@ MUTANTS = (
         tells="it depends on the order in which strips are listed.",
         sly=True,
     ),
+    Mutant(
+        "counts_in_a_byte",
+        "                self._held[first] = num_slots\n                return first\n",
+        "                self._held[first & 255] = num_slots\n                return first\n",
+        caught_by="P2",
+        tells="it writes down in a byte where a strip begins: slot 256 is slot 0.",
+        sly=True,
+    ),
 )
 
 VARIANTS = (

@@ -5,12 +5,13 @@ the pool allocated. So the pool's own books are never believed.
 """
 
 from collections.abc import Iterator
+from random import Random
 from typing import Any, NamedTuple
 
 import subject
 from hypothesis import strategies as st
 
-from lessons.story import Story, cell, judged, row
+from lessons.story import Story, cell, given_as, judged, row
 
 counts = st.integers(0, 5)
 POOLS = st.fixed_dictionaries(
@@ -35,6 +36,20 @@ SEQUENCES = st.fixed_dictionaries(
 )
 
 
+def large_pool(dice: Random) -> Any:
+    """Three hundred requests, as many as sixty at a time, in a pool of more blocks than a byte can count."""
+    operations = [[dice.choice(("take", "take", "give")), dice.randrange(12)] for _ in range(300)]
+    return {"num_blocks": 400, "operations": operations}
+
+
+def large_sequences(dice: Random) -> Any:
+    """Forty sequences of up to some hundred tokens, in blocks of sixteen."""
+    operations = [["grow", dice.randrange(40), dice.randrange(1, 90)] for _ in range(90)]
+    operations += [["finish", dice.randrange(40), 0] for _ in range(10)]
+    dice.shuffle(operations)
+    return {"num_blocks": 600, "block_size": 16, "operations": operations}
+
+
 def pool_row(num_blocks: int, owners: dict[int, int]) -> Any:
     """The memory: which sequence holds which block, by what was allocated."""
     cells = (
@@ -50,7 +65,9 @@ def taken(pool: Any, count: int, story: Story) -> list[int] | None:
     except subject.OutOfBlocksError:
         return None
     story.expect(isinstance(blocks, list), "get_new_blocks to return a list of blocks", blocks)
-    return blocks
+    own = list(blocks)
+    blocks.clear()  # the list belongs to the caller, who may do with it whatever he likes
+    return own
 
 
 class Moment(NamedTuple):
@@ -86,7 +103,7 @@ def take_and_free(case: Any, story: Story) -> Iterator[Moment]:
         elif held:
             who = sorted(held)[number % len(held)]
             story.step(f"s{who} frees its {len(held[who])} blocks")
-            pool.free_blocks(list(held[who]))
+            pool.free_blocks(given_as(number, held[who]))
             owners = {block: owner for block, owner in owners.items() if block not in held[who]}
             del held[who]
             answer = "freed"
@@ -125,6 +142,7 @@ def no_block_has_two_holders(case: Any, story: Story) -> None:
         "`num_free_blocks` must follow every change. Derive it from the free list: it cannot lag.",
         "`return len(self._free)`, and `free_blocks` puts each block back exactly once.",
     ),
+    large=large_pool,
 )
 def nothing_is_lost(case: Any, story: Story) -> None:
     for moment in take_and_free(case, story):
@@ -195,6 +213,9 @@ def double_free_is_refused(case: Any, story: Story) -> None:
     story.expect(pool.num_free_blocks == len(freed), f"{len(freed)} free blocks", pool.num_free_blocks)
     still_held = blocks[len(freed) :][:1]
     attempts = [("a block that is free", [*still_held, freed[0]])]
+    attempts += [
+        (f"block {number}, which there is not", [*still_held, number]) for number in (len(blocks), -1)
+    ]
     if still_held:
         attempts.append(("a held block, named twice", still_held * 2))
     for words, attempt in attempts:
@@ -209,6 +230,11 @@ def double_free_is_refused(case: Any, story: Story) -> None:
         story.expect(
             pool.num_free_blocks == len(freed), f"{len(freed)} free blocks, as before", pool.num_free_blocks
         )
+    story.step("free all that are held, and take all blocks")
+    pool.free_blocks(given_as(len(freed), blocks[len(freed) :]))
+    again = taken(pool, case["num_blocks"], story)
+    story.see({"free": pool.num_free_blocks})
+    story.expect(sorted(again or []) == sorted(blocks), "every block, once", again)
 
 
 def run(case: Any, story: Story) -> Iterator[tuple[Any, dict[int, Any], dict[int, int]]]:
@@ -227,12 +253,17 @@ def run(case: Any, story: Story) -> Iterator[tuple[Any, dict[int, Any], dict[int
                 continue  # no room: another sequence may have some
             story.step(f"s{which} grows by {tokens} to {length} tokens")
             missing = table.missing_blocks(length)
+            again = table.missing_blocks(length)
+            story.expect(missing == again, f"{missing} missing blocks, as when it was asked before", again)
             story.expect(
                 missing == needed,
                 f"{needed} missing blocks, to have {-(-length // size)} of {size} tokens",
                 missing,
             )
-            table.append(taken(pool, missing, story) or [])
+            given = given_as(tokens, taken(pool, missing, story) or [])
+            table.append(given)
+            if isinstance(given, list):
+                given.clear()  # it is the caller's, who goes on with it
             tables[which], lengths[which] = table, length
         elif which in tables:
             story.step(f"s{which} finishes")
@@ -264,6 +295,7 @@ def run(case: Any, story: Story) -> Iterator[tuple[Any, dict[int, Any], dict[int
         "Divide and round up. `missing_blocks` then subtracts what the table has, and is never negative.",
         "`-(-num_tokens // block_size)` rounds up; `max(0, … - len(self.blocks))` is what is missing.",
     ),
+    large=large_sequences,
 )
 def waste_is_less_than_a_block(case: Any, story: Story) -> None:
     size = case["block_size"]
@@ -293,6 +325,7 @@ def waste_is_less_than_a_block(case: Any, story: Story) -> None:
         "The logical block is `position // block_size`; the table makes it physical. What is left over?",
         "`self.blocks[position // self.block_size] * self.block_size + position % self.block_size`",
     ),
+    large=large_sequences,
 )
 def slots_are_injective(case: Any, story: Story) -> None:
     size = case["block_size"]

@@ -52,7 +52,8 @@ class BlockPool:
         """These blocks are free again.
 
         Raises:
-            ValueError: one of them is free already, or is named twice; the pool is unchanged.
+            ValueError: one of them is not held (it is free, or there is no such block), or is named twice;
+                the pool is unchanged.
         """
         raise NotImplementedError
 

@@ -93,6 +93,14 @@ MUTANTS = (
         tells="the slot of a negative position is that of another token.",
         sly=True,
     ),
+    Mutant(
+        "rounds_up_by_nine_tenths",
+        "return -(-num_tokens // block_size)",
+        "return int(num_tokens / block_size + 0.9)",
+        caught_by="P5",
+        tells="it rounds up by adding 0.9, which is right for all small blocks.",
+        sly=True,
+    ),
 )
 
 VARIANTS = (

@@ -57,7 +57,8 @@ class BlockPool:
         """These blocks are free again.
 
         Raises:
-            ValueError: one of them is free already, or is named twice; the pool is unchanged.
+            ValueError: one of them is not held (it is free, or there is no such block), or is named twice;
+                the pool is unchanged.
         """
         given = list(blocks)
         if len(set(given)) != len(given) or not self._held.issuperset(given):

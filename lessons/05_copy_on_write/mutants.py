@@ -105,6 +105,14 @@ MUTANTS = (
         tells="a fork may take the name of a sequence that is still there.",
         sly=True,
     ),
+    Mutant(
+        "block_numbers_in_a_byte",
+        "                table.append(new.pop())\n",
+        "                table.append(new.pop() & 255)\n",
+        caught_by="P5",
+        tells="it keeps the numbers of blocks in bytes, so block 256 is block 0.",
+        sly=True,
+    ),
 )
 
 BLOCK_BY_BLOCK = """        new = self.pool.get_new_blocks(self.missing_blocks(seq_id, start, end))

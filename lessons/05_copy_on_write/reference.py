@@ -64,6 +64,8 @@ class BlockPool:
     def touch(self, blocks: Iterable[int]) -> None:
         """One reference more each time that a block is named: one more table maps it.
 
+        Only numbers of blocks that there are will be given, here and in `free_blocks`.
+
         Raises:
             ValueError: one of them is free: no table maps it, so it cannot be shared; the pool is unchanged.
         """

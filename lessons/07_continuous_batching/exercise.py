@@ -76,6 +76,9 @@ class Scheduler:
         A request can use as many tokens as it has left to compute. If the budget is less, the request is cut:
         it gets what there is, and the rest in later steps.
 
+        It is called again only after `update` has been called with its plan; in between nothing is added, and
+        nothing finishes.
+
         Returns:
             `(request_id, num_tokens)` of each request that computes something, at least one token each.
         """

@@ -103,6 +103,14 @@ MUTANTS = (
         tells="an answer that has begun may come to a standstill while a long prompt is computed.",
         sly=True,
     ),
+    Mutant(
+        "at_most_four_seats",
+        "        self.max_num_seqs = max_num_seqs\n",
+        "        self.max_num_seqs = min(max_num_seqs, 4)\n",
+        caught_by="P4",
+        tells="however many slots the batch has, four requests run.",
+        sly=True,
+    ),
 )
 
 VARIANTS = (

@@ -7,6 +7,7 @@ The global memory is the check's own: it sees every tile that comes and goes.
 from collections.abc import Callable, Iterator, Sequence
 from itertools import permutations, product
 from math import fsum
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -212,6 +213,12 @@ def heads(causal: Any) -> Any:
     return st.fixed_dictionaries(parts | {"causal": causal})
 
 
+def large_head(is_causal: bool) -> Callable[[Random], Any]:
+    """A head of real width, over more keys than a byte can count; tiles that divide nothing."""
+    sizes = {"queries": 40, "keys": 300, "tile_q": 16, "tile_k": 64, "head_dim": 128}
+    return lambda dice: {**sizes, "seed": dice.randrange(99), "spread": 1, "plus": 0, "causal": is_causal}
+
+
 class Memory:
     """Global memory with one head in it. It tells what comes and goes, a step for each tile of keys."""
 
@@ -331,6 +338,7 @@ def run(case: Any, story: Story, is_strict: bool = False) -> Memory:
         "`new = merge(old, state_of(queries @ keys.T / np.sqrt(head_dim), values))`, where `old` is "
         "`State(*(memory.load(name, first, end) for name in State._fields))`.",
     ),
+    large=large_head(False),
 )
 def flash_is_attention(case: Any, story: Story) -> None:
     memory = run(case, story)
@@ -348,6 +356,7 @@ def flash_is_attention(case: Any, story: Story) -> None:
         "`positions = np.arange(first, end)[:, None] + num_keys - num_queries`; "
         "`scores = np.where(np.arange(first_key, end_key) <= positions, scores, -np.inf)`.",
     ),
+    large=large_head(True),
 )
 def causal_flash_is_attention(case: Any, story: Story) -> None:
     flash_is_attention.play(case, story)

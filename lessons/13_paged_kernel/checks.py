@@ -5,6 +5,7 @@ tokens, in float64; the kernel runs under the microscope, which knows what it re
 """
 
 from collections.abc import Iterator
+from random import Random
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +43,19 @@ def cases(
         )
 
     return widths.flatmap(of_width)
+
+
+def wide_head(dice: Random) -> Any:
+    """One head of more than two warps, in blocks of sixteen."""
+    sizes = {"head_dim": 66, "block_size": 16, "kv_heads": 1, "group": 1, "lengths": [65]}
+    return {**sizes, "is_loud": False, "seed": dice.randrange(999)}
+
+
+def many_heads(dice: Random) -> Any:
+    """Five KV heads, and six sequences."""
+    lengths = [dice.randrange(1, 41) for _ in range(6)]
+    sizes = {"head_dim": 8, "block_size": 16, "kv_heads": 5, "group": 2, "lengths": lengths}
+    return {**sizes, "is_loud": False, "seed": dice.randrange(999)}
 
 
 class Tokens(NamedTuple):
@@ -233,6 +247,7 @@ def token_reads(launch: Launch, seen: Any) -> Iterator[tuple[str, Any, list[list
     ),
     examples=30,
     seconds=6.0,
+    large=wide_head,
 )
 def attention_through_the_table(case: Any, story: Story) -> None:
     launch = begin(case, story)
@@ -250,6 +265,7 @@ def attention_through_the_table(case: Any, story: Story) -> None:
     ),
     examples=30,
     seconds=6.0,
+    large=many_heads,
 )
 def heads_and_sequences(case: Any, story: Story) -> None:
     launch = begin(case, story)

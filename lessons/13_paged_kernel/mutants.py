@@ -197,6 +197,22 @@ MUTANTS = (
         tells="it walks through its blocks in the order of their addresses.",
         sly=True,
     ),
+    Mutant(
+        "two_kv_heads",
+        "    kv_head = head // (query.shape[1] // key_cache.shape[1])\n",
+        "    kv_head = min(head // (query.shape[1] // key_cache.shape[1]), 1)\n",
+        caught_by="P2",
+        tells="it knows of two KV heads, however many there are.",
+        sly=True,
+    ),
+    Mutant(
+        "shared_memory_for_64",
+        "MOST_THREADS = 256\n",
+        "MOST_THREADS = 64\n",
+        caught_by="P1",
+        tells="its shared array has 64 cells, which is too few for the heads of real models.",
+        sly=True,
+    ),
 )
 
 VARIANTS = (

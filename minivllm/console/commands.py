@@ -184,8 +184,11 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def mistake(error: Exception, arguments: Sequence[str]) -> str | None:
-    """What a user did wrong, in a sentence; None if the program is at fault; empty if it has been said."""
-    if isinstance(error, ValueError | FailedRequestsError):
+    """What a user did wrong, or what the program has lost, in a sentence; None if the program is at fault;
+    empty if it has been said."""
+    from minivllm.executor.executor import ExecutorDeadError
+
+    if isinstance(error, ValueError | FailedRequestsError | ExecutorDeadError):
         return str(error)
     if not hasattr(error, "format_message"):  # typer has no public name for all of its usage errors
         return None

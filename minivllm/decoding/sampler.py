@@ -88,7 +88,9 @@ class Sampler:
                 token_ids[drawing] = self._draw(logits[drawing], [states[row] for row in drawing])
         sampled = []
         for row, (token, state) in enumerate(zip(token_ids.tolist(), states, strict=True)):
-            sampled.append(self.entry(raw[row], token, state))
+            is_told = state.structure is not None and state.structure.is_told
+            is_plain = state.params.logprobs is None and not is_told
+            sampled.append(SampledToken(token, None) if is_plain else self.entry(raw[row], token, state))
         return sampled
 
     @torch.inference_mode()
@@ -159,11 +161,12 @@ class Sampler:
 
     def _cuts(self, states: Sequence[SamplingState], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Top-k and top-p of each row, and which rows have one of them."""
-        vocab_size = self.vocab_size
-        top_ks = [min(s.params.top_k, vocab_size) if s.params.top_k > 0 else vocab_size for s in states]
+        most = self.vocab_size
+        cuts = [(min(s.params.top_k, most) if s.params.top_k > 0 else most, s.params.top_p) for s in states]
+        top_ks, top_ps = zip(*cuts, strict=True)
         top_k = torch.tensor(top_ks, device=device)
-        top_p = torch.tensor([s.params.top_p for s in states], dtype=torch.float64, device=device)
-        return top_k, top_p, (top_k < vocab_size) | (top_p < 1)
+        top_p = torch.tensor(top_ps, dtype=torch.float64, device=device)
+        return top_k, top_p, (top_k < most) | (top_p < 1)
 
     def _draw(self, logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
         """One token id for each row of processed `logits` [n, vocab_size], none of them greedy."""

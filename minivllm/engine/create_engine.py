@@ -98,10 +98,9 @@ def make_speculation(args: EngineArgs, executor: TorchExecutor | DistributedExec
     config = SpeculativeConfig.of(args.speculative_config)
     if config is None:
         return None
-    assert isinstance(executor, TorchExecutor), "the settings were checked"
     proposer: Proposer
     if config.method == "draft_model":
-        assert config.model is not None, "the settings were checked"
+        assert isinstance(executor, TorchExecutor) and config.model is not None, "the settings were checked"
         proposer = DraftModel.beside(
             executor,
             config.model,
@@ -163,6 +162,7 @@ def load_distributed(args: EngineArgs) -> DistributedExecutor:
         reduction_parts=args.reduction_parts,
         launcher=args.distributed_executor_backend,
         quantization=args.quantization,
+        kv_cache_dtype=args.kv_cache_dtype,
         # Beside the trace: what the engine decided is in that one, what each rank did is in this.
         spans_path=Path(args.trace).with_suffix(".ranks.json")
         if isinstance(args.trace, str | Path)

@@ -40,7 +40,7 @@ WITH_RANKS = frozenset(
      "enable_prefix_caching", "swap_space", "preemption_mode", "allocator", "attention_backend",
      "trace", "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size",
      "reduction_parts", "distributed_executor_backend", "enforce_eager", "trust_remote_code",
-     "quantization"]
+     "quantization", "speculative_config", "kv_cache_dtype"]
 )  # fmt: skip
 """Settings that several ranks obey, too. A new one is refused there until it is tried and named here."""
 
@@ -327,6 +327,13 @@ class EngineArgs:
         if self.allocator == "virtual_memory":
             raise ValueError(
                 f"allocator must not be 'virtual_memory' {several}: memory is given back by one process only"
+            )
+        speculative = self.speculative_config
+        assert isinstance(speculative, SpeculativeConfig | None), "it was resolved"
+        if speculative and speculative.method != "ngram":
+            raise ValueError(
+                f"speculative_config['method'] must be 'ngram' {several}: a draft model is not shared among "
+                f"ranks yet; got {speculative.method!r}"
             )
         for name, setting in settings_of(EngineArgs).items():
             value = getattr(self, name)

@@ -95,8 +95,7 @@ def sample_step(
     Args:
         logits: [sum of num_logits, vocab_size], as the executor returned them for `plan`.
         sequences, requests: the core's and the engine's, by sequence id and by request id.
-        draft_laws: of the drafts in the plan, the laws that they were drawn from, by sequence id; those of
-            other sequences are point masses.
+        draft_laws: by sequence id, the laws that its drafts were drawn from; others are point masses.
     """
     slots: list[SampleSlot] = []
     rows: list[int] = []  # that the token of each slot is drawn from
@@ -126,22 +125,26 @@ def sample_step(
             first = state.sampling.first_slots(sequence)
             slots += first
             rows += [end - 1] * len(first)
-    searches = _continue_searches(members, requests, logits, sampler, failed)
+    searches = _continue_searches(members, requests, logits, sampler, failed) if members else []
     tokens: list[SampledToken] = []
     states: list[SamplingState] = []
     while slots:
         try:
-            slots, tokens, states = _sample(slots, rows, drafts, draft_laws, logits, sampler)
+            if drafts:
+                slots, tokens, states = _sample_drafts(slots, rows, drafts, draft_laws, logits, sampler)
+            else:
+                states = [slot.output.sampling for slot in slots]
+                tokens = sampler.sample(logits if rows == list(range(len(logits))) else logits[rows], states)
             break
         except NotFiniteError as error:
             failed |= {slots[place].parent.request_id: words for place, words in error.found.items()}
             kept = [place for place, slot in enumerate(slots) if slot.parent.request_id not in failed]
             slots, rows = [slots[place] for place in kept], [rows[place] for place in kept]
     failures = [_failure(name, plan, failed[name]) for name in failed]
-    return StepSample(slots, tokens, states, searches, failures)
+    return StepSample(slots, tokens, states[: len(slots)], searches, failures)
 
 
-def _sample(
+def _sample_drafts(
     slots: list[SampleSlot],
     rows: list[int],
     drafts: Mapping[int, SequenceOf[int]],
@@ -149,12 +152,7 @@ def _sample(
     logits: Any,
     sampler: TokenSampler,
 ) -> tuple[list[SampleSlot], list[SampledToken], list[SamplingState]]:
-    """One token for each slot, from its row; where a sequence has drafts, behind which that row is, perhaps
-    several. Returns slot, token and state of each."""
-    if not drafts:
-        wanted = logits if rows == list(range(len(logits))) else logits[rows]
-        states = [slot.output.sampling for slot in slots]
-        return slots, sampler.sample(wanted, states), states
+    """Slot, token and state of each token, where sequences have drafts: a row is the one behind them all."""
     outputs = []
     for slot, row in zip(slots, rows, strict=True):
         own = drafts.get(slot.parent.seq_id, ())

@@ -130,13 +130,13 @@ def _layer_allows_one_caller() -> bool:
 STEP, FUSED, QUANTIZED = "step", "fused", "quantized"
 """Runners that need compiled code: `runners/compiled.py`, `runners/fused.py`, and what that multiplies
 quantised matrices with. (The first has all of it in one.)"""
-RUNNERS = {"auto": FUSED, "int8_per_token_head": "int8cache", "fp8": "fp8cache"}
-"""The fused runner has code of its own for each kind of KV cache."""
+CACHES = {"auto": "", "int8_per_token_head": "int8", "fp8": "fp8"}
+"""Both runners have code of their own for each kind of KV cache; the first has none for 8-bit floats."""
 
 
-def code_kind(dtype: Any, runner: str) -> str:
-    """The name of all compiled code that this runner needs for this type: "float32-step"."""
-    return f"{str(dtype).removeprefix('torch.')}-{runner}"
+def code_kind(dtype: Any, runner: str, kv_cache_dtype: str = "auto") -> str:
+    """The name of all compiled code that this runner needs for these types: "float32-step"."""
+    return f"{str(dtype).removeprefix('torch.')}-{CACHES[kv_cache_dtype]}{runner}"
 
 
 @contextmanager

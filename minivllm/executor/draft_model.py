@@ -66,6 +66,8 @@ class _Guess:
 
     item: ScheduledSequence
     state: SamplingState
+    first: int = 0
+    """Position from which on this step computes."""
     token_ids: list[int] = field(default_factory=list)
     laws: list[Any] = field(default_factory=list)
 
@@ -123,7 +125,7 @@ class DraftModel:
             ValueError: it cannot speak for the target, and why.
         """
         config = check_draft_model(path, target.config, max_model_len)
-        dtype, device = target.storage.cells.dtype, target.device
+        dtype, device = target.decoder.dtype, target.device
         kind = target.storage.block_size, dtype
         host = target.host_storage
         return cls(
@@ -159,6 +161,9 @@ class DraftModel:
             return Completed(plan, {})
         with guard_step(torch.get_num_threads()) if self._is_on_cpu else nullcontext():
             self._guess_all(guesses, sequences)
+        for guess in guesses:
+            # Drafts are counted, too, but for the last: the next step writes anew those that are rejected.
+            self._note_computed(guess.item, guess.first, guess.item.start + guess.item.num_draft_tokens)
         known = {guess.item.seq_id: guess for guess in guesses}
         items = tuple(
             _with_drafts(item, known[item.seq_id].token_ids) if item.num_draft_tokens else item
@@ -209,15 +214,11 @@ class DraftModel:
         for guess in guesses:
             item = guess.item
             tokens = sequences[item.seq_id].token_ids
-            first = self._catch_up(item, tokens)
+            guess.first = first = self._catch_up(item, tokens)
             parts.append(
                 ScheduledSequence(item.seq_id, first, tokens[first : item.start + 1], item.block_table, 1)
             )
         metadata = build_metadata(StepPlan(0, tuple(parts)), self.storage.block_size)
-        for part, guess in zip(parts, guesses, strict=True):
-            # Drafts that will be accepted are computed, too; the others are written anew by the next step.
-            item = guess.item
-            self._note_computed(item, part.start, item.start + item.num_draft_tokens)
         self._choose(guesses, self.runner.run(metadata, 0))
         tables = metadata.block_tables
         positions = metadata.context_lens - 1

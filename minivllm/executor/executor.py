@@ -22,6 +22,10 @@ class ExecutorDeadError(RuntimeError):
     """The executor will carry out no plan any more: it has lost what it needs, or was closed."""
 
 
+class RankError(ExecutorDeadError):
+    """One of several ranks has not come, has failed, or has ended; the message names it."""
+
+
 class Executor(Protocol):
     """Carries out one plan at a time."""
 

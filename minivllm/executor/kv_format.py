@@ -96,7 +96,7 @@ def from_int8(codes: Tensor, scales: Tensor, out: Tensor) -> None:
 
 def to_fp8(rows: Tensor, scale: float) -> Tensor:
     """Bytes for `rows`: the nearest of e4m3, ties to even. What is beyond the largest becomes the largest."""
-    steps = rows.to(torch.float32) / torch.tensor(scale, dtype=torch.float32, device=rows.device)
+    steps = rows.to(torch.float32) / torch.full((), scale, dtype=torch.float32, device=rows.device)
     return steps.clamp(-FP8_LARGEST, FP8_LARGEST).to(torch.float8_e4m3fn).view(torch.uint8)
 
 

@@ -120,12 +120,9 @@ class TorchExecutor:
         """Load a model from a folder or a hub id, and allocate its cache.
 
         `dtype` "auto" keeps what the checkpoint was saved in; `quantization` is how weights are, or shall be,
-        stored, `decode_weight_dtype` how a copy for generated tokens is. `device` is "cpu" or "cuda"; a GPU
-        is used if there is one. `num_blocks` None sizes the cache by `decide_num_blocks`. `swap_space_bytes`
-        of the host's memory hold the blocks of preempted requests. With `virtual_memory` each of
-        `max_num_seqs` sequences has addresses for `max_model_len` tokens, and memory on demand. With
-        `enforce_eager` no step is recorded as a CUDA graph. `kv_cache_dtype` is what keys and values are kept
-        in. `draft_config` is that of a model that will keep its keys and values beside these.
+        stored, `decode_weight_dtype` how a copy for generated tokens is. `device` None takes a GPU if there
+        is one, `num_blocks` None what `decide_num_blocks` says. `swap_space_bytes` of the host's memory hold
+        the blocks of preempted requests. With `virtual_memory` each sequence has addresses of its own.
         """
         config = ModelConfig.from_folder(folder := resolve_model(path))
         max_tokens = config.check_max_model_len(max_model_len)
@@ -196,10 +193,9 @@ class TorchExecutor:
         with guard_step(torch.get_num_threads()) if self._is_on_cpu else nullcontext():
             if plan.moves:
                 self.mover.carry_out(plan.moves)
-            if not plan.scheduled:
-                self.last_attention_seconds = 0.0
-                return self.decoder.compute_logits(self.decoder.embedding[:0])
             self.last_attention_seconds = 0.0
+            if not plan.scheduled:
+                return self.decoder.compute_logits(self.decoder.embedding[:0])
             if self.decode_runner is None:
                 return self._run(self.runner, plan)
             return self._run_by_phase(self.decode_runner, plan)

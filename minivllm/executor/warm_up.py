@@ -33,7 +33,7 @@ from typing import IO
 import torch
 
 from kernels_numba.kept_code import is_complete, usual_folder
-from minivllm.executor.cpu_hazards import FUSED, QUANTIZED, RUNNERS, STEP, code_kind
+from minivllm.executor.cpu_hazards import CACHES, FUSED, QUANTIZED, STEP, code_kind
 from minivllm.executor.kv_format import AUTO
 from minivllm.executor.runners.choose import has_compiled_step
 from minivllm.model.config import ModelConfig
@@ -48,6 +48,7 @@ logger = logging.getLogger("minivllm")
 ALL_KINDS = tuple(
     f"{dtype}-{runner}" for dtype in ("float32", "bfloat16") for runner in (STEP, FUSED, QUANTIZED)
 )
+WAIT = "MINIVLLM_WAIT_FOR_COMPILER"
 MOST_ATTEMPTS = 3
 MOST_SECONDS = 1800
 """A process that compiles for longer ends itself."""
@@ -61,25 +62,26 @@ def kinds_needed(
 ) -> list[str]:
     """The compiled code that the runners of this model need on this processor (`runners/choose.py`).
 
-    A quantised model says itself which `runners` it needs. A KV cache in 8 bits is the fused runner's.
+    A quantised model says itself which `runners` it needs, unless its KV cache leaves no choice.
     """
-    if kv_cache_dtype != AUTO:
-        runners = (RUNNERS[kv_cache_dtype], *([QUANTIZED] if runners else []))
+    has_step = has_compiled_step(config, kv_cache_dtype)
     if runners:
-        return [code_kind(dtype, runner) for runner in runners]
-    runners = [STEP] if has_compiled_step(config) else [FUSED]
-    if dtype == torch.bfloat16 and STEP in runners:
-        from minivllm.executor.attention.numba_cpu_backend import has_matrix_units
+        runners = runners if has_step else (FUSED, QUANTIZED)
+    else:
+        runners = [STEP] if has_step else [FUSED]
+        if dtype == torch.bfloat16 and has_step:
+            from minivllm.executor.attention.numba_cpu_backend import has_matrix_units
 
-        runners = [*runners, *([FUSED] if has_matrix_units(dtype) else [])]
-    return [code_kind(dtype, runner) for runner in runners]
+            runners = [*runners, *([FUSED] if has_matrix_units(dtype) else [])]
+    of_caches = {runner: AUTO if runner == QUANTIZED else kv_cache_dtype for runner in runners}
+    return [code_kind(dtype, runner, kind) for runner, kind in of_caches.items()]
 
 
 def can_start_compiled(
     config: ModelConfig, dtype: torch.dtype, runners: Sequence[str] = (), kv_cache_dtype: str = AUTO
 ) -> bool:
     """May an engine use compiled code now? If not, says so, and sees to it that it is compiled beside."""
-    if fcntl is None or os.environ.get("MINIVLLM_WAIT_FOR_COMPILER") == "1":
+    if fcntl is None or os.environ.get(WAIT) == "1":
         return True
     folder = usual_folder()
     needed = kinds_needed(config, dtype, runners, kv_cache_dtype)
@@ -91,6 +93,20 @@ def can_start_compiled(
     except OSError:  # nothing can be kept: the next start would be no better
         return True
     return not kinds
+
+
+@contextmanager
+def compiling_first() -> Iterator[None]:
+    """Engines that are made meanwhile wait for the compiler: a comparison of speeds needs all compiled."""
+    before = os.environ.get(WAIT)
+    os.environ[WAIT] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[WAIT]
+        else:
+            os.environ[WAIT] = before
 
 
 def _compile_beside(folder: Path, kinds: list[str]) -> None:
@@ -188,10 +204,10 @@ def make_runner(kind: str) -> None:
         {"architectures": ["LlamaForCausalLM"], "vocab_size": 64, "hidden_size": 64, "intermediate_size": 64,
          "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 16}
     )  # fmt: skip
-    kept = next((kept for kept, kind_of_kept in RUNNERS.items() if kind_of_kept == runner), AUTO)
+    kept = next((name for name, code in CACHES.items() if runner in (code + STEP, code + FUSED)), AUTO)
     storage = make_storage(config, 1, 16, dtype, cpu, kept)
     decoder = Decoder(config, dtype, cpu)
-    if runner == STEP:
+    if runner.endswith(STEP):
         CompiledRunner(decoder, storage)
     elif runner == QUANTIZED:
         compile_products(dtype)

@@ -151,5 +151,5 @@ class Decoder:
     def num_own_bytes(self) -> int:
         """As the copy of another decoder, whose embedding and norms it shares: what its matrices take."""
         own = sum(linear.matrix.num_bytes for layer in self.layers for linear in layer.linears)
-        # Each runner puts an untied output matrix in an order of its own.
+        # An untied output matrix is rounded, too, or put in an order of its own by each runner.
         return own + (0 if self.tied else self.head.num_bytes)

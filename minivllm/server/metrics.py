@@ -126,17 +126,25 @@ class EngineCollector:
     def collect(self) -> Iterator[Metric]:
         yield from self._gauges()
         for name, words in COUNTERS.items():
+            if self._is_left_out(name):
+                continue
             counter = CounterMetricFamily(f"vllm:{name}", words, labels=LABELS)
             counter.add_metric(self._labels, self._counts.counters[name])
             yield counter
         labelled = self._counts.labelled | {"admission_rejections": self.rejections}
         for name, (label, words) in LABELLED_COUNTERS.items():
+            if self._is_left_out(name):
+                continue
             counter = CounterMetricFamily(f"vllm:{name}", words, labels=[*LABELS, label])
             for value, count in sorted(dict(labelled[name]).items()):
                 counter.add_metric([*self._labels, value], count)
             yield counter
         for name, words in TALLIES.items():
             yield self._histogram(name, words, self._counts.tallies[name])
+
+    def _is_left_out(self, name: str) -> bool:
+        """Numbers about drafts of an engine that makes none, as in vLLM."""
+        return name.startswith("spec_decode_") and self._engine.speculation is None
 
     def _gauges(self) -> Iterator[Metric]:
         now = engine_now(self._engine)

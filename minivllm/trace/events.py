@@ -87,7 +87,7 @@ class ModelShape(msgspec.Struct, frozen=True):
     num_parameters: Count
     dtype: str
     kv_bytes_per_token: Count
-    """2 (keys and values) · layers · KV heads · head_dim · bytes per element."""
+    """2 (keys and values) · layers · KV heads · head_dim · bytes per element; in 8 bits, with scales."""
     hidden_size: Count = 0
     """Width of the stream between layers; 0 in a trace that does not say."""
     is_tied: bool = False

@@ -56,9 +56,9 @@ def test_the_demo_shows_what_it_is_there_to_show(demo):
     assert any(start > 0 and count > 1 for start, count in starts), "a prompt is computed in chunks"
 
 
-def test_the_scenario_about_sharing_has_all_that_it_is_about(tmp_path):
-    result = minivllm("demo", "sharing", "--headless", "--out", tmp_path)
-    assert result.returncode == 0, result.stderr
+def test_the_scenario_about_sharing_has_all_that_it_is_about(tmp_path, here):
+    code, out, err = here("demo", "sharing", "--headless", "--out", tmp_path)
+    assert code == 0, err
     trace = read_trace(tmp_path / "sharing.jsonl")
     kinds = {type(event).__name__ for event in trace.events}
     assert kinds >= {
@@ -71,23 +71,23 @@ def test_the_scenario_about_sharing_has_all_that_it_is_about(tmp_path):
         "BlocksSwappedIn",
         "BeamsAdvanced",
     }
-    assert "from the prefix cache" in " ".join(result.stdout.split())
+    assert "from the prefix cache" in " ".join(out.split())
 
 
-def test_a_trace_can_be_summarised_and_exported(demo, tmp_path):
+def test_a_trace_can_be_summarised_and_exported(demo, tmp_path, here):
     trace = demo[1] / "trace.jsonl"
-    summary = minivllm("trace", "summary", trace)
-    assert summary.returncode == 0 and "requests" in summary.stdout
+    code, out, _ = here("trace", "summary", trace)
+    assert code == 0 and "requests" in out
     target = tmp_path / "out.json"
-    exported = minivllm("trace", "export", "--perfetto", trace, "--out", target)
-    assert exported.returncode == 0, exported.stderr
+    code, _, err = here("trace", "export", "--perfetto", trace, "--out", target)
+    assert code == 0, err
     assert json.loads(target.read_text())["traceEvents"]
 
 
-def test_generate_continues_a_prompt(tmp_path):
-    result = minivllm("generate", "Once upon a time,", "--max-tokens", 5, "--trace", tmp_path / "t.jsonl")
-    assert result.returncode == 0, result.stderr
-    assert "Once upon a time," in result.stdout and (tmp_path / "t.jsonl").is_file()
+def test_generate_continues_a_prompt(tmp_path, here):
+    code, out, err = here("generate", "Once upon a time,", "--max-tokens", 5, "--trace", tmp_path / "t.jsonl")
+    assert code == 0, err
+    assert "Once upon a time," in out and (tmp_path / "t.jsonl").is_file()
 
 
 @pytest.mark.parametrize(
@@ -249,10 +249,10 @@ def test_the_value_of_every_flag_reaches_the_engine(here, monkeypatch):
     assert given == wanted
 
 
-def test_the_cache_comparison_prints_what_each_step_costs():
-    result = minivllm("compare", "cache", "--prompt-tokens", 8, "--output-tokens", 6)
-    assert result.returncode == 0, result.stderr
-    assert "Both runs generated the same tokens." in result.stdout
+def test_the_cache_comparison_prints_what_each_step_costs(here):
+    code, out, err = here("compare", "cache", "--prompt-tokens", 8, "--output-tokens", 6)
+    assert code == 0, err
+    assert "Both runs generated the same tokens." in out
 
 
 FAULTY = """

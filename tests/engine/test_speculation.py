@@ -3,7 +3,7 @@
 from array import array
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minivllm.engine.speculation import Speculation
@@ -13,6 +13,7 @@ from minivllm.trace.events import BlocksTruncated, DraftsVerified, TokensSampled
 from minivllm.trace.recorder import Recorder
 from tests.engine.fakes import expected_output, make_engine
 from tests.engine.guesses import guessing
+from tests.engine.test_interrupts import Interrupt, Play
 from tests.engine.test_sharing import (
     EOS,
     expected,
@@ -172,3 +173,30 @@ def test_blocks_are_remembered_for_verified_tokens_only(cache):
     found = engine.cache.prefix_caching.find(array("i", [*said, 0]), 2, None)
     assert (22 - 5) // 2 <= len(found) <= 22 // 2, "all but what the last step may have accepted"
     assert len(engine.cache.prefix_caching.cached_blocks()) == len(found), "and nothing else"
+
+
+@settings(max_examples=settings().max_examples // 2)
+@given(data=st.data(), work=requests, seed=st.integers(0, 99), is_late=st.booleans())
+def test_an_interrupt_between_any_two_lines_loses_nothing(data, work, seed, is_late):
+    limited = data.draw(limits(work))
+    num_steps = data.draw(st.integers(1, 6))
+
+    def begin():
+        speculation = guessing(seed, accuracy=0.8, is_late=is_late)
+        play = Play(work, limited | {"speculation": speculation}, [])
+        for number in range(len(work)):
+            play.add(number)
+        for _ in range(num_steps):
+            play.step()
+        return play
+
+    with Interrupt(at=0) as counter:
+        begin().step()
+    play = begin()
+    with Interrupt(at=data.draw(st.integers(1, max(1, counter.num_lines)))):
+        play.step()
+    play.engine.check_invariants()
+    follow(play.recorder, play.engine)()
+    play.finish()
+    assert play.outputs == {str(n): expected(prompt, params) for n, (prompt, params) in enumerate(work)}
+    assert play.engine.cache.num_free_blocks == play.engine.config.num_blocks

@@ -34,7 +34,9 @@ def plans(draw):
         tokens = array("i", range(100 * seq_id + start, 100 * seq_id + start + count))
         prompt = draw(st.none() | st.integers(1, 16))
         wanted = draw(st.integers(0, count))
-        scheduled.append(ScheduledSequence(seq_id, start, tokens, array("i", range(9)), wanted, prompt))
+        scheduled.append(
+            ScheduledSequence(seq_id, start, tokens, array("i", range(9)), wanted, num_prompt_tokens=prompt)
+        )
     return StepPlan(3, tuple(scheduled), (), draw(st.integers(0, 4)))
 
 
@@ -88,6 +90,25 @@ def test_no_company_chunk_cache_or_preemption_changes_a_token(alone, chunk, num_
         assert output.outputs[0].token_ids == alone[PROMPTS.index(prompt)]
 
 
+def test_a_cache_in_8_bits_goes_with_it():
+    """Two kinds of rounding, and still no token depends on company."""
+    more = dict(dtype="float64", attention_backend="torch", kv_cache_dtype="int8_per_token_head")
+    llm = LLM(MODEL_PATH, **more, decode_weight_dtype="int8", block_size=4, num_gpu_blocks_override=40,
+              max_num_batched_tokens=16, max_model_len=80)  # fmt: skip
+    together = [one.outputs[0].token_ids for one in llm.generate(list(PROMPTS), DECODED, use_tqdm=False)]
+    alone = [llm.generate([prompt], DECODED, use_tqdm=False)[0].outputs[0].token_ids for prompt in PROMPTS]
+    assert together == alone
+
+
+def test_drafts_are_verified_by_the_weights_that_decode(alone):
+    llm = LLM(
+        MODEL_PATH, dtype="float64", attention_backend="torch", decode_weight_dtype="int4",
+        speculative_config={"method": "ngram", "num_speculative_tokens": 3},
+    )  # fmt: skip
+    outputs = llm.generate(list(PROMPTS), DECODED, use_tqdm=False)
+    assert [one.outputs[0].token_ids for one in outputs] == alone
+
+
 def test_what_one_request_generated_is_no_cached_prefix_of_another(alone):
     """The second prompt is the first one with its answer: cached blocks would carry rounded keys into it."""
     common = dict(dtype="float64", attention_backend="torch", decode_weight_dtype="int4", block_size=4)
@@ -112,7 +133,7 @@ def test_prompts_are_exact_and_generated_tokens_are_those_of_the_rounded_model(n
     table, tokens = array("i", range(8)), array("i", range(5, 25))
 
     def run(executor, start, end, prompt):
-        item = ScheduledSequence(0, start, tokens[start:end], table, end - start, prompt)
+        item = ScheduledSequence(0, start, tokens[start:end], table, end - start, num_prompt_tokens=prompt)
         return executor.execute(StepPlan(0, (item,)))
 
     assert torch.equal(run(phased, 0, 20, 20), run(full, 0, 20, 20))
@@ -136,7 +157,12 @@ def test_the_compiled_runners_follow_the_plain_ones():
     ]
     for start, end in ((0, 7), (7, 13), (13, 14), (14, 20)):  # prompt, both, and generated tokens
         item = ScheduledSequence(
-            0, start, array("i", range(start + 5, end + 5)), array("i", range(8)), end - start, 10
+            0,
+            start,
+            array("i", range(start + 5, end + 5)),
+            array("i", range(8)),
+            end - start,
+            num_prompt_tokens=10,
         )
         plain, ours = (way.execute(StepPlan(0, (item,))) for way in ways)
         assert torch.allclose(ours, plain, atol=2e-4)
@@ -168,9 +194,7 @@ def test_a_trace_says_which_weights_decoded(tmp_path):
 def test_what_does_not_go_together_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=r"decode_weight_dtype is 'int8'.*quantization='int4'"):
         LLM(MODEL_PATH, decode_weight_dtype="int8", quantization="int4")
-    with pytest.raises(
-        ValueError, match="tensor_parallel_size must be 1 where decode_weight_dtype is 'int8'"
-    ):
+    with pytest.raises(ValueError, match="decode_weight_dtype must be left out"):
         LLM(MODEL_PATH, decode_weight_dtype="int8", tensor_parallel_size=2)
     with pytest.raises(ValueError, match="decode_weight_dtype must be"):
         LLM(MODEL_PATH, decode_weight_dtype="int2")

@@ -13,7 +13,7 @@ from minivllm.executor import warm_up
 from minivllm.executor.attention.choose import backend_factory
 from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention
 from minivllm.executor.attention.torch_backend import TorchAttention
-from minivllm.executor.cpu_hazards import FUSED, QUANTIZED
+from minivllm.executor.cpu_hazards import FUSED, QUANTIZED, STEP
 from minivllm.executor.kv_storage import KVStorage
 from minivllm.executor.warm_up import ALL_KINDS, MOST_ATTEMPTS, can_start_compiled, compile_kind, kinds_needed
 from minivllm.model.config import ModelConfig
@@ -178,10 +178,26 @@ def test_only_what_the_model_needs_is_compiled(monkeypatch, changes, dtype, has_
     assert kinds_needed(config_of(**changes), dtype) == expected
 
 
+def test_a_cache_in_8_bits_needs_code_of_its_own(monkeypatch):
+    monkeypatch.setattr("minivllm.executor.attention.numba_cpu_backend.has_matrix_units", lambda _: True)
+
+    def needed(dtype, kind, runners=()):
+        return kinds_needed(config_of(), dtype, runners, kind)
+
+    assert needed(torch.float32, "int8_per_token_head") == ["float32-int8step"]
+    whole = ["bfloat16-int8step", "bfloat16-int8fused"]
+    assert needed(torch.bfloat16, "int8_per_token_head") == whole
+    assert needed(torch.bfloat16, "fp8") == ["bfloat16-fp8fused"]
+    assert needed(torch.float32, "fp8", [STEP]) == ["float32-fp8fused", "float32-quantized"]
+    assert needed(torch.float32, "int8_per_token_head", [STEP]) == ["float32-int8step"]
+
+
 def test_a_quantised_model_says_itself_what_it_needs():
     needed = kinds_needed(CONFIG, torch.bfloat16, (FUSED, QUANTIZED))
     assert needed == ["bfloat16-fused", "bfloat16-quantized"]
     assert set(needed) <= set(ALL_KINDS)
+    small_cache = kinds_needed(CONFIG, torch.bfloat16, (STEP,), "int8_per_token_head")
+    assert small_cache == ["bfloat16-int8cache", "bfloat16-quantized"]
 
 
 def test_auto_is_plain_torch_until_then_and_a_name_is_obeyed(folder):

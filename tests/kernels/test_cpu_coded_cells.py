@@ -51,7 +51,7 @@ def test_codes_and_scales_are_the_plain_ones_to_the_bit(tokens, kv_heads, d, siz
     shape = (2, num_blocks, kv_heads, size)
     codes, scales = np.full((*shape, d), 99, np.int8), np.full(shape, np.nan, np.float32)
     pairs = [(codes[part], scales[part]) for part in range(2)]
-    write_int8(as_array(new[0]), as_array(new[1]), slots, *pairs)
+    write_int8(as_array(new[0]), as_array(new[1]), slots, *pairs, 1)
     for part in range(2):
         expected_codes, expected_scales = (tensor.numpy() for tensor in to_int8(new[part]))
         assert (numbers(pairs[part])[slots // size, :, slots % size] == expected_codes).all()
@@ -59,14 +59,23 @@ def test_codes_and_scales_are_the_plain_ones_to_the_bit(tokens, kv_heads, d, siz
     assert np.isnan(scales).sum() == scales.size - 2 * tokens * kv_heads, "nothing else was written"
 
 
+def test_threads_divide_the_tokens_among_them():
+    new = torch.randn(2, 300, 4, 64)
+    codes, scales = np.zeros((2, 19, 4, 16, 64), np.int8), np.zeros((2, 19, 4, 16), np.float32)
+    slots = np.random.default_rng(0).permutation(19 * 16)[:300]
+    write_int8(*new.numpy(), slots, *zip(codes, scales, strict=True), 3)
+    expected = to_int8(new)[0].numpy()
+    assert (codes[:, slots // 16, :, slots % 16].swapaxes(0, 1) == expected).all()
+
+
 def test_what_is_no_number_leaves_a_trace():
     codes, scales = np.zeros((1, 1, 1, 2), np.int8), np.zeros((1, 1, 1), np.float32)
     other = codes.copy(), scales.copy()
     for bad in (np.nan, np.inf, -np.inf):
         new = np.array([[[bad, 1.0]]], np.float32)
-        write_int8(new, new, np.zeros(1, np.int64), (codes, scales), other)
+        write_int8(new, new, np.zeros(1, np.int64), (codes, scales), other, 1)
         assert not np.isfinite(scales[0, 0, 0])
-        assert not np.isfinite(to_int8(torch.from_numpy(new))[1]).any(), "as the plain twin does"
+        assert not to_int8(torch.from_numpy(new))[1].isfinite().any(), "as the plain twin does"
 
 
 def test_an_array_of_numbers_is_itself():

@@ -12,6 +12,8 @@ import llvmlite.binding as llvm
 import pytest
 from hypothesis import settings
 
+from tests import patience
+
 ROOT = Path(__file__).parents[2]
 TESTED = (
     "tests/kernels/test_cpu_panels.py",
@@ -75,5 +77,6 @@ def test_whole_numbers_are_multiplied_by_the_instruction_that_there_is(name, fea
         pytest.skip("two of them by day")
     told = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-c", WRITTEN]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **told}, capture_output=True, text=True)
+    options = {"capture_output": True, "text": True, "timeout": patience.SECONDS}
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **told}, **options)
     assert done.stdout.strip() == expected, done.stderr[-3000:]

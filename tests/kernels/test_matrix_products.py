@@ -16,7 +16,7 @@ from kernels_numba.cpu.matrix_packing import (
     unpack_numbers,
 )
 from kernels_numba.cpu.matrix_products import INTEGERS, KIND, OFFSETS, STATIC, multiply_by
-from kernels_numba.cpu.panels import ROWS, WIDTH, pack, padded
+from kernels_numba.cpu.panels import PARALLEL_STEPS, ROWS, WIDTH, pack, padded
 from kernels_numba.cpu.quantized_tile import BYTES, NIBBLES
 from minivllm.executor.runners.quantized_panels import QuantizedPanels, can_lie_in_panels, in_panels
 from minivllm.model.packed import as_array
@@ -136,6 +136,20 @@ def codes_of(rounding, x):
         scale = (x.amax(-1, keepdim=True) - x.amin(-1, keepdim=True)) / 255
     scale = torch.where(scale == 0, 1.0, scale)
     return torch.round(values / scale), scale
+
+
+@pytest.mark.parametrize("num_rows", [3, 40])
+@pytest.mark.parametrize("kind", [NIBBLES, BYTES, INTEGERS])
+def test_parts_of_a_product_are_the_whole_however_many_share_it(kind, num_rows):
+    """Large enough to be divided by columns and, with more threads than panels, by rows."""
+    n, k = 2 * WIDTH + 1, 8192 // num_rows * 8
+    codes, scales = pack_numbers(kind, random_numbers(n, k, kind, 0)), np.full((n, 1), 0.01, np.float32)
+    packed = pack_integers(codes, k, scales, 0) if kind == INTEGERS else pack_groups(kind, codes, k, scales)
+    x = torch.randn(num_rows, k, generator=torch.Generator().manual_seed(0))
+    alone = product(x, packed, n)
+    assert num_rows * 3 * k >= PARALLEL_STEPS
+    for threads in (2, 3, 8):
+        assert torch.equal(product(x, packed, n, threads=threads), alone)
 
 
 def test_sums_of_the_most_inputs_fit_into_32_bits():

@@ -4,6 +4,7 @@ import ast
 import inspect
 import os
 import re
+import runpy
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,12 +14,13 @@ import pytest
 from hypothesis import settings
 
 from lessons.catalogue import LANGUAGES, ROOT, lessons
-from lessons.judge import FAILED, PASSED, UNWRITTEN, judge_property
 from lessons.loading import SUBJECT, load_module, load_properties
 from lessons.mutant import load_mutants
+from lessons.playing import judge_property
 from lessons.seal import current_seals, edited_files
 from lessons.shape import missing_parts, skeleton
 from lessons.story import properties_of
+from lessons.verdict import FAILED, PASSED, UNWRITTEN
 from tests import patience
 
 LESSONS = {lesson.name: lesson for lesson in lessons()}
@@ -258,12 +260,22 @@ def test_the_text_names_the_commands_of_its_own_lesson(name):
 
 
 @each_lesson
-def test_the_walkthrough_runs_and_writes_its_traces(name, tmp_path):
+def test_the_walkthrough_runs_and_writes_its_traces(name, tmp_path, monkeypatch, capsys):
     lesson = LESSONS[name]
-    environment = {**os.environ, "MINIVLLM_LESSON_TRACES": str(tmp_path), "PYTHONPATH": str(ROOT.parent)}
+    monkeypatch.setenv("MINIVLLM_LESSON_TRACES", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(lesson.walkthrough), run_name="__main__")
+    assert len(capsys.readouterr().out.splitlines()) > 5
+    for trace in lesson.constants()["TRACES"]:
+        assert (tmp_path / trace).stat().st_size > 1000
+    assert lesson.walkthrough.read_text(encoding="utf-8").startswith("# %% [markdown]\n# # " + lesson.number)
+
+
+def test_a_walkthrough_is_a_program(tmp_path):
+    lesson = LESSONS["13_paged_kernel"]
     done = subprocess.run(
         [sys.executable, str(lesson.walkthrough)],
-        env=environment,
+        env={**os.environ, "MINIVLLM_LESSON_TRACES": str(tmp_path), "PYTHONPATH": str(ROOT.parent)},
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -271,7 +283,5 @@ def test_the_walkthrough_runs_and_writes_its_traces(name, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    assert {path.name for path in tmp_path.iterdir()} == set(lesson.constants()["TRACES"])
     assert len(done.stdout.splitlines()) > 5
-    for trace in lesson.constants()["TRACES"]:
-        assert (tmp_path / trace).stat().st_size > 1000
-    assert lesson.walkthrough.read_text(encoding="utf-8").startswith("# %% [markdown]\n# # " + lesson.number)

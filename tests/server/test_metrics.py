@@ -26,6 +26,7 @@ from minivllm.trace.reader import make_trace
 from minivllm.trace.tallies import BUCKETS, Tally
 from minivllm.trace.timeline import make_timeline
 from tests.engine.fakes import make_engine
+from tests.engine.guesses import guessing
 from tests.engine.test_sharing import EOS, limits, requests
 from tests.trace.interrupted_factory import interrupted_traces
 from tests.trace.told_counts import Told
@@ -293,6 +294,26 @@ def test_answers_are_counted_by_route_and_no_client_makes_a_series(running):
     assert found["/v1/completions", "POST", "2xx"] >= 2 and found["/v1/completions", "POST", "4xx"] >= 1
     assert found["none", "GET", "4xx"] >= 3
     assert not any("such" in handler or "ODD" in method for handler, method, _ in found)
+
+
+def test_drafts_are_counted_by_position_and_only_where_there_are_any():
+    kept, counts = Kept(), EngineCounts()
+    engine = make_engine(speculation=guessing(2, num_tokens=3, accuracy=0.6), sinks=[kept, counts])
+    for index in range(3):
+        engine.add_request(str(index), [1, 2, index], SamplingParams(temperature=0, max_tokens=12))
+    while engine.has_unfinished_requests():
+        engine.step()
+    assert_told(counts, kept.trace())
+    collector = EngineCollector(counts, engine, 'a "model"')
+    sums = values(collector.text())
+    accepted = sums["vllm:spec_decode_num_accepted_tokens_total"]
+    assert 0 < accepted < sums["vllm:spec_decode_num_draft_tokens_total"]
+    assert accepted == sums["vllm:spec_decode_num_accepted_tokens_per_pos_total"]
+    assert sums["vllm:spec_decode_num_drafts_total"] > 0
+    lines = [line for line in collector.text().decode().splitlines() if "per_pos_total{" in line]
+    assert [f'position="{place}"' in line for place, line in enumerate(lines)] == [True] * 3
+    plain = EngineCollector(EngineCounts(), make_engine(), "m").text().decode()
+    assert "spec_decode" not in plain
 
 
 def test_every_name_is_vllms():

@@ -72,15 +72,13 @@ def test_it_answers_finishes_what_runs_when_it_is_told_to_end_and_says_zero(proc
 
 
 @pytest.mark.parametrize("flag", ["--port", "--metrics-port"])
-def test_a_port_that_is_taken_is_said_in_a_sentence_before_the_model_is_loaded(flag):
+def test_a_port_that_is_taken_is_said_in_a_sentence_before_the_model_is_loaded(flag, here):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        command = [sys.executable, "-m", "minivllm", "serve", "/no/model", "--port", "0", flag, str(port)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=patience.SECONDS, check=False)
+        code, out, err = here("serve", "/no/model", "--port", "0", flag, port)
     named = flag.removeprefix("--").replace("-", "_")
-    said = " ".join(done.stderr.split())  # a terminal may break the line
-    assert done.returncode == 2 and f"{named} {port} cannot be had" in said
-    assert "Traceback" not in done.stderr
+    assert code == 2 and f"{named} {port} cannot be had" in " ".join(err.split())  # lines may be broken
+    assert "Traceback" not in out + err
 
 
 def test_a_connection_that_sends_no_request_is_closed(monkeypatch):
@@ -136,12 +134,11 @@ def test_a_unix_socket_serves_too(tmp_path):
     assert not path.exists()
 
 
-def test_a_socket_file_that_is_there_stays_and_is_named(tmp_path):
+def test_a_socket_file_that_is_there_stays_and_is_named(tmp_path, here):
     path = tmp_path / "taken"
     path.write_text("not ours")
-    command = [sys.executable, "-m", "minivllm", "serve", "/no/model", "--uds", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=patience.SECONDS, check=False)
-    assert done.returncode == 2 and "cannot be had: Address already in use" in " ".join(done.stderr.split())
+    code, _, err = here("serve", "/no/model", "--uds", path)
+    assert code == 2 and "cannot be had: Address already in use" in " ".join(err.split())
     assert path.read_text() == "not ours"
 
 

@@ -30,7 +30,7 @@ class Slow:
         assert self._may_end.wait(patience.SECONDS)
         return self._make(params)
 
-    def wait(self):
+    def until_begun(self):
         assert self.begun.wait(patience.SECONDS)
 
     def let_through(self):
@@ -52,33 +52,33 @@ def pool():
 
 def test_others_are_served_meanwhile(http, slow, pool):
     asked = [pool.submit(http.post, "/v1/completions", json=SHAPED) for _ in range(3)]
-    slow.wait()
+    slow.until_begun()
     for _ in range(3):
         assert http.post("/v1/completions", json=PLAIN).status_code == 200
     assert http.get("/health").status_code == 200
     assert not any(one.done() for one in asked)
     slow.let_through()
     for one in asked:
-        text = one.result().json()["choices"][0]["text"]
+        text = one.result(patience.SECONDS).json()["choices"][0]["text"]
         assert len(text) == 30 and set(text) <= {"x", "y"}
     assert all(name.startswith("minivllm-structures") for name in slow.threads)
 
 
 def test_one_that_is_aborted_meanwhile_ends_with_that(http, running, slow, pool):
     asked = pool.submit(http.post, "/v1/completions", json=SHAPED)
-    slow.wait()
+    slow.until_begun()
     [name] = running.llm._streams
-    asyncio.run_coroutine_threadsafe(running.llm.abort(name), running.llm._loop).result()
+    asyncio.run_coroutine_threadsafe(running.llm.abort(name), running.llm._loop).result(patience.SECONDS)
     slow.let_through()
-    assert asked.result().json()["choices"][0]["finish_reason"] == "abort"
+    assert asked.result(patience.SECONDS).json()["choices"][0]["finish_reason"] == "abort"
 
 
 def test_one_that_is_ended_meanwhile_is_not_begun(http, running, slow, pool):
     asked = pool.submit(http.post, "/v1/completions", json=SHAPED)
-    slow.wait()
+    slow.until_begun()
     running.server_loop_call(running.llm.end_requests, "enough")
     slow.let_through()
-    answer = asked.result()
+    answer = asked.result(patience.SECONDS)
     assert answer.status_code == 503 and "enough" in answer.text
     assert http.post("/v1/completions", json=SHAPED).status_code == 200
 
@@ -88,9 +88,13 @@ def test_of_a_client_that_leaves_meanwhile_nothing_stays(http, running, slow):
     with socket.create_connection(running.socket.getsockname()) as client:
         head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
         client.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
-        slow.wait()
-    while running.llm.num_unfinished_requests:
+        slow.until_begun()
+
+    def has_left():
         assert http.get("/health").status_code == 200
+        return not running.llm.num_unfinished_requests
+
+    patience.until(has_left)
     slow.let_through()
     assert http.post("/v1/completions", json=SHAPED).status_code == 200
     assert not running.engine.requests

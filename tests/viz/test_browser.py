@@ -334,6 +334,7 @@ def test_the_navigation_shows_all_pages_in_one_row(page, server, sharing_file):
         "Beam tree",
         "Prefix tree",
         "Structured output",
+        "Speculation",
         "Roofline",
         "Metrics",
         "Compare",

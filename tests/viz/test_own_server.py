@@ -44,7 +44,7 @@ def server():
 
 def test_it_asks_for_its_key_and_is_watched_with_it(server):
     assert server.url.startswith("http://127.0.0.1:")
-    assert httpx.get(f"{server.url}/v1/models").status_code == 401
+    assert httpx.get(f"{server.url}/v1/models", timeout=patience.SECONDS).status_code == 401
     assert server.key not in " ".join(Path(f"/proc/{server.pid}/cmdline").read_text().split("\0"))
     assert server.key in own_server.command(server)
     connection = Connection(server.url, server.key)

@@ -21,6 +21,7 @@ from viz.figures.prefix_tree import prefix_tree
 from viz.figures.roofline import roofline
 from viz.figures.scheduler_gantt import scheduler_gantt
 from viz.figures.search import searched_requests
+from viz.figures.speculation import speculation, speculation_facts
 from viz.scene import Scene
 
 __all__ = [
@@ -43,5 +44,7 @@ __all__ = [
     "roofline",
     "scheduler_gantt",
     "searched_requests",
+    "speculation",
+    "speculation_facts",
     "structured_requests",
 ]

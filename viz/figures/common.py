@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from unicodedata import east_asian_width
 
 from minivllm.trace.timeline import Timeline
@@ -91,7 +92,11 @@ def letters(index: int) -> str:
 def clip(text: str, most: int, *, keep_end: bool = False) -> str:
     """At most `most` character cells of one line; what is cut off leaves an ellipsis."""
     # A few hundred characters are all that can be shown; a prompt may have millions.
-    text = text[-4 * most :] if keep_end else text[: 4 * most]
+    return _clip(text[-4 * most :] if keep_end else text[: 4 * most], most, keep_end)
+
+
+@lru_cache(maxsize=10_000)  # a picture shows the same words step after step
+def _clip(text: str, most: int, keep_end: bool) -> str:
     text = "".join(char if char.isprintable() else "↵" if char == "\n" else " " for char in text)
     if text_cells(text) <= most:
         return text
@@ -107,7 +112,7 @@ def clip(text: str, most: int, *, keep_end: bool = False) -> str:
 
 def text_cells(text: str) -> int:
     """How many character cells a text takes."""
-    return sum(map(_cells, text))
+    return len(text) if text.isascii() else sum(map(_cells, text))
 
 
 def _cells(char: str) -> int:

@@ -26,7 +26,7 @@ from kernels_numba.cpu.whole_step import AttentionWork, attend
 from minivllm.executor.attention.cpu_work import NO_ITEMS, NO_TILES, plan_attention
 from minivllm.executor.attention.metadata import AttentionMetadata, IntArray
 from minivllm.executor.attention.torch_backend import GatheredWork, TorchAttention
-from minivllm.executor.cpu_hazards import RUNNERS, code_kind, compiling, set_numba_threads
+from minivllm.executor.cpu_hazards import FUSED, code_kind, compiling, set_numba_threads
 from minivllm.executor.kv_storage import KEYS, VALUES, KVStorage
 from minivllm.executor.quantized_storage import Fp8KVStorage, Int8KVStorage
 from minivllm.model.config import ModelConfig
@@ -88,7 +88,7 @@ class NumbaCpuAttention(TorchAttention):
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
         if isinstance(self.storage, Int8KVStorage):
             keys, values = (as_array(new.contiguous()) for new in (key, value))
-            write_int8(keys, values, self._slots, *self._arrays[layer])
+            write_int8(keys, values, self._slots, *self._arrays[layer], self._num_threads)
         else:
             super().write(layer, key, value)
 
@@ -120,10 +120,10 @@ class NumbaCpuAttention(TorchAttention):
         row = np.zeros((0, self.config.num_heads, self.config.head_dim), dtype)
         none, no_tables = np.zeros(0, np.int64), np.zeros((0, 1), np.int64)
         nothing = AttentionWork(none, no_tables, *NO_ITEMS, no_tables, *NO_TILES)
-        with compiling(code_kind(self._dtype, RUNNERS[self.storage.kv_cache_dtype])):
+        with compiling(code_kind(self._dtype, FUSED, self.storage.kv_cache_dtype)):
             attend(row, *self._arrays[0], nothing, row, self._scale)
             if isinstance(self.storage, Int8KVStorage):
-                write_int8(row, row, none, *self._arrays[0])
+                write_int8(row, row, none, *self._arrays[0], 1)
             rows.compile_all(row.dtype)
 
 

@@ -51,8 +51,11 @@ class CacheLimits:
             gpu_memory_utilization=self.gpu_memory_utilization,
             num_gpu_blocks_override=self.num_gpu_blocks_override,
             kv_cache_memory_bytes=self.kv_cache_memory_bytes,
+            kv_cache_dtype=settings.kv_cache_dtype,
         )
-        num_host_blocks = decide_num_host_blocks(self.swap_space_bytes, here, settings.block_size, dtype)
+        num_host_blocks = decide_num_host_blocks(
+            self.swap_space_bytes, here, settings.block_size, dtype, settings.kv_cache_dtype
+        )
         return CacheSizes(num_blocks, num_host_blocks)
 
 

@@ -22,6 +22,7 @@ from minivllm.executor.distributed.launch import (
 )
 from minivllm.executor.distributed.meeting import START_SECONDS
 from minivllm.executor.distributed.messages import RankSettings
+from minivllm.executor.kv_format import AUTO
 from minivllm.executor.torch_executor import name_of, torch_device_for, torch_dtype_for
 from minivllm.model.config import ModelConfig
 from minivllm.model.hub import resolve_model
@@ -43,6 +44,7 @@ def create_distributed_executor(
     reduction_parts: int | None = None,
     launcher: str | None = None,
     quantization: str | None = None,
+    kv_cache_dtype: str = AUTO,
     limits: CacheLimits | None = None,
     spans_path: Path | None = None,
     start_seconds: float = START_SECONDS,
@@ -74,6 +76,7 @@ def create_distributed_executor(
         block_size=block_size,
         attention_backend="torch" if attention_backend == "auto" else attention_backend,
         quantization=quantization,
+        kv_cache_dtype=kv_cache_dtype,
         record_spans=spans_path is not None,
         num_threads=num_threads,
     )

@@ -27,17 +27,18 @@ from typing import Any, TypeVar
 
 import msgspec
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
-from minivllm.executor.distributed.cache_limits import CacheLimits
+from minivllm.executor.distributed.cache_limits import CacheLimits, share_of_machine
 from minivllm.executor.distributed.groups import Control, GroupPeers
 from minivllm.executor.distributed.lane import Lane
 from minivllm.executor.distributed.launch import END_SECONDS, Ranks
-from minivllm.executor.distributed.meeting import RankError
 from minivllm.executor.distributed.messages import RankSettings, encode_plan
 from minivllm.executor.distributed.rank_executor import RankExecutor, load_rank
 from minivllm.executor.distributed.worker import device_of
-from minivllm.executor.executor import ExecutorDeadError
+from minivllm.executor.executor import ExecutorDeadError, RankError
+from minivllm.executor.kv_storage import bytes_per_block
 from minivllm.files import CannotWrite
 from minivllm.model.config import ModelConfig
 from minivllm.model.hub import resolve_model
@@ -112,8 +113,9 @@ class DistributedExecutor:
         meeting.wait_for_all("loaded", "loaded its share of the model")
         sizes = limits.sizes(self.config, self.settings, decoder.num_bytes, self._ranks.num_local)
         self.num_blocks, self.num_host_blocks = sizes.num_blocks, sizes.num_host_blocks
-        own = self.settings.block_size, self.settings.attention_backend, sizes
-        rank = self._rank = self._wait(self._lane.submit(partial(RankExecutor, decoder, *own)))
+        rank = self._rank = self._wait(
+            self._lane.submit(partial(RankExecutor, decoder, self.settings, sizes))
+        )
         self._settings_told = self._tell(rank)
         if self.settings.record_spans and self._peers:
             rank.spans = self._peers.spans = RankSpans()
@@ -149,8 +151,11 @@ class DistributedExecutor:
 
     @property
     def model_shape(self) -> ModelShape:
-        """What the header of a trace says about the model."""
-        return self.config.shape(self.name, self.settings.dtype)
+        """What the header of a trace says about the model, and about the cache of all ranks together."""
+        shape, settings = self.config.shape(self.name, self.settings.dtype), self.settings
+        everybody = share_of_machine(self.config, settings, settings.grid.size)
+        kept = bytes_per_block(everybody, 1, getattr(torch, settings.dtype), settings.kv_cache_dtype)
+        return replace(shape, kv_bytes_per_token=kept)
 
     def execute(self, plan: StepPlan) -> Tensor:
         """Logits `[sum of num_logits, vocab_size]` in plan order, float32 (float64 for a float64 model).

@@ -108,10 +108,11 @@ class GroupPeers(Peers):
         return everyone
 
     def parts_at_rank_0(self, own: Tensor) -> Tensor | None:
+        if self._rank and self._rank not in self._last_row:
+            return None
         with self._talking("logits"):
             if self._rank:
-                if self._rank in self._last_row:
-                    self._world.send([own.contiguous()], 0, LOGITS).wait()
+                self._world.send([own.contiguous()], 0, LOGITS).wait()
                 return None
             found = [own if rank == 0 else torch.empty_like(own) for rank in self._last_row]
             for rank, parts in zip(self._last_row, found, strict=True):

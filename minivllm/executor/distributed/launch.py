@@ -21,12 +21,12 @@ from typing import NoReturn
 from minivllm.executor.distributed.meeting import (
     LOOPBACK,
     Meeting,
-    RankError,
     make_store,
     open_store,
     own_address,
 )
 from minivllm.executor.distributed.worker import serve_rank
+from minivllm.executor.executor import RankError
 from minivllm.processes import child_command, end_group, python_variables
 
 WORKER = "minivllm.executor.distributed.worker"

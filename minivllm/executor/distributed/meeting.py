@@ -26,14 +26,12 @@ from typing import Any
 
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
+from minivllm.executor.executor import RankError
+
 LOOPBACK = "127.0.0.1"
 START_SECONDS = 300.0
 """Longest that ranks may take to come, or to load a model."""
 LOOK_SECONDS = 0.02
-
-
-class RankError(RuntimeError):
-    """A rank has not come, or has failed; the message names it."""
 
 
 class Meeting:

@@ -36,6 +36,7 @@ class RankSettings(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int
     attention_backend: str
     quantization: str | None = None
+    kv_cache_dtype: str = "auto"
     record_spans: bool = False
     num_threads: int
     """Threads of each rank."""

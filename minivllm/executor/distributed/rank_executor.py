@@ -23,7 +23,8 @@ from minivllm.executor.attention.metadata import build_metadata
 from minivllm.executor.block_mover import BlockMover
 from minivllm.executor.cpu_hazards import guard_step
 from minivllm.executor.distributed.messages import CacheSizes, RankSettings
-from minivllm.executor.kv_storage import KVStorage
+from minivllm.executor.kv_format import scales_of_layers
+from minivllm.executor.quantized_storage import make_storage, twin_of
 from minivllm.executor.runners.eager import EagerRunner
 from minivllm.model.config import ModelConfig
 from minivllm.model.hub import resolve_model
@@ -38,16 +39,22 @@ from minivllm.trace.rank_spans import STEP, RankSpans
 class RankExecutor:
     """Carries out plans, of one rank's share. See `Executor` for the contract."""
 
-    def __init__(
-        self, decoder: ShardedDecoder, block_size: int, attention_backend: str, sizes: CacheSizes
-    ) -> None:
+    def __init__(self, decoder: ShardedDecoder, settings: RankSettings, sizes: CacheSizes) -> None:
         config, device = decoder.config, decoder.embedding.device
+        attention_backend = settings.attention_backend
         self.decoder = decoder
-        self.storage = KVStorage(config, sizes.num_blocks, block_size, decoder.dtype, device)
+        self.storage = make_storage(
+            config,
+            sizes.num_blocks,
+            settings.block_size,
+            decoder.dtype,
+            device,
+            settings.kv_cache_dtype,
+            scales_of_layers(settings.kv_cache_dtype, decoder.kv_scales),
+        )
         self.host_storage = None
         if sizes.num_host_blocks:
-            cpu = torch.device("cpu")
-            self.host_storage = KVStorage(config, sizes.num_host_blocks, block_size, decoder.dtype, cpu)
+            self.host_storage = twin_of(self.storage, config, sizes.num_host_blocks, torch.device("cpu"))
         self.mover = BlockMover(self.storage, self.host_storage)
         self.attention = backend_factory(attention_backend)(config, self.storage)
         if attention_backend == "numba-cpu":

@@ -41,7 +41,7 @@ def serve_rank(meeting: Meeting, address: str, local_rank: int | None = None) ->
         decoder = load_rank(settings, rank, device, peers)
         meeting.note("loaded")
         sizes = msgspec.json.decode(meeting.hear("sizes"), type=CacheSizes)
-        executor = RankExecutor(decoder, settings.block_size, settings.attention_backend, sizes)
+        executor = RankExecutor(decoder, settings, sizes)
         meeting.note("ready")
     except Exception as error:  # rank 0 tells it
         meeting.note("failed", f"{type(error).__name__}: {error}")

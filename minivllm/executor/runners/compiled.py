@@ -34,7 +34,9 @@ from kernels_numba.cpu.whole_step import ATTENTION, STAGES, Batch, Scratch, Weig
 from minivllm.executor.attention.cpu_work import plan_attention
 from minivllm.executor.attention.metadata import AttentionMetadata
 from minivllm.executor.cpu_hazards import STEP, code_kind, compiling, set_numba_threads
+from minivllm.executor.kv_format import AUTO
 from minivllm.executor.kv_storage import KVStorage
+from minivllm.executor.quantized_storage import Int8KVStorage
 from minivllm.executor.runners.model_runner import ModelRunner
 from minivllm.executor.runners.quantized_panels import (
     QuantizedPanels,
@@ -74,7 +76,8 @@ class CompiledRunner(ModelRunner):
         self.seconds = dict.fromkeys(STAGES, 0.0)
         self._is_copy = is_copy
         self._angles = AngleTable(decoder.rotary, decoder.dtype)
-        self._cells = as_array(storage.cells)
+        self._cells = _all_cells(storage)
+        self._kv_cache_dtype, self._dtype = storage.kv_cache_dtype, as_array(decoder.embedding[:0]).dtype
         self._block_size = storage.block_size
         self._window = config.layer_windows[0]
         self._eps, self._scale = np.float32(decoder.norm.eps), np.float32(config.head_dim**-0.5)
@@ -120,7 +123,7 @@ class CompiledRunner(ModelRunner):
         config = self.config
         return make_scratch(
             num_tokens, config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim,
-            config.intermediate_size, self._cells.dtype,
+            config.intermediate_size, self._dtype, self._kv_cache_dtype != AUTO,
         )  # fmt: skip
 
     def _compile(self, dtype: torch.dtype) -> None:
@@ -132,17 +135,23 @@ class CompiledRunner(ModelRunner):
         work = plan_attention(empty, self._window, self.config, self._block_size, 1)
         batch = Batch(none, self._angles.upto(none), none, none, none, work)
         logits = torch.empty(0, padded(self.config.vocab_size))
-        with compiling(code_kind(dtype, STEP)):
+        with compiling(code_kind(dtype, STEP, self._kv_cache_dtype)):
             self._call(batch, 1, logits, np.zeros(len(STAGES), np.int64))
+
+
+def _all_cells(storage: KVStorage) -> Any:
+    """Keys and values of all layers, as the step takes them."""
+    cells = as_array(storage.cells)
+    return (cells, storage.scales.numpy()) if isinstance(storage, Int8KVStorage) else cells
 
 
 class PanelMatrix(Matrix):
     """A matrix in panels. The compiled step reads them; `product` is for callers of the decoder itself."""
 
-    def __init__(self, weight: Tensor) -> None:
-        """`weight` [out, in] is copied."""
-        self._panels = pack(as_array(weight))
-        self.packed = pack_dense(self._panels, *weight.shape)
+    def __init__(self, panels: Any, weight: Tensor) -> None:
+        """`panels` hold `weight` [out, in], row after row; the last panel may be padded."""
+        self._panels = panels
+        self.packed = pack_dense(panels, *weight.shape)
         self._num_rows = len(weight)
         self._num_bytes = weight.numel() * weight.element_size()
 
@@ -173,9 +182,13 @@ def _can_be_packed(matrix: Matrix) -> bool:
 
 def pack_matrix(matrix: Matrix) -> PanelMatrix | QuantizedPanels:
     """The same matrix, as compiled steps take it."""
-    panels = in_panels(matrix) if matrix.is_quantized else PanelMatrix(matrix.dense())
+    panels = in_panels(matrix) if matrix.is_quantized else _in_dense_panels(matrix.dense())
     assert isinstance(panels, PanelMatrix | QuantizedPanels)
     return panels
+
+
+def _in_dense_panels(weight: Tensor) -> PanelMatrix:
+    return PanelMatrix(pack(as_array(weight)), weight)
 
 
 def gather_weights(decoder: Decoder, is_copy: bool) -> tuple[Weights, list[Packed]]:
@@ -203,7 +216,7 @@ def gather_weights(decoder: Decoder, is_copy: bool) -> tuple[Weights, list[Packe
                 linear.matrix = matrix
         return np.stack(rows)
 
-    head = PanelMatrix(decoder.lm_head) if decoder.tied else pack_matrix(decoder.head)
+    head = _in_dense_panels(decoder.lm_head) if decoder.tied else pack_matrix(decoder.head)
     kept.append(head.packed)
     weights = Weights(
         embedding=as_array(decoder.embedding),

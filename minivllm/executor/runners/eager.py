@@ -40,7 +40,7 @@ class EagerRunner(ModelRunner):
     def __init__(self, decoder: AnyDecoder, attention: AttentionBackend) -> None:
         self.decoder = decoder
         self.attention = attention
-        self._device = attention.storage.keys[0].device
+        self._device = attention.storage.device
 
     def run(self, metadata: AttentionMetadata, num_padding: int) -> Tensor:
         attention = self.attention

@@ -10,6 +10,7 @@ over a model that is either a real folder or a random one of a known shape (`sha
     control-plane   what a block, a scheduling decision and an abort cost, however large the pool or the queue
     beams           beam search with shared blocks, and with a full copy at each fork
     prefix-cache    looking up, acquiring and replacing prefixes, however many are known
+    kv-cache        decode attention over a KV cache in 32, 16 and 8 bits
     scaling         how cost grows with batch, context, pool, queue and requests, drawn
     quantized       weights of 8 and 4 bits, beside the engine's own 16
     kernels         our kernels on a GPU, beside what the device can do
@@ -41,6 +42,7 @@ MEASUREMENTS = {
     "control-plane": "control_plane",
     "beams": "beams",
     "prefix-cache": "prefix_lookup",
+    "kv-cache": "kv_cache_reading",
     "scaling": "scaling",
     "quantized": "quantized",
     "kernels": "kernels",

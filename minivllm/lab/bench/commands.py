@@ -174,6 +174,14 @@ def prefix_cache(repeat: Repeat = 3, json: Json = None, seed: Seed = DEFAULT_SEE
     _measure("prefix-cache", json, _settings(None, None, repeat, 1, "auto", None, seed))
 
 
+@app.command("kv-cache")
+def kv_cache(
+    threads: Threads = None, repeat: Repeat = 3, json: Json = None, seed: Seed = DEFAULT_SEED
+) -> None:
+    """Decode attention on a CPU over a KV cache in 32, 16 and 8 bits, in turns."""
+    _measure("kv-cache", json, _settings(None, threads, repeat, 1, "auto", None, seed))
+
+
 @app.command()
 def scaling(
     model: Model = None,

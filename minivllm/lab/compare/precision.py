@@ -22,6 +22,7 @@ import torch
 from minivllm.engine.create_engine import load_torch_executor
 from minivllm.engine.engine_args import EngineArgs
 from minivllm.executor.torch_executor import TorchExecutor
+from minivllm.executor.warm_up import compiling_first
 from minivllm.lab.compare.precision_clipping import ClippingRow, compare_clipping
 from minivllm.lab.compare.precision_quality import (
     BLOCK_SIZE,
@@ -144,7 +145,7 @@ def compare_precision(
     threads_before = torch.get_num_threads()
     torch.set_num_threads(settings.threads or usable_cores())
     try:
-        with TemporaryDirectory(prefix="minivllm-precision-") as scratch:
+        with compiling_first(), TemporaryDirectory(prefix="minivllm-precision-") as scratch:
             work = _Work(settings, folder, Path(scratch), texts)
             rows = [_row(work, variant, progress, n / len(chosen)) for n, variant in enumerate(chosen)]
             clipping = compare_clipping(work.reference, folder, texts) if settings.with_clipping else []
@@ -216,12 +217,11 @@ def _row(work: _Work, variant: Variant, progress: Progress, done: float) -> Prec
         folder = quantize(plan, work.scratch / variant.name.replace(" ", "-")).folder
     executor = work.executor(folder, {"dtype": "float32", **variant.settings})
     own = work.reference if variant.name == REFERENCE else score(executor, work.texts)
-    storage = executor.storage
     row = PrecisionRow(
         variant,
         executor.decoder.num_bytes,
         matrix_bytes(executor.decoder),
-        storage.num_bytes // (storage.num_blocks * storage.block_size),
+        executor.storage.bytes_per_token,
         compare(own, work.reference),
     )
     del executor

@@ -117,7 +117,11 @@ def _read(executor: TorchExecutor, texts: Sequence[Sequence[int]]) -> Iterator[t
             middle = len(text) // 2
             start, tokens = (middle, text[middle:]) if part else (0, text[:middle])
             table = array("i", range(number * blocks, (number + 1) * blocks))
-            scheduled.append(ScheduledSequence(number, start, array("i", tokens), table, len(tokens), middle))
+            scheduled.append(
+                ScheduledSequence(
+                    number, start, array("i", tokens), table, len(tokens), num_prompt_tokens=middle
+                )
+            )
         logits = executor.execute(StepPlan(part, tuple(scheduled)))
         for number, rows in enumerate(torch.split(logits, [item.num_logits for item in scheduled])):
             halves[number].append(rows.clone())

@@ -20,9 +20,10 @@ from minivllm.lab.tables import print_table
 from minivllm.terminal import Console
 
 LEGEND = (
-    "KL: to float32, in thousandths of a nat a token, where texts are read (prompts, their first halves) and "
-    "where they are written (decoding). kept: tokens that greedy decoding chooses as float32 does. "
-    "matrices: those of the layers, which are what is rounded. cache: bytes of a token's keys and values. "
+    "weights: MiB in memory; matrices: those of the layers, which are what is rounded. cache: bytes of a "
+    "token's keys and values. KL: to float32, in thousandths of a nat a token, where texts are read (their "
+    "first halves, prompts) and where they are written (decoding). kept: tokens that greedy decoding chooses "
+    "as float32 does. "
     "INT4 decode rounds at load: symmetric, in groups of 128 where they divide the inputs, or in whole rows."
 )
 
@@ -45,7 +46,7 @@ def print_comparison(result: PrecisionComparison, console: Console) -> None:
 def quality_table(result: PrecisionComparison) -> Table:
     """What each takes, and what it loses."""
     table = _table(f"{result.model} on {result.text}, {result.num_tokens:,} tokens")
-    for column in ("weights", "matrices", "cache", "perplexity", "KL prompts", "decoding", "kept"):
+    for column in ("weights", "matrices", "cache", "perplexity", "KL read", "written", "kept"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in result.rows:
         quality = row.quality
@@ -53,8 +54,8 @@ def quality_table(result: PrecisionComparison) -> Table:
             continue
         table.add_row(
             row.variant.name,
-            mebibytes(row.weight_bytes),
-            mebibytes(row.matrix_bytes),
+            f"{(row.weight_bytes or 0) / 2**20:,.1f}",
+            f"{(row.matrix_bytes or 0) / 2**20:,.1f}",
             f"{row.cache_bytes_per_token:,}",
             f"{quality.perplexity:.4f}",
             f"{1e3 * quality.kl_prompts:.3f}",

@@ -71,7 +71,7 @@ def measure_speed(folder: Path, variant: Variant, backend: str) -> Speed:
         batch=BATCH / many[1],
         weight_bytes=decoder.num_bytes,
         matrix_bytes=matrix_bytes(decoder),
-        cache_bytes_per_token=storage.num_bytes // (storage.num_blocks * storage.block_size),
+        cache_bytes_per_token=storage.bytes_per_token,
     )
 
 

@@ -30,6 +30,7 @@ from minivllm.model.parallel.layout import Part, Share
 from minivllm.model.parallel.peers import Peers
 from minivllm.model.parallel.sharded_decoder import ShardedDecoder, linears_of
 from minivllm.model.quantization.choose import choose_method
+from minivllm.model.quantization.kv_scales import read_kv_scales
 from minivllm.model.quantization.load import plan_matrices
 from minivllm.model.quantization.method import QuantizationMethod
 from minivllm.model.quantization.stacked_matrix import stack
@@ -85,6 +86,8 @@ def _load_quantized(
     plan = plan_matrices(checkpoint, config, method, dtype, tied=tied)
     decoder = ShardedDecoder(share, dtype, device, peers, tied=tied, matrix_device=meta)
     decoder.quantization = method.name
+    scales = read_kv_scales(checkpoint, config.num_layers)[share.layers.start : share.layers.stop]
+    decoder.kv_scales = scales * len(share.kv_slots)
     checkpoint.load_slices(item for item in slices_of(decoder, matrices=False) if item.name in plan.plain)
     with torch.inference_mode():
         for number, layer in zip(share.layers, decoder.layers, strict=True):

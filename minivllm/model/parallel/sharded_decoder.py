@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from minivllm.model.decoder import KVScales
 from minivllm.model.layers import Attend, Attention, DenseMatrix, GatedMLP, RMSNorm, StackedLinear
 from minivllm.model.matrix import Matrix
 from minivllm.model.parallel.layout import Part, Share
@@ -92,6 +93,8 @@ class ShardedDecoder:
         self.config = share.cache_config
         self.tied = tied
         self.quantization: str | None = None
+        self.kv_scales: tuple[KVScales | None, ...] = (None,) * self.config.num_layers
+        """As `Decoder.kv_scales`, for each layer of `config`."""
         self.rotary = RotaryEmbedding(config, device)
         rows, num_parts = share.padded_vocabulary, len(share.parts)
         needs_embedding = share.is_first or (tied and share.is_last)

@@ -5,7 +5,7 @@
 
 Both are in memory, because both compute: prompts with the original, generated tokens with the copy
 (`minivllm/executor/phases.py` says why, and which is which). The copy's place is `Decoder.decode_weights`.
-The output matrix is not rounded, as nowhere.
+An output matrix that is not the embedding itself becomes what `rounding.py` makes of it.
 
 Read next: `rounding.py`, which says what each format is.
 """
@@ -18,7 +18,7 @@ import torch
 
 from minivllm.model.decoder import Decoder
 from minivllm.model.layers import StackedLinear
-from minivllm.model.quantization.rounding import rounded_matrix
+from minivllm.model.quantization.rounding import HEADS, rounded_matrix
 
 
 def make_decode_weights(decoder: Decoder, name: str) -> Decoder:
@@ -34,6 +34,9 @@ def make_decode_weights(decoder: Decoder, name: str) -> Decoder:
             layer.mlp.gate_up = _rounded(layer.mlp.gate_up, name)
             layer.mlp.down = _rounded(layer.mlp.down, name)
             other.layers.append(layer)
+        if not decoder.tied and (head := HEADS.get(name)):
+            weight = decoder.head.dense()
+            other.head = rounded_matrix(weight, head, weight.dtype, weight.device)
     other.quantization = name
     return other
 

@@ -35,6 +35,8 @@ from minivllm.model.quantization.scheme import LayerInFile, LinearScheme, check_
 from minivllm.model.weights import StoredTensor
 
 INT4_GROUP = 128
+HEADS = {"int8": "int8", "int4": "int8"}
+"""What becomes of an output matrix that is not the embedding; it stays as it is where nothing is named."""
 
 
 def _grid(bits: int, group_size: int) -> Grid:
@@ -80,4 +82,5 @@ class RoundingMethod(QuantizationMethod):
     def scheme(self, module: str) -> LinearScheme | None:
         if module != "lm_head":
             return self._scheme
-        return None if self.name == "fp8" else RoundingScheme("int8")
+        head = HEADS.get(self.name)
+        return None if head is None else RoundingScheme(head)

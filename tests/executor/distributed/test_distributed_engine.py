@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from minivllm.config import SchedulerConfig
 from minivllm.decoding.sampler import Sampler
+from minivllm.decoding.speculation.ngram import NgramProposer
 from minivllm.engine.engine import Engine
+from minivllm.engine.speculation import Speculation
 from minivllm.executor.attention.torch_backend import TorchAttention
 from minivllm.executor.distributed import distributed_executor
 from minivllm.executor.executor import ExecutorDeadError
@@ -45,11 +47,11 @@ def several(request):
         yield executor
 
 
-def engine_on(executor, **limits):
+def engine_on(executor, speculation=None, **limits):
     config = SchedulerConfig(
         **{"num_blocks": NUM_BLOCKS, "block_size": BLOCK_SIZE, "max_model_len": 40, **limits}
     )
-    return Engine(config, executor, Sampler(4096), vocab_size=4096)
+    return Engine(config, executor, Sampler(4096), vocab_size=4096, speculation=speculation)
 
 
 def serve(engine, requests):
@@ -141,6 +143,25 @@ def test_an_interrupted_step_is_finished_by_all_ranks_and_the_engine_serves_on(s
     while engine.has_unfinished_requests():
         outputs |= {output.request_id: output.outputs[0].token_ids for output in engine.step()}
     assert [outputs[str(number)] for number in range(2)] == [each[0][0] for each in expected]
+
+
+@pytest.mark.parametrize("kv", ["int8_per_token_head", "fp8"])
+def test_drafts_and_a_cache_of_8_bits_are_the_same_on_several_ranks(kv):
+    sizes = {"block_size": BLOCK_SIZE, "swap_space_bytes": SWAP_SPACE}
+    alone = TorchExecutor.from_folder(
+        MODEL_PATH, dtype="float64", backend=TorchAttention, kv_cache_dtype=kv, num_blocks=NUM_BLOCKS, **sizes
+    )
+    requests = [([5, 6, 7] * 4, SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)) for _ in "ab"]
+    sizes["num_gpu_blocks_override"] = NUM_BLOCKS
+    with executor_on_threads(MODEL_PATH, Grid(tensor=2), kv=kv, **sizes) as executor:
+        assert executor.num_host_blocks == alone.num_host_blocks
+        kept = executor.model_shape.kv_bytes_per_token
+        assert kept == alone.model_shape.kv_bytes_per_token < executor.config.kv_elements_per_token * 8
+        found = [
+            serve(engine_on(each, Speculation(NgramProposer(1, 3), 3, None)), requests)
+            for each in (alone, executor)
+        ]
+    assert found[0] == found[1]
 
 
 def test_a_closed_executor_refuses_plans():

@@ -10,8 +10,9 @@ from msgspec.structs import replace
 from torch.distributed import HashStore
 
 from minivllm.executor.distributed.groups import FRAME_BYTES, Control
-from minivllm.executor.distributed.meeting import LOOPBACK, Meeting, RankError
+from minivllm.executor.distributed.meeting import LOOPBACK, Meeting
 from minivllm.executor.distributed.messages import decode_plan, encode_plan
+from minivllm.executor.executor import RankError
 from minivllm.memory.block_move import BlockMove
 from minivllm.scheduling.plan import ScheduledSequence, StepPlan
 

@@ -11,10 +11,10 @@ import psutil
 import pytest
 
 from minivllm import LLM, SamplingParams
+from minivllm.console.commands import mistake
 from minivllm.executor.distributed import launch
 from minivllm.executor.distributed.create import create_distributed_executor, threads_of_a_rank
-from minivllm.executor.distributed.meeting import RankError
-from minivllm.executor.executor import ExecutorDeadError
+from minivllm.executor.executor import ExecutorDeadError, RankError
 from minivllm.model.tiny import MODEL_PATH
 from minivllm.processes import python_variables
 from minivllm.structured_outputs import StructuredOutputsParams
@@ -41,8 +41,9 @@ def workers():
 
 
 def listening():
-    """Ports at which this process can be reached."""
-    return {connection.laddr for connection in psutil.Process().net_connections("tcp")}
+    """Addresses and ports of this process, an IPv4 address always in its own form."""
+    found = (connection.laddr for connection in psutil.Process().net_connections("tcp"))
+    return {(address.ip.removeprefix("::ffff:"), address.port) for address in found}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_two_engines_at_once_give_the_tokens_of_one_and_a_lost_rank_ends_its_own
         try:
             assert tokens(llm) == tokens(other) == expected
             assert len(workers()) == 2
-            assert {address.ip for address in listening() - before} == {"127.0.0.1"}
+            assert {address for address, _ in listening() - before} == {"127.0.0.1"}
             lost = other.engine.executor._ranks.processes[1]
             other.engine.add_request("it", [5, 6, 7])
             other.engine.step()
@@ -126,6 +127,10 @@ def test_launchers_that_are_not_there_are_refused():
     with pytest.raises(ValueError, match=r"distributed_executor_backend must be one of 'mp', .*got 'ray'"):
         LLM(MODEL_PATH, tensor_parallel_size=2, distributed_executor_backend="ray")
     assert not workers()
+
+
+def test_a_lost_rank_is_a_sentence_on_the_command_line():
+    assert mistake(RankError("rank 1 has ended"), []) == "rank 1 has ended"
 
 
 def test_more_ranks_than_cores_are_for_learning(caplog):

@@ -41,7 +41,7 @@ def run_ranks(grid, work):
 
 @contextmanager
 def executor_on_threads(
-    folder, grid, *, dtype="float64", num_parts=None, block_size=16, spans=None, **limits
+    folder, grid, *, dtype="float64", num_parts=None, block_size=16, spans=None, kv="auto", **limits
 ):
     """A distributed executor whose other ranks are threads."""
     config = ModelConfig.from_folder(folder)
@@ -54,6 +54,7 @@ def executor_on_threads(
         num_parts=choose_parts(config, grid, num_parts),
         block_size=block_size,
         attention_backend="torch",
+        kv_cache_dtype=kv,
         num_threads=1,
         record_spans=spans is not None,
     )

@@ -4,8 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from minivllm.model.config import ModelConfig
+from minivllm.model.decoder import KVScales
 from minivllm.model.layers import DenseMatrix
 from minivllm.model.load import load_decoder
 from minivllm.model.parallel.layout import Grid, share_of
@@ -14,6 +16,7 @@ from minivllm.model.parallel.peers import Alone
 from minivllm.model.quantization.float8_matrix import Float8Matrix
 from minivllm.model.quantization.float8_weights import round_to_float8
 from minivllm.model.quantization.integer_matrix import IntegerMatrix
+from minivllm.model.weights import SINGLE_FILE
 from tests.executor.distributed.thread_ranks import run_ranks
 from tests.model.parallel.test_sharded_decoder import CPU, make_plans, run
 from tests.model.quantization.checkpoints import RECIPES, on_grid
@@ -63,6 +66,24 @@ def test_activations_that_are_rounded_by_their_largest_cannot_be_shared(make_qua
     config = ModelConfig.from_folder(folder)
     with pytest.raises(ValueError, match=r"rounds each token's activations .* cannot be shared among ranks"):
         load_share(folder, share_of(config, Grid(), 0, 2), torch.float32, CPU, Alone())
+
+
+def test_scales_of_the_kv_cache_go_to_the_layers_that_a_rank_keeps(make_quantized):
+    folder, _ = make_quantized("gptq-4")
+    tensors = load_file(folder / SINGLE_FILE)
+    for layer, scale in enumerate((0.5, 0.25)):
+        tensors[f"model.layers.{layer}.self_attn.k_scale"] = torch.tensor(scale)
+        tensors[f"model.layers.{layer}.self_attn.v_scale"] = torch.tensor(2 * scale)
+    save_file(tensors, folder / SINGLE_FILE, {"format": "pt"})
+    config = ModelConfig.from_folder(folder)
+    first, second = KVScales(0.5, 1.0), KVScales(0.25, 0.5)
+    for grid, rank, expected in (
+        (Grid(), 0, (first, second) * 2),
+        (Grid(1, 2, 2), 1, (first,)),
+        (Grid(1, 2, 1), 1, (second, second)),
+    ):
+        decoder = load_share(folder, share_of(config, grid, rank, 2), torch.float32, CPU, Alone())
+        assert decoder.kv_scales == expected
 
 
 @given(data=st.data())

@@ -1,0 +1,177 @@
+"""Playing: stories with the learner's code, until a property breaks or all are told.
+
+Stories are drawn by Hypothesis, from another seed each time; those that failed before come first. Shrinking
+stops after a few seconds with the shortest story so far: an answer soon is worth more than the shortest ever.
+
+**One large story** comes last: three hundred requests find what eight never do (a counter of eight bits, a
+rounding that is wrong at sixteen). It is made from the seed, not drawn, and cut where it breaks.
+
+All limits are in processor time: a busy machine must not change a verdict.
+
+Read next: `judge.py`, the process in which this happens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from random import Random
+from time import process_time
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.errors import HypothesisException
+
+from lessons.guard import Printed, TooLong, guarded
+from lessons.shrinking import shorter_stories
+from lessons.story import Broken, Property, Story
+from lessons.verdict import FAILED, PASSED, UNWRITTEN, Verdict, function_of, line_of, words_of
+
+SHRINK_SECONDS = 4.0
+LARGE_STORY = 10
+"""Times the limit of a small one."""
+
+
+class Enough(BaseException):
+    """Stop playing: the answer is known. Hypothesis lets it through."""
+
+
+def judge_property(
+    prop: Property,
+    file: str,
+    *,
+    earlier: Sequence[Any] = (),
+    number_of_seed: int = 0,
+    shrink: bool = True,
+    playing: Callable[[Any], None] = lambda case: None,
+) -> Verdict:
+    """Play stories until one breaks the property or all are told.
+
+    Args:
+        file: of the code that is judged; an error there is the learner's.
+        earlier: cases that failed before, to be tried first.
+        playing: told of each case before it is played.
+    """
+    player = _Player(prop, file, shrink, playing)
+
+    @seed(number_of_seed)
+    @settings(
+        max_examples=prop.examples,
+        deadline=None,
+        database=None,
+        report_multiple_bugs=False,
+        print_blob=False,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(prop.cases)
+    def run(case: Any) -> None:
+        player.play(case)
+
+    try:
+        for case in earlier:
+            try:
+                player.play(case)
+            except Broken:
+                raise Enough from None
+        run()
+        if prop.large:
+            player.play_large(prop.large(Random(number_of_seed)))
+    except (Enough, Broken):
+        pass
+    except HypothesisException:
+        # A solution may fail one time and not another; but a property that plays nothing must not pass.
+        if player.best is None:
+            raise
+    if player.best is None:
+        return Verdict(prop.number, PASSED, player.count)
+    player.best.stories = player.count
+    return player.best
+
+
+class _Player:
+    """Plays the stories of one property, and remembers the shortest that broke it."""
+
+    def __init__(self, prop: Property, file: str, shrink: bool, playing: Callable[[Any], None]) -> None:
+        self.count = 0
+        self.best: Verdict | None = None
+        self._prop = prop
+        self._file = file
+        self._shrink = shrink
+        self._playing = playing
+        self._give_up = float("inf")
+
+    def play(self, case: Any, seconds: float | None = None) -> None:
+        """Play one story.
+
+        Raises:
+            Broken: the property is broken, and a shorter story may break it, too.
+            Enough: the answer is known.
+        """
+        case = json.loads(json.dumps(case))
+        self.count += 1
+        self._playing(case)
+        found = play_once(self._prop, case, self._file, seconds)
+        if found is None:
+            if process_time() > self._give_up:
+                raise Enough
+            return
+        if found.status == UNWRITTEN:
+            self.best = found
+            raise Enough
+        if self.best is None or found.size <= self.best.size:
+            self.best = found
+        self._give_up = min(self._give_up, process_time() + SHRINK_SECONDS)
+        if not self._shrink or process_time() > self._give_up:
+            raise Enough
+        raise Broken(found.expected, found.got)
+
+    def play_large(self, case: Any) -> None:
+        """Play a large story; if it breaks the property, look for a shorter one in it."""
+        stories = shorter_stories(case)
+        answer: bool | None = None
+        while True:
+            try:
+                case = stories.send(answer)
+            except StopIteration:
+                return
+            try:
+                self.play(case, LARGE_STORY * self._prop.seconds)
+                answer = False
+            except Broken:
+                answer = True
+
+
+def play_once(prop: Property, case: Any, file: str, seconds: float | None = None) -> Verdict | None:
+    """Play one story; None if the property held."""
+    story, printed = Story(), Printed()
+    verdict = Verdict(prop.number, FAILED, case=case, story=story)
+    limit = prop.seconds if seconds is None else seconds
+    try:
+        with guarded(limit, printed):
+            prop.play(case, story)
+        return None
+    except Broken as broken:
+        verdict.expected, verdict.got = broken.expected, broken.got
+        if broken.__cause__ is not None:
+            verdict.where = line_of(broken.__cause__, file)
+    except NotImplementedError as error:
+        verdict.missing = function_of(error, file)
+        if verdict.missing:
+            verdict.status = UNWRITTEN
+        verdict.expected, verdict.got = "an answer", "NotImplementedError"
+    except TooLong as error:
+        verdict.expected = "an answer"
+        verdict.got = f"none within {limit:g} seconds: does a loop never end?"
+        verdict.where = line_of(error, file)
+    except SystemExit as error:
+        verdict.expected, verdict.got = "an answer", f"a call of sys.exit({error.code!r})"
+        verdict.where = line_of(error, file)
+    except (Exception, KeyboardInterrupt) as error:
+        verdict.where = line_of(error, file)
+        blame = "" if verdict.where else ", when the check used what your code gave back"
+        verdict.expected, verdict.got = "an answer", f"{type(error).__name__}: {words_of(error)}{blame}"
+    story.stopped(f"expected {verdict.expected}, got {verdict.got}")
+    verdict.printed = printed.getvalue()
+    verdict.size = (len(story.steps), len(json.dumps(case)))
+    return verdict

@@ -1,0 +1,186 @@
+"""Wrong solutions that reach for the judge instead of the solution: each gets a verdict, never "passed"."""
+
+import pytest
+
+from lessons import judge_process
+from lessons.catalogue import find_lesson
+from lessons.mutant import load_mutants
+from lessons.runner import FAILED, NOT_IMPORTABLE, PASSED, check
+from lessons.trial import Trial, make_trial
+
+LESSON = find_lesson("04")
+RIGHT = LESSON.reference.read_text(encoding="utf-8")
+MUTANTS = {one.name: one.source(RIGHT) for one in load_mutants(LESSON).wrong}
+WRONG = MUTANTS["always_one_more"]
+FROM_TEXT = "exec(TEXT)\n"  # in place of a solution
+REFERENCE = str(LESSON.reference)
+
+JUDGE = {
+    "nothing is expected": "sys.modules['lessons.story'].Story.expect = lambda *words: None",
+    "every property passes": """
+verdict = sys.modules["lessons.verdict"].Verdict
+sys.modules["__main__"].judge_property = lambda prop, *rest, **more: verdict(prop.number, "passed", 150)
+""",
+    "only harmless stories": """
+import hypothesis.strategies as st
+st.lists = lambda *rest, **more: st.just([])
+""",
+    "stories are not played": "sys.modules['lessons.playing'].play_once = lambda *rest: None",
+}
+WORDS = {
+    "it says passed itself": """
+import json, os
+lines = [{"event": "loaded", "missing": [], "properties": [["P1", "a", "b"]]},
+         {"event": "judged", "number": "P1", "status": "passed"}, {"event": "all passed"},
+         {"event": "done", "secret": ""}]
+for descriptor in range(3, 64):
+    try:
+        os.write(descriptor, b"".join(json.dumps(line).encode() + b"\\n" for line in lines))
+    except OSError:
+        pass
+os._exit(0)
+""",
+    "it says passed before the judge does": """
+import json, os
+line = {"event": "judged", "number": "P1", "status": "passed"}
+class Loud(type):
+    def __call__(cls, *rest):
+        for descriptor in range(3, 64):
+            try:
+                os.write(descriptor, json.dumps(line).encode() + b"\\n")
+            except OSError:
+                pass
+        return super().__call__(*rest)
+BlockPool = Loud("BlockPool", (BlockPool,), {})
+""",
+}
+LOOKS = {
+    "a frame": "frame = sys._getframe(1)",
+    "the frame of an exception": """
+try:
+    1 / 0
+except ZeroDivisionError as error:
+    frame = error.__traceback__.tb_frame.f_back
+""",
+    "the frame of a generator": "frame = (one for one in [1]).gi_frame",
+    "frames by inspect": "import inspect; frame = inspect.currentframe()",
+    "frames by traceback": """
+import traceback
+try:
+    1 / 0
+except ZeroDivisionError as error:
+    frames = list(traceback.walk_tb(error.__traceback__))
+""",
+    "frames from a text": "exec('import sys; frame = sys._getframe(1)')",
+    "all objects": "import gc; objects = gc.get_objects()",
+    "a debugger": "sys.settrace(lambda *rest: None)",
+    "memory": "import ctypes; ctypes.CDLL(None)",
+}
+READS = {
+    "as a text": f"TEXT = open({REFERENCE!r}).read()",
+    "by bytes": f"TEXT = open({REFERENCE!r}.encode()).read()",
+    "by a descriptor": f"import os; TEXT = os.read(os.open({REFERENCE!r}, 0), 10**6)",
+    "by a link": "import pathlib; TEXT = pathlib.Path(__file__).with_name('link.py').read_text()",
+    "by a hard link": "import pathlib; TEXT = pathlib.Path(__file__).with_name('hard.py').read_text()",
+    "by a new link": f"import os; os.symlink({REFERENCE!r}, __file__ + '.link')",
+    "by another process": f"import subprocess; TEXT = subprocess.check_output(['cat', {REFERENCE!r}])",
+    "by a shell": f"import os; TEXT = os.popen('cat {REFERENCE}').read()",
+    "from a text": f"exec({f'TEXT = open({REFERENCE!r}).read()'!r})",
+    "by a thread": f"""
+from concurrent.futures import ThreadPoolExecutor
+TEXT = ThreadPoolExecutor(1).submit(open, {REFERENCE!r}).result().read()
+""",
+    "in the engine": "import importlib.util as u; TEXT = open(u.find_spec('minivllm').origin).read()",
+}
+
+
+def judged(tmp_path, source):
+    path = tmp_path / "solution.py"
+    path.write_text(source, encoding="utf-8")
+    return check(LESSON, path, even_if_edited=True)
+
+
+@pytest.mark.parametrize("what", JUDGE)
+def test_a_judge_that_was_bent_is_noticed_by_what_it_says_of_another_solution(what, tmp_path):
+    wrong = MUTANTS["frees_before_it_refuses"] if what == "nothing is expected" else WRONG
+    result = judged(tmp_path, f"{wrong}\nimport sys\n{JUDGE[what]}\n")
+    assert result.code == FAILED and result.tampering and not result.failed
+
+
+@pytest.mark.parametrize("what", WORDS)
+def test_words_that_are_not_the_judges_count_for_nothing(what, tmp_path):
+    result = judged(tmp_path, f"{WRONG}\n{WORDS[what]}\n")
+    assert result.code != PASSED and (result.tampering or result.problem)
+
+
+@pytest.mark.parametrize("what", LOOKS)
+def test_the_way_up_to_the_judge_is_closed(what, tmp_path):
+    result = judged(tmp_path, f"{WRONG}\nimport sys\n{LOOKS[what]}\n")
+    assert result.code == NOT_IMPORTABLE and "look into the judge" in result.problem
+
+
+@pytest.mark.parametrize("what", READS)
+def test_the_solutions_cannot_be_read_by_any_name(what, tmp_path):
+    (tmp_path / "link.py").symlink_to(LESSON.reference)
+    try:
+        (tmp_path / "hard.py").hardlink_to(LESSON.reference)
+    except OSError:
+        pytest.skip("another disk: there are no hard links to it") if what == "by a hard link" else None
+    result = judged(tmp_path, f"{READS[what]}\n{FROM_TEXT}")
+    assert result.code == NOT_IMPORTABLE and "must be your own" in result.problem, result.problem
+
+
+def test_what_is_shared_between_objects_is_told(tmp_path):
+    shared = RIGHT.replace("class BlockPool:", "FREED = []\n\n\nclass BlockPool:").replace(
+        "        self._held.difference_update(given)",
+        "        FREED.extend(given)\n        if len(FREED) > 40:\n            return\n"
+        "        self._held.difference_update(given)",
+    )
+    result = judged(tmp_path, shared)
+    assert result.code == FAILED and result.failed.holds_alone
+    result = judged(tmp_path, WRONG)
+    assert result.code == FAILED and not result.failed.holds_alone
+
+
+def test_a_right_solution_passes_the_trial_whatever_python_of_its_own_it_uses(tmp_path):
+    own = """
+import collections, dataclasses, enum, functools, traceback, typing, warnings
+Point = collections.namedtuple("Point", "x y")
+Colour = enum.Enum("Colour", "RED BLUE")
+@dataclasses.dataclass
+class Block:
+    number: int = 0
+warnings.warn("mine")
+try:
+    1 / 0
+except ZeroDivisionError:
+    traceback.format_exc()
+"""
+    result = judged(tmp_path, f"{RIGHT}\n{own}")
+    assert result.code == PASSED and not result.tampering
+
+
+def test_a_trial_has_wrong_solutions_for_every_property_and_a_right_one():
+    trial = make_trial(LESSON)
+    numbers = [
+        known["number"] for known, passes in zip(trial.sources, trial.answers, strict=True) if not passes
+    ]
+    assert len(set(numbers)) == len(numbers) >= 6 and trial.answers.count(True) == 1
+    assert make_trial(LESSON).secret != trial.secret
+
+
+def test_a_trial_believes_only_the_whole_answer():
+    trial = Trial([{}, {}], [False, True])
+    assert not trial.problem([False, True], trial.secret)
+    assert "wrong passes" in trial.problem([True, True], trial.secret)
+    assert "right fails" in trial.problem([False, False], trial.secret)
+    assert "before it had said all" in trial.problem([False, True], "guessed")
+    assert "before it had said all" in trial.problem([False], trial.secret)
+
+
+def test_who_sleeps_is_given_up_and_who_works_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(judge_process, "SILENCE_SECONDS", 3.0)
+    asleep = judged(tmp_path, f"{RIGHT}\nimport time\ntime.sleep(1e6)\n")
+    assert asleep.code == NOT_IMPORTABLE and "does it sleep" in asleep.problem
+    working = judged(tmp_path, f"{RIGHT}\nimport time\nwhile time.process_time() < 5: pass\n")
+    assert working.code == PASSED, working.problem

@@ -1,0 +1,75 @@
+"""The page of speculation: what was guessed ahead, what was accepted and what was struck out.
+
+Read next: `viz/figures/speculation.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import streamlit as st
+
+from viz import figures, stage
+from viz.figures.common import NARROW, PHONE
+from viz.loading import Run
+from viz.player import Jump
+
+TITLE = "Speculation"
+URL = "speculation"
+TEASER = "Several tokens in one step: guess them, verify them all at once, keep what is right."
+
+INTRODUCTION = (
+    "A step of a large model costs nearly the same for one token as for five, so it pays to **guess**: a "
+    "small model, or a look at what followed the same words before, proposes **drafts**. One step computes "
+    "what the model itself would say after each of them. Drafts are **accepted** as far as they agree, the "
+    "rest is struck out, and the outputs are those of the model alone."
+)
+LEGEND = (
+    "Each row is a sequence: its drafts from left to right, and behind ► what the model said after the last "
+    "one that was right. Bars: how often drafts are accepted, by position, in the whole run. A draft behind "
+    "a wrong one is never accepted, so bars fall from left to right, and longer guesses pay less and less."
+)
+WITHOUT = "Nothing was guessed in this run. Make a run that guesses:"
+HOW = """# in the shell:
+minivllm generate "Once upon a time" --trace speculation.jsonl \\
+    --speculative-config '{"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 3}'
+minivllm dashboard speculation.jsonl
+
+# or in Python, with a draft model:
+from minivllm.model.tiny import DRAFT_MODEL_PATH, MODEL_PATH
+
+drafts = {"model": DRAFT_MODEL_PATH, "num_speculative_tokens": 4}
+with LLM(MODEL_PATH, trace="speculation.jsonl", speculative_config=drafts) as llm:
+    llm.generate("Once upon a time", SamplingParams(temperature=0, max_tokens=100))"""
+
+
+def page(run: Run) -> None:
+    st.markdown(INTRODUCTION)
+    drafted = [record for record in run.timeline.records if record.drafts]
+    if not drafted:
+        st.info(WITHOUT)
+        st.code(HOW, language="python")
+        return
+    stage.show(
+        run,
+        "speculation",
+        lambda: [
+            figures.speculation(run.timeline, width, screen)
+            for width, screen in ((NARROW, "wide"), (PHONE, "narrow"))
+        ],
+        [
+            Jump("first drafts", drafted[0].step),
+            Jump("all are right", _first(run, lambda drafts, right: drafts == right)),
+            Jump("none is right", _first(run, lambda drafts, right: not right)),
+            Jump("last drafts", drafted[-1].step),
+        ],
+    )
+    st.caption(LEGEND)
+
+
+def _first(run: Run, is_it: Callable[[int, int], bool]) -> int | None:
+    """The first step with a sequence of so many drafts, so many of which were right."""
+    for record in run.timeline.records:
+        if any(is_it(len(item.token_ids), item.num_accepted) for item in record.drafts):
+            return record.step
+    return None
