@@ -113,8 +113,8 @@ def read_header(
         raise TraceError(f"{words(path)} is empty: a trace has at least a header line")
     if line.startswith(b"data: "):
         raise TraceError(
-            f"{words(path)} is a recorded stream of events; `sed -n 's/^data: //p' FILE > trace.jsonl` makes a "
-            "trace of it"
+            f"{words(path)} is a recorded stream of events; `sed -n 's/^data: //p' FILE > trace.jsonl` makes "
+            "a trace of it"
         )
     try:
         first = msgspec.json.decode(line, type=_FirstLine)
