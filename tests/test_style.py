@@ -13,6 +13,11 @@ from tests import patience
 ROOT = Path(__file__).parent.parent
 MAX_LINES = 60
 LONG_FUNCTIONS = {
+    "kernels_numba/cpu/fixed_sums.py:column_dots",
+    "kernels_numba/cpu/fixed_sums.py:products",
+    "kernels_numba/cpu/fixed_sums.py:generate",
+    "kernels_numba/cpu/paged_decode.py:_values_added",
+    "kernels_numba/cpu/paged_decode.py:_attend",
     "kernels_numba/cpu/tile_product.py:tile",
     "kernels_numba/cpu/tile_product.py:product",
     "kernels_numba/cpu/tile_product.py:generate",

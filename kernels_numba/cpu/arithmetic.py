@@ -1,11 +1,16 @@
-"""Five things that a fast loop needs and Python cannot express.
+"""Six things that a fast loop needs and Python cannot express.
 
     exp_fast(x)          e^x for x ≤ 0 by a polynomial, so that a loop over it can be vectorised (a call of
-                         the library's function could not); relative error 10⁻⁶ near 0, 10⁻⁵ far away
+                         the library's function could not); relative error 10⁻⁶ near 0, 10⁻⁵ far away;
+                         exactly 0 below −87, so that what is not seen weighs nothing
+    multiply_add(…)      a · b + c, rounded once where the processor can
     widen(x)             an array's number as float32: float32 itself, or the bits of a bfloat16
     narrow(x, array)     a float32 as this array holds it, rounded to the nearest (ties to even)
     prefetch(array, i)   the processor fetches this element while it computes something else
     ticks()              the processor's clock; 0 where programs may not read it
+
+None of our kernels lets the compiler reorder sums ("fastmath"): a sum's order is written down, so that a
+token's numbers are the same bits whichever kernel computes them (`docs/batch-invariance.md`).
 
 Source: the polynomial is the minimax one for 2^f on [-½, ½], as in Cephes and its many descendants.
 """
@@ -43,20 +48,34 @@ def float_of_bits(typing_context: Any, bits: Any) -> Any:
     return types.float32(types.int32), generate
 
 
-@njit(fastmath=True, inline="always")
+@intrinsic
+def multiply_add(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
+    """a · b + c of float32: one instruction where the processor has it, in vectors and alone."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number = ir.FloatType()
+        kind = ir.FunctionType(number, [number] * 3)
+        return builder.call(
+            cgutils.get_or_insert_function(builder.module, kind, "llvm.fmuladd.f32"), arguments
+        )
+
+    return types.float32(types.float32, types.float32, types.float32), generate
+
+
+@njit(inline="always")
 def exp_fast(x):  # type: ignore[no-untyped-def]
     """e^x for x ≤ 0: 2^n by writing n into the exponent, times 2^f by a polynomial."""
     y = max(x, LEAST_EXPONENT) * LOG2_E
     n = np.int32(y - np.float32(0.5))  # towards zero: so this is the nearest integer
     f = y - np.float32(n)
-    p = C6
-    p = p * f + C5
-    p = p * f + C4
-    p = p * f + C3
-    p = p * f + C2
-    p = p * f + C1
-    p = p * f + np.float32(1)
-    return p * float_of_bits((n + np.int32(127)) << np.int32(23))
+    p = multiply_add(C6, f, C5)
+    p = multiply_add(p, f, C4)
+    p = multiply_add(p, f, C3)
+    p = multiply_add(p, f, C2)
+    p = multiply_add(p, f, C1)
+    p = multiply_add(p, f, np.float32(1))
+    power = p * float_of_bits((n + np.int32(127)) << np.int32(23))
+    return np.float32(0) if x < LEAST_EXPONENT else power
 
 
 def widen(x):  # type: ignore[no-untyped-def]

@@ -167,31 +167,70 @@ def _copy_block(cache, block, head, copied, at):  # type: ignore[no-untyped-def]
     return copied_as_it_is
 
 
-def apply_scales(scores, cache, table, first_block, num_blocks, head, group, capacity):  # type: ignore[no-untyped-def]
-    """In compiled code: what belongs to each key or value of some blocks is multiplied by its scale.
+def copy_rows(cache, table, head, begin, stop, copied, at):  # type: ignore[no-untyped-def]
+    """In compiled code: positions `begin … stop` of one head go behind row `at` of `copied` [.., width].
 
-    scores: flat, `capacity` for each of `group` heads, beginning with the first token of `first_block`.
+    As `copy_block` copies a block.
+    """
+    raise NotImplementedError("only in compiled code")
+
+
+@overload(copy_rows)
+def _copy_rows(cache, table, head, begin, stop, copied, at):  # type: ignore[no-untyped-def]
+    if _kind(cache) == "fp8":
+
+        def widened(cache, table, head, begin, stop, copied, at):  # type: ignore[no-untyped-def]
+            block_size = cache[0].shape[2]
+            for t in range(stop - begin):
+                position = begin + t
+                row = cache[0][table[position // block_size], head, position % block_size]
+                target = copied[at + t]
+                for c in range(len(row)):
+                    target[c] = from_e4m3(row[c]) * cache[1]
+
+        return widened
+
+    def copied_as_they_are(cache, table, head, begin, stop, copied, at):  # type: ignore[no-untyped-def]
+        cells = numbers(cache)
+        block_size = cells.shape[2]
+        for t in range(stop - begin):
+            position = begin + t
+            row = cells[table[position // block_size], head, position % block_size]
+            target = copied[at + t]
+            for c in range(len(row)):
+                target[c] = row[c]
+
+    return copied_as_they_are
+
+
+def apply_scales(scores, cache, table, part, begin, stop, head, group, capacity):  # type: ignore[no-untyped-def]
+    """In compiled code: what belongs to each key or value of positions `begin … stop` gets its scale.
+
+    scores: flat, `capacity` for each of `group` heads, beginning with position `part`.
     """
     raise NotImplementedError("only in compiled code")
 
 
 @overload(apply_scales, inline="always")
-def _apply_scales(scores, cache, table, first_block, num_blocks, head, group, capacity):  # type: ignore[no-untyped-def]
+def _apply_scales(scores, cache, table, part, begin, stop, head, group, capacity):  # type: ignore[no-untyped-def]
     if _kind(cache) != "int8":
-        return lambda scores, cache, table, first_block, num_blocks, head, group, capacity: None
-    return lambda scores, cache, table, first_block, num_blocks, head, group, capacity: _multiply(
-        scores, cache[1], table, first_block, num_blocks, head, group, capacity
+        return lambda scores, cache, table, part, begin, stop, head, group, capacity: None
+    return lambda scores, cache, table, part, begin, stop, head, group, capacity: _multiply(
+        scores, cache[1], table, part, begin, stop, head, group, capacity
     )
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _multiply(scores, scales, table, first_block, num_blocks, head, group, capacity):  # type: ignore[no-untyped-def]
-    for b in range(num_blocks):
-        own = scales[table[first_block + b], head]
+def _multiply(scores, scales, table, part, begin, stop, head, group, capacity):  # type: ignore[no-untyped-def]
+    block_size, key = scales.shape[2], begin
+    while key < stop:
+        own, offset = scales[table[key // block_size], head], key % block_size
+        count = min(block_size - offset, stop - key)
         for g in range(group):
-            place = g * capacity + b * len(own)
-            for t in range(len(own)):
-                scores[place + t] *= own[t]
+            place = g * capacity + key - part
+            for t in range(count):
+                scores[place + t] *= own[offset + t]
+        key += count
 
 
 def make_tile(cache, num_blocks):  # type: ignore[no-untyped-def]

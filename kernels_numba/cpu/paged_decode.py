@@ -3,15 +3,15 @@
 One work item is a KV head of one sequence, or of a part of a long one. It walks the sequence's blocks; each
 is, for one head, one contiguous tile [block_size, head_dim] of keys and another of values:
 
-    keys of some blocks      scores of all query heads that share them, four keys at a time (`row_dots.py`)
-    softmax                  online: if the maximum grows, what was added up is scaled down
-    values of these blocks   times the weights: a small product whose sums stay in registers
+    keys of a part           scores of all query heads that share them, four keys at a time (`row_dots.py`)
+    softmax                  of each part by itself; parts are folded together (`softmax_parts.py`)
+    values of this part      times the weights: a small product whose sums stay in registers
 
 Three things make it fast. Query heads of a group share every number that is loaded. While a row is used,
 the row in the same place of the *next* block is fetched: consecutive blocks lie anywhere in memory, and no
 hardware prefetcher guesses where. And nothing is gathered or copied first: torch's attention would need the
 blocks side by side. (Only sizes that do not fill vectors are copied, a few blocks at a time, into rows that
-do.)
+do. Where a processor multiplies pairs of bfloat16, values are put in pairs of two keys.)
 
 The plain twin is `minivllm/executor/attention/torch_backend.py`; `tests/kernels/test_cpu_decode.py` says that
 the two agree.
@@ -29,23 +29,23 @@ from numba.extending import overload
 from kernels_numba.cpu.arithmetic import exp_fast, narrow, prefetch, widen
 from kernels_numba.cpu.coded_cells import (
     apply_scales,
-    copy_block,
+    copy_rows,
     make_copies,
     must_copy,
     numbers,
     rows_of,
 )
+from kernels_numba.cpu.fixed_sums import lane_sum
 from kernels_numba.cpu.parallel import in_parallel
 from kernels_numba.cpu.row_dots import ROWS, dots
+from kernels_numba.cpu.softmax_parts import LOWEST, PART_KEYS, UNSEEN, fold
 from kernels_numba.cpu.tile_product import tile
 from kernels_numba.cpu.vectors import HAS_PAIRS, LANES, LINE_BYTES, MANY_REGISTERS, as_pairs
 
-NO_SCORE = np.float32(-1e30)
 ZERO = np.float32(0)
-TILE_KEYS = 64
-"""Keys between two updates of the running maximum, if blocks are not larger."""
 AHEAD = 2
 """Blocks by which rows are fetched in advance."""
+HALF_PART = PART_KEYS // 2
 MOST_HEADS = 4 if MANY_REGISTERS else 2
 """Query heads that are worked on together."""
 
@@ -100,7 +100,7 @@ def _score(queries, rows, source, row_size, count, scores, place, group, capacit
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _add(scores, place, capacity, rows, start, count, total, group, width, size, soon):  # type: ignore[no-untyped-def]
-    """`count` rows of values [size], weighed for each head, are added to `total` [group, width].
+    """`count` rows (or pairs of rows) of values, weighed for each head, are added to `total` [group, width].
 
     Meanwhile the rows behind `soon` are fetched.
     """
@@ -148,137 +148,242 @@ def _block_at(index, last, table, head, next_index, next_last, next_table, next_
     return np.int64(table[min(index, last)]) * kv_heads + head
 
 
-@njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
-def _soften(scores, begin, stop, maximum, scale):  # type: ignore[no-untyped-def]
-    """Scores become weights, relative to the largest so far; those before `begin` and from `stop` on, 0.
+@njit(nogil=True, cache=True, error_model="numpy", fastmath={"nnan", "nsz"})
+def _largest(scores):  # type: ignore[no-untyped-def]
+    """The largest of them. (No order of comparisons changes it, so the compiler may choose one.)"""
+    largest = LOWEST
+    for t in range(len(scores)):
+        largest = max(largest, scores[t])
+    return largest
 
-    Returns the largest, and the sum of the weights.
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _soften(scores, begin, stop, scale):  # type: ignore[no-untyped-def]
+    """Scores of a part become weights; those before `begin` and from `stop` on, 0.
+
+    Returns the largest score, before it is scaled, and the sum of the weights.
     """
     for t in range(begin):
-        scores[t] = NO_SCORE
+        scores[t] = UNSEEN
     for t in range(stop, len(scores)):
-        scores[t] = NO_SCORE
+        scores[t] = UNSEEN
+    largest = _largest(scores)
     for t in range(len(scores)):
-        score = scores[t] * scale
-        scores[t] = score
-        maximum = max(maximum, score)
-    total = ZERO
-    for t in range(len(scores)):
-        weight = exp_fast(scores[t] - maximum)
-        scores[t] = weight
-        total += weight
-    return maximum, total
+        scores[t] = exp_fast((scores[t] - largest) * scale)
+    return largest, lane_sum(scores, 0, len(scores))
 
 
-@njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
-def _weigh(scores, begin, stop, scale, maximum, weight_sum, total):  # type: ignore[no-untyped-def]
-    """Scores of one head become weights; if its maximum (element 0 of each array) grew, sums are rescaled."""
-    largest, added = _soften(scores, begin, stop, maximum[0], scale)
-    if largest > maximum[0]:
-        rescale = exp_fast(maximum[0] - largest)
-        maximum[0] = largest
-        weight_sum[0] *= rescale
-        for c in range(len(total)):
-            total[c] *= rescale
-    weight_sum[0] += added
+@njit(nogil=True, cache=True, error_model="numpy")
+def _pair_rows(values, table, head, key, begin, stop, pairs):  # type: ignore[no-untyped-def]
+    """Values of position `key`, which is even, and of the next, side by side; 0 for what is not in
+    `begin … stop`."""
+    block_size, head_dim = values.shape[2:]
+    pairs[:] = np.uint32(0)
+    if begin <= key:
+        row = values[table[key // block_size], head, key % block_size]
+        for c in range(head_dim):
+            pairs[c] = np.uint32(row[c])
+    if begin <= key + 1 < stop:
+        row = values[table[(key + 1) // block_size], head, (key + 1) % block_size]
+        for c in range(head_dim):
+            pairs[c] |= np.uint32(row[c]) << np.uint32(16)
+
+
+def _add_values(values, room, table, part, begin, stop, head, total, group, width, last, soon):  # type: ignore[no-untyped-def]
+    """In compiled code: `total` [group, width], flat, grows by the values of positions `begin … stop`.
+
+    They are weighed by the scores in `room`, which begin with position `part`.
+    """
+    raise NotImplementedError("only in compiled code")
+
+
+@overload(_add_values)
+def _values_added(values, room, table, part, begin, stop, head, total, group, width, last, soon):  # type: ignore[no-untyped-def]
+    if isinstance(values, types.Array) and values.dtype == types.uint16 and HAS_PAIRS:
+
+        def in_pairs(values, room, table, part, begin, stop, head, total, group, width, last, soon):  # type: ignore[no-untyped-def]
+            scores, pairs, factors = room[0], room[3], room[4]
+            kv_heads, block_size, head_dim = values.shape[1:]
+            flat, rounded = values.reshape(-1), factors.view(np.uint16)
+            for t in range(group * PART_KEYS):
+                rounded[t] = narrow(scores[t], rounded)
+            if head_dim != width or block_size % 2:
+                first, end = (begin - part) // 2, (stop - part + 1) // 2
+                for pair in range(first, end):
+                    _pair_rows(values, table, head, part + 2 * pair, begin, stop, pairs[pair])
+                _add(
+                    factors, first, HALF_PART, pairs.reshape(-1), first * width, end - first, total, group,
+                    width, width, first * width,
+                )  # fmt: skip
+                return
+            key = begin
+            while key < stop:
+                block, offset = key // block_size, key % block_size
+                count = min(block_size - offset, stop - key)
+                pair = (key - part) // 2
+                if offset % 2 or count == 1:  # half a pair, at an end
+                    _pair_rows(values, table, head, part + 2 * pair, begin, stop, pairs[pair])
+                    _add(
+                        factors, pair, HALF_PART, pairs.reshape(-1), pair * width, 1, total, group, width,
+                        width, pair * width,
+                    )  # fmt: skip
+                    key += 1
+                    continue
+                row = (np.int64(table[block]) * kv_heads + head) * block_size + offset
+                ahead = _block_at(block + AHEAD, last, table, head, *soon, kv_heads) * block_size
+                _add(
+                    factors, pair, HALF_PART, flat, row * width, count // 2, total, group, width, width,
+                    ahead * width,
+                )  # fmt: skip
+                key += count // 2 * 2
+
+        return in_pairs
+
+    def one_by_one(values, room, table, part, begin, stop, head, total, group, width, last, soon):  # type: ignore[no-untyped-def]
+        scores, copies = room[0], room[2]
+        kv_heads, block_size, head_dim = numbers(values).shape[1:]
+        is_copied = copies.size > 0
+        key, flat = begin, rows_of(values, copies[1], is_copied)
+        apply_scales(scores, values, table, part, begin, stop, head, group, PART_KEYS)
+        # Only rows that are seen: the weight of others is 0, but 0 · NaN is not.
+        if is_copied:
+            copy_rows(values, table, head, begin, stop, copies[1], begin - part)
+            row = (begin - part) * width
+            _add(
+                scores, begin - part, PART_KEYS, flat, row, stop - begin, total, group, width, width, row,
+            )  # fmt: skip
+            return
+        while key < stop:
+            block, offset = key // block_size, key % block_size
+            count = min(block_size - offset, stop - key)
+            row = (np.int64(table[block]) * kv_heads + head) * block_size + offset
+            ahead = _block_at(block + AHEAD, last, table, head, *soon, kv_heads) * block_size
+            _add(
+                scores, key - part, PART_KEYS, flat, row * head_dim, count, total, group, width, head_dim,
+                ahead * head_dim,
+            )  # fmt: skip
+            key += count
+
+    return one_by_one
 
 
 @njit(inline="always")
-def _attend(query, keys, values, table, first, end, head, scale, maxima, sums, total, room, soon):  # type: ignore[no-untyped-def]
+def _attend(query, keys, values, table, first, end, head, scale, is_folded, maxima, sums, totals, room, soon):  # type: ignore[no-untyped-def]
     """Positions `first … end` of one sequence for the query heads of one KV head.
 
-    query: [group, head_dim] of the sequence; maxima, sums: [group]; total: [group, width], all written.
+    query: [group, head_dim] of the sequence.
+    is_folded: fold all parts into one row; otherwise each has a row of its own.
+    maxima, sums: [rows, group]; totals: [rows, group, width], all written.
     room: as `_make_room` makes it.
     soon: first and last block, table and KV head of the item that this thread works on next.
     """
-    (group, head_dim), width = query.shape, total.shape[1]
+    (group, head_dim), width = query.shape, totals.shape[2]
     kv_heads, block_size = numbers(keys).shape[1:3]
-    scores, wide, copies = room
-    capacity, flat_total = len(scores) // group, total.reshape(-1)
+    scores, wide, copies, spare, spare_maxima, spare_sums = (
+        room[0],
+        room[1],
+        room[2],
+        room[5],
+        room[6],
+        room[7],
+    )
     for g in range(group):
         for c in range(head_dim):
             wide[g, c] = widen(query[g, c])
     is_copied = copies.size > 0
     size = width if is_copied else head_dim
-    key_rows, value_rows = rows_of(keys, copies[0], is_copied), rows_of(values, copies[1], is_copied)
+    key_rows = rows_of(keys, copies[0], is_copied)
     queries = _as_queries(wide, key_rows)
     key_pairs = as_pairs(key_rows)
     per_number = key_pairs.itemsize // key_rows.itemsize
-    blocks_per_tile = max(1, TILE_KEYS // block_size)
-    maxima[:], sums[:], flat_total[:] = NO_SCORE, ZERO, ZERO
-    last = (end - 1) // block_size
-    for tile_block in range(first // block_size, last + 1, blocks_per_tile):
-        num_blocks = min(blocks_per_tile, last + 1 - tile_block)
-        first_key = tile_block * block_size
-        begin, stop = max(0, first - first_key), min(num_blocks * block_size, end - first_key)
+    last, first_part = (end - 1) // block_size, first // PART_KEYS
+    for number in range(first_part, (end - 1) // PART_KEYS + 1):
+        part = number * PART_KEYS
+        begin, stop = max(part, first), min(part + PART_KEYS, end)
+        key = begin // ROWS * ROWS  # four keys at a time: blocks and parts end with a fourth one, too
         if is_copied:
-            for b in range(num_blocks):
-                copy_block(keys, table[tile_block + b], head, copies[0], b * block_size)
-                copy_block(values, table[tile_block + b], head, copies[1], b * block_size)
-        for b in range(1 if is_copied else num_blocks):
-            row, ahead, count = np.int64(0), np.int64(0), capacity
-            if not is_copied:
-                row = (np.int64(table[tile_block + b]) * kv_heads + head) * block_size
-                ahead = block_size * _block_at(tile_block + b + AHEAD, last, table, head, *soon, kv_heads)
-                count = block_size
+            copy_rows(keys, table, head, begin, stop, copies[0], begin - part)
+            count = (stop - key + ROWS - 1) // ROWS * ROWS
             _score(
-                queries, key_pairs, row * size // per_number, size // per_number, count, scores,
-                b * block_size, group, capacity, key_rows, ahead * size, size,
+                queries, key_pairs, (key - part) * size // per_number, size // per_number, count, scores,
+                key - part, group, PART_KEYS, key_rows, 0, 0,
             )  # fmt: skip
-        apply_scales(scores, keys, table, tile_block, num_blocks, head, group, capacity)
+            key = stop
+        while key < stop:
+            block, offset = key // block_size, key % block_size
+            count = min(block_size - offset, (stop - key + ROWS - 1) // ROWS * ROWS)
+            row = (np.int64(table[block]) * kv_heads + head) * block_size + offset
+            ahead = _block_at(block + AHEAD, last, table, head, *soon, kv_heads) * block_size
+            _score(
+                queries, key_pairs, row * size // per_number, size // per_number, count, scores, key - part,
+                group, PART_KEYS, key_rows, ahead * size, size,
+            )  # fmt: skip
+            key += count
+        apply_scales(scores, keys, table, part, begin, stop, head, group, PART_KEYS)
+        is_first = number == first_part or not is_folded
+        at = 0 if is_folded else number - first_part
+        total = totals[at] if is_first else spare
+        total[:] = ZERO
         for g in range(group):
-            own = scores[g * capacity : g * capacity + (stop + LANES - 1) // LANES * LANES]
-            _weigh(own, begin, stop, scale, maxima[g:], sums[g:], total[g])
-        apply_scales(scores, values, table, tile_block, num_blocks, head, group, capacity)
-        for b in range(1 if is_copied else num_blocks):
-            # Only rows that are seen: the weight of others is 0, but 0 · NaN is not.
-            place, row, ahead, count = begin, begin, begin, stop - begin
-            if not is_copied:
-                place = max(begin, b * block_size)
-                row = (
-                    (np.int64(table[tile_block + b]) * kv_heads + head) * block_size + place - b * block_size
-                )
-                ahead = block_size * _block_at(tile_block + b + AHEAD, last, table, head, *soon, kv_heads)
-                count = min(stop, (b + 1) * block_size) - place
-            _add(
-                scores, place, capacity, value_rows, row * size, count, flat_total, group, width, size,
-                ahead * size,
-            )  # fmt: skip
+            own = scores[g * PART_KEYS : g * PART_KEYS + (stop - part + LANES - 1) // LANES * LANES]
+            spare_maxima[g], spare_sums[g] = _soften(own, begin - part, stop - part, scale)
+        _add_values(
+            values, room, table, part, begin, stop, head, total.reshape(-1), group, width, last, soon,
+        )  # fmt: skip
+        for g in range(group):
+            if is_first:
+                maxima[at, g], sums[at, g] = spare_maxima[g], spare_sums[g]
+            else:
+                maxima[at, g], sums[at, g] = fold(
+                    maxima[at, g], sums[at, g], totals[at, g], spare_maxima[g], spare_sums[g], spare[g],
+                    scale,
+                )  # fmt: skip
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _make_room(keys, group, width):  # type: ignore[no-untyped-def]
-    """For one thread: scores [group · capacity], queries, and copies of keys and values, if they must be."""
+    """For one thread, what a part needs.
+
+    Scores [group · PART_KEYS] and queries; copies of keys and values, if they must be; pairs of values
+    and of weights, if they are multiplied so; and the total of a part.
+    """
     block_size, head_dim = numbers(keys).shape[2:]
-    capacity = (max(1, TILE_KEYS // block_size) * block_size + LANES - 1) // LANES * LANES
     fits = head_dim == width and block_size % ROWS == 0 and not must_copy(keys)
+    num_pairs = HALF_PART if HAS_PAIRS and numbers(keys).itemsize == 2 else 0
     return (
-        np.empty(group * capacity, np.float32),
+        np.empty(group * PART_KEYS, np.float32),
         np.zeros((group, width), np.float32),
-        make_copies(keys, 0 if fits else capacity, width),
+        make_copies(keys, 0 if fits else PART_KEYS, width),
+        np.zeros((num_pairs, width), np.uint32),
+        np.empty(group * num_pairs, np.uint32),
+        np.empty((group, width), np.float32),
+        np.empty(group, np.float32),
+        np.empty(group, np.float32),
     )
 
 
-@njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
-def _attend_items(thread, query, keys, values, rows, tables, items, shares, scale, maxima, sums, totals):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True, error_model="numpy")
+def _attend_items(  # type: ignore[no-untyped-def]
+    thread, query, keys, values, rows, tables, items, row_starts, shares, scale, maxima, sums, totals
+):
     """The work of one thread: each is a KV head of an item."""
-    (kv_heads, block_size), group = numbers(keys).shape[1:3], totals.shape[1]
-    room = _make_room(keys, group, totals.shape[2])
+    (kv_heads, block_size), group = numbers(keys).shape[1:3], totals.shape[2]
+    room = _make_room(keys, group, totals.shape[3])
     for work in range(shares[thread], shares[thread + 1]):
         item, head = work // kv_heads, work % kv_heads
-        sequence, first, stop = items[item]
+        sequence, first, stop, row = items[item]
         own = query[rows[sequence], head * group : (head + 1) * group]
-        following = min(work + 1, len(totals) - 1)
+        following = min(work + 1, len(items) * kv_heads - 1)
         after = items[following // kv_heads]
         soon = (after[1] // block_size, (after[2] - 1) // block_size, tables[after[0]], following % kv_heads)
         _attend(
-            own, keys, values, tables[sequence], first, stop, head, scale, maxima[work], sums[work],
-            totals[work], room, soon,
+            own, keys, values, tables[sequence], first, stop, head, scale, row == row_starts[sequence],
+            maxima[head, row:], sums[head, row:], totals[head, row:], room, soon,
         )  # fmt: skip
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def paged_decode(query, keys, values, rows, tables, items, item_starts, shares, out, scale):  # type: ignore[no-untyped-def]
+def paged_decode(query, keys, values, rows, tables, items, row_starts, shares, out, scale):  # type: ignore[no-untyped-def]
     """One new token of each sequence.
 
     Args:
@@ -287,8 +392,10 @@ def paged_decode(query, keys, values, rows, tables, items, item_starts, shares, 
             as in `coded_cells.py`.
         rows: [sequences], the row of each sequence's token.
         tables: [sequences, most blocks].
-        items: [items, 3]: sequence, first position, end; those of one sequence one behind the other.
-        item_starts: [sequences + 1]: where the items of each sequence begin.
+        items: [items, 4]: sequence, first position, end, row of results; those of one sequence one behind
+            the other, each from the beginning of a part on.
+        row_starts: [sequences + 1]: where the rows of each sequence begin: one for all parts of its first
+            item, and one for each further part.
         shares: [threads + 1]: where the work of each thread begins; there is one for each item and KV head.
         scale: of the scores.
     """
@@ -296,40 +403,28 @@ def paged_decode(query, keys, values, rows, tables, items, item_starts, shares, 
     kv_heads = cells.shape[1]
     vector = LANES * as_pairs(cells.reshape(-1)).itemsize // cells.itemsize
     group, width = query.shape[1] // kv_heads, (query.shape[2] + vector - 1) // vector * vector
-    num_work = len(items) * kv_heads
-    maxima, sums = np.empty((num_work, group), np.float32), np.empty((num_work, group), np.float32)
-    totals = np.empty((num_work, group, width), np.float32)
+    num_rows = row_starts[-1]
+    maxima = np.empty((kv_heads, num_rows, group), np.float32)
+    sums = np.empty((kv_heads, num_rows, group), np.float32)
+    totals = np.empty((kv_heads, num_rows, group, width), np.float32)
     in_parallel(
         _attend_items, len(shares) - 1,
-        (query, keys, values, rows, tables, items, shares, scale, maxima, sums, totals),
+        (query, keys, values, rows, tables, items, row_starts, shares, scale, maxima, sums, totals),
     )  # fmt: skip
-    for sequence in range(len(item_starts) - 1):
+    for sequence in range(len(row_starts) - 1):
+        begin, end = row_starts[sequence], row_starts[sequence + 1]
         for head in range(kv_heads):
             for g in range(group):
-                _merge(
-                    maxima, sums, totals, item_starts[sequence], item_starts[sequence + 1], kv_heads, head, g,
-                    out[rows[sequence], head * group + g],
-                )  # fmt: skip
-
-
-@njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
-def _merge(maxima, sums, totals, begin, end, kv_heads, head, g, out):  # type: ignore[no-untyped-def]
-    """The parts of one sequence, each with a maximum of its own, as one."""
-    maximum = NO_SCORE
-    for item in range(begin, end):
-        maximum = max(maximum, maxima[item * kv_heads + head, g])
-    all_sums = ZERO
-    merged = totals[begin * kv_heads + head, g]  # the first one is added to
-    for item in range(begin, end):
-        work = item * kv_heads + head
-        share = exp_fast(maxima[work, g] - maximum)
-        all_sums += share * sums[work, g]
-        if item == begin:
-            for c in range(len(out)):
-                merged[c] *= share
-        else:
-            for c in range(len(out)):
-                merged[c] += share * totals[work, g, c]
-    factor = np.float32(1) / all_sums
-    for c in range(len(out)):
-        out[c] = narrow(merged[c] * factor, out)
+                total, maximum, weight_sum = (
+                    totals[head, begin, g],
+                    maxima[head, begin, g],
+                    sums[head, begin, g],
+                )
+                for row in range(begin + 1, end):
+                    maximum, weight_sum = fold(
+                        maximum, weight_sum, total, maxima[head, row, g], sums[head, row, g],
+                        totals[head, row, g], scale,
+                    )  # fmt: skip
+                factor, target = np.float32(1) / weight_sum, out[rows[sequence], head * group + g]
+                for c in range(len(target)):
+                    target[c] = narrow(total[c] * factor, out)

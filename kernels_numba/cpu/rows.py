@@ -28,6 +28,7 @@ import numpy as np
 from numba import njit
 
 from kernels_numba.cpu.arithmetic import exp_fast, narrow, widen
+from kernels_numba.cpu.fixed_sums import sum_of_squares
 from kernels_numba.cpu.parallel import in_parallel
 
 ONE, ZERO = np.float32(1), np.float32(0)
@@ -35,21 +36,18 @@ PARALLEL_CELLS = 1 << 15
 """From so many numbers on, all threads work: waking them takes as long as one needs for some thousands."""
 
 
-@njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
+@njit(nogil=True, cache=True, error_model="numpy")
 def norm_rows(x, weight, eps, out, begin, end):  # type: ignore[no-untyped-def]
     """Rows `begin … end` of `out` [T, n] become those of `x` [T, ≥ n], normalised, scaled by `weight` [n]."""
     n = len(weight)
     for row in range(begin, end):
-        total = ZERO
-        for c in range(n):
-            value = widen(x[row, c])
-            total += value * value
+        total = sum_of_squares(x[row], n)
         factor = ONE / np.sqrt(total / np.float32(n) + eps)
         for c in range(n):  # rounded before the scale, as the plain twin does it
             out[row, c] = narrow(widen(narrow(widen(x[row, c]) * factor, out)) * widen(weight[c]), out)
 
 
-@njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
+@njit(nogil=True, cache=True, error_model="numpy")
 def gate_rows(gate_up, out, begin, end):  # type: ignore[no-untyped-def]
     """Rows `begin … end` of `out` [T, n] become silu(g) · u of the halves g and u of `gate_up` [T, ≥ 2n]."""
     n = out.shape[1]
@@ -62,17 +60,14 @@ def gate_rows(gate_up, out, begin, end):  # type: ignore[no-untyped-def]
             target[c] = narrow(g * sigmoid * widen(ups[c]), out)
 
 
-@njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
+@njit(nogil=True, cache=True, error_model="numpy")
 def _rotate_head(source, cos, sin, weight, eps, target):  # type: ignore[no-untyped-def]
     """One head [d]: normalised if there is a `weight`, then the pairs (i, i + d/2) are rotated."""
     d = len(source)
     half = d // 2
     firsts, seconds, lower, upper = source[:half], source[half:], target[:half], target[half:]
     if len(weight):
-        total = ZERO
-        for c in range(d):
-            value = widen(source[c])
-            total += value * value
+        total = sum_of_squares(source, d)
         factor = ONE / np.sqrt(total / np.float32(d) + eps)
         first_weights, second_weights = weight[:half], weight[half:]
         for c in range(half):
@@ -89,7 +84,7 @@ def _rotate_head(source, cos, sin, weight, eps, target):  # type: ignore[no-unty
         upper[c] = narrow(second * cos[c] + first * sin[c], target)
 
 
-@njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
+@njit(nogil=True, cache=True, error_model="numpy")
 def rotate_rows(  # type: ignore[no-untyped-def]
     qkv, pairs, positions, query_weight, key_weight, eps, slots, keys, values, queries, begin, end
 ):

@@ -31,6 +31,7 @@ from kernels_numba.cpu.vectors import (
     loader,
     multiplier,
     step_loader,
+    zip_loader,
 )
 
 VECTORS = 4 if MANY_REGISTERS else 2
@@ -42,6 +43,7 @@ def tile(rows: int, vectors: int, fetched: int = 0) -> Any:
 
     Meanwhile it prefetches memory that is needed soon: with every step `fetched` vectors of `right`. Where
     the right side's bytes hold two steps each, `count` counts bytes, and two numbers of the left are taken.
+    Where the left holds pairs of bfloat16 and the right does not, two rows of the right are put in pairs.
     """
 
     @intrinsic
@@ -94,6 +96,7 @@ def tile(rows: int, vectors: int, fetched: int = 0) -> Any:
                 multiplier(builder, signature.args[0].dtype == types.uint32),
             )
             fetch = fetcher(builder, signature.args[4].dtype)
+            is_zipped = signature.args[0].dtype == types.uint32 and signature.args[4].dtype == types.uint16
 
             def place(data: Any, start: Any, *more: Any) -> Any:
                 for term in more:
@@ -121,11 +124,25 @@ def tile(rows: int, vectors: int, fetched: int = 0) -> Any:
             lines = range(0, fetched * LANES * size, LINE_BYTES)
             with cgutils.for_range(builder, count) as loop:
                 step = loop.index
-                ahead = place(right_data, soon, builder.mul(step, soon_step))
-                for line in lines:
-                    fetch(builder.gep(ahead, [integer(line // size)]))
-                row = place(right_data, source, builder.mul(step, right_step))
-                loaded = [load_right(builder.gep(row, [integer(v * LANES)])) for v in range(vectors)]
+                right_rows = [step]
+                if is_zipped:
+                    right_rows = [
+                        builder.mul(step, integer(2)),
+                        builder.add(builder.mul(step, integer(2)), integer(1)),
+                    ]
+                for number in right_rows:
+                    ahead = place(right_data, soon, builder.mul(number, soon_step))
+                    for line in lines:
+                        fetch(builder.gep(ahead, [integer(line // size)]))
+                starts_right = [
+                    place(right_data, source, builder.mul(number, right_step)) for number in right_rows
+                ]
+                loaded = []
+                for v in range(vectors):
+                    vectors_here = [builder.gep(start, [integer(v * LANES)]) for start in starts_right]
+                    loaded.append(
+                        [zip_loader(builder)(*vectors_here)] if is_zipped else load_right(*vectors_here)
+                    )
                 shared = len(loaded[0])  # steps
                 for r, part in ((r, part) for part in range(shared) for r in range(rows)):
                     number = builder.add(builder.mul(step, integer(shared)), integer(part))

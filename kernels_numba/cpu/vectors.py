@@ -111,6 +111,20 @@ def step_loader(builder: Any, dtype: Any) -> Any:
     return load_small
 
 
+def zip_loader(builder: Any) -> Any:
+    """What loads a vector of pairs of bfloat16: one of each pair from one row, the other from another."""
+
+    def load(lower: Any, upper: Any) -> Any:
+        kind = ir.VectorType(ir.IntType(16), LANES).as_pointer()
+        low, high = (
+            builder.zext(builder.load(builder.bitcast(pointer, kind), align=2), BIT_VECTOR)
+            for pointer in (lower, upper)
+        )
+        return builder.or_(low, builder.shl(high, ir.Constant(BIT_VECTOR, [16] * LANES)))
+
+    return load
+
+
 def multiplier(builder: Any, is_pairs: bool) -> Any:
     """What adds the product of two vectors to a third."""
     if not is_pairs:

@@ -93,7 +93,7 @@ class AttentionWork(NamedTuple):
     """The first five are those of `paged_decode`."""
     tables: Any
     items: Any
-    item_starts: Any
+    row_starts: Any
     item_shares: Any
     prompt_tables: Any
     """The last three are those of `paged_prefill`."""
@@ -169,7 +169,7 @@ def attend(queries, keys, values, work, out, scale):  # type: ignore[no-untyped-
     """Rows of `out` [T, heads, d] for `queries` [T, heads, d], in one layer."""
     if len(work.items):
         paged_decode(
-            queries, keys, values, work.rows, work.tables, work.items, work.item_starts, work.item_shares,
+            queries, keys, values, work.rows, work.tables, work.items, work.row_starts, work.item_shares,
             out, scale,
         )  # fmt: skip
     if len(work.tiles):

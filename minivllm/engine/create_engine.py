@@ -29,6 +29,7 @@ from minivllm.engine.engine import Engine
 from minivllm.engine.engine_args import EngineArgs
 from minivllm.engine.speculation import Speculation
 from minivllm.executor.attention.choose import backend_factory
+from minivllm.executor.batch_invariance import is_wanted
 from minivllm.executor.draft_model import DraftModel, check_draft_model
 from minivllm.executor.kv_storage import GIB
 from minivllm.executor.torch_executor import TorchExecutor
@@ -117,7 +118,20 @@ def make_speculation(args: EngineArgs, executor: TorchExecutor | DistributedExec
 
 def load_executor(args: EngineArgs) -> TorchExecutor | DistributedExecutor:
     """The model with its weights, and the KV cache in the memory that is left."""
+    if is_wanted(args.batch_invariant):
+        _refuse_what_varies(args)
     return load_distributed(args) if args.is_parallel else load_torch_executor(args)
+
+
+def _refuse_what_varies(args: EngineArgs) -> None:
+    """What a batch-invariant engine cannot have, said before a model is loaded for nothing."""
+    for name, plain in (
+        ("tensor_parallel_size", 1),
+        ("pipeline_parallel_size", 1),
+        ("decode_weight_dtype", None),
+    ):
+        if (value := getattr(args, name)) != plain:
+            raise ValueError(f"batch_invariant must be False where {name} is {shown(value)}")
 
 
 def load_torch_executor(args: EngineArgs) -> TorchExecutor:
@@ -144,6 +158,7 @@ def load_torch_executor(args: EngineArgs) -> TorchExecutor:
         quantization=args.quantization,
         draft_config=draft_config,
         decode_weight_dtype=args.decode_weight_dtype,
+        batch_invariant=is_wanted(args.batch_invariant),
     )
 
 

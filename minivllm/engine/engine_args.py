@@ -239,6 +239,14 @@ class EngineArgs:
         bool,
         Setting("Compute every step anew; otherwise 'numba-cuda' records decode steps as CUDA graphs."),
     ] = False
+    batch_invariant: Annotated[
+        bool,
+        Setting(
+            "The same logits for a request, bit for bit, whatever is computed beside it, or a refusal. "
+            "'numba-cpu' keeps to it anyway in float32 and bfloat16 without matrix units; 'torch' only if "
+            "asked, and takes longer. VLLM_BATCH_INVARIANT=1 asks for it, too."
+        ),
+    ] = False
     trust_remote_code: Annotated[
         bool, Setting("Accepted as in vLLM, without effect: no code from a checkpoint is run.")
     ] = False

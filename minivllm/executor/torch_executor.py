@@ -28,6 +28,7 @@ from minivllm.config import DTYPES as DTYPE_NAMES
 from minivllm.executor.attention.choose import BackendFactory, factory_for, fastest
 from minivllm.executor.attention.metadata import build_metadata
 from minivllm.executor.attention.torch_backend import TorchAttention
+from minivllm.executor.batch_invariance import invariant
 from minivllm.executor.block_mover import BlockMover
 from minivllm.executor.cpu_hazards import guard_step, note_parallel_run, warn_of_threads
 from minivllm.executor.kv_format import AUTO, scales_of_layers
@@ -68,8 +69,9 @@ class TorchExecutor:
         enforce_eager: bool = False,
         max_num_seqs: int = 128,
         max_model_len: int | None = None,
+        batch_invariant: bool = False,
     ) -> None:
-        """The last three settings are for `choose_runner`."""
+        """The last four settings are for `choose_runner`."""
         if decoder.embedding.device.type == "cpu":
             note_parallel_run(torch.get_num_threads())
         self.decoder = decoder
@@ -79,13 +81,15 @@ class TorchExecutor:
         self.host_storage = host_storage
         self.mover = BlockMover(storage, host_storage)
         self.config = decoder.config
-        self.attention = factory_for(decoder, backend)(decoder.config, storage)
+        factory = factory_for(decoder, backend)
+        self.attention = (invariant(factory) if batch_invariant else factory)(decoder.config, storage)
         choose = partial(
             choose_runner,
             attention=self.attention,
             enforce_eager=enforce_eager,
             max_num_seqs=max_num_seqs,
             max_model_len=max_model_len,
+            batch_invariant=batch_invariant,
         )
         # The copy first: each runner puts the output matrix, which both have, in an order of its own.
         self.decode_runner = None if decoder.decode_weights is None else choose(decoder.decode_weights)
@@ -113,6 +117,7 @@ class TorchExecutor:
         backend: BackendFactory = fastest,
         enforce_eager: bool = False,
         quantization: str | None = None,
+        batch_invariant: bool = False,
         kv_cache_dtype: str = AUTO,
         draft_config: ModelConfig | None = None,
         decode_weight_dtype: str | None = None,
@@ -123,6 +128,7 @@ class TorchExecutor:
         stored, `decode_weight_dtype` how a copy for generated tokens is. `device` None takes a GPU if there
         is one, `num_blocks` None what `decide_num_blocks` says. `swap_space_bytes` of the host's memory hold
         the blocks of preempted requests. With `virtual_memory` each sequence has addresses of its own.
+        With `batch_invariant` logits do not depend on what else is computed (`batch_invariance.py`).
         """
         config = ModelConfig.from_folder(folder := resolve_model(path))
         max_tokens = config.check_max_model_len(max_model_len)
@@ -146,16 +152,10 @@ class TorchExecutor:
         slots = (max_num_seqs, max_tokens) if virtual_memory else None
         storage = make_cache(decoder, num_blocks, block_size, kv_cache_dtype, slots)
         return cls(
-            decoder,
-            storage,
-            backend,
-            name_of(path, folder),
-            make_host_storage(swap_space_bytes, config, storage),
-            num_blocks,
-            enforce_eager=enforce_eager,
-            max_num_seqs=max_num_seqs,
-            max_model_len=max_tokens,
-        )
+            decoder, storage, backend, name_of(path, folder),
+            make_host_storage(swap_space_bytes, config, storage), num_blocks, enforce_eager=enforce_eager,
+            max_num_seqs=max_num_seqs, max_model_len=max_tokens, batch_invariant=batch_invariant,
+        )  # fmt: skip
 
     @property
     def num_host_blocks(self) -> int:

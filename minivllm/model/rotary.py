@@ -28,6 +28,9 @@ from torch import Tensor
 from minivllm.model.config import ModelConfig
 from minivllm.model.rope_config import RopeConfig
 
+TABLE_ROWS = 256
+"""Positions whose angles are computed together."""
+
 
 class RotaryEmbedding:
     """The angles of one model. Stateless but for `d/2` frequencies: no table that could be too short."""
@@ -48,10 +51,13 @@ class RotaryEmbedding:
     def table(self, length: int, dtype: torch.dtype) -> Tensor:
         """Cosines and sines of positions 0 … length - 1: [length, 2, head_dim / 2] in float32.
 
-        Rounded as `angles` rounds them.
+        Rounded as `angles` rounds them. A position's numbers do not depend on `length`: torch computes the
+        last ones of an array in another way, so all arrays are of one size.
         """
-        pairs = torch.stack(self._circle(torch.arange(length, device=self.inverse_frequencies.device)), dim=1)
-        return pairs.to(dtype).float()
+        rows = torch.arange(TABLE_ROWS, device=self.inverse_frequencies.device)
+        starts = range(0, max(1, length), TABLE_ROWS)
+        pairs = torch.cat([torch.stack(self._circle(rows + start), dim=1) for start in starts])
+        return pairs[:length].to(dtype).float()
 
     def _circle(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         angles = positions[:, None].float() * self.inverse_frequencies  # [T, head_dim / 2]

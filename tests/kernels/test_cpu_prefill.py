@@ -12,7 +12,9 @@ from kernels_numba.cpu.tile_product import LANES, add_product
 from kernels_numba.cpu.vectors import HAS_PAIRS
 from tests.kernels.oracle import attention
 
-CHUNKS = st.lists(st.tuples(st.integers(2, 90), st.integers(0, 150)), min_size=1, max_size=3)
+CHUNKS = st.lists(
+    st.tuples(st.integers(2, 90), st.integers(0, 150) | st.integers(200, 600)), min_size=1, max_size=3
+)
 """New tokens, and tokens before them, of each sequence."""
 
 

@@ -17,12 +17,12 @@ from kernels_numba.cpu.whole_step import AttentionWork
 from minivllm.executor.attention.metadata import AttentionMetadata
 from minivllm.model.config import ModelConfig
 
-NO_ITEMS = (np.zeros((0, 3), np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64))
+NO_ITEMS = (np.zeros((0, 4), np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64))
 NO_TILES = (np.zeros((0, 6), np.int64), np.zeros(1, np.int64))
 
 
 def plan_attention(
-    metadata: AttentionMetadata, window: int | None, config: ModelConfig, block_size: int, num_threads: int
+    metadata: AttentionMetadata, window: int | None, config: ModelConfig, num_threads: int
 ) -> AttentionWork:
     """The work of the layers that have this window."""
     new_tokens = np.diff(metadata.query_starts)
@@ -38,7 +38,6 @@ def plan_attention(
             metadata.context_lens[decoding],
             config.num_kv_heads,
             num_threads,
-            block_size,
         )
     if len(prompts):
         tiles = plan_tiles(

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels_numba.cpu import rows
+from kernels_numba.cpu import panels, rows
 from kernels_numba.cpu.coded_cells import write_int8
 from kernels_numba.cpu.vectors import FEATURES
 from kernels_numba.cpu.whole_step import AttentionWork, attend
@@ -59,13 +59,16 @@ class NumbaCpuAttention(TorchAttention):
         # Where the processor multiplies matrices of bfloat16 by itself, torch's products are hard to beat.
         self._torch_prompts = has_matrix_units(self._dtype)
 
+    def keep_one_order(self) -> None:
+        self._torch_prompts = False
+
     def begin_step(self, metadata: AttentionMetadata) -> None:
         self._num_threads = set_numba_threads()
         super().begin_step(metadata)
 
     def _plan_work(self, metadata: AttentionMetadata, window: int | None) -> list[GatheredWork]:
         """What is left for torch."""
-        work = plan_attention(metadata, window, self.config, self.storage.block_size, self._num_threads)
+        work = plan_attention(metadata, window, self.config, self._num_threads)
         for_torch: list[GatheredWork] = []
         if self._torch_prompts:
             work = work._replace(tiles=work.tiles[:0])
@@ -125,6 +128,8 @@ class NumbaCpuAttention(TorchAttention):
             if isinstance(self.storage, Int8KVStorage):
                 write_int8(row, row, none, *self._arrays[0], 1)
             rows.compile_all(row.dtype)
+            panel, out = panels.pack(np.zeros((1, 2), row.dtype)), np.zeros((0, panels.WIDTH), np.float32)
+            panels.multiply(np.zeros((0, 2), row.dtype), panel, out, False, 1)
 
 
 def cells_of(storage: KVStorage, layer: int) -> tuple[Any, Any]:

@@ -7,6 +7,7 @@
                    fused, all steps: a model that there is no compiled step for, as one of 8-bit floats, or a
                    KV cache of these
     numba-cuda     graphs for decode steps, eager for the others; with `enforce_eager`, eager
+    torch          eager; with `batch_invariant`, in groups of rows (`row_groups.py`)
     all others     eager
 
 Where kernels of a GPU attend, they also multiply by quantised matrices (`kernel_matrix.py`).
@@ -21,6 +22,7 @@ from minivllm.executor.cpu_hazards import FUSED, QUANTIZED, STEP
 from minivllm.executor.kv_format import AUTO, INT8
 from minivllm.executor.runners.eager import EagerRunner
 from minivllm.executor.runners.model_runner import FirstSupporting, ModelRunner
+from minivllm.executor.runners.row_groups import RowGroupRunner
 from minivllm.model.config import ModelConfig
 from minivllm.model.decoder import Decoder
 
@@ -32,10 +34,17 @@ def choose_runner(
     enforce_eager: bool = False,
     max_num_seqs: int = 128,
     max_model_len: int | None = None,
+    batch_invariant: bool = False,
 ) -> ModelRunner:
-    """The table above. The limits are those of the engine: graphs are made for steps within them."""
+    """The table above. The limits are those of the engine: graphs are made for steps within them.
+
+    With `batch_invariant` a row of logits does not depend on the others, bit for bit; see
+    `minivllm/executor/batch_invariance.py` for where that can be had.
+    """
     if attention.name == "numba-cpu":
-        return _choose_cpu_runner(decoder, attention)
+        return _choose_cpu_runner(decoder, attention, batch_invariant)
+    if batch_invariant and attention.name == "torch":
+        return RowGroupRunner(decoder, attention)
     if attention.name in ("numba-cuda", "microscope") and decoder.is_quantized:
         _multiply_by_kernels(decoder, attention)
     eager = EagerRunner(decoder, attention)
@@ -73,18 +82,18 @@ def quantized_runners(decoder: Decoder) -> tuple[str, ...]:
     return (STEP,) if is_whole else (FUSED, QUANTIZED)
 
 
-def _choose_cpu_runner(decoder: Decoder, attention: AttentionBackend) -> ModelRunner:
+def _choose_cpu_runner(decoder: Decoder, attention: AttentionBackend, batch_invariant: bool) -> ModelRunner:
     from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention, has_matrix_units
     from minivllm.executor.runners.compiled import MAX_COPY_BYTES, CompiledRunner, can_be_packed
     from minivllm.executor.runners.fused import FusedRunner
 
     assert isinstance(attention, NumbaCpuAttention)
-    is_copy = has_matrix_units(decoder.dtype) and not decoder.is_quantized
+    is_copy = has_matrix_units(decoder.dtype) and not decoder.is_quantized and not batch_invariant
     if (
         not has_compiled_step(decoder.config, attention.storage.kv_cache_dtype)
         or not can_be_packed(decoder)
         or (is_copy and decoder.num_bytes > MAX_COPY_BYTES)
     ):
-        return FusedRunner(decoder, attention)
+        return FusedRunner(decoder, attention, batch_invariant=batch_invariant)
     compiled = CompiledRunner(decoder, attention.storage, is_copy=is_copy)
     return FirstSupporting(compiled, FusedRunner(decoder, attention)) if is_copy else compiled

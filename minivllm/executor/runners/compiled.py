@@ -26,10 +26,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from kernels_numba.cpu.matrix_packing import Packed, pack_dense
-from kernels_numba.cpu.panels import pack, padded, unpack
+from kernels_numba.cpu.panels import multiply, pack, padded, unpack
 from kernels_numba.cpu.whole_step import ATTENTION, STAGES, Batch, Scratch, Weights, make_scratch, whole_step
 from minivllm.executor.attention.cpu_work import plan_attention
 from minivllm.executor.attention.metadata import AttentionMetadata
@@ -78,7 +77,6 @@ class CompiledRunner(ModelRunner):
         self._angles = AngleTable(decoder.rotary, decoder.dtype)
         self._cells = _all_cells(storage)
         self._kv_cache_dtype, self._dtype = storage.kv_cache_dtype, as_array(decoder.embedding[:0]).dtype
-        self._block_size = storage.block_size
         self._window = config.layer_windows[0]
         self._eps, self._scale = np.float32(decoder.norm.eps), np.float32(config.head_dim**-0.5)
         self._weights, self._kept = gather_weights(decoder, is_copy)
@@ -93,7 +91,7 @@ class CompiledRunner(ModelRunner):
         num_tokens = metadata.num_tokens + num_padding
         is_small = num_tokens * self._products_per_token <= SERIAL_PRODUCTS
         num_threads = set_numba_threads(1 if is_small else None)
-        work = plan_attention(metadata, self._window, self.config, self._block_size, num_threads)
+        work = plan_attention(metadata, self._window, self.config, num_threads)
         if num_tokens > len(self._room.x):
             self._room = self._make_room(max(num_tokens, 2 * len(self._room.x)))
         batch = Batch(
@@ -132,7 +130,7 @@ class CompiledRunner(ModelRunner):
         empty = AttentionMetadata(
             none, none, none, np.zeros(1, np.int64), none, np.zeros((0, 1), np.int64), none
         )
-        work = plan_attention(empty, self._window, self.config, self._block_size, 1)
+        work = plan_attention(empty, self._window, self.config, 1)
         batch = Batch(none, self._angles.upto(none), none, none, none, work)
         logits = torch.empty(0, padded(self.config.vocab_size))
         with compiling(code_kind(dtype, STEP, self._kv_cache_dtype)):
@@ -146,7 +144,7 @@ def _all_cells(storage: KVStorage) -> Any:
 
 
 class PanelMatrix(Matrix):
-    """A matrix in panels. The compiled step reads them; `product` is for callers of the decoder itself."""
+    """A matrix in panels. The compiled step reads them by itself, `fused.py` by `product`."""
 
     def __init__(self, panels: Any, weight: Tensor) -> None:
         """`panels` hold `weight` [out, in], row after row; the last panel may be padded."""
@@ -156,8 +154,14 @@ class PanelMatrix(Matrix):
         self._num_bytes = weight.numel() * weight.element_size()
 
     def product(self, x: Tensor, bias: Tensor | None = None, added: Tensor | None = None) -> Tensor:
-        product = functional.linear(x, self.dense(), bias)
-        return product if added is None else product.add_(added)
+        """`x Wᵀ + bias + added`, summed in float32 and rounded once; a row alone is as it is among others."""
+        out = torch.zeros(len(x), padded(self._num_rows))
+        sums = out[:, : self._num_rows]
+        for term in (bias, added):
+            if term is not None:
+                sums += term
+        multiply(as_array(x.contiguous()), self._panels, out.numpy(), False, set_numba_threads())
+        return sums.to(x.dtype).contiguous()
 
     def dense(self) -> Tensor:
         return as_tensor(unpack(self._panels, self._num_rows))

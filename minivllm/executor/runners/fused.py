@@ -1,13 +1,17 @@
-"""The decoder in fewer passes over memory, with oneDNN's products: a runner for a CPU.
+"""The decoder in fewer passes over memory, stage by stage: a runner for a CPU.
 
 It computes what `compiled.py` leaves to it: large steps in bfloat16 where a processor has units for matrices
 (AMX), and models that there is no compiled step for (another activation, windows in some layers, quantised
 weights: those are in panels of their own, `quantized_panels.py`).
 
     x ─ norm ─ [q k v] ─ rotate + write KV ─ attention ─ o (+x) ─ norm ─ [gate up] ─ gate ─ down (+x) ─►
-        numba   oneDNN         numba           numba     oneDNN   numba    oneDNN    numba   oneDNN
+        numba  product         numba           numba    product  numba   product     numba  product
 
-Why it is fast, in three sentences. The matrices lie in the order that the processor wants (`packed.py`), and
+Products are those of our panels, whose rows do not depend on each other (`docs/batch-invariance.md`). Only
+where a processor has matrix units, which oneDNN alone knows how to use, are they oneDNN's: it chooses by the
+number of rows in which order to sum, so `batch_invariant` has panels there, too.
+
+Why it is fast, in three sentences. The matrices lie in the order that the processor wants, and
 what is added to a product is added while it is still in registers. Everything between two products is one
 compiled pass over each row (`kernels_numba/cpu/rows.py`) where torch would take five to ten. Keys and values
 go from the product straight into their cells of the cache, and attention reads them there.
@@ -28,11 +32,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from kernels_numba.cpu import rows
+from kernels_numba.cpu.panels import pack
 from minivllm.executor.attention.metadata import AttentionMetadata
-from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention, Rotation
+from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention, Rotation, has_matrix_units
 from minivllm.executor.padding import AttentionWithoutPadding, pad_rows
+from minivllm.executor.runners.compiled import PanelMatrix
 from minivllm.executor.runners.model_runner import ModelRunner
 from minivllm.executor.runners.quantized_panels import compile_products, in_panels
+from minivllm.executor.runners.row_groups import in_row_groups
 from minivllm.model.decoder import Decoder
 from minivllm.model.layers import GatedMLP
 from minivllm.model.packed import OneDnnMatrix, as_array, can_pack
@@ -46,15 +53,21 @@ class FusedRunner(ModelRunner):
     differs in the last bits; float32 agrees as closely as sums in another order do.
     """
 
-    def __init__(self, decoder: Decoder, attention: NumbaCpuAttention) -> None:
-        if can_pack(decoder.dtype):
+    def __init__(
+        self, decoder: Decoder, attention: NumbaCpuAttention, *, batch_invariant: bool = False
+    ) -> None:
+        self.attention, self._batch_invariant = attention, batch_invariant
+        attention.compile()
+        if has_matrix_units(decoder.dtype) and can_pack(decoder.dtype) and not batch_invariant:
             decoder.convert(OneDnnMatrix)
+        else:
+            decoder.convert(lambda weight: PanelMatrix(pack(as_array(weight)), weight))
         if decoder.is_quantized:
             decoder.replace(in_panels)
             compile_products(decoder.dtype)
-        attention.compile()
+        if batch_invariant:
+            decoder.replace(in_row_groups)
         self.decoder = decoder
-        self.attention = attention
         self._angles = AngleTable(decoder.rotary, decoder.dtype)
         self._eps = np.float32(decoder.norm.eps)
         no_weight = as_array(decoder.embedding[:0, 0])
@@ -125,6 +138,8 @@ class FusedRunner(ModelRunner):
         return out
 
     def _gate(self, gate_up: Tensor, mlp: GatedMLP) -> Tensor:
+        if not mlp.has_silu and self._batch_invariant:  # torch computes the last numbers of an array apart
+            return torch.cat([mlp.gated(row) for row in torch.split(gate_up, 1)])
         if not mlp.has_silu:
             return mlp.gated(gate_up)
         out = gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2)

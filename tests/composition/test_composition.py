@@ -1,0 +1,58 @@
+"""Features compose: what `docs/composition.md` says of two of them is what happens."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.composition.features import FEATURES, digest
+from tests.composition.pairs import PAIRS, try_pair
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "composition.md"
+BY_DAY = 5
+
+
+def words():
+    """{(first, second): word} of the page's table."""
+    found = {}
+    names = [feature.name for feature in FEATURES]
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
+        head, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        number, _, name = head.partition(" ")
+        if name in names and number == str(names.index(name) + 1):
+            found |= {(name, other): cell for other, cell in zip(names, cells, strict=True)}
+    return found
+
+
+def test_the_page_is_made_from_these_features():
+    assert digest() in PAGE.read_text(encoding="utf-8"), (
+        "python -m tests.composition.make_table > docs/composition.md"
+    )
+    found = words()
+    assert all(found[a.name, b.name] == found[b.name, a.name] for a, b in PAIRS)
+    assert {found[a.name, b.name] for a, b in PAIRS} == {"same", "refused", "either"}
+
+
+def chosen(config):
+    """By day a sample, another one after each change of the features; all of them every night."""
+    worth_it = [pair for pair in PAIRS if words()[pair[0].name, pair[1].name] != "either"]
+    is_nightly = config.getoption("--hypothesis-profile", default=None) == "nightly"
+    return PAIRS if is_nightly else random.Random(digest()).sample(worth_it, BY_DAY)
+
+
+def test_pairs_do_what_the_page_says(request):
+    found = words()
+    for first, second in chosen(request.config):
+        seed = random.Random(first.name + second.name).randrange(1000)
+        assert try_pair(first, second, seed) == found[first.name, second.name], (first.name, second.name)
+
+
+def test_a_fault_is_caught(monkeypatch):
+    """A sampler that remembers what it drew for the request before."""
+    from minivllm.decoding.sampling_state import SamplingState
+
+    stream = random.Random(1)
+    monkeypatch.setattr(SamplingState, "next_uniform", lambda self: stream.random())
+    by_name = {feature.name: feature for feature in FEATURES}
+    with pytest.raises(AssertionError):
+        try_pair(by_name["n > 1"], by_name["log-probabilities"])

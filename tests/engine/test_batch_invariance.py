@@ -1,0 +1,231 @@
+"""A request's logits are the same bits alone and in any company, in any chunks, blocks, caches and threads.
+
+Whole rows of logits are compared, not tokens: a difference that changes no token today changes one tomorrow.
+"""
+
+import random
+from copy import deepcopy
+from functools import cache
+from unittest.mock import patch
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minivllm.config import SchedulerConfig
+from minivllm.decoding.sampler import Sampler
+from minivllm.decoding.sampling_state import SamplingState
+from minivllm.engine.engine import Engine
+from minivllm.executor.attention.choose import backend_factory
+from minivllm.executor.attention.fixed_tiles import FixedTileAttention
+from minivllm.executor.batch_invariance import VARIABLE, is_wanted
+from minivllm.executor.kv_storage import KVStorage
+from minivllm.executor.runners import row_groups
+from minivllm.executor.torch_executor import DTYPES, TorchExecutor
+from minivllm.memory import blocks_needed
+from minivllm.model.config import ModelConfig
+from minivllm.model.layers import DenseMatrix
+from minivllm.model.load import load_decoder
+from minivllm.model.tiny import MODEL_PATH
+from minivllm.sampling_params import SamplingParams
+from minivllm.trace.recorder import Recorder
+
+CPU = torch.device("cpu")
+LENGTHS = (1, 2, 17, 40, 270)
+COUNT = 4
+KINDS = {
+    "numba-cpu": ("numba-cpu", "float32", None),
+    "numba-cpu bfloat16": ("numba-cpu", "bfloat16", None),
+    "numba-cpu int4": ("numba-cpu", "float32", "int4"),
+    "numba-cpu int8": ("numba-cpu", "bfloat16", "int8"),
+    "torch": ("torch", "float32", None),
+}
+
+
+def prompt(number):
+    """Of a length of `LENGTHS`; the last ones begin alike, so that caches have something to find."""
+    rng = random.Random(min(number, 3))
+    return [rng.randrange(10, 4000) for _ in range(LENGTHS[number])]
+
+
+@cache
+def decoder_of(dtype, quantization):
+    return load_decoder(MODEL_PATH, ModelConfig.from_folder(MODEL_PATH), DTYPES[dtype], CPU, quantization)
+
+
+def make_engine(kind, *, block_size=16, num_blocks=None, num_host_blocks=0, trace=None, **limits):
+    backend, dtype, quantization = KINDS[kind]
+    decoder = deepcopy(decoder_of(dtype, quantization))  # a runner stores its matrices in an order of its own
+    num_blocks = num_blocks or blocks_needed(1000, block_size)
+    shape = block_size, DTYPES[dtype], CPU
+    storage = KVStorage(decoder.config, num_blocks, *shape)
+    storage.cells.fill_(torch.nan)
+    host = KVStorage(decoder.config, num_host_blocks, *shape) if num_host_blocks else None
+    executor = TorchExecutor(
+        decoder, storage, backend_factory(backend), host_storage=host, batch_invariant=backend == "torch"
+    )
+    config = SchedulerConfig(
+        num_blocks=num_blocks, block_size=block_size, num_host_blocks=num_host_blocks, **limits
+    )
+    vocab_size = decoder.config.vocab_size
+    return Engine(config, executor, Sampler(vocab_size), vocab_size=vocab_size, recorder=trace)
+
+
+def params(**more):
+    return SamplingParams(temperature=0, max_tokens=COUNT, ignore_eos=True, **more)
+
+
+def logits_of(engine, requests):
+    """{request: {position: row of logits}} of requests {name: (prompt, params)}, all at once."""
+    owners, rows = {}, {}
+    executor, carry_out = engine.executor, engine.executor.execute
+
+    def execute(plan):
+        for name, request in engine.core.requests.items():
+            owners.update((sequence.seq_id, name) for sequence in request.sequences)
+        logits = carry_out(plan)
+        at = 0
+        for item in plan.scheduled:
+            for position in range(item.end - item.num_logits, item.end):
+                rows.setdefault(owners[item.seq_id], {})[position] = logits[at].clone()
+                at += 1
+        return logits
+
+    with patch.object(executor, "execute", execute):
+        for name, (tokens, own) in requests.items():
+            engine.add_request(str(name), tokens, own)
+        while engine.has_unfinished_requests():
+            engine.step()
+    engine.check_invariants()
+    return {name: rows[str(name)] for name in requests}
+
+
+@cache
+def alone(kind, number):
+    """All rows of logits of one request in an engine of its own, in one chunk, on one thread."""
+    return logits_of(make_engine(kind), {number: (prompt(number), params(prompt_logprobs=0))})[number]
+
+
+def differing(kind, found):
+    """Requests that have a bit of some logit in another way than alone."""
+    return [
+        number
+        for number, rows in found.items()
+        if not all(torch.equal(row, alone(kind, number)[position]) for position, row in rows.items())
+    ]
+
+
+@st.composite
+def circumstances(draw):
+    """Settings of an engine: some with a pool in which hardly two requests fit at once."""
+    block_size = draw(st.sampled_from([1, 5, 16, 48]))
+    least = blocks_needed(max(LENGTHS) + COUNT, block_size)
+    swap = draw(st.booleans())
+    return {
+        "block_size": block_size,
+        "num_blocks": least + draw(st.integers(1, least)),
+        "num_host_blocks": 2 * least if swap else 0,
+        "preemption_mode": "swap" if swap else "recompute",
+        "prefix_cache": draw(st.sampled_from([None, "hash", "radix"])),
+        "max_num_seqs": draw(st.integers(1, 5)),
+        "max_num_batched_tokens": draw(st.sampled_from([1, 9, 64, 2048])),
+        "long_prefill_token_threshold": draw(st.sampled_from([0, 1, 33])),
+        "trace": Recorder() if draw(st.booleans()) else None,
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=max(3, settings.default.max_examples // 10))
+@given(
+    where=circumstances(), order=st.permutations(range(len(LENGTHS))), count=st.integers(1, 2), data=st.data()
+)
+def test_logits_are_those_of_the_run_alone(kind, where, order, count, data):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        engine = make_engine(kind, **where)
+        chosen = order[: data.draw(st.integers(2, len(order)))]
+        with_all_rows = data.draw(st.booleans())
+        own = params(prompt_logprobs=0) if with_all_rows else params()
+        found = logits_of(engine, {number: (prompt(number), own) for number in chosen})
+        again = logits_of(engine, {number: (prompt(number), params()) for number in chosen[::-1]})
+    finally:
+        torch.set_num_threads(before)
+    assert all(len(rows) >= COUNT for rows in (*found.values(), *again.values()))
+    assert differing(kind, found) == [] and differing(kind, again) == []
+
+
+COMPANY = {number: (prompt(number), params(prompt_logprobs=0)) for number in range(len(LENGTHS))}
+
+
+def split_by_rows(self, x, bias=None, added=None):
+    """A product whose sums are cut in a place that depends on the number of rows, as libraries' are."""
+    at = 1 + 7 * len(x) % (x.shape[1] - 1)
+    weight = self.dense()
+    product = x[:, :at] @ weight[:, :at].T + x[:, at:] @ weight[:, at:].T
+    return product if added is None else product.add_(added)
+
+
+@pytest.mark.parametrize("in_groups", [True, False])
+def test_a_split_that_is_taken_from_the_batch_is_caught_and_in_groups_does_no_harm(monkeypatch, in_groups):
+    monkeypatch.setattr(DenseMatrix, "product", split_by_rows)
+    if not in_groups:
+        monkeypatch.setattr(row_groups, "in_groups", lambda size, function, *arrays: function(*arrays))
+    alone.cache_clear()
+    try:
+        few = {number: COMPANY[number] for number in (1, 2, 3)}
+        found = logits_of(make_engine("torch", max_num_batched_tokens=24), few)
+        assert (differing("torch", found) == []) == in_groups
+    finally:
+        alone.cache_clear()
+
+
+def test_a_chunk_edge_that_moves_the_tiles_is_caught(monkeypatch):
+    """Tiles that begin with the first token of a chunk, and not at position 0."""
+    plan = FixedTileAttention.begin_step
+
+    def begin_step(self, metadata):
+        plan(self, metadata)
+        monkeypatch.setattr(
+            "minivllm.executor.attention.fixed_tiles.TILE_KEYS", 40 + int(metadata.positions[0]) % 24
+        )
+
+    monkeypatch.setattr(FixedTileAttention, "begin_step", begin_step)
+    found = logits_of(make_engine("torch", max_num_batched_tokens=64), {4: COMPANY[4]})
+    monkeypatch.undo()
+    assert differing("torch", found) == [4]
+
+
+def sampled(engine, numbers):
+    own = SamplingParams(temperature=1, seed=7, max_tokens=COUNT, ignore_eos=True)
+    for number in numbers:
+        engine.add_request(str(number), prompt(number), own)
+    outputs = {}
+    while engine.has_unfinished_requests():
+        outputs |= {output.request_id: output.outputs[0].token_ids for output in engine.step()}
+    return outputs
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_a_shared_random_stream_is_caught(monkeypatch, is_shared):
+    stream = random.Random(7)
+    if is_shared:
+        monkeypatch.setattr(SamplingState, "next_uniform", lambda self: stream.random())
+    expected = sampled(make_engine("torch"), [3])["3"]
+    stream.seed(7)
+    assert (sampled(make_engine("torch"), [1, 2, 3])["3"] == expected) == (not is_shared)
+
+
+def test_what_cannot_keep_the_promise_is_refused_by_name():
+    decoder = decoder_of("float32", None)
+    storage = KVStorage(decoder.config, 8, 16, torch.float32, CPU)
+    with pytest.raises(ValueError, match="batch_invariant must be False with the attention backend"):
+        TorchExecutor(decoder, storage, backend_factory("microscope"), batch_invariant=True)
+
+
+def test_the_environment_asks_for_it_too(monkeypatch):
+    assert not is_wanted(False) and is_wanted(True)
+    for value, expected in (("1", True), ("0", False), ("", False)):
+        monkeypatch.setenv(VARIABLE, value)
+        assert is_wanted(False) == expected
