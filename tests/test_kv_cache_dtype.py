@@ -92,7 +92,7 @@ def test_the_property_above_meets_copies_swaps_and_hits(alone, kind):
 
 @pytest.mark.parametrize("method", ["ngram", "draft_model"])
 def test_speculation_changes_no_token(alone, method):
-    """A draft model keeps its own keys and values in its own type; ours are rewritten where a draft is wrong."""
+    """A draft model keeps its own keys and values in its own type; ours are rewritten where it was wrong."""
     config = {"method": method, "num_speculative_tokens": 3}
     config |= {"model": str(MODEL_PATH)} if method == "draft_model" else {}
     llm = make("int8_per_token_head", speculative_config=config)

@@ -177,6 +177,17 @@ def attend(queries, keys, values, work, out, scale):  # type: ignore[no-untyped-
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
+def _rotate(qkv, batch, query_norm, key_norm, eps, keys, values, new, queries, num_threads):  # type: ignore[no-untyped-def]
+    """Queries and keys are rotated; keys and values go to their cells, as numbers or as codes."""
+    new_keys, new_values, places = where_to_rotate(keys, values, batch.slots, new)
+    rotate(
+        qkv, batch.pairs, batch.positions, query_norm, key_norm, eps, places, new_keys, new_values, queries,
+        num_threads,
+    )  # fmt: skip
+    code(new, batch.slots, keys, values, num_threads)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def whole_step(batch, cells, w, room, eps, scale, num_threads, logits, clock):  # type: ignore[no-untyped-def]
     """Logits of the rows that are wanted.
 
@@ -207,12 +218,10 @@ def whole_step(batch, cells, w, room, eps, scale, num_threads, logits, clock):  
         multiply_by(normed, w.qkv[layer], qkv, fresh, num_threads)
         began = _lap(clock, PRODUCTS, began)
         keys, values = layer_of(cells, layer)
-        new_keys, new_values, places = where_to_rotate(keys, values, batch.slots, room.new)
-        rotate(
-            qkv, batch.pairs, batch.positions, w.query_norm[layer], w.key_norm[layer], eps, places,
-            new_keys, new_values, queries, num_threads,
+        _rotate(
+            qkv, batch, w.query_norm[layer], w.key_norm[layer], eps, keys, values, room.new, queries,
+            num_threads,
         )  # fmt: skip
-        code(room.new, batch.slots, keys, values, num_threads)
         attend(queries, keys, values, batch.work, attended.reshape(num_tokens, heads, d), scale)
         began = _lap(clock, ATTENTION, began)
         if layer == num_layers - 1:

@@ -111,6 +111,11 @@ def read_header(
     line = _read_line(path, file, 1)
     if not line.strip() and not _has_more(file):
         raise TraceError(f"{words(path)} is empty: a trace has at least a header line")
+    if line.startswith(b"data: "):
+        raise TraceError(
+            f"{words(path)} is a recorded stream of events; `sed -n 's/^data: //p' FILE > trace.jsonl` makes "
+            "a trace of it"
+        )
     try:
         first = msgspec.json.decode(line, type=_FirstLine)
     except UNREADABLE as error:
@@ -122,8 +127,6 @@ def read_header(
     if first.event != kind:
         is_what = OTHER_FILES.get(line[:2])
         why = f"it is {is_what}" if is_what else "its first line is not a header"
-        if line.startswith(b"data: "):
-            why = "it is a recorded stream of events; `sed -n 's/^data: //p' FILE > trace.jsonl` makes it one"
         raise TraceError(f"{words(path)} is not {KINDS[kind]}: {why}")
     if bytes(first.version) not in {b"%d" % version for version in range(1, newest + 1)}:
         raise TraceError(

@@ -196,8 +196,6 @@ def test_a_quantised_model_says_itself_what_it_needs():
     needed = kinds_needed(CONFIG, torch.bfloat16, (FUSED, QUANTIZED))
     assert needed == ["bfloat16-fused", "bfloat16-quantized"]
     assert set(needed) <= set(ALL_KINDS)
-    small_cache = kinds_needed(CONFIG, torch.bfloat16, (STEP,), "int8_per_token_head")
-    assert small_cache == ["bfloat16-int8cache", "bfloat16-quantized"]
 
 
 def test_auto_is_plain_torch_until_then_and_a_name_is_obeyed(folder):

@@ -391,3 +391,9 @@ def test_an_id_is_fetched_without_the_files_that_are_not_read(
     assert resolve_model("some-owner/some-model") == folder
     assert asked["name"] == "some-owner/some-model"
     assert "*.safetensors" in str(asked["allow_patterns"]) and "*.bin" not in str(asked["allow_patterns"])
+
+
+def test_a_folder_that_is_missing_is_named_once(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError) as refused:
+        resolve_model(tmp_path / "nowhere")
+    assert str(refused.value).count("nowhere") == 1

@@ -104,6 +104,8 @@ def test_whenever_a_watcher_joins_it_replays_the_engines_state_after_every_step(
     for one in watching:
         one.catch_up()
         assert b"TraceEnded" in one.lines[-1]
+        times = [event["time"] for event in map(msgspec.json.decode, one.lines[1:]) if "time" in event]
+        assert times == sorted(times), "an event is later than one behind it"
     for one, other in pairwise(watching):  # from the moment on at which both are there
         assert other.lines[2:] == one.lines[len(one.lines) - len(other.lines) + 2 :]
 

@@ -207,7 +207,7 @@ def test_a_choice_that_cannot_be_made_is_refused(say):
         assert refused.value.param == "tool_choice"
     with pytest.raises(openai.BadRequestError, match=r"tools\[0\] must be") as refused:
         say(ROME, tools=[{"type": "function"}])
-    assert refused.value.param == "tools"
+    assert refused.value.param == "tools[0]"
 
 
 def test_a_conversation_goes_on_after_a_call(say, served):

@@ -65,6 +65,13 @@ def test_gzip_is_called_by_its_name(tmp_path):
     assert "gzip" in refused(read_trace, path)
 
 
+def test_a_recorded_stream_is_called_by_its_name(tmp_path):
+    path = tmp_path / "live.txt"
+    path.write_bytes(b'data: {"event":"TraceHeader","version":3}\n\n')
+    with pytest.raises(TraceError, match="is a recorded stream of events; `sed"):
+        read_trace(path)
+
+
 def test_what_is_no_file_is_not_even_opened(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)  # opening it would wait for a writer

@@ -20,11 +20,11 @@ from minivllm.lab.tables import print_table
 from minivllm.terminal import Console
 
 LEGEND = (
-    "weights: MiB in memory; matrices: those of the layers, which are what is rounded. cache: bytes of a "
-    "token's keys and values. KL: to float32, in thousandths of a nat a token, where texts are read (their "
-    "first halves, prompts) and where they are written (decoding). kept: tokens that greedy decoding chooses "
-    "as float32 does. "
-    "INT4 decode rounds at load: symmetric, in groups of 128 where they divide the inputs, or in whole rows."
+    "weights: MiB in memory; layers: of these, the layers' matrices, which are what is rounded. cache: bytes "
+    "of a token's keys and values. ppl: perplexity. KL: to float32, in thousandths of a nat a token, where "
+    "texts are read (their first halves, prompts) and where they are written (decoding). kept: tokens that "
+    "greedy decoding chooses as float32 does. INT4 decode rounds at load: symmetric, in groups of 128 where "
+    "they divide the inputs, or in whole rows."
 )
 
 
@@ -46,7 +46,7 @@ def print_comparison(result: PrecisionComparison, console: Console) -> None:
 def quality_table(result: PrecisionComparison) -> Table:
     """What each takes, and what it loses."""
     table = _table(f"{result.model} on {result.text}, {result.num_tokens:,} tokens")
-    for column in ("weights", "matrices", "cache", "perplexity", "KL read", "written", "kept"):
+    for column in ("weights", "layers", "cache", "ppl", "KL read", "written", "kept"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in result.rows:
         quality = row.quality
