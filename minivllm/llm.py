@@ -97,9 +97,10 @@ class LLM:
         The model's beginning token (BOS) is put before a text, so one that a chat template wrote would have
         two: use `chat`, or give its token ids.
 
-        What company a prompt has changes neither the random draws nor, in float64, any token. In float32 and
-        bfloat16 sums run in another order in another batch, so logprobs may differ in their last digits, and
-        two tokens that are all but equally likely may change places.
+        What company a prompt has changes neither the random draws nor, on `numba-cpu`, a bit of any logit.
+        Other backends sum in another order in another batch, so logprobs may differ in their last digits, and
+        two tokens that are all but equally likely may change places; `batch_invariant` forbids that, or is
+        refused (`docs/batch-invariance.md`).
 
         Args:
             prompts: one or many (see `Prompt`).
