@@ -124,7 +124,7 @@ def test_generate_continues_a_prompt(tmp_path, here):
             ("generate", "x", "--kv-cache-memory-bytes", "0"),
             "kv_cache_memory_bytes must be an integer of at ",
         ),
-        (("generate", "x", "--tensor-parallel-size", "2"), "tensor_parallel_size must be 1"),
+        (("generate", "x", "--data-parallel-size", "2"), "data_parallel_size must be 1"),
         (("generate", "x", "--quantization", "nf4"), "quantization must be one of 'gptq', "),
         (
             ("generate", "x", "--swap-space", "-1"),

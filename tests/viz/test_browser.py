@@ -340,6 +340,7 @@ def test_the_navigation_shows_all_pages_in_one_row(page, server, sharing_file):
         "Compare",
         "Kernel microscope",
         "FlashAttention",
+        "Precision",
     ]
 
 
