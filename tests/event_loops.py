@@ -8,5 +8,10 @@ from tests import patience
 
 def run(coroutine):
     """As `asyncio.run`, wherever it is called."""
+    return call(asyncio.run, coroutine)
+
+
+def call(function, *arguments):
+    """A function that begins an event loop of its own, wherever it is called."""
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, coroutine).result(patience.SECONDS)
+        return thread.submit(function, *arguments).result(patience.SECONDS)

@@ -255,7 +255,7 @@ def test_attention_is_played_tile_by_tile(file, name, is_late):
     assert flash_attention.INTRODUCTION in words(app) and (LATE in words(app)) == is_late
     [data] = payloads(app)
     assert data["captions"][0].startswith("Tile 1 of ") and len(data["steps"]) == len(data["captions"])
-    assert links(app) == [GLOSSARY_LINK, "Next: Lessons"], "it is the last page that draws traces"
+    assert links(app) == [GLOSSARY_LINK, "Next: Precision"]
 
 
 def test_a_kernel_without_tiles_says_so_and_leads_to_the_microscope(file):

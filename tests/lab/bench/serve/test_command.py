@@ -7,13 +7,14 @@ import psutil
 import pytest
 
 from minivllm.console.commands import run
+from tests import event_loops
 from tests.lab.bench.serve.fake_server import answer, event, fake_server, head, models, whole
 
 QUICK = ["--num-prompts", "6", "--workload", "fixed:5,3", "--vocab-size", "100", "--num-warmups", "2"]
 
 
 def bench(capsys, *arguments):
-    code = run(["bench", "serve", *arguments])
+    code = event_loops.call(run, ["bench", "serve", *arguments])
     said = capsys.readouterr()
     assert "Traceback" not in said.err
     return code, " ".join(said.out.split()), " ".join(said.err.split())
