@@ -73,7 +73,8 @@ KINDS: dict[type, tuple[str, str, ModuleType]] = {
     PrecisionRun: ("a comparison of precisions", "comparisons of precisions", precision),
 }
 
-# The pictures want the width that Streamlit leaves empty; nine numbers fit into one line if they are modest.
+# The pictures want the width that Streamlit leaves empty; nine numbers fit into one line if they are modest, and
+# so do the names of all pages on a screen of 1280 pixels.
 STYLE = """
 <style>
 .stMainBlockContainer { padding: 4.2rem clamp(1rem, 3vw, 3.5rem) 3rem; max-width: 100rem; }
@@ -81,6 +82,9 @@ STYLE = """
 h1 { padding: 0.4rem 0 !important; }
 .st-key-lesson-text h2 { font-size: 1.6rem; }
 .stMain code { overflow-wrap: anywhere; }
+[data-testid="stTopNavLinkContainer"] { margin: 0 -2px; }
+[data-testid="stTopNavLink"], [data-testid="stTopNavLink"] * { font-size: 13px; }
+[data-testid="stTopNavLink"] { padding: 0 5px; }
 </style>
 """
 
