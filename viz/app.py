@@ -73,8 +73,8 @@ KINDS: dict[type, tuple[str, str, ModuleType]] = {
     PrecisionRun: ("a comparison of precisions", "comparisons of precisions", precision),
 }
 
-# The pictures want the width that Streamlit leaves empty; nine numbers fit into one line if they are modest, and
-# so do the names of all pages on a screen of 1280 pixels.
+# The pictures want the width that Streamlit leaves empty; nine numbers fit into one line if they are modest,
+# and so do the names of all pages on a screen of 1280 pixels.
 STYLE = """
 <style>
 .stMainBlockContainer { padding: 4.2rem clamp(1rem, 3vw, 3.5rem) 3rem; max-width: 100rem; }
