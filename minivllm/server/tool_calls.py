@@ -156,8 +156,11 @@ class _Candidate:
     def _closed(self, held: str, is_end: bool) -> Literal["more", "complete", "none"]:
         """Its object is complete: is it closed, too? One at the end of an answer may lack its closing tag."""
         assert self._end is not None
-        rest = held[self._end :].lstrip(BLANK)
         closing = self._form.closing
+        if not closing:  # blanks behind it belong to what follows, as they do when they come later
+            self.position = self._end
+            return "complete"
+        rest = held[self._end :].lstrip(BLANK)
         if rest.startswith(closing):
             self.position = len(held) - len(rest) + len(closing)
             return "complete"

@@ -76,6 +76,12 @@ def test_wherever_a_stream_is_cut_it_tells_what_the_whole_text_tells(data, form)
     assert told(form, *chunks) == told(form, *text) == told(form, text)
 
 
+def test_blanks_between_a_call_and_what_follows_are_text_however_they_come():
+    text = '{"name": "f", "parameters": {}}\n<tool_call>'
+    assert told(LLAMA3_JSON, text) == told(LLAMA3_JSON, *text)
+    assert told(LLAMA3_JSON, text)[-1] == "\n<tool_call>"
+
+
 @given(st.data(), st.sampled_from(FORMS))
 def test_each_call_is_found_with_its_name_and_arguments(data, form):
     pairs = data.draw(st.lists(written(form), min_size=1, max_size=3))
