@@ -102,9 +102,13 @@ def judged(tmp_path, source):
 
 @pytest.mark.parametrize("what", JUDGE)
 def test_a_judge_that_was_bent_is_noticed_by_what_it_says_of_another_solution(what, tmp_path):
-    wrong = MUTANTS["frees_before_it_refuses"] if what == "nothing is expected" else WRONG
+    wrong = MUTANTS["counts_from_the_end"] if what == "nothing is expected" else WRONG
     result = judged(tmp_path, f"{wrong}\nimport sys\n{JUDGE[what]}\n")
-    assert result.code == FAILED and result.tampering and not result.failed
+    assert result.code == FAILED
+    if what == "only harmless stories":
+        assert result.failed.number == "P5", "a large story is drawn by nobody"
+    else:
+        assert result.tampering and not result.failed
 
 
 @pytest.mark.parametrize("what", WORDS)
