@@ -33,6 +33,7 @@ from kernels_numba.microscope import (
     observe,
 )
 from kernels_numba.microscope.accesses import READ
+from lessons.device_rules import not_for_a_device
 from lessons.story import Story
 from minivllm.lab.microscope.record import kernel_trace
 from minivllm.trace.kernel_events import KernelTrace, write_kernel_traces
@@ -70,6 +71,8 @@ def run_kernel(
     """
     plain = getattr(kernel, "py_func", kernel)
     story.expect(inspect.isfunction(plain), "a kernel: a function under @cuda.jit", plain)
+    too_much = not_for_a_device(plain)
+    story.expect(not too_much, "a kernel that a GPU can run", too_much)
     names = list(inspect.signature(plain).parameters)
     wanted = ", ".join(arguments)
     story.expect(len(names) == len(arguments), f"a kernel that takes ({wanted})", f"({', '.join(names)})")
