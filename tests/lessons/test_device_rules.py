@@ -39,7 +39,7 @@ def words(tmp_path, line):
         ("total = sum(out[j] for j in range(n))", "a generator"),
         ("more = cuda.shared.array(n, float32)", "an array whose size is not constant"),
         ("more = cuda.local.array(len(out), float32)", "an array whose size is not constant"),
-        ("SIZE = n; more = cuda.shared.array((2, SIZE), float32)", "an array whose size is not constant"),
+        ("size = 4; more = cuda.shared.array((2, size), float32)", "an array whose size is not constant"),
     ],
 )
 def test_what_a_gpu_cannot_run_is_named_with_its_line(tmp_path, line, expected):
