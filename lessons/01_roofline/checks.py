@@ -6,6 +6,7 @@ not the hidden size, weights and cache differ in bytes. All expected numbers are
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from random import Random
 from typing import Any
 
@@ -48,9 +49,15 @@ DEVICES = st.tuples(st.integers(1, 400), st.integers(1, 40)) | st.tuples(
 )
 
 
-def model_of(shape: dict[str, int]) -> Any:
+FORMS = ("a list", "a tuple", "an iterator", "a generator")
+
+
+def model_of(shape: dict[str, int], story: Story) -> Any:
     """The learner's model of a drawn shape; of several query heads each group shares a KV head."""
-    return subject.Model(**shape | {"num_heads": num_heads(shape)})
+    fields = shape | {"num_heads": num_heads(shape)}
+    story.step("a model")
+    story.see(fields)
+    return subject.Model(**fields)
 
 
 def num_heads(shape: dict[str, int]) -> int:
@@ -121,7 +128,7 @@ def in_words(batch: Sequence[Sequence[int]]) -> str:
 
 
 def close(got: Any, right: float) -> bool:
-    return isinstance(got, int | float) and math.isclose(got, right, rel_tol=1e-9)
+    return isinstance(got, Real) and math.isclose(got, right, rel_tol=1e-9)
 
 
 def large_matrix(dice: Random) -> Any:
@@ -194,10 +201,11 @@ def products(case: Any, story: Story) -> None:
 )
 def layers_and_logits(case: Any, story: Story) -> None:
     shape, num_tokens, num_rows = case["model"], case["tokens"], min(case["rows"], case["tokens"])
+    model = model_of(shape, story)
     board = [row(name, [f"{inputs} × {outputs}"]) for name, inputs, outputs in matrices(shape)]
     board.append(row("logits", [f"{shape['hidden_size']} × {shape['vocab_size']}"]))
     story.step(f"{num_tokens} tokens in {shape['num_layers']} layers, logits for {num_rows}")
-    got = subject.linear_cost(model_of(shape), num_tokens, num_rows)
+    got = subject.linear_cost(model, num_tokens, num_rows)
     compare(story, "all matrix products", got, linear(shape, num_tokens, num_rows), board)
 
 
@@ -217,6 +225,7 @@ def layers_and_logits(case: Any, story: Story) -> None:
 )
 def attention_by_pairs(case: Any, story: Story) -> None:
     shape = case["model"]
+    model = model_of(shape, story)
     for computed, new in case["sequences"]:
         what = f"{new} new tokens after {computed} computed ones"
         story.step(what)
@@ -225,7 +234,7 @@ def attention_by_pairs(case: Any, story: Story) -> None:
             for number in range(new)
             if computed + new < 20
         ]
-        got = subject.attention_cost(model_of(shape), computed, new)
+        got = subject.attention_cost(model, computed, new)
         compare(story, what, got, attention(shape, computed, new), board)
 
 
@@ -248,9 +257,9 @@ def looks_at(count: int, computed: int) -> list[Any]:
 )
 def steps(case: Any, story: Story) -> None:
     shape, batch = case["model"], [tuple(pair) for pair in case["batch"]]
-    model = model_of(shape)
+    model = model_of(shape, story)
     for number in range(4):
-        story.step(f"a step computes {in_words(batch)}" + (", once more" if number else ""))
+        story.step(f"a step computes {in_words(batch)}, given as {FORMS[number]}")
         given = given_as(number, batch)
         story_of_step(story, shape, subject.cost(model, given), batch)
         if isinstance(given, list):
@@ -274,6 +283,7 @@ def story_of_step(story: Story, shape: Any, got: Any, batch: Sequence[Sequence[i
     story.expect(hasattr(got, "linear") and hasattr(got, "attention"), "a StepCost", got)
     num_tokens = sum(new for _, new in batch)
     compare(story, "the linear part", got.linear, linear(shape, num_tokens, len(batch)))
+    story.step("its attention")
     compare(story, "the attention part", got.attention, attention_of_all(shape, batch))
 
 
@@ -293,9 +303,10 @@ def batches(case: Any, story: Story) -> None:
     shape, computed, sizes = case
     weights_alone = 2 / shape["bytes_per_weight"]
     flops, num_bytes = attention(shape, computed, 1)
+    model = model_of(shape, story)
     for size in sizes:
         story.step(f"{size} sequences decode, each after {computed} tokens")
-        got = subject.cost(model_of(shape), [(computed, 1)] * size)
+        got = subject.cost(model, [(computed, 1)] * size)
         of_weights, of_attention = got.linear.intensity, got.attention.intensity
         story.see({"weights, FLOP for each byte": of_weights, "attention": of_attention})
         right = size * weights_alone
@@ -367,7 +378,7 @@ def times(case: Any, story: Story) -> None:
     story.step(f"the fewest tokens that are worth reading weights of {num_bytes} bytes")
     tokens = subject.tokens_at_ridge(device, num_bytes)
     story.see({"tokens": tokens})
-    is_whole = isinstance(tokens, int | float) and tokens == int(tokens)
+    is_whole = isinstance(tokens, Real) and math.isfinite(tokens) and tokens == int(tokens)
     story.expect(is_whole, "a whole number of tokens", tokens)
     computing, reading = 2 * tokens / peak, num_bytes / bandwidth
     words = f"with {tokens} tokens, computing to take {reading:.6g} seconds a weight, as long as reading it"

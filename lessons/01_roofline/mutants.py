@@ -265,6 +265,11 @@ VARIANTS = (
 """,
     ),
     Mutant(
+        "numpy_numbers",
+        "math.ceil(ridge_point(device) * bytes_per_weight / 2)",
+        "__import__('numpy').int64(math.ceil(ridge_point(device) * bytes_per_weight / 2))",
+    ),
+    Mutant(
         "exact_ceiling",
         "math.ceil(ridge_point(device) * bytes_per_weight / 2)",
         "-int(-device.peak_flops * bytes_per_weight // (2 * device.memory_bandwidth))",
