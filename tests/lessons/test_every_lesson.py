@@ -71,7 +71,7 @@ def named(mutants, name):
 
 
 def test_there_are_lessons():
-    assert len(LESSONS) >= 6
+    assert len(LESSONS) >= 7
 
 
 @each_lesson

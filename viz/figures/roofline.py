@@ -159,9 +159,13 @@ def _draw_roof(scene: Scene, roof: Roof, x: LogScale, y: LogScale) -> None:
     middle = (begin * roof.ridge) ** 0.5
     at = rounded(x.place(middle)), rounded(y.place(roof.attainable(middle)))
     slope = f"memory {engineering(roof.bandwidth)}B/s"
-    # Above the slope if the words fit between it and the axis, else below it.
-    if at[0] - LEFT > 8 * len(slope):
+    # Above the slope if the words fit between it and the axis: no point can be there. Else below it.
+    room = 8 * len(slope)
+    if at[0] - LEFT > room:
         scene.text(at[0] - 10, at[1] - 8, slope, size=13, anchor="end")
+    elif corner - foot[0] > room:
+        above = foot[1] + (top - foot[1]) * room / (corner - foot[0])
+        scene.text(rounded(foot[0] + 4), rounded(above - 8), slope, size=13)
     else:
         scene.text(at[0] + 12, at[1] + 18, slope, size=13)
 
