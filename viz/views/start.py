@@ -41,7 +41,6 @@ NEED = (
     "the project, and opens it."
 )
 OTHER_KIND = "Steps 1 to 3 look at a run of the engine; another kind of trace is open. This makes one:"
-FIRST_LESSON = "03"
 
 
 class Stop(NamedTuple):
@@ -107,9 +106,8 @@ def page(run: object = None) -> None:
 
 
 def first_lesson() -> catalogue.Lesson | None:
-    """The lesson to begin with: the one after the basics, or the first that there is."""
-    lessons = [lesson for lesson in catalogue.lessons() if is_complete(lesson)]
-    return next((one for one in lessons if one.number >= FIRST_LESSON), None) or next(iter(lessons), None)
+    """The lesson to begin with: the first that there is."""
+    return next((lesson for lesson in catalogue.lessons() if is_complete(lesson)), None)
 
 
 def _how_to_get_a_run(words: str) -> None:
