@@ -30,6 +30,12 @@ PARTS = ("read", "step", "write")
 TEXT_WIDTH, DESK_WIDTH = 820, 1000
 """Lines that are longer are hard to read."""
 MARKS = {"not started": "○", "passed": "✔"}
+PATHS = {
+    "a beginner": ("01", "02", "03", "04"),
+    "an engineer": ("05", "10", "13"),
+    "a writer of kernels": ("11", "12", "13"),
+}
+"""Who begins with which lessons; those that are still being written are left out."""
 
 
 def page(run: object = None) -> None:
@@ -87,6 +93,12 @@ def _course(lessons: tuple[Lesson, ...], language: str) -> None:
     passed = states.count("passed")
     st.markdown(say(language, "introduction"))
     st.progress(passed / len(lessons), say(language, "progress", passed=passed, all=len(lessons)))
+    there = {lesson.number for lesson in lessons}
+    paths = (
+        f"{say(language, who)} {' → '.join(number for number in path if number in there)}"
+        for who, path in PATHS.items()
+    )
+    st.caption(f"{say(language, 'where to begin')} {' · '.join(paths)}")
     following = next((number for number, state in enumerate(states) if state != "passed"), None)
     for number, (lesson, state) in enumerate(zip(lessons, states, strict=True)):
         with card(f"card-{lesson.name}"):
