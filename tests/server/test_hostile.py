@@ -135,7 +135,7 @@ def test_what_is_too_much_is_refused_with_the_number(http, path, body, words):
         (COMPLETION, raw(unknown=float("nan"))),
         (COMPLETION, raw(logit_bias={str(i): 1 for i in range(4000)}, allowed_token_ids=list(range(4000)))),
         (COMPLETION, raw(prompt="\0" * 100)),
-        (CHAT, question(tools=[TOOL] * 1000)),
+        (CHAT, question(tools=[{**TOOL, "function": {"name": f"f{i}"}} for i in range(1000)])),
     ],
 )
 def test_what_is_much_but_allowed_is_served(http, path, body):
