@@ -85,6 +85,11 @@ class Live:
         """Tokens that it has and that are not computed."""
         return len(self.tokens) - self.computed
 
+    def as_given(self) -> Any:
+        """As `plan` gets it; 0 computed tokens are the default."""
+        computed = (self.computed,) if self.computed else ()
+        return subject.Request(self.name, len(self.tokens), *computed)
+
     @property
     def runs(self) -> bool:
         return self.computed > 0
@@ -107,7 +112,8 @@ class Engine:
     def __init__(self, case: Any, story: Story, which: int = 0) -> None:
         more, self.slots, self.threshold = case["limits"][which]
         self.budget = self.slots + more
-        self.limits = subject.Limits(self.budget, self.slots, self.threshold)
+        given = (self.threshold,) if self.threshold else ()  # 0 is the default
+        self.limits = subject.Limits(self.budget, self.slots, *given)
         self.story, self.step, self.coming = story, 0, []
         for index, (gap, *numbers) in enumerate(case["requests"]):
             due = gap + (self.coming[-1][0] if self.coming else 0)
@@ -166,7 +172,7 @@ class Engine:
         """What `plan` says, asked twice, with the requests given in one form and then in another."""
         answers = []
         for form in (self.step, self.step + 1):
-            here = [subject.Request(one.name, len(one.tokens), one.computed) for one in self.live]
+            here = [one.as_given() for one in self.live]
             given = given_as(form, here)
             answers.append(read(subject.plan(given, self.limits), self.live, self.story))
             before = [(one.name, len(one.tokens), one.computed) for one in self.live]
@@ -251,8 +257,9 @@ def size(chunks: dict[str, tuple[int, int]], request: Live) -> int:
 
 # ── the properties ────────────────────────────────────────────────────────────────────────────────────
 
-SOME_LIMITS = st.tuples(st.integers(-1, 40), st.integers(-1, 40), st.integers(-2, 40))
-NEAR = st.tuples(st.integers(1, 300), st.sampled_from((-1, 0, 1)), st.integers(0, 600)).map(
+THRESHOLDS = st.sampled_from((-40, -2, -1, 0, 0, 1, 2, 40))
+SOME_LIMITS = st.tuples(st.integers(-1, 40), st.integers(-1, 40), THRESHOLDS)
+NEAR = st.tuples(st.integers(1, 300), st.sampled_from((-1, 0, 1)), THRESHOLDS).map(
     lambda drawn: [drawn[0], drawn[0] + drawn[1], drawn[2]]
 )
 

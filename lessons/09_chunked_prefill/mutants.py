@@ -42,6 +42,14 @@ MUTANTS = (
         sly=True,
     ),
     Mutant(
+        "any_threshold",
+        "if self.long_prefill_token_threshold < 0:",
+        "if self.long_prefill_token_threshold == -1:",
+        caught_by="P1",
+        tells="it accepts thresholds that allow a request fewer than no tokens.",
+        sly=True,
+    ),
+    Mutant(
         "one_slot_too_many",
         "waiting[:num_free_slots]:",
         "waiting[: num_free_slots + 1]:",
