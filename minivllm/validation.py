@@ -49,7 +49,13 @@ def check_integer(
 def check_int64(name: str, value: object, *, at_least: int | None = None, at_most: int | None = None) -> int:
     """As `check_integer`, for numbers that end in traces, arrays and kernels, which know 64 bits."""
     number = check_integer(name, value, at_least=at_least, at_most=at_most)
-    return check_integer(name, number, at_least=-(2**63), at_most=2**63 - 1)
+    lowest, highest = -(2**63), 2**63 - 1
+    return check_integer(
+        name,
+        number,
+        at_least=lowest if at_least is None else max(at_least, lowest),
+        at_most=highest if at_most is None else min(at_most, highest),
+    )
 
 
 def check_number(
