@@ -189,3 +189,19 @@ def check_output_file(name: str, path: Path | None) -> Path | None:
     if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
         raise ValueError(f"{name} must be a file in a folder that exists, got {str(path)!r}")
     return path
+
+
+def check_output_files(**paths: Path | None) -> None:
+    """As `check_output_file`, for all that one command writes: no two of them are one file.
+
+    Raises:
+        ValueError: one cannot be written, or would be written over another.
+    """
+    taken: dict[str, str] = {}
+    for name, path in paths.items():
+        if check_output_file(name, path) is None:
+            continue
+        assert path is not None
+        first = taken.setdefault(os.path.realpath(path), name)
+        if first != name:
+            raise ValueError(f"{name} must be another file than {first}, got {str(path)!r} for both")

@@ -182,6 +182,8 @@ def test_clipping_loses_to_nothing_and_the_planted_mistake_loses_to_rounding(mon
         (["--text", "nowhere.txt"], "nowhere.txt"),
         (["--plot", "p.doc"], "plot must be a file that ends in"),
         (["--model", "nowhere"], "nowhere"),
+        (["--json", "one", "--trace", "./one"], "trace must be another file than json, got 'one' for both"),
+        (["--json", "p.png", "--plot", "p.png"], "plot must be another file than json"),
     ],
 )
 def test_a_wrong_wish_is_told_in_a_sentence(here, arguments, message):
