@@ -54,7 +54,7 @@ class SpeculativeConfig:
             "num_speculative_tokens", self._integer("num_speculative_tokens", at_least=1, at_most=MOST_DRAFTS)
         )
         if self.disable_by_batch_size is not None:
-            self._integer("disable_by_batch_size", at_least=0)
+            self._set("disable_by_batch_size", self._integer("disable_by_batch_size", at_least=0))
         if self.method == "ngram":
             self._check_ngram()
         else:
@@ -63,10 +63,10 @@ class SpeculativeConfig:
     def _check_ngram(self) -> None:
         if self.model is not None:
             raise ValueError(f"{NAME}['model'] is for the method 'draft_model', got {shown(self.model)}")
-        low, high = self.prompt_lookup_min, self.prompt_lookup_max
         for name in ("prompt_lookup_min", "prompt_lookup_max"):
             if getattr(self, name) is not None:
-                self._integer(name, at_least=1)
+                self._set(name, self._integer(name, at_least=1))
+        low, high = self.prompt_lookup_min, self.prompt_lookup_max
         if low is None:
             low = DEFAULT_NGRAM if high is None else high
         high = low if high is None else high

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json as json_library
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NoReturn
 
 from minivllm.validation import check_boolean, check_list, check_text, shown
 
@@ -124,17 +124,31 @@ def _choices(value: object) -> list[str]:
     return choices
 
 
+def _json_of(name: str, wanted: str, value: object) -> Any:
+    """What a text of JSON says, or a copy of what a user made of dictionaries and lists.
+
+    Python's `json` also knows NaN and infinity, which JSON does not.
+    """
+    try:
+        text = value if isinstance(value, str) else json_library.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{name} must be {wanted}, but JSON cannot express it: {error}") from None
+    text = _short_text(name, text)
+    try:
+        return json_library.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} must be {wanted}, but its text is no JSON: {error}") from None
+
+
+def _refuse_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no number of JSON")
+
+
 def _tag(value: object) -> str:
     """A structural tag as JSON, in one form."""
     if not isinstance(value, str | Mapping):
         raise ValueError(f"structural_tag must be JSON, or a dictionary, got {shown(value)}")
-    try:
-        text = value if isinstance(value, str) else json_library.dumps(value, allow_nan=False)
-        tag = json_library.loads(_short_text("structural_tag", text))
-    except (TypeError, RecursionError) as error:
-        raise ValueError(f"structural_tag must be JSON, which cannot express it: {error}") from None
-    except json_library.JSONDecodeError as error:
-        raise ValueError(f"structural_tag must be JSON, but its text is none: {error}") from None
+    tag = _json_of("structural_tag", "JSON", value)
     if not isinstance(tag, dict) or not ("format" in tag or {"structures", "triggers"} <= tag.keys()):
         raise ValueError(
             "structural_tag must be an object with a format, or with structures and triggers, got "
@@ -147,13 +161,7 @@ def _schema(value: object) -> Mapping[str, Any] | bool:
     """A schema as JSON has it: a copy of its own, which nothing changes later."""
     if not isinstance(value, str | Mapping | bool):
         raise ValueError(f"json must be a JSON schema (a dictionary, or its text), got {shown(value)}")
-    try:
-        text = value if isinstance(value, str) else json_library.dumps(value, allow_nan=False)
-        schema = json_library.loads(_short_text("json", text))
-    except (TypeError, RecursionError) as error:
-        raise ValueError(f"json must be a JSON schema, but JSON cannot express it: {error}") from None
-    except json_library.JSONDecodeError as error:
-        raise ValueError(f"json must be a JSON schema, but its text is no JSON: {error}") from None
+    schema = _json_of("json", "a JSON schema", value)
     if not isinstance(schema, dict | bool):
         raise ValueError(f"json must be a JSON schema, that is an object, got {shown(schema)}")
     check_text("json", json_library.dumps(schema, ensure_ascii=False))  # JSON can spell half a character

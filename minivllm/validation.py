@@ -49,7 +49,13 @@ def check_integer(
 def check_int64(name: str, value: object, *, at_least: int | None = None, at_most: int | None = None) -> int:
     """As `check_integer`, for numbers that end in traces, arrays and kernels, which know 64 bits."""
     number = check_integer(name, value, at_least=at_least, at_most=at_most)
-    return check_integer(name, number, at_least=-(2**63), at_most=2**63 - 1)
+    lowest, highest = -(2**63), 2**63 - 1
+    return check_integer(
+        name,
+        number,
+        at_least=lowest if at_least is None else max(at_least, lowest),
+        at_most=highest if at_most is None else min(at_most, highest),
+    )
 
 
 def check_number(
@@ -183,3 +189,19 @@ def check_output_file(name: str, path: Path | None) -> Path | None:
     if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
         raise ValueError(f"{name} must be a file in a folder that exists, got {str(path)!r}")
     return path
+
+
+def check_output_files(**paths: Path | None) -> None:
+    """As `check_output_file`, for all that one command writes: no two of them are one file.
+
+    Raises:
+        ValueError: one cannot be written, or would be written over another.
+    """
+    taken: dict[str, str] = {}
+    for name, path in paths.items():
+        if check_output_file(name, path) is None:
+            continue
+        assert path is not None
+        first = taken.setdefault(os.path.realpath(path), name)
+        if first != name:
+            raise ValueError(f"{name} must be another file than {first}, got {str(path)!r} for both")

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from minivllm.engine.engine_args import EngineArgs
@@ -26,6 +27,12 @@ def test_a_size_of_n_grams_that_is_left_out_is_the_other_one(given, low, high):
     assert (config.prompt_lookup_min, config.prompt_lookup_max) == (low, high)
 
 
+def test_numbers_of_numpy_become_those_of_python():
+    names = ("num_speculative_tokens", "prompt_lookup_min", "prompt_lookup_max", "disable_by_batch_size")
+    config = SpeculativeConfig.of({"method": "ngram"} | {name: np.int64(3) for name in names})
+    assert all(type(getattr(config, name)) is int for name in names)
+
+
 def test_a_model_means_the_method_draft_model():
     config = SpeculativeConfig.of({"model": "folder", "num_speculative_tokens": 2})
     assert config.method == "draft_model"
@@ -45,6 +52,7 @@ def test_a_model_means_the_method_draft_model():
         (NGRAM | {"num_speculative_tokens": 65}, r"\['num_speculative_tokens'\] must be .*64.*got 65"),
         (NGRAM | {"num_speculative_tokens": True}, r"\['num_speculative_tokens'\] must be .*got True"),
         (NGRAM | {"prompt_lookup_min": 0}, r"\['prompt_lookup_min'\] must be .*got 0"),
+        (NGRAM | {"prompt_lookup_min": 10**30}, r"must be an integer of at least 1 and at most 922"),
         (NGRAM | {"prompt_lookup_max": "4"}, r"\['prompt_lookup_max'\] must be .*got '4'"),
         (
             NGRAM | {"prompt_lookup_min": 4, "prompt_lookup_max": 3},

@@ -39,7 +39,8 @@ def generate(
     structured_outputs: Annotated[
         str | None,
         typer.Option(
-            help="What the output must be, as JSON: one of json, regex, choice, grammar, json_object."
+            help="What the output must be, as JSON with one of json, regex, choice, grammar, json_object, "
+            "structural_tag."
         ),
     ] = None,
     chat: Annotated[

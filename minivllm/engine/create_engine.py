@@ -29,7 +29,7 @@ from minivllm.engine.engine import Engine
 from minivllm.engine.engine_args import EngineArgs
 from minivllm.engine.speculation import Speculation
 from minivllm.executor.attention.choose import backend_factory
-from minivllm.executor.batch_invariance import is_wanted
+from minivllm.executor.batch_invariance import VARIABLE, is_wanted
 from minivllm.executor.draft_model import DraftModel, check_draft_model
 from minivllm.executor.kv_storage import GIB
 from minivllm.executor.torch_executor import TorchExecutor
@@ -125,13 +125,20 @@ def load_executor(args: EngineArgs) -> TorchExecutor | DistributedExecutor:
 
 def _refuse_what_varies(args: EngineArgs) -> None:
     """What a batch-invariant engine cannot have, said before a model is loaded for nothing."""
-    for name, plain in (
-        ("tensor_parallel_size", 1),
-        ("pipeline_parallel_size", 1),
-        ("decode_weight_dtype", None),
-    ):
-        if (value := getattr(args, name)) != plain:
-            raise ValueError(f"batch_invariant must be False where {name} is {shown(value)}")
+    refused = {
+        "tensor_parallel_size": args.tensor_parallel_size > 1,
+        "pipeline_parallel_size": args.pipeline_parallel_size > 1,
+        "reduction_parts": args.reduction_parts is not None,
+        "decode_weight_dtype": args.decode_weight_dtype is not None,
+        "kv_cache_dtype": args.kv_cache_dtype != "auto",
+        "allocator": args.allocator == "virtual_memory",
+    }
+    who = "" if args.batch_invariant else f"; {VARIABLE}=1 in the environment asks for it"
+    for name, is_refused in refused.items():
+        if is_refused:
+            raise ValueError(
+                f"batch_invariant must be False where {name} is {shown(getattr(args, name))}{who}"
+            )
 
 
 def load_torch_executor(args: EngineArgs) -> TorchExecutor:

@@ -22,14 +22,22 @@ from minivllm.executor.attention.fixed_tiles import FixedTileAttention
 from minivllm.executor.attention.torch_backend import TorchAttention
 from minivllm.executor.kv_storage import KVStorage
 from minivllm.model.config import ModelConfig
+from minivllm.validation import shown
 
 VARIABLE = "VLLM_BATCH_INVARIANT"
 """vLLM's name of the wish: 1 in the environment."""
 
 
 def is_wanted(batch_invariant: bool) -> bool:
-    """By a setting, or by the environment."""
-    return batch_invariant or os.environ.get(VARIABLE, "0") not in ("", "0")
+    """By a setting, or by the environment.
+
+    Raises:
+        ValueError: the variable is neither 0 nor 1.
+    """
+    value = os.environ.get(VARIABLE) or "0"
+    if value not in ("0", "1"):
+        raise ValueError(f"{VARIABLE} must be 0 or 1, got {shown(value)}")
+    return batch_invariant or value == "1"
 
 
 def invariant(factory: BackendFactory) -> BackendFactory:

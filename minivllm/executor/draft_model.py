@@ -49,7 +49,7 @@ from minivllm.executor.torch_executor import TorchExecutor
 from minivllm.memory.block_move import BlockMove
 from minivllm.model.config import ModelConfig
 from minivllm.model.decoder import Decoder
-from minivllm.model.hub import resolve_model
+from minivllm.model.hub import ModelNotFoundError, resolve_model
 from minivllm.model.load import load_decoder
 from minivllm.scheduling.plan import ScheduledSequence, StepPlan
 from minivllm.scheduling.request import Sequence as TokenSequence
@@ -289,8 +289,12 @@ class DraftModel:
 
 def check_draft_model(path: str | Path, target: ModelConfig, max_model_len: int | None = None) -> ModelConfig:
     """The configuration of a draft model; `ValueError` unless it has the target's vocabulary and length."""
-    config = ModelConfig.from_folder(resolve_model(path))
     name = "speculative_config['model']"
+    try:
+        folder = resolve_model(path)
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(f"{name}: {str(error).removeprefix('model: ')}") from None
+    config = ModelConfig.from_folder(folder)
     if config.vocab_size != target.vocab_size:
         raise ValueError(
             f"{name} must have the target's vocabulary of {target.vocab_size:,} tokens; "

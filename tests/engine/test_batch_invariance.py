@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from minivllm.config import SchedulerConfig
 from minivllm.decoding.sampler import Sampler
 from minivllm.decoding.sampling_state import SamplingState
+from minivllm.engine.create_engine import load_executor
 from minivllm.engine.engine import Engine
+from minivllm.engine.engine_args import EngineArgs
 from minivllm.executor.attention.choose import backend_factory
 from minivllm.executor.attention.fixed_tiles import FixedTileAttention
 from minivllm.executor.batch_invariance import VARIABLE, is_wanted
@@ -229,3 +231,24 @@ def test_the_environment_asks_for_it_too(monkeypatch):
     for value, expected in (("1", True), ("0", False), ("", False)):
         monkeypatch.setenv(VARIABLE, value)
         assert is_wanted(False) == expected
+    monkeypatch.setenv(VARIABLE, "yes")
+    with pytest.raises(ValueError, match="VLLM_BATCH_INVARIANT must be 0 or 1, got 'yes'"):
+        is_wanted(True)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        dict(tensor_parallel_size=2),
+        dict(pipeline_parallel_size=2),
+        dict(reduction_parts=2),
+        dict(decode_weight_dtype="int8"),
+        dict(kv_cache_dtype="fp8"),
+        dict(allocator="virtual_memory"),
+    ],
+)
+def test_what_the_environment_asks_for_is_not_dropped_beside_a_setting(setting, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "1")
+    (name, value), *_ = setting.items()
+    with pytest.raises(ValueError, match=f"where {name} is {value!r}; VLLM_BATCH_INVARIANT=1"):
+        load_executor(EngineArgs(MODEL_PATH, **setting))

@@ -19,6 +19,7 @@ from minivllm.executor.kv_storage import KVStorage
 from minivllm.executor.torch_executor import TorchExecutor
 from minivllm.model.config import ModelConfig
 from minivllm.model.decoder import Decoder
+from minivllm.model.hub import ModelNotFoundError
 from minivllm.model.tiny import DRAFT_MODEL_PATH, MODEL_PATH
 from minivllm.sampling_params import SamplingParams
 from minivllm.trace.engine_counts import EngineCounts
@@ -136,6 +137,14 @@ def test_a_draft_model_with_another_vocabulary_or_too_short_is_refused():
     object.__setattr__(config, "max_model_len", 4096)
     with pytest.raises(ValueError, match=r"\['model'\] must read texts of max_model_len \(4,096\)"):
         check_draft_model(DRAFT_MODEL_PATH, config)
+
+
+def test_a_draft_model_that_is_not_there_is_not_taken_for_the_model(tmp_path):
+    config = ModelConfig.from_folder(MODEL_PATH)
+    with pytest.raises(ModelNotFoundError, match=r"^speculative_config\['model'\]: there is no folder"):
+        check_draft_model("/nope", config)
+    with pytest.raises(ModelNotFoundError, match=r"^speculative_config\['model'\]: .*is not a model folder"):
+        check_draft_model(tmp_path, config)
 
 
 def test_addresses_without_blocks_are_refused():

@@ -17,7 +17,7 @@ from minivllm.engine.engine_flags import with_engine_flags
 from minivllm.files import write_file
 from minivllm.lab.tables import print_table
 from minivllm.terminal import Console
-from minivllm.validation import check_output_file
+from minivllm.validation import check_output_files
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
@@ -99,7 +99,7 @@ def memory(
 
     if plot is not None:
         check_picture(plot)  # before the work, not after it
-    check_output_file("json", json)
+    check_output_files(json=json, plot=plot)
     console = Console()
     with console.status("") as status:
         result = compare_memory(
@@ -160,7 +160,7 @@ def schedule(
     chosen = check_policies(policies) if policies else list(DEFAULT_POLICIES)
     if plot is not None:
         check_picture(plot)  # before the work, not after it
-    check_output_file("json", json)
+    check_output_files(json=json, plot=plot)
     settings = ScheduleSettings(
         model=model,
         hardware=hardware,
@@ -204,7 +204,7 @@ def attention(
 
     if plot is not None:
         check_picture(plot)  # before the work, not after it
-    check_output_file("json", json)
+    check_output_files(json=json, plot=plot)
     console = Console()
     with console.status("") as status:
         results = compare_attention(tokens, progress=status.update)
@@ -258,8 +258,7 @@ def precision(
 
     if plot is not None:
         check_picture(plot)  # before the work, not after it
-    check_output_file("json", json)
-    check_output_file("trace", trace)
+    check_output_files(json=json, trace=trace, plot=plot)
     settings = PrecisionSettings(
         model or MODEL_PATH,
         speed_model=speed_model,

@@ -24,6 +24,7 @@ from minivllm.engine.engine import Engine
 from minivllm.executor.executor import Executor
 from minivllm.executor.recompute_executor import RecomputeExecutor
 from minivllm.executor.torch_executor import TorchExecutor
+from minivllm.lab.subjects.settings import check_threads
 from minivllm.memory import blocks_needed
 from minivllm.sampling_params import SamplingParams
 from minivllm.validation import check_integer
@@ -75,7 +76,7 @@ def compare_cache(
     """
     check_integer("prompt_tokens", prompt_tokens, at_least=1)
     check_integer("output_tokens", output_tokens, at_least=2)
-    torch.set_num_threads(check_integer("threads", threads, at_least=1))
+    torch.set_num_threads(check_threads(threads))
     with_cache, without = (_make_executor(model, prompt_tokens + output_tokens) for _ in range(2))
     recompute = RecomputeExecutor(without)
     vocab_size = with_cache.config.vocab_size

@@ -35,7 +35,7 @@ from minivllm.lab.compare.precision_quality import (
 )
 from minivllm.lab.compare.precision_speed import Speed, base_dtype, matrix_bytes, measure_speed
 from minivllm.lab.compare.precision_variants import REFERENCE, Variant, choose_variants
-from minivllm.lab.subjects.settings import usable_cores
+from minivllm.lab.subjects.settings import check_threads, usable_cores
 from minivllm.lab.subjects.shapes import SHAPES, write_checkpoint
 from minivllm.model.config import ModelConfig
 from minivllm.model.hub import resolve_model
@@ -80,7 +80,7 @@ class PrecisionSettings:
         check_integer("samples", self.num_samples, at_least=2)
         check_integer("seed", self.seed, at_least=0)
         if self.threads is not None:
-            check_integer("threads", self.threads, at_least=1)
+            check_threads(self.threads)
         choose_variants(self.variants)
         if self.text is not None:
             check_input_file("text", self.text)
@@ -168,10 +168,15 @@ def held_out_texts(settings: PrecisionSettings, folder: Path, config: ModelConfi
         raise ValueError(f"{folder} has no tokenizer.json, and quality is judged on text")
     encode = Tokenizer.from_folder(folder).encode
     source = settings.text or HELD_OUT
-    if settings.text is not None and set(read_texts(Path(source))) & set(read_texts(BUILTIN)):
+    if settings.text is not None and set(read_texts(Path(source), "text")) & set(read_texts(BUILTIN)):
         raise ValueError(f"text: {source} has documents that the built-in calibration uses: take others")
     samples = read_samples(
-        source, encode, num_samples=settings.num_texts, seq_len=config.max_model_len, seed=settings.seed
+        source,
+        encode,
+        num_samples=settings.num_texts,
+        seq_len=config.max_model_len,
+        seed=settings.seed,
+        name="text",
     )
     texts = most_texts(samples, config.vocab_size)
     if not texts:

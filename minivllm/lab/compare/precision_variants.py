@@ -24,6 +24,7 @@ from minivllm.engine.engine_args import EngineArgs
 from minivllm.engine.settings import settings_of
 from minivllm.model.quantization.activations import ActivationRounding
 from minivllm.model.quantization.algorithms.rounding import Grid
+from minivllm.validation import shown
 
 KV = "kv_cache_dtype"
 SPEED_GROUP = 128
@@ -98,10 +99,13 @@ def choose_variants(names: str) -> list[Variant]:
     by_name = {variant.name.lower(): variant for variant in VARIANTS}
     if not names.strip():
         return list(VARIANTS)
+    known = ", ".join(variant.name for variant in VARIANTS)
+    wanted = [name for part in names.split(",") if (name := part.strip())]
+    if not wanted:
+        raise ValueError(f"precisions must be some of {known}, got {shown(names)}")
     chosen = []
-    for name in filter(None, (part.strip() for part in names.split(","))):
+    for name in wanted:
         if name.lower() not in by_name:
-            known = ", ".join(variant.name for variant in VARIANTS)
-            raise ValueError(f"precisions must be some of {known}, got {name[:60]!r}")
+            raise ValueError(f"precisions must be some of {known}, got {shown(name)}")
         chosen.append(by_name[name.lower()])
     return [variant for variant in VARIANTS if variant.name == REFERENCE or variant in chosen]

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from minivllm.lab.subjects.workload import DEFAULT_SEED
 from minivllm.validation import check_integer
 
+MOST_THREADS = 1024
+"""More than any machine has cores; of millions, OpenMP dies where it cannot start one."""
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 
@@ -38,7 +40,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.threads is not None:
-            check_integer("threads", self.threads, at_least=1)
+            check_threads(self.threads)
         if self.num_blocks is not None:
             check_integer("num_blocks", self.num_blocks, at_least=1)
         check_integer("repeat", self.repeat, at_least=1)
@@ -61,6 +63,11 @@ class Settings:
                 "for each other, and the figures will say more about that than about the engine"
             ]
         return []
+
+
+def check_threads(threads: object) -> int:
+    """Threads of torch, or `ValueError`."""
+    return check_integer("threads", threads, at_least=1, at_most=MOST_THREADS)
 
 
 def usable_cores() -> int:

@@ -27,21 +27,28 @@ Encode = Callable[[str], list[int]]
 
 
 def read_samples(
-    source: str | Path, encode: Encode, *, num_samples: int, seq_len: int, seed: int = 0
+    source: str | Path,
+    encode: Encode,
+    *,
+    num_samples: int,
+    seq_len: int,
+    seed: int = 0,
+    name: str = "calibration",
 ) -> list[list[int]]:
     """Token ids of up to `num_samples` texts of at most `seq_len` tokens, drawn by `seed`.
 
     Args:
         source: "builtin", or a file.
         encode: text to token ids, with the model's own beginning.
+        name: of the argument that named the source, for messages.
 
     Raises:
         ValueError: the file cannot be read, is not what its name says, or has no text.
     """
     check_integer("samples", num_samples, at_least=1)
     check_integer("seq_len", seq_len, at_least=2)
-    path = BUILTIN if source == "builtin" else check_input_file("calibration", source)
-    texts = read_texts(path)
+    path = BUILTIN if source == "builtin" else check_input_file(name, source)
+    texts = read_texts(path, name)
     rng = random.Random(seed)
     if path.suffix == ".jsonl":
         rng.shuffle(texts)
@@ -52,11 +59,11 @@ def read_samples(
         rng.shuffle(samples)
         samples = samples[:num_samples]
     if not samples:
-        raise ValueError(f"calibration: {shown(str(path))} has no text of two tokens or more")
+        raise ValueError(f"{name}: {shown(str(path))} has no text of two tokens or more")
     return samples
 
 
-def read_texts(path: Path) -> list[str]:
+def read_texts(path: Path, name: str = "calibration") -> list[str]:
     """The documents of a `.jsonl` file, or the one text of another.
 
     Raises:
@@ -64,24 +71,24 @@ def read_texts(path: Path) -> list[str]:
     """
     try:
         if (size := path.stat().st_size) > MOST_BYTES:
-            raise ValueError(f"calibration: {path} has {size:,} bytes; at most {MOST_BYTES:,} are read")
+            raise ValueError(f"{name}: {path} has {size:,} bytes; at most {MOST_BYTES:,} are read")
         content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"calibration: {path} is not UTF-8 text: byte {error.start}") from None
+        raise ValueError(f"{name}: {path} is not UTF-8 text: byte {error.start}") from None
     except OSError as error:
-        raise ValueError(f"calibration: {path} cannot be read: {error.strerror}") from None
+        raise ValueError(f"{name}: {path} cannot be read: {error.strerror}") from None
     if path.suffix != ".jsonl":
         return [content]
-    return [_text_of(line, path, n) for n, line in enumerate(content.split("\n"), 1) if line.strip()]
+    return [_text_of(line, path, n, name) for n, line in enumerate(content.split("\n"), 1) if line.strip()]
 
 
-def _text_of(line: str, path: Path, number: int) -> str:
+def _text_of(line: str, path: Path, number: int, name: str) -> str:
     try:
         text = json.loads(line)["text"]
     except (ValueError, KeyError, TypeError, RecursionError):
         text = None
     if not isinstance(text, str):
-        raise ValueError(f'calibration: line {number} of {path} must be {{"text": "…"}}, got {shown(line)}')
+        raise ValueError(f'{name}: line {number} of {path} must be {{"text": "…"}}, got {shown(line)}')
     return text
 
 

@@ -174,17 +174,28 @@ def test_clipping_loses_to_nothing_and_the_planted_mistake_loses_to_rounding(mon
     ("arguments", "message"),
     [
         (["--precisions", "INT5"], "precisions must be some of float32, bfloat16"),
+        (["--precisions", ",,"], "got ',,'"),
+        (["--threads", "100000000"], "threads must be an integer of at least 1 and at most 1024"),
         (["--speed-model", "huge"], "speed_model must be"),
         (["--texts", "0"], "texts must be"),
         (["--samples", "1"], "samples must be"),
         (["--text", "nowhere.txt"], "nowhere.txt"),
         (["--plot", "p.doc"], "plot must be a file that ends in"),
         (["--model", "nowhere"], "nowhere"),
+        (["--json", "one", "--trace", "./one"], "trace must be another file than json, got 'one' for both"),
+        (["--json", "p.png", "--plot", "p.png"], "plot must be another file than json"),
     ],
 )
 def test_a_wrong_wish_is_told_in_a_sentence(here, arguments, message):
     code, _, errors = here("compare", "precision", *arguments)
     assert code and message in errors and "Traceback" not in errors
+
+
+def test_a_text_that_cannot_be_read_is_called_as_the_user_called_it(here, tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    text = ("--text", str(tmp_path / "empty.txt"))
+    _, _, errors = here("compare", "precision", "--speed-model", "none", "--precisions", "float32", *text)
+    assert errors.startswith("error: text: ") and "has no text of two tokens or more" in errors
 
 
 def test_quality_is_not_judged_on_what_was_calibrated_with(tmp_path):
