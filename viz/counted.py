@@ -89,5 +89,7 @@ def _now(state: ReplayState) -> dict[str, float]:
 def _counted(counts: EngineCounts) -> dict[str, float]:
     found: dict[str, float] = {f"{PREFIX}{name}_total": counts.counters[name] for name in COUNTERS}
     for name, by_label in counts.labelled.items():
+        if not by_label:  # as on a server: positions of drafts, where none is ever made
+            continue
         found[f"{PREFIX}{name}_total"] = by_label.total()
     return found
