@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import ast
 import os
-import site
 import sys
 import sysconfig
 import threading
@@ -92,20 +91,22 @@ class _RefusingFinder(MetaPathFinder):
 _PYTHON = tuple(
     {
         os.path.realpath(folder) + os.sep
-        for folder in (
-            sysconfig.get_path("stdlib"),
-            sysconfig.get_path("platstdlib"),
-            sysconfig.get_path("purelib"),
-            sysconfig.get_path("platlib"),
-            site.getusersitepackages(),
-        )
+        for folder in (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), *sys.path)
+        if folder
     }
 )
+"""Where Python and installed packages lie, borrowed ones included."""
 _OURS = tuple(str(ROOT.parent / package) + os.sep for package in FORBIDDEN)
 
 
 def _is_python(file: str) -> bool:
-    return file.startswith(("<frozen ", *_PYTHON)) or os.path.realpath(file).startswith(_PYTHON)
+    if file.startswith("<frozen "):
+        return True
+    if file in WORK or not os.path.isabs(
+        file
+    ):  # a solution, wherever it lies; code that was made from a text
+        return False
+    return file.startswith(_PYTHON) or os.path.realpath(file).startswith(_PYTHON)
 
 
 def _is_learners(frame: FrameType | None) -> bool:
