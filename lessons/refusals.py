@@ -102,9 +102,7 @@ _OURS = tuple(str(ROOT.parent / package) + os.sep for package in FORBIDDEN)
 def _is_python(file: str) -> bool:
     if file.startswith("<frozen "):
         return True
-    if file in WORK or not os.path.isabs(
-        file
-    ):  # a solution, wherever it lies; code that was made from a text
+    if file in WORK or not os.path.isabs(file):  # a solution, wherever it lies, or made from a text
         return False
     return file.startswith(_PYTHON) or os.path.realpath(file).startswith(_PYTHON)
 
