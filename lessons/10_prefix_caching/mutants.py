@@ -319,7 +319,12 @@ VARIANTS = (
 
 TO_CATCH = "evicts_what_it_has_just_found"
 
-EQUIVALENT: dict[str, str] = {}
+ORDER = "Times are only compared with each other."
+EQUIVALENT = {
+    "self._clock += 1  →  self._clock += 2": ORDER,
+    "self._clock = 0  →  self._clock = 1": ORDER,
+    "node.num_pins += num_pins  →  node.num_pins -= num_pins": "Only whether pins are zero is asked.",
+}
 
 
 def examples(subject: Any) -> None:
