@@ -67,6 +67,7 @@ class _Watch:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._thread = threading.get_ident()
+        self._has_thrown = False
         self._ended = threading.Event()
         self._lock = threading.Lock()
 
@@ -81,15 +82,30 @@ class _Watch:
             with self._lock:
                 if self._ended.is_set():
                     return
+                self._has_thrown = True
                 _throw(self._thread, TooLong)  # again and again: a bare `except:` may have swallowed it
 
     def stop(self) -> None:
+        """Nothing is thrown any more. To be called by the thread that is watched."""
         with self._lock:
             self._ended.set()
-            _throw(self._thread, None)  # one that is on its way is taken back
+        if self._has_thrown:
+            _catch_what_is_on_its_way(self._thread)
 
 
-def _throw(thread: int, error: type[BaseException] | None) -> None:
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(
-        ctypes.c_ulong(thread), None if error is None else ctypes.py_object(error)
-    )
+def _throw(thread: int, error: type[BaseException]) -> None:
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error))
+
+
+def _catch_what_is_on_its_way(thread: int) -> None:
+    """Throw once more, in place of what this thread has not seen yet, and catch that.
+
+    To take an exception back (to throw nothing) would leave Python's mark that something has come, for ever:
+    each call would look for it, and under a tracer Python 3.11 looks for it without an end.
+    """
+    try:
+        _throw(thread, TooLong)
+        while True:
+            pass
+    except TooLong:
+        pass
