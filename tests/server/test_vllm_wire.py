@@ -69,8 +69,13 @@ DIFFERENCES = [
 @pytest.fixture(scope="module")
 def found(http):
     """All differences: (kind, exchange and field, theirs, ours)."""
-    http.post("/reset_prefix_cache")
-    return [difference for exchange in EXCHANGES for difference in replayed(http, exchange)]
+    for _ in range(10):
+        http.post("/reset_prefix_cache")
+        differences = [difference for exchange in EXCHANGES for difference in replayed(http, exchange)]
+        # A reader that is slow, on a busy machine, gets two pieces of a stream as one: then all is asked again.
+        if not any(kind == "missing" and place.endswith(":") for kind, place, _, _ in differences):
+            break
+    return differences
 
 
 def replayed(http, exchange):

@@ -33,11 +33,11 @@ def test_throughput_prints_tables_and_writes_json(tmp_path: Path) -> None:
     ("arguments", "sentence"),
     [
         (["throughput", "--model", "huge"], "model must be nano, small, medium, or a folder"),
-        (["field", "--threads", "0"], "threads must be an integer of at least 1, got 0"),
+        (["field", "--threads", "0"], "threads must be an integer of at least 1 and at most 1024, got 0"),
         (["trace", "--repeat", "0"], "repeat must be an integer of at least 1, got 0"),
         (["control-plane", "--dtype", "int3"], "dtype must be one of"),
         (["--model", "nano", "field"], "put --model after the command: minivllm bench field --model"),
-        (["--threads", "0"], "threads must be an integer of at least 1, got 0"),
+        (["--threads", "0"], "threads must be an integer of at least 1 and at most 1024, got 0"),
         (["throughput", "--json", "no/such/folder/x.json"], "json: cannot write to"),
     ],
 )
