@@ -72,7 +72,7 @@ def found(http):
     for _ in range(10):
         http.post("/reset_prefix_cache")
         differences = [difference for exchange in EXCHANGES for difference in replayed(http, exchange)]
-        # A reader that is slow, on a busy machine, gets two pieces of a stream as one: then all is asked again.
+        # A reader that is slow, on a busy machine, gets two pieces as one: then all is asked again.
         if not any(kind == "missing" and place.endswith(":") for kind, place, _, _ in differences):
             break
     return differences
