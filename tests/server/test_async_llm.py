@@ -200,8 +200,7 @@ def test_a_request_that_cannot_be_served_is_refused_and_its_name_is_free_again()
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_step_that_fails_costs_its_requests_and_no_other(moment):
     async def scenario(llm):
-        outputs = llm.generate([1], params(200), "in the step")
-        await anext(outputs)
+        outputs = llm.generate([1], params(200), "in the step")  # which begins when it is first read
         await llm._call(lambda engine: setattr(engine.executor, "fail_next", moment))
         with pytest.raises(RuntimeError, match="the fake device failed"):
             async for _ in outputs:
