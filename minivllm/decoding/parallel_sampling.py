@@ -91,14 +91,15 @@ class ParallelSampling:
     def rewind(self, first: TokenSequence) -> None:
         """After an interrupt: understand the tokens of the sequences again; `first` is the request's first.
 
-        Where there are several outputs, they all begin again (`EngineCore`).
+        Where there are several outputs, they all begin again (`EngineCore`). A single one may have got its first
+        token without having been told whose it is.
         """
-        if len(self.outputs) > 1:
-            self.by_sequence.clear()
-            for output in self.outputs:
-                output.attach(first)
+        self.by_sequence.clear()
         for output in self.outputs:
+            output.attach(first)
             output.rewind()
+        if first.num_output_tokens:
+            self.by_sequence[first.seq_id] = self.outputs[0]
 
     def abort(self) -> None:
         """End all outputs that still go on."""

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minivllm
+from minivllm.decoding.parallel_sampling import ParallelSampling
 from minivllm.sampling_params import RequestOutputKind, SamplingParams
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.replay import ReplayState
@@ -209,3 +210,23 @@ def test_a_plan_that_was_interrupted_caches_no_block_that_nobody_computed(cache,
         outputs |= {output.request_id: output.outputs[0].token_ids for output in engine.step()}
         engine.check_invariants()
     assert outputs == {name: expected_output(prompt, 5) for name, prompt in prompts.items()}
+
+
+@pytest.mark.parametrize("num_outputs", [1, 3])
+def test_a_first_token_whose_output_was_not_told_of_it_is_not_lost(monkeypatch, num_outputs):
+    engine = make_engine()
+    engine.add_request(
+        "r", [1, 2, 3], SamplingParams(temperature=0, max_tokens=6, n=num_outputs, ignore_eos=True)
+    )
+
+    def interrupted(self, output, sequence):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ParallelSampling, "attach", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    engine.check_invariants()
+    while engine.has_unfinished_requests():
+        (output,) = engine.step()
+    assert [list(one.token_ids) for one in output.outputs] == [expected_output([1, 2, 3], 6)] * num_outputs
