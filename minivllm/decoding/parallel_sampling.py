@@ -91,8 +91,8 @@ class ParallelSampling:
     def rewind(self, first: TokenSequence) -> None:
         """After an interrupt: understand the tokens of the sequences again; `first` is the request's first.
 
-        Where there are several outputs, they all begin again (`EngineCore`). A single one may have got its first
-        token without having been told whose it is.
+        Where there are several outputs, they all begin again (`EngineCore`). A single one may have got its
+        first token without having been told whose it is.
         """
         self.by_sequence.clear()
         for output in self.outputs:
