@@ -24,43 +24,13 @@ if (root := str(Path(__file__).resolve().parent.parent)) not in sys.path:
 from minivllm.trace.reader import TraceError
 from viz import links, loading
 from viz.loading import AnyRun, KernelRun, PrecisionRun, Run, StoryRun
+from viz.pages import ENGINE_PAGES, KERNEL_PAGES
 from viz.palette import FAMILIES
 from viz.plain import plain
-from viz.views import (
-    beam_tree,
-    compare,
-    flash_attention,
-    glossary,
-    kv_pool,
-    lessons,
-    live,
-    metrics,
-    microscope,
-    overview,
-    precision,
-    prefix_tree,
-    roofline,
-    scheduler,
-    speculation,
-    start,
-    story,
-    structured,
-)
+from viz.views import compare, glossary, lessons, live, microscope, overview, precision, start, story
 
 LEARN_PAGES = (start, lessons, glossary, live)
-RUN_PAGES = (
-    overview,
-    kv_pool,
-    scheduler,
-    beam_tree,
-    prefix_tree,
-    structured,
-    speculation,
-    roofline,
-    metrics,
-    compare,
-)
-KERNEL_PAGES = (microscope, flash_attention)
+RUN_PAGES = (*ENGINE_PAGES, compare)
 # All in one row: Streamlit's sections would hide which page is open, and every page would be two clicks away.
 PAGES = (*LEARN_PAGES, story, *RUN_PAGES, *KERNEL_PAGES, precision)
 TOUR = (start, *RUN_PAGES, *KERNEL_PAGES, precision, lessons)

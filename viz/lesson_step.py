@@ -25,34 +25,10 @@ from viz import jobs, links, loading
 from viz.jobs import Job
 from viz.lesson_words import say
 from viz.loading import KernelRun, Run
+from viz.pages import ENGINE_PAGES, KERNEL_PAGES
 from viz.plain import plain
-from viz.views import (
-    beam_tree,
-    compare,
-    flash_attention,
-    kv_pool,
-    metrics,
-    microscope,
-    overview,
-    prefix_tree,
-    roofline,
-    scheduler,
-    speculation,
-    structured,
-)
+from viz.views import compare
 
-ENGINE_PAGES = (
-    overview,
-    kv_pool,
-    scheduler,
-    beam_tree,
-    prefix_tree,
-    structured,
-    speculation,
-    roofline,
-    metrics,
-)
-KERNEL_PAGES = (microscope, flash_attention)
 MOST_SECONDS = 600.0
 MOST_LINES = 400
 
