@@ -166,6 +166,8 @@ def update(*, check: bool) -> int:
     written = BytesIO()
     write_po(written, wanted, width=110, omit_header=True, include_lineno=False)
     write_file(CATALOGUE, HEADER.encode() + written.getvalue(), "catalogue")
+    for message in [message for message in wanted if message.id and not any(message.string or "")]:
+        wanted.delete(message.id)  # Babel would write English plurals in its place
     compiled = BytesIO()
     write_mo(compiled, wanted)
     write_file(COMPILED, compiled.getvalue(), "catalogue")
