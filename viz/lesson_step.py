@@ -42,7 +42,7 @@ def show(lesson: Lesson) -> None:
     try:
         constants = lesson.constants()
     except (OSError, SyntaxError, ValueError) as error:
-        st.error(f"{plain(_place(lesson))} cannot be read: {plain(error)}")
+        st.error(_("{place} cannot be read: {error}").format(place=plain(_place(lesson)), error=plain(error)))
         return
     traces = [trace_folder() / Path(name).name for name in constants.get("TRACES", ())]
     st.markdown(say("about step", file=_place(lesson)))
@@ -117,7 +117,7 @@ def run_walkthrough(lesson: Lesson, job: Job) -> None:
     except OSError as error:
         raise ValueError(f"{relative(trace_folder())} cannot be written to: {error.strerror}") from error
     if code:
-        last = next((line for line in reversed(said.splitlines()) if line.strip()), "no word of why")
+        last = next((line for line in reversed(said.splitlines()) if line.strip()), _("no word of why"))
         raise ValueError(f"{_place(lesson)} ended with exit code {code}: {last.strip()[:500]}")
 
 

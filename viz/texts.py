@@ -1,6 +1,6 @@
 """The catalogue of texts: `python -m viz.texts` brings it up to date, and says what is to be translated.
 
-    viz/**/*.py         _("…")  N_("…")  ngettext("…", "…", n)  plural(n, "noun")  ─┐
+    viz/**/*.py         _("…")  N_("…")  counted("…", "…", n)  plural(n, "noun")  ─┐
     viz/player/*.js     say("…")                                                   ─┼─►  minivllm.po ─► .mo
     viz/player/*.html   data-say="…"  data-label="…"                               ─┘
 
@@ -83,7 +83,7 @@ def texts_of(source: str, file: str) -> Iterator[Text]:
         if name in ("_", "N_"):
             if text := _literal(arguments[0], file):
                 yield Text(text, "", file)
-        elif name == "ngettext":
+        elif name in ("ngettext", "counted"):
             one, many = _literal(arguments[0], file), _literal(arguments[1], file)
             if one and many:
                 yield Text(one, many, file)
