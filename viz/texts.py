@@ -177,11 +177,12 @@ def update(*, check: bool) -> int:
 def faults(texts: Sequence[Text], translations: Mapping[str, str]) -> list[str]:
     """What is missing, wrong, or said by no source any more."""
     wanted = {text.one: text.file for text in texts}
+    several = {text.one: text.many or text.one for text in texts}  # the one may do without its number
     missing = [f"missing: {file}: {one}" for one, file in wanted.items() if not translations.get(one)]
     wrong = [
         f"wrong: {file}: {one}: {reason}"
         for one, file in wanted.items()
-        if translations.get(one) and (reason := fault(one, translations[one]))
+        if translations.get(one) and (reason := fault(several[one], translations[one]))
     ]
     return [*wrong, *missing, *(f"obsolete: {one}" for one in translations if one and one not in wanted)]
 

@@ -43,10 +43,16 @@ TRY = N_(
     "compare how often queries come from global memory, and how often the output goes back."
 )
 TRY_RESCALE = N_("Then find the first rescale, and see which row it is.")
-INTRODUCTION_NAIVE = N_(
-    "This kernel is a part of **naive attention**: all N × N scores are in global memory. One moment of the "
-    "player is what one thread block {verb} of them."
-)
+INTRODUCTION_NAIVE = {
+    "writes": N_(
+        "This kernel is a part of **naive attention**: all N × N scores are in global memory. One moment of "
+        "the player is what one thread block writes of them."
+    ),
+    "reads": N_(
+        "This kernel is a part of **naive attention**: all N × N scores are in global memory. One moment of "
+        "the player is what one thread block reads of them."
+    ),
+}
 TRY_NAIVE = N_(
     "Watch the matrix fill up, also where no query may look; then choose the next kernel, which has to "
     "bring all of it back. The dashed bar is what the scores take: how many times does it go to and fro?"
@@ -80,9 +86,9 @@ def page(run: KernelRun) -> None:
 
 def _play(run: KernelRun, number: int, trace: KernelTrace, found: Sequence[Piece]) -> None:
     is_tiled = found[0].verb == "computes"
-    naive = f"{_(INTRODUCTION_NAIVE).format(verb=found[0].verb)} {_(TRY_NAIVE)}"
-    tiled = f"{_(INTRODUCTION)} {_(TRY)} {_(LATE if is_told_late(found) else TRY_RESCALE)}"
-    st.markdown(tiled if is_tiled else naive)
+    last = LATE if is_told_late(found) else TRY_RESCALE
+    told = [INTRODUCTION, TRY, last] if is_tiled else [INTRODUCTION_NAIVE[found[0].verb], TRY_NAIVE]
+    st.markdown(sentences(_(text) for text in told))
     shown = found[:MOST_PIECES]
     if len(found) > len(shown):
         st.info(
