@@ -212,12 +212,17 @@ def address_of(kv: Any, slot: int, layer: int, part: int, story: Story) -> int:
     return int(address)
 
 
+def some(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("s" if count != 1 else "")
+
+
 def build(case: Any, story: Story) -> tuple[Any, Machine]:
     sizes = [case[name] for name in ("num_layers", "token_bytes", "max_tokens", "max_requests")]
     machine = Machine(case["num_pages"], case["page_bytes"], story)
     story.step(
-        f"a machine with {case['num_pages']} pages of {case['page_bytes']} bytes; {sizes[3]} slots for "
-        f"requests of at most {sizes[2]} tokens; {sizes[0]} layers, {sizes[1]} bytes a token"
+        f"a machine with {some(case['num_pages'], 'page')} of {case['page_bytes']} bytes; "
+        f"{some(sizes[3], 'slot')} for requests of at most {some(sizes[2], 'token')}; "
+        f"{some(sizes[0], 'layer')}, {some(sizes[1], 'byte')} a token"
     )
     kv = subject.VirtualKV(machine, *sizes)
     machine.is_built = True
@@ -264,7 +269,7 @@ def run(
                 missing = max(0, pages_of(case, tokens) - pages_of(case, now)) * len(regions(case))
                 if missing > free and not refusals:
                     continue
-                story.step(f"r{who} has {now} tokens, and grows to {tokens}")
+                story.step(f"r{who} has {some(now, 'token')}, and grows to {tokens}")
                 answer = kv.grow(slot, tokens)
                 is_bool = isinstance(answer, bool | np.bool_)
                 story.expect(is_bool, "True or False from grow", answer)
@@ -440,7 +445,7 @@ def a_refusal_changes_nothing(case: Any, story: Story) -> None:
             words = f"{moment.missing} are missing, {moment.free} are free"
             story.expect(moment.is_done == can, f"{can}: {words}", moment.is_done)
         if not moment.is_done:
-            calls = f"{moment.maps} calls of map, {moment.unmaps} of unmap"
+            calls = f"{some(moment.maps, 'call')} of map, {moment.unmaps} of unmap"
             story.expect(not moment.maps and not moment.unmaps, "nothing to be changed by a refusal", calls)
             free = case["num_pages"] - pages_held(case, held)
             story.expect(kv.num_free_pages == free, f"{free} free pages, as before", kv.num_free_pages)

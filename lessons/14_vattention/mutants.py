@@ -292,7 +292,21 @@ VARIANTS = (
 
 TO_CATCH = "all_anew"
 
-EQUIVALENT: dict[str, str] = {}
+PRODUCT = "it is a product: whether so many tokens of so many bytes, or the other way round"
+EQUIVALENT = {
+    "first = pages_needed(self._num_tokens[slot], self._token_bytes, size)  →  "
+    "first = pages_needed(self._token_bytes, self._num_tokens[slot], size)": PRODUCT,
+    "end = pages_needed(num_tokens, self._token_bytes, size)  →  "
+    "end = pages_needed(self._token_bytes, num_tokens, size)": PRODUCT,
+    "self._range_bytes = pages_needed(max_tokens, token_bytes, machine.page_bytes) * machine.page_bytes  →  "
+    "self._range_bytes = pages_needed(token_bytes, max_tokens, machine.page_bytes) * machine.page_bytes": (
+        PRODUCT
+    ),
+    "self._first_address = machine.reserve(2 * num_layers * max_requests * self._range_bytes)  →  "
+    "self._first_address = machine.reserve(3 * num_layers * max_requests * self._range_bytes)": (
+        "more addresses than are needed cost nothing"
+    ),
+}
 
 
 def examples(subject: Any) -> None:
