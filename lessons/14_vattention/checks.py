@@ -324,7 +324,7 @@ def board(case: Any, kv: Any, machine: Machine, held: dict[int, Held]) -> list[A
     SIZES,
     hints=(
         "Ten tokens of 6 bytes, in pages of 16. Must each token begin a page? How many bytes are they?",
-        "Multiply first, then divide and round up, in integers: floating-point numbers know too few digits.",
+        "Multiply first, then divide, and round up. Adding 0.9 does not: one byte too many is a page more.",
         "`-(-num_tokens * token_bytes // page_bytes)`",
     ),
     large=large_sizes,
@@ -490,11 +490,12 @@ def freed_is_taken_again(case: Any, story: Story) -> None:
             expect_refused(case, kv, machine, moment.before[moment.who].slot, "freed", story)
     for who, request in held.items():
         story.step(f"r{who} wants one token more than the longest request may have, and one less than none")
+        same = (kv.num_free_pages, kv.wasted_bytes)
         for count in (case["max_tokens"] + 1, -1):
             is_refused = raises(kv.grow, request.slot, count)
             story.expect(is_refused, f"ValueError for {count} tokens", "nothing was raised")
-        same = case["num_pages"] - pages_held(case, held)
-        story.expect(kv.num_free_pages == same, f"{same} free pages, as before", kv.num_free_pages)
+            now = (kv.num_free_pages, kv.wasted_bytes)
+            story.expect(now == same, "free pages {}, wasted bytes {}, as before".format(*same), now)
     expect_refused(case, kv, machine, case["max_requests"], "there", story)
     for who, request in sorted(held.items()):
         story.step(f"r{who} is done")
@@ -521,12 +522,13 @@ def freed_is_taken_again(case: Any, story: Story) -> None:
 
 def expect_refused(case: Any, kv: Any, machine: Machine, slot: int, what: str, story: Story) -> None:
     """This slot no request has: neither can it grow nor be freed, and the attempt changes nothing."""
-    free, mapped = kv.num_free_pages, dict(machine.table)
+    free, waste, mapped = kv.num_free_pages, kv.wasted_bytes, dict(machine.table)
     words = f"slot {slot}, which no request has" if what == "freed" else f"slot {slot}, which there is not"
     story.step(f"free {words}; let it grow")
     for call, arguments in ((kv.free, (slot,)), (kv.grow, (slot, 1)), (kv.grow, (slot, 0))):
         story.expect(raises(call, *arguments), f"ValueError for {words}", "nothing was raised")
     story.expect(kv.num_free_pages == free, f"{free} free pages, as before", kv.num_free_pages)
+    story.expect(kv.wasted_bytes == waste, f"{waste} wasted bytes, as before", kv.wasted_bytes)
     story.expect(machine.table == mapped, "the same pages to be mapped as before", "others are")
 
 
