@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from viz.figures.common import NARROW, Mark
+from viz.language import _
 from viz.scene import Scene, Value, rounded
 
 LABELLED = 20.0
@@ -73,7 +74,7 @@ class BlockGrid:
             x = (index % self.columns) * self.size + 1
             y = top + (index // self.columns) * self.size
             label_size = 15 if self.size >= ROOMY else 11
-            tip = f"{noun} {block}: free"
+            tip = _("{noun} {block}: free").format(noun=noun, block=block)
             shape = scene.rect(
                 x, y, self.inner, self.inner, fill="free", stroke="outline", label_size=label_size, tip=tip
             )
@@ -112,7 +113,7 @@ class BlockGrid:
             "stroke": "ink" if mark else "outline",
             "stroke_width": self.bold if mark else 1.0,
             "dash": mark.dash if mark else "",
-            "tip": look.tip or f"{self.noun} {block}: free",
+            "tip": look.tip or _("{noun} {block}: free").format(noun=self.noun, block=block),
             "detail": look.detail,
         }
         if look.is_evictable:
