@@ -88,8 +88,8 @@ APPENDS = st.fixed_dictionaries(
 
 def large_cache(dice: Random) -> Any:
     """Two sequences of some hundred tokens: prompts, then one token after the other."""
-    steps = [[0, 150], [1, 130]] + [[dice.randrange(2), 1] for _ in range(160)]
-    shape = {"num_layers": 3, "num_kv_heads": 8, "head_dim": 128, "type": "float16"}
+    steps = [[0, 240], [1, 130]] + [[dice.choice((0, 0, 1)), 1] for _ in range(40)]
+    shape = {"num_layers": 2, "num_kv_heads": 4, "head_dim": 128, "type": "float16"}
     return shape | {"seed": dice.randrange(99), "steps": steps}
 
 
@@ -756,7 +756,7 @@ WRONG = (
     ),
     examples=80,
     large=lambda dice: {
-        "model": LARGE_MODEL | {"seed": dice.randrange(99)}, "steps": [150] + [1] * 120, "room": 0,
+        "model": LARGE_MODEL | {"seed": dice.randrange(99)}, "steps": [200] + [1] * 60, "room": 0,
         "wrong": [WRONG[dice.randrange(4)]],
     },
 )  # fmt: skip

@@ -275,7 +275,26 @@ VARIANTS = (
 
 TO_CATCH = "later_chunks_begin_at_zero"
 
-EQUIVALENT: dict[str, str] = {}
+REFUSES = "raise ValueError(f'tokens must lie in 0 … {len(model.embedding) - 1}, got {given}')"
+EQUIVALENT: dict[str, str] = {
+    "raise ValueError(f'{end} tokens do not fit, the cache has room for {cache.capacity}')  →  (removed)": (
+        "the rows of positions or the first append raise ValueError, before anything has changed"
+    ),
+    "return kv_bytes(num_layers, num_kv_heads, head_dim, self.num_tokens, self._cells.itemsize)  →  "
+    "return kv_bytes(num_kv_heads, num_layers, head_dim, self.num_tokens, self._cells.itemsize)": (
+        "a product does not depend on the order of its factors"
+    ),
+    "self._cells = np.zeros((num_layers, 2, num_kv_heads, capacity, head_dim), dtype)  →  "
+    "self._cells = np.zeros((num_layers, 3, num_kv_heads, capacity, head_dim), dtype)": (
+        "room that is never used; how much memory is taken is left open"
+    ),
+    "wanted = (heads, keys.shape[1] if keys.ndim == 3 else 0, head_dim)  →  "
+    "wanted = (heads, keys.shape[1] if keys.ndim == 3 else 1, head_dim)": (
+        "an array of another number of dimensions is refused either way"
+    ),
+    f"{REFUSES}  →  {REFUSES.replace(' - 1', ' + 1')}": "only the message",
+    f"{REFUSES}  →  {REFUSES.replace(' - 1', ' - 2')}": "only the message",
+}
 
 
 def examples(subject: Any) -> None:
