@@ -178,7 +178,8 @@ def what_is_appended_is_kept(case: Any, story: Story) -> None:
     both = [Kept(case, room, story, f"cache {name}") for name in "AB"]
     for which, count in case["steps"]:
         kept = both[which]
-        story.step(f"cache {'AB'[which]} ({kept.type}): {count} tokens are appended, layer by layer")
+        words = f"append {plural(count)}, layer by layer; then fill the arrays that were given with 99"
+        story.step(f"cache {'AB'[which]} ({kept.type}): {words}")
         before = kept.right[0]
         seen = kept.cache.read(0)
         kept.step(count)
@@ -232,7 +233,7 @@ def refusals_change_nothing(case: Any, story: Story) -> None:
     kept = Kept(case, case["capacity"], story)
     for count in case["steps"]:
         count = min(count, kept.capacity - kept.length(0))
-        story.step(f"{count} tokens are appended: {kept.length(0) + count} of {kept.capacity}")
+        story.step(f"append {plural(count)}: {kept.length(0) + count} of {kept.capacity}")
         kept.step(count)
         kept.expect_rows()
     for attempt in case["attempts"]:
@@ -241,7 +242,7 @@ def refusals_change_nothing(case: Any, story: Story) -> None:
         kept.expect_count(" after the refusal")
         kept.expect_rows(" after the refusal")
     rest = kept.capacity - kept.length(0)
-    story.step(f"the {rest} tokens that still fit are appended")
+    story.step(f"append what still fits, {plural(rest)}")
     kept.step(rest)
     kept.expect_rows()
     attempt_once(kept, "one token too many", story)
@@ -343,7 +344,7 @@ def bytes_by_formula(case: Any, story: Story) -> None:
     kept = Kept(case, sum(case["steps"]) + case["room"], story)
     width = kept.type.itemsize
     for count in (0, *case["steps"]):
-        story.step(f"a cache of {kept.type} gets {count} tokens")
+        story.step(f"append {plural(count)} to a cache of {kept.type}")
         kept.step(count)
         got = kept.cache.num_bytes
         of_arrays = sum(keys.nbytes + values.nbytes for keys, values in kept.right)
