@@ -68,8 +68,9 @@ def of_recurrence(factor: float) -> list[float]:
             state = np.tanh(factor * W @ state + U @ token)
             through = U if place == 0 else factor * W
             jacobian = (1 - state**2)[:, None] * (through @ jacobian)
-            norms.append(np.linalg.norm(jacobian, 2))
-        found.append([norms[distance] for distance in DISTANCES])
+            if place in DISTANCES:
+                norms.append(np.linalg.norm(jacobian, 2))
+        found.append(norms)
     return [float(median(column)) for column in zip(*found, strict=True)]
 
 
