@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from minivllm.trace.curves import read_curves
 from minivllm.trace.kernel_events import KernelTrace, WarpAccess, read_kernel_traces
 from minivllm.trace.reader import read_trace
 from minivllm.trace.timeline import Timeline, make_timeline
@@ -143,6 +144,10 @@ def _comparison(traces: Sequence[Path], options: Options, step: int) -> list[Sce
     return figures.comparison(sides[0], sides[1], PHONE if options.get("screen") == "narrow" else WIDE)
 
 
+def _cache_work(traces: Sequence[Path], options: Options, step: int) -> list[Scene]:
+    return [figures.cache_work(_timeline(traces[0]), _timeline(traces[1]))]
+
+
 def _ladders(traces: Sequence[Path], options: Options, step: int) -> list[Scene]:
     paged, in_pages = (_timeline(path) for path in traces)
     request = _chosen_request(traces[0], paged, options, most_interesting_request)
@@ -216,6 +221,11 @@ def _softmax(trace: KernelTrace, found: list[Piece], told: list[str]) -> Scene |
 
 
 FIGURES: dict[str, Figure] = {
+    "attention_triangle": _of_request(
+        figures.attention_triangle, lambda timeline: next(iter(timeline.spans))
+    ),
+    "cache_work": Figure(_cache_work, (), 2),
+    "curves": Figure(lambda traces, options, step: [figures.curves(read_curves(traces[0]))]),
     "overview": _of_run(figures.overview),
     "block_pool": _of_request(figures.block_pool, most_interesting_request),
     "block_table": _of_request(figures.block_table, most_interesting_request),
