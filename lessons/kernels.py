@@ -84,8 +84,8 @@ def run_kernel(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # 0 / 0 is a number here, as on a GPU
-            options = {"poison": marked, "max_accesses": MOST_ACCESSES, "count": count}
-            seen = observe(kernel, grid, block, *given, **options)
+            most = MOST_ACCESSES
+            seen = observe(kernel, grid, block, *given, poison=marked, max_accesses=most, count=count)
     except KernelFault as fault:
         words = with_lines(_with_place(fault, plain.__code__.co_filename), plain.__code__.co_filename)
         story.expect(False, RIGHT.get(type(fault), "a kernel that runs to its end"), words)

@@ -90,7 +90,8 @@ def tell_rows(answer: Any, out: Any, is_right: Any) -> list[Any]:
 
 def expect_rows(story: Story, name: str, right: Any, got: Any, near: Any, seen: Any) -> None:
     """Go on only if every number is right; the first row that is not is told, and what may be the reason."""
-    is_right = (got == right) | (np.abs(got - right) <= near)
+    with np.errstate(invalid="ignore"):
+        is_right = (got == right) | (np.abs(got - right) <= near)
     for place in np.argwhere(~is_right)[:1].tolist():
         index = tuple(place[:-1] if right.shape[-1] <= MOST_SHOWN else place)
         pairs = [np.atleast_1d(numbers[index]).tolist() for numbers in (right, got)]
@@ -338,8 +339,8 @@ def decodings() -> Any:
 
 
 def long_context(dice: Random) -> Any:
-    """A head of real width, more keys than a byte can count, in seven splits."""
-    sizes = {"queries": 1, "keys": 260, "head_dim": 64, "splits": 7, "idle": 2, "is_loud": False, "plus": 0}
+    """More keys than a byte can count, in seven splits."""
+    sizes = {"queries": 1, "keys": 260, "head_dim": 40, "splits": 7, "idle": 2, "is_loud": False, "plus": 0}
     return {**sizes, "seed": dice.randrange(999)}
 
 
@@ -414,9 +415,9 @@ def states(draw: Callable[[Any], Any]) -> dict[str, Any]:
 
 
 def many_splits(dice: Random) -> Any:
-    """More splits than a byte can count, of a head of more than two warps; some are empty."""
+    """More splits than a byte can count, of a head of more than one warp; some are empty."""
     maxima = [[dice.choice((None, dice.randrange(-5, 6)))] for _ in range(257)]
-    return {"maxima": maxima, "head_dim": 66, "seed": dice.randrange(999)}
+    return {"maxima": maxima, "head_dim": 34, "seed": dice.randrange(999)}
 
 
 def in_orders(case: Any) -> Iterator[tuple[str, list[int]]]:

@@ -350,20 +350,6 @@ VARIANTS = (
 """,
     ),
     Mutant(
-        "a_finite_beginning",
-        "    maximum, total = float32(-math.inf), float32(0)\n",
-        "    maximum, total = float32(-1e30) if start < end else float32(-math.inf), 0.0\n",
-    ),
-    Mutant(
-        "one_product_for_the_division",
-        "            out[row, c] = mine[c] / total if total > 0 else float32(0)\n",
-        """\
-            if c == 0:
-                share = 1 / total if total > 0 else float32(0)
-            out[row, c] = mine[c] * share
-""",
-    ),
-    Mutant(
         "merges_one_after_the_other",
         SUM_UP,
         """\

@@ -38,7 +38,7 @@ def key_array(trace: KernelTrace) -> int | None:
 
 def keys_by_block(trace: KernelTrace) -> dict[int, list[int]]:
     """Of each thread block that reads keys: which."""
-    index, found = key_array(trace), defaultdict(set)
+    index, found = key_array(trace), defaultdict[int, set[int]](set)
     for access in _accesses(trace):
         if access.array == index and access.kind == "read":
             array = array_of(access, trace.header)
