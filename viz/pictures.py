@@ -30,6 +30,7 @@ from viz.figures.kernel_matrix import kernel_matrix, piece_captions
 from viz.figures.kernel_memory import array_of
 from viz.figures.kernel_softmax import kernel_softmax
 from viz.figures.kernel_source import kernel_source
+from viz.figures.kernel_splits import kernel_splits
 from viz.figures.kernel_tiles import Piece, pieces
 from viz.figures.kernel_totals import kernel_totals
 from viz.figures.kernel_traffic import kernel_shared, kernel_traffic
@@ -252,4 +253,5 @@ FIGURES: dict[str, Figure] = {
     "kernel_softmax": _of_pieces(_softmax),
     "kernel_shared": _of_pieces(kernel_shared),
     "kernel_traffic": _of_pieces(kernel_traffic),
+    "kernel_splits": Figure(lambda traces, options, step: kernel_splits(_kernels(traces[0]))),
 }
