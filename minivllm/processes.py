@@ -21,8 +21,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from minivllm import guard
 
@@ -106,6 +107,18 @@ def end_with_parent(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="watches the parent", daemon=True).start()
+
+
+def end_child(process: subprocess.Popen[Any], patience_seconds: float) -> None:
+    """End a child and all that it has started; returns when it has ended. It may say goodbye first."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(patience_seconds)
+    if process.poll() is None:
+        end_group(process.pid)
+        process.wait()
 
 
 def end_group(leader: int) -> None:

@@ -29,12 +29,13 @@ from viz.pages import ENGINE_PAGES, KERNEL_PAGES
 from viz.palette import FAMILIES
 from viz.plain import plain
 from viz.views import compare, glossary, lessons, live, microscope, overview, precision, start, story
+from viz.views import run as own_run
 
-LEARN_PAGES = (start, lessons, glossary, live)
+LEARN_PAGES = (start, own_run, lessons, glossary, live)
 RUN_PAGES = (*ENGINE_PAGES, compare)
 # All in one row: Streamlit's sections would hide which page is open, and every page would be two clicks away.
 PAGES = (*LEARN_PAGES, story, *RUN_PAGES, *KERNEL_PAGES, precision)
-TOUR = (start, *RUN_PAGES, *KERNEL_PAGES, precision, lessons)
+TOUR = (start, own_run, *RUN_PAGES, *KERNEL_PAGES, precision, lessons)
 
 # What is opened, in words, and the page that shows it.
 KINDS: dict[type, tuple[str, str, ModuleType]] = {

@@ -16,19 +16,18 @@ from __future__ import annotations
 import json
 import re
 import secrets
-import signal
 import subprocess
 import tempfile
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from time import monotonic, sleep
 from urllib.parse import urlsplit
 
-from minivllm.processes import child_command, end_group, python_variables
+from minivllm.processes import child_command, end_child, python_variables
 from minivllm.text import printable
 from viz.jobs import Job
 from viz.live.connection import Connection
@@ -83,7 +82,7 @@ class OwnServer:
 
     def stop(self) -> None:
         """End it; returns when it has ended."""
-        _end(self._process)
+        end_child(self._process, STOP_SECONDS)
 
     def _end_unwatched(self) -> None:
         while self.is_running:
@@ -112,7 +111,7 @@ def start(job: Job, flags: Sequence[str] = ()) -> OwnServer:
         try:
             return OwnServer(process, _wait_for_url(process, Path(log.name), job), key)
         except BaseException:
-            _end(process)
+            end_child(process, STOP_SECONDS)
             raise
 
 
@@ -129,17 +128,6 @@ def _wait_for_url(process: subprocess.Popen[bytes], log: Path, job: Job) -> str:
             raise ValueError(f"the server did not start: {(lines or ['it ended without a word'])[-1]}")
         sleep(LOOK_SECONDS)
     raise ValueError(f"the server did not start within {START_SECONDS:g} seconds")
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        with suppress(ProcessLookupError):
-            process.send_signal(signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_SECONDS)
-    if process.poll() is None:
-        end_group(process.pid)
-        process.wait()
 
 
 def ask(server: OwnServer) -> int:
