@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from minivllm.processes import child_command, end_child, python_variables
+from minivllm.processes import child_command, end_in_order, python_variables
 from minivllm.text import printable
 from minivllm.trace.events import AnyEvent, TraceHeader
 from minivllm.trace.replay import ReplayState, SequenceState
@@ -227,7 +227,7 @@ def _follow(process: subprocess.Popen[bytes], run: OwnRun) -> None:
 def _goodbye(process: subprocess.Popen[bytes]) -> None:
     with suppress(subprocess.TimeoutExpired):
         process.wait(STOP_SECONDS)
-    end_child(process, STOP_SECONDS)
+    end_in_order(process)
 
 
 def _done(run: OwnRun, job: Job, code: int, last: str) -> Done:
