@@ -7,7 +7,7 @@ with all symbolic links resolved, below one of these:
     --folder FOLDER                that one, too
     walkthroughs and your work     where the lessons write their traces and stories
     a file that you uploaded       a folder that is made for uploads, and removed at the end
-    a run that you made here       the dashboard's own folder (`state.py`)
+    samples, and runs made here    the dashboard's own folder (`state.py`)
     a trace that you opened        by one of these rules, at an earlier start: a recent one
 
 Read next: `loading.py`, which asks here before it opens anything.

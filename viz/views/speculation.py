@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from viz import figures, stage
+from viz import empty, figures, stage
 from viz.figures.common import NARROW, PHONE
 from viz.language import N_
 from viz.loading import Run
@@ -48,8 +48,7 @@ def page(run: Run) -> None:
     st.markdown(INTRODUCTION)
     drafted = [record for record in run.timeline.records if record.drafts]
     if not drafted:
-        st.info(WITHOUT)
-        st.code(HOW, language="python")
+        empty.tell(URL, WITHOUT, HOW, "python")
         return
     stage.show(
         run,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from viz import figures, stage
+from viz import empty, figures, stage
 from viz.figures.common import NARROW, PHONE, names_of
 from viz.language import N_
 from viz.loading import Run
@@ -44,8 +44,7 @@ def page(run: Run) -> None:
     st.markdown(INTRODUCTION)
     requests = figures.structured_requests(run.timeline)
     if not requests:
-        st.info(WITHOUT)
-        st.code(HOW, language="python")
+        empty.tell(URL, WITHOUT, HOW, "python")
         return
     request = requests[0]
     if len(requests) > 1:
