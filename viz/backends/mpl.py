@@ -148,7 +148,7 @@ def _write(axes: Axes, shape: Shape, words: str, x: float, y: float, theme: int,
         y,
         "".join(char if char.isprintable() else " " for char in words),
         fontsize=float(shape["size"]) * POINTS,
-        fontfamily=_installed_fonts(),
+        fontfamily=installed_fonts(),
         color=colour(str(shape["fill"]), theme),
         ha=ALIGNMENT[str(shape["anchor"])],
         weight=str(shape.get("weight", "normal")),
@@ -158,6 +158,12 @@ def _write(axes: Axes, shape: Shape, words: str, x: float, y: float, theme: int,
 
 
 @cache
-def _installed_fonts() -> list[str]:
+def installed_fonts() -> list[str]:
+    """Of the fonts above, those of this machine."""
     installed = set(get_font_names())
     return [name for name in FONTS if name in installed]
+
+
+def has_chinese() -> bool:
+    """Can this machine draw Chinese? Without such a font, its characters are boxes."""
+    return len(installed_fonts()) > 1

@@ -15,6 +15,7 @@ from __future__ import annotations
 from minivllm.trace.timeline import Timeline
 from viz.figures.captions import captions
 from viz.figures.common import NARROW, StepCursor, step_axis_labels, swatches
+from viz.language import _
 from viz.scene import Scene, bars_path, rounded
 
 LEFT, TOP, HEIGHT = 58.0, 40.0, 130.0
@@ -23,10 +24,10 @@ LEFT, TOP, HEIGHT = 58.0, 40.0, 130.0
 def memory_over_time(timeline: Timeline) -> Scene:
     """Filled and empty slots of all blocks in use, step by step, against the size of the pool."""
     header = timeline.trace.header
-    scene = Scene("Blocks in use over the run", NARROW, TOP + HEIGHT + 26)
-    legend = [("filled", "slots filled", 1.0), ("wasted", "allocated but empty", 1.0)]
+    scene = Scene(_("Blocks in use over the run"), NARROW, TOP + HEIGHT + 26)
+    legend = [("filled", _("slots filled"), 1.0), ("wasted", _("allocated but empty"), 1.0)]
     if header.prefix_cache:
-        legend.append(("cached", "cached and evictable", 1.0))
+        legend.append(("cached", _("cached and evictable"), 1.0))
     swatches(scene, 18, legend, LEFT)
     slots = header.num_blocks * header.block_size
     bottom = TOP + HEIGHT
