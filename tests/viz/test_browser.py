@@ -324,6 +324,7 @@ def test_the_navigation_shows_all_pages_in_one_row(page, server, sharing_file):
     links = [link.strip() for link in page.locator("[data-testid=stTopNavLink]").all_inner_texts()]
     assert links == [
         "Start here",
+        "Run",
         "Lessons",
         "Glossary",
         "Live",
