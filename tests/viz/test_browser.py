@@ -165,7 +165,7 @@ def test_a_pointer_over_a_block_reads_about_it(page, player, scenes):
     block = next(i for i, s in enumerate(scenes[0].at(10)) if "request" in str(s.get("tip", "")))
     player.locator("svg").first.locator("> *").nth(block).hover(force=True)
     shape = scenes[0].at(10)[block]
-    expect(player.locator(".tip")).to_have_text(f"{shape['tip']}, {shape['detail']}")
+    expect(player.locator(".tip")).to_have_text(scenes[0].tip_of(shape))
 
 
 # ── moving ────────────────────────────────────────────────────────────────────────────────────────────────

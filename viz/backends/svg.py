@@ -54,7 +54,7 @@ def _document(width: float, height: float, title: str, caption: str, body: str, 
 
 
 def _body(scene: Scene, step: int, theme: int) -> str:
-    shapes = scene.at(step)
+    shapes = [shape | {"tip": scene.tip_of(shape)} for shape in scene.at(step)]
     draw = {"rect": _rect, "text": _text, "path": _path}
     parts = [draw[str(shape["kind"])](shape, theme) for shape in shapes]
     # Labels lie above all rectangles, as in the player: a neighbour must not cut a letter in half.
@@ -67,8 +67,7 @@ def _escaped(value: object) -> str:
 
 
 def _tip(shape: Shape) -> str:
-    words = ", ".join(str(shape[key]) for key in ("tip", "detail") if shape.get(key))
-    return f"<title>{_escaped(words)}</title>" if words else ""
+    return f"<title>{_escaped(shape['tip'])}</title>" if shape["tip"] else ""
 
 
 def _stroke(shape: Shape, theme: int) -> str:

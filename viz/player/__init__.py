@@ -1,8 +1,8 @@
 """The player, seen from Python: scenes go in, the step the reader stands at comes out.
 
-`player.html`, `player.css`, `picture.js`, `hands.js` and `player.js` make a small program that runs in the
-browser: it plays scenes without asking the server. A round trip through Streamlit takes 80 ms before anything
-is drawn, the player a few milliseconds (`python -m viz.bench_player`), which is why it exists.
+`player.html`, `player.css` and the parts of `player.js` make a small program that runs in the browser: it
+plays scenes without asking the server. A round trip through Streamlit takes 80 ms before anything is drawn,
+the player a few milliseconds (`python -m viz.bench_player`), which is why it exists.
 
 Read next: `player.js`.
 """
@@ -20,6 +20,8 @@ from viz.palette import css_variables
 from viz.scene import Scene
 
 HERE = Path(__file__).parent
+PARTS = ("changes.js", "picture.js", "hands.js")
+"""What every player stands on, each part on those before it."""
 
 
 class Jump(NamedTuple):
@@ -56,7 +58,7 @@ def live_javascript() -> str:
 
 
 def _module(last: str) -> str:
-    return "\n".join((HERE / name).read_text(encoding="utf-8") for name in ("picture.js", "hands.js", last))
+    return "\n".join((HERE / name).read_text(encoding="utf-8") for name in (*PARTS, last))
 
 
 def player_data(

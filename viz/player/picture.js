@@ -1,18 +1,16 @@
 // A picture: one scene drawn as SVG. It knows how to show any step, and nothing about traces.
 //
-// The scene is a list of shapes and a sparse patch per step (viz/scene.py). Going forward applies patches;
-// any other jump starts from a keyframe, a copy of all states every KEYFRAME steps. Keyframes share the state
-// of shapes that did not change between them, so 2,048 blocks over thousands of steps stay small.
+// The scene is a list of shapes (viz/scene.py), and what changes from step to step (changes.js).
 //
 // Read next: player.js, the controls.
 
 const SVG = "http://www.w3.org/2000/svg";
-const KEYFRAME = 64;
 
 const DEFAULTS = {
   rect: {
     x: 0, y: 0, width: 0, height: 0, fill: "none", stroke: "none", stroke_width: 1, dash: "", opacity: 1,
     radius: 0, label: "", label_size: 12, tip: "", detail: "",
+    filled: -1,
   },
   text: { x: 0, y: 0, text: "", fill: "ink", size: 13, anchor: "start", weight: "normal", tip: "" },
   path: { d: "", fill: "none", stroke: "none", stroke_width: 1.5, dash: "", opacity: 1, tip: "" },
@@ -23,6 +21,7 @@ const SVG_NAMES = {
   stroke_width: "stroke-width", dash: "stroke-dasharray", radius: "rx", size: "font-size",
   anchor: "text-anchor", weight: "font-weight",
 };
+const UNSEEN = new Set(["kind", "detail", "filled"]);
 const LABEL_MOVERS = new Set(["x", "y", "width", "height", "fill", "label", "label_size"]);
 
 const paint = (name) => (name === "none" ? "none" : `var(--${name})`);
@@ -35,7 +34,8 @@ class Picture {
     this.svg.setAttribute("viewBox", `0 0 ${scene.width} ${scene.height}`);
     this.svg.setAttribute("role", "img");
     this.svg.setAttribute("aria-label", scene.title);
-    this.now = scene.shapes.map((shape) => ({ ...DEFAULTS[shape.kind], ...shape }));
+    this.laid = scene.shapes.map((shape) => ({ ...DEFAULTS[shape.kind], ...shape }));
+    this.now = this.laid.map((shape) => ({ ...shape }));
     this.elements = this.now.map((shape) => document.createElementNS(SVG, shape.kind));
     this.labels = new Map(); // shape number → its text element; most rectangles never have one
     this.labelLayer = document.createElementNS(SVG, "g");
@@ -45,73 +45,13 @@ class Picture {
       this.draw(index, shape);
     });
     this.svg.append(...this.elements, this.labelLayer);
-    this.keyframes = this.makeKeyframes();
-  }
-
-  // keyframes[k] holds the state before step k·KEYFRAME of every shape that ever changes.
-  makeKeyframes() {
-    let state = new Map();
-    for (const patch of this.scene.patches) {
-      for (const [index] of patch) if (!state.has(index)) state.set(index, { ...this.now[index] });
-    }
-    const keyframes = [];
-    let owned = new Set(); // states that no keyframe refers to yet, so they may be changed in place
-    this.scene.patches.forEach((patch, step) => {
-      if (step % KEYFRAME === 0) {
-        keyframes.push(state);
-        state = new Map(state);
-        owned = new Set();
-      }
-      for (const [index, changes] of patch) {
-        if (owned.has(index)) {
-          Object.assign(state.get(index), changes);
-        } else {
-          state.set(index, { ...state.get(index), ...changes });
-          owned.add(index);
-        }
-      }
-    });
-    return keyframes;
+    this.changes = scene.changes && new Changes(scene.changes);
   }
 
   seek(step) {
-    const ahead = step - this.step;
-    if (ahead > 0 && ahead <= KEYFRAME) {
-      for (const [index, changes] of this.merged(this.step + 1, step)) this.change(index, changes);
-    } else if (ahead !== 0) {
-      this.jump(step);
-    }
+    for (const [index, changes] of this.changes.seek(step, this.laid)) this.change(index, changes);
     this.step = step;
     this.svg.dataset.step = step;
-  }
-
-  jump(step) {
-    const number = Math.floor(step / KEYFRAME);
-    const patches = this.merged(number * KEYFRAME, step);
-    for (const [index, base] of this.keyframes[number]) {
-      const wanted = patches.has(index) ? { ...base, ...patches.get(index) } : base;
-      const now = this.now[index];
-      const changes = {};
-      let differs = false;
-      for (const name in wanted) {
-        if (wanted[name] !== now[name]) {
-          changes[name] = wanted[name];
-          differs = true;
-        }
-      }
-      if (differs) this.change(index, changes);
-    }
-  }
-
-  // All patches of steps first … last as one, so that no shape is painted twice.
-  merged(first, last) {
-    const all = new Map();
-    for (let step = first; step <= last; step += 1) {
-      for (const [index, changes] of this.scene.patches[step]) {
-        all.set(index, all.has(index) ? { ...all.get(index), ...changes } : changes);
-      }
-    }
-    return all;
   }
 
   change(index, changes) {
@@ -127,7 +67,7 @@ class Picture {
       if (name === "fill" || name === "stroke") element.setAttribute(name, paint(value));
       else if (name === "text") element.textContent = value;
       else if (name === "tip") element.style.pointerEvents = value ? "" : "none";
-      else if (name === "kind" || name.startsWith("label") || name === "detail") { /* not the element's */ }
+      else if (name.startsWith("label") || UNSEEN.has(name)) { /* not the element's */ }
       else element.setAttribute(SVG_NAMES[name] ?? name, value);
       if (LABEL_MOVERS.has(name)) moveLabel = true;
     }
@@ -155,7 +95,8 @@ class Picture {
   tipOf(element) {
     const shape = this.now[element?.shapeNumber];
     if (!shape?.tip) return "";
-    return shape.detail ? `${shape.tip}, ${shape.detail}` : shape.tip;
+    const filled = shape.filled >= 0 ? this.scene.filled_words.replace("{}", shape.filled) : "";
+    return [shape.tip, shape.detail, filled].filter(Boolean).join(", ");
   }
 
   // The step under a pointer, if x means steps in this picture; else null.

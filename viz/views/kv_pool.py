@@ -40,12 +40,7 @@ def page(run: Run) -> None:
     st.markdown(" ".join([INTRODUCTION, *_what_else(run)]))
     request = _selected(run)
 
-    def scenes() -> list[figures.Scene]:
-        timeline = run.timeline
-        pool = figures.block_pool(timeline, request)
-        return [pool, figures.memory_over_time(timeline), figures.block_table(timeline, request)]
-
-    stage.show(run, f"kv-{request}", scenes)
+    stage.show(run, f"kv-{request}", lambda: figures.kv_pictures(run.timeline, request))
     signs = ", ".join(f"**{MARKS[name].sign}** {MARKS[name].words}" for name in _marks_of(run))
     st.caption(f"{signs}; red outline: a block of the selected request. Point at a block to read about it.")
 
