@@ -106,7 +106,7 @@ class Scene:
         changes: for each step, which attributes of which shapes become what.
         captions: for each step, in words, what happens.
         axis: set if x means steps.
-        filled_words: what a pointer reads about `filled`, which stands for "{}" in it.
+        filled_words: what a pointer reads about `filled`, which stands for "{filled}" in it.
         screen: "wide" or "narrow" if there is another scene for other screens, "" if it suits all.
     """
 
@@ -180,7 +180,7 @@ class Scene:
         filled = shape.get("filled", -1.0)
         words = [shape["tip"], shape.get("detail")]
         if isinstance(filled, int | float) and filled >= 0:
-            words.append(self.filled_words.replace("{}", f"{filled:g}"))
+            words.append(self.filled_words.replace("{filled}", f"{filled:g}"))
         return ", ".join(str(part) for part in words if part) if shape["tip"] else ""
 
     def to_data(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from minivllm.trace.replay import ReplayState
 from viz.figures.block_grid import Look
 from viz.figures.common import Name
 from viz.figures.readers import Readers, StepMarks, filled_slots, mark_of
+from viz.language import _
 
 
 class BlockLooks:
@@ -43,7 +44,7 @@ class BlockLooks:
         self.selected = selected
         self.spotlight = spotlight
         self.readers, self.host_readers = Readers(), Readers()
-        self.filled_words = f"{{}} of {header.block_size} slots filled"
+        self.filled_words = _("{filled} of {size} slots filled").replace("{size}", f"{header.block_size}")
 
     def of(self, block: int, marks: StepMarks, state: ReplayState) -> Look:
         """What the cell of a block of the pool shows after a step."""

@@ -95,7 +95,7 @@ class Picture {
   tipOf(element) {
     const shape = this.now[element?.shapeNumber];
     if (!shape?.tip) return "";
-    const filled = shape.filled >= 0 ? this.scene.filled_words.replace("{}", shape.filled) : "";
+    const filled = shape.filled >= 0 ? this.scene.filled_words.replace("{filled}", shape.filled) : "";
     return [shape.tip, shape.detail, filled].filter(Boolean).join(", ");
   }
 
