@@ -28,6 +28,7 @@ from viz.changes import Changes, Shape, Value
 
 __all__ = [
     "DEFAULTS",
+    "LEGIBLE",
     "Scene",
     "Shape",
     "StepAxis",
@@ -37,6 +38,9 @@ __all__ = [
     "lines_path",
     "rounded",
 ]
+
+LEGIBLE = 7.0
+"""Still pictures leave out labels that are smaller; the player shows them once one has zoomed in."""
 
 # Attributes of each kind, with the value that is meant where a shape does not give one. They are spelled
 # out in `player.js` too; a test holds the two lists together.
@@ -57,6 +61,8 @@ DEFAULTS: dict[str, Shape] = {
         "tip": "",
         "detail": "",
         "filled": -1.0,
+        "subject": "",
+        "of": "",
     },
     "text": {
         "x": 0.0,
@@ -67,6 +73,8 @@ DEFAULTS: dict[str, Shape] = {
         "anchor": "start",
         "weight": "normal",
         "tip": "",
+        "subject": "",
+        "of": "",
     },
     "path": {
         "d": "",
@@ -76,6 +84,8 @@ DEFAULTS: dict[str, Shape] = {
         "dash": "",
         "opacity": 1.0,
         "tip": "",
+        "subject": "",
+        "of": "",
     },
 }
 
@@ -102,10 +112,12 @@ class Scene:
             are in units from the top left, colours are names of the palette. Later shapes lie on top.
             A path's `d` uses M, L, C and Z with absolute coordinates only. `tip` is what a pointer reads
             (and `detail`, the part of it that changes often, follows it: patches stay short; last comes
-            `filled`, a number if it is not negative, in the scene's `filled_words`).
+            `filled`, a number if it is not negative, in the scene's `filled_words`). `subject` is what a
+            click asks about, `of` whose it is (`subjects.py`).
         changes: for each step, which attributes of which shapes become what.
         captions: for each step, in words, what happens.
         axis: set if x means steps.
+        histories: what there is to tell of the blocks that it draws (`figures/block_history.py`).
         filled_words: what a pointer reads about `filled`, which stands for "{filled}" in it.
         screen: "wide" or "narrow" if there is another scene for other screens, "" if it suits all.
     """
@@ -119,6 +131,7 @@ class Scene:
     axis: StepAxis | None = None
     screen: str = ""
     filled_words: str = ""
+    histories: dict[str, Any] | None = None
     _now: list[Shape] = field(default_factory=list, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -19,6 +19,7 @@ from viz.figures.metrics_board import metrics_board
 from viz.figures.overview import MOST_ROWS as MOST_OVERVIEW_ROWS
 from viz.figures.overview import overview
 from viz.figures.prefix_tree import prefix_tree
+from viz.figures.request_cards import request_cards
 from viz.figures.roofline import roofline
 from viz.figures.scheduler_gantt import scheduler_gantt
 from viz.figures.search import searched_requests
@@ -43,6 +44,7 @@ __all__ = [
     "metrics_board",
     "overview",
     "prefix_tree",
+    "request_cards",
     "roofline",
     "scheduler_gantt",
     "searched_requests",

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 
+from viz import subjects
 from viz.figures.common import NARROW, Mark
 from viz.scene import Scene, Value, rounded
 
@@ -50,6 +51,8 @@ class Look:
     detail: str = ""
     filled: int = -1
     """Slots that hold a token; −1 if that means nothing."""
+    of: str = ""
+    """The requests that read it (`subjects.belongs_to`)."""
 
 
 class BlockGrid:
@@ -58,9 +61,19 @@ class BlockGrid:
     Args:
         blocks: the physical blocks to draw, in order.
         noun: how tooltips call a block of this pool.
+        is_touchable: a click asks about a block.
     """
 
-    def __init__(self, scene: Scene, blocks: Sequence[int], top: float, height: float, noun: str) -> None:
+    def __init__(
+        self,
+        scene: Scene,
+        blocks: Sequence[int],
+        top: float,
+        height: float,
+        noun: str,
+        *,
+        is_touchable: bool = False,
+    ) -> None:
         # Rows of 16, 32 or 64, so that a block's number can be told from its place.
         self.columns = 16 if len(blocks) <= 256 else 32 if len(blocks) <= 1024 else 64
         rows = ceil(max(len(blocks), 1) / self.columns)
@@ -74,10 +87,19 @@ class BlockGrid:
         for index, block in enumerate(blocks):
             x = (index % self.columns) * self.size + 1
             y = top + (index // self.columns) * self.size
-            label_size = 15 if self.size >= ROOMY else 11
+            # Letters of small cells can be read once the reader has zoomed in.
+            label_size = 15.0 if self.size >= ROOMY else 11.0 if self.size >= LABELLED else self.size * 0.55
             tip = f"{noun} {block}: free"
             shape = scene.rect(
-                x, y, self.inner, self.inner, fill="free", stroke="outline", label_size=label_size, tip=tip
+                x,
+                y,
+                self.inner,
+                self.inner,
+                fill="free",
+                stroke="outline",
+                label_size=rounded(label_size),
+                tip=tip,
+                subject=subjects.block(block) if is_touchable else "",
             )
             self.cells[block] = Cell(x, y, shape, None)
         if self.size >= LABELLED:
@@ -111,13 +133,14 @@ class BlockGrid:
         mark = look.mark
         attributes: dict[str, Value] = {
             "fill": look.fill,
-            "label": look.label if self.size >= LABELLED else "",
+            "label": look.label,
             "stroke": "ink" if mark else "outline",
             "stroke_width": self.bold if mark else 1.0,
             "dash": mark.dash if mark else "",
             "tip": look.tip or f"{self.noun} {block}: free",
             "detail": look.detail,
             "filled": look.filled,
+            "of": look.of,
         }
         if look.is_evictable:
             attributes |= {"dash": "2 2"}

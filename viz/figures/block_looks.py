@@ -18,6 +18,7 @@ from viz.figures.block_grid import Look
 from viz.figures.common import Name
 from viz.figures.readers import Readers, StepMarks, filled_slots, mark_of
 from viz.language import _
+from viz.subjects import belongs_to
 
 
 class BlockLooks:
@@ -74,6 +75,7 @@ class BlockLooks:
             tip=f"Block {block}: {self._owner_words(readers, seq, logical)}",
             detail=", ".join(words),
             filled=filled_slots(state, readers),
+            of=belongs_to(self.names[self.requests[reader]].number for reader in readers),
         )
 
     def filled(self, block: int, state: ReplayState) -> int | None:

@@ -21,6 +21,7 @@ from math import ceil
 from minivllm.trace.replay import ReplayState
 from minivllm.trace.timeline import BatchItem, StepRecord, Timeline, walk
 from viz.figures.block_grid import BlockGrid
+from viz.figures.block_history import BlockHistory
 from viz.figures.block_looks import BlockLooks
 from viz.figures.captions import captions
 from viz.figures.common import NARROW, names_of
@@ -68,15 +69,28 @@ def drawn_host_blocks(timeline: Timeline) -> list[int]:
 
 
 class BlockPoolPicture:
-    """Builds the scene: `__init__` lays the shapes out, `step` says what one step changes."""
+    """Builds the scene: `__init__` lays the shapes out, `step` says what one step changes.
 
-    def __init__(self, timeline: Timeline, selected: str | None, spotlight: bool = False) -> None:
+    If it `is_touchable`, the player outlines the blocks of whichever request the reader selects, and the
+    histories of all blocks come with the scene.
+    """
+
+    def __init__(
+        self,
+        timeline: Timeline,
+        selected: str | None,
+        spotlight: bool = False,
+        *,
+        is_touchable: bool = False,
+    ) -> None:
         self.header = timeline.trace.header
         self.names = names_of(timeline)
         self.requests = {seq: sequence.request for seq, sequence in timeline.sequences.items()}
         self.selected = selected
         self.spotlight = spotlight
-        self.looks = BlockLooks(self.header, self.names, self.requests, selected, spotlight)
+        outlined = None if is_touchable else selected
+        self.looks = BlockLooks(self.header, self.names, self.requests, outlined, spotlight)
+        self.history = BlockHistory(self.names, self.requests) if is_touchable else None
         self.readers, self.host_readers = self.looks.readers, self.looks.host_readers
         self.changed_before: set[int] = set()
         self.host_changed_before: set[int] = set()
@@ -85,7 +99,7 @@ class BlockPoolPicture:
         self.tables = SelectedTables(self.scene, timeline, name) if name else None
         blocks = drawn_blocks(timeline)
         top = self.tables.height if self.tables else 4.0
-        self.grid = BlockGrid(self.scene, blocks, top, GRID_HEIGHT, "Block")
+        self.grid = BlockGrid(self.scene, blocks, top, GRID_HEIGHT, "Block", is_touchable=is_touchable)
         self.grid.add_strips(max(map(self._most_partly_filled, timeline.records), default=0))
         half = self.grid.inner / 2
         self.cell_tops = {block: (cell.x + half, cell.y + 1) for block, cell in self.grid.cells.items()}
@@ -116,6 +130,8 @@ class BlockPoolPicture:
         marks = StepMarks.of_step(record, state)
         changed = self.readers.update(record.touched_seqs, state.tables) | set(marks.device)
         changed.update(block for event in record.cached for block in event.blocks)
+        if self.history:
+            self.history.note(record, changed, marks, self.readers)
         for block in changed | self.changed_before:
             self.grid.draw(block, self.looks.of(block, marks, state))
         growing = {block for item in record.batch for block in self._written(item, state)}

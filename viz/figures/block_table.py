@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from minivllm.trace.replay import ReplayState, SequenceState
 from minivllm.trace.timeline import StepRecord, Timeline, walk
+from viz import subjects
 from viz.figures.captions import captions
 from viz.figures.common import NARROW, clip, names_of
 from viz.figures.selected_tables import longest_table
@@ -96,7 +97,7 @@ class BlockTablePicture:
 
     def _clear(self, row: dict[str, int]) -> None:
         self.scene.set(row["logical"], label="", fill="none")
-        self.scene.set(row["physical"], label="", stroke="none")
+        self.scene.set(row["physical"], label="", stroke="none", subject="")
         self.scene.set(row["frame"], stroke="none")
         self.scene.set(row["bar"], width=0.0)
         for text in ("count", "holds"):
@@ -109,7 +110,7 @@ class BlockTablePicture:
         start = logical * self.block_size
         words = self.texts.words(sequence, start, start + filled)
         scene.set(row["logical"], label=f"{logical}", fill=self.name.colour)
-        scene.set(row["physical"], label=f"→ {block}", stroke="outline")
+        scene.set(row["physical"], label=f"→ {block}", stroke="outline", subject=subjects.block(block))
         scene.set(row["frame"], stroke="outline")
         scene.set(row["bar"], width=rounded(BAR * filled / self.block_size), fill="filled")
         scene.set(row["count"], text=f"{filled}/{self.block_size}")

@@ -17,10 +17,14 @@ from viz.scene import Scene
 
 
 def kv_pictures(timeline: Timeline, selected: str) -> list[Scene]:
-    """Three scenes, with the blocks of request `selected`."""
-    pool, table = BlockPoolPicture(timeline, selected), BlockTablePicture(timeline, selected)
+    """Three scenes, with the block tables of request `selected`, and the history of every block."""
+    pool = BlockPoolPicture(timeline, selected, is_touchable=True)
+    table = BlockTablePicture(timeline, selected)
     told = captions(timeline)
     for record, state in walk(timeline.trace):
         for picture in (pool, table):
             picture.step(record, state, told[record.step])
+    if pool.history:
+        size = timeline.trace.header.block_size
+        pool.scene.histories = pool.history.to_data(timeline.sequences, size)
     return [pool.scene, memory_over_time(timeline, told), table.scene]

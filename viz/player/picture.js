@@ -10,10 +10,16 @@ const DEFAULTS = {
   rect: {
     x: 0, y: 0, width: 0, height: 0, fill: "none", stroke: "none", stroke_width: 1, dash: "", opacity: 1,
     radius: 0, label: "", label_size: 12, tip: "", detail: "",
-    filled: -1,
+    filled: -1, subject: "", of: "",
   },
-  text: { x: 0, y: 0, text: "", fill: "ink", size: 13, anchor: "start", weight: "normal", tip: "" },
-  path: { d: "", fill: "none", stroke: "none", stroke_width: 1.5, dash: "", opacity: 1, tip: "" },
+  text: {
+    x: 0, y: 0, text: "", fill: "ink", size: 13, anchor: "start", weight: "normal", tip: "",
+    subject: "", of: "",
+  },
+  path: {
+    d: "", fill: "none", stroke: "none", stroke_width: 1.5, dash: "", opacity: 1, tip: "", subject: "",
+    of: "",
+  },
 };
 
 // Attributes of shapes that SVG knows by another name.
@@ -21,7 +27,7 @@ const SVG_NAMES = {
   stroke_width: "stroke-width", dash: "stroke-dasharray", radius: "rx", size: "font-size",
   anchor: "text-anchor", weight: "font-weight",
 };
-const UNSEEN = new Set(["kind", "detail", "filled"]);
+const UNSEEN = new Set(["kind", "detail", "filled", "subject", "of"]);
 const LABEL_MOVERS = new Set(["x", "y", "width", "height", "fill", "label", "label_size"]);
 
 const paint = (name) => (name === "none" ? "none" : `var(--${name})`);
@@ -37,6 +43,10 @@ class Picture {
     this.laid = scene.shapes.map((shape) => ({ ...DEFAULTS[shape.kind], ...shape }));
     this.now = this.laid.map((shape) => ({ ...shape }));
     this.elements = this.now.map((shape) => document.createElementNS(SVG, shape.kind));
+    this.request = -1;
+    this.subject = "";
+    this.canTouch = () => false;
+    this.least = 0; // smaller letters are not drawn
     this.labels = new Map(); // shape number → its text element; most rectangles never have one
     this.labelLayer = document.createElementNS(SVG, "g");
     this.labelLayer.style.pointerEvents = "none";
@@ -66,11 +76,11 @@ class Picture {
       const value = changes[name];
       if (name === "fill" || name === "stroke") element.setAttribute(name, paint(value));
       else if (name === "text") element.textContent = value;
-      else if (name === "tip") element.style.pointerEvents = value ? "" : "none";
       else if (name.startsWith("label") || UNSEEN.has(name)) { /* not the element's */ }
       else element.setAttribute(SVG_NAMES[name] ?? name, value);
       if (LABEL_MOVERS.has(name)) moveLabel = true;
     }
+    if ("tip" in changes || "subject" in changes || "of" in changes) this.mark(index);
     if (moveLabel && this.now[index].kind === "rect") this.drawLabel(index);
   }
 
@@ -88,7 +98,42 @@ class Picture {
     text.setAttribute("x", shape.x + shape.width / 2);
     text.setAttribute("y", shape.y + shape.height / 2 + shape.label_size * 0.36);
     text.setAttribute("font-size", shape.label_size);
+    text.style.display = shape.label_size < this.least ? "none" : "";
     text.setAttribute("fill", shape.fill === "none" ? "var(--ink)" : `var(--on-${shape.fill})`);
+  }
+
+  // ── what is selected, and what can be ───────────────────────────────────────────────────────────────
+
+  select(request, subject) {
+    this.request = request;
+    this.subject = subject;
+    this.now.forEach((shape, index) => { if (shape.subject || shape.of) this.mark(index); });
+  }
+
+  // Whether a shape can be touched, belongs to the selected request, or is itself selected.
+  mark(index) {
+    const { tip, subject, of } = this.now[index];
+    const { classList, style } = this.elements[index];
+    const isTouchable = this.canTouch(subject);
+    const isLit = this.request >= 0 &&
+      (subject === `request ${this.request}` || of.split(" ").includes(`${this.request}`));
+    style.pointerEvents = tip || isTouchable ? "" : "none";
+    classList.toggle("touchable", isTouchable);
+    classList.toggle("lit", isLit);
+    classList.toggle("chosen", subject === this.subject && subject.startsWith("block"));
+  }
+
+  // Letters smaller than so many units are not drawn.
+  legible(least) {
+    this.least = least;
+    for (const [index, text] of this.labels) {
+      text.style.display = this.now[index].label_size < least ? "none" : "";
+    }
+  }
+
+  boxOf(index) {
+    const shape = this.now[index];
+    return shape.kind === "rect" ? shape : this.elements[index].getBBox();
   }
 
   // What a pointer over this element reads; "" if nothing.
@@ -104,7 +149,8 @@ class Picture {
     if (!this.scene.axis) return null;
     const box = this.svg.getBoundingClientRect();
     const [left, stepWidth, ends] = this.scene.axis;
-    const x = ((clientX - box.left) / box.width) * this.scene.width;
+    const seen = this.svg.viewBox.baseVal;
+    const x = seen.x + ((clientX - box.left) / box.width) * seen.width;
     if (x < left) return null;
     if (!ends.length) return Math.floor((x - left) / stepWidth);
     const step = ends.findIndex((end) => end >= x);
