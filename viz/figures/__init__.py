@@ -14,6 +14,7 @@ from viz.figures.captions import captions
 from viz.figures.comparison import Side, comparison
 from viz.figures.decode_intensity import decode_intensity
 from viz.figures.kv_pictures import kv_pictures
+from viz.figures.ladders import ladders
 from viz.figures.memory import memory_over_time
 from viz.figures.metrics_board import metrics_board
 from viz.figures.overview import MOST_ROWS as MOST_OVERVIEW_ROWS
@@ -40,6 +41,7 @@ __all__ = [
     "comparison",
     "decode_intensity",
     "kv_pictures",
+    "ladders",
     "memory_over_time",
     "metrics_board",
     "overview",
