@@ -16,12 +16,14 @@ from viz.figures.captions import captions
 from viz.figures.comparison import Side, comparison
 from viz.figures.curves import curves
 from viz.figures.decode_intensity import decode_intensity
+from viz.figures.kv_pictures import kv_pictures
 from viz.figures.ladders import ladders
 from viz.figures.memory import memory_over_time
 from viz.figures.metrics_board import metrics_board
 from viz.figures.overview import MOST_ROWS as MOST_OVERVIEW_ROWS
 from viz.figures.overview import overview
 from viz.figures.prefix_tree import prefix_tree
+from viz.figures.request_cards import request_cards
 from viz.figures.roofline import roofline
 from viz.figures.scheduler_gantt import scheduler_gantt
 from viz.figures.search import searched_requests
@@ -44,11 +46,13 @@ __all__ = [
     "comparison",
     "curves",
     "decode_intensity",
+    "kv_pictures",
     "ladders",
     "memory_over_time",
     "metrics_board",
     "overview",
     "prefix_tree",
+    "request_cards",
     "roofline",
     "scheduler_gantt",
     "searched_requests",
