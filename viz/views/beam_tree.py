@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from viz import figures, stage
+from viz import empty, figures, stage
 from viz.figures.common import PHONE, WIDE, names_of
 from viz.language import N_, _
 from viz.loading import Run
@@ -43,8 +43,7 @@ def page(run: Run) -> None:
     st.markdown(_(INTRODUCTION))
     requests = figures.searched_requests(run.timeline)
     if not requests:
-        st.info(_(WITHOUT))
-        st.code(HOW, language="python")
+        empty.tell(URL, _(WITHOUT), HOW, "python")
         return
     request = _selected(run, requests)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import streamlit as st
 
 from minivllm.trace.timeline import Phase
-from viz import figures, loading, stage
+from viz import empty, figures, loading, stage
 from viz.figures.common import PHONE, WIDE
 from viz.figures.moments import Moment, merge, steps_of_first
 from viz.language import N_, _
@@ -49,9 +49,14 @@ CLOCKS = N_("One clock is simulated and the other is real: their seconds are not
 
 def page(run: Run) -> None:
     st.markdown(_(INTRODUCTION))
-    other = second_trace(run, loading.open_run, lambda: st.info(_(WITHOUT)))
+    other = second_trace(run, loading.open_run, _ask)
     if other is not None:
         both(run, other)
+
+
+def _ask() -> None:
+    st.info(_(WITHOUT))
+    empty.offer(URL)
 
 
 def both(run: Run, other: Run) -> None:

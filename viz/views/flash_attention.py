@@ -11,7 +11,7 @@ from functools import partial
 import streamlit as st
 
 from minivllm.trace.kernel_events import KernelTrace
-from viz import kernel_stage, links, loading
+from viz import empty, kernel_stage, links, loading
 from viz.figures.kernel_matrix import kernel_matrix, piece_captions
 from viz.figures.kernel_softmax import LATE, is_told_late, kernel_softmax, rescaled
 from viz.figures.kernel_tiles import Piece, pieces
@@ -80,6 +80,7 @@ def page(run: KernelRun) -> None:
         _play(run, number, trace, found)
     else:
         st.info(_(NOT_ATTENTION))
+        empty.offer(URL)
         links.page_link(microscope.URL, _("Go to: {page}").format(page=_(microscope.TITLE)))
     _side_by_side(run)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from viz import figures, stage
+from viz import empty, figures, stage
 from viz.figures.common import EDGE_MARKS, PHONE, WIDE
 from viz.language import N_, _
 from viz.loading import Run
@@ -40,8 +40,7 @@ with LLM("path/to/model", prefix_cache="radix", trace="prefixes.jsonl") as llm: 
 def page(run: Run) -> None:
     st.markdown(_(INTRODUCTION))
     if not any(record.cached for record in run.timeline.records):
-        st.info(_(WITHOUT))
-        st.code(HOW, language="python")
+        empty.tell(URL, _(WITHOUT), HOW, "python")
         return
 
     def scenes() -> list[figures.Scene]:

@@ -9,7 +9,7 @@ import streamlit as st
 
 from minivllm.trace.events import HardwareShape
 from minivllm.trace.timeline import Phase
-from viz import figures, stage
+from viz import empty, figures, stage
 from viz.devices import DEVICES
 from viz.figures.log_axis import engineering
 from viz.figures.roofline import Roof, roofline_captions
@@ -57,10 +57,12 @@ def page(run: Run) -> None:
     header = run.timeline.trace.header
     if header.model is None:
         st.info(_(NO_MODEL))
+        empty.offer(URL)
         return
     work = timed_work(run.timeline)
     if not work:
         st.info(_(NO_TIMES))
+        empty.offer(URL)
         return
     hardware = header.hardware or _chosen()
     if hardware is not None:

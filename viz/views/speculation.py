@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from viz import figures, stage
+from viz import empty, figures, stage
 from viz.figures.common import NARROW, PHONE
 from viz.language import N_, _
 from viz.loading import Run
@@ -48,8 +48,7 @@ def page(run: Run) -> None:
     st.markdown(_(INTRODUCTION))
     drafted = [record for record in run.timeline.records if record.drafts]
     if not drafted:
-        st.info(_(WITHOUT))
-        st.code(HOW, language="python")
+        empty.tell(URL, _(WITHOUT), HOW, "python")
         return
     stage.show(
         run,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import streamlit as st
 
 from lessons import catalogue
-from viz import links, loading
+from viz import empty, links, loading
 from viz.cards import card
 from viz.language import N_, _, current
 from viz.loading import Run
@@ -127,6 +127,8 @@ def _how_to_get_a_run(words: str) -> None:
     with st.container(border=True):
         st.markdown(words)
         st.code(DEMO, language="shell")
+        empty.offer("overview")
+        links.page_link("run", _("Or run prompts of your own, here"))
         if WHERE_DEMO.is_file() and st.button(_("Open {file}").format(file=WHERE_DEMO), key="open-demo"):
             loading.choose(WHERE_DEMO.resolve())
             st.rerun()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from viz import figures, stage
+from viz import empty, figures, stage
 from viz.figures.common import NARROW, PHONE, names_of
 from viz.language import N_, _
 from viz.loading import Run
@@ -44,8 +44,7 @@ def page(run: Run) -> None:
     st.markdown(_(INTRODUCTION))
     requests = figures.structured_requests(run.timeline)
     if not requests:
-        st.info(_(WITHOUT))
-        st.code(HOW, language="python")
+        empty.tell(URL, _(WITHOUT), HOW, "python")
         return
     request = requests[0]
     if len(requests) > 1:
