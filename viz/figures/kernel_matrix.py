@@ -61,7 +61,7 @@ def kernel_matrix(header: KernelHeader, found: Sequence[Piece], told: Sequence[s
     _axes(scene, boxes, grid)
     frame = scene.rect(0, 0, 0, 0, stroke="cursor", stroke_width=3)
     _legend(scene, grid, bool(skipped))
-    noun = WORDS[found[0].verb]
+    noun = _(WORDS[found[0].verb])
     counts = Counter(piece.panel for piece in found)
     order: dict[Box, int] = {}
     panel = None
