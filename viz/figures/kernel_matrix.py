@@ -199,8 +199,8 @@ def _diagonal(scene: Scene, grid: _Grid) -> None:
 
 def _axes(scene: Scene, boxes: Sequence[Box], grid: _Grid) -> None:
     """Where tiles begin, as far as there is room for numbers."""
-    scene.text(LEFT, 38, "keys →", size=12, fill="muted")
-    scene.text(4, TOP - 6, "queries ↓", size=12, fill="muted")
+    scene.text(LEFT, 38, _("keys →"), size=12, fill="muted")
+    scene.text(4, TOP - 6, _("queries ↓"), size=12, fill="muted")
     last = -100.0
     for key in sorted({box.first_key for box in boxes}):
         x = LEFT + key * grid.x_unit

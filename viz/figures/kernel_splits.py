@@ -76,7 +76,7 @@ def kernel_splits(traces: Sequence[KernelTrace]) -> list[Scene]:
         keys=plural(num_keys, "key"),
     )
     scene.text(4, 16, words, size=15, weight="bold")
-    scene.text(4, TOP - 14, "keys", size=13, fill="muted")
+    scene.text(4, TOP - 14, _("keys"), size=13, fill="muted")
     scene.text(LEFT, TOP - 14, "0", size=13, fill="muted")
     scene.text(LEFT + WIDTH, TOP - 14, f"{num_keys - 1}", size=13, fill="muted", anchor="end")
     scene.text(BRACKET - 12, TOP - 14, _("moved, bytes"), size=13, fill="muted", anchor="end")
