@@ -22,7 +22,8 @@ if (root := str(Path(__file__).resolve().parent.parent)) not in sys.path:
     sys.path.insert(0, root)
 
 from minivllm.trace.reader import TraceError
-from viz import links, loading
+from viz import language_switch, links, loading
+from viz.language import N_, _
 from viz.loading import AnyRun, KernelRun, PrecisionRun, Run, StoryRun
 from viz.pages import ENGINE_PAGES, KERNEL_PAGES
 from viz.palette import FAMILIES
@@ -37,10 +38,10 @@ TOUR = (start, *RUN_PAGES, *KERNEL_PAGES, precision, lessons)
 
 # What is opened, in words, and the page that shows it.
 KINDS: dict[type, tuple[str, str, ModuleType]] = {
-    Run: ("a run of the engine", "runs of the engine", overview),
-    KernelRun: ("one of a kernel", "kernels", microscope),
-    StoryRun: ("a failing story of a lesson", "failing stories of lessons", story),
-    PrecisionRun: ("a comparison of precisions", "comparisons of precisions", precision),
+    Run: (N_("a run of the engine"), N_("runs of the engine"), overview),
+    KernelRun: (N_("one of a kernel"), N_("kernels"), microscope),
+    StoryRun: (N_("a failing story of a lesson"), N_("failing stories of lessons"), story),
+    PrecisionRun: (N_("a comparison of precisions"), N_("comparisons of precisions"), precision),
 }
 
 # The pictures want the width that Streamlit leaves empty; nine numbers fit into one line if they are modest,
@@ -55,6 +56,20 @@ h1 { padding: 0.4rem 0 !important; }
 [data-testid="stTopNavLinkContainer"] { margin: 0 -2px; }
 [data-testid="stTopNavLink"], [data-testid="stTopNavLink"] * { font-size: 13px; }
 [data-testid="stTopNavLink"] { padding: 0 5px; }
+.stMainBlockContainer > [data-testid="stVerticalBlock"] { position: relative; }
+[data-testid="stLayoutWrapper"]:has(> .st-key-language-switch) {
+  position: absolute; top: 2.9rem; right: 0; width: auto; z-index: 1;
+}
+.st-key-language-switch button { min-height: 1.9rem; padding: 0 0.6rem; }
+.st-key-language-switch button p { font-size: 13px; }
+.stMain [class*="st-key-title-row"], .stMain h1 { padding-right: 7.6rem !important; }
+.stMain [class*="st-key-title-row"] h1 { padding-right: 0 !important; }
+@media (max-width: 767px) {
+  [data-testid="stLayoutWrapper"]:has(> .st-key-language-switch) {
+    position: fixed; top: 0.9rem; right: 1rem; z-index: 999991;
+  }
+  .stMain [class*="st-key-title-row"], .stMain h1 { padding-right: 0 !important; }
+}
 </style>
 """
 
@@ -62,11 +77,13 @@ h1 { padding: 0.4rem 0 !important; }
 def main() -> None:
     st.set_page_config(page_title="minivllm", page_icon=_icon(), layout="wide")
     st.html(STYLE)
+    language_switch.speak_as_chosen()
+    language_switch.switch()
     run, problem = _open()
     pages = {
         page.URL: st.Page(
             partial(_page, page, run, problem),
-            title=page.TITLE,
+            title=_(page.TITLE),
             url_path=page.URL,
             default=page is overview,
         )
@@ -102,21 +119,24 @@ def _next(page: ModuleType) -> None:
     """Links to what the words mean, and to the next page: from a page beside the tour to the lessons."""
     following = TOUR[TOUR.index(page) + 1] if page in TOUR else lessons
     if page not in LEARN_PAGES:
-        links.page_link(glossary.URL, f"{glossary.TITLE}: what the words on this page mean")
-    links.page_link(following.URL, f"Next: {following.TITLE}")
-    st.caption(following.TEASER)
+        links.page_link(glossary.URL, _("Glossary: what the words on this page mean"))
+    links.page_link(following.URL, _("Next: {page}").format(page=_(following.TITLE)))
+    st.caption(_(following.TEASER))
 
 
 def _page_of_a_trace(page: ModuleType, run: AnyRun | None, problem: str) -> None:
     own = {story: StoryRun, precision: PrecisionRun, **dict.fromkeys(KERNEL_PAGES, KernelRun)}
     kind = own.get(page, Run)
     if run is None:
-        st.title("minivllm" if kind is Run else page.TITLE)
+        st.title("minivllm" if kind is Run else _(page.TITLE))
         _welcome(problem, kind)
         return
-    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"):
-        st.title(page.TITLE, width="content")
-        with st.popover(f"Trace: {plain(run.path.name)}", help="Open another trace"):
+    with st.container(
+        key="title-row", horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"
+    ):
+        st.title(_(page.TITLE), width="content")
+        name = _("Trace: {file}").format(file=plain(run.path.name))
+        with st.popover(name, help=_("Open another trace")):
             loading.chooser()
     if not isinstance(run, kind):
         _other_kind(run, kind)
@@ -128,13 +148,14 @@ def _page_of_a_trace(page: ModuleType, run: AnyRun | None, problem: str) -> None
 
 def _other_kind(run: AnyRun, wanted: type) -> None:
     """This page cannot show this trace; another one can."""
-    words, _, place = KINDS[type(run)]
-    _, shown, own = KINDS[wanted]
-    st.info(f"The open trace is {words}; this page shows {shown}.")
+    words, _several, place = KINDS[type(run)]
+    _one, shown, own = KINDS[wanted]
+    told = _("The open trace is {this}; this page shows {other}.")
+    st.info(told.format(this=_(words), other=_(shown)))
     if wanted is not Run:
-        st.markdown("To get one:")
+        st.markdown(_("To get one:"))
         st.code(own.HOW, language="shell")
-    links.page_link(place.URL, f"Go to: {place.TITLE}")
+    links.page_link(place.URL, _("Go to: {page}").format(page=_(place.TITLE)))
 
 
 def _welcome(problem: str, kind: type) -> None:
@@ -142,20 +163,22 @@ def _welcome(problem: str, kind: type) -> None:
         st.error(plain(problem))
     if kind is not Run:
         page = KINDS[kind][2]
-        st.markdown(page.WITHOUT)
+        st.markdown(_(page.WITHOUT))
         st.code(page.HOW, language="shell")
         loading.chooser()
         return
     st.markdown(
-        "A **trace** is a file in which a run of the engine has written down everything that happened. "
-        '`minivllm demo` makes one in a minute; so does `LLM(..., trace="run.jsonl")` in your own program. '
-        "Open it here, and step through it."
+        _(
+            "A **trace** is a file in which a run of the engine has written down everything that happened. "
+            '`minivllm demo` makes one in a minute; so does `LLM(..., trace="run.jsonl")` in your own '
+            "program. Open it here, and step through it."
+        )
     )
     loading.chooser()
-    st.markdown("Without a trace, too:")
+    st.markdown(_("Without a trace, too:"))
     for page in LEARN_PAGES:
-        links.page_link(page.URL, page.TITLE)
-        st.caption(page.TEASER)
+        links.page_link(page.URL, _(page.TITLE))
+        st.caption(_(page.TEASER))
 
 
 def _icon() -> Image.Image:

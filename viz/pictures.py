@@ -102,13 +102,19 @@ def _of_run(make: Callable[[Timeline], Sequence[Scene]]) -> Figure:
 def _of_request(make: Callable[[Timeline, str], Scene], choose: Callable[[Timeline], str]) -> Figure:
     def scenes(traces: Sequence[Path], options: Options, step: int) -> list[Scene]:
         timeline = _timeline(traces[0])
-        request = str(options["request"]) if "request" in options else choose(timeline)
-        if request not in timeline.spans:
-            known = ", ".join(names_of(timeline))
-            raise ValueError(f"{traces[0].name} has no request {request!r}; it has: {known}")
-        return [make(timeline, request)]
+        return [make(timeline, _chosen_request(traces[0], timeline, options, choose))]
 
     return Figure(scenes, ("request",))
+
+
+def _chosen_request(
+    path: Path, timeline: Timeline, options: Options, choose: Callable[[Timeline], str]
+) -> str:
+    request = str(options["request"]) if "request" in options else choose(timeline)
+    if request not in timeline.spans:
+        known = ", ".join(names_of(timeline))
+        raise ValueError(f"{path.name} has no request {request!r}; it has: {known}")
+    return request
 
 
 def _of_width(make: Callable[[Timeline, float], Scene], narrow: float = NARROW) -> Figure:
@@ -139,6 +145,12 @@ def _comparison(traces: Sequence[Path], options: Options, step: int) -> list[Sce
 
 def _preemption_cost(traces: Sequence[Path], options: Options, step: int) -> list[Scene]:
     return figures.preemption_cost([_timeline(path) for path in traces])
+
+
+def _ladders(traces: Sequence[Path], options: Options, step: int) -> list[Scene]:
+    paged, in_pages = (_timeline(path) for path in traces)
+    request = _chosen_request(traces[0], paged, options, most_interesting_request)
+    return [figures.ladders(paged, in_pages, request)]
 
 
 def _roofline(timeline: Timeline) -> list[Scene]:
@@ -223,6 +235,7 @@ FIGURES: dict[str, Figure] = {
     "roofline": _of_run(_roofline),
     "decode_intensity": _of_run(_decode_intensity),
     "comparison": Figure(_comparison, ("screen",), 2),
+    "ladders": Figure(_ladders, ("request",), 2),
     "kernel_source": _of_requests(
         lambda t, s, n, width: [kernel_source(t.header, s.accesses, width)], "screen"
     ),

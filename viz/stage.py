@@ -16,6 +16,7 @@ import streamlit as st
 
 from minivllm.trace.timeline import Timeline
 from viz import player
+from viz.language import _, current
 from viz.loading import Run
 from viz.player import Jump
 from viz.scene import Scene
@@ -70,12 +71,14 @@ def show_scenes(
         start: where the player begins, if no link says otherwise.
         component: the player, if it looks otherwise.
     """
-    data = _payload(fingerprint, name, make_scenes, places, steps, first, start)
+    with st.spinner(_("Drawing …")):
+        data = _payload(current(), fingerprint, name, make_scenes, places, steps, first, start)
     component(data=data, key=f"player-{name}")
 
 
-@st.cache_resource(max_entries=16, show_spinner="Drawing …")
+@st.cache_resource(max_entries=16, show_spinner=False)
 def _payload(
+    language: str,
     fingerprint: str,
     name: str,
     _make_scenes: Callable[[], Sequence[Scene]],
@@ -84,8 +87,16 @@ def _payload(
     first: int,
     start: int,
 ) -> bytes:
+    player_id = f"{fingerprint}-{name}-{language}"
     data = player.player_data(
-        f"{fingerprint}-{name}", fingerprint, _make_scenes(), _jumps, _steps, first, start, linked=True
+        player_id,
+        fingerprint,
+        _make_scenes(),
+        _jumps,
+        _steps,
+        first,
+        start,
+        linked=True,
     )
     return player.packed(data)
 
@@ -98,18 +109,20 @@ def jumps(timeline: Timeline) -> list[Jump]:
         return next((step for step in range(len(records)) if happens(step)), None)
 
     sharing = [
-        Jump("first prefix hit", first(lambda step: any(e.source == "cache" for e in records[step].shared))),
-        Jump("first fork", first(lambda step: records[step].forked)),
-        Jump("first copy-on-write", first(lambda step: records[step].copied)),
+        Jump(
+            _("first prefix hit"), first(lambda step: any(e.source == "cache" for e in records[step].shared))
+        ),
+        Jump(_("first fork"), first(lambda step: records[step].forked)),
+        Jump(_("first copy-on-write"), first(lambda step: records[step].copied)),
         Jump(
             "first eviction", first(lambda step: any(e.reason == "capacity" for e in records[step].evicted))
         ),
-        Jump("first swap", first(lambda step: records[step].swapped_out)),
+        Jump(_("first swap"), first(lambda step: records[step].swapped_out)),
     ]
     return [
-        Jump("first wait", first(lambda step: records[step].num_waiting)),
-        Jump("first preemption", first(lambda step: records[step].preempted)),
-        Jump("first finish", first(lambda step: records[step].ended)),
-        Jump("fullest pool", max(range(len(records)), key=lambda step: records[step].num_used_blocks)),
+        Jump(_("first wait"), first(lambda step: records[step].num_waiting)),
+        Jump(_("first preemption"), first(lambda step: records[step].preempted)),
+        Jump(_("first finish"), first(lambda step: records[step].ended)),
+        Jump(_("fullest pool"), max(range(len(records)), key=lambda step: records[step].num_used_blocks)),
         *(jump for jump in sharing if jump.step is not None),
     ]

@@ -190,6 +190,15 @@ def test_mistakes_in_the_command_are_sentences(tmp_path):
     assert minivllm(tmp_path, "see", "4")[0] == 2
 
 
+def test_a_wrong_command_line_is_one_sentence(tmp_path):
+    assert minivllm(tmp_path, "check", "-1") == (
+        2,
+        "error: No such option: -1 (see minivllm lesson check --help)\n",
+    )
+    code, words = minivllm(tmp_path, "chekc")
+    assert code == 2 and words.startswith("error: No such command 'chekc'") and "there are list" in words
+
+
 def test_edited_checks_are_refused(tmp_path, monkeypatch):
     from lessons import runner
 

@@ -18,11 +18,12 @@ from pathlib import Path
 from minivllm.files import write_file
 from minivllm.text import printable
 from viz import player
+from viz.language import current, speaking
 from viz.player import Jump
 from viz.scene import Scene
 
 PAGE = """<!doctype html>
-<html lang="en">
+<html lang="{language}">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -50,11 +51,19 @@ mount({{ data, parentElement: document.body }});
 """
 
 
-def to_html(title: str, scenes: Sequence[Scene], jumps: Sequence[Jump] = ()) -> str:
-    """One page that plays the scenes side by side."""
+def to_html(
+    title: str, scenes: Sequence[Scene], jumps: Sequence[Jump] = (), language: str | None = None
+) -> str:
+    """One page that plays the scenes side by side.
+
+    Args:
+        language: what its buttons speak; None: the current one. Scenes speak the language they were made in.
+    """
     fingerprint = sha256(repr((title, scenes[0].captions)).encode()).hexdigest()[:16]
-    data = player.player_data(fingerprint, fingerprint, scenes, jumps)
+    with speaking(language or current()):
+        data = player.player_data(fingerprint, fingerprint, scenes, jumps)
     return PAGE.format(
+        language=language or current(),
         title=escape(printable(title)),
         css=player.css(),
         html=player.html(),
@@ -63,9 +72,15 @@ def to_html(title: str, scenes: Sequence[Scene], jumps: Sequence[Jump] = ()) -> 
     )
 
 
-def save_html(path: str | Path, title: str, scenes: Sequence[Scene], jumps: Sequence[Jump] = ()) -> None:
+def save_html(
+    path: str | Path,
+    title: str,
+    scenes: Sequence[Scene],
+    jumps: Sequence[Jump] = (),
+    language: str | None = None,
+) -> None:
     """Write the page to a file, whole or not at all. Raises `CannotWrite` if that cannot be."""
-    write_file(path, to_html(title, scenes, jumps), "path")
+    write_file(path, to_html(title, scenes, jumps, language), "path")
 
 
 def _json_for_html(data: object) -> str:

@@ -13,6 +13,7 @@ from viz.figures.block_table import block_table
 from viz.figures.captions import captions
 from viz.figures.comparison import Side, comparison
 from viz.figures.decode_intensity import decode_intensity
+from viz.figures.ladders import ladders
 from viz.figures.memory import memory_over_time
 from viz.figures.metrics_board import metrics_board
 from viz.figures.overview import MOST_ROWS as MOST_OVERVIEW_ROWS
@@ -38,6 +39,7 @@ __all__ = [
     "choices_of",
     "comparison",
     "decode_intensity",
+    "ladders",
     "memory_over_time",
     "metrics_board",
     "overview",

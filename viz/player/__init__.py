@@ -1,8 +1,8 @@
 """The player, seen from Python: scenes go in, the step the reader stands at comes out.
 
-`player.html`, `player.css`, `picture.js`, `hands.js` and `player.js` make a small program that runs in the
-browser: it plays scenes without asking the server. A round trip through Streamlit takes 80 ms before anything
-is drawn, the player a few milliseconds (`python -m viz.bench_player`), which is why it exists.
+`player.html`, `player.css`, `words.js`, `picture.js`, `hands.js` and `player.js` make a small program that
+runs in the browser: it plays scenes without asking the server. A round trip through Streamlit takes 80 ms
+before anything is drawn, the player a few milliseconds (`python -m viz.bench_player`): so it exists.
 
 Read next: `player.js`.
 """
@@ -10,16 +10,21 @@ Read next: `player.js`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
 from minivllm.text import printable
+from viz.language import _
 from viz.palette import css_variables
 from viz.scene import Scene
+from viz.texts import texts_of_player
 
 HERE = Path(__file__).parent
+COMMON = ("words.js", "picture.js", "hands.js")
+"""What every player needs."""
 
 
 class Jump(NamedTuple):
@@ -56,7 +61,18 @@ def live_javascript() -> str:
 
 
 def _module(last: str) -> str:
-    return "\n".join((HERE / name).read_text(encoding="utf-8") for name in ("picture.js", "hands.js", last))
+    return "\n".join((HERE / name).read_text(encoding="utf-8") for name in (*COMMON, last))
+
+
+def words(last: str = "player") -> dict[str, str]:
+    """What the player of this name says, in the current language: its English words → those of the reader."""
+    return {text: _(text) for text in _texts(last)}
+
+
+@cache
+def _texts(last: str) -> list[str]:
+    files = (*COMMON, f"{last}.js", f"{last}.html")
+    return [text for name in files for text in texts_of_player(HERE / name)]
 
 
 def player_data(
@@ -91,6 +107,7 @@ def player_data(
         "first": first,
         "start": start,
         "linked": linked,
+        "words": words(),
         "jumps": [{"label": printable(jump.label), "step": jump.step} for jump in jumps],
         "scenes": [scene.to_data() for scene in scenes],
     }

@@ -4,7 +4,7 @@
 // server. The step is remembered per trace in the session storage, so that all pages stand at the same one. In
 // the dashboard the link follows it, too (`data.linked`), so that it can be sent.
 //
-// One module with picture.js and hands.js before it; used by Streamlit (viz/player/__init__.py) and by the
+// One module with words.js, picture.js and hands.js before it; used by Streamlit (viz/player/__init__.py) and by the
 // self-contained page (viz/backends/html.py).
 //
 // Where two runs are played side by side, a step of the player is a moment of both (viz/figures/moments.py).
@@ -21,6 +21,8 @@ class Player {
     this.last = data.captions.length - 1;
     this.frame = 0;
     this.linkTimer = 0;
+    this.say = speaker(data.words);
+    sayAll(root, this.say);
     const find = (selector) => root.querySelector(selector);
     this.slider = find("input[type=range]");
     this.caption = find(".caption");
@@ -64,7 +66,7 @@ class Player {
       button.type = "button";
       button.textContent = label;
       button.disabled = step === null;
-      if (step === null) button.title = "This does not happen in this run.";
+      if (step === null) button.title = this.say("This does not happen in this run.");
       button.addEventListener("click", () => this.move(step));
       host.append(button);
     }
@@ -120,7 +122,9 @@ class Player {
     this.slider.value = step;
     this.slider.setAttribute("aria-valuetext", this.data.captions[step]);
     const first = this.data.first || 0;
-    this.count.textContent = `${this.data.steps ? "moment" : "step"} ${step + first} of ${this.last + first}`;
+    const place = { step: step + first, last: this.last + first };
+    this.count.textContent = this.data.steps
+      ? this.say("moment {step} of {last}", place) : this.say("step {step} of {last}", place);
     this.caption.textContent = this.data.captions[step];
     this.tip.hidden = true;
     remember(this.data.trace, this.shared());
@@ -174,7 +178,7 @@ class Player {
 
   play() {
     if (this.step >= this.last) this.go(0);
-    this.playButton.textContent = "Pause";
+    this.playButton.textContent = this.say("Pause");
     this.caption.setAttribute("aria-live", "off"); // no screen reader can read sixty sentences a second
     let before = performance.now();
     let owed = 0;
@@ -195,7 +199,7 @@ class Player {
     if (!this.frame) return;
     cancelAnimationFrame(this.frame);
     this.frame = 0;
-    this.playButton.textContent = "Play";
+    this.playButton.textContent = this.say("Play");
     this.caption.setAttribute("aria-live", "polite");
   }
 

@@ -9,12 +9,13 @@ import streamlit as st
 
 from viz import figures, stage
 from viz.figures.common import PHONE, WIDE, names_of
+from viz.language import N_
 from viz.loading import Run
 from viz.player import Jump
 
-TITLE = "Beam tree"
+TITLE = N_("Beam tree")
 URL = "beam_tree"
-TEASER = "How a search branches, and how little memory its branches need."
+TEASER = N_("How a search branches, and how little memory its branches need.")
 
 INTRODUCTION = (
     "A **beam search** follows several outputs at once. In every step each beam proposes its best next "

@@ -13,15 +13,16 @@ from minivllm.trace.timeline import Phase
 from viz import figures, loading, stage
 from viz.figures.common import PHONE, WIDE
 from viz.figures.moments import Moment, merge, steps_of_first
+from viz.language import N_
 from viz.loading import Run
 from viz.plain import plain
 from viz.player import Jump
 from viz.second_trace import second_trace
 from viz.side_by_side import side_by_side
 
-TITLE = "Compare"
+TITLE = N_("Compare")
 URL = "compare"
-TEASER = "The same requests under two policies, on one clock."
+TEASER = N_("The same requests under two policies, on one clock.")
 
 INTRODUCTION = (
     "Two runs of the same requests take different steps, but they share a **clock**. The open trace is on "

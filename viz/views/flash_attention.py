@@ -17,6 +17,7 @@ from viz.figures.kernel_softmax import LATE, is_told_late, kernel_softmax, resca
 from viz.figures.kernel_tiles import Piece, pieces
 from viz.figures.kernel_traffic import kernel_shared, kernel_traffic
 from viz.kernel_side_by_side import SENTENCES, column, same_sizes, table
+from viz.language import N_
 from viz.loading import KernelRun
 from viz.plain import plain
 from viz.player import Jump
@@ -26,9 +27,9 @@ from viz.views import microscope
 from viz.views.compare import side_labels
 from viz.views.microscope import choose_kernel
 
-TITLE = "FlashAttention"
+TITLE = N_("FlashAttention")
 URL = "flash_attention"
-TEASER = "Attention tile by tile, and the scores that are never written."
+TEASER = N_("Attention tile by tile, and the scores that are never written.")
 
 MOST_PIECES = 2000
 

@@ -12,11 +12,12 @@ import streamlit as st
 
 from viz import glossary_table, links
 from viz.glossary import FILES, read_glossary
+from viz.language import N_
 from viz.lesson_words import LANGUAGES, say
 
-TITLE = "Glossary"
+TITLE = N_("Glossary")
 URL = "glossary"
-TEASER = "What every word means, in one line, and where it lives in the code."
+TEASER = N_("What every word means, in one line, and where it lives in the code.")
 
 TEXT_WIDTH = 820
 

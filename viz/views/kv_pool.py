@@ -10,11 +10,12 @@ import streamlit as st
 from viz import figures, stage
 from viz.figures.common import MARKS, names_of
 from viz.figures.selected_tables import most_interesting_request
+from viz.language import N_
 from viz.loading import Run
 
-TITLE = "KV pool"
+TITLE = N_("KV pool")
 URL = "kv_pool"
-TEASER = "Where the keys and values of every token are kept."
+TEASER = N_("Where the keys and values of every token are kept.")
 
 INTRODUCTION = (
     "Each cell is one **physical block** of the KV cache; its colour and letter name its request, and the "

@@ -19,12 +19,13 @@ from lessons.catalogue import Lesson
 from lessons.work import Desk
 from viz import lesson_desk, lesson_step, lesson_text, links
 from viz.cards import card
+from viz.language import N_
 from viz.lesson_words import LANGUAGES, say
 from viz.plain import plain
 
-TITLE = "Lessons"
+TITLE = N_("Lessons")
 URL = "lessons"
-TEASER = "One idea after the other: read about it, step through a run, write it yourself."
+TEASER = N_("One idea after the other: read about it, step through a run, write it yourself.")
 
 PARTS = ("read", "step", "write")
 TEXT_WIDTH, DESK_WIDTH = 820, 1000

@@ -17,14 +17,15 @@ import streamlit as st
 from viz import jobs, links, loading, player
 from viz.figures.common import MARKS
 from viz.folders import upload_folder
+from viz.language import N_, current
 from viz.live import feed, own_server, window
 from viz.live.own_server import OwnServer
 from viz.plain import plain
 from viz.stage import THEME
 
-TITLE = "Live"
+TITLE = N_("Live")
 URL = "live"
-TEASER = "A server's engine while it answers: its pool, its queues, its texts."
+TEASER = N_("A server's engine while it answers: its pool, its queues, its texts.")
 ENVIRONMENT = "MINIVLLM_LIVE"
 """The server that the command named."""
 KEY = "VLLM_API_KEY"
@@ -73,7 +74,8 @@ def page(run: object = None) -> None:
         _running(own)
     if watched is None:
         return
-    COMPONENT(data={"feed": f"{feed.PREFIX}{token}"}, key=f"live-{token}")
+    data = {"feed": f"{feed.PREFIX}{token}", "language": current(), "words": player.words("live")}
+    COMPONENT(data=data, key=f"live-{token}")
     st.caption(SIGNS)
     st.caption(KEPT)
     if st.button("Open what was seen on all pages", help="As it is now; the live view goes on meanwhile."):

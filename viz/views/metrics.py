@@ -19,13 +19,14 @@ from viz.charts.style import Chart
 from viz.counted import Counted, count
 from viz.figures.common import PHONE, WIDE
 from viz.figures.metrics_board import in_words
+from viz.language import N_
 from viz.loading import Run
 from viz.metric_panels import Panel, owner_panels, queries_in_words, request_panels, user_panels
 from viz.palette import DARK, LIGHT
 
-TITLE = "Metrics"
+TITLE = N_("Metrics")
 URL = "metrics"
-TEASER = "The numbers by which a serving engine is judged, each with its distribution."
+TEASER = N_("The numbers by which a serving engine is judged, each with its distribution.")
 
 INTRODUCTION = (
     "A serving engine is judged twice. **Its users** feel latencies: how long until the first token "

@@ -15,13 +15,14 @@ from viz.figures.kernel_lanes import kernel_lanes
 from viz.figures.kernel_source import kernel_source
 from viz.figures.kernel_totals import kernel_totals
 from viz.kernel_steps import Follow, Played, choices, faults, microscope_jumps, played
+from viz.language import N_
 from viz.loading import KernelRun
 from viz.plain import plain
 from viz.scene import Scene
 
-TITLE = "Kernel microscope"
+TITLE = N_("Kernel microscope")
 URL = "microscope"
-TEASER = "One kernel, line by line: what the lanes of a warp ask memory for."
+TEASER = N_("One kernel, line by line: what the lanes of a warp ask memory for.")
 
 INTRODUCTION = (
     "One moment of the player is one **request**: an instruction with which the 32 **lanes** of a warp go to "

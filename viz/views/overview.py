@@ -9,12 +9,13 @@ import streamlit as st
 
 from minivllm.trace.summary import RunSummary, format_seconds
 from viz import figures, links, stage
+from viz.language import N_
 from viz.loading import Run
 from viz.plain import plain
 
-TITLE = "Overview"
+TITLE = N_("Overview")
 URL = "overview"
-TEASER = "What the run was like, in numbers and in words."
+TEASER = N_("What the run was like, in numbers and in words.")
 
 INTRODUCTION = (
     "A **request** brings a prompt; the engine adds one **token** (a piece of a word) at a time. In every "

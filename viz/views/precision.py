@@ -13,13 +13,14 @@ from minivllm.text import printable
 from minivllm.trace.precision_events import MatrixOnGrids, VariantMeasured
 from viz import kernel_stage
 from viz.figures.precision import precision_scenes
+from viz.language import N_
 from viz.loading import PrecisionRun
 from viz.plain import plain
 from viz.player import Jump
 
-TITLE = "Precision"
+TITLE = N_("Precision")
 URL = "precision"
-TEASER = "Weights in 8, 4 and 2 bits: where the error sits, and what it costs."
+TEASER = N_("Weights in 8, 4 and 2 bits: where the error sits, and what it costs.")
 
 INTRODUCTION = (
     "A quantised weight is a **code**: a step on the **grid** of its group, (code − zero) · scale. One "

@@ -9,11 +9,12 @@ import streamlit as st
 
 from viz import figures, stage
 from viz.figures.common import EDGE_MARKS, PHONE, WIDE
+from viz.language import N_
 from viz.loading import Run
 
-TITLE = "Prefix tree"
+TITLE = N_("Prefix tree")
 URL = "prefix_tree"
-TEASER = "What the cache remembers, so that no prefix is computed twice."
+TEASER = N_("What the cache remembers, so that no prefix is computed twice.")
 
 INTRODUCTION = (
     "Prompts often begin alike. The **prefix cache** remembers full blocks by their tokens and by all tokens "

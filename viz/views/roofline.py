@@ -14,13 +14,14 @@ from viz.devices import DEVICES
 from viz.figures.log_axis import engineering
 from viz.figures.roofline import Roof, roofline_captions
 from viz.figures.step_work import PhaseWork, timed_work
+from viz.language import N_
 from viz.loading import Run
 from viz.plain import plain
 from viz.player import Jump
 
-TITLE = "Roofline"
+TITLE = N_("Roofline")
 URL = "roofline"
-TEASER = "What limits a step: the arithmetic, or the reading of memory."
+TEASER = N_("What limits a step: the arithmetic, or the reading of memory.")
 
 INTRODUCTION = (
     "A step must **compute** (FLOP: one multiplication or addition) and must **read memory**: the weights "

@@ -9,11 +9,12 @@ import streamlit as st
 
 from viz import figures, stage
 from viz.figures.common import NARROW, WIDE
+from viz.language import N_
 from viz.loading import Run
 
-TITLE = "Scheduler"
+TITLE = N_("Scheduler")
 URL = "scheduler"
-TEASER = "Which requests compute in every step, and which ones wait."
+TEASER = N_("Which requests compute in every step, and which ones wait.")
 
 INTRODUCTION = (
     "One row per request, one column per step; the future is dimmed. **Continuous batching**: the scheduler "

@@ -11,12 +11,13 @@ import streamlit as st
 
 from viz import figures, stage
 from viz.figures.common import NARROW, PHONE
+from viz.language import N_
 from viz.loading import Run
 from viz.player import Jump
 
-TITLE = "Speculation"
+TITLE = N_("Speculation")
 URL = "speculation"
-TEASER = "Several tokens in one step: guess them, verify them all at once, keep what is right."
+TEASER = N_("Several tokens in one step: guess them, verify them all at once, keep what is right.")
 
 INTRODUCTION = (
     "A step of a large model costs nearly the same for one token as for five, so it pays to **guess**: a "

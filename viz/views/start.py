@@ -13,12 +13,13 @@ import streamlit as st
 from lessons import catalogue
 from viz import links, loading
 from viz.cards import card
+from viz.language import N_
 from viz.loading import Run
 from viz.views.lessons import is_complete
 
-TITLE = "Start here"
+TITLE = N_("Start here")
 URL = "start"
-TEASER = "What this is, three ideas, and a path through it."
+TEASER = N_("What this is, three ideas, and a path through it.")
 
 WHAT = (
     "minivllm is a small server for language models in which nothing is hidden: requests come in, a "

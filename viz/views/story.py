@@ -13,13 +13,14 @@ import streamlit as st
 from viz import stage
 from viz.figures.story import story_scenes
 from viz.figures.story_words import num_shown, parted_step
+from viz.language import N_
 from viz.loading import StoryRun
 from viz.plain import code, plain
 from viz.player import Jump
 
-TITLE = "Your bug"
+TITLE = N_("Your bug")
 URL = "story"
-TEASER = "The shortest story on which your solution fails, beside the right one."
+TEASER = N_("The shortest story on which your solution fails, beside the right one.")
 
 INTRODUCTION = (
     "The judge has found a story on which your code fails, and has made it as short as it could. Here it is "

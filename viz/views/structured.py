@@ -9,12 +9,13 @@ import streamlit as st
 
 from viz import figures, stage
 from viz.figures.common import NARROW, PHONE, names_of
+from viz.language import N_
 from viz.loading import Run
 from viz.player import Jump
 
-TITLE = "Structured output"
+TITLE = N_("Structured output")
 URL = "structured_output"
-TEASER = "How an output comes to parse: what may not come next is struck out."
+TEASER = N_("How an output comes to parse: what may not come next is struck out.")
 
 INTRODUCTION = (
     "An output that must follow a **schema**, a pattern, a list of choices or a grammar always parses, "

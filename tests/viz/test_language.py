@@ -1,0 +1,219 @@
+"""Two languages: what a page says goes through the catalogue, and the catalogue has all of it."""
+
+import ast
+import gettext
+import re
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.viz.test_kernel_pages import open_page
+from viz import language, player, texts
+from viz.backends.html import to_html
+from viz.language import N_, _, current, ngettext, speak, speaking
+from viz.scene import Scene
+from viz.views import kv_pool
+
+VIZ = Path(texts.__file__).parent
+SILENT = {
+    "bench_player.py",
+    "grafana.py",
+    "lesson_pictures.py",
+    "serve.py",
+    "texts.py",
+}
+"""Commands: they speak to a terminal, not to a reader of pages."""
+NOT_YET = (
+    {
+        path.relative_to(VIZ).as_posix()
+        for pattern in ("*.py", "player/*.js", "player/*.html")
+        for path in VIZ.rglob(pattern)
+    }
+    - SILENT
+    - {"language.py", "language_switch.py"}
+)
+"""Files whose texts are still English in every language. It only ever gets shorter."""
+STREAMLIT_SAYS = {
+    "title", "header", "subheader", "markdown", "caption", "write", "info", "warning", "error", "success",
+    "button", "checkbox", "radio", "selectbox", "segmented_control", "pills", "toggle", "slider", "text_area",
+    "text_input", "number_input", "file_uploader", "form_submit_button", "download_button", "link_button",
+    "page_link", "popover", "expander", "tabs", "spinner", "metric", "progress", "toast", "status",
+}  # fmt: skip
+SCENES_SAY = {"text", "begin_step", "Jump", "Scene", "Mark"}
+SAID = {"label", "help", "placeholder", "tip", "detail", "caption", "title", "words", "text"}
+"""Names of arguments that a reader reads, whatever they are given to."""
+SENTENCE = re.compile(r"[A-Za-z]{2,}")
+CODE = re.compile(r"`[^`]*`")
+
+
+def not_wrapped(source):
+    """Literals that a reader would read, and that do not go through `_`: `(line, text)`."""
+    found = []
+
+    class Reader(ast.NodeVisitor):
+        def visit_Call(self, node):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if name in ("_", "N_", "ngettext", "plural"):
+                return
+            arguments = [item.value for item in node.keywords if item.arg in SAID]
+            if name in STREAMLIT_SAYS | SCENES_SAY:
+                arguments += node.args
+            for argument in arguments:
+                found.extend((argument.lineno, text) for text in literals(argument))
+            self.generic_visit(node)
+
+    Reader().visit(ast.parse(source))
+    return found
+
+
+def literals(node):
+    """English words in an expression, outside of `_`."""
+    if isinstance(node, ast.Call):
+        name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+        if name in ("_", "N_", "ngettext", "plural"):
+            return
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        if SENTENCE.search(CODE.sub("", node.value)):
+            yield node.value
+        return
+    for child in ast.iter_child_nodes(node):
+        yield from literals(child)
+
+
+def catalogue():
+    with texts.COMPILED.open("rb") as file:
+        return gettext.GNUTranslations(file)
+
+
+def translations():
+    """English text → Chinese."""
+    said = catalogue()._catalog
+    return {key[0] if isinstance(key, tuple) else key: text for key, text in said.items() if key}
+
+
+def python_files():
+    return {path.relative_to(VIZ).as_posix(): path for path in sorted(VIZ.rglob("*.py"))}
+
+
+# ── the mechanism ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def mimicked(monkeypatch):
+    """A catalogue that is done: every text with « » around it."""
+    fake = gettext.NullTranslations()
+    fake.gettext = lambda text: f"«{text}»"
+    fake.ngettext = lambda one, many, count: f"«{one}»"
+    real = language._catalogue
+    monkeypatch.setattr(language, "_catalogue", lambda name: fake if name == "zh" else real(name))
+
+
+@pytest.mark.usefixtures("mimicked")
+def test_a_text_is_said_in_the_language_of_the_thread():
+    assert current() == "en" and _("one") == "one" and ngettext("{count} x", "{count} xs", 2) == "{count} xs"
+    heard = []
+    with speaking("zh"):
+        assert N_("one") == "one" and _("one") == "«one»"
+        assert ngettext("{count} x", "{count} xs", 2) == "«{count} x»"
+        thread = threading.Thread(target=lambda: heard.append(_("one")))
+        thread.start()
+        thread.join()
+        with speaking("en"):
+            assert _("one") == "one"
+        assert current() == "zh"
+    assert heard == ["one"] and current() == "en", "a thread speaks for itself alone"
+    for wrong in ("de", "", "zh_CN"):
+        with pytest.raises(ValueError, match="language must be one of en, zh; got"):
+            speak(wrong)
+
+
+@pytest.mark.usefixtures("mimicked", "own_folders")
+def test_a_page_speaks_as_its_link_says_and_keeps_it(trace_file):
+    app = open_page(kv_pool, trace_file, lang="zh")
+    assert not app.exception and app.title[0].value == f"«{kv_pool.TITLE}»"
+    assert app.query_params["lang"] == ["zh"] or app.query_params["lang"] == "zh"
+    app = open_page(kv_pool, trace_file)
+    assert app.title[0].value == kv_pool.TITLE and "lang" not in app.query_params
+    app = open_page(kv_pool, trace_file, lang="tlh")
+    assert not app.exception and app.title[0].value == kv_pool.TITLE
+
+
+def a_scene():
+    scene = Scene("title", 10, 10)
+    scene.begin_step("caption")
+    return scene
+
+
+@pytest.mark.usefixtures("mimicked")
+def test_the_player_gets_its_words_from_python():
+    assert player.words()["Play"] == "Play" and {"First", "step {step} of {last}"} <= set(player.words())
+    assert "live" not in player.words() and player.words("live")["live"] == "live"
+    page = to_html("t", [a_scene()], language="zh")
+    assert '<html lang="zh">' in page and '"Play":"\\u00abPlay\\u00bb"' in page
+    assert '<html lang="en">' in to_html("t", [a_scene()]) and current() == "en"
+    with pytest.raises(ValueError, match="language must be one of"):
+        to_html("t", [a_scene()], language="de")
+
+
+# ── no text left behind ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_texts_are_found_where_they_are_said():
+    source = (
+        '_("one"); N_("two"); ngettext("{count} x", "{count} xs", 3); plural(n, "block"); _(TITLE); f("no")'
+    )
+    assert [(text.one, text.many) for text in texts.texts_of(source, "a.py")] == [
+        ("one", ""),
+        ("two", ""),
+        ("{count} x", "{count} xs"),
+        ("{count} block", "{count} blocks"),
+    ]
+    for wrong in ('_(f"{count} blocks")', '_("one " + name)', '_("%s" % name)'):
+        with pytest.raises(ValueError, match="py:1: fill a text in after"):
+            list(texts.texts_of(wrong, "a.py"))
+
+
+def test_a_translation_has_the_placeholders_and_the_code_of_its_text():
+    assert texts.fault("{count:,} of `x`", "`x` 的 {count}") == ""
+    assert "placeholders" in texts.fault("{count} of {all}", "{count}")
+    assert "placeholders" in texts.fault("none", "{count}")
+    assert "code" in texts.fault("`x` and `y`", "`x` 和 y")
+    assert "format" in texts.fault("{count}", "{count")
+
+
+def test_every_text_has_a_translation():
+    said = translations()
+    exempt = {f"viz/{name}" for name in NOT_YET}
+    wanted = [text for text in texts.all_texts() if text.file not in exempt]
+    assert [fault for fault in texts.faults(wanted, said) if not fault.startswith("obsolete")] == []
+
+
+def test_the_compiled_catalogue_is_that_of_the_source():
+    pofile = pytest.importorskip("babel.messages.pofile", reason="Babel is not installed (the dev extra)")
+    with texts.CATALOGUE.open("rb") as file:
+        source = {m.id: m.string for m in pofile.read_po(file, locale="zh") if m.id and any(m.string)}
+    said = translations()
+    for key, text in source.items():
+        one, chinese = (key[0], text[0]) if isinstance(key, tuple) else (key, text)
+        assert said.pop(one, "") == chinese, one
+    assert not said, "python -m viz.texts"
+
+
+def test_what_a_reader_reads_goes_through_the_catalogue():
+    left = {}
+    for name, path in python_files().items():
+        if name not in SILENT | NOT_YET and (found := not_wrapped(path.read_text(encoding="utf-8"))):
+            left[name] = found
+    assert left == {}
+
+
+def test_a_literal_that_is_not_wrapped_is_noticed():
+    def texts_in(source):
+        return [text for _line, text in not_wrapped(source)]
+
+    assert texts_in('st.title("Hello")\nst.caption(_("Hello"))\nst.code("Hello")') == ["Hello"]
+    assert texts_in('scene.text(1, 2, f"{n} blocks", fill="ink")') == [" blocks"]
+    assert texts_in('scene.set(title, text=name if table else "no blocks")') == ["no blocks"]
+    assert texts_in('Jump("end", 3), Jump(_("end"), 3), f(help="Help")') == ["end", "Help"]
+    assert texts_in('scene.text(1, 2, "", fill="ink"); st.markdown(f"**{a}** · `code`")') == []
