@@ -86,7 +86,7 @@ def test_a_link_opens_both_runs_and_their_numbers(folder):
     table = app.table[0].value
     labels = plain("static.jsonl"), plain("continuous.jsonl")
     assert list(table.columns) == ["", *labels, "second : first"]
-    names = list(table[""])
+    names = list(table["Number"])
     assert {
         "Throughput",
         "TTFT p50",

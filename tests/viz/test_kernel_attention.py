@@ -269,7 +269,7 @@ def test_two_kernels_side_by_side():
     told = table([column("one", [first]), column("two", [second])], with_ratio=True)
     assert list(told) == ["", "one", "two", "second : first"]
     rows = dict(
-        zip(told[""], zip(told["one"], told["two"], told["second : first"], strict=True), strict=True)
+        zip(told["Number"], zip(told["one"], told["two"], told["second : first"], strict=True), strict=True)
     )
     one, two, ratio = rows["Read from global memory"]
     assert ratio == f"{int(two.replace(',', '')) / int(one.replace(',', '')):.2f} ×"
