@@ -31,7 +31,10 @@ from minivllm.trace.reader import TraceError, read_trace
 from minivllm.trace.story_events import StoryTrace, is_story, read_story
 from minivllm.trace.summary import RunSummary, summarize
 from minivllm.trace.timeline import Timeline, make_timeline
+from viz import samples
 from viz.folders import check_may_open, upload_folder
+from viz.offered import offered
+from viz.state import note_recent
 
 ENVIRONMENT = "MINIVLLM_TRACE"
 MOST_NEIGHBOURS = 50
@@ -132,6 +135,7 @@ def open_any(path: Path) -> AnyRun:
     Raises:
         TraceError: it cannot be shown, and why.
     """
+    samples.restore(path)
     check_may_open(path)
     if is_story(path):
         return open_story(path)
@@ -208,6 +212,14 @@ def chosen_path() -> Path | None:
     return Path(st.session_state.trace) if st.session_state.trace else None
 
 
+def note(path: Path) -> None:
+    """It was opened: once a session, it moves to the front of the recent ones; no upload, and no sample."""
+    if st.session_state.get("noted") != str(path):
+        st.session_state["noted"] = str(path)
+        if not path.resolve().is_relative_to(upload_folder()) and not samples.is_sample(path):
+            note_recent(path)
+
+
 def choose(path: Path) -> None:
     """Look at another trace, from its first step on."""
     if st.session_state.get("trace") != str(path):
@@ -247,7 +259,8 @@ def _is_trace(path: Path) -> bool:
 
 
 def chooser(take: Callable[[Path], None] = choose, key: str = "open") -> None:
-    """The form: a path, or a file to upload; `take` is told what was chosen."""
+    """Samples, recent traces, a path, or a file to upload; `take` is told what was chosen."""
+    offered(take, choose_other if take is choose else None, key)
     with st.form(key, border=False):
         typed = st.text_input("Path of a trace", placeholder="minivllm-out/trace.jsonl")
         submitted = st.form_submit_button("Open")

@@ -1,6 +1,6 @@
 """The catalogue of texts: `python -m viz.texts` brings it up to date, and says what is to be translated.
 
-    viz/**/*.py         _("…")  N_("…")  ngettext("…", "…", n)  plural(n, "noun")  ─┐
+    viz/**/*.py         _("…")  N_("…")  counted("…", "…", n)  plural(n, "noun")  ─┐
     viz/player/*.js     say("…")                                                   ─┼─►  minivllm.po ─► .mo
     viz/player/*.html   data-say="…"  data-label="…"                               ─┘
 
@@ -83,7 +83,7 @@ def texts_of(source: str, file: str) -> Iterator[Text]:
         if name in ("_", "N_"):
             if text := _literal(arguments[0], file):
                 yield Text(text, "", file)
-        elif name == "ngettext":
+        elif name in ("ngettext", "counted"):
             one, many = _literal(arguments[0], file), _literal(arguments[1], file)
             if one and many:
                 yield Text(one, many, file)
@@ -177,11 +177,12 @@ def update(*, check: bool) -> int:
 def faults(texts: Sequence[Text], translations: Mapping[str, str]) -> list[str]:
     """What is missing, wrong, or said by no source any more."""
     wanted = {text.one: text.file for text in texts}
+    several = {text.one: text.many or text.one for text in texts}  # the one may do without its number
     missing = [f"missing: {file}: {one}" for one, file in wanted.items() if not translations.get(one)]
     wrong = [
         f"wrong: {file}: {one}: {reason}"
         for one, file in wanted.items()
-        if translations.get(one) and (reason := fault(one, translations[one]))
+        if translations.get(one) and (reason := fault(several[one], translations[one]))
     ]
     return [*wrong, *missing, *(f"obsolete: {one}" for one in translations if one and one not in wanted)]
 

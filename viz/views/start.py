@@ -11,9 +11,9 @@ from typing import NamedTuple
 import streamlit as st
 
 from lessons import catalogue
-from viz import links, loading
+from viz import empty, links, loading
 from viz.cards import card
-from viz.language import N_
+from viz.language import N_, _
 from viz.loading import Run
 from viz.views.lessons import is_complete
 
@@ -115,6 +115,8 @@ def _how_to_get_a_run(words: str) -> None:
     with st.container(border=True):
         st.markdown(words)
         st.code(DEMO, language="shell")
+        empty.offer("overview")
+        links.page_link("run", _("Or run prompts of your own, here"))
         if WHERE_DEMO.is_file() and st.button(f"Open {WHERE_DEMO}", key="open-demo"):
             loading.choose(WHERE_DEMO.resolve())
             st.rerun()
