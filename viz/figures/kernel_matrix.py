@@ -62,7 +62,7 @@ def kernel_matrix(header: KernelHeader, found: Sequence[Piece], told: Sequence[s
     _axes(scene, boxes, grid)
     frame = scene.rect(0, 0, 0, 0, stroke="cursor", stroke_width=3)
     _legend(scene, grid, bool(skipped))
-    noun = WORDS[found[0].verb]
+    noun = _(WORDS[found[0].verb])
     counts = Counter(piece.panel for piece in found)
     order: dict[Box, int] = {}
     panel = None
@@ -210,8 +210,8 @@ def _diagonal(scene: Scene, grid: _Grid, boxes: Sequence[Box]) -> None:
 
 def _axes(scene: Scene, boxes: Sequence[Box], grid: _Grid) -> None:
     """Where tiles begin, as far as there is room for numbers."""
-    scene.text(LEFT, 38, "keys →", size=12, fill="muted")
-    scene.text(4, TOP - 6, "queries ↓", size=12, fill="muted")
+    scene.text(LEFT, 38, _("keys →"), size=12, fill="muted")
+    scene.text(4, TOP - 6, _("queries ↓"), size=12, fill="muted")
     last = -100.0
     for key in sorted({box.first_key for box in boxes}):
         x = LEFT + key * grid.x_unit

@@ -9,7 +9,7 @@ import streamlit as st
 
 from viz import empty, figures, stage
 from viz.figures.common import EDGE_MARKS, PHONE, WIDE
-from viz.language import N_, _
+from viz.language import N_, _, sentences
 from viz.loading import Run
 
 TITLE = N_("Prefix tree")
@@ -52,5 +52,5 @@ def page(run: Run) -> None:
         return [*trees, figures.memory_over_time(timeline)]
 
     stage.show(run, "prefixes", scenes)
-    signs = ", ".join(f"**{mark.sign}** {mark.words}" for mark in EDGE_MARKS.values())
-    st.caption(f"{signs}. {_(LEGEND)}")
+    signs = _(", ").join(f"**{mark.sign}** {mark.words}" for mark in EDGE_MARKS.values())
+    st.caption(sentences([_("{sentence}.").format(sentence=signs), _(LEGEND)]))
