@@ -10,12 +10,13 @@ Read next: `views/kv_pool.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import streamlit as st
 
 from minivllm.trace.timeline import Timeline
-from viz import player
+from viz import figures, player
 from viz.language import _, current
 from viz.loading import Run
 from viz.player import Jump
@@ -41,6 +42,7 @@ def show(
     make_scenes: Callable[[], Sequence[Scene]],
     own_jumps: Sequence[Jump] | None = None,
     steps: Sequence[int] | None = None,
+    selected: str = "",
 ) -> None:
     """Play the scenes of a page.
 
@@ -49,9 +51,16 @@ def show(
         make_scenes: called only if this session's server has not made them before.
         own_jumps: places to jump to, if others than those of the whole run matter here.
         steps: the run's step at each step of the scenes, if those are not the run's own.
+        selected: the request for which the scenes are drawn; if the reader selects another one, the page runs
+            again, with that one in `st.session_state.request`.
     """
     places = jumps(run.timeline) if own_jumps is None else own_jumps
-    show_scenes(run.fingerprint, name, make_scenes, places, steps)
+    timeline = run.timeline
+
+    def make_cards() -> list[dict[str, Any]]:
+        return figures.request_cards(timeline)
+
+    show_scenes(run.fingerprint, name, make_scenes, places, steps, make_cards=make_cards, selected=selected)
 
 
 def show_scenes(
@@ -63,6 +72,8 @@ def show_scenes(
     first: int = 0,
     start: int = 0,
     component: Callable[..., object] = PLAYER,
+    make_cards: Callable[[], Sequence[Mapping[str, Any]]] = list,
+    selected: str = "",
 ) -> None:
     """The same for any trace.
 
@@ -70,10 +81,24 @@ def show_scenes(
         first: what the first step is called.
         start: where the player begins, if no link says otherwise.
         component: the player, if it looks otherwise.
+        make_cards: the cards of all requests, if these can be selected.
+        selected: as for `show`.
     """
+    key = f"player-{name}"
+
+    def ask() -> None:
+        """The reader has selected a request for which other pictures are needed."""
+        if wanted := st.session_state[key].get("request"):
+            st.session_state.request = str(wanted)
+
     with st.spinner(_("Drawing …")):
-        data = _payload(current(), fingerprint, name, make_scenes, places, steps, first, start)
-    component(data=data, key=f"player-{name}")
+        data = _payload(
+            current(), fingerprint, name, make_scenes, places, steps, first, start, make_cards, selected
+        )
+    if selected:
+        component(data=data, key=key, on_request_change=ask)
+    else:
+        component(data=data, key=key)
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
@@ -86,8 +111,11 @@ def _payload(
     _steps: Sequence[int] | None,
     first: int,
     start: int,
+    _make_cards: Callable[[], Sequence[Mapping[str, Any]]],
+    selected: str,
 ) -> bytes:
-    player_id = f"{fingerprint}-{name}-{language}"
+    cards = _make_cards()
+    player_id = f"{fingerprint}-{name}-{selected}-{language}"
     data = player.player_data(
         player_id,
         fingerprint,
@@ -97,6 +125,8 @@ def _payload(
         first,
         start,
         linked=True,
+        requests=cards,
+        selected=next((number for number, card in enumerate(cards) if card["id"] == selected), -1),
     )
     return player.packed(data)
 

@@ -9,6 +9,7 @@ from minivllm.trace.kernel_events import write_kernel_traces
 from minivllm.trace.reader import TraceError
 from tests import patience
 from tests.viz import trace_factory
+from tests.viz.columns import patches_in
 from tests.viz.kernel_factory import flash, traces
 from tests.viz.test_pages import APP, payloads, words, write
 from tests.viz.trace_factory import Workload
@@ -162,7 +163,7 @@ def test_the_microscope_plays_every_request_and_tells_that_nothing_is_wrong(file
     assert not app.exception and app.success[0].value == microscope.NO_FAULT
     [data] = payloads(app)
     assert len(data["captions"]) == len(data["steps"]) == sum(hasattr(e, "lanes") for e in trace.events)
-    assert all(len(scene["patches"]) == len(data["captions"]) for scene in data["scenes"])
+    assert all(len(patches_in(scene["changes"])) == len(data["captions"]) for scene in data["scenes"])
     assert microscope.ABOUT_BLOCKS in words(app)
     assert links(app) == [GLOSSARY_LINK, f"Next: {flash_attention.TITLE}"]
 

@@ -10,10 +10,11 @@ Read next: `viz/player/player.js`.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from minivllm.files import write_file
 from minivllm.text import printable
@@ -52,16 +53,21 @@ mount({{ data, parentElement: document.body }});
 
 
 def to_html(
-    title: str, scenes: Sequence[Scene], jumps: Sequence[Jump] = (), language: str | None = None
+    title: str,
+    scenes: Sequence[Scene],
+    jumps: Sequence[Jump] = (),
+    language: str | None = None,
+    requests: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """One page that plays the scenes side by side.
 
     Args:
         language: what its buttons speak; None: the current one. Scenes speak the language they were made in.
+        requests: the cards of all requests (`figures/request_cards.py`): then they can be selected.
     """
     fingerprint = sha256(repr((title, scenes[0].captions)).encode()).hexdigest()[:16]
     with speaking(language or current()):
-        data = player.player_data(fingerprint, fingerprint, scenes, jumps)
+        data = player.player_data(fingerprint, fingerprint, scenes, jumps, requests=requests)
     return PAGE.format(
         language=language or current(),
         title=escape(printable(title)),
@@ -78,9 +84,10 @@ def save_html(
     scenes: Sequence[Scene],
     jumps: Sequence[Jump] = (),
     language: str | None = None,
+    requests: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write the page to a file, whole or not at all. Raises `CannotWrite` if that cannot be."""
-    write_file(path, to_html(title, scenes, jumps, language), "path")
+    write_file(path, to_html(title, scenes, jumps, language, requests), "path")
 
 
 def _json_for_html(data: object) -> str:

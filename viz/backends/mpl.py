@@ -24,7 +24,7 @@ from PIL import Image
 
 from minivllm.files import write_file
 from viz.palette import LIGHT, colour
-from viz.scene import Scene, Shape
+from viz.scene import LEGIBLE, Scene, Shape
 
 # The first that has a character draws it; a trace may be in any language.
 FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "WenQuanYi Micro Hei", "PingFang SC", "Microsoft YaHei")
@@ -133,9 +133,9 @@ def _text(axes: Axes, shape: Shape, theme: int, order: int) -> None:
 
 
 def _label(axes: Axes, shape: Shape, theme: int, order: int) -> None:
-    if not shape["label"]:
-        return
     size = float(shape["label_size"])
+    if not shape["label"] or size < LEGIBLE:
+        return
     x = float(shape["x"]) + float(shape["width"]) / 2
     y = float(shape["y"]) + float(shape["height"]) / 2 + size * 0.36
     ink = "ink" if shape["fill"] == "none" else f"on-{shape['fill']}"

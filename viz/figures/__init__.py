@@ -13,12 +13,14 @@ from viz.figures.block_table import block_table
 from viz.figures.captions import captions
 from viz.figures.comparison import Side, comparison
 from viz.figures.decode_intensity import decode_intensity
+from viz.figures.kv_pictures import kv_pictures
 from viz.figures.ladders import ladders
 from viz.figures.memory import memory_over_time
 from viz.figures.metrics_board import metrics_board
 from viz.figures.overview import MOST_ROWS as MOST_OVERVIEW_ROWS
 from viz.figures.overview import overview
 from viz.figures.prefix_tree import prefix_tree
+from viz.figures.request_cards import request_cards
 from viz.figures.roofline import roofline
 from viz.figures.scheduler_gantt import scheduler_gantt
 from viz.figures.search import searched_requests
@@ -38,11 +40,13 @@ __all__ = [
     "choices_of",
     "comparison",
     "decode_intensity",
+    "kv_pictures",
     "ladders",
     "memory_over_time",
     "metrics_board",
     "overview",
     "prefix_tree",
+    "request_cards",
     "roofline",
     "scheduler_gantt",
     "searched_requests",

@@ -17,6 +17,8 @@ from minivllm.trace.replay import ReplayState
 from viz.figures.block_grid import Look
 from viz.figures.common import Name
 from viz.figures.readers import Readers, StepMarks, filled_slots, mark_of
+from viz.language import _
+from viz.subjects import belongs_to
 
 
 class BlockLooks:
@@ -43,6 +45,7 @@ class BlockLooks:
         self.selected = selected
         self.spotlight = spotlight
         self.readers, self.host_readers = Readers(), Readers()
+        self.filled_words = _("{filled} of {size} slots filled").replace("{size}", f"{header.block_size}")
 
     def of(self, block: int, marks: StepMarks, state: ReplayState) -> Look:
         """What the cell of a block of the pool shows after a step."""
@@ -58,7 +61,6 @@ class BlockLooks:
         )
         words = [mark.words] if mark else []
         words += [f"copied from block {source}" for source, target in marks.copies if target == block][-1:]
-        words.append(f"{filled_slots(state, readers)} of {self.header.block_size} slots filled")
         if block in state.blocks.cached:
             words.append("in the prefix cache")
         is_lit = is_selected or not self.spotlight
@@ -72,7 +74,14 @@ class BlockLooks:
             is_selected=is_selected and not self.spotlight,
             tip=f"Block {block}: {self._owner_words(readers, seq, logical)}",
             detail=", ".join(words),
+            filled=filled_slots(state, readers),
+            of=belongs_to(self.names[self.requests[reader]].number for reader in readers),
         )
+
+    def filled(self, block: int, state: ReplayState) -> int | None:
+        """How many slots of a block hold a token; None if no table maps it."""
+        readers = self.readers.of.get(block)
+        return filled_slots(state, readers) if readers else None
 
     def _owner_words(self, readers: dict[int, int], seq: int, logical: int) -> str:
         words = f"request {self.names[self.requests[seq]].full}, logical block {logical}"

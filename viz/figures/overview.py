@@ -16,6 +16,7 @@ from collections.abc import Mapping
 
 from minivllm.trace.replay import ReplayState, SequenceState
 from minivllm.trace.timeline import Phase, StepRecord, Timeline, walk
+from viz import subjects
 from viz.figures.captions import captions
 from viz.figures.common import NARROW, Name, clip, names_of
 from viz.figures.search import search_of, searched_requests
@@ -86,6 +87,7 @@ class _Column:
                 label_size=15,
                 radius=4,
                 tip=_("Request {full}").format(full=name.full),
+                subject=subjects.request(name.number),
             ),
             "doing": scene.text(64, y + 26, _("not here yet"), size=15, weight="bold", fill="muted"),
             "count": scene.text(NARROW - 10, y + 26, "", size=14, anchor="end", fill="muted"),

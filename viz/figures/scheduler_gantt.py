@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from math import ceil
 
 from minivllm.trace.timeline import Phase, Span, Timeline
+from viz import subjects
 from viz.figures.captions import captions
 from viz.figures.common import WASTE, WIDE, Name, StepCursor, hatch, names_of, step_axis_labels, swatches
 from viz.scene import Scene, rounded
@@ -55,7 +56,9 @@ def scheduler_gantt(timeline: Timeline, width: float = WIDE, screen: str = "") -
         y = TOP + index * row
         if index % every == 0:
             size = min(14.0, row * every)
-            scene.text(LEFT - 8, y + row / 2 + size * 0.36, names[request].tag, size=size, anchor="end")
+            place = (LEFT - 8, y + row / 2 + size * 0.36)
+            about = subjects.request(names[request].number)
+            scene.text(*place, names[request].tag, size=size, anchor="end", subject=about)
         if index and row >= 10:
             scene.path(f"M{LEFT:g},{y:g}L{width:g},{y:g}", stroke="rule", stroke_width=0.6)
         for span in timeline.spans[request]:
@@ -98,7 +101,8 @@ def draw_span(
         rounded(max(0.5, reach[1] - reach[0])),
         rounded(height),
     )
-    scene.rect(*box, fill=fill, tip=f"{name.full}: {words.lstrip('×↑ ')}, {steps}")
+    about = subjects.request(name.number)
+    scene.rect(*box, fill=fill, subject=about, tip=f"{name.full}: {words.lstrip('×↑ ')}, {steps}")
     return box
 
 

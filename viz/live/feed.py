@@ -93,7 +93,7 @@ class Watched:
             if is_new:
                 scenes = zip(self._picture.scenes, self._picture.shapes(), strict=True)
                 told["scenes"] = [
-                    scene.to_data() | {"shapes": shapes, "patches": []} for scene, shapes in scenes
+                    scene.to_data() | {"shapes": shapes, "changes": None} for scene, shapes in scenes
                 ]
             else:
                 told["patches"] = [list(patch.items()) for patch in patches]

@@ -49,16 +49,15 @@ class LivePicture:
         """Show this moment; what each scene changed for it."""
         names = {request: self.window.name_of(request) for request in _requests_of(moment.state)}
         for scene in self.scenes:
-            scene.patches.clear()
-            scene.captions.clear()
+            scene.forget_steps()
             scene.begin_step("")
         self.pool.draw(moment, names)
         self.requests.draw(moment, names)
-        return [scene.patches[-1] for scene in self.scenes]
+        return [scene.changes.patch(0) for scene in self.scenes]
 
     def shapes(self) -> list[list[Shape]]:
         """All shapes as they are now."""
-        return [list(scene._now) for scene in self.scenes]
+        return [list(scene.now()) for scene in self.scenes]
 
 
 def _requests_of(state: ReplayState) -> list[str]:
@@ -71,7 +70,8 @@ class _Pool:
 
     def __init__(self, header: TraceHeader) -> None:
         self.header = header
-        self.scene = Scene(_("KV block pool"), NARROW, 0)
+        filled_words = BlockLooks(header, {}, {}).filled_words
+        self.scene = Scene(_("KV block pool"), NARROW, 0, filled_words=filled_words)
         self.title = self.scene.text(0, 18, "", size=15, weight="bold")
         self.is_whole = header.num_blocks <= MOST_CELLS
         cells = min(header.num_blocks, MOST_CELLS)
