@@ -23,6 +23,7 @@ if (root := str(Path(__file__).resolve().parent.parent)) not in sys.path:
 
 from minivllm.trace.reader import TraceError
 from viz import empty, language_switch, links, loading, presenting
+from viz.engine_words import in_words_of_the_reader
 from viz.language import N_, _
 from viz.loading import AnyRun, KernelRun, PrecisionRun, Run, StoryRun
 from viz.pages import ENGINE_PAGES, KERNEL_PAGES
@@ -100,7 +101,8 @@ def _open() -> tuple[AnyRun | None, str]:
     if path is None:
         return None, ""
     try:
-        run = loading.open_any(path)
+        with st.spinner(_("Reading the trace …")):
+            run = loading.open_any(path)
     except TraceError as error:
         return None, str(error)
     loading.note(path)
@@ -151,7 +153,7 @@ def _page_of_a_trace(page: ModuleType, run: AnyRun | None, problem: str) -> None
         _other_kind(page, run, kind)
         return
     for warning in loading.warnings_of(run):
-        st.warning(plain(warning))
+        st.warning(plain(in_words_of_the_reader(warning)))
     page.page(run)
 
 

@@ -128,6 +128,20 @@ def fault(english: str, translation: str) -> str:
         return f"not a format: {error}"
     if code_spans(translation) != code_spans(english):
         return f"code {sorted(code_spans(translation))}, not {sorted(code_spans(english))}"
+    if stars := unseen_bold(translation):
+        return f"Markdown sees no bold type in {stars!r}: take the punctuation out of it"
+    return ""
+
+
+def unseen_bold(text: str) -> str:
+    """Where `**` is neither the beginning nor the end of bold type: between a mark and a letter, if wrong."""
+    for number, match in enumerate(re.finditer(r"\*\*", text)):
+        outer, inner = text[match.start() - 1 : match.start()], text[match.end() : match.end() + 1]
+        if number % 2:
+            outer, inner = inner, outer
+        is_mark = inner and not (inner.isalnum() or inner in "`{")
+        if is_mark and outer and (outer.isalnum() or outer in "{}"):
+            return text[max(0, match.start() - 6) : match.end() + 6]
     return ""
 
 

@@ -61,7 +61,7 @@ CODE = re.compile(r"`[^`]*`")
 class Reader(ast.NodeVisitor):
     """Finds literals that a reader would read, and that do not go through `_`: `(line, text)`.
 
-    Two English words in a row are a sentence, wherever they stand: but for docstrings, errors, code and names.
+    Two English words in a row are a sentence, wherever they stand, but for docstrings, errors, code, names.
     A single word counts where it is given to what shows it.
     """
 

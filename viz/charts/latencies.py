@@ -65,5 +65,5 @@ def in_words(found: Percentiles) -> str:
     """The marked percentiles as text, for screen readers."""
     if not found.count:
         return _("Nothing of this kind was measured in this run.")
-    marks = ", ".join(f"{name} {format_seconds(getattr(found, name))}" for name, _ in MARKS)
+    marks = _(", ").join(f"{name} {format_seconds(getattr(found, name))}" for name, _share in MARKS)
     return _("{marks}; {count:,} measured.").format(marks=marks, count=found.count)

@@ -22,7 +22,7 @@ from viz.measures import BatchUse, parked_by_step
 NUM_BINS = 40
 PARTS = {
     "schedule": (N_("decide what to compute"), "family3"),
-    "attention": ("attention", "prefill"),
+    "attention": (N_("attention"), "prefill"),
     "model": (N_("the rest of the model"), "decode"),
     "sample": (N_("choose tokens"), "filled"),
     "update": (N_("note what happened"), "family4"),
@@ -172,7 +172,7 @@ def step_time(seconds: dict[str, float], theme: int) -> Chart:
     for index, (part, share) in enumerate(zip(rows, shares, strict=True)):
         chart.note(share, index, f"{share:.0f} %, {format_seconds(parts[part])}")
     chart.axes.set_yticks(
-        range(len(rows)), [PARTS[part][0] for part in rows], color=chart.ink("ink"), fontsize=SMALL
+        range(len(rows)), [_(PARTS[part][0]) for part in rows], color=chart.ink("ink"), fontsize=SMALL
     )
     _bare(chart, max(shares))
     return chart
@@ -224,26 +224,29 @@ def phase_means(seconds: Sequence[float], theme: int) -> Chart:
     """Mean seconds of a request in the queue, in prefill and in decode, as bars."""
     unit, length = unit_for(max(seconds))
     chart = Chart(theme, _("mean time of a request ({unit})").format(unit=unit), "", height=1.6)
-    rows = [("decode", "decode"), ("prefill", "prefill"), ("queue", "preempted")]
+    rows = [(_("decode"), "decode"), (_("prefill"), "prefill"), (_("queue"), "preempted")]
     lengths = [value / length for value in seconds][::-1]
-    chart.axes.barh(range(3), lengths, color=[chart.ink(fill) for _, fill in rows], height=0.62)
+    chart.axes.barh(range(3), lengths, color=[chart.ink(fill) for _name, fill in rows], height=0.62)
     for index, value in enumerate(reversed(seconds)):
         chart.note(lengths[index], index, format_seconds(value))
-    chart.axes.set_yticks(range(3), [name for name, _ in rows], color=chart.ink("ink"), fontsize=SMALL)
+    chart.axes.set_yticks(range(3), [name for name, _fill in rows], color=chart.ink("ink"), fontsize=SMALL)
     _bare(chart, max(lengths))
     return chart
 
 
 def tokens(use: BatchUse, theme: int) -> Chart:
     """Which tokens went through the model."""
-    chart = Chart(theme, "tokens", "", height=1.6)
-    rows = [("padding", use.padding_tokens, "wasted"), ("decode", use.decode_tokens, Phase.DECODE.value)]
-    rows.append(("prefill", use.prefill_tokens, Phase.PREFILL.value))
+    chart = Chart(theme, _("tokens"), "", height=1.6)
+    rows = [
+        (_("padding"), use.padding_tokens, "wasted"),
+        (_("decode"), use.decode_tokens, Phase.DECODE.value),
+        (_("prefill"), use.prefill_tokens, Phase.PREFILL.value),
+    ]
     if not use.padding_tokens:
         rows = rows[1:]
-    counts = [count for _, count, _ in rows]
+    counts = [count for _name, count, _fill in rows]
     bars = chart.axes.barh(
-        range(len(rows)), counts, color=[chart.ink(fill) for _, _, fill in rows], height=0.62
+        range(len(rows)), counts, color=[chart.ink(fill) for _name, _count, fill in rows], height=0.62
     )
     if use.padding_tokens:
         bars[0].set_hatch("////")
@@ -252,7 +255,7 @@ def tokens(use: BatchUse, theme: int) -> Chart:
     for index, count in enumerate(counts):
         chart.note(count, index, f"{count:,} ({count / whole:.0%})")
     chart.axes.set_yticks(
-        range(len(rows)), [name for name, _, _ in rows], color=chart.ink("ink"), fontsize=SMALL
+        range(len(rows)), [name for name, _count, _fill in rows], color=chart.ink("ink"), fontsize=SMALL
     )
     _bare(chart, max(counts))
     return chart

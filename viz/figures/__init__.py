@@ -6,12 +6,15 @@ so in shapes. None knows who draws them. To add one: write the function, put it 
 """
 
 from viz.figures.allowed_tokens import allowed_tokens, choices_of, structured_requests
+from viz.figures.attention_triangle import attention_triangle
 from viz.figures.batch_composition import batch_composition
 from viz.figures.beam_tree import beam_tree
 from viz.figures.block_pool import block_pool
 from viz.figures.block_table import block_table
+from viz.figures.cache_work import cache_work
 from viz.figures.captions import captions
 from viz.figures.comparison import Side, comparison
+from viz.figures.curves import curves
 from viz.figures.decode_intensity import decode_intensity
 from viz.figures.kv_pictures import kv_pictures
 from viz.figures.ladders import ladders
@@ -32,13 +35,16 @@ __all__ = [
     "Scene",
     "Side",
     "allowed_tokens",
+    "attention_triangle",
     "batch_composition",
     "beam_tree",
     "block_pool",
     "block_table",
+    "cache_work",
     "captions",
     "choices_of",
     "comparison",
+    "curves",
     "decode_intensity",
     "kv_pictures",
     "ladders",

@@ -18,6 +18,7 @@ from math import ceil
 
 from viz import subjects
 from viz.figures.common import NARROW, Mark
+from viz.language import _
 from viz.scene import Scene, Value, rounded
 
 LABELLED = 20.0
@@ -89,7 +90,7 @@ class BlockGrid:
             y = top + (index // self.columns) * self.size
             # Letters of small cells can be read once the reader has zoomed in.
             label_size = 15.0 if self.size >= ROOMY else 11.0 if self.size >= LABELLED else self.size * 0.55
-            tip = f"{noun} {block}: free"
+            tip = _("{noun} {block}: free").format(noun=noun, block=block)
             shape = scene.rect(
                 x,
                 y,
@@ -137,7 +138,7 @@ class BlockGrid:
             "stroke": "ink" if mark else "outline",
             "stroke_width": self.bold if mark else 1.0,
             "dash": mark.dash if mark else "",
-            "tip": look.tip or f"{self.noun} {block}: free",
+            "tip": look.tip or _("{noun} {block}: free").format(noun=self.noun, block=block),
             "detail": look.detail,
             "filled": look.filled,
             "of": look.of,

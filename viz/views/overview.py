@@ -10,6 +10,7 @@ import streamlit as st
 from minivllm.trace.summary import RunSummary, format_seconds
 from viz import figures, links, stage
 from viz.about import about
+from viz.engine_words import in_words_of_the_reader
 from viz.language import N_, _
 from viz.loading import Run
 from viz.plain import plain
@@ -35,7 +36,13 @@ def page(run: Run) -> None:
     if count > most:
         st.caption(_("The first {most} of {count:,} requests are shown.").format(most=most, count=count))
     with st.expander(_("All numbers of this run")):
-        st.table({name: plain(value) for name, value in run.summary.facts()}, border="horizontal")
+        st.table(
+            {
+                in_words_of_the_reader(name): plain(in_words_of_the_reader(value))
+                for name, value in run.summary.facts()
+            },
+            border="horizontal",
+        )
 
 
 def _new_here() -> None:
@@ -96,23 +103,23 @@ def _facts(summary: RunSummary) -> None:
     )
     facts = [
         (
-            "Finished",
+            _("Finished"),
             requests,
             _("Requests finished, of all that were accepted. Refused ones are counted apart."),
         ),
         (
-            "Tokens / s",
+            _("Tokens / s"),
             f"{speed:,.1f}" if speed else "–",
             _("Throughput: output tokens of all requests together, in a second."),
         ),
         (
-            "TTFT p50",
+            _("TTFT p50"),
             format_seconds(summary.ttft.p50),
             _("Time to first token, from arrival; half are faster."),
         ),
-        ("TTFT p95", format_seconds(summary.ttft.p95), _("One request in twenty waits longer than this.")),
+        (_("TTFT p95"), format_seconds(summary.ttft.p95), _("One request in twenty waits longer than this.")),
         (
-            "TPOT p50",
+            _("TPOT p50"),
             format_seconds(summary.tpot.p50),
             _("Time per output token after the first; half are faster."),
         ),
@@ -121,13 +128,13 @@ def _facts(summary: RunSummary) -> None:
             f"{summary.peak_used_blocks:,}",
             _("Most blocks in use after a step: {share:.0%} of the pool.").format(share=share),
         ),
-        ("Waste", f"{summary.mean_waste:.1%}", _("Slots of used blocks that hold no token, on average.")),
+        (_("Waste"), f"{summary.mean_waste:.1%}", _("Slots of used blocks that hold no token, on average.")),
         (
-            "Preempted",
+            _("Preempted"),
             f"{summary.num_preemptions:,}",
             _("Times that a request was preempted because blocks or slots in the batch were short."),
         ),
-        ("Refused", f"{summary.num_refused:,}", _("Requests that could never fit, told so at once.")),
+        (_("Refused"), f"{summary.num_refused:,}", _("Requests that could never fit, told so at once.")),
         *_sharing_facts(summary),
     ]
     with st.container(horizontal=True, gap="small"):
@@ -140,13 +147,13 @@ def _sharing_facts(summary: RunSummary) -> list[tuple[str, str, str]]:
     facts = [
         (
             summary.peak_saved_blocks,
-            "Saved",
+            _("Saved"),
             f"{summary.mean_saved_share:.1%}",
             _("Blocks that sharing saves, of those that would be needed otherwise, on average."),
         ),
         (
             summary.num_copies,
-            "Copied",
+            _("Copied"),
             f"{summary.num_copies:,}",
             _("Copies on write: a sequence was about to write to a shared block."),
         ),
@@ -161,13 +168,13 @@ def _sharing_facts(summary: RunSummary) -> list[tuple[str, str, str]]:
         ),
         (
             summary.num_evicted_blocks,
-            "Evicted",
+            _("Evicted"),
             f"{summary.num_evicted_blocks:,}",
             _("Evictable blocks that the prefix cache removed, mostly to make room for other tokens."),
         ),
         (
             summary.num_swaps,
-            "Swapped",
+            _("Swapped"),
             f"{summary.num_swaps:,}",
             _("Preemptions whose blocks went to the swap space instead of being computed again."),
         ),
