@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 
 import streamlit as st
 
+from minivllm.trace.reader import Trace
 from minivllm.trace.timeline import Timeline
-from viz import player
+from viz import player, take_away
 from viz.language import _, current
 from viz.loading import Run
 from viz.player import Jump
@@ -51,7 +52,7 @@ def show(
         steps: the run's step at each step of the scenes, if those are not the run's own.
     """
     places = jumps(run.timeline) if own_jumps is None else own_jumps
-    show_scenes(run.fingerprint, name, make_scenes, places, steps)
+    show_scenes(run.fingerprint, name, make_scenes, places, steps, trace=run.timeline.trace)
 
 
 def show_scenes(
@@ -63,6 +64,7 @@ def show_scenes(
     first: int = 0,
     start: int = 0,
     component: Callable[..., object] = PLAYER,
+    trace: Trace | None = None,
 ) -> None:
     """The same for any trace.
 
@@ -70,10 +72,12 @@ def show_scenes(
         first: what the first step is called.
         start: where the player begins, if no link says otherwise.
         component: the player, if it looks otherwise.
+        trace: what the pictures are of, if it is a run of the engine: it can be taken along.
     """
     with st.spinner(_("Drawing …")):
         data = _payload(current(), fingerprint, name, make_scenes, places, steps, first, start)
     component(data=data, key=f"player-{name}")
+    take_away.offer(name, data, make_scenes, trace)
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)

@@ -1,8 +1,9 @@
 """The player, seen from Python: scenes go in, the step the reader stands at comes out.
 
-`player.html`, `player.css`, `words.js`, `picture.js`, `hands.js` and `player.js` make a small program that
-runs in the browser: it plays scenes without asking the server. A round trip through Streamlit takes 80 ms
-before anything is drawn, the player a few milliseconds (`python -m viz.bench_player`): so it exists.
+`player.html`, `player.css`, `words.js`, `picture.js`, `hands.js`, `take.js` and `player.js` make a small
+program that runs in the browser: it plays scenes without asking the server. A round trip through Streamlit
+takes 80 ms before anything is drawn, the player a few milliseconds (`python -m viz.bench_player`): so it
+exists.
 
 Read next: `player.js`.
 """
@@ -23,7 +24,7 @@ from viz.scene import Scene
 from viz.texts import texts_of_player
 
 HERE = Path(__file__).parent
-COMMON = ("words.js", "picture.js", "hands.js")
+COMMON = ("words.js", "picture.js", "hands.js", "take.js")
 """What every player needs."""
 
 

@@ -28,13 +28,14 @@ class Player {
     this.caption = find(".caption");
     this.count = find(".count");
     this.playButton = find(".play");
-    this.speed = find("select");
+    this.speed = find(".speed select");
     this.tip = find(".tip");
     this.slider.max = this.last;
     this.pictures = data.scenes.map((scene) => new Picture(scene));
     this.lay(find(".pictures"));
     this.makeJumps(find(".jumps"), data.jumps);
     this.listen(find);
+    offerPictures(this, root);
     this.go(this.firstStep());
   }
 
