@@ -33,7 +33,7 @@ from viz.plain import plain
 from viz.scene import Scene
 
 MOST_FRAMES = 60
-FRAME_SECONDS = 0.4
+FRAME_SECONDS = 0.3
 """About what matplotlib takes for one."""
 FRAMES_PER_SECOND = (2, 4, 10)
 

@@ -1,4 +1,4 @@
-"""Every picture can be taken along: as an image of the step, a page that plays, a film, a file for Perfetto."""
+"""Every picture can be taken along: as an image of the step, a page that plays, a film, for Perfetto."""
 
 import io
 import json
