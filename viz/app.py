@@ -22,19 +22,21 @@ if (root := str(Path(__file__).resolve().parent.parent)) not in sys.path:
     sys.path.insert(0, root)
 
 from minivllm.trace.reader import TraceError
-from viz import language_switch, links, loading
+from viz import empty, language_switch, links, loading
+from viz.engine_words import in_words_of_the_reader
 from viz.language import N_, _
 from viz.loading import AnyRun, KernelRun, PrecisionRun, Run, StoryRun
 from viz.pages import ENGINE_PAGES, KERNEL_PAGES
 from viz.palette import FAMILIES
 from viz.plain import plain
 from viz.views import compare, glossary, lessons, live, microscope, overview, precision, start, story
+from viz.views import run as own_run
 
-LEARN_PAGES = (start, lessons, glossary, live)
+LEARN_PAGES = (start, own_run, lessons, glossary, live)
 RUN_PAGES = (*ENGINE_PAGES, compare)
 # All in one row: Streamlit's sections would hide which page is open, and every page would be two clicks away.
 PAGES = (*LEARN_PAGES, story, *RUN_PAGES, *KERNEL_PAGES, precision)
-TOUR = (start, *RUN_PAGES, *KERNEL_PAGES, precision, lessons)
+TOUR = (start, own_run, *RUN_PAGES, *KERNEL_PAGES, precision, lessons)
 
 # What is opened, in words, and the page that shows it.
 KINDS: dict[type, tuple[str, str, ModuleType]] = {
@@ -99,9 +101,11 @@ def _open() -> tuple[AnyRun | None, str]:
     if path is None:
         return None, ""
     try:
-        run = loading.open_any(path)
+        with st.spinner(_("Reading the trace …")):
+            run = loading.open_any(path)
     except TraceError as error:
         return None, str(error)
+    loading.note(path)
     st.query_params["trace"] = str(path)  # Streamlit drops it when the page changes
     return run, ""
 
@@ -129,7 +133,7 @@ def _page_of_a_trace(page: ModuleType, run: AnyRun | None, problem: str) -> None
     kind = own.get(page, Run)
     if run is None:
         st.title("minivllm" if kind is Run else _(page.TITLE))
-        _welcome(problem, kind)
+        _welcome(page, problem, kind)
         return
     with st.container(
         key="title-row", horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"
@@ -139,32 +143,34 @@ def _page_of_a_trace(page: ModuleType, run: AnyRun | None, problem: str) -> None
         with st.popover(name, help=_("Open another trace")):
             loading.chooser()
     if not isinstance(run, kind):
-        _other_kind(run, kind)
+        _other_kind(page, run, kind)
         return
     for warning in loading.warnings_of(run):
-        st.warning(plain(warning))
+        st.warning(plain(in_words_of_the_reader(warning)))
     page.page(run)
 
 
-def _other_kind(run: AnyRun, wanted: type) -> None:
+def _other_kind(page: ModuleType, run: AnyRun, wanted: type) -> None:
     """This page cannot show this trace; another one can."""
     words, _several, place = KINDS[type(run)]
     _one, shown, own = KINDS[wanted]
     told = _("The open trace is {this}; this page shows {other}.")
     st.info(told.format(this=_(words), other=_(shown)))
+    empty.offer(page.URL)
     if wanted is not Run:
         st.markdown(_("To get one:"))
         st.code(own.HOW, language="shell")
     links.page_link(place.URL, _("Go to: {page}").format(page=_(place.TITLE)))
 
 
-def _welcome(problem: str, kind: type) -> None:
+def _welcome(page: ModuleType, problem: str, kind: type) -> None:
     if problem:
         st.error(plain(problem))
     if kind is not Run:
-        page = KINDS[kind][2]
-        st.markdown(_(page.WITHOUT))
-        st.code(page.HOW, language="shell")
+        own = KINDS[kind][2]
+        st.markdown(_(own.WITHOUT))
+        empty.offer(page.URL)
+        st.code(own.HOW, language="shell")
         loading.chooser()
         return
     st.markdown(
@@ -174,11 +180,12 @@ def _welcome(problem: str, kind: type) -> None:
             "program. Open it here, and step through it."
         )
     )
+    empty.offer(page.URL)
     loading.chooser()
     st.markdown(_("Without a trace, too:"))
-    for page in LEARN_PAGES:
-        links.page_link(page.URL, _(page.TITLE))
-        st.caption(_(page.TEASER))
+    for other in LEARN_PAGES:
+        links.page_link(other.URL, _(other.TITLE))
+        st.caption(_(other.TEASER))
 
 
 def _icon() -> Image.Image:

@@ -65,11 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         began = time.perf_counter()
         timeline = make_timeline(trace)
         request = next(iter(timeline.spans))
-        scenes = [
-            figures.block_pool(timeline, request),
-            figures.block_table(timeline, request),
-            figures.memory_over_time(timeline),
-        ]
+        scenes = figures.kv_pictures(timeline, request)
         save_html(page, "KV pool", scenes)
         seconds = time.perf_counter() - began
         print(

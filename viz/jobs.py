@@ -73,11 +73,11 @@ def forget(name: Hashable) -> None:
             del _jobs[name]
 
 
-def watch(job: Job, show: Callable[[Job], None]) -> None:
+def watch(job: Job, show: Callable[[Job], None], look_seconds: float = LOOK_SECONDS) -> None:
     """Show the progress of a job again and again; when it is done, run the page once more."""
     language = current()
 
-    @st.fragment(run_every=LOOK_SECONDS)
+    @st.fragment(run_every=look_seconds)
     def look() -> None:
         if job.is_running:
             with speaking(language):  # a fragment runs without the script that chose it

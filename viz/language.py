@@ -1,7 +1,7 @@
 """The language that pages and pictures speak: English, or Chinese from one catalogue.
 
     _("{name} waits")                 the text in the current language; fill it in afterwards: .format(name=…)
-    ngettext("{count} block", "{count} blocks", count)      the same, where English has one form for one
+    counted("{count} block is free", "{count} blocks are free", count)      the same, where one is no plural
     N_("Beam tree")                   a constant, made at import: marked here, said later by `_(TITLE)`
 
 English texts are the keys (GNU gettext), so the code reads as the page does, and a text without a translation
@@ -18,7 +18,7 @@ Read next: `language_switch.py`; `texts.py`, which keeps the catalogue.
 from __future__ import annotations
 
 import gettext
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -81,9 +81,24 @@ def ngettext(one: str, many: str, count: int) -> str:
     return _catalogue(current()).ngettext(one, many, count)
 
 
+def counted(one: str, many: str, count: int, **values: object) -> str:
+    """`ngettext`, filled in: `counted("{count} block is free", "{count} blocks are free", 3)`."""
+    return ngettext(one, many, count).format(count=f"{count:,}", **values)
+
+
+def sentences(told: Iterable[str]) -> str:
+    """One after the other. A Chinese full stop brings its own space."""
+    return ("" if current() == "zh" else " ").join(told)
+
+
 def N_(text: str) -> str:
     """A text that `_` says later: this only marks it for the catalogue."""
     return text
+
+
+def in_all_languages(text: str) -> list[str]:
+    """The text as each language has it."""
+    return [_catalogue(language).gettext(text) for language in LANGUAGES]
 
 
 @cache

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from minivllm.trace.curves import read_curves
 from minivllm.trace.kernel_events import KernelTrace, WarpAccess, read_kernel_traces
 from minivllm.trace.reader import read_trace
 from minivllm.trace.timeline import Timeline, make_timeline
@@ -29,6 +30,7 @@ from viz.figures.kernel_matrix import kernel_matrix, piece_captions
 from viz.figures.kernel_memory import array_of
 from viz.figures.kernel_softmax import kernel_softmax
 from viz.figures.kernel_source import kernel_source
+from viz.figures.kernel_splits import kernel_splits
 from viz.figures.kernel_tiles import Piece, pieces
 from viz.figures.kernel_totals import kernel_totals
 from viz.figures.kernel_traffic import kernel_shared, kernel_traffic
@@ -143,6 +145,10 @@ def _comparison(traces: Sequence[Path], options: Options, step: int) -> list[Sce
     return figures.comparison(sides[0], sides[1], PHONE if options.get("screen") == "narrow" else WIDE)
 
 
+def _cache_work(traces: Sequence[Path], options: Options, step: int) -> list[Scene]:
+    return [figures.cache_work(_timeline(traces[0]), _timeline(traces[1]))]
+
+
 def _ladders(traces: Sequence[Path], options: Options, step: int) -> list[Scene]:
     paged, in_pages = (_timeline(path) for path in traces)
     request = _chosen_request(traces[0], paged, options, most_interesting_request)
@@ -216,6 +222,11 @@ def _softmax(trace: KernelTrace, found: list[Piece], told: list[str]) -> Scene |
 
 
 FIGURES: dict[str, Figure] = {
+    "attention_triangle": _of_request(
+        figures.attention_triangle, lambda timeline: next(iter(timeline.spans))
+    ),
+    "cache_work": Figure(_cache_work, (), 2),
+    "curves": Figure(lambda traces, options, step: [figures.curves(read_curves(traces[0]))]),
     "overview": _of_run(figures.overview),
     "block_pool": _of_request(figures.block_pool, most_interesting_request),
     "block_table": _of_request(figures.block_table, most_interesting_request),
@@ -242,4 +253,5 @@ FIGURES: dict[str, Figure] = {
     "kernel_softmax": _of_pieces(_softmax),
     "kernel_shared": _of_pieces(kernel_shared),
     "kernel_traffic": _of_pieces(kernel_traffic),
+    "kernel_splits": Figure(lambda traces, options, step: kernel_splits(_kernels(traces[0]))),
 }

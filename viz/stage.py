@@ -10,13 +10,14 @@ Read next: `views/kv_pool.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import streamlit as st
 
 from minivllm.trace.reader import Trace
 from minivllm.trace.timeline import Timeline
-from viz import player, take_away
+from viz import figures, player, take_away
 from viz.language import _, current
 from viz.loading import Run
 from viz.player import Jump
@@ -42,6 +43,7 @@ def show(
     make_scenes: Callable[[], Sequence[Scene]],
     own_jumps: Sequence[Jump] | None = None,
     steps: Sequence[int] | None = None,
+    selected: str = "",
 ) -> None:
     """Play the scenes of a page.
 
@@ -50,9 +52,25 @@ def show(
         make_scenes: called only if this session's server has not made them before.
         own_jumps: places to jump to, if others than those of the whole run matter here.
         steps: the run's step at each step of the scenes, if those are not the run's own.
+        selected: the request for which the scenes are drawn; if the reader selects another one, the page runs
+            again, with that one in `st.session_state.request`.
     """
     places = jumps(run.timeline) if own_jumps is None else own_jumps
-    show_scenes(run.fingerprint, name, make_scenes, places, steps, trace=run.timeline.trace)
+    timeline = run.timeline
+
+    def make_cards() -> list[dict[str, Any]]:
+        return figures.request_cards(timeline)
+
+    show_scenes(
+        run.fingerprint,
+        name,
+        make_scenes,
+        places,
+        steps,
+        make_cards=make_cards,
+        selected=selected,
+        trace=timeline.trace,
+    )
 
 
 def show_scenes(
@@ -64,6 +82,8 @@ def show_scenes(
     first: int = 0,
     start: int = 0,
     component: Callable[..., object] = PLAYER,
+    make_cards: Callable[[], Sequence[Mapping[str, Any]]] = list,
+    selected: str = "",
     trace: Trace | None = None,
 ) -> None:
     """The same for any trace.
@@ -72,11 +92,25 @@ def show_scenes(
         first: what the first step is called.
         start: where the player begins, if no link says otherwise.
         component: the player, if it looks otherwise.
+        make_cards: the cards of all requests, if these can be selected.
+        selected: as for `show`.
         trace: what the pictures are of, if it is a run of the engine: it can be taken along.
     """
+    key = f"player-{name}"
+
+    def ask() -> None:
+        """The reader has selected a request for which other pictures are needed."""
+        if wanted := st.session_state[key].get("request"):
+            st.session_state.request = str(wanted)
+
     with st.spinner(_("Drawing …")):
-        data = _payload(current(), fingerprint, name, make_scenes, places, steps, first, start)
-    component(data=data, key=f"player-{name}")
+        data = _payload(
+            current(), fingerprint, name, make_scenes, places, steps, first, start, make_cards, selected
+        )
+    if selected:
+        component(data=data, key=key, on_request_change=ask)
+    else:
+        component(data=data, key=key)
     take_away.offer(name, data, make_scenes, trace)
 
 
@@ -90,8 +124,11 @@ def _payload(
     _steps: Sequence[int] | None,
     first: int,
     start: int,
+    _make_cards: Callable[[], Sequence[Mapping[str, Any]]],
+    selected: str,
 ) -> bytes:
-    player_id = f"{fingerprint}-{name}-{language}"
+    cards = _make_cards()
+    player_id = f"{fingerprint}-{name}-{selected}-{language}"
     data = player.player_data(
         player_id,
         fingerprint,
@@ -101,6 +138,8 @@ def _payload(
         first,
         start,
         linked=True,
+        requests=cards,
+        selected=next((number for number, card in enumerate(cards) if card["id"] == selected), -1),
     )
     return player.packed(data)
 

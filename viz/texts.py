@@ -1,6 +1,6 @@
 """The catalogue of texts: `python -m viz.texts` brings it up to date, and says what is to be translated.
 
-    viz/**/*.py         _("…")  N_("…")  ngettext("…", "…", n)  plural(n, "noun")  ─┐
+    viz/**/*.py         _("…")  N_("…")  counted("…", "…", n)  plural(n, "noun")  ─┐
     viz/player/*.js     say("…")                                                   ─┼─►  minivllm.po ─► .mo
     viz/player/*.html   data-say="…"  data-label="…"                               ─┘
 
@@ -83,7 +83,7 @@ def texts_of(source: str, file: str) -> Iterator[Text]:
         if name in ("_", "N_"):
             if text := _literal(arguments[0], file):
                 yield Text(text, "", file)
-        elif name == "ngettext":
+        elif name in ("ngettext", "counted"):
             one, many = _literal(arguments[0], file), _literal(arguments[1], file)
             if one and many:
                 yield Text(one, many, file)
@@ -128,6 +128,20 @@ def fault(english: str, translation: str) -> str:
         return f"not a format: {error}"
     if code_spans(translation) != code_spans(english):
         return f"code {sorted(code_spans(translation))}, not {sorted(code_spans(english))}"
+    if stars := unseen_bold(translation):
+        return f"Markdown sees no bold type in {stars!r}: take the punctuation out of it"
+    return ""
+
+
+def unseen_bold(text: str) -> str:
+    """Where `**` is neither the beginning nor the end of bold type: between a mark and a letter, if wrong."""
+    for number, match in enumerate(re.finditer(r"\*\*", text)):
+        outer, inner = text[match.start() - 1 : match.start()], text[match.end() : match.end() + 1]
+        if number % 2:
+            outer, inner = inner, outer
+        is_mark = inner and not (inner.isalnum() or inner in "`{")
+        if is_mark and outer and (outer.isalnum() or outer in "{}"):
+            return text[max(0, match.start() - 6) : match.end() + 6]
     return ""
 
 
@@ -177,11 +191,12 @@ def update(*, check: bool) -> int:
 def faults(texts: Sequence[Text], translations: Mapping[str, str]) -> list[str]:
     """What is missing, wrong, or said by no source any more."""
     wanted = {text.one: text.file for text in texts}
+    several = {text.one: text.many or text.one for text in texts}  # the one may do without its number
     missing = [f"missing: {file}: {one}" for one, file in wanted.items() if not translations.get(one)]
     wrong = [
         f"wrong: {file}: {one}: {reason}"
         for one, file in wanted.items()
-        if translations.get(one) and (reason := fault(one, translations[one]))
+        if translations.get(one) and (reason := fault(several[one], translations[one]))
     ]
     return [*wrong, *missing, *(f"obsolete: {one}" for one in translations if one and one not in wanted)]
 

@@ -13,6 +13,7 @@ from lessons.verdict import PASSED
 HEAD = """
 from numba import cuda, float32
 SIZE = 32
+SHAPE = (SIZE, 4)
 @cuda.jit(device=True)
 def helper(x): return x * 2
 @cuda.jit
@@ -52,6 +53,7 @@ def test_what_a_gpu_cannot_run_is_named_with_its_line(tmp_path, line, expected):
     [
         "out[i] = helper(room[0])",
         "more = cuda.local.array((2 * SIZE, 4), float32)",
+        "more = cuda.local.array(SHAPE, float32)",
         "first, second = n, out[0]",
         "out[i, 0] = out[(0, 1)]",
     ],
@@ -75,3 +77,9 @@ def test_a_solution_may_have_helpers_on_the_device():
     for prop in load_properties(lesson, load_module(lesson.reference, SUBJECT, source))[:2]:
         verdict = judge_property(replace(prop, examples=5, large=None), str(lesson.reference))
         assert verdict.status == PASSED, (verdict.expected, verdict.got)
+
+
+def test_functions_that_a_kernel_calls_are_looked_at_too(tmp_path):
+    path = tmp_path / "kernel.py"
+    path.write_text(f"{HEAD.replace('return x * 2', 'return [x, x]')}    out[i] = helper(room[0])[0]\n")
+    assert not_for_a_device(load_module(path, "a_kernel").kernel.py_func).startswith("a list in a kernel")

@@ -24,6 +24,13 @@ SILENT = {
     "texts.py",
 }
 """Commands: they speak to a terminal, not to a reader of pages."""
+DONE = {
+    "language.py",
+    "language_switch.py",
+    "lesson_words.py",
+    "views/glossary.py",
+    "views/lessons.py",
+}
 NOT_YET = (
     {
         path.relative_to(VIZ).as_posix()
@@ -31,54 +38,75 @@ NOT_YET = (
         for path in VIZ.rglob(pattern)
     }
     - SILENT
-    - {"language.py", "language_switch.py"}
+    - DONE
 )
 """Files whose texts are still English in every language. It only ever gets shorter."""
+WRAPS = {"_", "N_", "ngettext", "counted", "plural", "say"}
 STREAMLIT_SAYS = {
     "title", "header", "subheader", "markdown", "caption", "write", "info", "warning", "error", "success",
     "button", "checkbox", "radio", "selectbox", "segmented_control", "pills", "toggle", "slider", "text_area",
     "text_input", "number_input", "file_uploader", "form_submit_button", "download_button", "link_button",
     "page_link", "popover", "expander", "tabs", "spinner", "metric", "progress", "toast", "status",
 }  # fmt: skip
-SCENES_SAY = {"text", "begin_step", "Jump", "Scene", "Mark"}
-SAID = {"label", "help", "placeholder", "tip", "detail", "caption", "title", "words", "text"}
+SCENES_SAY = {"begin_step", "Jump", "Scene", "Mark"}
+SAID = {"label", "help", "placeholder", "tip", "detail", "title", "words", "text"}
 """Names of arguments that a reader reads, whatever they are given to."""
-SENTENCE = re.compile(r"[A-Za-z]{2,}")
+NOT_SAID = {"key", "language", "spinner", "css", "js", "html", "style", "font", "name", "prog"}
+CONSTANTS_NOT_SAID = re.compile(r"HOW|URL|STYLE|PAGE|FONTS?|FLAGS|DEMO|NAME|CODE|PROMPTS|THEME|RULES|.*_RE")
+WORD = re.compile(r"[A-Za-z]{2,}")
+SENTENCE = re.compile(r"[A-Za-z]{2,}[,:;]? [A-Za-z]{2,}")
 CODE = re.compile(r"`[^`]*`")
 
 
-def not_wrapped(source):
-    """Literals that a reader would read, and that do not go through `_`: `(line, text)`."""
-    found = []
+class Reader(ast.NodeVisitor):
+    """Finds literals that a reader would read, and that do not go through `_`: `(line, text)`.
 
-    class Reader(ast.NodeVisitor):
-        def visit_Call(self, node):
-            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if name in ("_", "N_", "ngettext", "plural"):
-                return
-            arguments = [item.value for item in node.keywords if item.arg in SAID]
-            if name in STREAMLIT_SAYS | SCENES_SAY:
-                arguments += node.args
-            for argument in arguments:
-                found.extend((argument.lineno, text) for text in literals(argument))
+    Two English words in a row are a sentence, wherever they stand, but for docstrings, errors, code, names.
+    A single word counts where it is given to what shows it.
+    """
+
+    def __init__(self):
+        self.found = []
+        self.least = SENTENCE
+
+    def read(self, node, least):
+        before, self.least = self.least, least
+        self.visit(node)
+        self.least = before
+
+    def visit_Constant(self, node):
+        if isinstance(node.value, str) and self.least.search(CODE.sub("", node.value)):
+            self.found.append((node.lineno, node.value))
+
+    def visit_Expr(self, node):
+        if not isinstance(node.value, ast.Constant):  # a docstring
             self.generic_visit(node)
 
-    Reader().visit(ast.parse(source))
-    return found
+    def visit_Raise(self, node):
+        pass
 
+    visit_Assert = visit_Compare = visit_Raise
 
-def literals(node):
-    """English words in an expression, outside of `_`."""
-    if isinstance(node, ast.Call):
-        name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-        if name in ("_", "N_", "ngettext", "plural"):
+    def visit_Assign(self, node):
+        if not (isinstance(node.targets[0], ast.Name) and CONSTANTS_NOT_SAID.match(node.targets[0].id)):
+            self.visit(node.value)
+
+    def visit_Call(self, node):
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if name in WRAPS:
             return
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        if SENTENCE.search(CODE.sub("", node.value)):
-            yield node.value
-        return
-    for child in ast.iter_child_nodes(node):
-        yield from literals(child)
+        self.visit(node.func)
+        for argument in node.args:
+            self.read(argument, WORD if name in STREAMLIT_SAYS | SCENES_SAY else SENTENCE)
+        for keyword in node.keywords:
+            if keyword.arg not in NOT_SAID:
+                self.read(keyword.value, WORD if keyword.arg in SAID else SENTENCE)
+
+
+def not_wrapped(source):
+    reader = Reader()
+    reader.visit(ast.parse(source))
+    return reader.found
 
 
 def catalogue():

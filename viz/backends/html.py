@@ -9,10 +9,11 @@ Read next: `viz/player/player.js`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -70,16 +71,21 @@ tell();
 
 
 def to_html(
-    title: str, scenes: Sequence[Scene], jumps: Sequence[Jump] = (), language: str | None = None
+    title: str,
+    scenes: Sequence[Scene],
+    jumps: Sequence[Jump] = (),
+    language: str | None = None,
+    requests: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """One page that plays the scenes side by side.
 
     Args:
         language: what its buttons speak; None: the current one. Scenes speak the language they were made in.
+        requests: the cards of all requests (`figures/request_cards.py`): then they can be selected.
     """
     fingerprint = sha256(repr((title, scenes[0].captions)).encode()).hexdigest()[:16]
     with speaking(language or current()):
-        data = player.player_data(fingerprint, fingerprint, scenes, jumps)
+        data = player.player_data(fingerprint, fingerprint, scenes, jumps, requests=requests)
     return page_of(title, msgspec.json.encode(data), language)
 
 
@@ -110,6 +116,7 @@ def save_html(
     scenes: Sequence[Scene],
     jumps: Sequence[Jump] = (),
     language: str | None = None,
+    requests: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write the page to a file, whole or not at all. Raises `CannotWrite` if that cannot be."""
-    write_file(path, to_html(title, scenes, jumps, language), "path")
+    write_file(path, to_html(title, scenes, jumps, language, requests), "path")

@@ -60,6 +60,8 @@ class Name:
     tag: str
     colour: str
     request: str
+    number: int = -1
+    """Its place in the order of arrival; −1 if pictures cannot be asked about it."""
 
     @property
     def full(self) -> str:
@@ -81,7 +83,7 @@ def names_of_requests(requests: Sequence[str]) -> dict[str, Name]:
     """The same for any requests: those of two runs, for example."""
     short = all(len(request) <= 3 and request.isalnum() and request[0].isalpha() for request in requests)
     return {
-        request: Name(request if short else letters(index), family(index), request)
+        request: Name(request if short else letters(index), family(index), request, index)
         for index, request in enumerate(requests)
     }
 

@@ -21,6 +21,7 @@ from viz.figures.common import plural, swatches
 from viz.figures.kernel_captions import COLUMN
 from viz.figures.kernel_softmax import is_told_late, rescaled
 from viz.figures.kernel_tiles import Box, Piece
+from viz.language import N_, _, counted, sentences
 from viz.scene import Scene, hatch_path, lines_path, rounded
 
 LEFT, TOP = 66.0, 62.0
@@ -29,13 +30,27 @@ LEAST_LABEL = (20.0, 12.0)
 MOST_CELLS = 8000
 """Of the grid that pieces lie on; of a larger one, no cell is told to be skipped."""
 MOST_STAIRS = 1000
-WORDS = {"computes": "tile", "writes": "block", "reads": "block"}
+WORDS = {"computes": N_("tile"), "writes": N_("block"), "reads": N_("block")}
+TOLD = {
+    "computes": N_(
+        "Tile {number} of {count}: thread block {block} computes the scores of queries "
+        "{first_query}–{end_query} and keys {first_key}–{end_key}, head {head}."
+    ),
+    "writes": N_(
+        "Piece {number} of {count}: thread block {block} writes the scores of queries "
+        "{first_query}–{end_query} and keys {first_key}–{end_key}, head {head}."
+    ),
+    "reads": N_(
+        "Piece {number} of {count}: thread block {block} reads the scores of queries "
+        "{first_query}–{end_query} and keys {first_key}–{end_key}, head {head}."
+    ),
+}
 
 
 def kernel_matrix(header: KernelHeader, found: Sequence[Piece], told: Sequence[str]) -> Scene:
     """All pieces of the head that is worked on; one step for each of `found`."""
     grid = _Grid.of(found)
-    scene = Scene("Score matrix, queries down and keys across", COLUMN, grid.bottom + 72)
+    scene = Scene(_("Score matrix, queries down and keys across"), COLUMN, grid.bottom + 72)
     title = scene.text(4, 16, "", size=15, weight="bold")
     boxes = sorted({piece.box for piece in found})
     skipped = skipped_boxes(boxes)
@@ -64,8 +79,14 @@ def kernel_matrix(header: KernelHeader, found: Sequence[Piece], told: Sequence[s
         fits = width >= LEAST_LABEL[0] and height >= LEAST_LABEL[1]
         scene.set(shapes[piece.box], fill="prefill", label=f"{order[piece.box]}" if fits else "")
         scene.set(frame, x=x, y=y, width=width, height=height)
-        head = f"head {piece.panel[1]}" + (f" of sequence {piece.panel[0]}" if header.grid[2] > 1 else "")
-        scene.set(title, text=f"Score matrix of {head}: {noun} {len(order)} of {counts[piece.panel]}")
+        head = _("head {head} of sequence {sequence}") if header.grid[2] > 1 else _("head {head}")
+        head = head.format(head=piece.panel[1], sequence=piece.panel[0])
+        scene.set(
+            title,
+            text=_("Score matrix of {head}: {noun} {order} of {count}").format(
+                head=head, noun=noun, order=len(order), count=counts[piece.panel]
+            ),
+        )
     return scene
 
 
@@ -99,7 +120,7 @@ class _Grid(NamedTuple):
 
 def _lay_skipped(scene: Scene, grid: _Grid, skipped: Sequence[Box]) -> None:
     for box in skipped:
-        scene.rect(*grid.place(box), fill="waiting", tip=f"{_ranges(box)}: skipped")
+        scene.rect(*grid.place(box), fill="waiting", tip=_("{place}: skipped").format(place=_ranges(box)))
     if skipped:
         hatching = hatch_path([grid.place(box) for box in skipped])
         scene.path(hatching, stroke="outline", stroke_width=0.9)
@@ -125,11 +146,11 @@ def _lay_boxes(scene: Scene, grid: _Grid, boxes: Sequence[Box]) -> dict[Box, int
 
 
 def _legend(scene: Scene, grid: _Grid, has_skipped: bool) -> None:
-    entries = [("filled", "done, in this order", 1.0), ("prefill", "now", 1.0)]
+    entries = [("filled", _("done, in this order"), 1.0), ("prefill", _("now"), 1.0)]
     y = swatches(scene, grid.bottom + 22, entries, LEFT)
-    words = "No part of the matrix is skipped."
+    words = _("No part of the matrix is skipped.")
     if has_skipped:
-        words = "Hatched: skipped, these keys come after all of these queries (right of the line)."
+        words = _("Hatched: skipped, these keys come after all of these queries (right of the line).")
     scene.text(LEFT, y + 20, words, size=12, fill="muted")
 
 
@@ -156,7 +177,12 @@ def skipped_boxes(boxes: Sequence[Box]) -> list[Box]:
 
 
 def _ranges(box: Box) -> str:
-    return f"queries {box.first_query}–{box.end_query - 1}, keys {box.first_key}–{box.end_key - 1}"
+    return _("queries {first_query}–{end_query}, keys {first_key}–{end_key}").format(
+        first_query=box.first_query,
+        end_query=box.end_query - 1,
+        first_key=box.first_key,
+        end_key=box.end_key - 1,
+    )
 
 
 def _diagonal(scene: Scene, grid: _Grid) -> None:
@@ -191,21 +217,36 @@ def _axes(scene: Scene, boxes: Sequence[Box], grid: _Grid) -> None:
 
 def piece_captions(found: Sequence[Piece]) -> list[str]:
     """For each piece: what a block works on, and what became of the running softmax."""
-    sentences = []
+    captions = []
     rescales, is_late = [sum(marks) for marks in rescaled(found)], is_told_late(found)
     for number, (piece, count) in enumerate(zip(found, rescales, strict=True), 1):
         box = piece.box
-        words = (
-            f"{'Tile' if piece.verb == 'computes' else 'Piece'} {number} of {len(found)}: "
-            f"thread block {piece.block} {piece.verb} the scores of queries "
-            f"{box.first_query}–{box.end_query - 1} and keys {box.first_key}–{box.end_key - 1}, "
-            f"head {piece.panel[1]}."
+        told = _(TOLD[piece.verb]).format(
+            number=number,
+            count=len(found),
+            block=piece.block,
+            first_query=box.first_query,
+            end_query=box.end_query - 1,
+            first_key=box.first_key,
+            end_key=box.end_key - 1,
+            head=piece.panel[1],
         )
+        parts = [told]
         if piece.verb == "computes":
-            words += f" {plural(box.num_scores, 'score')}, none of them written to memory."
+            parts.append(
+                counted(
+                    "{count} score, not written to memory.",
+                    "{count} scores, none of them written to memory.",
+                    box.num_scores,
+                )
+            )
         if piece.updates and is_late:
-            words += f" {plural(len(piece.updates), 'row')} done."
+            parts.append(counted("{count} row done.", "{count} rows done.", len(piece.updates)))
         elif piece.updates:
-            words += f" {count} of {plural(len(piece.updates), 'row')} found a larger maximum and rescaled."
-        sentences.append(words)
-    return sentences
+            parts.append(
+                _("{count} of {rows} found a larger maximum and rescaled.").format(
+                    count=count, rows=plural(len(piece.updates), "row")
+                )
+            )
+        captions.append(sentences(parts))
+    return captions

@@ -23,6 +23,7 @@ from math import ceil
 
 from minivllm.trace.replay import ReplayState
 from minivllm.trace.timeline import Timeline
+from viz import subjects
 from viz.figures.common import NARROW, Name, plural
 from viz.scene import Scene
 
@@ -122,13 +123,15 @@ class SelectedTables:
         for index, (box, arrow) in enumerate(zip(self.boxes, self.arrows, strict=True)):
             logical = first + index
             if logical >= len(table):
-                self.scene.set(box, fill="none", stroke="none", label="", tip="")
+                self.scene.set(box, fill="none", stroke="none", label="", tip="", subject="")
                 self.scene.set(arrow, d="")
                 continue
             kind = "host" if is_host else "physical"
             tip = f"Logical block {logical} of {self.name.tag} is {kind} block {table[logical]}"
             fill, dash = ("panel", "3 2") if is_host else (self.name.colour, "")
-            self.scene.set(box, fill=fill, stroke="cursor", dash=dash, label=f"{logical}", tip=tip)
+            about = "" if is_host else subjects.block(table[logical])
+            look = {"fill": fill, "stroke": "cursor", "dash": dash, "label": f"{logical}"}
+            self.scene.set(box, **look, tip=tip, subject=about)
             self.scene.set(arrow, d="" if is_host else self._arrow(index, where.get(table[logical])))
 
     def _arrow(self, index: int, target: tuple[float, float] | None) -> str:
@@ -184,12 +187,14 @@ class SelectedTables:
 
     def _draw_box(self, box: int, seq: int, logical: int, block: int | None, is_host: bool) -> None:
         if block is None:
-            self.scene.set(box, fill="none", stroke="none", label="", tip="")
+            self.scene.set(box, fill="none", stroke="none", label="", tip="", subject="")
             return
         kind = "host" if is_host else "physical"
         tip = f"Logical block {logical} of sequence {seq} is {kind} block {block}"
         fill, dash = ("waiting", "3 2") if is_host else (self.name.colour, "")
-        self.scene.set(box, fill=fill, stroke="outline", dash=dash, label=f"{block}", tip=tip)
+        about = "" if is_host else subjects.block(block)
+        look = {"fill": fill, "stroke": "outline", "dash": dash, "label": f"{block}"}
+        self.scene.set(box, **look, tip=tip, subject=about)
 
 
 def longest_table(timeline: Timeline, seqs: set[int]) -> int:

@@ -25,7 +25,7 @@ from minivllm.text import printable
 from viz.figures.captions import caption
 from viz.figures.common import Name
 from viz.gate import App, Message, Receive, Send
-from viz.language import LANGUAGES, current, speaking
+from viz.language import LANGUAGES, _, current, speaking
 from viz.live.connection import Connection
 from viz.live.picture import LivePicture
 from viz.live.window import LiveWindow, Moment
@@ -93,7 +93,7 @@ class Watched:
             if is_new:
                 scenes = zip(self._picture.scenes, self._picture.shapes(), strict=True)
                 told["scenes"] = [
-                    scene.to_data() | {"shapes": shapes, "patches": []} for scene, shapes in scenes
+                    scene.to_data() | {"shapes": shapes, "changes": None} for scene, shapes in scenes
                 ]
             else:
                 told["patches"] = [list(patch.items()) for patch in patches]
@@ -121,7 +121,7 @@ class _Names(dict[str, Name]):
 
 def _caption(window: LiveWindow, moment: Moment) -> str:
     if moment.record.step < window.first or window.last < window.first:
-        return "The engine has taken no step since this page connected: send the server a request."
+        return _("The engine has taken no step since this page connected: send the server a request.")
     return caption(moment.record, _Names(window), _requests(moment), window.header) + moment.since
 
 

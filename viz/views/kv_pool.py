@@ -41,12 +41,7 @@ def page(run: Run) -> None:
     st.markdown(" ".join([INTRODUCTION, *_what_else(run)]))
     request = _selected(run)
 
-    def scenes() -> list[figures.Scene]:
-        timeline = run.timeline
-        pool = figures.block_pool(timeline, request)
-        return [pool, figures.memory_over_time(timeline), figures.block_table(timeline, request)]
-
-    stage.show(run, f"kv-{request}", scenes)
+    stage.show(run, "kv", lambda: figures.kv_pictures(run.timeline, request), selected=request)
     signs = ", ".join(f"**{MARKS[name].sign}** {MARKS[name].words}" for name in _marks_of(run))
     st.caption(f"{signs}; red outline: a block of the selected request. Point at a block to read about it.")
 
@@ -81,7 +76,11 @@ def _selected(run: Run) -> str:
     """The request whose table is drawn."""
     names = names_of(run.timeline)
     requests = list(names)
-    chosen = st.session_state.get("request") or most_interesting_request(run.timeline)
+    chosen = (
+        st.session_state.get("request")
+        or st.query_params.get("request")
+        or most_interesting_request(run.timeline)
+    )
     index = requests.index(chosen) if chosen in requests else 0
     # Its own key would be forgotten when the page changes; ours is kept.
     request = st.selectbox(

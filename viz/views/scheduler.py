@@ -9,26 +9,28 @@ import streamlit as st
 
 from viz import figures, stage
 from viz.figures.common import NARROW, WIDE
-from viz.language import N_
+from viz.language import N_, _, sentences
 from viz.loading import Run
 
 TITLE = N_("Scheduler")
 URL = "scheduler"
 TEASER = N_("Which requests compute in every step, and which ones wait.")
 
-INTRODUCTION = (
+INTRODUCTION = N_(
     "One row per request, one column per step; the future is dimmed. **Continuous batching**: the scheduler "
     "admits a request as soon as there is room, and a finished one leaves the batch at once, whatever the "
     "others do. Below, what each step computes: a long prompt is cut into **chunks** that fill what the "
     "decodes leave of the **token budget**. Click anywhere to go to that step."
 )
-TRY_STATIC = (
+TRY_STATIC = N_(
     "But the batches of this run are **static**: they begin and end together. Hatched is what that costs: "
     "requests that are **parked** until the slowest is done, and **padding** up to the longest prompt. Jump "
     "to the first wait: how many slots in the batch do nothing meanwhile?"
 )
-TRY_PREEMPTION = "Jump to the first preemption: which request is preempted, and which one gets its blocks?"
-TRY_WAIT = (
+TRY_PREEMPTION = N_(
+    "Jump to the first preemption: which request is preempted, and which one gets its blocks?"
+)
+TRY_WAIT = N_(
     "Jump to the fullest pool: can another request be admitted, and what if all of these go on growing?"
 )
 
@@ -39,7 +41,7 @@ def page(run: Run) -> None:
         to_try = TRY_STATIC
     else:
         to_try = TRY_PREEMPTION if any(record.preempted for record in records) else TRY_WAIT
-    st.markdown(f"{INTRODUCTION} {to_try}")
+    st.markdown(sentences([_(INTRODUCTION), _(to_try)]))
 
     def scenes() -> list[figures.Scene]:
         timeline = run.timeline
