@@ -73,6 +73,11 @@ def scenes_of(
     return [scene for scene in scenes if scene.num_steps == scenes[0].num_steps]
 
 
+def num_traces(name: str) -> int:
+    """How many traces a page or a figure takes. Raises `ValueError` if there is none of this name."""
+    return max(FIGURES[figure].num_traces for figure in _figures(name))
+
+
 def _figures(name: str) -> tuple[str, ...]:
     if name not in PAGES and name not in FIGURES:
         raise ValueError(

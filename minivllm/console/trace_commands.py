@@ -21,7 +21,7 @@ trace_app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
-    help="Look into a trace file, or convert it.",
+    help="Look into a trace file, ask it in SQL, or convert it.",
 )
 
 TraceFile = Annotated[Path, typer.Argument(help="A trace written by `minivllm demo` or by `LLM(trace=…)`.")]

@@ -35,8 +35,8 @@ PAGE = """<!doctype html>
 :root {{ color-scheme: light dark; }}
 body {{ margin: 0 auto; padding: 1rem; max-width: 75rem; font-family: system-ui, sans-serif;
   background: light-dark(#FFFFFF, #0E1117); color: light-dark(#1F2328, #F0F2F6); }}
-html.framed body {{ max-width: none; padding: 0; }}
-html.framed h1 {{ display: none; }}
+html.framed body {{ max-width: none; padding: 4px; }}
+html.framed :is(h1, .tools) {{ display: none; }}
 {css}
 svg[aria-label^="{code}"] text {{ font-family: monospace; }}
 </style>
@@ -59,6 +59,7 @@ mount({{ data, parentElement: document.body }});
 
 # The frames of a page that is opened from the disk may not look into each other: they send messages.
 FRAMED = """
+if (parent === window) document.documentElement.classList.remove("framed"); // it was opened by itself
 addEventListener("message", ({ data: said }) => {
   if (["light", "dark"].includes(said?.minivllmTheme)) {
     document.documentElement.style.colorScheme = said.minivllmTheme;
