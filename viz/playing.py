@@ -26,7 +26,7 @@ PAGES = {
     "scheduler": ("scheduler_gantt", "batch_composition"),
     "beam_tree": ("beam_tree", "block_pool"),
     "prefix_tree": ("prefix_tree",),
-    "structured": ("allowed_tokens",),
+    "structured_output": ("allowed_tokens",),
     "speculation": ("speculation",),
     "roofline": ("roofline", "decode_intensity"),
     "metrics": ("metrics_board",),

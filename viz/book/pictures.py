@@ -8,6 +8,7 @@ Read next: `texts.py`, which puts them into the text.
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,8 @@ from typing import Any, NamedTuple
 from lessons.catalogue import Lesson
 from minivllm.files import write_file
 from viz.language import speaking
-from viz.playing import html_of, num_traces, scenes_of
+from viz.playing import PAGES, html_of, num_traces, scenes_of
+from viz.samples import SAMPLES, packed_path
 
 WHOLE = "run"
 """Name of the page that plays the whole run of a lesson."""
@@ -51,6 +53,29 @@ def make_pictures(
             yield file, _make(stem, entry, paths, folder, language)
         except ValueError as error:
             yield file, ValueError(f"{lesson.name}: {file}: {error}")
+
+
+def make_samples(traces: Path, folder: Path, language: str) -> Iterator[tuple[str, list[Played]]]:
+    """Write the pages of the project's samples; tell each sample's title with those that it is best seen on.
+
+    Args:
+        traces: where the samples are unpacked to.
+        folder: where the pages go.
+    """
+    traces.mkdir(parents=True, exist_ok=True)
+    for sample in SAMPLES:
+        paths = [traces / f"{name}.jsonl" for name in sample.names]
+        for name, path in zip(sample.names, paths, strict=True):
+            path.write_bytes(gzip.decompress(packed_path(name).read_bytes()))
+        best = [page for page in sample.pages if page in PAGES][:1]
+        pages = dict.fromkeys([*best, *(page for page in ("kv_pool",) if page in sample.pages)])
+        if pages:
+            entries = {page: (page, 0, 0) for page in pages}
+            stem = f"sample-{sample.names[0]}"
+            yield (
+                sample.title,
+                [_make(f"{stem}-{page}", entry, paths, folder, language) for page, entry in entries.items()],
+            )
 
 
 def _make(stem: str, entry: Any, paths: Sequence[Path], folder: Path, language: str) -> Played:

@@ -25,7 +25,7 @@ from minivllm.files import write_file
 from minivllm.processes import child_command, python_variables
 from viz.book import texts
 from viz.book.links import broken_links
-from viz.book.pictures import Played, make_pictures
+from viz.book.pictures import Played, make_pictures, make_samples
 from viz.language import LANGUAGES
 
 STATIC = Path(__file__).parent / "static"
@@ -144,7 +144,12 @@ def _write_sources(
         stills = source / "lessons" / f"{lesson.name}-pictures"
         page = texts.lesson_page(lesson, language, played, stills, lessons)
         (source / "lessons" / f"{lesson.name}.md").write_text(page, encoding="utf-8")
-    others = {"glossary": texts.glossary_page(language), "figures": texts.figures_page(language, source)}
+    samples = make_samples(source.parent / "samples", pictures, language)
+    others = {
+        "samples": texts.samples_page(language, samples),
+        "glossary": texts.glossary_page(language),
+        "figures": texts.figures_page(language, source),
+    }
     there = {name: text for name, text in others.items() if text is not None}
     for name, text in there.items():
         (source / f"{name}.md").write_text(text, encoding="utf-8")

@@ -9,7 +9,7 @@ Read next: `site.py`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -35,6 +35,13 @@ def lesson_page(
         known: the lessons that this book has.
     """
     numbers = {item.number: item.name for item in known}
+    with speaking(language):
+        return _lesson_page(lesson, language, played, stills, numbers)
+
+
+def _lesson_page(
+    lesson: Lesson, language: str, played: Mapping[str, Played], stills: Path, numbers: Mapping[str, str]
+) -> str:
     parts = parts_of(body(lesson.text(language)), lesson.folder)
     text = [
         switch(f"lessons/{lesson.name}", language),
@@ -51,7 +58,7 @@ def lesson_page(
         text.append(told)
     if whole:
         text.append(_frame(whole, "../"))
-    return _linked("\n\n".join(text) + "\n", numbers, "")
+    return _linked("\n\n".join(text) + "\n", numbers)
 
 
 def _part(part: Part, played: Mapping[str, Played], stills: Path) -> str:
@@ -93,12 +100,12 @@ def _inline(text: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
-def _linked(text: str, numbers: Mapping[str, str], up: str) -> str:
+def _linked(text: str, numbers: Mapping[str, str]) -> str:
     """The dashboard's links (`lesson_text.py`) become those of the book."""
 
     def to_lesson(match: re.Match[str]) -> str:
         name = numbers.get(match[2])
-        return f"[{match[1]}]({up}{name}.md)" if name else match[1]
+        return f"[{match[1]}]({name}.md)" if name else match[1]
 
     text = re.sub(r"\[((?:[^\]`]|`[^`]*`)+)\]\(\?lesson=(\w+)\)", to_lesson, text)
     return re.sub(r"\(/glossary\?language=\w+\)", "(../glossary.md)", text)
@@ -122,6 +129,16 @@ def glossary_page(language: str) -> str | None:
     told = "\n\n".join(part.markdown for part in parts_of(rest, ROOT) if isinstance(part, Words))
     told = re.sub(r"\[((?:[^\]`]|`[^`]*`)+)\]\((\?lesson|/glossary)[^)]*\)", r"\1", told)
     return f"{switch('glossary', language)}\n\n{title}\n\n{told}\n"
+
+
+def samples_page(language: str, samples: Iterable[tuple[str, Sequence[Played]]]) -> str:
+    """The page of the project's samples: their titles, and the pictures that they are best seen on."""
+    with speaking(language):
+        text = [switch("samples", language), f"# {_('Samples')}"]
+        text += [_("Small runs that come with minivllm. The dashboard opens each of them on every page.")]
+        for title, pictures in samples:
+            text += [f"## {_(title)}", *(_frame(played, "") for played in pictures)]
+    return "\n\n".join(text) + "\n"
 
 
 def figures_page(language: str, folder: Path) -> str | None:
