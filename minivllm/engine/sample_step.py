@@ -82,6 +82,12 @@ class StepSample(NamedTuple):
     """Requests for which no token can be chosen, and what to say of each. They have no slots here."""
 
 
+def tokens_of(sample: StepSample) -> dict[int, int]:
+    """The token that each sequence itself goes on with, by its id."""
+    pairs = zip(sample.slots, sample.tokens, strict=True)
+    return {slot.parent.seq_id: token.token_id for slot, token in pairs if not slot.is_fork}
+
+
 def sample_step(
     plan: StepPlan,
     logits: Any,
@@ -105,8 +111,10 @@ def sample_step(
     end = 0
     for item in plan.scheduled:
         sequence = sequences[item.seq_id]
-        state = requests[sequence.request_id]
         start, end = end, end + item.num_logits
+        if sequence.finish is not None:
+            continue  # it ended with a step that was in flight when this one was planned
+        state = requests[sequence.request_id]
         if sequence.wants_prompt_logits and item.start < sequence.num_prompt_tokens:
             try:
                 _note_prompt_logprobs(state, sequence, item.start, logits[start:end], sampler)

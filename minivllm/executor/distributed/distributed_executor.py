@@ -32,13 +32,13 @@ from torch import Tensor
 
 from minivllm.executor.distributed.cache_limits import CacheLimits, share_of_machine
 from minivllm.executor.distributed.groups import Control, GroupPeers
-from minivllm.executor.distributed.lane import Lane
 from minivllm.executor.distributed.launch import END_SECONDS, Ranks
 from minivllm.executor.distributed.messages import RankSettings, encode_plan
 from minivllm.executor.distributed.rank_executor import RankExecutor, load_rank
 from minivllm.executor.distributed.worker import device_of
 from minivllm.executor.executor import ExecutorDeadError, RankError
 from minivllm.executor.kv_storage import bytes_per_block
+from minivllm.executor.lane import Lane
 from minivllm.files import CannotWrite
 from minivllm.model.config import ModelConfig
 from minivllm.model.hub import resolve_model

@@ -1,0 +1,113 @@
+"""Plans in flight: how they are handed to an executor, and how their logits come back.
+
+    launch(plan), launch(plan), …          in the order in which they were made
+    wait() ──► logits of the oldest
+
+    InTurn       carries out the oldest when its logits are asked for: nothing overlaps
+    Background   carries them out in a thread of its own, while the engine plans and tells what came out
+
+In a thread, because kernels and torch let other threads run Python. A plan is carried out as a whole, whatever
+interrupts the engine meanwhile; `forget` waits until that is done, so that memory may be given away again.
+
+Python lets one thread at a time run, and takes it from a busy one only every few milliseconds, which is longer
+than a small model's step. So `launch` waits until the step is where Python is not needed (`on_kernel`), or
+for `HEAD_START_SECONDS`: otherwise the engine would keep the step from starting, and nothing would overlap.
+
+Read next: `minivllm/engine/engine.py`, the loop that uses this.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from contextlib import suppress
+from functools import partial
+from threading import Event
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+from minivllm.executor.executor import Executor
+from minivllm.executor.lane import Lane
+from minivllm.scheduling.plan import StepPlan
+
+Execute: TypeAlias = Callable[[StepPlan], Any]
+HEAD_START_SECONDS = 0.002
+"""Longest that `launch` waits for a step to get to its kernels."""
+
+
+class PlansInFlight(Protocol):
+    """Plans that were launched, and whose logits nobody has got yet."""
+
+    def launch(self, plan: StepPlan) -> None:
+        """Carry out this plan after those launched before."""
+        ...
+
+    def wait(self) -> Any:
+        """The logits of the oldest plan, as `Executor.execute` gives them; or what went wrong is raised."""
+        ...
+
+    def forget(self) -> None:
+        """Nobody wants the logits of any plan. When this returns, nothing is carried out any more."""
+        ...
+
+
+@runtime_checkable
+class TellsOfKernels(Protocol):
+    """An executor with long stretches that need no Python."""
+
+    def on_kernel(self, note: Callable[[], None]) -> None:
+        """From now on call `note` within each step, at the beginning of such a stretch."""
+        ...
+
+
+class InTurn:
+    """One thing after another."""
+
+    def __init__(self, execute: Execute) -> None:
+        self._execute = execute
+        self._plans: deque[StepPlan] = deque()
+
+    def launch(self, plan: StepPlan) -> None:
+        self._plans.append(plan)
+
+    def wait(self) -> Any:
+        return self._execute(self._plans.popleft())
+
+    def forget(self) -> None:
+        self._plans.clear()
+
+
+class Background:
+    """Plans are carried out in a thread, which ends with the program or with `close`."""
+
+    def __init__(self, execute: Execute, executor: Executor) -> None:
+        """`executor` is what `execute` asks."""
+        self._execute = execute
+        self._lane = Lane("minivllm-steps")
+        self._pending: deque[Future[Any]] = deque()
+        self._kernel = Event()
+        if isinstance(executor, TellsOfKernels):
+            executor.on_kernel(self._kernel.set)
+
+    def launch(self, plan: StepPlan) -> None:
+        self._kernel.clear()
+        self._pending.append(self._lane.submit(partial(self._carry_out, plan)))
+        self._kernel.wait(HEAD_START_SECONDS)
+
+    def _carry_out(self, plan: StepPlan) -> Any:
+        try:
+            return self._execute(plan)
+        finally:
+            self._kernel.set()
+
+    def wait(self) -> Any:
+        return self._pending.popleft().result()
+
+    def forget(self) -> None:
+        wait(self._pending)
+        self._pending.clear()
+
+    def close(self) -> None:
+        with suppress(Exception):
+            self.forget()
+        self._lane.end()
