@@ -229,7 +229,7 @@ class EngineCore:
             raise
         if self._emit:
             self._emit(_batch_planned(plan))
-        self.in_flight.append(plan)
+        self._take_off(plan)
         self._is_changing = False
         return plan
 
@@ -260,7 +260,7 @@ class EngineCore:
                 self._held(_batch_planned(plan, is_ahead=True))
             self._held.close(is_kept=is_kept)
         if plan and is_kept:
-            self.in_flight.append(plan)
+            self._take_off(plan)
         scheduler.in_flight = ()
         self._is_changing = False
         return plan if is_kept else None
@@ -277,6 +277,10 @@ class EngineCore:
         except PolicyError as error:
             self._policy_error, self.scheduler.must_wait = error, True
             return self.scheduler.plan(step)  # what is planned is planned, and what failed waits
+
+    def _take_off(self, plan: StepPlan) -> None:
+        self.cache.seal()
+        self.in_flight.append(plan)
 
     def begin_next(self, now: float = 0.0) -> None:
         """After a step was finished, and that has been told: if another is in flight, it is its turn."""
@@ -528,7 +532,9 @@ class EngineCore:
         self.cache.check_invariants()
         for plan in self.in_flight:
             for item in plan.scheduled:
-                assert item.seq_id in self.cache.tables, f"a plan names sequence {item.seq_id}, which has no blocks"
+                assert item.seq_id in self.cache.tables, (
+                    f"a plan names sequence {item.seq_id}, which has no blocks"
+                )
         assert self.state.num_running_seqs <= self.config.max_num_seqs, "more sequences than slots"
         running, waiting = self.state.running, self.state.waiting.entries
         assert set(running) | set(waiting) == set(self.requests), (

@@ -4,15 +4,14 @@
                  │                                                                  │
               events                                            outputs, events, freed blocks
 
-With asynchronous scheduling a step is planned while the one before it is computed, and what came out of a step
-is told while the next one is. Only sampling is in nobody's shadow, because the next step needs its tokens:
+With asynchronous scheduling a step is planned while the one before it is computed, and what came out of it is
+told while the next one is. Only sampling is in nobody's shadow, because the next step needs its tokens:
 
     executor    compute 0 ─────────┐ compute 1 ─────────┐ compute 2 ─────
     engine      plan 1             │ tell 0, plan 2     │ tell 1, plan 3
                          sample 0, fill in 1     sample 1, fill in 2
 
-A stop is noticed when its step is told, so one token more may be computed of the sequence, and is dropped. In a
-pipeline of ranks several plans are carried out at once, each for other sequences; the loop is the same.
+A stop is noticed when its step is told, so one token more may be computed of the sequence, and is dropped.
 
 The core decides and keeps the books (`core.py`), the executor computes, the sampler chooses, and the outputs
 of each request turn tokens into text and know when to stop (`request_state.py`). The engine carries data from

@@ -6,12 +6,12 @@
     InTurn       carries out the oldest when its logits are asked for: nothing overlaps
     Background   carries them out in a thread of its own, while the engine plans and tells what came out
 
-In a thread, because kernels and torch let other threads run Python. A plan is carried out as a whole, whatever
-interrupts the engine meanwhile; `forget` waits until that is done, so that memory may be given away again.
+In a thread, because kernels and torch let other threads run Python. A plan is carried out as a whole,
+whatever interrupts the engine; `forget` waits until that is done, so that memory may be given away again.
 
-Python lets one thread at a time run, and takes it from a busy one only every few milliseconds, which is longer
-than a small model's step. So `launch` waits until the step is where Python is not needed (`on_kernel`), or
-for `HEAD_START_SECONDS`: otherwise the engine would keep the step from starting, and nothing would overlap.
+Python lets one thread at a time run, and takes turns only every few milliseconds, which is longer than a
+small model's step. So `launch` waits until the step is where Python is not needed (`on_kernel`), or for
+`HEAD_START_SECONDS`: otherwise the engine would keep the step from starting, and nothing would overlap.
 
 Read next: `minivllm/engine/engine.py`, the loop that uses this.
 """

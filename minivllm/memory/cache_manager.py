@@ -207,6 +207,10 @@ class CacheManager(Protocol):
         """The moves ordered since the last call, for the plan of this step."""
         ...
 
+    def seal(self) -> None:
+        """A step is planned, and in flight now: what comes after is of the next one."""
+        ...
+
     def commit(self, *, is_alone: bool = True) -> bool:
         """The oldest step in flight was carried out: what it filled and moved is really there.
 

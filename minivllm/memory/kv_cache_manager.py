@@ -290,10 +290,13 @@ class KVCacheManager:
 
     def take_moves(self) -> tuple[BlockMove, ...]:
         """The moves ordered since the last call, for the plan of this step."""
-        if self.prefix_caching:
-            self.prefix_caching.seal()
         moves, self._moves = tuple(self._moves), []
         return moves
+
+    def seal(self) -> None:
+        """A step is planned, and in flight now."""
+        if self.prefix_caching:
+            self.prefix_caching.seal()
 
     def commit(self, *, is_alone: bool = True) -> bool:
         """The oldest step was carried out: what it filled and moved is really there."""

@@ -29,7 +29,6 @@ import msgspec
 from minivllm.memory.block_move import BlockMove
 from minivllm.scheduling.request import Finish
 
-
 PENDING = -1
 """In the place of a token that an earlier plan, still in flight, will sample: `fill_pending` writes it."""
 

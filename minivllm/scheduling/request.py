@@ -103,7 +103,7 @@ class Sequence:
 
     @property
     def num_uncomputed_tokens(self) -> int:
-        """Tokens whose keys and values are not in the cache yet: what a step may work on, pending ones too."""
+        """Tokens, pending ones too, whose keys and values are not in the cache yet: a step's work."""
         return len(self.token_ids) + self.num_pending_tokens - self.num_computed_tokens
 
     def output_token_ids(self, start: int = 0) -> list[int]:

@@ -1,15 +1,15 @@
 """Held events: what is planned ahead is told when its step begins.
 
-A plan that is made while an earlier step computes changes the books at once. A trace that told so at once would
-have two steps in one another, and no reader of it could say which tokens belong to which. So the events of
+A plan that is made while an earlier step computes changes the books at once. A trace that told so at once
+would have two steps in one another, and no reader could say which tokens belong to which. So the events of
 such a plan are held, and the trace tells one step after the other:
 
     what happens    plan 0   plan 1   tokens 0   plan 2   tokens 1   …
     what is told    plan 0 · · · · ·  tokens 0   plan 1   tokens 1   plan 2   …
                               held ──────────────►
 
-Told so it is as true. A plan ahead takes free blocks, and what ends with a step gives blocks back at the end of
-the free list; nobody that a plan in flight names gives any back. So the two may change places.
+Told so it is as true. A plan ahead takes free blocks, and what ends with a step gives blocks back at the end
+of the free list; nobody that a plan in flight names gives any back. So the two may change places.
 `BatchPlanned.is_ahead` says which plans were made so.
 
 Read next: `minivllm/engine/core.py`, which decides when.

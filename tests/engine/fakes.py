@@ -129,8 +129,8 @@ def make_engine(
     async_scheduling=False,
     **limits,
 ) -> Engine:
-    """An engine around the fake model. Nothing is computed in a thread: on a clock of its own, plans in flight
-    are carried out when their logits are asked for, so that a run can be repeated line by line."""
+    """An engine around the fake model. Nothing is computed in a thread: on another clock, plans in flight are
+    carried out when their logits are asked for, so that a run can be repeated line by line."""
     config = SchedulerConfig(num_blocks=num_blocks, block_size=block_size, **limits)
     executor = FakeExecutor(num_blocks, block_size, config.num_host_blocks)
     return Engine(
