@@ -41,6 +41,7 @@ from minivllm.memory.cache_manager import CacheManager
 from minivllm.memory.make_cache_manager import make_cache_manager
 from minivllm.scheduling.batch_state import BatchState
 from minivllm.scheduling.choose_policy import make_policy
+from minivllm.scheduling.micro_batches import tokens_of_micro_batch
 from minivllm.scheduling.plan import BeamStep, Sampled, ScheduledSequence, StepPlan
 from minivllm.scheduling.policy import Pause, PolicyError, SchedulingPolicy
 from minivllm.scheduling.request import NO_DRAFTS, Finish, Request, RequestStatus
@@ -197,8 +198,11 @@ class EngineCore:
 
     # ── the loop body ─────────────────────────────────────────────────────────────────────────────────
 
-    def plan_step(self, now: float = 0.0) -> StepPlan | Pause | None:
+    def plan_step(self, now: float = 0.0, num_plans: int = 1) -> StepPlan | Pause | None:
         """Decide what the next step computes, while nothing is in flight: a plan that is gets lost.
+
+        Args:
+            num_plans: so many shall share the work, and be in flight together (`micro_batches.py`).
 
         Raises:
             PolicyError: the policy failed. Nothing was lost: the requests of the step start again.
@@ -213,7 +217,8 @@ class EngineCore:
             return None
         self._is_changing = True
         try:
-            step = self.scheduler.begin(self.num_steps, now)
+            limit = None if num_plans == 1 else self._share(num_plans)
+            step = self.scheduler.begin(self.num_steps, now, limit)
         except PolicyError:
             self._is_changing = False
             raise
@@ -229,15 +234,22 @@ class EngineCore:
             raise
         if self._emit:
             self._emit(_batch_planned(plan))
-        self._take_off(plan)
+        self.cache.seal()
+        self.in_flight.append(plan)
         self._is_changing = False
         return plan
 
-    def plan_ahead(self, now: float = 0.0, limit: int | None = None) -> StepPlan | None:
+    def _share(self, num_plans: int) -> int | None:
+        """Most tokens of a plan that shares the work with others."""
+        if self.policy.pads or self.policy.releases_together:
+            return None
+        return tokens_of_micro_batch(self.config, self.state, self.in_flight, num_plans)
+
+    def plan_ahead(self, now: float = 0.0, num_plans: int = 1) -> StepPlan | None:
         """Plan one more step while others are in flight; None if it must wait for them, or has nothing to do.
 
         Args:
-            limit: most tokens of the step, if that is not what the configuration says.
+            num_plans: as for `plan_step`.
         """
         scheduler, policy = self.scheduler, self.policy
         if self._is_changing or not self.in_flight or scheduler.must_wait:
@@ -253,14 +265,15 @@ class EngineCore:
         scheduler.in_flight, scheduler.runs_ahead = named, self.runs_ahead
         if self._held:
             self._held.hold()
-        plan = self._plan_ahead(now, limit)
+        plan = self._plan_ahead(now, None if num_plans == 1 else self._share(num_plans))
         is_kept = bool(plan and (plan.scheduled or plan.request_ids))
         if self._held:
             if plan and is_kept:
                 self._held(_batch_planned(plan, is_ahead=True))
             self._held.close(is_kept=is_kept)
         if plan and is_kept:
-            self._take_off(plan)
+            self.cache.seal()
+            self.in_flight.append(plan)
         scheduler.in_flight = ()
         self._is_changing = False
         return plan if is_kept else None
@@ -277,10 +290,6 @@ class EngineCore:
         except PolicyError as error:
             self._policy_error, self.scheduler.must_wait = error, True
             return self.scheduler.plan(step)  # what is planned is planned, and what failed waits
-
-    def _take_off(self, plan: StepPlan) -> None:
-        self.cache.seal()
-        self.in_flight.append(plan)
 
     def begin_next(self, now: float = 0.0) -> None:
         """After a step was finished, and that has been told: if another is in flight, it is its turn."""

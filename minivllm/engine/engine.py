@@ -12,6 +12,7 @@ told while the next one is. Only sampling is in nobody's shadow, because the nex
                          sample 0, fill in 1     sample 1, fill in 2
 
 A stop is noticed when its step is told, so one token more may be computed of the sequence, and is dropped.
+In a pipeline of ranks there is a plan for each stage, launched at once, since each has other sequences.
 
 The core decides and keeps the books (`core.py`), the executor computes, the sampler chooses, and the outputs
 of each request turn tokens into text and know when to stop (`request_state.py`). The engine carries data from
@@ -48,8 +49,8 @@ from minivllm.engine.request_state import RequestState, make_request_state
 from minivllm.engine.sample_step import StepSample, TokenSampler, advance_search, sample_step, tokens_of
 from minivllm.engine.snapshot import make_header, take_snapshot
 from minivllm.engine.speculation import Speculation
-from minivllm.executor.executor import ClosableExecutor
-from minivllm.executor.in_flight import Background, InTurn, PlansInFlight
+from minivllm.executor.executor import ClosableExecutor, PipelinedExecutor
+from minivllm.executor.in_flight import Background, PlansInFlight
 from minivllm.memory.cache_manager import CacheManager
 from minivllm.memory.make_cache_manager import Pages, make_cache_manager
 from minivllm.outputs import RequestOutput
@@ -117,6 +118,7 @@ class Engine:
         pages: how the executor's storage gives memory back, for the allocator "virtual_memory".
         speculation: proposes drafts, so that a step may give several tokens of a sequence; None does not.
         async_scheduling: plan each step while the one before it is computed, wherever that can be.
+        overlap_stages: where the executor has several stages, let each be busy with a plan of its own.
 
     Raises:
         ValueError: a number that cannot work, or no such configuration; named, with what is allowed.
@@ -147,6 +149,7 @@ class Engine:
         pages: Pages | None = None,
         speculation: Speculation | None = None,
         async_scheduling: bool = False,
+        overlap_stages: bool = True,
     ) -> None:
         if not isinstance(config, SchedulerConfig):
             raise ValueError(f"config must be a SchedulerConfig, got {shown(config)}")
@@ -161,20 +164,11 @@ class Engine:
         self.recorder = recorder
         self.speculation = speculation
         self.requests: dict[str, RequestState] = {}
-        self._clock = clock
-        self._sleep = sleep
-        self._runs: PlansInFlight = InTurn(self._execute)
-        self._flights: deque[Flight] = deque()
-        self._max_in_flight = 1
-        if async_scheduling and speculation is None:  # a draft is guessed from the token before it
-            self._max_in_flight = 2
-            if clock is perf_counter:  # on any other clock, nothing can overlap
-                self._runs = Background(self._execute, executor)
+        self._clock, self._sleep = clock, sleep
+        self._choose_runs(executor, async_scheduling and speculation is None, overlap_stages)
         sinks = [*([recorder] if recorder else []), *sinks]
         emit = make_emit(sinks)
-        if emit and self._max_in_flight > 1:
-            emit = HeldEvents(emit)
-        self._emit = emit
+        self._emit = emit = HeldEvents(emit) if emit and self._max_in_flight > 1 else emit
         self._tells_texts = any(getattr(s, "wants_texts", True) for s in sinks)
         self._is_busy = False  # left True by an interrupt: something may be half-done
         self._outbox = NOTHING
@@ -185,13 +179,27 @@ class Engine:
         self.core = EngineCore(
             config, emit, policy=policy, make_cache=lambda: make_cache_manager(config, emit, pages)
         )
-        self.core.runs_ahead = self._max_in_flight > 1
+        self.core.runs_ahead = self._max_in_flight > self._num_plans
         if emit:
             kind = "wall" if clock is perf_counter else "virtual"
             # Addresses may be more than there is memory: the trace counts what has a number.
             num_blocks = len(self.cache.pool.ref_counts)
             emit(make_header(config, num_blocks, model_shape, settings or {}, clock=kind))
             self.core.epoch = clock()
+
+    def _choose_runs(self, executor: Executor, is_async: bool, overlap_stages: bool) -> None:
+        """How plans are carried out, and how many may be in flight. Drafts are guessed from the token before
+        them, so with speculation no step is planned ahead of it."""
+        self._runs: PlansInFlight | None = None  # a plan is carried out when its logits are wanted
+        self._flights: deque[Flight] = deque()
+        self._max_in_flight = self._num_plans = 1  # the second: so many plans share the work
+        if isinstance(executor, PipelinedExecutor) and executor.num_stages > 1 and overlap_stages:
+            self._runs, self._max_in_flight = executor, executor.num_stages
+            self._num_plans = executor.num_stages
+        elif is_async:
+            self._max_in_flight = 2
+            if self._clock is perf_counter:  # on any other clock, nothing can overlap
+                self._runs = Background(self._execute, executor)
 
     # ── requests come and go ──────────────────────────────────────────────────────────────────────────
 
@@ -454,7 +462,7 @@ class Engine:
             if self.speculation:
                 self.speculation.propose(self.core, self.requests)
             try:
-                plan = self.core.plan_step(began)
+                plan = self.core.plan_step(began, self._num_plans)
             except PolicyError:
                 self._is_busy = False
                 raise
@@ -468,6 +476,8 @@ class Engine:
             self._plan_ahead()
         outbox = Outbox([*self._late], [], [])
         self._finish_oldest(outbox)
+        if self._num_plans > 1 and self._flights:  # before the caller takes its time: a stage may be idle
+            self._plan_ahead()
         if self._flights and len(outbox.left) == len(self.requests):
             self._finish_surplus()
         return self._send(outbox)
@@ -479,10 +489,14 @@ class Engine:
         """Make the plans that may be made while others are in flight."""
         while len(self._flights) < self._max_in_flight:
             began = self._clock()
-            plan = self.core.plan_ahead(began)
+            if self.speculation:
+                self.speculation.propose(self.core, self.requests)
+            plan = self.core.plan_ahead(began, self._num_plans)
             if plan is None:
                 return
             self._flights.append(Flight(plan, began, self._clock()))
+            if not self.core.runs_ahead:
+                self._launch(self._flights[-1])
 
     def _launch(self, flight: Flight) -> None:
         try:
@@ -491,7 +505,8 @@ class Engine:
                     flight.plan, self.core.state.sequences, self.requests
                 )
             flight.launched = self._clock()
-            self._runs.launch(flight.plan)
+            if self._runs is not None:
+                self._runs.launch(flight.plan)
         except BaseException as error:
             self._give_up(error)
             raise
@@ -500,7 +515,8 @@ class Engine:
         """Wait for the oldest plan in flight, sample, let the next one begin, and tell what came out."""
         flight = self._flights[0]
         try:
-            logits = self._runs.wait()
+            runs = self._runs
+            logits = self.executor.execute(flight.plan) if runs is None else runs.wait()
             executed, attention = self._clock(), self.executor.last_attention_seconds
             sample = sample_step(
                 flight.plan,
@@ -515,7 +531,7 @@ class Engine:
             raise
         sampled = self._clock()
         following = self._flights[1] if len(self._flights) > 1 else None
-        if following is not None:
+        if following is not None and self.core.runs_ahead:
             fill_pending(following.plan, tokens_of(sample))
             self._launch(following)
         self._flights.popleft()
@@ -533,11 +549,12 @@ class Engine:
             ended = updated if following is None else sampled
             self._emit(StepFinished(flight.plan.step, self.core.time_of(ended), rounded))
         if following is not None:
-            self.core.begin_next(following.launched)
+            self.core.begin_next(max(following.launched, sampled))
 
     def _give_up(self, error: BaseException) -> None:
         """Nothing in flight will be finished: its requests compute their caches anew."""
-        self._runs.forget()
+        if self._runs is not None:
+            self._runs.forget()
         oldest = self._flights[0].plan
         self.last_failed = frozenset(name for flight in self._flights for name in flight.plan.request_ids)
         self.core.abandon(oldest, error, self._clock())
@@ -656,7 +673,8 @@ class Engine:
         if not self._is_busy:
             self._outbox = NOTHING  # the caller has come back, so it has got what was in it
             return
-        self._runs.forget()
+        if self._runs is not None:
+            self._runs.forget()
         self._flights.clear()
         now, core = self._clock(), self.core
         core.settle(now, is_suspect=True)

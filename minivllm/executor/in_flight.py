@@ -3,8 +3,8 @@
     launch(plan), launch(plan), …          in the order in which they were made
     wait() ──► logits of the oldest
 
-    InTurn       carries out the oldest when its logits are asked for: nothing overlaps
-    Background   carries them out in a thread of its own, while the engine plans and tells what came out
+`Background` carries them out in a thread, while the engine plans and tells what came out; a pipeline does so
+by itself. (Without either, the engine carries out a plan when it wants its logits: nothing overlaps.)
 
 In a thread, because kernels and torch let other threads run Python. A plan is carried out as a whole,
 whatever interrupts the engine; `forget` waits until that is done, so that memory may be given away again.
@@ -60,23 +60,6 @@ class TellsOfKernels(Protocol):
         ...
 
 
-class InTurn:
-    """One thing after another."""
-
-    def __init__(self, execute: Execute) -> None:
-        self._execute = execute
-        self._plans: deque[StepPlan] = deque()
-
-    def launch(self, plan: StepPlan) -> None:
-        self._plans.append(plan)
-
-    def wait(self) -> Any:
-        return self._execute(self._plans.popleft())
-
-    def forget(self) -> None:
-        self._plans.clear()
-
-
 class Background:
     """Plans are carried out in a thread, which ends with the program or with `close`."""
 
@@ -101,7 +84,9 @@ class Background:
             self._kernel.set()
 
     def wait(self) -> Any:
-        return self._pending.popleft().result()
+        logits = self._pending[0].result()  # it stays, if an interrupt comes: `forget` waits for it
+        self._pending.popleft()
+        return logits
 
     def forget(self) -> None:
         wait(self._pending)
