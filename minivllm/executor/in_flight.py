@@ -25,6 +25,7 @@ from contextlib import suppress
 from functools import partial
 from threading import Event
 from typing import Any, Protocol, TypeAlias, runtime_checkable
+from weakref import finalize
 
 from minivllm.executor.executor import Executor
 from minivllm.executor.lane import Lane
@@ -67,6 +68,7 @@ class Background:
         """`executor` is what `execute` asks."""
         self._execute = execute
         self._lane = Lane("minivllm-steps")
+        finalize(self, self._lane.end)  # a thread less, if nobody closes the engine
         self._pending: deque[Future[Any]] = deque()
         self._kernel = Event()
         if isinstance(executor, TellsOfKernels):
