@@ -400,15 +400,19 @@ class Engine:
     def close(self) -> None:
         """End the trace, if one is recorded, and other processes, if the executor has any: then no step can
         be computed any more."""
+        self.end_steps()
+        if self.recorder:
+            self.recorder.close()
+        if isinstance(self.executor, ClosableExecutor):
+            self.executor.close()
+
+    def end_steps(self) -> None:
+        """Finish what is in flight; its outputs are lost. The executor may serve another engine then."""
         with suppress(Exception):  # whatever becomes of a step that nobody waits for
             self._settle()
             self._land()
         if isinstance(self._runs, Background):
             self._runs.close()
-        if self.recorder:
-            self.recorder.close()
-        if isinstance(self.executor, ClosableExecutor):
-            self.executor.close()
 
     @property
     def num_steps(self) -> int:

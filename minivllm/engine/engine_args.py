@@ -341,8 +341,8 @@ class EngineArgs:
             return
         if self.async_scheduling and self.pipeline_parallel_size > 1:
             raise ValueError(
-                f"async_scheduling must be False where pipeline_parallel_size is {self.pipeline_parallel_size}: "
-                "there each stage has a plan of its own in flight already"
+                "async_scheduling must be False where pipeline_parallel_size is "
+                f"{self.pipeline_parallel_size}: there each stage has a plan of its own in flight already"
             )
         several = "with tensor_parallel_size or pipeline_parallel_size above 1, or reduction_parts"
         if self.allocator == "virtual_memory":
