@@ -17,10 +17,7 @@ import streamlit as st
 
 from minivllm.trace.reader import Trace
 from minivllm.trace.timeline import Timeline
-        start=start,
-        make_cards=make_cards,
-        selected=selected,
-        trace=timeline.trace,
+from viz import figures, player, presenting, take_away
 from viz.language import _, current
 from viz.loading import Run
 from viz.player import Jump
