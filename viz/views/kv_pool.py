@@ -8,6 +8,7 @@ from __future__ import annotations
 import streamlit as st
 
 from viz import figures, stage
+from viz.about import about
 from viz.figures.common import MARKS, names_of
 from viz.figures.selected_tables import most_interesting_request
 from viz.language import N_, _, sentences
@@ -38,7 +39,7 @@ ABOUT_SWAP = N_(
 
 
 def page(run: Run) -> None:
-    st.markdown(sentences([_(INTRODUCTION), *_what_else(run)]))
+    about(sentences([_(INTRODUCTION), *_what_else(run)]))
     request = _selected(run)
 
     stage.show(run, "kv", lambda: figures.kv_pictures(run.timeline, request), selected=request)
