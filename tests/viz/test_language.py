@@ -20,6 +20,10 @@ from viz.views import kv_pool
 VIZ = Path(texts.__file__).parent
 SILENT = {
     "bench_player.py",
+    "book/__main__.py",
+    "book/links.py",
+    "book/search.py",
+    "book/site.py",
     "gate.py",
     "glossary_table.py",
     "grafana.py",
@@ -35,16 +39,18 @@ SILENT = {
 NOT_READ = re.compile(
     r"Glyph .*|offset points|muted|middle|lower left|it ended without a word"
     r"|\n?minivllm( .*)?|minivllm-out/trace.jsonl"
-    r"|/\w+\?trace=|&with=|<(img|svg|rect) .*|.*filename=.*|.*completions -H.*|.*Content-Type:.*"
+    r"|<(iframe|figure|img|svg|rect) .*|.*minivllmTheme.*|/\w+\?trace=|&with=|.*filename=.*"
+    r"|.*completions -H.*|.*Content-Type:.*"
     r"|\*\* *\n:gray\["
     r"|a kept beam, or the past of one|not yet|on the way to a finished hypothesis",
     re.DOTALL,
 )
 """Patterns, commands, addresses, states."""
 NAMES = {
-    "kernel neighbour", "kept lesson", "live token", "next lesson", "no roof", "not new here", "over time",
-    "previous lesson", "requests for our own server", "run before", "run beside", "run is mine",
-    "run problem", "run settings", "run stopped", "run upload",
+    "first shown", "kernel neighbour", "kept lesson", "live token", "next lesson", "no roof", "not new here",
+    "number of pictures", "over time", "presented picture", "previous lesson", "requests for our own server",
+    "run before", "run beside", "run is mine", "run problem", "run settings", "run stopped", "run upload",
+    "stretch of the run",
 }  # fmt: skip
 """What the session and the texts of lessons call things."""
 NOT_YET: set[str] = set()
