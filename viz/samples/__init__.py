@@ -68,7 +68,7 @@ SAMPLES = (
         ("naive-attention",),
         ("flash_attention", "microscope"),
     ),
-    Sample(N_("A failing story: a pool that loses blocks"), ("story",), ("story",)),
+    Sample(N_("A failing story: a reader that is never forgotten"), ("story",), ("story",)),
     Sample(N_("Precision: weights in 8, 4 and 2 bits"), ("precision",), ("precision",)),
 )
 
