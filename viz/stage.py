@@ -170,7 +170,8 @@ def jumps(timeline: Timeline) -> list[Jump]:
         Jump(_("first fork"), first(lambda step: records[step].forked)),
         Jump(_("first copy-on-write"), first(lambda step: records[step].copied)),
         Jump(
-            "first eviction", first(lambda step: any(e.reason == "capacity" for e in records[step].evicted))
+            _("first eviction"),
+            first(lambda step: any(e.reason == "capacity" for e in records[step].evicted)),
         ),
         Jump(_("first swap"), first(lambda step: records[step].swapped_out)),
     ]
