@@ -52,7 +52,7 @@ SAMPLES = (
         ("compare", *(page for page in ALL_RUNS if page != "compare")),
     ),
     Sample(
-        N_("Structured output: answers by a pattern and by a schema"),
+        N_("Structured output: answers by a pattern"),
         ("structured",),
         ("structured_output", *ALL_RUNS),
     ),
