@@ -22,7 +22,7 @@ if (root := str(Path(__file__).resolve().parent.parent)) not in sys.path:
     sys.path.insert(0, root)
 
 from minivllm.trace.reader import TraceError
-from viz import empty, language_switch, links, loading, presenting
+from viz import empty, language_switch, links, loading, long_runs, presenting
 from viz.engine_words import in_words_of_the_reader
 from viz.language import N_, _
 from viz.loading import AnyRun, KernelRun, PrecisionRun, Run, StoryRun
@@ -154,6 +154,8 @@ def _page_of_a_trace(page: ModuleType, run: AnyRun | None, problem: str) -> None
         return
     for warning in loading.warnings_of(run):
         st.warning(plain(in_words_of_the_reader(warning)))
+    if isinstance(run, Run):
+        long_runs.chooser(run.path, *run.part)
     page.page(run)
 
 

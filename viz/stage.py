@@ -15,8 +15,9 @@ from typing import Any
 
 import streamlit as st
 
+from minivllm.trace.reader import Trace
 from minivllm.trace.timeline import Timeline
-from viz import figures, player, presenting
+from viz import figures, player, presenting, take_away
 from viz.language import _, current
 from viz.loading import Run
 from viz.player import Jump
@@ -71,6 +72,7 @@ def show(
         start=start,
         make_cards=make_cards,
         selected=selected,
+        trace=timeline.trace,
     )
 
 
@@ -85,6 +87,7 @@ def show_scenes(
     component: Callable[..., object] = PLAYER,
     make_cards: Callable[[], Sequence[Mapping[str, Any]]] = list,
     selected: str = "",
+    trace: Trace | None = None,
 ) -> None:
     """The same for any trace.
 
@@ -94,6 +97,7 @@ def show_scenes(
         component: the player, if it looks otherwise.
         make_cards: the cards of all requests, if these can be selected.
         selected: as for `show`.
+        trace: what the pictures are of, if it is a run of the engine: it can be taken along.
     """
     key = f"player-{name}"
 
@@ -122,6 +126,7 @@ def show_scenes(
         component(data=data, key=key, on_request_change=ask)
     else:
         component(data=data, key=key)
+    take_away.offer(name, data, make_scenes, trace)
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)

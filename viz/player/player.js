@@ -30,7 +30,7 @@ class Player {
     this.caption = find(".caption");
     this.count = find(".count");
     this.playButton = find(".play");
-    this.speed = find("select");
+    this.speed = find(".speed select");
     this.tip = find(".tip");
     this.slider.max = this.last;
     this.pictures = data.scenes.map((scene) => new Picture(scene));
@@ -39,6 +39,7 @@ class Player {
     this.range = this.touch.range;
     this.makeJumps(find(".jumps"), data.jumps);
     this.listen(find);
+    offerPictures(this, root);
     this.go(this.firstStep());
     this.touch.restore();
   }
