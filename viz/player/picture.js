@@ -28,6 +28,7 @@ const SVG_NAMES = {
   anchor: "text-anchor", weight: "font-weight",
 };
 const UNSEEN = new Set(["kind", "detail", "filled", "subject", "of"]);
+const NEAR_PX = 12;
 const LABEL_MOVERS = new Set(["x", "y", "width", "height", "fill", "label", "label_size"]);
 
 const paint = (name) => (name === "none" ? "none" : `var(--${name})`);
@@ -155,9 +156,25 @@ class Picture {
     return [shape.tip, shape.detail, filled].filter(Boolean).join(", ");
   }
 
-  // The step under a pointer, if x means steps in this picture; else null.
-  stepAt(clientX) {
-    if (!this.scene.axis) return null;
+  // The step of the point that is nearest to a pointer, if one is near; else null.
+  pointAt(clientX, clientY) {
+    const box = this.svg.getBoundingClientRect();
+    const seen = this.svg.viewBox.baseVal;
+    const unit = seen.width / box.width;
+    const x = seen.x + (clientX - box.left) * unit;
+    const y = seen.y + (clientY - box.top) * unit;
+    let found = null;
+    let least = NEAR_PX * unit;
+    for (const [pointX, pointY, step] of this.scene.points) {
+      const distance = Math.hypot(pointX - x, pointY - y);
+      if (distance < least) [least, found] = [distance, step];
+    }
+    return found;
+  }
+
+  // The step under a pointer, if x means steps in this picture, or a point of a chart is there; else null.
+  stepAt(clientX, clientY) {
+    if (!this.scene.axis) return this.pointAt(clientX, clientY);
     const box = this.svg.getBoundingClientRect();
     const [left, stepWidth, ends] = this.scene.axis;
     const seen = this.svg.viewBox.baseVal;
