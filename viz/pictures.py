@@ -145,6 +145,10 @@ def _comparison(traces: Sequence[Path], options: Options, step: int) -> list[Sce
     return figures.comparison(sides[0], sides[1], PHONE if options.get("screen") == "narrow" else WIDE)
 
 
+def _preemption_cost(traces: Sequence[Path], options: Options, step: int) -> list[Scene]:
+    return figures.preemption_cost([_timeline(path) for path in traces])
+
+
 def _cache_work(traces: Sequence[Path], options: Options, step: int) -> list[Scene]:
     return [figures.cache_work(_timeline(traces[0]), _timeline(traces[1]))]
 
@@ -238,6 +242,7 @@ FIGURES: dict[str, Figure] = {
     "speculation": _of_width(figures.speculation),
     "beam_tree": _of_request(figures.beam_tree, _first_search),
     "prefix_tree": _of_width(figures.prefix_tree, PHONE),
+    "preemption_cost": Figure(_preemption_cost, (), 2),
     "roofline": _of_run(_roofline),
     "decode_intensity": _of_run(_decode_intensity),
     "comparison": Figure(_comparison, ("screen",), 2),

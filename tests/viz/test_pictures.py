@@ -13,7 +13,14 @@ from viz import lesson_pictures
 from viz.lesson_pictures import make_pictures
 from viz.pictures import FIGURES, draw
 
-OF_SEARCHES = {"allowed_tokens", "beam_tree", "prefix_tree", "roofline", "decode_intensity"}
+OF_SEARCHES = {
+    "allowed_tokens",
+    "beam_tree",
+    "prefix_tree",
+    "roofline",
+    "decode_intensity",
+    "preemption_cost",
+}
 WALKTHROUGH = """
 from shutil import copyfile
 from lessons.walkthroughs import trace_path

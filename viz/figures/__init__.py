@@ -22,6 +22,7 @@ from viz.figures.memory import memory_over_time
 from viz.figures.metrics_board import metrics_board
 from viz.figures.overview import MOST_ROWS as MOST_OVERVIEW_ROWS
 from viz.figures.overview import overview
+from viz.figures.preemption_cost import preemption_cost
 from viz.figures.prefix_tree import prefix_tree
 from viz.figures.request_cards import request_cards
 from viz.figures.roofline import roofline
@@ -51,6 +52,7 @@ __all__ = [
     "memory_over_time",
     "metrics_board",
     "overview",
+    "preemption_cost",
     "prefix_tree",
     "request_cards",
     "roofline",
