@@ -27,6 +27,7 @@ from minivllm.processes import become
 from minivllm.terminal import Console
 from minivllm.trace.reader import TraceError
 from minivllm.trace.story_events import read_story
+from minivllm.usage import print_mistake, usage_mistake
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -174,11 +175,16 @@ def _say(*parts: str | tuple[str, str]) -> None:
 
 def main() -> None:
     """Entry point of `python -m lessons`."""
+    arguments = sys.argv[1:]
     try:
-        app(prog_name="minivllm lesson")
-    except ValueError as error:
-        if os.environ.get("MINIVLLM_DEBUG"):
+        code = app(arguments, prog_name="minivllm lesson", standalone_mode=False)
+    except typer.Abort:
+        code = 1
+    except Exception as error:
+        message = str(error) if isinstance(error, ValueError) else usage_mistake(error, arguments)
+        if message is None or os.environ.get("MINIVLLM_DEBUG"):
             raise
-        words = Text.assemble(("error:", "bold red"), f" {error}")
-        Console(stderr=True).print(words, soft_wrap=True)
-        sys.exit(NOT_STARTED)
+        if message:
+            print_mistake(message)
+        code = NOT_STARTED
+    sys.exit(code)

@@ -28,7 +28,18 @@ _MAKERS = {"list": "a list", "dict": "a dictionary", "set": "a set", "sorted": "
 
 
 def not_for_a_device(kernel: Callable[..., Any]) -> str:
-    """The first thing in a kernel that no GPU can run, in words; "" if there is none."""
+    """The first thing in a kernel, or a function that it calls, that no GPU can run; "" if there is none."""
+    functions = [kernel]
+    for function in functions:  # grows while we walk
+        if words := _first_in(function):
+            return words
+        named = (function.__globals__.get(name) for name in function.__code__.co_names)
+        helpers = (getattr(thing, "py_func", None) for thing in named)
+        functions += [helper for helper in helpers if inspect.isfunction(helper) and helper not in functions]
+    return ""
+
+
+def _first_in(kernel: Callable[..., Any]) -> str:
     try:
         lines, first = inspect.getsourcelines(kernel)
         tree = ast.parse(textwrap.dedent("".join(lines)))
@@ -63,6 +74,8 @@ def _names(size: ast.expr) -> Iterator[str]:
 
 
 def _is_constant(name: str, kernel: Callable[..., Any]) -> bool:
-    """Does it stand outside of the kernel, and is it a number?"""
+    """Does it stand outside of the kernel, and is it a number, or a tuple of them?"""
     known = {**kernel.__globals__, **inspect.getclosurevars(kernel).nonlocals}
-    return name not in kernel.__code__.co_varnames and isinstance(known.get(name), int)
+    size = known.get(name)
+    is_size = all(isinstance(n, int) for n in size) if isinstance(size, tuple) else isinstance(size, int)
+    return name not in kernel.__code__.co_varnames and is_size

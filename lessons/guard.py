@@ -4,6 +4,7 @@
     prints             kept, to be shown with the story in which it happened; too much is cut
     sys.exit           is an exception like others
     reads from stdin   there is nothing to read
+    takes all memory   `MemoryError`, an exception like others, before this machine has none left
 
 The seconds are those of the processor, which a busy machine does not make fewer. What Python cannot interrupt
 (a sleep, a loop in C) or survive (a crash of the interpreter) is noticed by the runner, which watches this
@@ -16,10 +17,13 @@ from __future__ import annotations
 
 import ctypes
 import io
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from time import process_time
+
+import psutil
 
 from lessons.refusals import refusing
 
@@ -27,6 +31,20 @@ MOST_PRINTED = 2000
 MOST_LOOKS = 1_000_000
 LOOK_SECONDS = 0.05
 """How often the time is looked at."""
+MOST_BYTES = 2 * 2**30
+"""That a solution may take; the largest stories need some hundred megabytes."""
+
+
+def bound_memory() -> None:
+    """From here on this process can take `MOST_BYTES` more, where the system can hold it to that."""
+    if sys.platform != "linux":
+        return
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = psutil.Process().memory_info().data + MOST_BYTES
+    if most == resource.RLIM_INFINITY or wanted < most:
+        resource.setrlimit(resource.RLIMIT_DATA, (wanted, most))
 
 
 class TooLong(BaseException):

@@ -26,7 +26,7 @@ import msgspec
 
 from lessons import refusals
 from lessons.catalogue import Lesson, find_lesson
-from lessons.guard import Printed, guarded
+from lessons.guard import Printed, bound_memory, guarded
 from lessons.loading import SUBJECT, load_module, load_properties
 from lessons.playing import judge_property, play_once
 from lessons.shape import missing_parts
@@ -133,6 +133,7 @@ def main(arguments: Sequence[str]) -> None:
 
     wishes = json.loads(asked.readline() or "{}")
     refusals.watch_process()
+    bound_memory()
     tell({"event": "ready"})
     secret = ""
     if "once" in wishes:

@@ -59,12 +59,14 @@ def run_kernel(
     block: Sequence[int],
     arguments: Mapping[str, Any],
     poison: Mapping[str, Any] | None = None,
+    count: bool = False,
 ) -> Observation:
     """Run the kernel that is judged, thread by thread, on any machine.
 
     Args:
         arguments: by the names of the exercise, in its order; a learner may have renamed them.
         poison: by the same names, True for each cell that must not be read before it is written.
+        count: count its floating-point operations, too.
 
     Raises:
         Broken: it was broken off, or cannot be run; what it raises itself goes through.
@@ -82,7 +84,8 @@ def run_kernel(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # 0 / 0 is a number here, as on a GPU
-            seen = observe(kernel, grid, block, *given, poison=marked, max_accesses=MOST_ACCESSES)
+            most = MOST_ACCESSES
+            seen = observe(kernel, grid, block, *given, poison=marked, max_accesses=most, count=count)
     except KernelFault as fault:
         words = with_lines(_with_place(fault, plain.__code__.co_filename), plain.__code__.co_filename)
         story.expect(False, RIGHT.get(type(fault), "a kernel that runs to its end"), words)

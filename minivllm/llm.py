@@ -27,7 +27,7 @@ from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 from tqdm.auto import tqdm
 
 from minivllm.engine.create_engine import create_engine
-from minivllm.engine.engine import Call
+from minivllm.engine.engine import NO_DRAFTS, Call
 from minivllm.engine.engine_args import EngineArgs
 from minivllm.engine.prompts import NO_TOKENIZER, Prompt, TokenizedPrompt, tokenize_prompt
 from minivllm.engine.request_state import RequestState
@@ -203,6 +203,8 @@ class LLM:
         """
         if not isinstance(params, BeamSearchParams):
             raise ValueError(f"params must be a BeamSearchParams, got {shown(params)}")
+        if self.engine.speculation:
+            raise ValueError("beam_search cannot be used where speculative_config is set: " + NO_DRAFTS)
         many = _as_list(prompts)
         tokenized = self._tokenize(many)
         outputs = self._run(tokenized, [params] * len(many), None, use_tqdm)

@@ -6,6 +6,7 @@ started itself:
 
     become("viz.serve", …)              this command turns into that program: one process, no child at all
     Popen(child_command("-m", …), …)    a Python that ends with its parent, and that Ctrl-C does not reach
+    start_server(arguments, …)          the same for `minivllm serve`; returns when it says where it is
     map_in_processes(f, tasks, n)       workers that do the same
 
 Read next: `minivllm/guard.py`, for how a program of ours itself ends.
@@ -14,22 +15,30 @@ Read next: `minivllm/guard.py`, for how a program of ours itself ends.
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NamedTuple, NoReturn, TypeVar
 
 from minivllm import guard
+from minivllm.text import printable
 
 ROOT = Path(__file__).resolve().parent.parent
 """The folder of our packages."""
 LOOK_SECONDS = 0.2
 """Time between two looks at the parent."""
+START_SECONDS = 600.0
+"""That a server may take: the first start on a machine compiles the kernels."""
+STOP_SECONDS = 10.0
+SERVED = re.compile(r"is served at (http://\S+)")
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 RUN_CHILD = "from minivllm.processes import run_child; run_child()"
@@ -77,6 +86,69 @@ def run_child() -> None:
     else:
         sys.argv = arguments
         runpy.run_path(arguments[0], run_name="__main__")
+
+
+class Server(NamedTuple):
+    """A server that we have started."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+
+    def end(self) -> None:
+        """End it, and return when it has ended: in order, and if that takes too long, at once."""
+        end_in_order(self.process)
+
+
+def start_server(
+    arguments: Sequence[str],
+    tell: Callable[[list[str]], None] = lambda lines: None,
+    *,
+    variables: dict[str, str],
+) -> Server:
+    """`minivllm serve` at a free port of this machine, once it listens; told meanwhile what it says.
+
+    Raises:
+        ValueError: it did not start, and its own words why.
+    """
+    with tempfile.NamedTemporaryFile(prefix="minivllm-serve-", suffix=".log") as log:
+        process = subprocess.Popen(
+            child_command("-m", "minivllm", "serve", *arguments, "--port", "0"),
+            env=python_variables(PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8", **variables),
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True,
+        )  # fmt: skip
+        try:
+            return Server(process, _wait_for_url(process, Path(log.name), tell))
+        except BaseException:
+            end_in_order(process)
+            raise
+
+
+def _wait_for_url(process: subprocess.Popen[bytes], log: Path, tell: Callable[[list[str]], None]) -> str:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        has_ended = process.poll() is not None
+        said = log.read_text(encoding="utf-8", errors="replace")
+        if found := SERVED.search(said):
+            return found[1]
+        lines = [printable(line) for line in said.splitlines() if line.strip()]
+        tell(lines)
+        if has_ended:
+            last = (lines or ["it ended without a word"])[-1]
+            raise ValueError(f"the server did not start: {last.removeprefix('error: ')}")
+        time.sleep(LOOK_SECONDS / 2)
+    raise ValueError(f"the server did not start within {START_SECONDS:g} seconds")
+
+
+def end_in_order(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, and if that takes too long, the end of it and of everything that it has started."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_SECONDS)
+    if process.poll() is None:
+        end_group(process.pid)
+        process.wait()
 
 
 def map_in_processes(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> list[Result]:

@@ -36,6 +36,7 @@ ENGINE = {
     "minivllm.terminal",
     "minivllm.text",
     "minivllm.trace",
+    "minivllm.usage",
     "minivllm.validation",
 }
 """What the table calls "everything of the engine": `minivllm/` without the lab and the console."""

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from minivllm import LLM, SamplingParams
+from minivllm import LLM, BeamSearchParams, SamplingParams
 from minivllm.model.tiny import DRAFT_MODEL_PATH, MODEL_PATH
 from minivllm.structured_outputs import StructuredOutputsParams
 
@@ -93,3 +93,5 @@ def test_a_beam_search_is_refused_by_name(llms):
         llms["ngram"].generate(
             QUESTION, SamplingParams(n=2, use_beam_search=True, max_tokens=4), use_tqdm=False
         )
+    with pytest.raises(ValueError, match="beam_search cannot be used where speculative_config is set"):
+        llms["ngram"].beam_search(QUESTION, BeamSearchParams(beam_width=2, max_tokens=4))

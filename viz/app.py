@@ -22,25 +22,28 @@ if (root := str(Path(__file__).resolve().parent.parent)) not in sys.path:
     sys.path.insert(0, root)
 
 from minivllm.trace.reader import TraceError
-from viz import links, loading
+from viz import empty, language_switch, links, loading, long_runs, presenting
+from viz.engine_words import in_words_of_the_reader
+from viz.language import N_, _
 from viz.loading import AnyRun, KernelRun, PrecisionRun, Run, StoryRun
 from viz.pages import ENGINE_PAGES, KERNEL_PAGES
 from viz.palette import FAMILIES
 from viz.plain import plain
 from viz.views import compare, glossary, lessons, live, microscope, overview, precision, start, story
+from viz.views import run as own_run
 
-LEARN_PAGES = (start, lessons, glossary, live)
+LEARN_PAGES = (start, own_run, lessons, glossary, live)
 RUN_PAGES = (*ENGINE_PAGES, compare)
 # All in one row: Streamlit's sections would hide which page is open, and every page would be two clicks away.
 PAGES = (*LEARN_PAGES, story, *RUN_PAGES, *KERNEL_PAGES, precision)
-TOUR = (start, *RUN_PAGES, *KERNEL_PAGES, precision, lessons)
+TOUR = (start, own_run, *RUN_PAGES, *KERNEL_PAGES, precision, lessons)
 
 # What is opened, in words, and the page that shows it.
 KINDS: dict[type, tuple[str, str, ModuleType]] = {
-    Run: ("a run of the engine", "runs of the engine", overview),
-    KernelRun: ("one of a kernel", "kernels", microscope),
-    StoryRun: ("a failing story of a lesson", "failing stories of lessons", story),
-    PrecisionRun: ("a comparison of precisions", "comparisons of precisions", precision),
+    Run: (N_("a run of the engine"), N_("runs of the engine"), overview),
+    KernelRun: (N_("one of a kernel"), N_("kernels"), microscope),
+    StoryRun: (N_("a failing story of a lesson"), N_("failing stories of lessons"), story),
+    PrecisionRun: (N_("a comparison of precisions"), N_("comparisons of precisions"), precision),
 }
 
 # The pictures want the width that Streamlit leaves empty; nine numbers fit into one line if they are modest,
@@ -55,6 +58,20 @@ h1 { padding: 0.4rem 0 !important; }
 [data-testid="stTopNavLinkContainer"] { margin: 0 -2px; }
 [data-testid="stTopNavLink"], [data-testid="stTopNavLink"] * { font-size: 13px; }
 [data-testid="stTopNavLink"] { padding: 0 5px; }
+.stMainBlockContainer > [data-testid="stVerticalBlock"] { position: relative; }
+[data-testid="stLayoutWrapper"]:has(> .st-key-language-switch) {
+  position: absolute; top: 2.9rem; right: 0; width: auto; z-index: 1;
+}
+.st-key-language-switch button { min-height: 1.9rem; padding: 0 0.6rem; }
+.st-key-language-switch button p { font-size: 13px; }
+.stMain [class*="st-key-title-row"], .stMain h1 { padding-right: 7.6rem !important; }
+.stMain [class*="st-key-title-row"] h1 { padding-right: 0 !important; }
+@media (max-width: 767px) {
+  [data-testid="stLayoutWrapper"]:has(> .st-key-language-switch) {
+    position: fixed; top: 0.9rem; right: 1rem; z-index: 999991;
+  }
+  .stMain [class*="st-key-title-row"], .stMain h1 { padding-right: 0 !important; }
+}
 </style>
 """
 
@@ -62,11 +79,13 @@ h1 { padding: 0.4rem 0 !important; }
 def main() -> None:
     st.set_page_config(page_title="minivllm", page_icon=_icon(), layout="wide")
     st.html(STYLE)
+    language_switch.speak_as_chosen()
+    language_switch.switch()
     run, problem = _open()
     pages = {
         page.URL: st.Page(
             partial(_page, page, run, problem),
-            title=page.TITLE,
+            title=_(page.TITLE),
             url_path=page.URL,
             default=page is overview,
         )
@@ -82,15 +101,18 @@ def _open() -> tuple[AnyRun | None, str]:
     if path is None:
         return None, ""
     try:
-        run = loading.open_any(path)
+        with st.spinner(_("Reading the trace …")):
+            run = loading.open_any(path)
     except TraceError as error:
         return None, str(error)
+    loading.note(path)
     st.query_params["trace"] = str(path)  # Streamlit drops it when the page changes
     return run, ""
 
 
 def _page(page: ModuleType, run: AnyRun | None, problem: str) -> None:
     if page in LEARN_PAGES:
+        presenting.begin(may_present=False)
         page.page(run)
     else:
         _page_of_a_trace(page, run, problem)
@@ -102,60 +124,77 @@ def _next(page: ModuleType) -> None:
     """Links to what the words mean, and to the next page: from a page beside the tour to the lessons."""
     following = TOUR[TOUR.index(page) + 1] if page in TOUR else lessons
     if page not in LEARN_PAGES:
-        links.page_link(glossary.URL, f"{glossary.TITLE}: what the words on this page mean")
-    links.page_link(following.URL, f"Next: {following.TITLE}")
-    st.caption(following.TEASER)
+        links.page_link(glossary.URL, _("Glossary: what the words on this page mean"))
+    links.page_link(following.URL, _("Next: {page}").format(page=_(following.TITLE)))
+    st.caption(_(following.TEASER))
 
 
 def _page_of_a_trace(page: ModuleType, run: AnyRun | None, problem: str) -> None:
     own = {story: StoryRun, precision: PrecisionRun, **dict.fromkeys(KERNEL_PAGES, KernelRun)}
     kind = own.get(page, Run)
     if run is None:
-        st.title("minivllm" if kind is Run else page.TITLE)
-        _welcome(problem, kind)
+        st.title("minivllm" if kind is Run else _(page.TITLE))
+        _welcome(page, problem, kind)
         return
-    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"):
-        st.title(page.TITLE, width="content")
-        with st.popover(f"Trace: {plain(run.path.name)}", help="Open another trace"):
-            loading.chooser()
+    can_show = isinstance(run, kind)
+    if presenting.begin(may_present=can_show):
+        presenting.bar(_(page.TITLE))
+    with st.container(
+        key="title-row", horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"
+    ):
+        st.title(_(page.TITLE), width="content")
+        with st.container(horizontal=True, width="content"):
+            if can_show:
+                presenting.button()
+            name = _("Trace: {file}").format(file=plain(run.path.name))
+            with st.popover(name, help=_("Open another trace")):
+                loading.chooser()
     if not isinstance(run, kind):
-        _other_kind(run, kind)
+        _other_kind(page, run, kind)
         return
     for warning in loading.warnings_of(run):
-        st.warning(plain(warning))
+        st.warning(plain(in_words_of_the_reader(warning)))
+    if isinstance(run, Run):
+        long_runs.chooser(run.path, *run.part)
     page.page(run)
 
 
-def _other_kind(run: AnyRun, wanted: type) -> None:
+def _other_kind(page: ModuleType, run: AnyRun, wanted: type) -> None:
     """This page cannot show this trace; another one can."""
-    words, _, place = KINDS[type(run)]
-    _, shown, own = KINDS[wanted]
-    st.info(f"The open trace is {words}; this page shows {shown}.")
+    words, _several, place = KINDS[type(run)]
+    _one, shown, own = KINDS[wanted]
+    told = _("The open trace is {this}; this page shows {other}.")
+    st.info(told.format(this=_(words), other=_(shown)))
+    empty.offer(page.URL)
     if wanted is not Run:
-        st.markdown("To get one:")
+        st.markdown(_("To get one:"))
         st.code(own.HOW, language="shell")
-    links.page_link(place.URL, f"Go to: {place.TITLE}")
+    links.page_link(place.URL, _("Go to: {page}").format(page=_(place.TITLE)))
 
 
-def _welcome(problem: str, kind: type) -> None:
+def _welcome(page: ModuleType, problem: str, kind: type) -> None:
     if problem:
         st.error(plain(problem))
     if kind is not Run:
-        page = KINDS[kind][2]
-        st.markdown(page.WITHOUT)
-        st.code(page.HOW, language="shell")
+        own = KINDS[kind][2]
+        st.markdown(_(own.WITHOUT))
+        empty.offer(page.URL)
+        st.code(own.HOW, language="shell")
         loading.chooser()
         return
     st.markdown(
-        "A **trace** is a file in which a run of the engine has written down everything that happened. "
-        '`minivllm demo` makes one in a minute; so does `LLM(..., trace="run.jsonl")` in your own program. '
-        "Open it here, and step through it."
+        _(
+            "A **trace** is a file in which a run of the engine has written down everything that happened. "
+            '`minivllm demo` makes one in a minute; so does `LLM(..., trace="run.jsonl")` in your own '
+            "program. Open it here, and step through it."
+        )
     )
+    empty.offer(page.URL)
     loading.chooser()
-    st.markdown("Without a trace, too:")
-    for page in LEARN_PAGES:
-        links.page_link(page.URL, page.TITLE)
-        st.caption(page.TEASER)
+    st.markdown(_("Without a trace, too:"))
+    for other in LEARN_PAGES:
+        links.page_link(other.URL, _(other.TITLE))
+        st.caption(_(other.TEASER))
 
 
 def _icon() -> Image.Image:

@@ -10,9 +10,10 @@ Read next: `figures/roofline.py`.
 from __future__ import annotations
 
 from minivllm.trace.events import HardwareShape
+from viz.language import N_
 
 DEVICES = (
-    HardwareShape("a CPU with 8 cores (AVX2, 3 GHz, 32 bit)", 768e9, 76.8e9),
+    HardwareShape(N_("a CPU with 8 cores (AVX2, 3 GHz, 32 bit)"), 768e9, 76.8e9),
     HardwareShape("NVIDIA L4", 121e12, 300e9),
     HardwareShape("NVIDIA A100 40 GB (SXM)", 312e12, 1555e9),
     HardwareShape("NVIDIA A100 80 GB (SXM)", 312e12, 2039e9),

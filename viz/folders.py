@@ -7,6 +7,8 @@ with all symbolic links resolved, below one of these:
     --folder FOLDER                that one, too
     walkthroughs and your work     where the lessons write their traces and stories
     a file that you uploaded       a folder that is made for uploads, and removed at the end
+    samples, and runs made here    the dashboard's own folder (`state.py`)
+    a trace that you opened        by one of these rules, at an earlier start: a recent one
 
 Read next: `loading.py`, which asks here before it opens anything.
 """
@@ -23,6 +25,7 @@ from pathlib import Path
 from lessons.walkthroughs import trace_folder
 from lessons.work import work_folder
 from minivllm.trace.reader import TraceError
+from viz.state import recent_paths, run_folder
 
 ENVIRONMENT = "MINIVLLM_FOLDERS"
 """A JSON list, because every character that could part paths may be part of one."""
@@ -38,7 +41,10 @@ def open_folders() -> list[Path]:
     """All folders below which files may be opened."""
     named = os.environ.get(ENVIRONMENT)
     folders = [Path(name) for name in json.loads(named)] if named else [Path()]
-    return [folder.resolve() for folder in (*folders, trace_folder(), work_folder(), upload_folder())]
+    return [
+        folder.resolve()
+        for folder in (*folders, trace_folder(), work_folder(), upload_folder(), run_folder())
+    ]
 
 
 @cache
@@ -62,7 +68,7 @@ def check_may_open(path: Path) -> None:
         place = path.resolve()
     except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a zero byte
         raise TraceError(f"{shown} cannot be read: {error}") from error
-    if not any(place.is_relative_to(folder) for folder in open_folders()):
+    if not any(place.is_relative_to(folder) for folder in open_folders()) and place not in recent_paths():
         raise TraceError(
             f"{shown} lies in no folder that this dashboard was started for: upload it, or start "
             f"`minivllm dashboard {shown}`, or add `--folder` with its folder"

@@ -17,6 +17,8 @@ from typing import Any
 
 import streamlit as st
 
+from viz.language import current, speaking
+
 LOOK_SECONDS = 0.5
 """Time between two looks at work that goes on."""
 
@@ -71,13 +73,15 @@ def forget(name: Hashable) -> None:
             del _jobs[name]
 
 
-def watch(job: Job, show: Callable[[Job], None]) -> None:
+def watch(job: Job, show: Callable[[Job], None], look_seconds: float = LOOK_SECONDS) -> None:
     """Show the progress of a job again and again; when it is done, run the page once more."""
+    language = current()
 
-    @st.fragment(run_every=LOOK_SECONDS)
+    @st.fragment(run_every=look_seconds)
     def look() -> None:
         if job.is_running:
-            show(job)
+            with speaking(language):  # a fragment runs without the script that chose it
+                show(job)
         else:
             st.rerun()
 

@@ -13,6 +13,7 @@ from viz.figures.kernel_softmax import rescaled
 from viz.figures.kernel_tiles import matrix_bytes, pieces, score_array
 from viz.figures.kernel_totals import sum_up
 from viz.figures.kernel_traffic import Traffic, traffic_of
+from viz.language import N_, _
 
 
 class Column(NamedTuple):
@@ -23,15 +24,21 @@ class Column(NamedTuple):
 
 
 SENTENCES = {
-    "Kernels": "launches, one after the other; what one leaves for the next goes through global memory.",
-    "Read from global memory": "bytes that lanes asked for.",
-    "Written to global memory": "bytes that lanes wrote.",
-    "Moved in sectors": "the same in whole sectors of 32 bytes, as if nothing were cached.",
-    "Of these, scores": "bytes to and from an array of all scores: zero if the scores never leave the block.",
-    "Scores of all heads": "what the N × N scores take: four bytes each.",
-    "Read from shared memory": "bytes that lanes read from there instead of from global memory.",
-    "Written to shared memory": "bytes of tiles that were copied there.",
-    "Rescales": "rows that found a larger maximum and corrected their sum and output, as the kernel noted.",
+    N_("Kernels"): N_(
+        "launches, one after the other; what one leaves for the next goes through global memory."
+    ),
+    N_("Read from global memory"): N_("bytes that lanes asked for."),
+    N_("Written to global memory"): N_("bytes that lanes wrote."),
+    N_("Moved in sectors"): N_("the same in whole sectors of 32 bytes, as if nothing were cached."),
+    N_("Of these, scores"): N_(
+        "bytes to and from an array of all scores: zero if the scores never leave the block."
+    ),
+    N_("Scores of all heads"): N_("what the N × N scores take: four bytes each."),
+    N_("Read from shared memory"): N_("bytes that lanes read from there instead of from global memory."),
+    N_("Written to shared memory"): N_("bytes of tiles that were copied there."),
+    N_("Rescales"): N_(
+        "rows that found a larger maximum and corrected their sum and output, as the kernel noted."
+    ),
 }
 
 
@@ -55,12 +62,12 @@ def column(label: str, traces: Sequence[KernelTrace]) -> Column:
 
 def table(columns: Sequence[Column], *, with_ratio: bool) -> dict[str, list[str]]:
     """Headings and what stands under them; `with_ratio` compares the last column with the first."""
-    told = {"": list(SENTENCES)}
+    told = {"": [_(name) for name in SENTENCES]}
     for one in columns:
         told[one.label] = [f"{value:,}" for value in one.numbers.values()]
     if with_ratio:
         pairs = zip(columns[0].numbers.values(), columns[-1].numbers.values(), strict=True)
-        told["second : first"] = [f"{other / own:.2f} ×" if own and other else "–" for own, other in pairs]
+        told[_("second : first")] = [f"{other / own:.2f} ×" if own and other else "–" for own, other in pairs]
     return told
 
 

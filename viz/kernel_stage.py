@@ -11,11 +11,13 @@ import streamlit as st
 
 from viz import player, stage
 from viz.figures.kernel_source import TITLE
+from viz.language import in_all_languages
 from viz.player import Jump
 from viz.scene import Scene
 
 # Columns of code are places only where all characters are equally wide.
-CODE = f'svg[aria-label^="{TITLE}"] text{{font-family:var(--st-code-font,monospace)}}'
+CODE = ",".join(f'svg[aria-label^="{title}"] text' for title in in_all_languages(TITLE))
+CODE += "{font-family:var(--st-code-font,monospace)}"
 
 PLAYER = st.components.v2.component(
     "minivllm_kernel_player",

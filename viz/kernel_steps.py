@@ -12,6 +12,7 @@ from typing import NamedTuple
 from minivllm.trace.kernel_events import FaultFound, KernelHeader, KernelTrace, WarpAccess
 from viz.figures.kernel_captions import line_words
 from viz.figures.kernel_memory import array_of, cell
+from viz.language import _
 from viz.player import Jump
 
 MOST_STEPS = 10_000
@@ -29,8 +30,10 @@ class Follow(NamedTuple):
     @property
     def words(self) -> str:
         if self.block is None:
-            return "all thread blocks, in order"
-        return f"thread block {self.block}" + (f", warp {self.warp}" if self.warp is not None else "")
+            return _("all thread blocks, in order")
+        return _("thread block {block}").format(block=self.block) + (
+            _(", warp {warp}").format(warp=self.warp) if self.warp is not None else ""
+        )
 
     def takes(self, access: WarpAccess) -> bool:
         return self.block in (None, access.block) and self.warp in (None, access.warp)
@@ -84,20 +87,24 @@ def microscope_jumps(trace: KernelTrace, accesses: Sequence[WarpAccess]) -> list
         return next((step for step, access in enumerate(accesses) if fits(access)), None)
 
     told = [
-        Jump(f"{fault.kind} in {_place(fault)}", fault_step(fault, header, accesses))
+        Jump(
+            _("{kind} in {place}").format(kind=fault.kind, place=_place(fault)),
+            fault_step(fault, header, accesses),
+        )
         for fault in faults(trace)
     ]
     jumps = list(dict.fromkeys(told))[:MOST_FAULTS]  # several faults may meet in one request
     jumps += [
-        Jump("worst coalescing", worst(header, accesses, is_shared=False)),
-        Jump("worst bank conflict", worst(header, accesses, is_shared=True)),
-        Jump("first barrier passed", first(lambda access: access.epoch > accesses[0].epoch)),
+        Jump(_("worst coalescing"), worst(header, accesses, is_shared=False)),
+        Jump(_("worst bank conflict"), worst(header, accesses, is_shared=True)),
+        Jump(_("first barrier passed"), first(lambda access: access.epoch > accesses[0].epoch)),
     ]
     beginnings: dict[int, int] = {}
     for step, access in enumerate(accesses):
         beginnings.setdefault(access.array, step)
     return jumps + [
-        Jump(f"first {header.arrays[index].name}", beginnings[index]) for index in sorted(beginnings)
+        Jump(_("first {name}").format(name=header.arrays[index].name), beginnings[index])
+        for index in sorted(beginnings)
     ]
 
 

@@ -38,20 +38,20 @@ class Judged(NamedTuple):
     """When the file had been written that was judged."""
 
 
-def show(lesson: Lesson, language: str) -> None:
+def show(lesson: Lesson) -> None:
     """Start it, check it, be told why, be helped."""
     desk = Desk()
     solution = desk.solution(lesson)
     if not solution.exists():
-        st.markdown(say(language, "about start", file=relative(solution)))
-        _start(desk, lesson, language)
+        st.markdown(say("about start", file=relative(solution)))
+        _start(desk, lesson)
         return
-    st.markdown(say(language, "your file", file=relative(solution)))
-    _check(desk, lesson, language)
-    _last_task(desk, lesson, language)
-    _code(solution, language)
+    st.markdown(say("your file", file=relative(solution)))
+    _check(desk, lesson)
+    _last_task(desk, lesson)
+    _code(solution)
     if desk.state(lesson) == "passed":
-        _diff(desk, lesson, language)
+        _diff(desk, lesson)
 
 
 def name_of_job(path: Path) -> tuple[str, str]:
@@ -59,8 +59,8 @@ def name_of_job(path: Path) -> tuple[str, str]:
     return ("check", str(path.resolve()))
 
 
-def _start(desk: Desk, lesson: Lesson, language: str) -> None:
-    if st.button(say(language, "start"), key=f"start-{lesson.name}", type="primary"):
+def _start(desk: Desk, lesson: Lesson) -> None:
+    if st.button(say("start"), key=f"start-{lesson.name}", type="primary"):
         try:
             desk.start(lesson)
         except (ValueError, OSError) as error:
@@ -73,23 +73,23 @@ def _start(desk: Desk, lesson: Lesson, language: str) -> None:
 # ── judging ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _check(desk: Desk, lesson: Lesson, language: str) -> None:
+def _check(desk: Desk, lesson: Lesson) -> None:
     name = name_of_job(desk.solution(lesson))
     job = jobs.find(name)
     is_running = job is not None and job.is_running
     if st.button(
-        say(language, "check"), key=f"check-{lesson.name}", type="primary", disabled=is_running
+        say("check"), key=f"check-{lesson.name}", type="primary", disabled=is_running
     ):  # a second click finds the judge at work, and changes nothing
         jobs.start(name, lambda job: judge(desk, lesson, job))
         st.rerun()
     if job is not None and is_running:
-        jobs.watch(job, lambda job: lesson_verdict.show_progress(job.told, job.seconds, language))
+        jobs.watch(job, lambda job: lesson_verdict.show_progress(job.told, job.seconds))
     elif job is not None and job.problem:
         st.error(plain(job.problem))
     elif job is not None:
-        _found(desk, job.result, language)
+        _found(desk, job.result)
     else:
-        _last_time(desk, lesson, language)
+        _last_time(desk, lesson)
 
 
 def judge(desk: Desk, lesson: Lesson, job: Job) -> Judged:
@@ -103,41 +103,41 @@ def judge(desk: Desk, lesson: Lesson, job: Job) -> Judged:
     return Judged(result, catch, changed)
 
 
-def _found(desk: Desk, judged: Judged, language: str) -> None:
+def _found(desk: Desk, judged: Judged) -> None:
     result = judged.result
     if result.path.stat().st_mtime_ns != judged.changed:
-        st.warning(say(language, "changed since"))
-    lesson_verdict.show_result(result, language)
+        st.warning(say("changed since"))
+    lesson_verdict.show_result(result)
     if result.failed:
-        _see_it(desk, result.lesson, language)
-        _hints(desk, result.lesson, language)
+        _see_it(desk, result.lesson)
+        _hints(desk, result.lesson)
 
 
-def _last_time(desk: Desk, lesson: Lesson, language: str) -> None:
+def _last_time(desk: Desk, lesson: Lesson) -> None:
     """What is known from before this server was started, or from the command line."""
     known = desk.progress(lesson)
     if not known.get("of"):
         return
     failing = known.get("failing")
-    words = say(language, "last failing", number=failing) if failing else ""
-    st.info(say(language, "last time", passed=known.get("passed", 0), all=known["of"], failing=words))
+    words = say("last failing", number=failing) if failing else ""
+    st.info(say("last time", passed=known.get("passed", 0), all=known["of"], failing=words))
     if failing:
-        _see_it(desk, lesson, language)
-        _hints(desk, lesson, language)
+        _see_it(desk, lesson)
+        _hints(desk, lesson)
 
 
-def _see_it(desk: Desk, lesson: Lesson, language: str) -> None:
+def _see_it(desk: Desk, lesson: Lesson) -> None:
     path = desk.story(lesson)
     if not path.is_file():
         return
     if not links.has_page(STORY_PAGE):
-        st.markdown(say(language, "see it by hand"))
+        st.markdown(say("see it by hand"))
         st.code(f"minivllm lesson see {lesson.number}", language="shell")
-    elif st.button(say(language, "see it"), key=f"see-{lesson.name}"):
+    elif st.button(say("see it"), key=f"see-{lesson.name}"):
         links.go(STORY_PAGE, trace=path.resolve())
 
 
-def _hints(desk: Desk, lesson: Lesson, language: str) -> None:
+def _hints(desk: Desk, lesson: Lesson) -> None:
     """The ladder: what was read stays, and a button for the next rung."""
     try:
         ladder = desk_work.ladder(desk, lesson)
@@ -146,13 +146,13 @@ def _hints(desk: Desk, lesson: Lesson, language: str) -> None:
         return
     count = len(ladder.hints)
     with st.container(border=True):
-        st.markdown(f"**{say(language, 'hints', number=ladder.property.split()[0])}**")
+        st.markdown(f"**{say('hints', number=ladder.property.split()[0])}**")
         for number, words in enumerate(ladder.hints[: ladder.num_read], 1):
             st.markdown(f"{number}. {words}")
         if ladder.num_read == count:
-            st.caption(say(language, "last hint"))
+            st.caption(say("last hint"))
             return
-        label = say(language, "next hint", number=ladder.num_read + 1, count=count)
+        label = say("next hint", number=ladder.num_read + 1, count=count)
         if st.button(label, key=f"hint-{lesson.name}"):
             try:
                 desk_work.next_hint(desk, lesson)
@@ -165,18 +165,18 @@ def _hints(desk: Desk, lesson: Lesson, language: str) -> None:
 # ── the last task, the code, the diff ─────────────────────────────────────────────────────────────────
 
 
-def _last_task(desk: Desk, lesson: Lesson, language: str) -> None:
+def _last_task(desk: Desk, lesson: Lesson) -> None:
     path = desk.own_property(lesson)
     if not path.is_file():
         return
     catch = _known_catch(desk, lesson)
-    title = say(language, "last task", name=desk_work.wrong_solution(lesson))
+    title = say("last task", name=desk_work.wrong_solution(lesson))
     with st.expander(title, icon="✔" if catch and catch.status == CAUGHT else None):
-        st.markdown(say(language, "about last task", file=relative(path)))
+        st.markdown(say("about last task", file=relative(path)))
         if catch is not None:
             name = catch.status.replace(" ", "_")
             tell = {CAUGHT: st.success, UNTOUCHED: st.info}.get(catch.status, st.error)
-            tell(say(language, name.replace("_", " "), words=plain(catch.words)))
+            tell(say(name.replace("_", " "), words=plain(catch.words)))
         _quoted(path)
 
 
@@ -189,8 +189,8 @@ def _known_catch(desk: Desk, lesson: Lesson) -> Catch | None:
     return Catch(status) if status else None
 
 
-def _code(path: Path, language: str) -> None:
-    with st.expander(say(language, "your code")):
+def _code(path: Path) -> None:
+    with st.expander(say("your code")):
         _quoted(path)
 
 
@@ -201,8 +201,8 @@ def _quoted(path: Path) -> None:
         st.error(plain(error))
 
 
-def _diff(desk: Desk, lesson: Lesson, language: str) -> None:
-    with st.expander(say(language, "diff")):
+def _diff(desk: Desk, lesson: Lesson) -> None:
+    with st.expander(say("diff")):
         try:
             lines = desk_work.diff_lines(desk, lesson)
         except ValueError as error:
@@ -211,4 +211,4 @@ def _diff(desk: Desk, lesson: Lesson, language: str) -> None:
         if lines:
             st.code("\n".join(lines), language="diff")
         else:
-            st.markdown(say(language, "same"))
+            st.markdown(say("same"))

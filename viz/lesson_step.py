@@ -23,6 +23,7 @@ from minivllm.processes import child_command, end_group, python_variables
 from minivllm.trace.reader import TraceError
 from viz import jobs, links, loading
 from viz.jobs import Job
+from viz.language import _
 from viz.lesson_words import say
 from viz.loading import KernelRun, Run
 from viz.pages import ENGINE_PAGES, KERNEL_PAGES
@@ -33,21 +34,21 @@ MOST_SECONDS = 600.0
 MOST_LINES = 400
 
 
-def show(lesson: Lesson, language: str) -> None:
+def show(lesson: Lesson) -> None:
     """The walkthrough: a button to run it, what it printed, and what it recorded."""
     if not lesson.walkthrough.is_file():
-        st.info(say(language, "no walkthrough"))
+        st.info(say("no walkthrough"))
         return
     try:
         constants = lesson.constants()
     except (OSError, SyntaxError, ValueError) as error:
-        st.error(f"{plain(_place(lesson))} cannot be read: {plain(error)}")
+        st.error(_("{place} cannot be read: {error}").format(place=plain(_place(lesson)), error=plain(error)))
         return
     traces = [trace_folder() / Path(name).name for name in constants.get("TRACES", ())]
-    st.markdown(say(language, "about step", file=_place(lesson)))
-    _run_it(lesson, language, is_there=all(path.is_file() for path in traces))
+    st.markdown(say("about step", file=_place(lesson)))
+    _run_it(lesson, is_there=all(path.is_file() for path in traces))
     if traces and all(path.is_file() for path in traces):
-        _draw(str(constants.get("PAGE", "")), traces, language)
+        _draw(str(constants.get("PAGE", "")), traces)
 
 
 def _place(lesson: Lesson) -> str:
@@ -60,31 +61,31 @@ def printed_file(lesson: Lesson) -> Path:
     return trace_folder() / f"{lesson.name}.txt"
 
 
-def _run_it(lesson: Lesson, language: str, is_there: bool) -> None:
+def _run_it(lesson: Lesson, is_there: bool) -> None:
     name = ("walkthrough", str(printed_file(lesson).resolve()))
     job = jobs.find(name)
     is_running = job is not None and job.is_running
     if not is_there and not is_running:
-        st.caption(say(language, "not run"))
-    label = say(language, "run it again" if is_there else "run it")
+        st.caption(say("not run"))
+    label = say("run it again" if is_there else "run it")
     kind: Any = "secondary" if is_there else "primary"
     if st.button(label, key=f"run-{lesson.name}", type=kind, disabled=is_running):
         jobs.start(name, lambda job: run_walkthrough(lesson, job))
         st.rerun()
     if job is not None and is_running:
-        jobs.watch(job, lambda job: _progress(job, language))
+        jobs.watch(job, _progress)
         return
     if job is not None and job.problem:
         st.error(plain(job.problem))
-    with st.expander(say(language, "questions")):
+    with st.expander(say("questions")):
         st.code(lesson.walkthrough.read_text(encoding="utf-8"), language="python")
     if printed_file(lesson).is_file():
-        with st.expander(say(language, "printed"), expanded=bool(job and job.problem)):
+        with st.expander(say("printed"), expanded=bool(job and job.problem)):
             st.code(printed_file(lesson).read_text(encoding="utf-8", errors="replace"), language=None)
 
 
-def _progress(job: Job, language: str) -> None:
-    st.info(say(language, "running", seconds=job.seconds))
+def _progress(job: Job) -> None:
+    st.info(say("running", seconds=job.seconds))
     if job.told:
         st.code("\n".join(job.told[-8:]), language=None)
 
@@ -116,7 +117,7 @@ def run_walkthrough(lesson: Lesson, job: Job) -> None:
     except OSError as error:
         raise ValueError(f"{relative(trace_folder())} cannot be written to: {error.strerror}") from error
     if code:
-        last = next((line for line in reversed(said.splitlines()) if line.strip()), "no word of why")
+        last = next((line for line in reversed(said.splitlines()) if line.strip()), _("no word of why"))
         raise ValueError(f"{_place(lesson)} ended with exit code {code}: {last.strip()[:500]}")
 
 
@@ -134,46 +135,46 @@ def _listen(process: subprocess.Popen[str], lines: list[str], job: Job) -> int:
         timer.cancel()
 
 
-def _draw(page: str, traces: list[Path], language: str) -> None:
+def _draw(page: str, traces: list[Path]) -> None:
     """What was recorded, as the page of that name shows it."""
     engine = {module.URL: module for module in ENGINE_PAGES}
     kernels = {module.URL: module for module in KERNEL_PAGES}
     try:
         if page == compare.URL and len(traces) > 1:
             first, second = (loading.open_run(path) for path in traces[:2])
-            _heading(compare, first, language, second.path)
+            _heading(compare, first, second.path)
             st.markdown(compare.INTRODUCTION)
             compare.both(first, second)
         elif page in kernels:
-            _page(kernels[page], loading.open_kernel_run(_one_of(traces, language)), language)
+            _page(kernels[page], loading.open_kernel_run(_one_of(traces)))
         elif page in engine:
-            _page(engine[page], loading.open_run(_one_of(traces, language)), language)
+            _page(engine[page], loading.open_run(_one_of(traces)))
         else:
-            st.info(say(language, "unknown page", file=relative(traces[0])))
+            st.info(say("unknown page", file=relative(traces[0])))
     except TraceError as error:
         st.error(plain(error))
 
 
-def _one_of(traces: list[Path], language: str) -> Path:
+def _one_of(traces: list[Path]) -> Path:
     """The trace to draw; asked only if the walkthrough records several."""
     if len(traces) == 1:
         return traces[0]
-    label = say(language, "which run")
+    label = say("which run")
     chosen: Path = st.selectbox(label, traces, format_func=lambda path: path.stem, width=360)
     return chosen
 
 
-def _page(module: Any, run: Run | KernelRun, language: str) -> None:
-    _heading(module, run, language)
+def _page(module: Any, run: Run | KernelRun) -> None:
+    _heading(module, run)
     draw: Callable[[Any], None] = module.page
     draw(run)
 
 
-def _heading(module: Any, run: Run | KernelRun, language: str, other: Path | None = None) -> None:
+def _heading(module: Any, run: Run | KernelRun, other: Path | None = None) -> None:
     """Which run this is, and the way to its own page."""
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
         st.subheader(module.TITLE, width="content")
-        if links.has_page(module.URL) and st.button(say(language, "open page", page=module.TITLE)):
+        if links.has_page(module.URL) and st.button(say("open page", page=_(module.TITLE))):
             if other is not None:
                 loading.choose_other(other)
             links.go(module.URL, trace=run.path)

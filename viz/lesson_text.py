@@ -165,7 +165,7 @@ def _linked(text: str, folder: Path) -> str:
             return words
         path = (folder / unquote(target.split("#")[0])).resolve()
         if language := GLOSSARIES.get(path.name):
-            return f"[{words}](/glossary?language={language})"
+            return f"[{words}](/glossary?lang={language})"
         if lesson := _lesson_at(path):
             return f"[{words}](?lesson={lesson.number})"
         if path.name in catalogue.LANGUAGES.values():  # of a lesson that is still to be written

@@ -23,87 +23,85 @@ FIRST_STEPS, LAST_STEPS = 3, 11
 MOST_PRINTED = 10
 
 
-def show_progress(result: Result | None, seconds: float, language: str) -> None:
+def show_progress(result: Result | None, seconds: float) -> None:
     """While the judge plays; at the very beginning it has said nothing yet."""
-    st.info(say(language, "judging", seconds=seconds))
+    st.info(say("judging", seconds=seconds))
     if result is not None:
-        _list(result, language)
+        _list(result)
 
 
-def show_result(result: Result, language: str) -> None:
+def show_result(result: Result) -> None:
     """All that was found."""
     if result.problem:
-        st.error(say(language, "unjudged", words=plain(result.problem)))
+        st.error(say("unjudged", words=plain(result.problem)))
         if result.raw:
-            with st.expander(say(language, "all that Python says")):
+            with st.expander(say("all that Python says")):
                 st.code(result.raw, language=None)
         return
     numbers = {"passed": result.num_passed, "all": len(result.outcomes)}
     if result.tampering:
-        st.error(say(language, "tampered", words=plain(result.tampering)))
+        st.error(say("tampered", words=plain(result.tampering)))
     elif result.code == PASSED:
-        st.success(say(language, "all hold", **numbers))
+        st.success(say("all hold", **numbers))
     elif result.code == NOT_STARTED and not result.missing:
-        st.info(say(language, "nothing written", file=relative(result.path)))
+        st.info(say("nothing written", file=relative(result.path)))
     else:
-        st.warning(say(language, "some hold", **numbers))
+        st.warning(say("some hold", **numbers))
     for words in result.missing:
-        st.error("✘ " + say(language, "lacks", words=plain(words)))
-    _list(result, language)
+        st.error("✘ " + say("lacks", words=plain(words)))
+    _list(result)
     if result.failed:
-        _story(result.failed, language)
+        _story(result.failed)
 
 
-def _list(result: Result, language: str) -> None:
-    st.markdown("  \n".join(_line(outcome, result, language) for outcome in list(result.outcomes)))
+def _list(result: Result) -> None:
+    st.markdown("  \n".join(_line(outcome, result) for outcome in list(result.outcomes)))
 
 
-def _line(outcome: Outcome, result: Result, language: str) -> str:
+def _line(outcome: Outcome, result: Result) -> str:
     """A property: how it stands, its sentence, and a few words more."""
     mark, more = "–", ""
     if outcome.status == "passed":
-        mark, more = ":green[✔]", say(language, "stories", count=outcome.stories)
+        mark, more = ":green[✔]", say("stories", count=outcome.stories)
     elif outcome.status == "failed":
         mark = ":red[✘]"
     elif outcome.status == "playing":
-        mark, more = "▸", say(language, "playing", count=outcome.stories)
+        mark, more = "▸", say("playing", count=outcome.stories)
     elif outcome.status == "unwritten":
-        more = say(language, "unwritten", name=outcome.missing)
+        more = say("unwritten", name=outcome.missing)
     elif result.failed:
-        more = say(language, "waits", number=result.failed.number)
+        more = say("waits", number=result.failed.number)
     words = f"{mark} **{outcome.number}** {outcome.sentence}"
     return f"{words} :gray[{more}]" if more else words
 
 
-def _story(outcome: Outcome, language: str) -> None:
+def _story(outcome: Outcome) -> None:
     with st.container(border=True):
-        st.markdown(f"{say(language, 'smallest', number=outcome.number)}:")
+        st.markdown(f"{say('smallest', number=outcome.number)}:")
         if outcome.steps:
-            rows = _rows(outcome.steps, language)
-            names = (say(language, "number"), say(language, "operation"), say(language, "changed"))
+            rows = _rows(outcome.steps)
+            names = (say("number"), say("operation"), say("changed"))
             st.table(
                 {name: [row[column] for row in rows] for column, name in enumerate(names)},
                 border="horizontal",
                 hide_index=True,
             )
         elif outcome.case is not None:
-            st.markdown(f"**{say(language, 'in story')}**: {plain(str(outcome.case)[:500])}")
-        alone = say(language, "holds alone") if outcome.holds_alone else ""
+            st.markdown(f"**{say('in story')}**: {plain(str(outcome.case)[:500])}")
+        alone = say("holds alone") if outcome.holds_alone else ""
         told = (
             ("expected", outcome.expected),
             ("got", outcome.got),
             ("where", outcome.where),
             ("but", alone),
         )
-        st.markdown(
-            "  \n".join(f"**{say(language, name)}**: {plain(words)}" for name, words in told if words)
-        )
+        st.markdown("  \n".join(f"**{say(name)}**: {plain(words)}" for name, words in told if words))
         if outcome.printed:
-            st.caption(say(language, "your code printed"))
+            st.caption(say("your code printed"))
             st.code("\n".join(outcome.printed.rstrip().splitlines()[:MOST_PRINTED]), language=None)
 
 
-def _rows(steps: Sequence[dict[str, Any]], language: str) -> list[tuple[str, str, str]]:
+def _rows(steps: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
     """Number, operation, and the facts that it changed."""
     rows = []
     before: dict[str, str] = {}
@@ -114,5 +112,5 @@ def _rows(steps: Sequence[dict[str, Any]], language: str) -> list[tuple[str, str
         rows.append((str(number), plain(step["text"]), plain(facts)))
     left_out = len(rows) - FIRST_STEPS - LAST_STEPS
     if left_out > 0:
-        rows[FIRST_STEPS : FIRST_STEPS + left_out] = [("", say(language, "more steps", count=left_out), "")]
+        rows[FIRST_STEPS : FIRST_STEPS + left_out] = [("", say("more steps", count=left_out), "")]
     return rows

@@ -31,7 +31,11 @@ from minivllm.trace.reader import TraceError, read_trace
 from minivllm.trace.story_events import StoryTrace, is_story, read_story
 from minivllm.trace.summary import RunSummary, summarize
 from minivllm.trace.timeline import Timeline, make_timeline
+from viz import long_runs, samples
 from viz.folders import check_may_open, upload_folder
+from viz.language import _
+from viz.offered import offered
+from viz.state import note_recent
 
 ENVIRONMENT = "MINIVLLM_TRACE"
 MOST_NEIGHBOURS = 50
@@ -45,6 +49,8 @@ class Run(NamedTuple):
     """Names this file with this content, for caches and for the browser's memory of the step."""
     timeline: Timeline
     summary: RunSummary
+    part: tuple[int, int, int] = (0, 0, 0)
+    """When the file was changed, its size, and the step of it at which this begins (`long_runs.py`)."""
 
 
 class KernelRun(NamedTuple):
@@ -89,7 +95,7 @@ def open_run(path: Path) -> Run:
         raise TraceError(f"{words(path)} is a story of a lesson; here a trace of the engine is needed")
     if is_precision(path):
         raise TraceError(f"{words(path)} is a comparison of precisions; here a trace of the engine is needed")
-    return _open_cached(path, modified, size)
+    return _open_cached(path, modified, size, long_runs.chosen_first(size))
 
 
 def open_kernel_run(path: Path) -> KernelRun:
@@ -132,6 +138,7 @@ def open_any(path: Path) -> AnyRun:
     Raises:
         TraceError: it cannot be shown, and why.
     """
+    samples.restore(path)
     check_may_open(path)
     if is_story(path):
         return open_story(path)
@@ -145,13 +152,13 @@ def warnings_of(run: AnyRun) -> list[str]:
     if isinstance(run, Run):
         return run.timeline.trace.warnings
     if isinstance(run, StoryRun):
-        return [] if run.story.is_whole else ["The story was cut off: its last steps are missing."]
+        return [] if run.story.is_whole else [_("The story was cut off: its last steps are missing.")]
     if isinstance(run, PrecisionRun):
-        return [] if run.trace.is_whole else ["The trace was cut off: the last grids are missing."]
+        return [] if run.trace.is_whole else [_("The trace was cut off: the last grids are missing.")]
     return (
         []
         if run.is_whole
-        else ["The trace was cut off: the last requests, and what is wrong with the kernel, are missing."]
+        else [_("The trace was cut off: the last requests, and what is wrong with the kernel, are missing.")]
     )
 
 
@@ -161,18 +168,20 @@ def _looked_at(path: Path) -> tuple[int, int]:
     return check_is_file(path)
 
 
-@st.cache_resource(max_entries=4, show_spinner="Reading the trace …")
-def _open_cached(path: Path, modified: int, size: int) -> Run:
-    trace = read_trace(path)
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _open_cached(path: Path, modified: int, size: int, first: int) -> Run:
+    is_long = long_runs.is_long(size)
+    trace = long_runs.stretch(path, modified, size, first) if is_long else read_trace(path)
     if not trace.num_steps:
         raise TraceError(f"{words(path)} has no steps yet: a header, and nothing that happened after it")
     timeline = make_timeline(trace)
     if not timeline.spans:
         raise TraceError(f"{words(path)} holds no request that was accepted, so there is nothing to draw")
-    return Run(path, _fingerprint(path, modified, size), timeline, summarize(trace))
+    mark = _fingerprint(path, modified, size) + (f"-{first}" if first else "")
+    return Run(path, mark, timeline, summarize(trace), (modified, size, first))
 
 
-@st.cache_resource(max_entries=4, show_spinner="Reading the trace …")
+@st.cache_resource(max_entries=4, show_spinner=False)
 def _open_kernels_cached(path: Path, modified: int, size: int) -> KernelRun:
     traces = read_kernel_traces(path)
     shown = [trace for trace in traces if any(isinstance(event, WarpAccess) for event in trace.events)]
@@ -182,12 +191,12 @@ def _open_kernels_cached(path: Path, modified: int, size: int) -> KernelRun:
     return KernelRun(path, _fingerprint(path, modified, size), shown, is_whole)
 
 
-@st.cache_resource(max_entries=4, show_spinner="Reading the story …")
+@st.cache_resource(max_entries=4, show_spinner=False)
 def _open_story_cached(path: Path, modified: int, size: int) -> StoryRun:
     return StoryRun(path, _fingerprint(path, modified, size), read_story(path))
 
 
-@st.cache_resource(max_entries=4, show_spinner="Reading the comparison …")
+@st.cache_resource(max_entries=4, show_spinner=False)
 def _open_precision_cached(path: Path, modified: int, size: int) -> PrecisionRun:
     trace = read_precision(path)
     if not trace.variants and not any(found.grids for found in trace.matrices):
@@ -208,11 +217,19 @@ def chosen_path() -> Path | None:
     return Path(st.session_state.trace) if st.session_state.trace else None
 
 
+def note(path: Path) -> None:
+    """It was opened: once a session, it moves to the front of the recent ones; no upload, and no sample."""
+    if st.session_state.get("noted") != str(path):
+        st.session_state["noted"] = str(path)
+        if not path.resolve().is_relative_to(upload_folder()) and not samples.is_sample(path):
+            note_recent(path)
+
+
 def choose(path: Path) -> None:
     """Look at another trace, from its first step on."""
     if st.session_state.get("trace") != str(path):
         st.session_state.trace = str(path)
-        for name in ("request", "kernel", "follow", "matrix"):
+        for name in ("request", "first shown", "kernel", "follow", "matrix"):
             st.session_state.pop(name, None)
         st.query_params.clear()
 
@@ -247,15 +264,18 @@ def _is_trace(path: Path) -> bool:
 
 
 def chooser(take: Callable[[Path], None] = choose, key: str = "open") -> None:
-    """The form: a path, or a file to upload; `take` is told what was chosen."""
+    """Samples, recent traces, a path, or a file to upload; `take` is told what was chosen."""
+    offered(take, choose_other if take is choose else None, key)
     with st.form(key, border=False):
-        typed = st.text_input("Path of a trace", placeholder="minivllm-out/trace.jsonl")
-        submitted = st.form_submit_button("Open")
+        typed = st.text_input(_("Path of a trace"), placeholder="minivllm-out/trace.jsonl")
+        submitted = st.form_submit_button(_("Open"))
     if submitted and typed.strip():
         take(Path(typed.strip()).expanduser())
         st.rerun()
     uploaded = st.file_uploader(
-        "Or upload one", help="The .jsonl file that a run with `trace=…` has written.", key=f"{key}-file"
+        _("Or upload one"),
+        help=_("The .jsonl file that a run with `trace=…` has written."),
+        key=f"{key}-file",
     )
     if uploaded and uploaded.file_id != st.session_state.get(f"{key}-uploaded"):
         st.session_state[f"{key}-uploaded"] = uploaded.file_id

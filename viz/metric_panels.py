@@ -18,12 +18,13 @@ from minivllm.trace.summary import format_seconds, percentiles
 from viz.charts import buckets, latencies, over_time
 from viz.charts.style import Chart
 from viz.counted import Counted
+from viz.language import N_, _, sentences
 from viz.loading import Run
 from viz.measures import Latencies, batch_use
 from viz.measures import latencies as measure
 from viz.panels import BY_KEY
 
-NOTHING = "Nothing of this kind was measured in this run."
+NOTHING = N_("Nothing of this kind was measured in this run.")
 
 
 class Panel(NamedTuple):
@@ -50,28 +51,35 @@ def user_panels(run: Run, counted: Counted) -> list[Panel]:
     kinds: list[tuple[str, str, str, str]] = [
         (
             "ttft",
-            "Time to first token (TTFT)",
-            "From a request's arrival to the end of the step that sampled its first token: the queue and "
-            "the prefill.",
+            _("Time to first token (TTFT)"),
+            _(
+                "From a request's arrival to the end of the step that sampled its first token: the queue and "
+                "the prefill."
+            ),
             "prefill",
         ),
         (
             "inter_token",
-            "Inter-token latency",
-            "From one token of a request to its next. A long prefill, or a preemption, of others shows here.",
+            _("Inter-token latency"),
+            _(
+                "From one token of a request to its next. A long prefill, or a preemption, of others "
+                "shows here."
+            ),
             "decode",
         ),
         (
             "end_to_end",
-            "End-to-end latency",
-            "From a request's arrival until its last token. Aborted and unfinished requests are left out.",
+            _("End-to-end latency"),
+            _("From a request's arrival until its last token. Aborted and unfinished requests are left out."),
             "filled",
         ),
         (
             "queue",
-            "Queue time",
-            "From a request's arrival to the start of the first step that computes some of its tokens. "
-            "(The metric counts it when the request has finished.)",
+            _("Queue time"),
+            _(
+                "From a request's arrival to the start of the first step that computes some of its tokens. "
+                "(The metric counts it when the request has finished.)"
+            ),
             "preempted",
         ),
     ]
@@ -85,10 +93,9 @@ def _latency(found: Latencies, counted: Counted, key: str, title: str, sentence:
     numbers = latencies.in_words(percentiles(values))
     if median := tally.quantile(0.5):
         high = tally.quantile(0.99)
-        numbers += (
-            f" From its buckets alone, `histogram_quantile` makes p50 {format_seconds(median)} and p99 "
-            f"{format_seconds(high)}."
-        )
+        told = _("From its buckets alone, `histogram_quantile` makes p50 {median} and p99 {high}.")
+        told = told.format(median=format_seconds(median), high=format_seconds(high))
+        numbers = sentences([numbers, told])
     draw = partial(latencies.distribution, values, fill=fill) if values else None
     return Panel(title, sentence, numbers, draw, key, _histogram(name))
 
@@ -109,20 +116,23 @@ def _of_speed(run: Run) -> list[Panel]:
     speed = summary.output_tokens_per_second
     return [
         Panel(
-            "Throughput",
-            "Output tokens of all requests together, in a second, counted when the caller gets them.",
-            f"Mean {speed:,.1f} tokens/s in {format_seconds(summary.duration_seconds)}."
+            _("Throughput"),
+            _("Output tokens of all requests together, in a second, counted when the caller gets them."),
+            _("Mean {speed:,.1f} tokens/s in {duration}.").format(
+                speed=speed, duration=format_seconds(summary.duration_seconds)
+            )
             if speed
-            else NOTHING,
+            else _(NOTHING),
             partial(over_time.throughput, timeline) if speed else None,
             "throughput",
             ("vllm:prompt_tokens_total", "vllm:generation_tokens_total"),
         ),
         Panel(
-            "Requests running and waiting",
-            "Running requests use blocks; waiting ones use none, and keep their position in the queue.",
-            f"At most {max(r.num_running for r in records):,} running and "
-            f"{max(r.num_waiting for r in records):,} waiting.",
+            _("Requests running and waiting"),
+            _("Running requests use blocks; waiting ones use none, and keep their position in the queue."),
+            _("At most {running:,} running and {waiting:,} waiting.").format(
+                running=max(r.num_running for r in records), waiting=max(r.num_waiting for r in records)
+            ),
             partial(over_time.queues, timeline),
             "scheduler",
             ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:num_requests_swapped"),
@@ -135,22 +145,30 @@ def _of_room(run: Run) -> list[Panel]:
     header, use = timeline.trace.header, batch_use(timeline)
     return [
         Panel(
-            "Use of the pool",
-            "Physical blocks that some request uses, of all that there are. When the pool is full, requests "
-            "are preempted or wait.",
-            f"Peak {summary.peak_used_blocks:,} of {header.num_blocks:,} blocks "
-            f"({summary.peak_used_blocks / header.num_blocks:.0%}), mean {summary.mean_used_blocks:,.1f} "
-            "blocks.",
+            _("Use of the pool"),
+            _(
+                "Physical blocks that some request uses, of all that there are. When the pool is full, "
+                "requests are preempted or wait."
+            ),
+            _("Peak {peak:,} of {all:,} blocks ({share:.0%}), mean {mean:,.1f} blocks.").format(
+                peak=summary.peak_used_blocks,
+                all=header.num_blocks,
+                share=summary.peak_used_blocks / header.num_blocks,
+                mean=summary.mean_used_blocks,
+            ),
             partial(over_time.pool, timeline),
             "cache",
             ("vllm:kv_cache_usage_perc", "vllm:cpu_cache_usage_perc"),
         ),
         Panel(
-            "Batch occupancy",
-            "Sequences of which a step computes at least one token; the weights are read once for all of "
-            "them. (The metric counts their tokens.)",
-            f"Mean {use.mean_sequences:,.1f} of at most {header.max_num_seqs:,} sequences, averaged over "
-            "steps.",
+            _("Batch occupancy"),
+            _(
+                "Sequences of which a step computes at least one token; the weights are read once for all of "
+                "them. (The metric counts their tokens.)"
+            ),
+            _("Mean {mean:,.1f} of at most {most:,} sequences, averaged over steps.").format(
+                mean=use.mean_sequences, most=header.max_num_seqs
+            ),
             partial(over_time.batch, timeline),
             "iterations",
             _histogram("iteration_tokens_total"),
@@ -160,12 +178,14 @@ def _of_room(run: Run) -> list[Panel]:
 
 def _preemptions(run: Run, counted: Counted) -> Panel:
     number, name = run.summary.num_preemptions, "vllm:num_preemptions_total"
-    names = {"preemptions so far": name}
-    draw = partial(over_time.sample, run.timeline, counted.moments, names, y="preemptions")
+    names = {_("preemptions so far"): name}
+    draw = partial(over_time.sample, run.timeline, counted.moments, names, y=_("preemptions"))
     return Panel(
-        "Preemptions",
-        "Requests that had to leave the batch for others, counted from the beginning.",
-        f"{number:,} in this run." if number else "No request was preempted in this run.",
+        _("Preemptions"),
+        _("Requests that had to leave the batch for others, counted from the beginning."),
+        _("{number:,} in this run.").format(number=number)
+        if number
+        else _("No request was preempted in this run."),
         draw if number else None,
         "preemptions",
         (name,),
@@ -175,11 +195,13 @@ def _preemptions(run: Run, counted: Counted) -> Panel:
 def _prefix_cache(run: Run, counted: Counted) -> Panel:
     hits, queries = (counted.last.get(f"vllm:prefix_cache_{name}_total", 0.0) for name in ("hits", "queries"))
     return Panel(
-        "Prefix cache hit rate",
-        "Of the tokens that admitted requests looked up, those whose keys and values were there already.",
-        f"{hits:,.0f} of {queries:,.0f} tokens ({hits / queries:.1%})."
+        _("Prefix cache hit rate"),
+        _("Of the tokens that admitted requests looked up, those whose keys and values were there already."),
+        _("{hits:,.0f} of {queries:,.0f} tokens ({rate:.1%}).").format(
+            hits=hits, queries=queries, rate=hits / queries
+        )
         if queries
-        else "This run had no prefix cache.",
+        else _("This run had no prefix cache."),
         partial(over_time.hit_rate, run.timeline, counted.moments) if queries else None,
         "prefix_cache",
         ("vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total"),
@@ -191,19 +213,23 @@ def _only_ours(run: Run) -> list[Panel]:
     summary, use = run.summary, batch_use(run.timeline)
     whole = sum(over_time.time_by_part(summary.step_seconds).values())
     computed = use.prefill_tokens + use.decode_tokens + use.padding_tokens
-    padding = f", padding {use.padding_share:.1%}" if use.padding_tokens else ""
+    told = _("{computed:,} tokens, padding {share:.1%}.") if use.padding_tokens else _("{computed:,} tokens.")
     return [
         Panel(
-            "Where the time of a step goes",
-            "Seconds of all steps together. The time between two steps is not counted.",
-            f"All steps together took {format_seconds(whole)}." if whole > 0 else NOTHING,
+            _("Where the time of a step goes"),
+            _("Seconds of all steps together. The time between two steps is not counted."),
+            _("All steps together took {whole}.").format(whole=format_seconds(whole))
+            if whole > 0
+            else _(NOTHING),
             partial(over_time.step_time, summary.step_seconds) if whole > 0 else None,
         ),
         Panel(
-            "Tokens that went through the model",
-            "Prefill: prompts, and what is computed again. Decode: one token for each sequence and step. "
-            "Padding: computed only to make a static batch rectangular.",
-            f"{computed:,} tokens{padding}." if computed else NOTHING,
+            _("Tokens that went through the model"),
+            _(
+                "Prefill: prompts, and what is computed again. Decode: one token for each sequence and step. "
+                "Padding: computed only to make a static batch rectangular."
+            ),
+            told.format(computed=computed, share=use.padding_share) if computed else _(NOTHING),
             partial(over_time.tokens, use) if computed else None,
         ),
     ]
@@ -213,27 +239,27 @@ def request_panels(counted: Counted) -> list[Panel]:
     """Finished requests: how long they were, how they ended, and what their time went to."""
     counts = counted.counts
     ended = {reason: number for reason, number in counts.finished.items() if number}
-    numbers = ", ".join(f"{reason}: {number:,}" for reason, number in ended.items())
+    numbers = _(", ").join(f"{reason}: {number:,}" for reason, number in ended.items())
     return [
         _lengths(
             counted,
             "prompt_lengths",
-            "Prompt lengths",
-            "Tokens of the prompts of finished requests.",
+            _("Prompt lengths"),
+            _("Tokens of the prompts of finished requests."),
             "prefill",
         ),
         _lengths(
             counted,
             "generation_lengths",
-            "Generation lengths",
-            "Tokens of all outputs of a finished request together.",
+            _("Generation lengths"),
+            _("Tokens of all outputs of a finished request together."),
             "decode",
         ),
         Panel(
-            "Finish reasons",
-            "Why requests ended: a stop token or string, the limit on their length, an abort, an error.",
-            f"{numbers}." if ended else NOTHING,
-            partial(buckets.bars, ended, x="finish reason") if ended else None,
+            _("Finish reasons"),
+            _("Why requests ended: a stop token or string, the limit on their length, an abort, an error."),
+            _("{sentence}.").format(sentence=numbers) if ended else _(NOTHING),
+            partial(buckets.bars, ended, x=_("finish reason")) if ended else None,
             "finish_reasons",
             ("vllm:request_success_total",),
         ),
@@ -245,8 +271,12 @@ def _lengths(counted: Counted, key: str, title: str, sentence: str, fill: str) -
     name = BY_KEY[key].metric.removeprefix("vllm:")
     tally = counted.counts.tallies[name]
     mean = tally.mean
-    draw = partial(buckets.buckets, tally, x="tokens (upper edge of the bucket)", fill=fill)
-    numbers = f"Mean {mean:,.1f} tokens of {tally.num_values:,} requests." if mean is not None else NOTHING
+    draw = partial(buckets.buckets, tally, x=_("tokens (upper edge of the bucket)"), fill=fill)
+    numbers = (
+        _("Mean {mean:,.1f} tokens of {count:,} requests.").format(mean=mean, count=tally.num_values)
+        if mean is not None
+        else _(NOTHING)
+    )
     return Panel(title, sentence, numbers, draw if mean is not None else None, key, _histogram(name))
 
 
@@ -255,13 +285,13 @@ def _phases(counted: Counted) -> Panel:
     means = [counted.counts.tallies[name].mean for name in names]
     words = [
         f"{label} {format_seconds(mean)}"
-        for label, mean in zip(("queue", "prefill", "decode"), means, strict=True)
+        for label, mean in zip((_("queue"), _("prefill"), _("decode")), means, strict=True)
         if mean is not None
     ]
     return Panel(
-        "Queue, prefill and decode time",
-        "What the time of a finished request went to, on average.",
-        f"Mean {', '.join(words)}." if words else NOTHING,
+        _("Queue, prefill and decode time"),
+        _("What the time of a finished request went to, on average."),
+        _("Mean {words}.").format(words=_(", ").join(words)) if words else _(NOTHING),
         partial(over_time.phase_means, [mean or 0.0 for mean in means]) if any(means) else None,
         "phases",
         _histogram(*names),

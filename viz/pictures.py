@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from minivllm.trace.curves import read_curves
 from minivllm.trace.kernel_events import KernelTrace, WarpAccess, read_kernel_traces
 from minivllm.trace.reader import read_trace
 from minivllm.trace.timeline import Timeline, make_timeline
@@ -29,6 +30,7 @@ from viz.figures.kernel_matrix import kernel_matrix, piece_captions
 from viz.figures.kernel_memory import array_of
 from viz.figures.kernel_softmax import kernel_softmax
 from viz.figures.kernel_source import kernel_source
+from viz.figures.kernel_splits import kernel_splits
 from viz.figures.kernel_tiles import Piece, pieces
 from viz.figures.kernel_totals import kernel_totals
 from viz.figures.kernel_traffic import kernel_shared, kernel_traffic
@@ -102,13 +104,19 @@ def _of_run(make: Callable[[Timeline], Sequence[Scene]]) -> Figure:
 def _of_request(make: Callable[[Timeline, str], Scene], choose: Callable[[Timeline], str]) -> Figure:
     def scenes(traces: Sequence[Path], options: Options, step: int) -> list[Scene]:
         timeline = _timeline(traces[0])
-        request = str(options["request"]) if "request" in options else choose(timeline)
-        if request not in timeline.spans:
-            known = ", ".join(names_of(timeline))
-            raise ValueError(f"{traces[0].name} has no request {request!r}; it has: {known}")
-        return [make(timeline, request)]
+        return [make(timeline, _chosen_request(traces[0], timeline, options, choose))]
 
     return Figure(scenes, ("request",))
+
+
+def _chosen_request(
+    path: Path, timeline: Timeline, options: Options, choose: Callable[[Timeline], str]
+) -> str:
+    request = str(options["request"]) if "request" in options else choose(timeline)
+    if request not in timeline.spans:
+        known = ", ".join(names_of(timeline))
+        raise ValueError(f"{path.name} has no request {request!r}; it has: {known}")
+    return request
 
 
 def _of_width(make: Callable[[Timeline, float], Scene], narrow: float = NARROW) -> Figure:
@@ -135,6 +143,20 @@ def _first_structured(timeline: Timeline) -> str:
 def _comparison(traces: Sequence[Path], options: Options, step: int) -> list[Scene]:
     sides = [figures.Side(path.name.removesuffix(".jsonl"), _timeline(path)) for path in traces]
     return figures.comparison(sides[0], sides[1], PHONE if options.get("screen") == "narrow" else WIDE)
+
+
+def _preemption_cost(traces: Sequence[Path], options: Options, step: int) -> list[Scene]:
+    return figures.preemption_cost([_timeline(path) for path in traces])
+
+
+def _cache_work(traces: Sequence[Path], options: Options, step: int) -> list[Scene]:
+    return [figures.cache_work(_timeline(traces[0]), _timeline(traces[1]))]
+
+
+def _ladders(traces: Sequence[Path], options: Options, step: int) -> list[Scene]:
+    paged, in_pages = (_timeline(path) for path in traces)
+    request = _chosen_request(traces[0], paged, options, most_interesting_request)
+    return [figures.ladders(paged, in_pages, request)]
 
 
 def _roofline(timeline: Timeline) -> list[Scene]:
@@ -204,6 +226,11 @@ def _softmax(trace: KernelTrace, found: list[Piece], told: list[str]) -> Scene |
 
 
 FIGURES: dict[str, Figure] = {
+    "attention_triangle": _of_request(
+        figures.attention_triangle, lambda timeline: next(iter(timeline.spans))
+    ),
+    "cache_work": Figure(_cache_work, (), 2),
+    "curves": Figure(lambda traces, options, step: [figures.curves(read_curves(traces[0]))]),
     "overview": _of_run(figures.overview),
     "block_pool": _of_request(figures.block_pool, most_interesting_request),
     "block_table": _of_request(figures.block_table, most_interesting_request),
@@ -215,9 +242,11 @@ FIGURES: dict[str, Figure] = {
     "speculation": _of_width(figures.speculation),
     "beam_tree": _of_request(figures.beam_tree, _first_search),
     "prefix_tree": _of_width(figures.prefix_tree, PHONE),
+    "preemption_cost": Figure(_preemption_cost, (), 2),
     "roofline": _of_run(_roofline),
     "decode_intensity": _of_run(_decode_intensity),
     "comparison": Figure(_comparison, ("screen",), 2),
+    "ladders": Figure(_ladders, ("request",), 2),
     "kernel_source": _of_requests(
         lambda t, s, n, width: [kernel_source(t.header, s.accesses, width)], "screen"
     ),
@@ -229,4 +258,5 @@ FIGURES: dict[str, Figure] = {
     "kernel_softmax": _of_pieces(_softmax),
     "kernel_shared": _of_pieces(kernel_shared),
     "kernel_traffic": _of_pieces(kernel_traffic),
+    "kernel_splits": Figure(lambda traces, options, step: kernel_splits(_kernels(traces[0]))),
 }

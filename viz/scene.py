@@ -10,21 +10,37 @@ self-contained page all draw the same one, so there is one place that knows what
               step 2: {1: {fill: "free"}, 2: {text: "B"}}
 
 The picture at a step is the shapes with all patches up to that step laid over them, in order. Stepping
-forward applies one patch; jumping starts from a keyframe that the player keeps every 64 steps.
+forward applies one patch; jumping starts from a keyframe that the player keeps every 64 steps. Patches are
+kept as columns of numbers (`changes.py`), so that a long run costs a few bytes for each change.
 
-Read next: `figures/block_pool.py`, the largest scene, and `player/player.js`, which plays it.
+Read next: `changes.py`; `figures/block_pool.py`, the largest scene; `player/player.js`, which plays it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import ceil, floor
 from typing import Any
 
 from minivllm.text import printable
+from viz.changes import Changes, Shape, Value
 
-Value = str | float
-Shape = dict[str, Value]
+__all__ = [
+    "DEFAULTS",
+    "LEGIBLE",
+    "Scene",
+    "Shape",
+    "StepAxis",
+    "Value",
+    "bars_path",
+    "hatch_path",
+    "lines_path",
+    "rounded",
+]
+
+LEGIBLE = 7.0
+"""Still pictures leave out labels that are smaller; the player shows them once one has zoomed in."""
 
 # Attributes of each kind, with the value that is meant where a shape does not give one. They are spelled
 # out in `player.js` too; a test holds the two lists together.
@@ -44,6 +60,9 @@ DEFAULTS: dict[str, Shape] = {
         "label_size": 12.0,
         "tip": "",
         "detail": "",
+        "filled": -1.0,
+        "subject": "",
+        "of": "",
     },
     "text": {
         "x": 0.0,
@@ -54,6 +73,8 @@ DEFAULTS: dict[str, Shape] = {
         "anchor": "start",
         "weight": "normal",
         "tip": "",
+        "subject": "",
+        "of": "",
     },
     "path": {
         "d": "",
@@ -63,6 +84,8 @@ DEFAULTS: dict[str, Shape] = {
         "dash": "",
         "opacity": 1.0,
         "tip": "",
+        "subject": "",
+        "of": "",
     },
 }
 
@@ -88,10 +111,14 @@ class Scene:
         shapes: each has a `kind` ("rect", "text" or "path") and the attributes of `DEFAULTS`; coordinates
             are in units from the top left, colours are names of the palette. Later shapes lie on top.
             A path's `d` uses M, L, C and Z with absolute coordinates only. `tip` is what a pointer reads
-            (and `detail`, the part of it that changes often, follows it: patches stay short).
-        patches: for each step, shape number → the attributes that change.
+            (and `detail`, the part of it that changes often, follows it: patches stay short; last comes
+            `filled`, a number if it is not negative, in the scene's `filled_words`). `subject` is what a
+            click asks about, `of` whose it is (`subjects.py`).
+        changes: for each step, which attributes of which shapes become what.
         captions: for each step, in words, what happens.
         axis: set if x means steps.
+        histories: what there is to tell of the blocks that it draws (`figures/block_history.py`).
+        filled_words: what a pointer reads about `filled`, which stands for "{filled}" in it.
         screen: "wide" or "narrow" if there is another scene for other screens, "" if it suits all.
     """
 
@@ -99,10 +126,12 @@ class Scene:
     width: float
     height: float
     shapes: list[Shape] = field(default_factory=list)
-    patches: list[dict[int, Shape]] = field(default_factory=list)
+    changes: Changes = field(default_factory=Changes)
     captions: list[str] = field(default_factory=list)
     axis: StepAxis | None = None
     screen: str = ""
+    filled_words: str = ""
+    histories: dict[str, Any] | None = None
     _now: list[Shape] = field(default_factory=list, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -110,7 +139,12 @@ class Scene:
 
     @property
     def num_steps(self) -> int:
-        return len(self.patches)
+        return self.changes.num_steps
+
+    @property
+    def patches(self) -> list[dict[int, Shape]]:
+        """For each step, shape number → the attributes that change; made anew whenever it is asked for."""
+        return [self.changes.patch(step) for step in range(self.num_steps)]
 
     def rect(self, x: float, y: float, width: float, height: float, **attributes: Value) -> int:
         """Add a rectangle and return its number."""
@@ -126,25 +160,41 @@ class Scene:
 
     def begin_step(self, caption: str) -> None:
         """What is `set` from here on happens in the next step."""
-        self.patches.append({})
+        self.changes.begin_step()
         self.captions.append(printable(caption))
 
     def set(self, shape: int, **attributes: Value) -> None:
         """Change a shape in this step. What stays the same is left out of the patch."""
         now = self._now[shape]
-        shown = ((name, _shown(value)) for name, value in attributes.items())
-        changes = {name: value for name, value in shown if now[name] != value}
-        if changes:
-            now.update(changes)
-            self.patches[-1].setdefault(shape, {}).update(changes)
+        for name, value in attributes.items():
+            if now[name] != value:
+                value = self.changes.shown(value)
+                if now[name] != value:
+                    now[name] = value
+                    self.changes.add(shape, name, value)
+
+    def forget_steps(self) -> None:
+        """Drop all steps, and go on from the picture as it is: for a run that has no end."""
+        self.changes = Changes()
+        self.captions.clear()
+
+    def now(self) -> Iterator[Shape]:
+        """All shapes as they are after the last step."""
+        return iter(self._now)
 
     def at(self, step: int) -> list[Shape]:
         """All shapes as they are after `step`, every attribute spelled out."""
         shapes = [DEFAULTS[str(shape["kind"])] | shape for shape in self.shapes]
-        for patch in self.patches[: step + 1]:
-            for index, changes in patch.items():
-                shapes[index].update(changes)
+        self.changes.apply(shapes, step)
         return shapes
+
+    def tip_of(self, shape: Shape) -> str:
+        """What a pointer reads about a shape of `at`."""
+        filled = shape.get("filled", -1.0)
+        words = [shape["tip"], shape.get("detail")]
+        if isinstance(filled, int | float) and filled >= 0:
+            words.append(self.filled_words.replace("{filled}", f"{filled:g}"))
+        return ", ".join(str(part) for part in words if part) if shape["tip"] else ""
 
     def to_data(self) -> dict[str, Any]:
         """For the player: JSON without captions, which all scenes of a page share."""
@@ -153,13 +203,14 @@ class Scene:
             "width": self.width,
             "height": self.height,
             "shapes": self.shapes,
-            "patches": [list(patch.items()) for patch in self.patches],
+            "changes": self.changes.to_data(),
             "screen": self.screen,
+            "filled_words": self.filled_words,
             "axis": [self.axis.left, self.axis.step_width, list(self.axis.ends)] if self.axis else None,
         }
 
     def _add(self, kind: str, **attributes: Value) -> int:
-        assert not self.patches, "shapes are added before the first step, and only change afterwards"
+        assert not self.num_steps, "shapes are added before the first step, and only change afterwards"
         unknown = attributes.keys() - DEFAULTS[kind].keys()
         assert not unknown, f"a {kind} has no {', '.join(sorted(unknown))}"
         self.shapes.append({"kind": kind, **{name: _shown(value) for name, value in attributes.items()}})

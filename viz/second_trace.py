@@ -13,6 +13,7 @@ import streamlit as st
 
 from minivllm.trace.reader import TraceError
 from viz import loading
+from viz.language import _
 from viz.loading import KernelRun, Run
 from viz.plain import plain
 
@@ -38,7 +39,9 @@ def second_trace(
         ask()
         _choose(first)
     else:
-        with st.popover(f"Beside it: {plain(other.path.name)}", help="Choose another second trace"):
+        with st.popover(
+            _("Beside it: {name}").format(name=plain(other.path.name)), help=_("Choose another second trace")
+        ):
             _choose(first)
     return other
 
@@ -49,11 +52,11 @@ def _choose(first: Run | KernelRun) -> None:
     found = loading.neighbours(first.path, kernels=is_kernel)
     if found:
         chosen = st.selectbox(
-            "A trace from the same folder",
+            _("A trace from the same folder"),
             found,
             None,
             format_func=lambda path: path.name,
-            placeholder="Choose one",
+            placeholder=_("Choose one"),
             key=key,
             width=360,
         )

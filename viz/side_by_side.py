@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from minivllm.trace.summary import RunSummary, format_seconds
 from minivllm.trace.timeline import Timeline
+from viz.language import N_, _
 from viz.measures import BatchUse, batch_use
 
 
@@ -34,7 +35,7 @@ class Number(NamedTuple):
 
 
 def _rate(value: float) -> str:
-    return f"{value:,.1f} tokens/s"
+    return _("{value:,.1f} tokens/s").format(value=value)
 
 
 def _share(value: float) -> str:
@@ -47,82 +48,84 @@ def _count(value: float) -> str:
 
 NUMBERS = (
     Number(
-        "Throughput",
-        lambda summary, _: summary.output_tokens_per_second,
+        N_("Throughput"),
+        lambda summary, _use: summary.output_tokens_per_second,
         _rate,
-        "output tokens of all requests together, in a second, from the first arrival to the end.",
+        N_("output tokens of all requests together, in a second, from the first arrival to the end."),
     ),
     Number(
-        "Total time",
-        lambda summary, _: summary.duration_seconds,
+        N_("Total time"),
+        lambda summary, _use: summary.duration_seconds,
         format_seconds,
-        "from the first arrival to the end of the last step.",
+        N_("from the first arrival to the end of the last step."),
     ),
     Number(
-        "TTFT p50",
-        lambda summary, _: summary.ttft.p50,
+        N_("TTFT p50"),
+        lambda summary, _use: summary.ttft.p50,
         format_seconds,
-        "time to first token, from a request's arrival; half of the requests are faster.",
+        N_("time to first token, from a request's arrival; half of the requests are faster."),
     ),
     Number(
-        "TTFT p99",
-        lambda summary, _: summary.ttft.p99,
+        N_("TTFT p99"),
+        lambda summary, _use: summary.ttft.p99,
         format_seconds,
-        "one request in a hundred waits longer than this for its first token.",
+        N_("one request in a hundred waits longer than this for its first token."),
     ),
     Number(
-        "Inter-token latency p50",
-        lambda summary, _: summary.inter_token.p50,
+        N_("Inter-token latency p50"),
+        lambda summary, _use: summary.inter_token.p50,
         format_seconds,
-        "time from one token of a request to its next; half of these gaps are shorter.",
+        N_("time from one token of a request to its next; half of these gaps are shorter."),
     ),
     Number(
-        "Inter-token latency p99",
-        lambda summary, _: summary.inter_token.p99,
+        N_("Inter-token latency p99"),
+        lambda summary, _use: summary.inter_token.p99,
         format_seconds,
-        "one gap in a hundred is longer: what a reader sees as a stutter.",
+        N_("one gap in a hundred is longer: what a reader sees as a stutter."),
     ),
     Number(
-        "End-to-end latency p50",
-        lambda summary, _: summary.end_to_end.p50,
+        N_("End-to-end latency p50"),
+        lambda summary, _use: summary.end_to_end.p50,
         format_seconds,
-        "from a request's arrival until its output is returned; that of a parked one is not returned yet.",
+        N_(
+            "from a request's arrival until its output is returned; that of a parked one is not returned yet."
+        ),
     ),
     Number(
-        "End-to-end latency p99",
-        lambda summary, _: summary.end_to_end.p99,
+        N_("End-to-end latency p99"),
+        lambda summary, _use: summary.end_to_end.p99,
         format_seconds,
-        "one request in a hundred takes longer.",
+        N_("one request in a hundred takes longer."),
     ),
     Number(
-        "Batch occupancy",
-        lambda _, use: use.mean_sequences,
-        lambda value: f"{value:,.1f} sequences",
-        "sequences of which a step computes a token, averaged over steps; parked ones do not count.",
+        N_("Batch occupancy"),
+        lambda _summary, use: use.mean_sequences,
+        lambda value: _("{value:,.1f} sequences").format(value=value),
+        N_("sequences of which a step computes a token, averaged over steps; parked ones do not count."),
     ),
     Number(
-        "Parked slots",
-        lambda _, use: use.parked_share,
+        N_("Parked slots"),
+        lambda _summary, use: use.parked_share,
         _share,
-        "of all slots in the batch, step by step, those whose request computes nothing.",
+        N_("of all slots in the batch, step by step, those whose request computes nothing."),
     ),
     Number(
-        "Padding",
-        lambda _, use: use.padding_share,
+        N_("Padding"),
+        lambda _summary, use: use.padding_share,
         _share,
-        "of all tokens that went through the model, those computed only to make a batch rectangular.",
+        N_("of all tokens that went through the model, those computed only to make a batch rectangular."),
     ),
     Number(
-        "Preemptions",
-        lambda summary, _: summary.num_preemptions,
+        N_("Preemptions"),
+        lambda summary, _use: summary.num_preemptions,
         _count,
-        "times that a request was preempted because blocks or slots in the batch were short.",
+        N_("times that a request was preempted because blocks or slots in the batch were short."),
     ),
     Number(
-        "Finished requests",
-        lambda summary, _: summary.num_finished,
+        N_("Finished requests"),
+        lambda summary, _use: summary.num_finished,
         _count,
-        "if these differ, the runs did not do the same work, and no other number can be compared.",
+        N_("if these differ, the runs did not do the same work, and no other number can be compared."),
     ),
 )
 
@@ -137,5 +140,5 @@ def side_by_side(
         one, other = value(first_summary, uses[0]), value(second_summary, uses[1])
         told = [words(number) if number is not None else "–" for number in (one, other)]
         ratio = f"{other / one:.2f} ×" if one and other else "–"
-        rows.append(Row(name, told[0], told[1], ratio, sentence))
+        rows.append(Row(_(name), told[0], told[1], ratio, _(sentence)))
     return rows

@@ -10,12 +10,15 @@ Read next: `views/kv_pool.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import streamlit as st
 
+from minivllm.trace.reader import Trace
 from minivllm.trace.timeline import Timeline
-from viz import player
+from viz import figures, player, presenting, take_away
+from viz.language import _, current
 from viz.loading import Run
 from viz.player import Jump
 from viz.scene import Scene
@@ -40,6 +43,8 @@ def show(
     make_scenes: Callable[[], Sequence[Scene]],
     own_jumps: Sequence[Jump] | None = None,
     steps: Sequence[int] | None = None,
+    selected: str = "",
+    start: int = 0,
 ) -> None:
     """Play the scenes of a page.
 
@@ -48,9 +53,27 @@ def show(
         make_scenes: called only if this session's server has not made them before.
         own_jumps: places to jump to, if others than those of the whole run matter here.
         steps: the run's step at each step of the scenes, if those are not the run's own.
+        selected: the request for which the scenes are drawn; if the reader selects another one, the page runs
+            again, with that one in `st.session_state.request`.
+        start: where it begins for a reader who has not moved yet, and whom no link sends elsewhere.
     """
     places = jumps(run.timeline) if own_jumps is None else own_jumps
-    show_scenes(run.fingerprint, name, make_scenes, places, steps)
+    timeline = run.timeline
+
+    def make_cards() -> list[dict[str, Any]]:
+        return figures.request_cards(timeline)
+
+    show_scenes(
+        run.fingerprint,
+        name,
+        make_scenes,
+        places,
+        steps,
+        start=start,
+        make_cards=make_cards,
+        selected=selected,
+        trace=timeline.trace,
+    )
 
 
 def show_scenes(
@@ -62,6 +85,9 @@ def show_scenes(
     first: int = 0,
     start: int = 0,
     component: Callable[..., object] = PLAYER,
+    make_cards: Callable[[], Sequence[Mapping[str, Any]]] = list,
+    selected: str = "",
+    trace: Trace | None = None,
 ) -> None:
     """The same for any trace.
 
@@ -69,13 +95,43 @@ def show_scenes(
         first: what the first step is called.
         start: where the player begins, if no link says otherwise.
         component: the player, if it looks otherwise.
+        make_cards: the cards of all requests, if these can be selected.
+        selected: as for `show`.
+        trace: what the pictures are of, if it is a run of the engine: it can be taken along.
     """
-    data = _payload(fingerprint, name, make_scenes, places, steps, first, start)
-    component(data=data, key=f"player-{name}")
+    key = f"player-{name}"
+
+    def ask() -> None:
+        """The reader has selected a request for which other pictures are needed."""
+        if wanted := st.session_state[key].get("request"):
+            st.session_state.request = str(wanted)
+
+    with st.spinner(_("Drawing …")):
+        number = int(st.session_state.get(presenting.NOW, 0))
+        count, data = _payload(
+            current(),
+            fingerprint,
+            name,
+            make_scenes,
+            places,
+            steps,
+            first,
+            start,
+            make_cards,
+            selected,
+            number,
+        )
+    st.session_state[presenting.COUNT] = count
+    if selected:
+        component(data=data, key=key, on_request_change=ask)
+    else:
+        component(data=data, key=key)
+    take_away.offer(name, data, make_scenes, trace)
 
 
-@st.cache_resource(max_entries=16, show_spinner="Drawing …")
+@st.cache_resource(max_entries=16, show_spinner=False)
 def _payload(
+    language: str,
     fingerprint: str,
     name: str,
     _make_scenes: Callable[[], Sequence[Scene]],
@@ -83,11 +139,26 @@ def _payload(
     _steps: Sequence[int] | None,
     first: int,
     start: int,
-) -> bytes:
+    _make_cards: Callable[[], Sequence[Mapping[str, Any]]],
+    selected: str,
+    number: int,
+) -> tuple[int, bytes]:
+    """How many pictures there are on a wide screen, and all that the player gets."""
+    cards, scenes = _make_cards(), _make_scenes()
+    player_id = f"{fingerprint}-{name}-{selected}-{language}" + (f"-{number}" if number else "")
     data = player.player_data(
-        f"{fingerprint}-{name}", fingerprint, _make_scenes(), _jumps, _steps, first, start, linked=True
+        player_id,
+        fingerprint,
+        presenting.shown(scenes, number),
+        _jumps,
+        _steps,
+        first,
+        start,
+        linked=True,
+        requests=cards,
+        selected=next((number for number, card in enumerate(cards) if card["id"] == selected), -1),
     )
-    return player.packed(data)
+    return sum(scene.screen != "narrow" for scene in scenes), player.packed(data)
 
 
 def jumps(timeline: Timeline) -> list[Jump]:
@@ -98,18 +169,21 @@ def jumps(timeline: Timeline) -> list[Jump]:
         return next((step for step in range(len(records)) if happens(step)), None)
 
     sharing = [
-        Jump("first prefix hit", first(lambda step: any(e.source == "cache" for e in records[step].shared))),
-        Jump("first fork", first(lambda step: records[step].forked)),
-        Jump("first copy-on-write", first(lambda step: records[step].copied)),
         Jump(
-            "first eviction", first(lambda step: any(e.reason == "capacity" for e in records[step].evicted))
+            _("first prefix hit"), first(lambda step: any(e.source == "cache" for e in records[step].shared))
         ),
-        Jump("first swap", first(lambda step: records[step].swapped_out)),
+        Jump(_("first fork"), first(lambda step: records[step].forked)),
+        Jump(_("first copy-on-write"), first(lambda step: records[step].copied)),
+        Jump(
+            _("first eviction"),
+            first(lambda step: any(e.reason == "capacity" for e in records[step].evicted)),
+        ),
+        Jump(_("first swap"), first(lambda step: records[step].swapped_out)),
     ]
     return [
-        Jump("first wait", first(lambda step: records[step].num_waiting)),
-        Jump("first preemption", first(lambda step: records[step].preempted)),
-        Jump("first finish", first(lambda step: records[step].ended)),
-        Jump("fullest pool", max(range(len(records)), key=lambda step: records[step].num_used_blocks)),
+        Jump(_("first wait"), first(lambda step: records[step].num_waiting)),
+        Jump(_("first preemption"), first(lambda step: records[step].preempted)),
+        Jump(_("first finish"), first(lambda step: records[step].ended)),
+        Jump(_("fullest pool"), max(range(len(records)), key=lambda step: records[step].num_used_blocks)),
         *(jump for jump in sharing if jump.step is not None),
     ]

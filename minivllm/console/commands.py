@@ -23,7 +23,6 @@ from importlib import import_module
 from typing import Annotated, Any, NamedTuple
 
 import typer
-from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from minivllm import __version__
@@ -32,6 +31,7 @@ from minivllm.files import CannotWrite
 from minivllm.outputs import FailedRequestsError
 from minivllm.terminal import Console
 from minivllm.text import printable
+from minivllm.usage import print_mistake, usage_mistake
 
 FAILED, USAGE_ERROR = 1, 2
 
@@ -76,7 +76,16 @@ COMMANDS = {
         "lesson_app",
         "Learn it by building it: list, start, check, hint, see, diff, reset.",
     ),
-    "trace": Place("minivllm.console.trace_commands", "trace_app", "Look into a trace file, or convert it."),
+    "book": Place(
+        "minivllm.console.first_commands",
+        "book",
+        "Write lessons, glossary and figures as a static site, with every picture playing.",
+    ),
+    "trace": Place(
+        "minivllm.console.trace_commands",
+        "trace_app",
+        "Look into a trace file, ask it in SQL, or convert it.",
+    ),
     "doctor": Place(
         "minivllm.console.first_commands", "doctor", "Say what this machine can do, and what to install."
     ),
@@ -178,8 +187,7 @@ def run(arguments: Sequence[str]) -> int:
         if message is None or os.environ.get("MINIVLLM_DEBUG"):
             raise
         if message:
-            words = Text.assemble(("error:", "bold red"), f" {message}")
-            Console(stderr=True).print(words, soft_wrap=True)
+            print_mistake(message)
         return FAILED if isinstance(error, CannotWrite) else USAGE_ERROR
 
 
@@ -190,28 +198,4 @@ def mistake(error: Exception, arguments: Sequence[str]) -> str | None:
 
     if isinstance(error, ValueError | FailedRequestsError | ExecutorDeadError):
         return str(error)
-    if not hasattr(error, "format_message"):  # typer has no public name for all of its usage errors
-        return None
-    context = getattr(error, "ctx", None)
-    text = str(error.format_message())
-    if type(error).__name__ == "NoArgsIsHelpError":
-        print(text)
-        return ""
-    text = text.rstrip(".")
-    if context is None:
-        return text
-    value = _value_given(getattr(error, "param", None), arguments)
-    if value is not None and repr(value) not in text:
-        text += f", got {value!r}"
-    if isinstance(context.command, TyperGroup) and text.startswith("No such command"):
-        text += f"; there are {', '.join(context.command.list_commands(context))}"
-    return f"{text} (see {context.command_path} --help)"
-
-
-def _value_given(param: Any, arguments: Sequence[str]) -> str | None:
-    """The value of an option as it was typed, which typer's messages leave out; None if it had none."""
-    for word, following in zip(arguments, (*arguments[1:], None), strict=True):
-        flag, equals, value = word.partition("=")
-        if flag in getattr(param, "opts", ()):
-            return value if equals else following
-    return None
+    return usage_mistake(error, arguments)

@@ -72,10 +72,7 @@ logger = logging.getLogger("minivllm")
 
 MOST_WORDS = 2000
 """Characters of a schema or grammar that the trace tells."""
-NO_BEAMS = (
-    "use_beam_search must be False where speculative_config is set, because no draft can be accepted "
-    "before all beams have been compared; got True"
-)
+NO_DRAFTS = "no draft can be accepted before all beams have been compared"
 MAX_SLEEP_SECONDS = 0.01  # a driver can add requests while a policy waits for them
 
 
@@ -275,7 +272,9 @@ class Engine:
             if self.is_in_use(request_id):
                 raise ValueError(f"request_id {request_id!r} is in use by a request that is not finished")
             if self.speculation and in_sampling_params(arguments.params).use_beam_search:
-                raise ValueError(NO_BEAMS)
+                raise ValueError(
+                    f"use_beam_search must be False where speculative_config is set: {NO_DRAFTS}; got True"
+                )
             max_tokens = check_request(
                 arguments,
                 config=self.config,

@@ -1,5 +1,7 @@
 """Wrong solutions that reach for the judge instead of the solution: each gets a verdict, never "passed"."""
 
+import sys
+
 import pytest
 
 from lessons import judge_process
@@ -144,6 +146,18 @@ def test_what_is_shared_between_objects_is_told(tmp_path):
     assert result.code == FAILED and result.failed.holds_alone
     result = judged(tmp_path, WRONG)
     assert result.code == FAILED and not result.failed.holds_alone
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is bounded on Linux only")
+def test_who_takes_all_memory_gets_a_verdict_and_the_machine_keeps_some(tmp_path):
+    greedy = RIGHT.replace(
+        "    def free_blocks(self, blocks: Iterable[int]) -> None:\n",
+        "    def free_blocks(self, blocks: Iterable[int]) -> None:\n"
+        "        taken = []\n        while True:\n            taken.append(bytearray(2**24))\n",
+    )
+    assert greedy != RIGHT
+    result = judged(tmp_path, greedy)
+    assert result.code == FAILED and "MemoryError" in str(result.failed), result
 
 
 def test_a_right_solution_passes_the_trial_whatever_python_of_its_own_it_uses(tmp_path):

@@ -177,8 +177,8 @@ def test_a_half_written_solution_says_what_is_left(tmp_path):
 def test_mistakes_in_the_command_are_sentences(tmp_path):
     assert minivllm(tmp_path, "check", "4") == (2, minivllm(tmp_path, "check", "4")[1])
     assert "lesson start 04" in minivllm(tmp_path, "check", "4")[1]
-    code, words = minivllm(tmp_path, "check", "8")
-    assert code == 2 and "07" in words and "09" in words
+    code, words = minivllm(tmp_path, "check", "0")
+    assert code == 2 and "01" in words and "03" in words
     assert "04 Paging" in minivllm(tmp_path, "start", "pagging")[1]
     assert "no property" in minivllm(tmp_path, "hint", "4")[1]
     assert minivllm(tmp_path, "see", "4")[0] == 2
@@ -188,6 +188,15 @@ def test_mistakes_in_the_command_are_sentences(tmp_path):
     assert code == 2 and "story of lesson 04 Paging" in words
     story.write_text("nonsense")
     assert minivllm(tmp_path, "see", "4")[0] == 2
+
+
+def test_a_wrong_command_line_is_one_sentence(tmp_path):
+    assert minivllm(tmp_path, "check", "-1") == (
+        2,
+        "error: No such option: -1 (see minivllm lesson check --help)\n",
+    )
+    code, words = minivllm(tmp_path, "chekc")
+    assert code == 2 and words.startswith("error: No such command 'chekc'") and "there are list" in words
 
 
 def test_edited_checks_are_refused(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from tests.viz.lesson_factory import catalogue_of, lesson, own_folders  # noqa: 
 from tests.viz.servers import dashboard
 from tests.viz.sharing_factory import Sharing
 from tests.viz.trace_factory import Workload
-from viz import folders
+from viz import folders, state
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = (
@@ -59,6 +59,7 @@ def open_folders(tmp_path_factory):
     """Pages that are drawn in this process may open what tests write."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(folders.ENVIRONMENT, folders.as_variable([tmp_path_factory.getbasetemp()]))
+        patch.setenv(state.ENVIRONMENT, str(tmp_path_factory.mktemp("state")))
         yield
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from minivllm.text import printable
 from minivllm.trace.timeline import make_timeline
 from tests.viz import trace_factory
+from tests.viz.columns import patches_in
 from tests.viz.trace_factory import Workload
 from viz import figures
 from viz.backends import html, mpl, svg
@@ -109,7 +110,7 @@ def test_a_page_keeps_the_text_of_a_trace_out_of_its_markup(text):
     page = html.to_html(text, [scene])
     data = json.loads(embedded(page))
     assert data["captions"] == [printable(text)]
-    assert data["scenes"][0]["patches"] == json.loads(json.dumps(scene.to_data()["patches"]))
+    assert patches_in(data["scenes"][0]["changes"]) == scene.patches
     assert "<" not in embedded(page)
     assert page.count("<script") == 2
 

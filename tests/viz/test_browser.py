@@ -73,7 +73,7 @@ def wanted(scene, step):
 
 
 def jump_to(player, step):
-    player.locator("input").evaluate(
+    player.get_by_role("slider").evaluate(
         "(slider, step) => { slider.value = step; slider.dispatchEvent(new Event('input')); }", step
     )
     at_step(player, step)
@@ -133,7 +133,7 @@ def test_letters_of_the_blocks_are_those_of_the_scene(player, scenes):
 def test_caption_and_slider_say_what_happens(player, scenes):
     jump_to(player, 7)
     expect(player.locator(".caption")).to_have_text(scenes[0].captions[7])
-    assert player.locator("input").get_attribute("aria-valuetext") == scenes[0].captions[7]
+    assert player.get_by_role("slider").get_attribute("aria-valuetext") == scenes[0].captions[7]
 
 
 def test_text_from_the_trace_is_never_markup(player, timeline):
@@ -165,7 +165,7 @@ def test_a_pointer_over_a_block_reads_about_it(page, player, scenes):
     block = next(i for i, s in enumerate(scenes[0].at(10)) if "request" in str(s.get("tip", "")))
     player.locator("svg").first.locator("> *").nth(block).hover(force=True)
     shape = scenes[0].at(10)[block]
-    expect(player.locator(".tip")).to_have_text(f"{shape['tip']}, {shape['detail']}")
+    expect(player.locator(".tip")).to_have_text(scenes[0].tip_of(shape))
 
 
 # ── moving ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -324,6 +324,7 @@ def test_the_navigation_shows_all_pages_in_one_row(page, server, sharing_file):
     links = [link.strip() for link in page.locator("[data-testid=stTopNavLink]").all_inner_texts()]
     assert links == [
         "Start here",
+        "Run",
         "Lessons",
         "Glossary",
         "Live",

@@ -84,7 +84,42 @@ def test_the_tip_of_a_block_tells_its_logical_number_and_filled_slots(trace, dat
         for logical, block in enumerate(table):
             filled = min(size, state.sequences[seq].num_computed_tokens - logical * size)
             assert f"logical block {logical}" in shown[block]["tip"]
-            assert f"{filled} of {size} slots filled" in shown[block]["detail"]
+            assert shown[block]["filled"] == filled
+
+
+@given(plain_traces, st.data())
+def test_pale_strips_show_what_is_empty_of_each_block_and_of_no_other(trace, data):
+    timeline = make_timeline(trace)
+    scene = figures.block_pool(timeline)
+    step = data.draw(st.integers(0, trace.num_steps - 1))
+    state = Replay(trace).state_at(step)
+    size = trace.header.block_size
+    shown = cells(scene, timeline, step)
+    wanted = []
+    for seq, table in state.tables.items():
+        for logical, block in enumerate(table):
+            empty = size - min(size, state.sequences[seq].num_computed_tokens - logical * size)
+            if empty:
+                cell = shown[block]
+                wanted.append((cell["x"] + cell["width"] * (1 - empty / size), cell["y"]))
+    strips = [s for s in scene.at(step) if s["kind"] == "rect" and s["height"] == 6.5 and s["width"] > 0]
+    found = [(strip["x"], strip["y"] - shown[0]["height"] + 8) for strip in strips]
+    for (x, y), (wanted_x, wanted_y) in zip(sorted(found), sorted(wanted), strict=True):
+        assert (x, y) == (pytest.approx(wanted_x, abs=0.02), pytest.approx(wanted_y, abs=0.02))
+
+
+@given(traces, st.data())
+def test_the_pictures_of_the_pool_are_those_that_are_drawn_alone(trace, data):
+    timeline = make_timeline(trace)
+    request = data.draw(st.sampled_from(list(timeline.spans)))
+    together = figures.kv_pictures(timeline, request)
+    alone = [
+        figures.block_pool(timeline, request),
+        figures.memory_over_time(timeline),
+        figures.block_table(timeline, request),
+    ]
+    step = data.draw(st.integers(0, trace.num_steps - 1))
+    assert [scene.at(step) for scene in together] == [scene.at(step) for scene in alone]
 
 
 @given(plain_traces, st.data())

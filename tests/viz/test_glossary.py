@@ -10,6 +10,7 @@ from tests.viz.test_kernel_pages import links, open_page
 from tests.viz.test_pages import words
 from viz import glossary
 from viz.glossary import Group, Term, parse, read_glossary
+from viz.language import _, speaking
 from viz.lesson_text import Words, parts_of
 from viz.views import glossary as page
 from viz.views import kv_pool, lessons, start
@@ -110,7 +111,7 @@ def test_without_a_file_or_without_terms_there_is_no_glossary(content, tmp_path,
 
 @pytest.mark.parametrize(("language", "title"), [("en", "Glossary"), ("zh", "术语表")])
 def test_the_page_shows_the_file_of_its_language(both_files, language, title):
-    app = open_page(page, language=language)
+    app = open_page(page, lang=language)
     assert not app.exception and app.title[0].value == title
     groups = json.loads(json.dumps([group._asdict() for group in read_glossary(language).groups]))
     assert told(app)["groups"] == groups and groups
@@ -120,10 +121,11 @@ def test_the_page_shows_the_file_of_its_language(both_files, language, title):
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_an_installation_without_the_file_says_so_kindly(tmp_path, monkeypatch, language):
     monkeypatch.setattr(glossary, "ROOT", tmp_path)
-    app = open_page(page, language=language)
+    app = open_page(page, lang=language)
     assert not app.exception and not app.error
     assert f"`{glossary.FILES[language]}`" in app.info[0].value
-    assert links(app)[-1] == f"Next: {lessons.TITLE}"
+    with speaking(language):
+        assert links(app)[-1] == _("Next: {page}").format(page=_(lessons.TITLE))
 
 
 def test_a_link_may_say_what_to_search_for(both_files):
@@ -133,7 +135,7 @@ def test_a_link_may_say_what_to_search_for(both_files):
 
 def test_other_pages_link_to_it():
     assert page.TITLE in links(open_page(lessons))
-    assert "术语表" in links(open_page(lessons, language="zh"))
+    assert "术语表" in links(open_page(lessons, lang="zh"))
     for other in (start, kv_pool):
         assert any(label.startswith(f"{page.TITLE}: ") for label in links(open_page(other)))
 
@@ -141,4 +143,4 @@ def test_other_pages_link_to_it():
 def test_a_lesson_links_to_it_in_its_own_language(tmp_path):
     text = "An [evictable](../../GLOSSARY.md) block, [可驱逐](../../GLOSSARY.zh.md#memory)."
     [part] = parts_of(text, tmp_path)
-    assert part == Words("An [evictable](/glossary?language=en) block, [可驱逐](/glossary?language=zh).")
+    assert part == Words("An [evictable](/glossary?lang=en) block, [可驱逐](/glossary?lang=zh).")

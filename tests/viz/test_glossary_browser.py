@@ -14,10 +14,12 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, {root!r})
-from viz import glossary
+from viz import glossary, language_switch
 from viz.views import glossary as page
 
 glossary.ROOT = Path({folder!r})
+language_switch.speak_as_chosen()
+language_switch.switch()
 page.page()
 """
 SERVE = """

@@ -36,7 +36,7 @@ def at_moment(player, step):
 
 
 def jump_to(player, step):
-    player.locator("input").evaluate(
+    player.get_by_role("slider").evaluate(
         "(slider, step) => { slider.value = step; slider.dispatchEvent(new Event('input')); }", step
     )
     at_moment(player, step)

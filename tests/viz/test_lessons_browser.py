@@ -70,7 +70,7 @@ def test_a_newcomer_comes_by_clicks_alone_to_a_lesson_that_is_judged(window, own
     expect(window.get_by_text(f"Lesson {lessons().index(lesson) + 1} of")).to_be_visible()
     window.get_by_text("中文", exact=True).click()
     heading(window, lesson.heading("zh"))
-    window.wait_for_url(re.compile("language=zh"))
+    window.wait_for_url(re.compile("lang=zh"))
     window.get_by_text("English", exact=True).click()
     heading(window, lesson.heading())
     button(window, "Next: Step →").click()
@@ -121,7 +121,7 @@ def test_nothing_is_wider_than_a_phone(browser, own_server, part, theme):
         "start",
         "lessons",
         f"lessons?lesson=04&part={part}",
-        f"lessons?lesson=04&part={part}&language=zh",
+        f"lessons?lesson=04&part={part}&lang=zh",
     ):
         page.goto(f"{own_server}/{path}")
         expect(page.locator("h1").first).to_be_visible()

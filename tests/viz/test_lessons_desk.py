@@ -159,7 +159,7 @@ def test_from_an_empty_desk_to_a_passed_lesson(lesson):
 def test_what_was_found_by_the_command_line_is_shown(lesson):
     Desk().start(lesson)
     Desk().note(lesson, passed=2, of=7, failing="P3")
-    app = desk_page(language="zh")
+    app = desk_page(lang="zh")
     assert not app.exception and "7 条性质中有 2 条成立，P3 不成立" in app.info[0].value
     assert "P3" in words(app) and app.button(key=f"hint-{lesson.name}")
 

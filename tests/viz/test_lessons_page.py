@@ -76,7 +76,7 @@ def test_a_link_to_a_lesson_that_is_not_there_is_told_in_a_sentence(wanted):
 
 
 def test_a_link_to_no_part_and_no_language_opens_the_text(lesson):
-    app = open_page(page, lesson="04", part="sleep", language="la")
+    app = open_page(page, lesson="04", part="sleep", lang="la")
     assert not app.exception and app.query_params["part"] == "read"
     assert app.title[0].value == lesson.heading()
 
@@ -95,7 +95,7 @@ def test_a_lesson_without_its_text_is_not_listed(catalogue_of):
 
 @pytest.mark.parametrize("each", COMPLETE, ids=lambda each: each.name)
 def test_both_languages_have_the_same_parts(each):
-    apps = [open_page(page, lesson=each.number, language=language) for language in catalogue.LANGUAGES]
+    apps = [open_page(page, lesson=each.number, lang=language) for language in catalogue.LANGUAGES]
     shapes = []
     for app, language in zip(apps, catalogue.LANGUAGES, strict=True):
         assert not app.exception and app.title[0].value == each.heading(language)
@@ -109,10 +109,10 @@ def test_both_languages_have_the_same_parts(each):
 def test_the_language_is_switched_and_kept_in_the_link(lesson):
     app = open_page(page, lesson="04")
     app.segmented_control[0].set_value("zh").run()
-    assert app.title[0].value == lesson.heading("zh") and app.query_params["language"] == "zh"
+    assert app.title[0].value == lesson.heading("zh") and app.query_params["lang"] == "zh"
     assert [control.options for control in app.segmented_control][1] == ["阅读", "单步", "编写"]
     app.button(key="next-part").click().run()
-    assert app.query_params["language"] == "zh" and app.title[0].value == lesson.heading("zh")
+    assert app.query_params["lang"] == "zh" and app.title[0].value == lesson.heading("zh")
 
 
 def test_a_text_is_taken_apart(catalogue_of, tmp_path):

@@ -11,6 +11,7 @@ from minivllm.trace.events import VERSION
 from minivllm.trace.reader import TraceError
 from tests import patience
 from tests.viz import sharing_factory, trace_factory
+from tests.viz.columns import patches_in
 from tests.viz.sharing_factory import Sharing
 from tests.viz.trace_factory import Workload
 from viz import figures, folders, loading, stage
@@ -76,7 +77,7 @@ def test_the_other_pages_run(page, trace_file, monkeypatch):
     assert not app.exception
     assert page.INTRODUCTION in words(app)
     [data] = payloads(app)
-    assert all(len(scene["patches"]) == len(data["captions"]) for scene in data["scenes"])
+    assert all(len(patches_in(scene["changes"])) == len(data["captions"]) for scene in data["scenes"])
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_all_pages_run_on_a_trace_with_sharing(page, sharing_file):
     assert not app.exception
     assert page.INTRODUCTION in words(app)
     [data] = payloads(app)
-    assert all(len(scene["patches"]) == len(data["captions"]) for scene in data["scenes"])
+    assert all(len(patches_in(scene["changes"])) == len(data["captions"]) for scene in data["scenes"])
 
 
 def test_jumps_of_sharing_lead_where_they_say(sharing_file):
@@ -168,7 +169,7 @@ def test_choosing_a_request_draws_its_block_table(trace_file):
     before = payloads(app)[0]
     app.selectbox[0].set_value("req-5").run()
     after = payloads(app)[0]
-    assert after["id"] == f"{before['trace']}-kv-req-5" != before["id"]
+    assert after["id"].startswith(f"{before['trace']}-kv-req-5") and after["id"] != before["id"]
     assert after["trace"] == before["trace"], "the step is kept: it is the same trace"
     assert "request F" in after["scenes"][2]["title"]
 

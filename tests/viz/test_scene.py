@@ -2,12 +2,16 @@
 
 import json
 import re
+from array import array
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.viz import columns
+from tests.viz.columns import patches_in
 from viz import player
+from viz.changes import column
 from viz.palette import DARK, LIGHT, PALETTE, colour, contrast, css_variables, family, ink_on
 from viz.scene import DEFAULTS, Scene, bars_path, lines_path
 
@@ -66,9 +70,28 @@ def test_shapes_cannot_be_added_once_steps_have_begun():
         scene_of([{}]).text(0, 0, "late")
 
 
-def test_data_for_the_player_survive_json():
-    data = scene_of([{0: {"x": 3}}, {}]).to_data()
-    assert json.loads(json.dumps(data))["patches"] == [[[0, {"x": 3}]], []]
+@given(st.lists(changes, min_size=1, max_size=12))
+def test_data_for_the_player_survive_json(steps):
+    scene = scene_of(steps)
+    data = json.loads(json.dumps(scene.to_data()))
+    assert patches_in(data["changes"]) == scene.patches
+
+
+@pytest.mark.parametrize(("most", "width"), [(0, 1), (255, 1), (256, 2), (65535, 2), (65536, 4)])
+def test_a_column_is_as_narrow_as_its_largest_number_allows(most, width):
+    numbers = array("I", [3, most, 1])
+    assert column(numbers)[0] == width
+    assert columns.column(column(numbers)) == list(numbers)
+
+
+def test_a_run_without_end_goes_on_from_the_picture_as_it_is():
+    scene = scene_of([{0: {"x": 3}}, {1: {"x": 4}}])
+    scene.forget_steps()
+    scene.begin_step("on")
+    scene.set(0, x=3)
+    scene.set(1, x=5)
+    assert scene.patches == [{1: {"x": 5}}]
+    assert [shape["x"] for shape in scene.now()] == [3, 5, 2, 3]
 
 
 def test_the_player_has_the_same_defaults_as_the_scene():

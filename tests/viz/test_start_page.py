@@ -1,6 +1,5 @@
 """The way in: "Start here", the box on the first page, and a tour without a dead end."""
 
-import string
 from itertools import pairwise
 
 import pytest
@@ -10,8 +9,7 @@ from tests.viz.test_kernel_pages import links, open_page
 from tests.viz.test_pages import words
 from tests.viz.trace_factory import Workload
 from viz import views
-from viz.lesson_words import WORDS
-from viz.views import compare, flash_attention, kv_pool, lessons, overview, scheduler, start, story
+from viz.views import compare, flash_attention, kv_pool, lessons, overview, run, scheduler, start, story
 
 pytestmark = pytest.mark.usefixtures("own_folders")
 
@@ -80,11 +78,11 @@ def test_the_first_page_points_to_it_until_that_is_closed(engine_file):
 
 def test_without_a_trace_the_page_links_to_what_needs_none():
     app = open_page(kv_pool)
-    assert not app.exception and links(app)[:2] == [start.TITLE, lessons.TITLE]
+    assert not app.exception and links(app)[:3] == [start.TITLE, run.TITLE, lessons.TITLE]
 
 
 def test_no_page_is_a_dead_end_and_the_tour_ends_in_the_lessons():
-    tour = ["start", "overview", "kv_pool", "scheduler", "beam_tree", "prefix_tree", "structured"]
+    tour = ["start", "run", "overview", "kv_pool", "scheduler", "beam_tree", "prefix_tree", "structured"]
     tour += ["speculation", "roofline", "metrics", "compare", "microscope", "flash_attention", "precision"]
     tour += ["lessons"]
     titles = {name: getattr(views, name).TITLE for name in tour}
@@ -97,9 +95,3 @@ def test_no_page_is_a_dead_end_and_the_tour_ends_in_the_lessons():
 @pytest.mark.parametrize("page", [scheduler, compare, flash_attention, story])
 def test_a_page_that_cannot_show_the_trace_leads_on_too(page, engine_file):
     assert links(open_page(page, engine_file))[-1].startswith("Next: ")
-
-
-def test_words_are_said_in_both_languages():
-    for name, (english, chinese) in WORDS.items():
-        fields = [{f for _, f, _, _ in string.Formatter().parse(text) if f} for text in (english, chinese)]
-        assert fields[0] == fields[1] and english and chinese, name

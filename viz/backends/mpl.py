@@ -24,7 +24,7 @@ from PIL import Image
 
 from minivllm.files import write_file
 from viz.palette import LIGHT, colour
-from viz.scene import Scene, Shape
+from viz.scene import LEGIBLE, Scene, Shape
 
 # The first that has a character draws it; a trace may be in any language.
 FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "WenQuanYi Micro Hei", "PingFang SC", "Microsoft YaHei")
@@ -133,9 +133,9 @@ def _text(axes: Axes, shape: Shape, theme: int, order: int) -> None:
 
 
 def _label(axes: Axes, shape: Shape, theme: int, order: int) -> None:
-    if not shape["label"]:
-        return
     size = float(shape["label_size"])
+    if not shape["label"] or size < LEGIBLE:
+        return
     x = float(shape["x"]) + float(shape["width"]) / 2
     y = float(shape["y"]) + float(shape["height"]) / 2 + size * 0.36
     ink = "ink" if shape["fill"] == "none" else f"on-{shape['fill']}"
@@ -148,7 +148,7 @@ def _write(axes: Axes, shape: Shape, words: str, x: float, y: float, theme: int,
         y,
         "".join(char if char.isprintable() else " " for char in words),
         fontsize=float(shape["size"]) * POINTS,
-        fontfamily=_installed_fonts(),
+        fontfamily=installed_fonts(),
         color=colour(str(shape["fill"]), theme),
         ha=ALIGNMENT[str(shape["anchor"])],
         weight=str(shape.get("weight", "normal")),
@@ -158,6 +158,12 @@ def _write(axes: Axes, shape: Shape, words: str, x: float, y: float, theme: int,
 
 
 @cache
-def _installed_fonts() -> list[str]:
+def installed_fonts() -> list[str]:
+    """Of the fonts above, those of this machine."""
     installed = set(get_font_names())
     return [name for name in FONTS if name in installed]
+
+
+def has_chinese() -> bool:
+    """Can this machine draw Chinese? Without such a font, its characters are boxes."""
+    return len(installed_fonts()) > 1

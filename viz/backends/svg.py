@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from html import escape
 
 from viz.palette import BOTH, LIGHT, colour, css_rules
-from viz.scene import Scene, Shape
+from viz.scene import LEGIBLE, Scene, Shape
 
 LABEL_DROP = 0.36
 """How far below the middle of a rectangle its label's baseline lies, as a share of the label's size."""
@@ -54,11 +54,11 @@ def _document(width: float, height: float, title: str, caption: str, body: str, 
 
 
 def _body(scene: Scene, step: int, theme: int) -> str:
-    shapes = scene.at(step)
+    shapes = [shape | {"tip": scene.tip_of(shape)} for shape in scene.at(step)]
     draw = {"rect": _rect, "text": _text, "path": _path}
     parts = [draw[str(shape["kind"])](shape, theme) for shape in shapes]
     # Labels lie above all rectangles, as in the player: a neighbour must not cut a letter in half.
-    return "".join(parts + [_label(shape, theme) for shape in shapes if shape.get("label")])
+    return "".join(parts + [_label(shape, theme) for shape in shapes if _has_label(shape)])
 
 
 def _escaped(value: object) -> str:
@@ -67,8 +67,7 @@ def _escaped(value: object) -> str:
 
 
 def _tip(shape: Shape) -> str:
-    words = ", ".join(str(shape[key]) for key in ("tip", "detail") if shape.get(key))
-    return f"<title>{_escaped(words)}</title>" if words else ""
+    return f"<title>{_escaped(shape['tip'])}</title>" if shape["tip"] else ""
 
 
 def _stroke(shape: Shape, theme: int) -> str:
@@ -102,6 +101,10 @@ def _text(shape: Shape, theme: int) -> str:
     # Spaces in front are an indent; without this they would be dropped.
     keep = ' xml:space="preserve"' if "  " in str(shape["text"]) else ""
     return f'<text {place}{weight}{keep} fill="{fill}">{_tip(shape)}{_escaped(shape["text"])}</text>'
+
+
+def _has_label(shape: Shape) -> bool:
+    return bool(shape.get("label")) and float(shape["label_size"]) >= LEGIBLE
 
 
 def _label(shape: Shape, theme: int) -> str:

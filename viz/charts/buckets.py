@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from minivllm.trace.tallies import Tally
 from viz.charts.style import SMALL, Chart
+from viz.language import _
 
 
 def buckets(tally: Tally, theme: int, x: str, fill: str = "decode") -> Chart:
@@ -23,7 +24,7 @@ def buckets(tally: Tally, theme: int, x: str, fill: str = "decode") -> Chart:
 
 def bars(counts: Mapping[str, int], theme: int, x: str, fill: str = "filled") -> Chart:
     """A bar for each name, in their order, with its number on top."""
-    chart = Chart(theme, x, "requests")
+    chart = Chart(theme, x, _("requests"))
     places = range(len(counts))
     chart.axes.bar(places, list(counts.values()), color=chart.ink(fill), width=0.75)
     chart.axes.set_xticks(

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from minivllm.trace.summary import Percentiles, format_seconds, percentiles
 from viz.charts.style import Chart
 from viz.figures.time_axis import unit_for
+from viz.language import _
 
 MOST_POINTS = 500
 """More than that a curve of this size cannot show."""
@@ -29,7 +30,7 @@ def distribution(values: Sequence[float], theme: int, fill: str = "decode") -> C
     ordered = sorted(max(0.0, value) for value in values)
     found = percentiles(ordered)
     unit, length = unit_for(found.p90 or ordered[-1] or 1.0)
-    chart = Chart(theme, f"duration ({unit})", "share of cases (%)")
+    chart = Chart(theme, _("duration ({unit})").format(unit=unit), _("share of cases (%)"))
     curve = cumulative(ordered)
     points, shares = [value / length for value, _ in curve], [100 * share for _, share in curve]
     # The curve begins on the ground, and goes on to the right of the slowest.
@@ -63,6 +64,6 @@ def cumulative(ordered: Sequence[float]) -> list[tuple[float, float]]:
 def in_words(found: Percentiles) -> str:
     """The marked percentiles as text, for screen readers."""
     if not found.count:
-        return "Nothing of this kind was measured in this run."
-    marks = ", ".join(f"{name} {format_seconds(getattr(found, name))}" for name, _ in MARKS)
-    return f"{marks}; {found.count:,} measured."
+        return _("Nothing of this kind was measured in this run.")
+    marks = _(", ").join(f"{name} {format_seconds(getattr(found, name))}" for name, _share in MARKS)
+    return _("{marks}; {count:,} measured.").format(marks=marks, count=found.count)

@@ -16,15 +16,16 @@ from minivllm.trace.timeline import Phase, StepRecord, Timeline
 from viz.charts.style import SMALL, Chart
 from viz.counted import Moment
 from viz.figures.time_axis import unit_for
+from viz.language import N_, _
 from viz.measures import BatchUse, parked_by_step
 
 NUM_BINS = 40
 PARTS = {
-    "schedule": ("decide what to compute", "family3"),
-    "attention": ("attention", "prefill"),
-    "model": ("the rest of the model", "decode"),
-    "sample": ("choose tokens", "filled"),
-    "update": ("note what happened", "family4"),
+    "schedule": (N_("decide what to compute"), "family3"),
+    "attention": (N_("attention"), "prefill"),
+    "model": (N_("the rest of the model"), "decode"),
+    "sample": (N_("choose tokens"), "filled"),
+    "update": (N_("note what happened"), "family4"),
 }
 """Part of a step → words and colour, in the order in which a step runs."""
 
@@ -36,7 +37,7 @@ def _chart(timeline: Timeline, theme: int, y: str) -> tuple[Chart, float, float,
         start = max(start, snapshot.time)
     end = max((record.end for record in timeline.records), default=0.0)
     unit, length = unit_for(end)
-    chart = Chart(theme, f"time ({unit})", y)
+    chart = Chart(theme, _("time ({unit})").format(unit=unit), y)
     chart.axes.set_xlim(start / length, max(end, start + 1e-9) / length)
     return chart, start, max(end, start + 1e-9), length
 
@@ -56,7 +57,7 @@ def binned(records: Sequence[StepRecord], start: float, end: float, count: int =
 
 def throughput(timeline: Timeline, theme: int) -> Chart:
     """Output tokens per second over time."""
-    chart, start, end, length = _chart(timeline, theme, "output tokens / s")
+    chart, start, end, length = _chart(timeline, theme, _("output tokens / s"))
     # Bins shorter than a step would be empty every now and then, and say nothing but that.
     count = max(1, min(NUM_BINS, timeline.num_steps // 3))
     rates = binned(timeline.records, start, end, count)
@@ -64,7 +65,7 @@ def throughput(timeline: Timeline, theme: int) -> Chart:
     chart.axes.stairs(rates, edges, fill=True, color=chart.ink("decode"), alpha=0.85)
     mean = sum(len(record.sampled) for record in timeline.records) / (end - start)
     chart.axes.axhline(
-        mean, color=chart.ink("ink"), linewidth=1, linestyle=(0, (4, 3)), label="mean of the run"
+        mean, color=chart.ink("ink"), linewidth=1, linestyle=(0, (4, 3)), label=_("mean of the run")
     )
     chart.legend()
     chart.from_zero()
@@ -88,9 +89,9 @@ def _steps(
 
 def queues(timeline: Timeline, theme: int) -> Chart:
     """Requests running, parked and waiting."""
-    chart, _, _, length = _chart(timeline, theme, "requests")
+    chart, _start, _end, length = _chart(timeline, theme, _("requests"))
     parked = parked_by_step(timeline)
-    _steps(chart, timeline, length, lambda r: r.num_running, "decode", linewidth=2, label="running")
+    _steps(chart, timeline, length, lambda r: r.num_running, "decode", linewidth=2, label=_("running"))
     dashes = (0, (5, 2))
     _steps(
         chart,
@@ -99,7 +100,7 @@ def queues(timeline: Timeline, theme: int) -> Chart:
         lambda r: r.num_waiting,
         "preempted",
         linewidth=2,
-        label="waiting",
+        label=_("waiting"),
         linestyle=dashes,
     )
     if any(parked):
@@ -111,7 +112,7 @@ def queues(timeline: Timeline, theme: int) -> Chart:
             lambda r: parked[r.step],
             "ink",
             linewidth=1.8,
-            label="parked",
+            label=_("parked"),
             linestyle=dots,
         )
     chart.legend()
@@ -121,13 +122,13 @@ def queues(timeline: Timeline, theme: int) -> Chart:
 
 def pool(timeline: Timeline, theme: int) -> Chart:
     """Blocks in use and cached, as a share of the pool."""
-    chart, _, _, length = _chart(timeline, theme, "share of the pool (%)")
+    chart, _start, _end, length = _chart(timeline, theme, _("share of the pool (%)"))
     size = timeline.trace.header.num_blocks / 100
     times = [record.start / length for record in timeline.records] + [timeline.records[-1].end / length]
     used = [record.num_used_blocks / size for record in timeline.records]
     both = [(record.num_used_blocks + record.num_evictable_blocks) / size for record in timeline.records]
     chart.axes.fill_between(
-        times, [*used, used[-1]], step="post", color=chart.ink("filled"), linewidth=0, label="in use"
+        times, [*used, used[-1]], step="post", color=chart.ink("filled"), linewidth=0, label=_("in use")
     )
     if both != used:
         chart.axes.fill_between(
@@ -138,7 +139,7 @@ def pool(timeline: Timeline, theme: int) -> Chart:
             facecolor=chart.ink("cached"),
             edgecolor=chart.ink("outline"),
             linewidth=0.5,
-            label="cached and evictable",
+            label=_("cached and evictable"),
         )
     chart.legend()
     chart.axes.set_ylim(0, 100)
@@ -148,7 +149,7 @@ def pool(timeline: Timeline, theme: int) -> Chart:
 
 def batch(timeline: Timeline, theme: int) -> Chart:
     """Sequences of which each step computes a token, against the most that it may."""
-    chart, _, _, length = _chart(timeline, theme, "sequences in a step")
+    chart, _start, _end, length = _chart(timeline, theme, _("sequences in a step"))
     most = timeline.trace.header.max_num_seqs
     _steps(chart, timeline, length, lambda r: len(r.batch), "decode", linewidth=2)
     largest = max(len(record.batch) for record in timeline.records)
@@ -162,7 +163,7 @@ def batch(timeline: Timeline, theme: int) -> Chart:
 
 def step_time(seconds: dict[str, float], theme: int) -> Chart:
     """Where the time of all steps together went, as bars."""
-    chart = Chart(theme, "share of the steps' time (%)", "")
+    chart = Chart(theme, _("share of the steps' time (%)"), "")
     parts = time_by_part(seconds)
     whole = sum(parts.values())
     rows = list(PARTS)[::-1]
@@ -171,7 +172,7 @@ def step_time(seconds: dict[str, float], theme: int) -> Chart:
     for index, (part, share) in enumerate(zip(rows, shares, strict=True)):
         chart.note(share, index, f"{share:.0f} %, {format_seconds(parts[part])}")
     chart.axes.set_yticks(
-        range(len(rows)), [PARTS[part][0] for part in rows], color=chart.ink("ink"), fontsize=SMALL
+        range(len(rows)), [_(PARTS[part][0]) for part in rows], color=chart.ink("ink"), fontsize=SMALL
     )
     _bare(chart, max(shares))
     return chart
@@ -188,7 +189,7 @@ def sample(
     timeline: Timeline, moments: Sequence[Moment], names: Mapping[str, str], theme: int, y: str
 ) -> Chart:
     """Samples of `/metrics` over time, by what the legend calls them."""
-    chart, _, _, length = _chart(timeline, theme, y)
+    chart, _start, _end, length = _chart(timeline, theme, y)
     for (label, name), fill in zip(names.items(), ("decode", "prefill", "swapped"), strict=False):
         _steps(
             chart,
@@ -206,7 +207,7 @@ def sample(
 
 def hit_rate(timeline: Timeline, moments: Sequence[Moment], theme: int) -> Chart:
     """Prefix hits so far, of all tokens looked up so far."""
-    chart, _, _, length = _chart(timeline, theme, "hits of all queries so far (%)")
+    chart, _start, _end, length = _chart(timeline, theme, _("hits of all queries so far (%)"))
 
     def share(record: StepRecord) -> float:
         values = moments[record.step].values
@@ -222,27 +223,30 @@ def hit_rate(timeline: Timeline, moments: Sequence[Moment], theme: int) -> Chart
 def phase_means(seconds: Sequence[float], theme: int) -> Chart:
     """Mean seconds of a request in the queue, in prefill and in decode, as bars."""
     unit, length = unit_for(max(seconds))
-    chart = Chart(theme, f"mean time of a request ({unit})", "", height=1.6)
-    rows = [("decode", "decode"), ("prefill", "prefill"), ("queue", "preempted")]
+    chart = Chart(theme, _("mean time of a request ({unit})").format(unit=unit), "", height=1.6)
+    rows = [(_("decode"), "decode"), (_("prefill"), "prefill"), (_("queue"), "preempted")]
     lengths = [value / length for value in seconds][::-1]
-    chart.axes.barh(range(3), lengths, color=[chart.ink(fill) for _, fill in rows], height=0.62)
+    chart.axes.barh(range(3), lengths, color=[chart.ink(fill) for _name, fill in rows], height=0.62)
     for index, value in enumerate(reversed(seconds)):
         chart.note(lengths[index], index, format_seconds(value))
-    chart.axes.set_yticks(range(3), [name for name, _ in rows], color=chart.ink("ink"), fontsize=SMALL)
+    chart.axes.set_yticks(range(3), [name for name, _fill in rows], color=chart.ink("ink"), fontsize=SMALL)
     _bare(chart, max(lengths))
     return chart
 
 
 def tokens(use: BatchUse, theme: int) -> Chart:
     """Which tokens went through the model."""
-    chart = Chart(theme, "tokens", "", height=1.6)
-    rows = [("padding", use.padding_tokens, "wasted"), ("decode", use.decode_tokens, Phase.DECODE.value)]
-    rows.append(("prefill", use.prefill_tokens, Phase.PREFILL.value))
+    chart = Chart(theme, _("tokens"), "", height=1.6)
+    rows = [
+        (_("padding"), use.padding_tokens, "wasted"),
+        (_("decode"), use.decode_tokens, Phase.DECODE.value),
+        (_("prefill"), use.prefill_tokens, Phase.PREFILL.value),
+    ]
     if not use.padding_tokens:
         rows = rows[1:]
-    counts = [count for _, count, _ in rows]
+    counts = [count for _name, count, _fill in rows]
     bars = chart.axes.barh(
-        range(len(rows)), counts, color=[chart.ink(fill) for _, _, fill in rows], height=0.62
+        range(len(rows)), counts, color=[chart.ink(fill) for _name, _count, fill in rows], height=0.62
     )
     if use.padding_tokens:
         bars[0].set_hatch("////")
@@ -251,7 +255,7 @@ def tokens(use: BatchUse, theme: int) -> Chart:
     for index, count in enumerate(counts):
         chart.note(count, index, f"{count:,} ({count / whole:.0%})")
     chart.axes.set_yticks(
-        range(len(rows)), [name for name, _, _ in rows], color=chart.ink("ink"), fontsize=SMALL
+        range(len(rows)), [name for name, _count, _fill in rows], color=chart.ink("ink"), fontsize=SMALL
     )
     _bare(chart, max(counts))
     return chart

@@ -9,13 +9,17 @@ Read next: `latencies.py`.
 
 from __future__ import annotations
 
+import warnings
 from io import BytesIO
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
+from viz.backends.mpl import has_chinese, installed_fonts
+from viz.language import current
 from viz.palette import colour
 
 WIDTH_INCHES, HEIGHT_INCHES = 4.6, 2.3
@@ -83,6 +87,14 @@ class Chart:
     def svg(self) -> str:
         """The chart as a picture; the same chart always gives the same text."""
         buffer = BytesIO()
-        with rc_context({"svg.fonttype": "path", "svg.hashsalt": "minivllm", "hatch.linewidth": 0.6}):
+        for text in self.figure.findobj(Text):
+            text.set_fontfamily(installed_fonts())
+        # Outlines of Chinese need a font here; without one, the reader's browser may have it.
+        kind = "path" if current() == "en" or has_chinese() else "none"
+        with (
+            rc_context({"svg.fonttype": kind, "svg.hashsalt": "minivllm", "hatch.linewidth": 0.6}),
+            warnings.catch_warnings(),
+        ):
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
             self.figure.savefig(buffer, format="svg", metadata={"Date": None})
         return buffer.getvalue().decode()

@@ -19,7 +19,8 @@ from typing import NamedTuple
 from minivllm.trace.events import AllowedTokens
 from minivllm.trace.timeline import Timeline
 from viz.figures.captions import captions
-from viz.figures.common import NARROW, StepCursor, clip, plural, step_axis_labels, swatches
+from viz.figures.common import NARROW, StepCursor, clip, step_axis_labels, swatches
+from viz.language import _, counted
 from viz.scene import Scene, Value, bars_path, rounded
 
 LEFT, BAR = 66.0, 190.0
@@ -65,12 +66,12 @@ def allowed_tokens(timeline: Timeline, request: str, width: float = NARROW, scre
     """What each token of a request's first output was chosen from."""
     choices = choices_of(timeline, request)
     bottom = TOP + ROWS * ROW + 46 + STRIP
-    scene = Scene("What structured output allowed", width, bottom + 26, screen=screen)
-    swatches(scene, 18, [(ALLOWED, "allowed", 1.0), (STRUCK_OUT, "struck out", 1.0)], LEFT)
+    scene = Scene(_("What structured output allowed"), width, bottom + 26, screen=screen)
+    swatches(scene, 18, [(ALLOWED, _("allowed"), 1.0), (STRUCK_OUT, _("struck out"), 1.0)], LEFT)
     asked = next((state.structure for state in timeline.sequences.values() if state.request == request), "")
-    scene.text(LEFT - 8, 50, "must be", size=13, fill="muted", anchor="end")
+    scene.text(LEFT - 8, 50, _("must be"), size=13, fill="muted", anchor="end")
     scene.text(LEFT, 50, clip(asked, int((width - LEFT) / 8.6)), size=14, fill="ink", tip=asked)
-    scene.text(LEFT - 8, 78, "so far", size=13, fill="muted", anchor="end")
+    scene.text(LEFT - 8, 78, _("so far"), size=13, fill="muted", anchor="end")
     rows = _Rows(scene)
     strip = bottom - STRIP
     _strip(scene, timeline, choices, strip, bottom)
@@ -98,7 +99,7 @@ def _strip(scene: Scene, timeline: Timeline, choices: list[Choice], top: float, 
     scene.path(bars_path(bars), fill=ALLOWED)
     scene.path(f"M{LEFT:g},{bottom:g}L{scene.width:g},{bottom:g}", stroke="outline", stroke_width=1.0)
     scene.text(LEFT - 6, top + 5, f"{most:,}", size=13, fill="muted", anchor="end")
-    scene.text(LEFT - 6, top + 20, "tokens", size=13, fill="muted", anchor="end")
+    scene.text(LEFT - 6, top + 20, _("tokens"), size=13, fill="muted", anchor="end")
     scene.text(LEFT - 6, bottom + 2, "1", size=13, fill="muted", anchor="end")
     step_axis_labels(scene, timeline.num_steps, LEFT, bottom + 20)
 
@@ -127,7 +128,9 @@ class _Rows:
     def show(self, choice: Choice) -> None:
         """Draw the candidates of one choice."""
         scene = self.scene
-        scene.set(self.text, text=clip(choice.text_before, self.most_cells, keep_end=True) or "(nothing yet)")
+        scene.set(
+            self.text, text=clip(choice.text_before, self.most_cells, keep_end=True) or _("(nothing yet)")
+        )
         candidates = choice.told.candidates[:ROWS]
         for index, (bar, label, line, share) in enumerate(self.rows):
             if index >= len(candidates):
@@ -140,13 +143,15 @@ class _Rows:
             y = TOP + index * ROW
             is_chosen = token_id == choice.token_id
             width = max(1.5, chance * self.widest)
-            words = seen(text) if text else f"token {token_id}"
+            words = seen(text) if text else _("token {token_id}").format(token_id=token_id)
             scene.set(
                 bar,
                 width=rounded(width),
                 fill=ALLOWED if is_allowed else STRUCK_OUT,
                 stroke="ink" if is_chosen else "none",
-                tip=f"token {token_id}: {chance:.1%}, {'allowed' if is_allowed else 'struck out'}",
+                tip=_("token {token_id}: {chance:.1%}, {fate}").format(
+                    token_id=token_id, chance=chance, fate=_("allowed") if is_allowed else _("struck out")
+                ),
             )
             style: dict[str, Value] = {
                 "fill": "ink" if is_allowed else "muted",
@@ -161,9 +166,14 @@ class _Rows:
             scene.set(
                 share, x=rounded(BAR + width + 8), text=f"{chance:.1%}" if chance >= 0.0005 else "< 0.1%"
             )
-        allowed = choice.told.num_allowed
-        verb = "is" if allowed == 1 else "are"
-        scene.set(self.count, text=f"{plural(allowed, 'token')} {verb} allowed here; ► was chosen.")
+        scene.set(
+            self.count,
+            text=counted(
+                "{count} token is allowed here; ► was chosen.",
+                "{count} tokens are allowed here; ► was chosen.",
+                choice.told.num_allowed,
+            ),
+        )
 
 
 def seen(text: str) -> str:

@@ -21,6 +21,7 @@ from operator import add
 from minivllm.trace.timeline import Phase, StepRecord, Timeline
 from viz.figures.captions import captions
 from viz.figures.common import WASTE, WIDE, StepCursor, hatch, step_axis_labels, swatches
+from viz.language import _
 from viz.measures import num_computed_tokens, parked_by_step
 from viz.scene import Scene, bars_path, lines_path, rounded
 
@@ -31,7 +32,7 @@ QUEUES_TOP, QUEUES_HEIGHT = 228.0, 70.0
 
 def batch_composition(timeline: Timeline, width: float = WIDE, screen: str = "") -> Scene:
     """Stacked bars of prefill and decode tokens against the budget; lengths of both queues."""
-    scene = Scene("Batch composition and queues", width, QUEUES_TOP + QUEUES_HEIGHT + 28, screen=screen)
+    scene = Scene(_("Batch composition and queues"), width, QUEUES_TOP + QUEUES_HEIGHT + 28, screen=screen)
     step_width = (width - LEFT - 4) / max(timeline.num_steps, 1)
     words = _tokens(scene, timeline, step_width)
     _queues(scene, timeline, step_width)
@@ -40,7 +41,7 @@ def batch_composition(timeline: Timeline, width: float = WIDE, screen: str = "")
     cursor = StepCursor(scene, timeline.num_steps, LEFT, BARS_TOP, bottom)
     # After the cursor, whose veil would dim them.
     scene.text(LEFT, BARS_TOP + BARS_HEIGHT + 18, words, size=13, fill="muted")
-    scene.text(4, QUEUES_TOP - 12, "requests running (line) and waiting (dashes)", size=14)
+    scene.text(4, QUEUES_TOP - 12, _("requests running (line) and waiting (dashes)"), size=14)
     tokens_now = scene.text(width - 4, 18, "", size=15, anchor="end")
     queues_now = scene.text(width - 4, QUEUES_TOP - 12, "", size=15, anchor="end")
     parked = parked_by_step(timeline)
@@ -55,14 +56,18 @@ def batch_composition(timeline: Timeline, width: float = WIDE, screen: str = "")
 def tokens_in_words(record: StepRecord) -> str:
     """What a step computes: 64 prefill + 3 decode + 20 padding."""
     prefill, decode = record.num_tokens(Phase.PREFILL), record.num_tokens(Phase.DECODE)
-    padding = f" + {record.num_padding_tokens:,} padding" if record.num_padding_tokens else ""
-    return f"{prefill:,} prefill + {decode:,} decode{padding}"
+    told = _("{prefill:,} prefill + {decode:,} decode").format(prefill=prefill, decode=decode)
+    if record.num_padding_tokens:
+        told = _("{told} + {count:,} padding").format(told=told, count=record.num_padding_tokens)
+    return told
 
 
 def queues_in_words(record: StepRecord, num_parked: int) -> str:
     """Requests after a step: 5 running (2 of them parked), 1 waiting."""
-    parked = f" ({num_parked:,} of them parked)" if num_parked else ""
-    return f"{record.num_running:,} running{parked}, {record.num_waiting:,} waiting"
+    told = _("{running:,} running, {waiting:,} waiting")
+    if num_parked:
+        told = _("{running:,} running ({parked:,} of them parked), {waiting:,} waiting")
+    return told.format(running=record.num_running, parked=num_parked, waiting=record.num_waiting)
 
 
 def _tokens(scene: Scene, timeline: Timeline, step_width: float) -> str:
@@ -82,9 +87,9 @@ def _tokens(scene: Scene, timeline: Timeline, step_width: float) -> str:
         for record in timeline.records
     ]
     stack(scene, timeline.records, columns, bottom, BARS_HEIGHT / top)
-    legend = [("prefill", "prefill", 1.0), ("decode", "decode", 1.0)]
+    legend = [("prefill", _("prefill"), 1.0), ("decode", _("decode"), 1.0)]
     if any(padding):
-        legend.append((WASTE, "padding", 1.0))
+        legend.append((WASTE, _("padding"), 1.0))
     swatches(scene, 18, legend, 4, hatched=True)
     scene.path(f"M{LEFT:g},{bottom:g}L{scene.width:g},{bottom:g}", stroke="outline", stroke_width=1.0)
     if in_sight:
@@ -92,10 +97,12 @@ def _tokens(scene: Scene, timeline: Timeline, step_width: float) -> str:
         line = f"M{LEFT:g},{y:g}L{scene.width:g},{y:g}"
         scene.path(line, stroke="ink", dash="5 3", stroke_width=1.2)
     scene.text(LEFT - 8, BARS_TOP + 5, f"{round(top):,}", size=13, fill="muted", anchor="end")
-    scene.text(LEFT - 8, BARS_TOP + 20, "tokens", size=13, fill="muted", anchor="end")
+    scene.text(LEFT - 8, BARS_TOP + 20, _("tokens"), size=13, fill="muted", anchor="end")
     scene.text(LEFT - 8, bottom + 4, "0", size=13, fill="muted", anchor="end")
     return (
-        f"dashed: the budget of {budget:,} tokens per step" if in_sight else f"budget: {budget:,}, far above"
+        _("dashed: the budget of {budget:,} tokens per step").format(budget=budget)
+        if in_sight
+        else _("budget: {budget:,}, far above").format(budget=budget)
     )
 
 

@@ -25,6 +25,7 @@ from minivllm.trace.timeline import Timeline
 from viz.figures.captions import captions
 from viz.figures.common import WIDE, clip, names_of, plural, signed
 from viz.figures.search import ROOT, Fate, Kind, Node, Search, search_of
+from viz.language import _
 from viz.scene import Scene, StepAxis, Value, rounded
 
 MOST_ROWS = 16
@@ -63,7 +64,9 @@ class _BeamTree:
     def __init__(self, timeline: Timeline, search: Search, width: float, screen: str) -> None:
         self.search = search
         self.name = names_of(timeline)[search.request]
-        self.scene = Scene(f"Beam search of request {self.name.tag}", width, 0, screen=screen)
+        self.scene = Scene(
+            _("Beam search of request {tag}").format(tag=self.name.tag), width, 0, screen=screen
+        )
         self.rows = [search.row(index) for index in range(len(search.nodes))]
         deepest = max(
             (self.rows[i] for i, n in enumerate(search.nodes) if n.kind is not Kind.REJECTED), default=0
@@ -90,13 +93,17 @@ class _BeamTree:
 
     def _title(self, column: int) -> str:
         if column < 0:
-            return f"Beam search of {self.name.full}: it has not begun"
+            return _("Beam search of {request}: it has not begun").format(request=self.name.full)
         kinds = [self.search.nodes[index].kind for index in self.search.columns[column]]
         beams = plural(kinds.count(Kind.KEPT), "beam") if Kind.KEPT in kinds else "over"
-        words = f"Beam search of {self.name.full}: {beams}, {plural(column + 1, 'token')} deep"
+        words = _("Beam search of {request}: {beams}, {tokens} deep").format(
+            request=self.name.full, beams=beams, tokens=plural(column + 1, "token")
+        )
         best = self.search.best(column)
         if best is not None:
-            words += f"; best finished so far: {signed(self.search.nodes[best].score)} by length"
+            words = _("{words}; best finished so far: {score} by length").format(
+                words=words, score=signed(self.search.nodes[best].score)
+            )
         return words
 
     # ── the map ───────────────────────────────────────────────────────────────────────────────────────
@@ -107,7 +114,9 @@ class _BeamTree:
         self.step_width = (scene.width - MAP_LEFT - 4) / (last_step - self.first_step + 1)
         self.map_row = min(20.0, MAP_HEIGHT / self.num_rows)
         bottom = MAP_TOP + self.map_row * self.num_rows
-        scene.text(MAP_LEFT - 8, MAP_TOP + self.map_row / 2 + 5, "best", size=13, fill="muted", anchor="end")
+        scene.text(
+            MAP_LEFT - 8, MAP_TOP + self.map_row / 2 + 5, _("best"), size=13, fill="muted", anchor="end"
+        )
         stubs = [self._stub(node) for node in search.nodes if node.kind is Kind.REJECTED]
         scene.path("".join(stubs), stroke="outline", stroke_width=0.8, opacity=0.7)
         self.map_shapes: dict[int, int] = {}
@@ -174,7 +183,7 @@ class _BeamTree:
             x = MAP_LEFT + (step - self.first_step + 0.5) * self.step_width
             if x < self.scene.width - 12:
                 self.scene.text(rounded(x), y, f"{step}", size=13, fill="muted", anchor="middle")
-        self.scene.text(MAP_LEFT - 8, y, "step", size=13, fill="muted", anchor="end")
+        self.scene.text(MAP_LEFT - 8, y, _("step"), size=13, fill="muted", anchor="end")
 
     def _move_cursor(self, step: int) -> None:
         scene, right = self.scene, self.scene.width
@@ -259,7 +268,9 @@ class _BeamTree:
     def _fill_slot(self, slot: int, column: int, nodes: dict[int, int], rejected: list[int]) -> None:
         """What does not change while this page is shown: words, places, edges."""
         scene = self.scene
-        heading = f"step {self.search.steps[column]}" if column < len(self.search.steps) else ""
+        heading = (
+            _("step {step}").format(step=self.search.steps[column]) if column < len(self.search.steps) else ""
+        )
         scene.set(self.headings[slot], text=heading)
         most_cells = int((self.box - 8) / 8)
         for row in range(self.num_rows):
@@ -310,9 +321,9 @@ class _BeamTree:
             edge["stroke"] = self.name.colour
         node = self.search.nodes[index]
         if node.kind is Kind.FINISHED:
-            words = f"{signed(node.score)} by length"
+            words = _("{score} by length").format(score=signed(node.score))
             if index == self.search.best(column):
-                words += ", best"
+                words = _("{words}, best").format(words=words)
                 look["stroke_width"] = 4.0
             self.scene.set(self.scores[slot, row], text=words)
         self.scene.set(self.boxes[slot, row], **look)
@@ -322,12 +333,16 @@ class _BeamTree:
 
     def _tip(self, node: Node) -> str:
         words = {
-            Kind.KEPT: f"beam {node.rank + 1}, sequence {node.seq}, score {node.score:.3f}",
-            Kind.FINISHED: f"a hypothesis ends here, score {node.score:.3f} by length",
-            Kind.REJECTED: f"rejected, score {node.score:.3f}",
+            Kind.KEPT: _("beam {rank}, sequence {seq}, score {score:.3f}").format(
+                rank=node.rank + 1, seq=node.seq, score=node.score
+            ),
+            Kind.FINISHED: _("a hypothesis ends here, score {score:.3f} by length").format(score=node.score),
+            Kind.REJECTED: _("rejected, score {score:.3f}").format(score=node.score),
         }[node.kind]
         step = self.search.steps[node.column]
-        return f"Step {step}: “{clip(node.words, 30)}” (token {node.token_id}), {words}"
+        return _("Step {step}: “{words}” (token {token_id}), {outcome}").format(
+            step=step, words=clip(node.words, 30), token_id=node.token_id, outcome=words
+        )
 
 
 def _round_numbers() -> list[int]:

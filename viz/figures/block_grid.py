@@ -12,11 +12,13 @@ Small cells say the same by fill, outline and tooltip. Read next: `block_pool.py
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 
+from viz import subjects
 from viz.figures.common import NARROW, Mark
+from viz.language import _
 from viz.scene import Scene, Value, rounded
 
 LABELLED = 20.0
@@ -48,6 +50,10 @@ class Look:
     is_selected: bool = False
     tip: str = ""
     detail: str = ""
+    filled: int = -1
+    """Slots that hold a token; −1 if that means nothing."""
+    of: str = ""
+    """The requests that read it (`subjects.belongs_to`)."""
 
 
 class BlockGrid:
@@ -56,9 +62,19 @@ class BlockGrid:
     Args:
         blocks: the physical blocks to draw, in order.
         noun: how tooltips call a block of this pool.
+        is_touchable: a click asks about a block.
     """
 
-    def __init__(self, scene: Scene, blocks: Sequence[int], top: float, height: float, noun: str) -> None:
+    def __init__(
+        self,
+        scene: Scene,
+        blocks: Sequence[int],
+        top: float,
+        height: float,
+        noun: str,
+        *,
+        is_touchable: bool = False,
+    ) -> None:
         # Rows of 16, 32 or 64, so that a block's number can be told from its place.
         self.columns = 16 if len(blocks) <= 256 else 32 if len(blocks) <= 1024 else 64
         rows = ceil(max(len(blocks), 1) / self.columns)
@@ -72,10 +88,19 @@ class BlockGrid:
         for index, block in enumerate(blocks):
             x = (index % self.columns) * self.size + 1
             y = top + (index // self.columns) * self.size
-            label_size = 15 if self.size >= ROOMY else 11
-            tip = f"{noun} {block}: free"
+            # Letters of small cells can be read once the reader has zoomed in.
+            label_size = 15.0 if self.size >= ROOMY else 11.0 if self.size >= LABELLED else self.size * 0.55
+            tip = _("{noun} {block}: free").format(noun=noun, block=block)
             shape = scene.rect(
-                x, y, self.inner, self.inner, fill="free", stroke="outline", label_size=label_size, tip=tip
+                x,
+                y,
+                self.inner,
+                self.inner,
+                fill="free",
+                stroke="outline",
+                label_size=rounded(label_size),
+                tip=tip,
+                subject=subjects.block(block) if is_touchable else "",
             )
             self.cells[block] = Cell(x, y, shape, None)
         if self.size >= LABELLED:
@@ -83,11 +108,12 @@ class BlockGrid:
                 badge = scene.rect(cell.x - 1, cell.y - 1, 0, 13, label_size=12)
                 self.cells[block] = Cell(cell.x, cell.y, cell.shape, badge)
         self._arrows: list[tuple[int, int]] = []
-        self._strips: list[int] = []
+        self._free_strips: list[int] = []
+        self._strips: dict[int, int] = {}
 
     def add_strips(self, count: int) -> None:
         """Room for the empty parts of so many blocks at once."""
-        self._strips = [self.scene.rect(0, 0, 0, 0, fill="free") for _ in range(count)]
+        self._free_strips = [self.scene.rect(0, 0, 0, 0, fill="free") for _ in range(count)]
 
     def add_arrows(self, count: int) -> None:
         """Room for so many copies in one step."""
@@ -108,12 +134,14 @@ class BlockGrid:
         mark = look.mark
         attributes: dict[str, Value] = {
             "fill": look.fill,
-            "label": look.label if self.size >= LABELLED else "",
+            "label": look.label,
             "stroke": "ink" if mark else "outline",
             "stroke_width": self.bold if mark else 1.0,
             "dash": mark.dash if mark else "",
-            "tip": look.tip or f"{self.noun} {block}: free",
+            "tip": look.tip or _("{noun} {block}: free").format(noun=self.noun, block=block),
             "detail": look.detail,
+            "filled": look.filled,
+            "of": look.of,
         }
         if look.is_evictable:
             attributes |= {"dash": "2 2"}
@@ -132,22 +160,44 @@ class BlockGrid:
             return f"={references}"
         return f"{sign}={references}"
 
-    def draw_strips(self, empty: dict[int, float]) -> None:
+    def fill(self, block: int, filled: int) -> None:
+        """Of a block that is drawn, only the number of its filled slots has changed."""
+        if cell := self.cells.get(block):
+            self.scene.set(cell.shape, filled=filled)
+
+    def draw_strips(self, empty: Mapping[int, float]) -> None:
         """Show the empty share of the blocks in `empty`, and of no others."""
-        strips = iter(self._strips)
+        self.change_strips(dict.fromkeys(self._strips, 0.0) | dict(empty))
+
+    def change_strips(self, empty: Mapping[int, float]) -> None:
+        """Show the empty share of these blocks, and leave the others as they are.
+
+        A block keeps its strip until it is full: then only what really changes is told.
+        """
         for block, share in empty.items():
-            if block not in self.cells:
+            if not share and block in self._strips:
+                strip = self._strips.pop(block)
+                self.scene.set(strip, width=0.0)
+                self._free_strips.append(strip)
+        for block, share in empty.items():
+            cell = self.cells.get(block) if share else None
+            if cell is None:
                 continue
-            cell, shape = self.cells[block], next(strips)
+            if block not in self._strips:
+                self._strips[block] = self._free_strips.pop()
+                self.scene.set(self._strips[block], **self._strip_box(cell))
+            strip = self._strips[block]
             if self.size >= LABELLED:
-                x, y = cell.x + self.inner * (1 - share), cell.y + self.inner - 8
-                width, height = self.inner * share - 1, 6.5
+                width = rounded(max(0.0, self.inner * share - 1))
+                self.scene.set(strip, x=rounded(cell.x + self.inner * (1 - share)), width=width)
             else:
-                x, y, width, height = cell.x + 1, cell.y + 1, self.inner - 2, (self.inner - 2) * share
-            box = {"x": x, "y": y, "width": max(0.0, width), "height": height}
-            self.scene.set(shape, **{name: rounded(value) for name, value in box.items()})
-        for shape in strips:
-            self.scene.set(shape, width=0.0)
+                self.scene.set(strip, height=rounded((self.inner - 2) * share))
+
+    def _strip_box(self, cell: Cell) -> dict[str, float]:
+        """What stays the same while a block fills up."""
+        if self.size >= LABELLED:
+            return {"y": rounded(cell.y + self.inner - 8), "height": 6.5}
+        return {"x": rounded(cell.x + 1), "y": rounded(cell.y + 1), "width": rounded(self.inner - 2)}
 
     def draw_copies(self, copies: Sequence[tuple[int, int]]) -> None:
         """An arrow from the source of each copy of this step to its target."""

@@ -17,6 +17,8 @@ from minivllm.trace.replay import ReplayState
 from viz.figures.block_grid import Look
 from viz.figures.common import Name
 from viz.figures.readers import Readers, StepMarks, filled_slots, mark_of
+from viz.language import _
+from viz.subjects import belongs_to
 
 
 class BlockLooks:
@@ -43,6 +45,7 @@ class BlockLooks:
         self.selected = selected
         self.spotlight = spotlight
         self.readers, self.host_readers = Readers(), Readers()
+        self.filled_words = _("{filled} of {size} slots filled").replace("{size}", f"{header.block_size}")
 
     def of(self, block: int, marks: StepMarks, state: ReplayState) -> Look:
         """What the cell of a block of the pool shows after a step."""
@@ -57,10 +60,13 @@ class BlockLooks:
             self.requests[reader] == self.selected for reader in readers
         )
         words = [mark.words] if mark else []
-        words += [f"copied from block {source}" for source, target in marks.copies if target == block][-1:]
-        words.append(f"{filled_slots(state, readers)} of {self.header.block_size} slots filled")
+        words += [
+            _("copied from block {source}").format(source=source)
+            for source, target in marks.copies
+            if target == block
+        ][-1:]
         if block in state.blocks.cached:
-            words.append("in the prefix cache")
+            words.append(_("in the prefix cache"))
         is_lit = is_selected or not self.spotlight
         if self.spotlight and is_selected:
             name = self.names[self.selected or ""]
@@ -70,17 +76,28 @@ class BlockLooks:
             references=len(readers) if is_lit else 0,
             mark=mark if is_lit else None,
             is_selected=is_selected and not self.spotlight,
-            tip=f"Block {block}: {self._owner_words(readers, seq, logical)}",
-            detail=", ".join(words),
+            tip=_("Block {block}: {words}").format(
+                block=block, words=self._owner_words(readers, seq, logical)
+            ),
+            detail=_(", ").join(words),
+            filled=filled_slots(state, readers),
+            of=belongs_to(self.names[self.requests[reader]].number for reader in readers),
         )
 
+    def filled(self, block: int, state: ReplayState) -> int | None:
+        """How many slots of a block hold a token; None if no table maps it."""
+        readers = self.readers.of.get(block)
+        return filled_slots(state, readers) if readers else None
+
     def _owner_words(self, readers: dict[int, int], seq: int, logical: int) -> str:
-        words = f"request {self.names[self.requests[seq]].full}, logical block {logical}"
+        words = _("request {name}, logical block {logical}").format(
+            name=self.names[self.requests[seq]].full, logical=logical
+        )
         if len(readers) > 1:
-            words += f", shared by {len(readers)} sequences"
+            words = _("{words}, shared by {count} sequences").format(words=words, count=len(readers))
             others = {self.requests[reader] for reader in readers} - {self.requests[seq]}
             if others:
-                words += f" of {len(others) + 1} requests"
+                words = _("{words} of {count} requests").format(words=words, count=len(others) + 1)
         return words
 
     def _look_unread(self, block: int, marks: StepMarks, state: ReplayState) -> Look:
@@ -91,8 +108,10 @@ class BlockLooks:
         if entry is None:
             return Look(mark=mark, detail=detail)
         name = self.names.get(self.requests.get(entry.seq, ""))
-        owner = f"request {name.full}" if name else "a request from before the trace"
-        tip = f"Block {block}: cached and evictable, tokens that {owner} computed"
+        owner = _("request {name}").format(name=name.full) if name else _("a request from before the trace")
+        tip = _("Block {block}: cached and evictable, tokens that {owner} computed").format(
+            block=block, owner=owner
+        )
         label = name.tag if name and not self.spotlight else ""
         return Look(fill="cached", label=label, mark=mark, is_evictable=True, tip=tip, detail=detail)
 
@@ -113,7 +132,9 @@ class BlockLooks:
             references=references if is_lit else 0,
             mark=mark if is_lit else None,
             is_selected=self.requests[seq] == self.selected and not self.spotlight,
-            tip=f"Host block {block}: {self._owner_words(self.host_readers.of[block], seq, logical)}",
+            tip=_("Host block {block}: {words}").format(
+                block=block, words=self._owner_words(self.host_readers.of[block], seq, logical)
+            ),
             detail=detail,
         )
 

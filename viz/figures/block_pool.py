@@ -21,12 +21,14 @@ from math import ceil
 from minivllm.trace.replay import ReplayState
 from minivllm.trace.timeline import BatchItem, StepRecord, Timeline, walk
 from viz.figures.block_grid import BlockGrid
+from viz.figures.block_history import BlockHistory
 from viz.figures.block_looks import BlockLooks
 from viz.figures.captions import captions
 from viz.figures.common import NARROW, names_of
 from viz.figures.pool_strip import PoolStrip
 from viz.figures.readers import StepMarks
 from viz.figures.selected_tables import SelectedTables
+from viz.language import _
 from viz.scene import Scene
 
 MOST_BLOCKS = 4096
@@ -40,11 +42,10 @@ def block_pool(timeline: Timeline, selected: str | None = None, *, spotlight: bo
 
     `spotlight` leaves the blocks of all other requests grey.
     """
-    picture = _BlockPool(timeline, selected, spotlight)
+    picture = BlockPoolPicture(timeline, selected, spotlight)
     sentences = captions(timeline)
     for record, state in walk(timeline.trace):
-        picture.scene.begin_step(sentences[record.step])
-        picture.update(record, state)
+        picture.step(record, state, sentences[record.step])
     return picture.scene
 
 
@@ -68,25 +69,38 @@ def drawn_host_blocks(timeline: Timeline) -> list[int]:
     return sorted(used)[:MOST_HOST_BLOCKS]
 
 
-class _BlockPool:
-    """Builds the scene: `__init__` lays the shapes out, `update` says what one step changes."""
+class BlockPoolPicture:
+    """Builds the scene: `__init__` lays the shapes out, `step` says what one step changes.
 
-    def __init__(self, timeline: Timeline, selected: str | None, spotlight: bool) -> None:
+    If it `is_touchable`, the player outlines the blocks of whichever request the reader selects, and the
+    histories of all blocks come with the scene.
+    """
+
+    def __init__(
+        self,
+        timeline: Timeline,
+        selected: str | None,
+        spotlight: bool = False,
+        *,
+        is_touchable: bool = False,
+    ) -> None:
         self.header = timeline.trace.header
         self.names = names_of(timeline)
         self.requests = {seq: sequence.request for seq, sequence in timeline.sequences.items()}
         self.selected = selected
         self.spotlight = spotlight
-        self.looks = BlockLooks(self.header, self.names, self.requests, selected, spotlight)
+        outlined = None if is_touchable else selected
+        self.looks = BlockLooks(self.header, self.names, self.requests, outlined, spotlight)
+        self.history = BlockHistory(self.names, self.requests) if is_touchable else None
         self.readers, self.host_readers = self.looks.readers, self.looks.host_readers
         self.changed_before: set[int] = set()
         self.host_changed_before: set[int] = set()
-        self.scene = Scene("KV block pool", NARROW, 0)
+        self.scene = Scene(_("KV block pool"), NARROW, 0, filled_words=self.looks.filled_words)
         name = self.names.get(selected or "")
         self.tables = SelectedTables(self.scene, timeline, name) if name else None
         blocks = drawn_blocks(timeline)
         top = self.tables.height if self.tables else 4.0
-        self.grid = BlockGrid(self.scene, blocks, top, GRID_HEIGHT, "Block")
+        self.grid = BlockGrid(self.scene, blocks, top, GRID_HEIGHT, _("Block"), is_touchable=is_touchable)
         self.grid.add_strips(max(map(self._most_partly_filled, timeline.records), default=0))
         half = self.grid.inner / 2
         self.cell_tops = {block: (cell.x + half, cell.y + 1) for block, cell in self.grid.cells.items()}
@@ -97,30 +111,38 @@ class _BlockPool:
         bottom = self.strip.bottom
         if len(blocks) < self.header.num_blocks:
             total, drawn = self.header.num_blocks, len(blocks)
-            note = f"The pool has {total:,} blocks; drawn are {drawn:,} that this run uses."
+            note = _("The pool has {total:,} blocks; drawn are {drawn:,} that this run uses.").format(
+                total=total, drawn=drawn
+            )
             self.scene.text(0, bottom + 16, note, size=13, fill="muted")
             bottom += 18
         self.host_grid: BlockGrid | None = None
         if self.header.num_host_blocks:
             self.host_title = self.scene.text(0, bottom + 34, "", size=15, weight="bold")
             self.host_grid = BlockGrid(
-                self.scene, drawn_host_blocks(timeline), bottom + 46, HOST_GRID_HEIGHT, "Host block"
+                self.scene, drawn_host_blocks(timeline), bottom + 46, HOST_GRID_HEIGHT, _("Host block")
             )
             bottom = self.host_grid.bottom
         self.scene.height = bottom + 12
 
     # ── one step ──────────────────────────────────────────────────────────────────────────────────────
 
-    def update(self, record: StepRecord, state: ReplayState) -> None:
+    def step(self, record: StepRecord, state: ReplayState, caption: str) -> None:
         """Patch what this step changed, what the last one had marked, and the growing last blocks."""
+        self.scene.begin_step(caption)
         marks = StepMarks.of_step(record, state)
         changed = self.readers.update(record.touched_seqs, state.tables) | set(marks.device)
         changed.update(block for event in record.cached for block in event.blocks)
-        growing = {block for item in record.batch for block in self._written(item, state)}
-        for block in changed | self.changed_before | growing:
+        if self.history:
+            self.history.note(record, changed, marks, self.readers)
+        for block in changed | self.changed_before:
             self.grid.draw(block, self.looks.of(block, marks, state))
+        growing = {block for item in record.batch for block in self._written(item, state)}
+        filled = {block: self.looks.filled(block, state) for block in changed | growing}
+        for block in growing - changed:
+            self.grid.fill(block, filled[block] or 0)
         self.changed_before = changed
-        self.grid.draw_strips(self.looks.empty_shares(state))
+        self.grid.change_strips({block: self._empty_share(count) for block, count in filled.items()})
         self.grid.draw_copies(marks.copies)
         if self.tables:
             self.tables.update(state, self.cell_tops)
@@ -128,13 +150,19 @@ class _BlockPool:
         if self.host_grid:
             self._update_host(self.host_grid, record, marks, state)
 
+    def _empty_share(self, filled: int | None) -> float:
+        """Of a block with so many slots filled; 0 if nobody reads it."""
+        return 0.0 if filled is None else 1 - filled / self.header.block_size
+
     def _update_host(self, grid: BlockGrid, record: StepRecord, marks: StepMarks, state: ReplayState) -> None:
         changed = self.host_readers.update(record.touched_seqs, state.blocks.host_tables) | set(marks.host)
         for block in changed | self.host_changed_before:
             grid.draw(block, self.looks.of_host(block, marks))
         self.host_changed_before = changed
         total = self.header.num_host_blocks
-        words = f"Swap space in the host's memory: {record.num_host_blocks:,} of {total:,} blocks in use"
+        words = _("Swap space in the host's memory: {host_blocks:,} of {total:,} blocks in use").format(
+            host_blocks=record.num_host_blocks, total=total
+        )
         self.scene.set(self.host_title, text=words)
 
     def _written(self, item: BatchItem, state: ReplayState) -> list[int]:

@@ -14,13 +14,14 @@ from minivllm.trace.events import RequestPreempted, TraceHeader
 from minivllm.trace.timeline import BatchItem, Phase, StepRecord, Timeline
 from viz.figures.captions_sharing import SHARING_SENTENCES
 from viz.figures.common import Name, listing, names_of, plural
+from viz.language import N_, _, counted, ngettext, sentences
 from viz.measures import num_computed_tokens
 
 REASONS = {
-    "stop": "a stop token or string",
-    "length": "its length limit",
-    "abort": "aborted",
-    "error": "failed, because no token could be chosen",
+    "stop": N_("a stop token or string"),
+    "length": N_("its length limit"),
+    "abort": N_("aborted"),
+    "error": N_("failed, because no token could be chosen"),
 }
 
 
@@ -64,48 +65,66 @@ def caption(
     if record.allowed:
         told.append(_allowed(record, names, requests))
     told.append(_blocks(record, header.num_blocks))
-    return f"Step {record.step}. " + " ".join(told)
+    return sentences([_("Step {step}.").format(step=record.step), *told])
 
 
 def _batch(record: StepRecord, names: Mapping[str, Name], budget: int) -> str:
     parts = []
     prefill, decode = _by_request(record, Phase.PREFILL), _by_request(record, Phase.DECODE)
     if prefill:
-        words = [
-            f"{names[request].tag} prefills {plural(sum(i.num_tokens for i in items), 'token')}"
+        prefills = [
+            _("{tag} prefills {tokens}").format(
+                tag=names[request].tag, tokens=plural(sum(i.num_tokens for i in items), "token")
+            )
             for request, items in prefill.items()
         ]
-        parts.append(listing(words, most=3))
+        parts.append(listing(prefills, most=3))
     if decode:
         drafts = sum(len(item.token_ids) for item in record.drafts)
-        verb = "decodes one token" if len(decode) == 1 else "decode one token each"
-        tags = [
-            names[request].tag + (f" ({len(items)} sequences)" if len(items) > 1 else "")
-            for request, items in decode.items()
-        ]
-        if len(decode) == 1 and len(next(iter(decode.values()))) > 1:
-            verb = "decodes one token each"
-        with_drafts = f", and {plural(drafts, 'draft')}" if drafts else ""
-        parts.append(f"{listing(tags, most=6)} {verb}{with_drafts}")
+        words = _("{requests} decode one token each")
+        if len(decode) == 1:
+            several = len(next(iter(decode.values()))) > 1
+            words = _("{requests} decodes one token each") if several else _("{requests} decodes one token")
+        requests = [_decoding(names[request], len(items)) for request, items in decode.items()]
+        told = words.format(requests=listing(requests, most=6))
+        if drafts:
+            told = _("{told}, and {drafts}").format(told=told, drafts=plural(drafts, "draft"))
+        parts.append(told)
     if not parts:
-        return "Nothing is computed."
-    told = f"{'; '.join(parts)}: {num_computed_tokens(record):,} of at most {budget:,} tokens."
-    if padding := record.num_padding_tokens:
-        told += f" {plural(padding, 'token')} of padding more, to make the batch rectangular: thrown away."
-    return told
+        return _("Nothing is computed.")
+    told = _("{work}: {tokens:,} of at most {budget:,} tokens.").format(
+        work=_("; ").join(parts), tokens=num_computed_tokens(record), budget=budget
+    )
+    if not (padding := record.num_padding_tokens):
+        return told
+    padded = counted(
+        "{count} token of padding more, to make the batch rectangular: thrown away.",
+        "{count} tokens of padding more, to make the batch rectangular: thrown away.",
+        padding,
+    )
+    return sentences([told, padded])
+
+
+def _decoding(name: Name, num_sequences: int) -> str:
+    if num_sequences == 1:
+        return name.tag
+    return _("{tag} ({count} sequences)").format(tag=name.tag, count=num_sequences)
 
 
 def _drafts(record: StepRecord) -> str:
     drafted = sum(len(item.token_ids) for item in record.drafts)
     accepted = sum(item.num_accepted for item in record.drafts)
-    return f"Of {plural(drafted, 'draft')} {accepted:,} {'is' if accepted == 1 else 'are'} accepted."
+    drafts = plural(drafted, "draft")
+    return counted(
+        "Of {drafts} {count} is accepted.", "Of {drafts} {count} are accepted.", accepted, drafts=drafts
+    )
 
 
 def _allowed(record: StepRecord, names: Mapping[str, Name], requests: Mapping[int, str]) -> str:
     words = [
         f"{names[requests[item.seq]].tag} {plural(item.num_allowed, 'token')}" for item in record.allowed
     ]
-    return f"Structured output leaves {listing(words, most=3)} to choose from."
+    return _("Structured output leaves {words} to choose from.").format(words=listing(words, most=3))
 
 
 def _parked_requests(timeline: Timeline) -> dict[int, list[str]]:
@@ -120,8 +139,12 @@ def _parked_requests(timeline: Timeline) -> dict[int, list[str]]:
 
 def _parked(requests: list[str], names: Mapping[str, Name]) -> str:
     if len(requests) == 1:
-        return f"{_tags(requests, names)} is parked: it keeps its slot and its blocks, and computes nothing."
-    return f"{_tags(requests, names)} are parked: they keep their slots and blocks, and compute nothing."
+        return _("{requests} is parked: it keeps its slot and its blocks, and computes nothing.").format(
+            requests=_tags(requests, names)
+        )
+    return _("{requests} are parked: they keep their slots and blocks, and compute nothing.").format(
+        requests=_tags(requests, names)
+    )
 
 
 def _by_request(record: StepRecord, phase: Phase) -> dict[str, list[BatchItem]]:
@@ -135,58 +158,78 @@ def _by_request(record: StepRecord, phase: Phase) -> dict[str, list[BatchItem]]:
 def _arrivals(record: StepRecord, names: Mapping[str, Name]) -> str:
     if not record.queued:
         return ""
-    verb = "arrives" if len(record.queued) == 1 else "arrive"
-    return f"{_tags(record.queued, names)} {verb}."
+    told = ngettext("{requests} arrives.", "{requests} arrive.", len(record.queued))
+    return told.format(requests=_tags(record.queued, names))
 
 
 def _admitted(record: StepRecord, names: Mapping[str, Name]) -> str:
     if not record.scheduled:
         return ""
-    verb = "is admitted" if len(record.scheduled) == 1 else "are admitted"
-    return f"{_tags(record.scheduled, names)} {verb} to the batch."
+    told = ngettext(
+        "{requests} is admitted to the batch.",
+        "{requests} are admitted to the batch.",
+        len(record.scheduled),
+    )
+    return told.format(requests=_tags(record.scheduled, names))
 
 
 def _waiting(record: StepRecord, names: Mapping[str, Name]) -> str:
     if not record.num_waiting:
         return ""
-    return f"{plural(record.num_waiting, 'request')} {'waits' if record.num_waiting == 1 else 'wait'}."
+    return counted("{count} request waits.", "{count} requests wait.", record.num_waiting)
 
 
 def _shortage(event: RequestPreempted, names: Mapping[str, Name]) -> str:
     """Why a request is preempted."""
     if event.shortage == "batch_slots" and event.preempted_for in names:
-        return f"The batch is full, and {names[event.preempted_for].tag} is scheduled first"
-    return "The pool is full"
+        return _("The batch is full, and {tag} is scheduled first").format(tag=names[event.preempted_for].tag)
+    return _("The pool is full")
 
 
 def _preempted(record: StepRecord, names: Mapping[str, Name]) -> str:
     """Requests that the scheduler preempted; those of a failed step are told with it."""
     if record.abandoned:
         return ""
-    sentences = []
+    told = []
     for event in record.preempted[:4]:
         tag = names[event.request].tag
         if event.mode == "swap":
-            sentences.append(f"{_shortage(event, names)}: {tag} is preempted, its blocks are swapped out.")
-        else:
-            because = f" (not swapped: {event.reason})" if event.reason else ""
-            sentences.append(
-                f"{_shortage(event, names)}: {tag} is preempted, its blocks are freed, and "
-                f"{plural(event.num_computed_tokens, 'token')} will be computed again{because}."
+            told.append(
+                _("{shortage}: {tag} is preempted, its blocks are swapped out.").format(
+                    shortage=_shortage(event, names), tag=tag
+                )
             )
-    return " ".join(sentences)
+        else:
+            because = _(" (not swapped: {reason})").format(reason=event.reason) if event.reason else ""
+            told.append(
+                _(
+                    "{shortage}: {tag} is preempted, its blocks are freed, and {tokens} will be computed "
+                    "again{because}."
+                ).format(
+                    shortage=_shortage(event, names),
+                    tag=tag,
+                    tokens=plural(event.num_computed_tokens, "token"),
+                    because=because,
+                )
+            )
+    return sentences(told)
 
 
 def _rebuilt(record: StepRecord, names: Mapping[str, Name]) -> str:
     """An interrupt came before the step was over, and the engine started again from its requests."""
     if not record.rebuilt:
         return ""
-    told = "The run was interrupted, and the engine rebuilt its state: all blocks are free"
     requests = [request.request for request in record.rebuilt[-1].requests]
     if not requests:
-        return f"{told}."
-    verb = "waits" if len(requests) == 1 else "wait"
-    return f"{told}, and {_tags(requests, names)} {verb} with nothing computed."
+        return _("The run was interrupted, and the engine rebuilt its state: all blocks are free.")
+    told = ngettext(
+        "The run was interrupted, and the engine rebuilt its state: all blocks are free, and {requests} "
+        "waits with nothing computed.",
+        "The run was interrupted, and the engine rebuilt its state: all blocks are free, and {requests} "
+        "wait with nothing computed.",
+        len(requests),
+    )
+    return told.format(requests=_tags(requests, names))
 
 
 def _snapshot(record: StepRecord, names: Mapping[str, Name]) -> str:
@@ -194,9 +237,11 @@ def _snapshot(record: StepRecord, names: Mapping[str, Name]) -> str:
     if record.snapshot is None:
         return ""
     running, waiting = len(record.snapshot.running), len(record.snapshot.waiting)
-    return (
-        f"The trace begins here, after {plural(record.snapshot.num_steps, 'step')} of the run, with "
-        f"{plural(running, 'request')} in the batch and {waiting:,} waiting."
+    return _(
+        "The trace begins here, after {steps} of the run, with {requests} in the batch and "
+        "{waiting:,} waiting."
+    ).format(
+        steps=plural(record.snapshot.num_steps, "step"), requests=plural(running, "request"), waiting=waiting
     )
 
 
@@ -208,15 +253,21 @@ def _finished(record: StepRecord, names: Mapping[str, Name]) -> str:
         for sequence in record.finished
         if sequence.beam_score is None and sequence.request not in searching
     ]
-    return " ".join(
-        f"{names[sequence.request].tag} finishes after {plural(sequence.num_output_tokens, 'token')}: "
-        f"{REASONS.get(sequence.finish_reason or '', sequence.finish_reason)}."
+    return sentences(
+        _("{tag} finishes after {tokens}: {reason}.").format(
+            tag=names[sequence.request].tag,
+            tokens=plural(sequence.num_output_tokens, "token"),
+            reason=_(REASONS.get(sequence.finish_reason or "", sequence.finish_reason or "")),
+        )
         for sequence in outputs[:4]
     )
 
 
 def _refused(record: StepRecord, names: Mapping[str, Name]) -> str:
-    return " ".join(f"Request {request} is refused: {reason}." for request, reason in record.refused[:2])
+    return sentences(
+        _("Request {request} is refused: {reason}.").format(request=request, reason=reason)
+        for request, reason in record.refused[:2]
+    )
 
 
 # In the order in which they are told. Each returns "" if it has nothing to say.
@@ -235,13 +286,17 @@ SENTENCES: tuple[Callable[[StepRecord, Mapping[str, Name]], str], ...] = (
 def _blocks(record: StepRecord, num_blocks: int) -> str:
     changes = []
     if record.taken:
-        changes.append(f"{plural(len(record.taken), 'block')} allocated")
+        changes.append(_("{blocks} allocated").format(blocks=plural(len(record.taken), "block")))
     if record.returned:
-        changes.append(f"{plural(len(record.returned), 'block')} freed")
-    prefix = f"{', '.join(changes)}; " if changes else ""
-    evictable = f", {record.num_evictable_blocks:,} evictable" if record.num_evictable_blocks else ""
-    saved = f"; sharing saves {record.num_saved_blocks:,}" if record.num_saved_blocks else ""
-    return f"{prefix}{record.num_used_blocks:,} of {num_blocks:,} blocks in use{evictable}{saved}."
+        changes.append(_("{blocks} freed").format(blocks=plural(len(record.returned), "block")))
+    told = _("{used:,} of {all:,} blocks in use").format(used=record.num_used_blocks, all=num_blocks)
+    if record.num_evictable_blocks:
+        told = _("{told}, {count:,} evictable").format(told=told, count=record.num_evictable_blocks)
+    parts = [_(", ").join(changes)] if changes else []
+    parts.append(told)
+    if record.num_saved_blocks:
+        parts.append(_("sharing saves {count:,}").format(count=record.num_saved_blocks))
+    return _("{sentence}.").format(sentence=_("; ").join(parts))
 
 
 def _tags(requests: list[str], names: Mapping[str, Name]) -> str:

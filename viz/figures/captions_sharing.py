@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 from minivllm.trace.timeline import StepRecord
 from viz.figures.common import Name, listing, plural, signed
+from viz.language import _, counted, sentences
 
 Requests = Mapping[int, str]
 """Sequence → its request."""
@@ -23,10 +24,16 @@ def _hits(record: StepRecord, names: Mapping[str, Name], requests: Requests, blo
         tokens = plural(count * block_size, "token")
         if event.source == "cache":
             words.append(
-                f"{tag} has a prefix hit of {tokens}: {plural(count, 'block')} need not be computed."
+                _("{tag} has a prefix hit of {tokens}: {blocks} need not be computed.").format(
+                    tag=tag, tokens=tokens, blocks=plural(count, "block")
+                )
             )
         else:
-            words.append(f"A sequence of {tag} shares {plural(count, 'block')} with its sibling.")
+            words.append(
+                _("A sequence of {tag} shares {blocks} with its sibling.").format(
+                    tag=tag, blocks=plural(count, "block")
+                )
+            )
     return _told(words)
 
 
@@ -36,24 +43,25 @@ def _forks(record: StepRecord, names: Mapping[str, Name], requests: Requests, bl
         forks[event.request] = forks.get(event.request, 0) + 1
     words = []
     for request, count in forks.items():
-        times = "once" if count == 1 else "twice" if count == 2 else f"{count} times"
-        verb = "shares" if count == 1 else "share"
-        words.append(f"{names[request].tag} forks {times}: the new {_sequences(count)} {verb} every block.")
+        told = counted(
+            "{tag} forks once: the new sequence shares every block.",
+            "{tag} forks {count} times: the new sequences share every block.",
+            count,
+            tag=names[request].tag,
+        )
+        words.append(told)
     return _told(words)
-
-
-def _sequences(count: int) -> str:
-    return "sequence" if count == 1 else "sequences"
 
 
 def _copies(record: StepRecord, names: Mapping[str, Name], requests: Requests, block_size: int) -> str:
     return _told(
         [
-            f"Copy-on-write: {names[requests[event.seq]].tag} is about to write to block {event.source}, "
-            f"which is shared, and gets a copy in block {event.target}."
+            _(
+                "Copy-on-write: {tag} is about to write to block {source}, which is shared, and gets a "
+                "copy in block {target}."
+            ).format(tag=names[requests[event.seq]].tag, source=event.source, target=event.target)
             for event in record.copied
-        ],
-        "copies",
+        ]
     )
 
 
@@ -66,17 +74,26 @@ def _beams(record: StepRecord, names: Mapping[str, Name], requests: Requests, bl
             parents = len({parent for parent, *_ in event.kept})
             best = max(score for _, _, _, score, _ in event.kept)
             parts.append(
-                f"keeps {plural(len(event.kept), 'beam')} from {plural(parents, 'parent')}, "
-                f"the best with a score of {signed(best)}"
+                _("keeps {beams} from {parents}, the best with a score of {best}").format(
+                    beams=plural(len(event.kept), "beam"),
+                    parents=plural(parents, "parent"),
+                    best=signed(best),
+                )
             )
         if event.finished:
             best = max(score for _, _, score, _ in event.finished)
-            count = len(event.finished)
-            noun = "hypothesis" if count == 1 else "hypotheses"
-            parts.append(f"finishes {count} {noun}, the best with a score of {signed(best)} by length")
+            parts.append(
+                counted(
+                    "finishes {count} hypothesis, the best with a score of {best} by length",
+                    "finishes {count} hypotheses, the best with a score of {best} by length",
+                    len(event.finished),
+                    best=signed(best),
+                )
+            )
         if not parts:
-            parts.append("fails, because no token could be chosen")
-        words.append(f"{tag}'s search {listing(parts)}{'' if event.kept else ', and is over'}.")
+            parts.append(_("fails, because no token could be chosen"))
+        told = _("{tag}'s search {parts}.") if event.kept else _("{tag}'s search {parts}, and is over.")
+        words.append(told.format(tag=tag, parts=listing(parts)))
     return _told(words)
 
 
@@ -87,7 +104,12 @@ def _pruned(record: StepRecord, names: Mapping[str, Name], requests: Requests, b
             pruned[sequence.request] = pruned.get(sequence.request, 0) + 1
     return _told(
         [
-            f"{plural(count, 'beam')} of {names[request].tag} without a descendant {_is(count)} pruned."
+            counted(
+                "{count} beam of {tag} without a descendant is pruned.",
+                "{count} beams of {tag} without a descendant are pruned.",
+                count,
+                tag=names[request].tag,
+            )
             for request, count in pruned.items()
         ]
     )
@@ -96,8 +118,9 @@ def _pruned(record: StepRecord, names: Mapping[str, Name], requests: Requests, b
 def _merged(record: StepRecord, names: Mapping[str, Name], requests: Requests, block_size: int) -> str:
     return _told(
         [
-            f"Block {event.block} holds the same as block {event.twin}, so "
-            f"{names[requests[event.seq]].tag} maps that one now."
+            _("Block {block} holds the same as block {twin}, so {tag} maps that one now.").format(
+                block=event.block, twin=event.twin, tag=names[requests[event.seq]].tag
+            )
             for event in record.merged
         ]
     )
@@ -107,7 +130,7 @@ def _cached(record: StepRecord, names: Mapping[str, Name], requests: Requests, b
     count = sum(len(event.blocks) for event in record.cached)
     if not count:
         return ""
-    return f"{plural(count, 'full block')} {_is(count)} cached."
+    return counted("{count} full block is cached.", "{count} full blocks are cached.", count)
 
 
 def _evicted(record: StepRecord, names: Mapping[str, Name], requests: Requests, block_size: int) -> str:
@@ -117,14 +140,22 @@ def _evicted(record: StepRecord, names: Mapping[str, Name], requests: Requests, 
             counts[event.reason] += len(event.blocks)
     words = []
     if count := counts["capacity"]:
-        words.append(f"{plural(count, 'cached block')} {_is(count)} evicted to make room.")
+        words.append(
+            counted(
+                "{count} cached block is evicted to make room.",
+                "{count} cached blocks are evicted to make room.",
+                count,
+            )
+        )
     if count := counts["reset"]:
-        words.append(f"The prefix cache is reset: {plural(count, 'cached block')} {_is(count)} removed.")
-    return " ".join(words)
-
-
-def _is(count: int) -> str:
-    return "is" if count == 1 else "are"
+        words.append(
+            counted(
+                "The prefix cache is reset: {count} cached block is removed.",
+                "The prefix cache is reset: {count} cached blocks are removed.",
+                count,
+            )
+        )
+    return sentences(words)
 
 
 def _swapped(record: StepRecord, names: Mapping[str, Name], requests: Requests, block_size: int) -> str:
@@ -135,11 +166,21 @@ def _swapped(record: StepRecord, names: Mapping[str, Name], requests: Requests, 
     for event_in in record.swapped_in:
         back.setdefault(requests[event_in.seq], set()).update(event_in.host_blocks)
     words = [
-        f"{plural(len(hosts), 'block')} of {names[request].tag} {_is(len(hosts))} swapped out."
+        counted(
+            "{count} block of {tag} is swapped out.",
+            "{count} blocks of {tag} are swapped out.",
+            len(hosts),
+            tag=names[request].tag,
+        )
         for request, hosts in out.items()
     ]
     words += [
-        f"{plural(len(hosts), 'block')} of {names[request].tag} {_is(len(hosts))} swapped in."
+        counted(
+            "{count} block of {tag} is swapped in.",
+            "{count} blocks of {tag} are swapped in.",
+            len(hosts),
+            tag=names[request].tag,
+        )
         for request, hosts in back.items()
     ]
     return _told(words)
@@ -149,16 +190,22 @@ def _failed(record: StepRecord, names: Mapping[str, Name], requests: Requests, b
     if not record.abandoned:
         return ""
     again = listing(sorted({names[event.request].tag for event in record.preempted}))
-    times = "A first attempt" if len(record.abandoned) == 1 else f"{len(record.abandoned)} attempts"
-    words = f"{times} at this step failed ({record.abandoned[-1].error[:120]})"
-    return f"{words}; {again} will be computed again from the start." if again else f"{words}."
+    words = counted(
+        "A first attempt at this step failed ({error}).",
+        "{count} attempts at this step failed ({error}).",
+        len(record.abandoned),
+        error=record.abandoned[-1].error[:120],
+    )
+    if not again:
+        return words
+    return sentences([words, _("{again} will be computed again from the start.").format(again=again)])
 
 
-def _told(words: list[str], noun: str = "events of this kind") -> str:
+def _told(words: list[str]) -> str:
     if len(words) > MOST_TOLD:
         more = len(words) - MOST_TOLD
-        words = [*words[:MOST_TOLD], f"And {more} more {noun}."]
-    return " ".join(words)
+        words = [*words[:MOST_TOLD], _("And {count} more events of this kind.").format(count=more)]
+    return sentences(words)
 
 
 # In the order in which they are told. Each returns "" if it has nothing to say.

@@ -11,6 +11,7 @@ from functools import lru_cache
 from unicodedata import east_asian_width
 
 from minivllm.trace.timeline import Timeline
+from viz.language import N_, _, ngettext
 from viz.palette import family
 from viz.scene import Scene, StepAxis, hatch_path, rounded
 
@@ -26,25 +27,29 @@ class Mark:
 
     sign: str
     dash: str
-    words: str
+    meaning: str
+
+    @property
+    def words(self) -> str:
+        return _(self.meaning)
 
 
 # One entry for each thing that can happen to a block; a new event that moves blocks adds its own here.
 MARKS = {
-    "allocated": Mark("+", "", "allocated in this step"),
-    "shared": Mark("=", "", "shared by one more sequence in this step"),
-    "copied": Mark("c", "", "target of a copy in this step"),
-    "freed": Mark("−", "3 2", "freed in this step"),
-    "evicted": Mark("×", "1.5 2", "evicted in this step"),
-    "out": Mark("↑", "6 2", "swapped out in this step"),
-    "in": Mark("↓", "", "swapped in during this step"),
+    "allocated": Mark("+", "", N_("allocated in this step")),
+    "shared": Mark("=", "", N_("shared by one more sequence in this step")),
+    "copied": Mark("c", "", N_("target of a copy in this step")),
+    "freed": Mark("−", "3 2", N_("freed in this step")),
+    "evicted": Mark("×", "1.5 2", N_("evicted in this step")),
+    "out": Mark("↑", "6 2", N_("swapped out in this step")),
+    "in": Mark("↓", "", N_("swapped in during this step")),
 }
 # The same for the edges of the prefix tree.
 EDGE_MARKS = {
-    "hit": Mark("=", "", "prefix hit"),
-    "split": Mark("s", "", "split: another prompt goes on differently"),
-    "insert": Mark("+", "", "blocks cached"),
-    "evict": Mark("×", "1.5 2", "blocks evicted"),
+    "hit": Mark("=", "", N_("prefix hit")),
+    "split": Mark("s", "", N_("split: another prompt goes on differently")),
+    "insert": Mark("+", "", N_("blocks cached")),
+    "evict": Mark("×", "1.5 2", N_("blocks evicted")),
 }
 
 
@@ -55,11 +60,15 @@ class Name:
     tag: str
     colour: str
     request: str
+    number: int = -1
+    """Its place in the order of arrival; −1 if pictures cannot be asked about it."""
 
     @property
     def full(self) -> str:
         """The tag, and the caller's own id where that says more."""
-        return self.tag if self.tag == self.request else f"{self.tag} (id {clip(self.request, 24)})"
+        if self.tag == self.request:
+            return self.tag
+        return _("{tag} (id {request})").format(tag=self.tag, request=clip(self.request, 24))
 
 
 def names_of(timeline: Timeline) -> dict[str, Name]:
@@ -74,7 +83,7 @@ def names_of_requests(requests: Sequence[str]) -> dict[str, Name]:
     """The same for any requests: those of two runs, for example."""
     short = all(len(request) <= 3 and request.isalnum() and request[0].isalpha() for request in requests)
     return {
-        request: Name(request if short else letters(index), family(index), request)
+        request: Name(request if short else letters(index), family(index), request, index)
         for index, request in enumerate(requests)
     }
 
@@ -122,13 +131,16 @@ def _cells(char: str) -> int:
 def listing(words: list[str], most: int = 4) -> str:
     """A, B and C; or A, B, C and 5 more."""
     if len(words) > most:
-        words = [*words[: most - 1], f"{len(words) - most + 1} more"]
-    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
+        words = [*words[: most - 1], _("{count} more").format(count=len(words) - most + 1)]
+    if len(words) < 2:
+        return "".join(words)
+    return _("{first} and {last}").format(first=_(", ").join(words[:-1]), last=words[-1])
 
 
 def plural(count: int, noun: str) -> str:
-    """1 block, 2 blocks, 1,024 blocks."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    """1 block, 2 blocks, 1,024 blocks; the catalogue has it as `{count} block`."""
+    one, many = f"{{count}} {noun}", f"{{count}} {noun}s"
+    return ngettext(one, many, count).format(count=f"{count:,}")
 
 
 def signed(score: float) -> str:
@@ -169,7 +181,7 @@ def step_axis_labels(scene: Scene, num_steps: int, left: float, y: float) -> Non
         x = left + (step + 0.5) * step_width
         if x < scene.width - 30:
             scene.text(rounded(x), y, f"{step}", size=13, fill="muted", anchor="middle")
-    scene.text(left - 6, y, "step", size=13, fill="muted", anchor="end")
+    scene.text(left - 6, y, _("step"), size=13, fill="muted", anchor="end")
 
 
 WASTE = "wasted"
@@ -197,7 +209,7 @@ def swatches(
     """
     x = left
     for fill, words, share in entries:
-        width = 23 + 7.6 * len(words) + 14
+        width = 23 + 7.6 * text_cells(words) + 14
         if x > left and x + width > scene.width + 14:
             x, y = left, y + 20
         height = 14 * share

@@ -28,6 +28,7 @@ from viz.figures.common import WASTE, WIDE, Name, hatch, names_of_requests, swat
 from viz.figures.moments import Moment, merge
 from viz.figures.scheduler_gantt import SIGNS, draw_span, legend_entries
 from viz.figures.time_axis import TimeScale, time_axis_labels
+from viz.language import _
 from viz.measures import num_computed_tokens, parked_by_step
 from viz.scene import Scene, StepAxis, rounded
 
@@ -72,7 +73,7 @@ def moment_captions(moments: list[Moment], first: Side, second: Side) -> list[st
     scale = _scale(first.timeline, second.timeline, WIDE)
     sentences = []
     for moment in moments:
-        lines = [f"At {scale.words(moment.time)}"]
+        lines = [_("At {time}").format(time=scale.words(moment.time))]
         for side, own, step in zip((first, second), told, moment.steps, strict=True):
             lines.append(f"{side.label}: {_doing(side.timeline, own, step, moment.time)}")
         sentences.append("\n".join(lines))
@@ -81,9 +82,9 @@ def moment_captions(moments: list[Moment], first: Side, second: Side) -> list[st
 
 def _doing(timeline: Timeline, own: list[str], step: int, time: float) -> str:
     if step >= timeline.num_steps:
-        return "done, or cut off."
+        return _("done, or cut off.")
     if time < timeline.records[step].start:
-        return f"between two steps; nothing is computed until step {step}."
+        return _("between two steps; nothing is computed until step {step}.").format(step=step)
     return own[step]
 
 
@@ -122,12 +123,16 @@ class _Picture:
         requests = list(names)[:MOST_ROWS]
         row = max(5.0, min(22.0, ROWS_HEIGHT / len(requests)))
         narrow = scale.right < 800
-        scene = self.scene = Scene(f"{side.label} on the common clock", scale.right + 4, 0.0, screen=screen)
+        scene = self.scene = Scene(
+            _("{label} on the common clock").format(label=side.label), scale.right + 4, 0.0, screen=screen
+        )
         y = 18.0
         if side is sides[0]:
             entries = legend_entries([run.timeline for run in sides], narrow)
             if any(record.num_padding_tokens for run in sides for record in run.timeline.records):
-                entries.append((WASTE, "padding" if narrow else "padding: computed and thrown away", 1.0))
+                entries.append(
+                    (WASTE, _("padding") if narrow else _("padding: computed and thrown away"), 1.0)
+                )
             y = swatches(scene, 18, entries, 4, hatched=True) + 34
         scene.text(4, y, side.label, size=16, weight="bold")
         if narrow:
@@ -144,12 +149,14 @@ class _Picture:
         scene.text(
             LEFT - 6, floor - TOKENS_HEIGHT + 9, f"{most_tokens:,}", size=12, fill="muted", anchor="end"
         )
-        scene.text(LEFT - 6, floor - TOKENS_HEIGHT + 24, "tokens", size=12, fill="muted", anchor="end")
+        scene.text(LEFT - 6, floor - TOKENS_HEIGHT + 24, _("tokens"), size=12, fill="muted", anchor="end")
         scene.text(LEFT - 6, floor + 3, "0", size=12, fill="muted", anchor="end")
         time_axis_labels(scene, scale, floor + 20)
         scene.height = floor + 28
         if more := len(names) - len(requests):
-            words = f"The first {MOST_ROWS} of {len(names):,} requests are drawn; {more:,} are not."
+            words = _("The first {drawn} of {all:,} requests are drawn; {more:,} are not.").format(
+                drawn=MOST_ROWS, all=len(names), more=more
+            )
             scene.text(LEFT, floor + 40, words, size=13, fill="muted")
             scene.height += 20
         self.veil = scene.rect(LEFT, top, 0, floor - top, fill="page", opacity=0.62)
@@ -177,14 +184,14 @@ class _Picture:
                     label=name.tag,
                     label_size=12,
                     radius=3,
-                    tip=f"Request {name.full}",
+                    tip=_("Request {full}").format(full=name.full),
                 )
             if index and row >= 10:
                 scene.path(f"M{LEFT:g},{y:g}L{scene.width:g},{y:g}", stroke="rule", stroke_width=0.6)
             spans = self.timeline.spans.get(request)
             if spans is None:
                 scene.text(
-                    LEFT + 4, rounded(y + row / 2 + 4), "not in this run", size=min(12, row), fill="muted"
+                    LEFT + 4, rounded(y + row / 2 + 4), _("not in this run"), size=min(12, row), fill="muted"
                 )
                 continue
             for number, span in enumerate(spans):
@@ -221,9 +228,15 @@ class _Picture:
         if step < self.timeline.num_steps and time >= self.timeline.records[step].start:
             left, width = self._column(step)
             record = self.timeline.records[step]
-            words = f"step {step}: {tokens_in_words(record)}; {queues_in_words(record, self.parked[step])}"
+            words = _("step {step}: {tokens}; {queues}").format(
+                step=step,
+                tokens=tokens_in_words(record),
+                queues=queues_in_words(record, self.parked[step]),
+            )
             scene.set(self.column, x=left, width=max(width, 1.5), stroke="cursor")
         else:
-            words = "done" if step >= self.timeline.num_steps else f"before step {step}"
+            words = (
+                _("done") if step >= self.timeline.num_steps else _("before step {step}").format(step=step)
+            )
             scene.set(self.column, stroke="none")
         scene.set(self.now, text=words)

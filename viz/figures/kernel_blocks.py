@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from math import ceil
 
 from minivllm.trace.kernel_events import KernelArray, KernelHeader, WarpAccess
-from viz.figures.common import plural
 from viz.figures.kernel_captions import COLUMN, VERBS, kernel_captions, lanes_words
 from viz.figures.kernel_lanes import FILLS, LANE, LANE_HEIGHT, LEFT, lane_x
 from viz.figures.kernel_memory import WARP_SIZE, array_of, cell
+from viz.language import _, counted
 from viz.scene import Scene, bars_path
 
 POOLS = ("keys", "values")
@@ -48,7 +48,7 @@ def kernel_blocks(header: KernelHeader, accesses: Sequence[WarpAccess]) -> list[
     shape = pools[0].shape
     places = BlockPlaces(shape[0], shape[2])
     names = " and ".join(array.name for array in pools if array.shape == shape)
-    scene = Scene(f"Blocks of {names}", COLUMN, places.bottom + 52)
+    scene = Scene(_("Blocks of {names}").format(names=names), COLUMN, places.bottom + 52)
     title = scene.text(4, 16, "", size=15, weight="bold")
     for lane in range(WARP_SIZE):
         scene.text(lane_x(lane), LANES_TOP - 5, f"{lane}", size=10, fill="muted", anchor="middle")
@@ -58,7 +58,15 @@ def kernel_blocks(header: KernelHeader, accesses: Sequence[WarpAccess]) -> list[
     rows = scene.path("", fill="family0")
     for block in range(shape[0]):
         x, y, width, height = places.box(block)
-        scene.rect(x, y, width, height, stroke="outline", stroke_width=0.8, tip=f"Block {block}")
+        scene.rect(
+            x,
+            y,
+            width,
+            height,
+            stroke="outline",
+            stroke_width=0.8,
+            tip=_("Block {block}").format(block=block),
+        )
         if width >= 14:
             scene.text(x + width / 2, y - 3, f"{block}", size=10, fill="muted", anchor="middle")
     lines = scene.path("", stroke="ink", stroke_width=0.9, opacity=0.7)
@@ -71,25 +79,30 @@ def kernel_blocks(header: KernelHeader, accesses: Sequence[WarpAccess]) -> list[
         is_mine = array.shape == shape and not array.is_shared
         scene.set(veil, opacity=0.0 if is_mine else 0.8)
         if not is_mine:
-            scene.set(title, text=f"Blocks of {names}: not in this request")
+            scene.set(title, text=_("Blocks of {names}: not in this request").format(names=names))
             continue
         fill = FILLS.get(access.kind, "family7")
-        verb = VERBS.get(access.kind, access.kind)
-        scene.set(title, text=f"Blocks: warp {access.warp} {verb} {array.name}")
+        verb = _(VERBS.get(access.kind, access.kind))
+        scene.set(
+            title,
+            text=_("Blocks: warp {warp} {verb} {name}").format(warp=access.warp, verb=verb, name=array.name),
+        )
         own = [(LEFT + i * LANE, LANES_TOP, LANE - 2, LANE_HEIGHT) for i in access.lanes]
         scene.set(active, d=bars_path(own), fill=fill)
         found = lane_rows(access, array)
         scene.set(rows, d=bars_path([places.row(block, row) for _, block, row in sorted(found)]), fill=fill)
         scene.set(lines, d="".join(_line(places, key, lanes) for key, lanes in found.items()))
         told = [
-            f"lanes {lanes_words(lanes)} → block {block}, row {row}"
-            + (f" (head {head})" if shape[1] > 1 else "")
+            _("lanes {lanes} → block {block}, row {row}").format(
+                lanes=lanes_words(lanes), block=block, row=row
+            )
+            + (_(" (head {head})").format(head=head) if shape[1] > 1 else "")
             for (head, block, row), lanes in found.items()
         ]
         scene.set(which, text="; ".join(told[:2]))
         rest = "; ".join(told[2:4])
         if len(told) > 4:
-            rest += f"; and {plural(len(told) - 4, 'row')} more"
+            rest += counted("; and {count} row more", "; and {count} rows more", len(told) - 4)
         scene.set(more, text=rest)
     return [scene]
 

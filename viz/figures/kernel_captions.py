@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minivllm.trace.kernel_events import KernelArray, KernelHeader, WarpAccess
-from viz.figures.common import plural
+from viz.figures.common import listing, plural
 from viz.figures.kernel_memory import array_of, cell_words
+from viz.language import N_, _
 
-VERBS = {"read": "reads", "write": "writes", "atomic": "changes (atomically)"}
+VERBS = {"read": N_("reads"), "write": N_("writes"), "atomic": N_("changes (atomically)")}
 COLUMN = 560.0
 """Units across of a picture that stands beside another one: kernels have much to show at once."""
 
@@ -25,10 +26,17 @@ def caption(access: WarpAccess, header: KernelHeader) -> str:
     """What a warp does to which cells, where in the source, and what it costs."""
     array = array_of(access, header)
     size = access.count * array.itemsize
-    return (
-        f"Warp {access.warp} of thread block {access.block} {VERBS.get(access.kind, access.kind)} "
-        f"{cells_words(access, array)} in {line_words(access.line)}, {plural(len(access.lanes), 'lane')} × "
-        f"{plural(size, 'byte')}: {cost_words(access, array)}."
+    return _(
+        "Warp {warp} of thread block {block} {verb} {cells} in {line}, {lanes} × {bytes}: {cost}."
+    ).format(
+        warp=access.warp,
+        block=access.block,
+        verb=_(VERBS.get(access.kind, access.kind)),
+        cells=cells_words(access, array),
+        line=line_words(access.line),
+        lanes=plural(len(access.lanes), "lane"),
+        bytes=plural(size, "byte"),
+        cost=cost_words(access, array),
     )
 
 
@@ -42,13 +50,13 @@ def cells_words(access: WarpAccess, array: KernelArray) -> str:
 
 def line_words(line: int) -> str:
     """Where in the source."""
-    return f"line {line}" if line else "another file"
+    return _("line {line}").format(line=line) if line else _("another file")
 
 
 def cost_words(access: WarpAccess, array: KernelArray) -> str:
     """`32 sectors, 4 would do`."""
     unit = "turn" if array.is_shared else "sector"
-    return f"{plural(access.units, unit)}, {access.ideal_units:,} would do"
+    return _("{units}, {ideal:,} would do").format(units=plural(access.units, unit), ideal=access.ideal_units)
 
 
 def lanes_words(lanes: Sequence[int]) -> str:
@@ -61,5 +69,6 @@ def lanes_words(lanes: Sequence[int]) -> str:
             ranges.append([lane, lane])
     words = [f"{first}" if first == last else f"{first}–{last}" for first, last in ranges]
     if len(words) > 4:
-        words = [*words[:3], f"{len(set(lanes)) - sum(b - a + 1 for a, b in ranges[:3])} more"]
-    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
+        more = len(set(lanes)) - sum(b - a + 1 for a, b in ranges[:3])
+        words = [*words[:3], _("{count} more").format(count=more)]
+    return listing(words)

@@ -36,6 +36,7 @@ from viz.figures.kernel_memory import (
     requested_ranges,
     touched_sectors,
 )
+from viz.language import N_, _
 from viz.scene import Scene, bars_path, hatch_path
 
 LEFT, LANE = 16.0, 16.5
@@ -101,8 +102,12 @@ class _Memory:
     kind, idle = "", ""
 
     def __init__(self, height: float) -> None:
-        self.scene = scene = Scene(f"{self.kind}: what the lanes of the warp ask for", COLUMN, height)
-        self.title = scene.text(4, 16, f"{self.kind}: nothing yet", size=15, weight="bold")
+        self.scene = scene = Scene(
+            _("{kind}: what the lanes of the warp ask for").format(kind=_(self.kind)), COLUMN, height
+        )
+        self.title = scene.text(
+            4, 16, _("{kind}: nothing yet").format(kind=_(self.kind)), size=15, weight="bold"
+        )
         for lane in range(WARP_SIZE):
             scene.text(lane_x(lane), LANES_TOP - 5, f"{lane}", size=10, fill="muted", anchor="middle")
         # Those that stay without a colour have nothing to do.
@@ -119,10 +124,15 @@ class _Memory:
         mine = array.is_shared == isinstance(self, _Shared)
         self.scene.set(self.veil, opacity=0.0 if mine else 0.8)
         if not mine:
-            self.scene.set(self.title, text=f"{self.kind}: {self.idle}")
+            self.scene.set(self.title, text=f"{self.kind}: {_(self.idle)}")
             return
-        verb = VERBS.get(access.kind, access.kind)
-        self.scene.set(self.title, text=f"{self.kind}: warp {access.warp} {verb} {array.name}")
+        verb = _(VERBS.get(access.kind, access.kind))
+        self.scene.set(
+            self.title,
+            text=_("{kind}: warp {warp} {verb} {name}").format(
+                kind=_(self.kind), warp=access.warp, verb=verb, name=array.name
+            ),
+        )
         self.scene.set(self.lanes, d=lanes_path(access.lanes), fill=FILLS.get(access.kind, "family7"))
         self.show(access, array)
 
@@ -133,7 +143,7 @@ class _Memory:
 class _Global(_Memory):
     """Sectors of 32 bytes, by address."""
 
-    kind, idle = "Global memory", "not in this request"
+    kind, idle = N_("Global memory"), N_("not in this request")
 
     def __init__(self) -> None:
         super().__init__(TARGET + STRIP_HEIGHT + 86)
@@ -147,7 +157,7 @@ class _Global(_Memory):
         self.first = scene.text(LEFT, TARGET + STRIP_HEIGHT + 16, "", size=13)
         self.last = scene.text(LEFT, TARGET + STRIP_HEIGHT + 34, "", size=13)
         self.cost = scene.text(LEFT, TARGET + STRIP_HEIGHT + 54, "", size=14, weight="bold")
-        entries = [("filled", "bytes that a lane requests", 1.0), (WASTE, "moved for nothing", 1.0)]
+        entries = [("filled", _("bytes that a lane requests"), 1.0), (WASTE, _("moved for nothing"), 1.0)]
         swatches(scene, TARGET + STRIP_HEIGHT + 78, entries, LEFT, hatched=True)
         self.finish()
 
@@ -159,19 +169,24 @@ class _Global(_Memory):
         for shape, d in zip((self.lines, self.gaps, self.wanted, self.frames), drawing, strict=True):
             scene.set(shape, d=d)
         low, high = min(access.first), max(access.first) + access.count - 1
-        words = f"from byte {low * array.itemsize:,}, {cell_words(low, array)}"
+        words = _("from byte {low:,}, {cell}").format(low=low * array.itemsize, cell=cell_words(low, array))
         scene.set(self.first, text=words)
         end = (high + 1) * array.itemsize
-        scene.set(self.last, text=f"up to byte {end - 1:,}, {cell_words(high, array)}")
+        scene.set(
+            self.last,
+            text=_("up to byte {end:,}, {cell}").format(end=end - 1, cell=cell_words(high, array)),
+        )
         asked, moved = asked_bytes(access, array), moved_bytes(access, array)
-        words = f"{cost_words(access, array)} · {asked:,} bytes asked for, {moved:,} moved"
+        words = _("{cost} · {asked:,} bytes asked for, {moved:,} moved").format(
+            cost=cost_words(access, array), asked=asked, moved=moved
+        )
         scene.set(self.cost, text=words)
 
 
 class _Shared(_Memory):
     """Banks across, turns downward."""
 
-    kind, idle = "Shared memory", "not in this request"
+    kind, idle = N_("Shared memory"), N_("not in this request")
 
     def __init__(self) -> None:
         super().__init__(TARGET + GRID_HEIGHT + 88)
@@ -181,7 +196,7 @@ class _Shared(_Memory):
             x = LEFT + bank * LANE
             scene.path(f"M{x:g},{TARGET:g}L{x:g},{TARGET + GRID_HEIGHT:g}", stroke="rule", stroke_width=0.6)
             if bank % 4 == 0 or bank == WARP_SIZE - 1:
-                words = f"bank {bank}" if bank == 0 else f"{bank}"
+                words = _("bank {bank}").format(bank=bank) if bank == 0 else f"{bank}"
                 y = TARGET + GRID_HEIGHT + 13
                 scene.text(lane_x(bank), y, words, size=11, fill="muted", anchor="middle")
         frame = (LEFT, TARGET, WARP_SIZE * LANE, GRID_HEIGHT)
@@ -191,8 +206,8 @@ class _Shared(_Memory):
         self.cost = scene.text(LEFT, TARGET + GRID_HEIGHT + 34, "", size=14, weight="bold")
         self.collisions = scene.text(LEFT, TARGET + GRID_HEIGHT + 54, "", size=13)
         entries = [
-            ("filled", "a word, for all its lanes", 1.0),
-            ("preempted", "waits for a turn of its bank", 1.0),
+            ("filled", _("a word, for all its lanes"), 1.0),
+            ("preempted", _("waits for a turn of its bank"), 1.0),
         ]
         swatches(scene, TARGET + GRID_HEIGHT + 80, entries, LEFT)
         self.finish()
@@ -207,7 +222,10 @@ class _Shared(_Memory):
         scene.set(self.late, d=drawing.late)
         scene.set(self.crowd, d=drawing.crowd)
         asked = asked_bytes(access, array)
-        scene.set(self.cost, text=f"{cost_words(access, array)} · {asked:,} bytes asked for")
+        scene.set(
+            self.cost,
+            text=_("{cost} · {asked:,} bytes asked for").format(cost=cost_words(access, array), asked=asked),
+        )
         scene.set(self.collisions, text=drawing.words)
 
 
@@ -285,10 +303,12 @@ def lines_to(ends: Sequence[tuple[int, float, float]]) -> str:
 def _collision_words(crowd: Sequence[int], num_words: int, num_wanted: int) -> str:
     """Which lanes collide; if none do, whether they share words."""
     if crowd:
-        return f"Lanes {lanes_words(crowd)} (red) request different words of one bank."
+        return _("Lanes {lanes} (red) request different words of one bank.").format(lanes=lanes_words(crowd))
     if num_words < num_wanted:
-        return f"No conflict; {plural(num_words, 'word')} for all of them: lanes may share a word."
-    return "No conflict: every lane has banks of its own."
+        return _("No conflict; {words} for all of them: lanes may share a word.").format(
+            words=plural(num_words, "word")
+        )
+    return _("No conflict: every lane has banks of its own.")
 
 
 def _short_bars(bars: Sequence[tuple[float, float, float, float]]) -> str:

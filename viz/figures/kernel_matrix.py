@@ -21,32 +21,48 @@ from viz.figures.common import plural, swatches
 from viz.figures.kernel_captions import COLUMN
 from viz.figures.kernel_softmax import is_told_late, rescaled
 from viz.figures.kernel_tiles import Box, Piece
+from viz.language import N_, _, counted, sentences
 from viz.scene import Scene, hatch_path, lines_path, rounded
 
 LEFT, TOP = 66.0, 62.0
 MOST_WIDTH, MOST_HEIGHT = 480.0, 360.0
 LEAST_LABEL = (20.0, 12.0)
+LABEL_ROOM = 9.0
 MOST_CELLS = 8000
 """Of the grid that pieces lie on; of a larger one, no cell is told to be skipped."""
 MOST_STAIRS = 1000
-WORDS = {"computes": "tile", "writes": "block", "reads": "block"}
+WORDS = {"computes": N_("tile"), "writes": N_("block"), "reads": N_("block")}
+TOLD = {
+    "computes": N_(
+        "Tile {number} of {count}: thread block {block} computes the scores of queries "
+        "{first_query}–{end_query} and keys {first_key}–{end_key}, head {head}."
+    ),
+    "writes": N_(
+        "Piece {number} of {count}: thread block {block} writes the scores of queries "
+        "{first_query}–{end_query} and keys {first_key}–{end_key}, head {head}."
+    ),
+    "reads": N_(
+        "Piece {number} of {count}: thread block {block} reads the scores of queries "
+        "{first_query}–{end_query} and keys {first_key}–{end_key}, head {head}."
+    ),
+}
 
 
 def kernel_matrix(header: KernelHeader, found: Sequence[Piece], told: Sequence[str]) -> Scene:
     """All pieces of the head that is worked on; one step for each of `found`."""
     grid = _Grid.of(found)
-    scene = Scene("Score matrix, queries down and keys across", COLUMN, grid.bottom + 72)
+    scene = Scene(_("Score matrix, queries down and keys across"), COLUMN, grid.bottom + 72)
     title = scene.text(4, 16, "", size=15, weight="bold")
     boxes = sorted({piece.box for piece in found})
     skipped = skipped_boxes(boxes)
     _lay_skipped(scene, grid, skipped)
     shapes = _lay_boxes(scene, grid, boxes)
     if skipped:
-        _diagonal(scene, grid)
+        _diagonal(scene, grid, boxes)
     _axes(scene, boxes, grid)
     frame = scene.rect(0, 0, 0, 0, stroke="cursor", stroke_width=3)
     _legend(scene, grid, bool(skipped))
-    noun = WORDS[found[0].verb]
+    noun = _(WORDS[found[0].verb])
     counts = Counter(piece.panel for piece in found)
     order: dict[Box, int] = {}
     panel = None
@@ -64,8 +80,14 @@ def kernel_matrix(header: KernelHeader, found: Sequence[Piece], told: Sequence[s
         fits = width >= LEAST_LABEL[0] and height >= LEAST_LABEL[1]
         scene.set(shapes[piece.box], fill="prefill", label=f"{order[piece.box]}" if fits else "")
         scene.set(frame, x=x, y=y, width=width, height=height)
-        head = f"head {piece.panel[1]}" + (f" of sequence {piece.panel[0]}" if header.grid[2] > 1 else "")
-        scene.set(title, text=f"Score matrix of {head}: {noun} {len(order)} of {counts[piece.panel]}")
+        head = _("head {head} of sequence {sequence}") if header.grid[2] > 1 else _("head {head}")
+        head = head.format(head=piece.panel[1], sequence=piece.panel[0])
+        scene.set(
+            title,
+            text=_("Score matrix of {head}: {noun} {order} of {count}").format(
+                head=head, noun=noun, order=len(order), count=counts[piece.panel]
+            ),
+        )
     return scene
 
 
@@ -99,7 +121,7 @@ class _Grid(NamedTuple):
 
 def _lay_skipped(scene: Scene, grid: _Grid, skipped: Sequence[Box]) -> None:
     for box in skipped:
-        scene.rect(*grid.place(box), fill="waiting", tip=f"{_ranges(box)}: skipped")
+        scene.rect(*grid.place(box), fill="waiting", tip=_("{place}: skipped").format(place=_ranges(box)))
     if skipped:
         hatching = hatch_path([grid.place(box) for box in skipped])
         scene.path(hatching, stroke="outline", stroke_width=0.9)
@@ -125,11 +147,11 @@ def _lay_boxes(scene: Scene, grid: _Grid, boxes: Sequence[Box]) -> dict[Box, int
 
 
 def _legend(scene: Scene, grid: _Grid, has_skipped: bool) -> None:
-    entries = [("filled", "done, in this order", 1.0), ("prefill", "now", 1.0)]
+    entries = [("filled", _("done, in this order"), 1.0), ("prefill", _("now"), 1.0)]
     y = swatches(scene, grid.bottom + 22, entries, LEFT)
-    words = "No part of the matrix is skipped."
+    words = _("No part of the matrix is skipped.")
     if has_skipped:
-        words = "Hatched: skipped, these keys come after all of these queries (right of the line)."
+        words = _("Hatched: skipped, these keys come after all of these queries (right of the line).")
     scene.text(LEFT, y + 20, words, size=12, fill="muted")
 
 
@@ -156,25 +178,40 @@ def skipped_boxes(boxes: Sequence[Box]) -> list[Box]:
 
 
 def _ranges(box: Box) -> str:
-    return f"queries {box.first_query}–{box.end_query - 1}, keys {box.first_key}–{box.end_key - 1}"
+    return _("queries {first_query}–{end_query}, keys {first_key}–{end_key}").format(
+        first_query=box.first_query,
+        end_query=box.end_query - 1,
+        first_key=box.first_key,
+        end_key=box.end_key - 1,
+    )
 
 
-def _diagonal(scene: Scene, grid: _Grid) -> None:
-    """Query i sees the keys up to i + offset: the stairs between what it sees and what it does not."""
+def _diagonal(scene: Scene, grid: _Grid, boxes: Sequence[Box]) -> None:
+    """Query i sees the keys up to i + offset: the stairs between what it sees and what it does not.
+
+    They make room for the numbers of the tiles that they cross.
+    """
     num_queries, num_keys, x_unit, y_unit = grid
     points = [(LEFT + max(0, num_keys - num_queries + 1) * x_unit, TOP)]
     stride = max(1, num_queries // MOST_STAIRS)
     for query in range(0, num_queries, stride):
         x = LEFT + min(num_keys, max(0, query + num_keys - num_queries + 1)) * x_unit
         points += [(x, TOP + query * y_unit), (x, TOP + min(num_queries, query + stride) * y_unit)]
-    path = lines_path([(rounded(x), rounded(y)) for x, y in points])
+    numbers = [(x + width / 2, y + height / 2) for x, y, width, height in map(grid.place, boxes)]
+    lines: list[list[tuple[float, float]]] = [[]]
+    for x, y in points:
+        if any(abs(x - middle) < LABEL_ROOM and abs(y - line) < LABEL_ROOM for middle, line in numbers):
+            lines.append([])
+        else:
+            lines[-1].append((rounded(x), rounded(y)))
+    path = "".join(lines_path(line) for line in lines if len(line) > 1)
     scene.path(path, stroke="ink", dash="3 2", stroke_width=1.2)
 
 
 def _axes(scene: Scene, boxes: Sequence[Box], grid: _Grid) -> None:
     """Where tiles begin, as far as there is room for numbers."""
-    scene.text(LEFT, 38, "keys →", size=12, fill="muted")
-    scene.text(4, TOP - 6, "queries ↓", size=12, fill="muted")
+    scene.text(LEFT, 38, _("keys →"), size=12, fill="muted")
+    scene.text(4, TOP - 6, _("queries ↓"), size=12, fill="muted")
     last = -100.0
     for key in sorted({box.first_key for box in boxes}):
         x = LEFT + key * grid.x_unit
@@ -191,21 +228,36 @@ def _axes(scene: Scene, boxes: Sequence[Box], grid: _Grid) -> None:
 
 def piece_captions(found: Sequence[Piece]) -> list[str]:
     """For each piece: what a block works on, and what became of the running softmax."""
-    sentences = []
+    captions = []
     rescales, is_late = [sum(marks) for marks in rescaled(found)], is_told_late(found)
     for number, (piece, count) in enumerate(zip(found, rescales, strict=True), 1):
         box = piece.box
-        words = (
-            f"{'Tile' if piece.verb == 'computes' else 'Piece'} {number} of {len(found)}: "
-            f"thread block {piece.block} {piece.verb} the scores of queries "
-            f"{box.first_query}–{box.end_query - 1} and keys {box.first_key}–{box.end_key - 1}, "
-            f"head {piece.panel[1]}."
+        told = _(TOLD[piece.verb]).format(
+            number=number,
+            count=len(found),
+            block=piece.block,
+            first_query=box.first_query,
+            end_query=box.end_query - 1,
+            first_key=box.first_key,
+            end_key=box.end_key - 1,
+            head=piece.panel[1],
         )
+        parts = [told]
         if piece.verb == "computes":
-            words += f" {plural(box.num_scores, 'score')}, none of them written to memory."
+            parts.append(
+                counted(
+                    "{count} score, not written to memory.",
+                    "{count} scores, none of them written to memory.",
+                    box.num_scores,
+                )
+            )
         if piece.updates and is_late:
-            words += f" {plural(len(piece.updates), 'row')} done."
+            parts.append(counted("{count} row done.", "{count} rows done.", len(piece.updates)))
         elif piece.updates:
-            words += f" {count} of {plural(len(piece.updates), 'row')} found a larger maximum and rescaled."
-        sentences.append(words)
-    return sentences
+            parts.append(
+                _("{count} of {rows} found a larger maximum and rescaled.").format(
+                    count=count, rows=plural(len(piece.updates), "row")
+                )
+            )
+        captions.append(sentences(parts))
+    return captions

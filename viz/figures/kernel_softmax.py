@@ -16,14 +16,15 @@ from minivllm.trace.kernel_events import SoftmaxUpdated
 from viz.figures.common import plural
 from viz.figures.kernel_captions import COLUMN
 from viz.figures.kernel_tiles import Piece
+from viz.language import N_, _, counted
 from viz.scene import Scene
 
 MOST_ROWS = 16
 ROW, TOP = 21.0, 46.0
 NOTHING = -1e29
 """A maximum below it: no key of this query has been visible yet."""
-LATE = "This kernel notes its rows only at their end."
-COLUMNS = {"query": 60.0, "maximum m": 170.0, "sum l": 270.0}
+LATE = N_("This kernel notes its rows only at their end.")
+COLUMNS = {N_("query"): 60.0, N_("maximum m"): 170.0, N_("sum l"): 270.0}
 FACTOR, FACTOR_WIDTH = 330.0, 84.0
 
 
@@ -58,11 +59,11 @@ def is_told_late(found: Sequence[Piece]) -> bool:
 def kernel_softmax(found: Sequence[Piece], told: Sequence[str]) -> Scene:
     """One row for each query of the current tile."""
     num_rows = max(1, min(MOST_ROWS, max(len(_latest(piece)) for piece in found)))
-    scene = Scene("Running softmax of the rows of this tile", COLUMN, TOP + num_rows * ROW + 50)
-    scene.text(4, 16, "Running softmax of these rows", size=15, weight="bold")
+    scene = Scene(_("Running softmax of the rows of this tile"), COLUMN, TOP + num_rows * ROW + 50)
+    scene.text(4, 16, _("Running softmax of these rows"), size=15, weight="bold")
     for heading, x in COLUMNS.items():
-        scene.text(x, 38, heading, size=13, fill="muted", anchor="end")
-    scene.text(FACTOR, 38, "old sum and output", size=13, fill="muted")
+        scene.text(x, 38, _(heading), size=13, fill="muted", anchor="end")
+    scene.text(FACTOR, 38, _("old sum and output"), size=13, fill="muted")
     rows = []
     for index in range(num_rows):
         y = TOP + index * ROW
@@ -92,9 +93,9 @@ def kernel_softmax(found: Sequence[Piece], told: Sequence[str]) -> Scene:
             for text, words in zip(own, numbers, strict=True):
                 scene.set(text, text=words)
             is_marked = mark_of[update.query]
-            label = "nothing yet" if is_first else f"× {update.rescale:.3g}"
+            label = _("nothing yet") if is_first else f"× {update.rescale:.3g}"
             if is_late:
-                label = "not told"
+                label = _("not told")
             scene.set(
                 factor,
                 label=label,
@@ -104,13 +105,17 @@ def kernel_softmax(found: Sequence[Piece], told: Sequence[str]) -> Scene:
         started |= {(piece.panel, update.query) for update in latest if update.maximum > NOTHING}
         hidden = len(latest) - num_rows
         words = (
-            f"{plural(hidden, 'more row')} {'is' if hidden == 1 else 'are'} not drawn." if hidden > 0 else ""
+            counted("{count} more row is not drawn.", "{count} more rows are not drawn.", hidden)
+            if hidden > 0
+            else ""
         )
         if not latest:
-            words = "The kernel noted nothing about its rows here."
+            words = _("The kernel noted nothing about its rows here.")
         scene.set(more, text=words)
-        words = f"{plural(num_rescales, 'rescale')} so far, in {plural(num_updates, 'update')}"
-        scene.set(count, text=LATE if is_late else words)
+        words = _("{rescales} so far, in {updates}").format(
+            rescales=plural(num_rescales, "rescale"), updates=plural(num_updates, "update")
+        )
+        scene.set(count, text=_(LATE) if is_late else words)
     return scene
 
 

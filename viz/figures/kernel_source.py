@@ -19,6 +19,7 @@ from typing import NamedTuple
 from minivllm.trace.kernel_events import KernelHeader, WarpAccess
 from viz.figures.common import PHONE, WIDE, clip
 from viz.figures.kernel_captions import kernel_captions
+from viz.language import N_, _, ngettext
 from viz.scene import Scene, bars_path
 
 SIZE, ROW, TOP, MARGIN = 13.0, 19.0, 30.0, 46.0
@@ -26,7 +27,7 @@ CHARACTER = 0.6 * SIZE
 """Width of a character: three fifths of its height, in nearly all such fonts."""
 ROWS = {WIDE: 13, PHONE: 16}
 CONTINUED = "    "
-TITLE = "Source of the kernel"
+TITLE = N_("Source of the kernel")
 """`viz/kernel_stage.py` gives pictures whose title begins so a font for code."""
 
 
@@ -51,7 +52,7 @@ def kernel_source(
     for row, piece in enumerate(pieces):
         first_rows.setdefault(piece.line, row)
     num_rows = max(1, min(ROWS.get(width, 13), len(pieces)))
-    scene = Scene(TITLE, width, TOP + num_rows * ROW + 6, screen=screen)
+    scene = Scene(_(TITLE), width, TOP + num_rows * ROW + 6, screen=screen)
     place = scene.text(4, 16, "", size=SIZE, weight="bold")
     most = int((width - 8) / CHARACTER)
     stripe = scene.rect(0, 0, width, ROW, fill="none")
@@ -140,14 +141,15 @@ def lit_boxes(
 def _place(header: KernelHeader, access: WarpAccess, most: int) -> str:
     """File, line and iterations, in at most `most` characters: first to go is what can be guessed."""
     if not access.line:
-        where = ": in a function of another file"
+        where = _(": in a function of another file")
         return clip(header.file, most - len(where)) + where
-    where = f", line {access.line}"
+    where = _(", line {line}").format(line=access.line)
     if not access.loops:
         return clip(header.file, most - len(where)) + where
-    one = len(access.loops) == 1
-    where += f", iteration{'' if one else 's'} {' · '.join(map(str, access.loops))}"
-    around = f" of the loop{'' if one else 's'} around it"
+    count = len(access.loops)
+    loops = " · ".join(map(str, access.loops))
+    where += ngettext(", iteration {loops}", ", iterations {loops}", count).format(loops=loops)
+    around = ngettext(" of the loop around it", " of the loops around it", count)
     if len(header.file + where + around) <= most:
         return header.file + where + around
     return clip(clip(header.file, max(8, most - len(where))) + where, most)

@@ -16,11 +16,12 @@ from minivllm.trace.kernel_events import KernelHeader, WarpAccess
 from viz.figures.common import plural
 from viz.figures.kernel_captions import COLUMN, kernel_captions
 from viz.figures.kernel_memory import array_of, asked_bytes, moved_bytes
+from viz.language import N_, _, counted, sentences
 from viz.scene import Scene, rounded
 
 ROW, TOP = 30.0, 48.0
 MOST_ARRAYS = 16
-RIGHT = {"requests": 236.0, "asked for": 326.0, "moved": 416.0, "for nothing": 548.0}
+RIGHT = {N_("requests"): 236.0, N_("asked for"): 326.0, N_("moved"): 416.0, N_("for nothing"): 548.0}
 BAR = 150.0
 
 
@@ -71,18 +72,24 @@ def kernel_totals(header: KernelHeader, accesses: Sequence[WarpAccess], whose: s
     order = sorted(range(len(header.arrays)), key=lambda index: header.arrays[index].is_shared)
     order = sorted(order, key=lambda index: not at_end[index].requests)[:MOST_ARRAYS]
     order.sort(key=lambda index: header.arrays[index].is_shared)
-    scene = Scene("Bytes so far, by array", COLUMN, TOP + len(order) * ROW + 28)
-    scene.text(4, 16, f"Bytes so far{whose and f', {whose}'}", size=15, weight="bold")
+    scene = Scene(_("Bytes so far, by array"), COLUMN, TOP + len(order) * ROW + 28)
+    scene.text(
+        4,
+        16,
+        _("Bytes so far, {whose}").format(whose=whose) if whose else _("Bytes so far"),
+        size=15,
+        weight="bold",
+    )
     for heading, x in RIGHT.items():
-        scene.text(x, 38, heading, size=13, fill="muted", anchor="end")
+        scene.text(x, 38, _(heading), size=13, fill="muted", anchor="end")
     most = max((totals.asked_bytes for totals in at_end), default=0) or 1
     marker = scene.rect(0, TOP, COLUMN, ROW - 2, fill="none", radius=3)
     rows: dict[int, dict[str, int]] = {}
     for row, index in enumerate(order):
         rows[index] = _row(scene, TOP + row * ROW, header, index)
-    words = "The bar is what was asked for, on one scale for all arrays."
+    words = _("The bar is what was asked for, on one scale for all arrays.")
     if more := len(header.arrays) - len(order):
-        words += f" {plural(more, 'array')} more."
+        words = sentences([words, counted("{count} array more.", "{count} arrays more.", more)])
     scene.text(4, scene.height - 8, words, size=12, fill="muted")
     sums = [Totals() for _ in header.arrays]
     for access, sentence in zip(accesses, kernel_captions(header, accesses), strict=True):
@@ -107,8 +114,11 @@ def kernel_totals(header: KernelHeader, accesses: Sequence[WarpAccess], whose: s
 def _row(scene: Scene, y: float, header: KernelHeader, index: int) -> dict[str, int]:
     array = header.arrays[index]
     shape = " × ".join(map(str, array.shape))
-    tip = f"{array.name}: {shape} of {array.dtype}, {'shared' if array.is_shared else 'global'} memory"
-    name = f"{array.name[:20]} (shared)" if array.is_shared else array.name[:28]
+    tip = _("{name}: {shape} of {dtype}, global memory")
+    if array.is_shared:
+        tip = _("{name}: {shape} of {dtype}, shared memory")
+    tip = tip.format(name=array.name, shape=shape, dtype=array.dtype)
+    name = _("{name} (shared)").format(name=array.name[:20]) if array.is_shared else array.name[:28]
     scene.text(4, y + 15, name, size=14, tip=tip)
     own = {
         heading: scene.text(

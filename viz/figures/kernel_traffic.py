@@ -23,6 +23,7 @@ from viz.figures.kernel_captions import COLUMN
 from viz.figures.kernel_memory import cell
 from viz.figures.kernel_tiles import Piece, matrix_bytes, score_array
 from viz.figures.kernel_totals import Totals, add
+from viz.language import _
 from viz.scene import Scene, rounded
 
 ROW = 46.0
@@ -40,10 +41,12 @@ class Load(NamedTuple):
     @property
     def words(self) -> str:
         if not self.source:
-            return "what was computed here"
+            return _("what was computed here")
         if self.first_row == self.last_row:
-            return f"{self.source} row {self.first_row}"
-        return f"{self.source} rows {self.first_row}–{self.last_row}"
+            return _("{source} row {row}").format(source=self.source, row=self.first_row)
+        return _("{source} rows {first_row}–{last_row}").format(
+            source=self.source, first_row=self.first_row, last_row=self.last_row
+        )
 
 
 class Traffic(NamedTuple):
@@ -171,21 +174,31 @@ def kernel_shared(trace: KernelTrace, found: Sequence[Piece], told: Sequence[str
     shared = [index for index, array in enumerate(header.arrays) if array.is_shared]
     if not shared:
         return None
-    scene = Scene("What is in shared memory", COLUMN, 34 + len(shared) * ROW)
-    words = f"In the shared memory of this thread block ({header.shared_bytes:,} bytes)"
+    scene = Scene(_("What is in shared memory"), COLUMN, 34 + len(shared) * ROW)
+    words = _("In the shared memory of this thread block ({shared_bytes:,} bytes)").format(
+        shared_bytes=header.shared_bytes
+    )
     scene.text(4, 16, words, size=15, weight="bold")
     rows = {}
     for place, index in enumerate(shared):
         array, y = header.arrays[index], 30 + place * ROW
         shape = " × ".join(map(str, array.shape))
-        scene.text(4, y + 14, f"{array.name}  {shape} of {array.dtype}", size=13)
+        scene.text(
+            4,
+            y + 14,
+            _("{name}  {shape} of {dtype}").format(name=array.name, shape=shape, dtype=array.dtype),
+            size=13,
+        )
         rows[index] = scene.text(4, y + 32, "", size=14)
     for sentence, contents in zip(told, shared_contents(trace, found), strict=True):
         scene.begin_step(sentence)
         for index, text in rows.items():
             loads = contents.get(index, [])
             scene.set(
-                text, text="holds " + ", then ".join(load.words for load in loads) if loads else "empty"
+                text,
+                text=_("holds {loads}").format(loads=_(", then ").join(load.words for load in loads))
+                if loads
+                else _("empty"),
             )
     return scene
 
@@ -198,32 +211,39 @@ def kernel_traffic(trace: KernelTrace, found: Sequence[Piece], told: Sequence[st
     most_outside = max(end.global_read, end.global_written, end.moved, scores, 1)
     most_inside = max(end.shared_read, end.shared_written, 1)
     has_shared = bool(end.shared_read + end.shared_written)
-    scene = Scene("Bytes so far", COLUMN, 0)
-    scene.text(4, 16, "Bytes so far", size=15, weight="bold")
+    scene = Scene(_("Bytes so far"), COLUMN, 0)
+    scene.text(4, 16, _("Bytes so far"), size=15, weight="bold")
     names = [
-        ("from global memory", "global_read", most_outside, "decode"),
-        ("to global memory", "global_written", most_outside, "decode"),
-        ("moved, in sectors", "moved", most_outside, "decode"),
+        (_("from global memory"), "global_read", most_outside, "decode"),
+        (_("to global memory"), "global_written", most_outside, "decode"),
+        (_("moved, in sectors"), "moved", most_outside, "decode"),
     ]
     if has_scores:
-        names.append(("of these, scores", "scores", most_outside, "preempted"))
+        names.append((_("of these, scores"), "scores", most_outside, "preempted"))
     y = 28.0
     bars = {}
     for words, name, most, fill in names:
         bars[name] = (*_bar(scene, y, words, fill), most)
         y += BAR_ROW
     width = BAR_WIDTH * scores / most_outside
-    scene.text(4, y + 15, "all scores, once" if has_scores else "scores, not written", size=14)
+    scene.text(4, y + 15, _("all scores, once") if has_scores else _("scores, not written"), size=14)
     scene.rect(BAR_LEFT, y + 4, rounded(width), 14, fill="none", stroke="outline", dash="3 2")
     if not has_scores:
         hatch(scene, [(BAR_LEFT, y + 4, rounded(width), 14)])
     scene.text(COLUMN - 4, y + 15, f"{scores:,}", size=14, anchor="end")
     y += BAR_ROW + 8
     if has_shared:
-        for words, name in (("from shared memory", "shared_read"), ("to shared memory", "shared_written")):
+        for words, name in (
+            (_("from shared memory"), "shared_read"),
+            (_("to shared memory"), "shared_written"),
+        ):
             bars[name] = (*_bar(scene, y, words, "filled"), most_inside)
             y += BAR_ROW
-    note = "Global and shared memory each have a scale of their own." if has_shared else "All on one scale."
+    note = (
+        _("Global and shared memory each have a scale of their own.")
+        if has_shared
+        else _("All on one scale.")
+    )
     scene.text(4, y + 16, note, size=12, fill="muted")
     scene.height = y + 26
     for sentence, row in zip(told, traffic, strict=True):

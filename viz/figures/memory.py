@@ -12,21 +12,27 @@ it is about eight slots per sequence. Read next: `scheduler_gantt.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from minivllm.trace.timeline import Timeline
 from viz.figures.captions import captions
 from viz.figures.common import NARROW, StepCursor, step_axis_labels, swatches
+from viz.language import _
 from viz.scene import Scene, bars_path, rounded
 
 LEFT, TOP, HEIGHT = 58.0, 40.0, 130.0
 
 
-def memory_over_time(timeline: Timeline) -> Scene:
-    """Filled and empty slots of all blocks in use, step by step, against the size of the pool."""
+def memory_over_time(timeline: Timeline, told: Sequence[str] | None = None) -> Scene:
+    """Filled and empty slots of all blocks in use, step by step, against the size of the pool.
+
+    `told` are the captions, if they are there already.
+    """
     header = timeline.trace.header
-    scene = Scene("Blocks in use over the run", NARROW, TOP + HEIGHT + 26)
-    legend = [("filled", "slots filled", 1.0), ("wasted", "allocated but empty", 1.0)]
+    scene = Scene(_("Blocks in use over the run"), NARROW, TOP + HEIGHT + 26)
+    legend = [("filled", _("slots filled"), 1.0), ("wasted", _("allocated but empty"), 1.0)]
     if header.prefix_cache:
-        legend.append(("cached", "cached and evictable", 1.0))
+        legend.append(("cached", _("cached and evictable"), 1.0))
     swatches(scene, 18, legend, LEFT)
     slots = header.num_blocks * header.block_size
     bottom = TOP + HEIGHT
@@ -47,11 +53,11 @@ def memory_over_time(timeline: Timeline) -> Scene:
     scene.path(f"M{LEFT},{TOP}L{NARROW},{TOP}", stroke="ink", dash="5 3", stroke_width=1.2)
     scene.path(f"M{LEFT},{bottom}L{NARROW},{bottom}", stroke="outline", stroke_width=1.0)
     scene.text(LEFT - 6, TOP + 5, f"{header.num_blocks:,}", size=13, fill="muted", anchor="end")
-    scene.text(LEFT - 6, TOP + 20, "blocks", size=13, fill="muted", anchor="end")
+    scene.text(LEFT - 6, TOP + 20, _("blocks"), size=13, fill="muted", anchor="end")
     scene.text(LEFT - 6, bottom + 4, "0", size=13, fill="muted", anchor="end")
     step_axis_labels(scene, timeline.num_steps, LEFT, bottom + 20)
     cursor = StepCursor(scene, timeline.num_steps, LEFT, TOP, bottom)
-    for step, sentence in enumerate(captions(timeline)):
+    for step, sentence in enumerate(told or captions(timeline)):
         scene.begin_step(sentence)
         cursor.move(step)
     return scene

@@ -18,6 +18,7 @@ from minivllm.trace.timeline import Timeline
 from viz.counted import Counted, count
 from viz.figures.captions import captions
 from viz.figures.common import WIDE, StepCursor, step_axis_labels
+from viz.language import _
 from viz.scene import Scene, lines_path, rounded
 
 LEFT = 40.0
@@ -46,7 +47,7 @@ def metrics_board(
     counted = counted or count(timeline.trace)
     rows = shown(counted)
     bottom = TOP + ROW * len(rows)
-    scene = Scene("What /metrics would have said", width, bottom + 24, screen=screen)
+    scene = Scene(_("What /metrics would have said"), width, bottom + 24, screen=screen)
     step_width = (width - LEFT - 4) / max(timeline.num_steps, 1)
     for index, (name, fill) in enumerate(rows):
         _strip(
@@ -55,7 +56,7 @@ def metrics_board(
     step_axis_labels(scene, timeline.num_steps, LEFT, bottom + 16)
     cursor = StepCursor(scene, timeline.num_steps, LEFT, TOP, bottom)
     numbers = []
-    for index, (name, _) in enumerate(rows):  # after the cursor, whose veil would dim them
+    for index, (name, _fill) in enumerate(rows):  # after the cursor, whose veil would dim them
         y = TOP + ROW * index + 15
         scene.text(LEFT, y, name, size=14)
         numbers.append(scene.text(width - 4, y, "", size=15, anchor="end", weight="bold"))
@@ -64,7 +65,7 @@ def metrics_board(
     ):
         scene.begin_step(sentence)
         cursor.move(step)
-        for (name, _), number in zip(rows, numbers, strict=True):
+        for (name, _fill), number in zip(rows, numbers, strict=True):
             scene.set(number, text=in_words(name, moment.values[name]))
     return scene
 

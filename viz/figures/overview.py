@@ -16,9 +16,11 @@ from collections.abc import Mapping
 
 from minivllm.trace.replay import ReplayState, SequenceState
 from minivllm.trace.timeline import Phase, StepRecord, Timeline, walk
+from viz import subjects
 from viz.figures.captions import captions
 from viz.figures.common import NARROW, Name, clip, names_of
 from viz.figures.search import search_of, searched_requests
+from viz.language import N_, _
 from viz.scene import Scene, rounded
 
 MOST_ROWS = 24
@@ -27,19 +29,19 @@ PROMPT_CELLS, ANSWER_CELLS = 86, 80
 """What fits into a line; a Chinese character takes two cells."""
 
 DOING = {
-    Phase.WAITING: "waits",
-    Phase.PREFILL: "prefill",
-    Phase.DECODE: "decode",
-    Phase.PARKED: "parked",
-    Phase.PREEMPTED: "preempted, waits",
-    Phase.SWAPPED: "swapped out, waits",
+    Phase.WAITING: N_("waits"),
+    Phase.PREFILL: N_("prefill"),
+    Phase.DECODE: N_("decode"),
+    Phase.PARKED: N_("parked"),
+    Phase.PREEMPTED: N_("preempted, waits"),
+    Phase.SWAPPED: N_("swapped out, waits"),
 }
 ENDED = {
-    "stop": "finished (stop)",
-    "length": "finished (length)",
-    "abort": "aborted",
-    "error": "failed",
-    "pruned": "pruned",
+    "stop": N_("finished (stop)"),
+    "length": N_("finished (length)"),
+    "abort": N_("aborted"),
+    "error": N_("failed"),
+    "pruned": N_("pruned"),
 }
 
 
@@ -60,7 +62,7 @@ class _Column:
     """One column of requests."""
 
     def __init__(self, timeline: Timeline, requests: list[str]) -> None:
-        self.scene = Scene("What each request says so far", NARROW, ROW * len(requests))
+        self.scene = Scene(_("What each request says so far"), NARROW, ROW * len(requests))
         self.names = names_of(timeline)
         self.settled: set[str] = set()
         """Finished requests, which never change again."""
@@ -84,9 +86,10 @@ class _Column:
                 label=name.tag,
                 label_size=15,
                 radius=4,
-                tip=f"Request {name.full}",
+                tip=_("Request {full}").format(full=name.full),
+                subject=subjects.request(name.number),
             ),
-            "doing": scene.text(64, y + 26, "not here yet", size=15, weight="bold", fill="muted"),
+            "doing": scene.text(64, y + 26, _("not here yet"), size=15, weight="bold", fill="muted"),
             "count": scene.text(NARROW - 10, y + 26, "", size=14, anchor="end", fill="muted"),
             "prompt": scene.text(10, y + 48, "", size=14, fill="muted"),
             "answer": scene.text(10, y + 67, "", size=15),
@@ -123,7 +126,9 @@ class _Column:
         name = self.names[sequence.request]
         most = sequence.num_prompt_tokens + sequence.max_tokens
         width = NARROW - 20
-        doing = DOING[phase] + (f", {count} sequences" if count > 1 else "")
+        doing = _(DOING[phase])
+        if count > 1:
+            doing = _("{doing}, {count} sequences").format(doing=doing, count=count)
         self.scene.set(row["chip"], fill=name.colour)
         self.scene.set(row["doing"], text=doing, fill="ink")
         self.scene.set(row["count"], text=_count(sequence, name, sequence.num_output_tokens))
@@ -140,16 +145,16 @@ class _Column:
         first = outputs[0]
         reason = outputs[-1].finish_reason or ""
         texts = [sequence.text for sequence in sorted(outputs, key=lambda s: s.seq)]
-        doing = ENDED.get(reason, f"finished ({reason})")
+        doing = _(ENDED[reason]) if reason in ENDED else _("finished ({reason})").format(reason=reason)
         num_tokens = first.num_output_tokens
         if search := self.searches.get(request):
             best = search.best(search.column_at(step))
             if best is not None:
                 texts = [search.text_to(best)]
                 num_tokens = search.nodes[best].column + 1
-                doing += ", the best of its search"
+                doing = _("{doing}, the best of its search").format(doing=doing)
         elif len(outputs) > 1:
-            doing += f", {len(outputs)} outputs"
+            doing = _("{doing}, {count} outputs").format(doing=doing, count=len(outputs))
         self.scene.set(row["chip"], fill=self.names[request].colour)
         self.scene.set(row["doing"], text=doing, fill="ink")
         self.scene.set(row["count"], text=_count(first, self.names[request], num_tokens))
@@ -162,10 +167,14 @@ class _Column:
 
 
 def _count(sequence: SequenceState, name: Name, num_output_tokens: int) -> str:
-    request = "" if name.tag == name.request else f"id {clip(name.request, 12)} · "
-    return (
-        f"{request}{sequence.num_prompt_tokens:,} prompt + {num_output_tokens:,} "
-        f"of at most {sequence.max_tokens:,} output tokens"
+    request = "" if name.tag == name.request else _("id {request} · ").format(request=clip(name.request, 12))
+    return _(
+        "{request}{prompt_tokens:,} prompt + {output_tokens:,} of at most {max_tokens:,} output tokens"
+    ).format(
+        request=request,
+        prompt_tokens=sequence.num_prompt_tokens,
+        output_tokens=num_output_tokens,
+        max_tokens=sequence.max_tokens,
     )
 
 
@@ -173,4 +182,4 @@ def _prompt(sequence: SequenceState) -> str:
     if sequence.prompt:
         return sequence.prompt
     ids = " ".join(map(str, sequence.token_ids[: min(40, sequence.num_prompt_tokens)]))
-    return f"(only token ids: {ids} …)"
+    return _("(only token ids: {ids} …)").format(ids=ids)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from minivllm.trace.events import TraceHeader
 from minivllm.trace.timeline import StepRecord
 from viz.figures.common import NARROW
+from viz.language import _
 from viz.scene import Scene, rounded
 
 
@@ -31,13 +32,16 @@ class PoolStrip:
         filled, used = record.num_filled_slots, record.num_used_blocks * size
         self.scene.set(self.shapes["filled"], width=rounded(filled * unit))
         self.scene.set(self.shapes["wasted"], x=rounded(filled * unit), width=rounded((used - filled) * unit))
-        words = f"{record.num_used_blocks:,} blocks in use, "
+        words = [_("{count:,} blocks in use").format(count=record.num_used_blocks)]
         if "cached" in self.shapes:
             evictable = record.num_evictable_blocks
             width = rounded(evictable * size * unit)
             self.scene.set(self.shapes["cached"], x=rounded(used * unit), width=width)
-            words += f"{evictable:,} cached and evictable, "
-        words += f"{total - record.num_used_blocks - record.num_evictable_blocks:,} free"
+            words.append(_("{count:,} cached and evictable").format(count=evictable))
+        free = total - record.num_used_blocks - record.num_evictable_blocks
+        words.append(_("{count:,} free").format(count=free))
+        told = _(", ").join(words)
         if used:
-            words += f" · {used - filled:,} of {used:,} slots empty ({1 - filled / used:.1%})"
-        self.scene.set(self.text, text=words)
+            empty = _("{empty:,} of {all:,} slots empty ({share:.1%})")
+            told += " · " + empty.format(empty=used - filled, all=used, share=1 - filled / used)
+        self.scene.set(self.text, text=told)

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from minivllm.trace.precision_events import GridTried, MatrixOnGrids, MatrixSampled
 from viz.figures.common import NARROW, swatches
+from viz.language import _
 from viz.palette import ramp
 from viz.scene import Scene, bars_path, lines_path, rounded
 
@@ -42,16 +43,24 @@ def caption(matrix: MatrixSampled, grid: GridTried) -> str:
     """What this grid does to the matrix."""
     group = _group_of_salient(matrix, grid)
     low, high = _ends(grid, group)
-    steps = f"{2**grid.bits} steps from {number(low)} to {number(high)} in the group shown"
-    return (
-        f"{grid.bits} bits, {group_words(grid)}: {steps}. Weights are off by {grid.weight_error:.2%}, "
-        f"products by {grid.output_error:.2%}; "
-        f"with scales and zeros a weight takes {bits_of(matrix, grid):.2f} bits."
+    steps = _("{count} steps from {low} to {high} in the group shown").format(
+        count=2**grid.bits, low=number(low), high=number(high)
+    )
+    return _(
+        "{bits} bits, {groups}: {steps}. Weights are off by {weight_error:.2%}, products by "
+        "{output_error:.2%}; with scales and zeros a weight takes {stored:.2f} bits."
+    ).format(
+        bits=grid.bits,
+        groups=group_words(grid),
+        steps=steps,
+        weight_error=grid.weight_error,
+        output_error=grid.output_error,
+        stored=bits_of(matrix, grid),
     )
 
 
 def group_words(grid: GridTried) -> str:
-    return f"groups of {grid.group_size}" if grid.group_size else "one group a row"
+    return _("groups of {size}").format(size=grid.group_size) if grid.group_size else _("one group a row")
 
 
 def number(value: float) -> str:
@@ -85,11 +94,12 @@ def weights_scene(found: MatrixOnGrids, told: Sequence[str]) -> Scene:
     wide = (NARROW - 2 * LEFT) / columns
     high = min(9.0, 150 / rows)
     block = rows * high + 34
-    scene = Scene(f"Weights of {matrix.name}, before and after", NARROW, 58 + 3 * block)
+    heading = _("{name}: outputs {output}–{last_output}, inputs {input}–{last_input}")
+    scene = Scene(_("Weights of {name}, before and after").format(name=matrix.name), NARROW, 58 + 3 * block)
     last_row, last_column = matrix.first_output + rows - 1, matrix.first_input + columns - 1
     scene.text(
-        LEFT, 16, f"{matrix.name}: outputs {matrix.first_output}–{last_row}, "
-        f"inputs {matrix.first_input}–{last_column}", size=15, weight="bold",
+        LEFT, 16, heading.format(name=matrix.name, output=matrix.first_output, last_output=last_row,
+                                input=matrix.first_input, last_input=last_column), size=15, weight="bold",
     )  # fmt: skip
     most = max(abs(value) for row in matrix.weights for value in row) or 1.0
     worst = max((abs(e) for grid in found.grids for row in _errors(matrix, grid) for e in row), default=0.0)
@@ -97,10 +107,12 @@ def weights_scene(found: MatrixOnGrids, told: Sequence[str]) -> Scene:
     swatches(
         scene, 36,
         [("below6", f"−{number(most)}", 1.0), ("panel", "0", 1.0), ("above6", number(most), 1.0),
-         ("heat6", f"error {number(worst)}", 1.0)], LEFT,
+         ("heat6", _("error {value}").format(value=number(worst)), 1.0)], LEFT,
     )  # fmt: skip
     maps, tops = [], []
-    for index, title in enumerate(("before", "after: what the codes stand for", "error: how far it moved")):
+    for index, title in enumerate(
+        (_("before"), _("after: what the codes stand for"), _("error: how far it moved"))
+    ):
         top = 62 + index * block + 12
         tops.append(top)
         scene.text(LEFT, top - 5, title, size=13, fill="muted")
@@ -152,7 +164,9 @@ def _signed(value: float, most: float) -> str:
 
 
 def _tip(matrix: MatrixSampled, row: int, column: int) -> str:
-    place = f"output {matrix.first_output + row}, input {matrix.first_input + column}"
+    place = _("output {output}, input {input}").format(
+        output=matrix.first_output + row, input=matrix.first_input + column
+    )
     return f"{place}: {number(matrix.weights[row][column])}"
 
 
@@ -175,14 +189,15 @@ def channels_scene(found: MatrixOnGrids, told: Sequence[str]) -> Scene:
     """Bars up: inputs; bars down: which channels the error of this grid comes from."""
     matrix = found.matrix
     middle, height = 114.0, 68.0
-    scene = Scene(f"Input channels of {matrix.name}", NARROW, 212)
-    scene.text(LEFT, 16, "Input channels: which ones matter", size=15, weight="bold")
+    scene = Scene(_("Input channels of {name}").format(name=matrix.name), NARROW, 212)
+    scene.text(LEFT, 16, _("Input channels: which ones matter"), size=15, weight="bold")
     salient = salient_channels(matrix)
-    swatches(
-        scene, 34,
-        [("decode", "mean |x|", 1.0), ("family4", f"the largest {SALIENT:.0%}", 1.0),
-         ("heat5", "share of this grid's error", 1.0)], LEFT,
-    )  # fmt: skip
+    entries = [
+        ("decode", _("mean |x|"), 1.0),
+        ("family4", _("the largest {share:.0%}").format(share=SALIENT), 1.0),
+        ("heat5", _("share of this grid's error"), 1.0),
+    ]
+    swatches(scene, 34, entries, LEFT)
     bins = _bins(matrix.num_inputs)
     width = (NARROW - 2 * LEFT) / len(bins)
     most = max(matrix.mean_inputs) or 1.0
@@ -212,7 +227,9 @@ def channels_scene(found: MatrixOnGrids, told: Sequence[str]) -> Scene:
         part = sum(grid_losses[channel] ** 2 for channel in salient) / total
         scene.set(
             share,
-            text=f"{len(salient)} of {matrix.num_inputs} channels bring {part:.0%} of the squared error",
+            text=_("{salient} of {inputs} channels bring {part:.0%} of the squared error").format(
+                salient=len(salient), inputs=matrix.num_inputs, part=part
+            ),
         )
     return scene
 
@@ -236,8 +253,14 @@ def group_scene(found: MatrixOnGrids, told: Sequence[str]) -> Scene:
     matrix = found.matrix
     channel = salient_channels(matrix)[0]
     row = matrix.first_output + matrix.row
-    scene = Scene(f"One group of {matrix.name} on its grid", NARROW, 214)
-    scene.text(LEFT, 16, f"One group: row {row}, around input {channel}", size=15, weight="bold")
+    scene = Scene(_("One group of {name} on its grid").format(name=matrix.name), NARROW, 214)
+    scene.text(
+        LEFT,
+        16,
+        _("One group: row {row}, around input {channel}").format(row=row, channel=channel),
+        size=15,
+        weight="bold",
+    )
     words_of_group = scene.text(LEFT, 36, "", size=13, fill="muted")
     ends = [_ends(grid, _group_of_salient(matrix, grid)) for grid in found.grids]
     low = min(min(matrix.row_weights), *(low for low, _ in ends))
@@ -251,10 +274,17 @@ def group_scene(found: MatrixOnGrids, told: Sequence[str]) -> Scene:
     ticks = scene.path("", stroke="decode", stroke_width=1.2)
     bars = scene.path("", fill="above5")
     mark = scene.path("", stroke="cursor", stroke_width=2.0)
-    scene.text(LEFT, 62, "weights", size=13, fill="muted")
-    scene.text(NARROW - LEFT, 62, f"red: input {channel}", size=13, fill="cursor", anchor="end")
-    scene.text(LEFT, 110, "steps of the grid", size=13, fill="muted")
-    scene.text(LEFT, 150, "weights on each step", size=13, fill="muted")
+    scene.text(LEFT, 62, _("weights"), size=13, fill="muted")
+    scene.text(
+        NARROW - LEFT,
+        62,
+        _("red: input {channel}").format(channel=channel),
+        size=13,
+        fill="cursor",
+        anchor="end",
+    )
+    scene.text(LEFT, 110, _("steps of the grid"), size=13, fill="muted")
+    scene.text(LEFT, 150, _("weights on each step"), size=13, fill="muted")
     scene.path(lines_path([(LEFT, 204), (NARROW - LEFT, 204)]), stroke="outline", stroke_width=1.0)
     for grid, words in zip(found.grids, told, strict=True):
         scene.begin_step(words)
@@ -262,7 +292,12 @@ def group_scene(found: MatrixOnGrids, told: Sequence[str]) -> Scene:
         group = channel // size
         members = range(group * size, min((group + 1) * size, matrix.num_inputs))
         scale, zero = grid.row_scales[group], grid.row_zeros[group]
-        scene.set(words_of_group, text=f"scale {number(scale)}, zero at code {zero}, {len(members)} weights")
+        scene.set(
+            words_of_group,
+            text=_("scale {scale}, zero at code {zero}, {members} weights").format(
+                scale=number(scale), zero=zero, members=len(members)
+            ),
+        )
         scene.set(rug, d="".join(_stick(x(matrix.row_weights[m]), 70, 90) for m in members))
         shown = range(0, 2**grid.bits, max(1, 2**grid.bits // MOST_TICKS))
         scene.set(ticks, d="".join(_stick(x((code - zero) * scale), 116, 132) for code in shown))
@@ -308,13 +343,26 @@ def errors_scene(found: MatrixOnGrids, told: Sequence[str]) -> Scene:
     sizes = sorted({grid.group_size for grid in found.grids}, key=lambda size: size or matrix.num_inputs)
     left, top, high = 74.0, 62.0, 34.0
     wide = (NARROW - left - LEFT) / len(sizes)
-    scene = Scene(f"Errors of {matrix.name} on every grid", NARROW, top + high * len(bits) + 10)
-    scene.text(LEFT, 16, "Every grid: error of products · bits a weight", size=15, weight="bold")
+    scene = Scene(
+        _("Errors of {name} on every grid").format(name=matrix.name), NARROW, top + high * len(bits) + 10
+    )
+    scene.text(LEFT, 16, _("Every grid: error of products · bits a weight"), size=15, weight="bold")
     for column, size in enumerate(sizes):
-        words = f"groups of {size}" if size else f"a row ({matrix.num_inputs})"
+        words = (
+            _("groups of {size}").format(size=size)
+            if size
+            else _("a row ({inputs})").format(inputs=matrix.num_inputs)
+        )
         scene.text(rounded(left + (column + 0.5) * wide), 50, words, size=13, fill="muted", anchor="middle")
     for line, count in enumerate(bits):
-        scene.text(left - 8, top + line * high + 21, f"{count} bits", size=13, fill="muted", anchor="end")
+        scene.text(
+            left - 8,
+            top + line * high + 21,
+            _("{count} bits").format(count=count),
+            size=13,
+            fill="muted",
+            anchor="end",
+        )
     worst = max(grid.output_error for grid in found.grids) or 1.0
     cells = []
     for grid in found.grids:

@@ -24,6 +24,7 @@ from viz.figures.captions import captions
 from viz.figures.common import EDGE_MARKS, WIDE, clip, listing, names_of, plural
 from viz.figures.prefixes import PrefixHistory, prefix_history
 from viz.figures.readers import Readers
+from viz.language import _
 from viz.scene import Scene, Value, rounded
 
 MOST_EDGES = 60
@@ -91,7 +92,7 @@ class _PrefixTree:
         self.names = names_of(timeline)
         self.requests = {seq: sequence.request for seq, sequence in timeline.sequences.items()}
         self.kind = timeline.trace.header.prefix_cache
-        self.scene = Scene("Prefix tree", width, 0, screen=screen)
+        self.scene = Scene(_("Prefix tree"), width, 0, screen=screen)
         self.readers = Readers()
         self.blocks: dict[int, set[int]] = {}  # content → blocks that hold it now
         self.at: dict[int, int] = {}  # block → content
@@ -116,7 +117,9 @@ class _PrefixTree:
         self.shapes = {number: self._lay(number) for number in self.places}
         left_out = len(history.edges) - len(drawn)
         if left_out:
-            note = f"{plural(left_out, 'edge')} that were found less often are not drawn."
+            note = _("{edges} that were found less often are not drawn.").format(
+                edges=plural(left_out, "edge")
+            )
             self.scene.text(0, bottom + 16, note, size=13, fill="muted")
             bottom += 22
         self.scene.height = max(bottom, TOP + 20)
@@ -149,8 +152,12 @@ class _PrefixTree:
 
     def _lay_roots(self) -> None:
         for salt, place in self.root_places.items():
-            label = "root" if salt is None else clip(f"salt {salt}", 10)
-            tip = "Everything without a salt begins here" if salt is None else f"Only for the salt {salt}"
+            label = _("root") if salt is None else clip(_("salt {salt}").format(salt=salt), 10)
+            tip = (
+                _("Everything without a salt begins here")
+                if salt is None
+                else _("Only for the salt {salt}").format(salt=salt)
+            )
             self.scene.rect(
                 place.x,
                 place.y + (0 if self.is_indented else 8),
@@ -181,7 +188,7 @@ class _PrefixTree:
         cells = int((place.width - 30) / 7.4)
         words = clip(self._words(number), cells)
         text = scene.text(place.x + 8, place.y + 17, words, size=14, fill="muted")
-        facts = scene.text(place.x + 8, place.y + 34, "not cached yet", size=12, fill="muted")
+        facts = scene.text(place.x + 8, place.y + 34, _("not cached yet"), size=12, fill="muted")
         chips = tuple(
             scene.rect(
                 place.x + place.width - (slot + 1) * (CHIP + 2),
@@ -325,14 +332,23 @@ class _PrefixTree:
         edge = self.history.edges[number]
         if not present:
             gone = [self.gone_since[content] for content in edge.contents if content in self.gone_since]
-            return f"evicted in step {max(gone)}" if gone else "not cached yet"
+            return _("evicted in step {step}").format(step=max(gone)) if gone else _("not cached yet")
         total = len(edge.contents)
-        words = plural(total, "block") if len(present) == total else f"{len(present)} of {total} blocks"
+        words = (
+            plural(total, "block")
+            if len(present) == total
+            else _("{present} of {total} blocks").format(present=len(present), total=total)
+        )
         if seqs:
             words += f" · {plural(len(seqs), 'sequence')}"
         if evictable:
             since = min(self.evictable_since.get(content, 0) for content in evictable)
-            words += f" · {'' if not seqs else f'{len(evictable)} '}evictable since step {since}"
+            told = (
+                _("{words} · {count} evictable since step {since}")
+                if seqs
+                else _("{words} · evictable since step {since}")
+            )
+            words = told.format(words=words, count=len(evictable), since=since)
         return words
 
     def _draw_chips(self, shapes: Shapes, seqs: set[int]) -> None:
@@ -364,9 +380,13 @@ class _PrefixTree:
 
     def _draw_title(self, state: ReplayState) -> None:
         cached, evictable = len(state.blocks.cached), state.blocks.num_evictable
-        words = f"Prefix cache ({self.kind}): {plural(cached, 'block')} cached"
+        words = _("Prefix cache ({kind}): {blocks} cached").format(
+            kind=self.kind, blocks=plural(cached, "block")
+        )
         if cached:
-            words += f", {cached - evictable:,} in use, {evictable:,} evictable"
+            words = _("{words}, {used:,} in use, {evictable:,} evictable").format(
+                words=words, used=cached - evictable, evictable=evictable
+            )
         self.scene.set(self.title, text=words)
 
 

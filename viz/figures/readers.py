@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from minivllm.trace.replay import ReplayState
 from minivllm.trace.timeline import StepRecord
 from viz.figures.common import MARKS, Mark
+from viz.language import _
 
 
 @dataclass
@@ -119,5 +120,9 @@ def mark_of(happened: set[str], references: int, *, is_host: bool = False) -> Ma
     mark = MARKS[name]
     if references and not is_host and "evicted" in happened:
         # It was evicted to make room, and this is the sequence that got it.
-        return Mark(MARKS["evicted"].sign + mark.sign, mark.dash, f"evicted, then {mark.words}")
+        return Mark(
+            MARKS["evicted"].sign + mark.sign,
+            mark.dash,
+            _("evicted, then {words}").format(words=mark.words),
+        )
     return mark

@@ -26,6 +26,7 @@ from minivllm.trace.work import attainable, ridge
 from viz.figures.common import NARROW, plural, swatches
 from viz.figures.log_axis import LogScale, engineering, log_grid
 from viz.figures.step_work import PhaseWork
+from viz.language import _, sentences
 from viz.scene import Scene, bars_path, lines_path, rounded
 
 LEFT, TOP, BOTTOM = 76.0, 70.0, 380.0
@@ -63,16 +64,16 @@ def roofline(timeline: Timeline, work: Sequence[PhaseWork], hardware: HardwareSh
     """Every step's prefill part and decode part; the roof too, if the hardware is known."""
     roof = Roof(hardware) if hardware else None
     x, y = _scales(work, roof)
-    scene = Scene("Roofline: achieved and attainable FLOP/s", NARROW, HEIGHT)
-    log_grid(scene, x, y, "FLOP per byte (arithmetic intensity)", "FLOP/s")
+    scene = Scene(_("Roofline: achieved and attainable FLOP/s"), NARROW, HEIGHT)
+    log_grid(scene, x, y, _("FLOP per byte (arithmetic intensity)"), "FLOP/s")
     if roof:
         _draw_roof(scene, roof, x, y)
     for phase in (Phase.PREFILL, Phase.DECODE):
         dots = [(x.place(p.intensity), y.place(p.achieved)) for p in work if p.phase is phase]
         scene.path(dots_path(dots, phase), fill=phase.value, opacity=0.55)
     entries = [
-        ("prefill", "prefill part of a step (square)", 1.0),
-        ("decode", "decode part (diamond)", 1.0),
+        ("prefill", _("prefill part of a step (square)"), 1.0),
+        ("decode", _("decode part (diamond)"), 1.0),
     ]
     swatches(scene, 18, entries, 4)
     marks = {phase: _Mark(scene, phase, x, y, roof) for phase in (Phase.PREFILL, Phase.DECODE)}
@@ -86,8 +87,13 @@ def roofline(timeline: Timeline, work: Sequence[PhaseWork], hardware: HardwareSh
         parts = by_step.get(step, {})
         for phase, mark in marks.items():
             mark.show(parts.get(phase))
-        words = [f"{part.phase.value} {engineering(part.achieved)}FLOP/s" for part in parts.values()]
-        scene.set(now, text=f"step {step}: " + (", ".join(words) or "nothing was computed and timed"))
+        words = [f"{_(part.phase.value)} {engineering(part.achieved)}FLOP/s" for part in parts.values()]
+        scene.set(
+            now,
+            text=_("step {step}: {words}").format(
+                step=step, words=_(", ").join(words) or _("nothing was computed and timed")
+            ),
+        )
     return scene
 
 
@@ -99,24 +105,37 @@ def roofline_captions(
     told: dict[int, list[str]] = {}
     for part in work:
         told.setdefault(part.step, []).append(_in_words(part, roof))
-    nothing = ["Nothing was computed, or its time is not known."]
-    return [f"Step {step}. " + " ".join(told.get(step, nothing)) for step in range(timeline.num_steps)]
+    nothing = [_("Nothing was computed, or its time is not known.")]
+    return [
+        sentences([_("Step {step}.").format(step=step), *told.get(step, nothing)])
+        for step in range(timeline.num_steps)
+    ]
 
 
 def _in_words(part: PhaseWork, roof: Roof | None) -> str:
-    words = (
-        f"The {part.phase.value} part: {plural(part.num_tokens, 'token')} of "
-        f"{plural(part.num_sequences, 'sequence')}, {engineering(part.flops)}FLOP and "
-        f"{engineering(part.num_bytes)}B, so {part.intensity:,.3g} FLOP per byte; "
-        f"{engineering(part.achieved)}FLOP/s"
+    told = _(
+        "The {phase} part: {tokens} of {sequences}, {flop}FLOP and {bytes}B, so {intensity:,.3g} FLOP per "
+        "byte; {speed}FLOP/s"
+    ).format(
+        phase=_(part.phase.value),
+        tokens=plural(part.num_tokens, "token"),
+        sequences=plural(part.num_sequences, "sequence"),
+        flop=engineering(part.flops),
+        bytes=engineering(part.num_bytes),
+        intensity=part.intensity,
+        speed=engineering(part.achieved),
     )
     if roof is None:
-        return words + "."
+        return _("{sentence}.").format(sentence=told)
     attainable = roof.attainable(part.intensity)
-    limit = "memory" if part.intensity < roof.ridge else "arithmetic"
     share = part.achieved / attainable
-    above = ", above the roof: this cannot be the device of this run" if share > 1.05 else ""
-    return f"{words}, {share:.0%} of the {engineering(attainable)}FLOP/s that {limit} allows{above}."
+    words = _("{told}, {share:.0%} of the {speed}FLOP/s that arithmetic allows")
+    if part.intensity < roof.ridge:
+        words = _("{told}, {share:.0%} of the {speed}FLOP/s that memory allows")
+    words = words.format(told=told, share=share, speed=engineering(attainable))
+    if share > 1.05:
+        words = _("{words}, above the roof: this cannot be the device of this run").format(words=words)
+    return _("{sentence}.").format(sentence=words)
 
 
 def dots_path(places: list[tuple[float, float]], phase: Phase, size: float = DOT) -> str:
@@ -152,13 +171,19 @@ def _draw_roof(scene: Scene, roof: Roof, x: LogScale, y: LogScale) -> None:
     scene.path(lines_path([(rounded(x), rounded(y)) for x, y in points]), stroke="ink", stroke_width=2.2)
     scene.path(f"M{corner:.2f},{top:.2f}L{corner:.2f},{y.start:g}", stroke="ink", dash="4 3", stroke_width=1)
     left = corner > (x.start + x.end) / 2
-    scene.text(x.end, top - 8, f"peak {engineering(roof.peak)}FLOP/s", size=13, anchor="end")
-    words = f"ridge point: {roof.ridge:,.3g} FLOP per byte"
+    scene.text(
+        x.end,
+        top - 8,
+        _("peak {speed}FLOP/s").format(speed=engineering(roof.peak)),
+        size=13,
+        anchor="end",
+    )
+    words = _("ridge point: {ridge:,.3g} FLOP per byte").format(ridge=roof.ridge)
     place = corner - 6 if left else corner + 6
     scene.text(rounded(place), y.start - 8, words, size=13, anchor="end" if left else "start")
     middle = (begin * roof.ridge) ** 0.5
     at = rounded(x.place(middle)), rounded(y.place(roof.attainable(middle)))
-    slope = f"memory {engineering(roof.bandwidth)}B/s"
+    slope = _("memory {speed}B/s").format(speed=engineering(roof.bandwidth))
     # Above the slope if the words fit between it and the axis: no point can be there. Else below it.
     room = 8 * len(slope)
     if at[0] - LEFT > room:

@@ -10,12 +10,15 @@ The height of a span says the same as its colour. Read next: `batch_composition.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from math import ceil
 
 from minivllm.trace.timeline import Phase, Span, Timeline
+from viz import subjects
 from viz.figures.captions import captions
 from viz.figures.common import WASTE, WIDE, Name, StepCursor, hatch, names_of, step_axis_labels, swatches
+from viz.language import N_, _
 from viz.scene import Scene, rounded
 
 MOST_ROWS = 200
@@ -25,12 +28,12 @@ ROWS_HEIGHT = 430.0
 
 # phase → (colour, height as a share of the row, words)
 LOOKS: dict[Phase, tuple[str, float, str]] = {
-    Phase.WAITING: ("waiting", 0.25, "waits"),
-    Phase.PREFILL: ("prefill", 1.0, "prefill"),
-    Phase.DECODE: ("decode", 0.6, "decode"),
-    Phase.PARKED: (WASTE, 0.6, "parked: keeps its slot and its blocks, computes nothing"),
-    Phase.PREEMPTED: ("preempted", 0.25, "× preempted, waits again"),
-    Phase.SWAPPED: ("swapped", 0.4, "↑ swapped out, waits again"),
+    Phase.WAITING: ("waiting", 0.25, N_("waits")),
+    Phase.PREFILL: ("prefill", 1.0, N_("prefill")),
+    Phase.DECODE: ("decode", 0.6, N_("decode")),
+    Phase.PARKED: (WASTE, 0.6, N_("parked: keeps its slot and its blocks, computes nothing")),
+    Phase.PREEMPTED: ("preempted", 0.25, N_("× preempted, waits again")),
+    Phase.SWAPPED: ("swapped", 0.4, N_("↑ swapped out, waits again")),
 }
 
 
@@ -44,7 +47,7 @@ def scheduler_gantt(timeline: Timeline, width: float = WIDE, screen: str = "") -
     row = max(4.0, min(24.0, ROWS_HEIGHT / max(len(shown), 1)))
     bottom = TOP + row * len(shown)
     more = len(requests) - len(shown)
-    scene = Scene("Scheduler timeline", width, bottom + (46 if more else 28), screen=screen)
+    scene = Scene(_("Scheduler timeline"), width, bottom + (46 if more else 28), screen=screen)
     _legend(scene, timeline, narrow=width < 800)
     names = names_of(timeline)
     step_width = (width - LEFT - 4) / max(timeline.num_steps, 1)
@@ -55,7 +58,9 @@ def scheduler_gantt(timeline: Timeline, width: float = WIDE, screen: str = "") -
         y = TOP + index * row
         if index % every == 0:
             size = min(14.0, row * every)
-            scene.text(LEFT - 8, y + row / 2 + size * 0.36, names[request].tag, size=size, anchor="end")
+            place = (LEFT - 8, y + row / 2 + size * 0.36)
+            about = subjects.request(names[request].number)
+            scene.text(*place, names[request].tag, size=size, anchor="end", subject=about)
         if index and row >= 10:
             scene.path(f"M{LEFT:g},{y:g}L{width:g},{y:g}", stroke="rule", stroke_width=0.6)
         for span in timeline.spans[request]:
@@ -69,7 +74,9 @@ def scheduler_gantt(timeline: Timeline, width: float = WIDE, screen: str = "") -
         scene.text(rounded(x), rounded(y + 5), sign, size=16, weight="bold", fill="ink", anchor="middle")
     step_axis_labels(scene, timeline.num_steps, LEFT, bottom + 20)
     if more:
-        words = f"The first {MOST_ROWS} of {len(requests):,} requests are drawn."
+        words = _("The first {drawn} of {all:,} requests are drawn.").format(
+            drawn=MOST_ROWS, all=len(requests)
+        )
         scene.text(LEFT, bottom + 40, words, size=13, fill="muted")
     cursor = StepCursor(scene, timeline.num_steps, LEFT, TOP, bottom)
     for step, sentence in enumerate(captions(timeline)):
@@ -91,14 +98,17 @@ def draw_span(
     """One span of a row that begins at `y`, from one x to another; returns its rectangle."""
     fill, share, words = LOOKS[span.phase]
     height = max(1.5, (row - min(3.0, row * 0.25)) * share)
-    steps = f"step {span.first}" if span.first == span.last else f"steps {span.first}–{span.last}"
+    steps = _("step {step}") if span.first == span.last else _("steps {step}–{last}")
+    steps = steps.format(step=span.first, last=span.last)
     box = (
         rounded(reach[0]),
         rounded(y + (row - height) / 2),
         rounded(max(0.5, reach[1] - reach[0])),
         rounded(height),
     )
-    scene.rect(*box, fill=fill, tip=f"{name.full}: {words.lstrip('×↑ ')}, {steps}")
+    tip = _("{request}: {phase}, {steps}")
+    tip = tip.format(request=name.full, phase=_(words).lstrip("×↑ "), steps=steps)
+    scene.rect(*box, fill=fill, subject=subjects.request(name.number), tip=tip)
     return box
 
 
@@ -111,7 +121,7 @@ def legend_entries(timelines: Iterable[Timeline], narrow: bool) -> list[tuple[st
     """For `swatches`: the phases that occur, in full or in a word each."""
     present = {span.phase for run in timelines for spans in run.spans.values() for span in spans}
     return [
-        (fill, words.split(":")[0].split(",")[0] if narrow else words, share)
+        (fill, re.split("[:,：，]", _(words))[0] if narrow else _(words), share)
         for phase, (fill, share, words) in LOOKS.items()
         if phase in present
     ]

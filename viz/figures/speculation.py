@@ -21,6 +21,7 @@ from minivllm.trace.timeline import Timeline
 from viz.figures.allowed_tokens import seen
 from viz.figures.captions import captions
 from viz.figures.common import NARROW, clip, names_of, plural, swatches
+from viz.language import _
 from viz.scene import Scene, rounded
 
 LEFT, ROWS, ROW, TOP, BARS = 66.0, 6, 30.0, 44.0, 60.0
@@ -82,8 +83,8 @@ def speculation(timeline: Timeline, width: float = NARROW, screen: str = "") -> 
     """The drafts of each step, and how they fared in the whole run."""
     facts = speculation_facts(timeline)
     bottom = TOP + ROWS * ROW + 20 + BARS
-    scene = Scene("What was guessed", width, bottom + 74, screen=screen)
-    swatches(scene, 18, [(ACCEPTED, "accepted", 1.0), (STRUCK_OUT, "struck out", 1.0)], LEFT)
+    scene = Scene(_("What was guessed"), width, bottom + 74, screen=screen)
+    swatches(scene, 18, [(ACCEPTED, _("accepted"), 1.0), (STRUCK_OUT, _("struck out"), 1.0)], LEFT)
     rows = _Rows(scene, timeline)
     _bars(scene, facts, rows.cell, bottom)
     _numbers(scene, facts, bottom + 40)
@@ -96,12 +97,14 @@ def speculation(timeline: Timeline, width: float = NARROW, screen: str = "") -> 
 def _bars(scene: Scene, facts: SpeculationFacts, cell: float, bottom: float) -> None:
     """How often drafts are accepted, under their places."""
     scene.path(f"M{LEFT:g},{bottom:g}L{scene.width:g},{bottom:g}", stroke="outline", stroke_width=1.0)
-    scene.text(LEFT - 8, bottom - 4, "accepted", size=13, fill="muted", anchor="end")
+    scene.text(LEFT - 8, bottom - 4, _("accepted"), size=13, fill="muted", anchor="end")
     counts = [*zip(facts.drafted, facts.accepted, strict=True)][:MOST_CELLS]
     for place, (drafted, accepted) in enumerate(counts):
         height = max(1.0, (BARS - 16) * accepted / drafted)
         x = LEFT + place * cell
-        tip = f"draft {place + 1}: {accepted:,} of {drafted:,} accepted"
+        tip = _("draft {place}: {accepted:,} of {drafted:,} accepted").format(
+            place=place + 1, accepted=accepted, drafted=drafted
+        )
         scene.rect(
             x, rounded(bottom - height), rounded(cell - 12), rounded(height), fill=ACCEPTED, radius=2, tip=tip
         )
@@ -110,11 +113,15 @@ def _bars(scene: Scene, facts: SpeculationFacts, cell: float, bottom: float) -> 
 
 def _numbers(scene: Scene, facts: SpeculationFacts, y: float) -> None:
     told = [
-        f"Drafts: {sum(facts.drafted):,}, accepted {sum(facts.accepted):,} ({facts.acceptance_rate:.0%}).",
-        f"Tokens a step with drafts: {facts.tokens_per_step:.2f}, by the formula "
-        f"{facts.expected_tokens_per_step:.2f}.",
-        f"Worth {facts.expected_speedup(0):.1f} × if drafts are free, {facts.expected_speedup(0.2):.1f} × if "
-        "one costs a fifth of a step.",
+        _("Drafts: {drafted:,}, accepted {accepted:,} ({rate:.0%}).").format(
+            drafted=sum(facts.drafted), accepted=sum(facts.accepted), rate=facts.acceptance_rate
+        ),
+        _("Tokens a step with drafts: {measured:.2f}, by the formula {expected:.2f}.").format(
+            measured=facts.tokens_per_step, expected=facts.expected_tokens_per_step
+        ),
+        _("Worth {free:.1f} × if drafts are free, {dear:.1f} × if one costs a fifth of a step.").format(
+            free=facts.expected_speedup(0), dear=facts.expected_speedup(0.2)
+        ),
     ]
     for line, words in enumerate(told):
         scene.text(LEFT, y + 17 * line - 17, words, size=13, fill="ink" if line < 2 else "muted")
@@ -153,8 +160,8 @@ class _Rows:
             item = record.drafts[index] if index < len(record.drafts) else None
             self._show_row(y, name, cells, said, item, last)
         more = len(record.drafts) - ROWS
-        words = f"and {plural(more, 'sequence')} more" if more > 0 else ""
-        self.scene.set(self.rest, text=words or ("" if record.drafts else "no drafts in this step"))
+        words = _("and {sequences} more").format(sequences=plural(more, "sequence")) if more > 0 else ""
+        self.scene.set(self.rest, text=words or ("" if record.drafts else _("no drafts in this step")))
 
     def _show_row(
         self,
@@ -181,9 +188,15 @@ class _Rows:
             scene.set(
                 box,
                 fill=ACCEPTED if is_right else STRUCK_OUT,
-                tip=f"token {token_id}: {'accepted' if is_right else 'struck out'}",
+                tip=_("token {token_id}: {fate}").format(
+                    token_id=token_id, fate=_("accepted") if is_right else _("struck out")
+                ),
             )
-            scene.set(label, text=clip(words, self.most), fill=f"on-{ACCEPTED if is_right else STRUCK_OUT}")
+            scene.set(
+                label,
+                text=clip(words, self.most),
+                fill=f"on-{ACCEPTED if is_right else STRUCK_OUT}",
+            )
             x = LEFT + place * self.cell
             scene.set(
                 line,
@@ -192,5 +205,7 @@ class _Rows:
         words = ""
         if item and item.seq in last:
             token_id, text = last[item.seq]
-            words = "► " + clip(seen(text) if text else f"token {token_id}", self.most)
+            words = "► " + clip(
+                seen(text) if text else _("token {token_id}").format(token_id=token_id), self.most
+            )
         scene.set(said, x=rounded(LEFT + min(count, MOST_CELLS) * self.cell), text=words)

@@ -34,13 +34,14 @@ from viz.figures.story_words import (
     story_captions,
     wrapped_words,
 )
+from viz.language import N_, _
 from viz.scene import Scene, StepAxis, bars_path, rounded
 
 BETWEEN_LANES = 40.0
 STRIP_LEFT, STRIP_TOP, STRIP_CELL, MOST_STRIP = 78.0, 30.0, 24.0, 44.0
 MOST_LISTED, LINE = 7, 23.0
 MOST_FACTS = 12
-PARTED = "✘ they part here"
+PARTED = N_("✘ they part here")
 FACT = 24.0
 CHARACTER = 7.4
 """Units that a character of size 13 takes at most."""
@@ -69,9 +70,9 @@ class _Strip:
         self.num_lines = min(MOST_LISTED, self.count)
         self.top = STRIP_TOP + 2 * STRIP_CELL + 22
         height = self.top + self.num_lines * LINE + 6
-        scene = self.scene = Scene("The steps of the story", width, height, screen=screen)
+        scene = self.scene = Scene(_("The steps of the story"), width, height, screen=screen)
         self.pace = rounded(min(MOST_STRIP, (width - STRIP_LEFT - 4) / self.count))
-        scene.text(STRIP_LEFT - 10, 16, "step", size=13, fill="muted", anchor="end")
+        scene.text(STRIP_LEFT - 10, 16, _("step"), size=13, fill="muted", anchor="end")
         self._cells()
         self.stripe = scene.rect(0, self.top, width, LINE, fill="panel", radius=3)
         self.lines = []
@@ -100,7 +101,12 @@ class _Strip:
         for number, lane in enumerate(lanes_of(self.trace)):
             y = STRIP_TOP + number * STRIP_CELL
             scene.text(
-                STRIP_LEFT - 10, y + 16, ("yours", "reference")[number], size=13, fill="muted", anchor="end"
+                STRIP_LEFT - 10,
+                y + 16,
+                (_("yours"), _("reference"))[number],
+                size=13,
+                fill="muted",
+                anchor="end",
             )
             bars = [
                 (rounded(STRIP_LEFT + step * pace + gap / 2), y + 2, rounded(pace - gap), STRIP_CELL - 4)
@@ -109,9 +115,9 @@ class _Strip:
             scene.path(bars_path(bars), fill="panel", stroke="outline", stroke_width=0.8)
         x = STRIP_LEFT + (self.parted + 0.5) * pace
         scene.text(rounded(x), STRIP_TOP + 17, "✘", size=14, fill="cursor", weight="bold", anchor="middle")
-        is_left = x < scene.width - 8 * len(PARTED)
+        is_left = x < scene.width - 8 * len(_(PARTED))
         anchor, x = ("start", x - 5) if is_left else ("end", x + 5)
-        scene.text(rounded(x), self.top - 6, PARTED, size=12, fill="cursor", anchor=anchor)
+        scene.text(rounded(x), self.top - 6, _(PARTED), size=12, fill="cursor", anchor=anchor)
 
     def show(self, step: int) -> None:
         scene = self.scene
@@ -135,7 +141,7 @@ class _Lanes:
 
     def __init__(self, trace: StoryTrace, width: float, screen: str) -> None:
         self.trace, self.parted = trace, parted_step(trace)
-        scene = self.scene = Scene("Yours and the reference", width, 0.0, screen=screen)
+        scene = self.scene = Scene(_("Yours and the reference"), width, 0.0, screen=screen)
         is_wide = width > 800
         lane_width = (width - BETWEEN_LANES) / 2 if is_wide else width
         top = legend(scene, 6.0, marks_in(lanes_of(trace)))
@@ -181,7 +187,7 @@ class _Lane:
 
     @staticmethod
     def _error(steps: Sequence[StoryStep]) -> str:
-        return f"✘ stopped: {steps[-1].error}" if steps and steps[-1].error else ""
+        return _("✘ stopped: {error}").format(error=steps[-1].error) if steps and steps[-1].error else ""
 
     def _facts(self, trace: StoryTrace, top: float) -> None:
         scene = self.scene
@@ -199,7 +205,7 @@ class _Lane:
 
     def show(self, step: int, facts: Sequence[Fact], is_parted: bool) -> None:
         scene = self.scene
-        words = [PARTED if is_parted else "", status(self.steps, step)]
+        words = [_(PARTED) if is_parted else "", status(self.steps, step)]
         scene.set(self.status, text="; ".join(filter(None, words)), fill="cursor" if is_parted else "muted")
         scene.set(
             self.rule, stroke="cursor" if is_parted else "outline", stroke_width=3 if is_parted else 1.2
@@ -211,13 +217,15 @@ class _Lane:
             tip = self.steps[-1].error if has_line else ""
             scene.set(line, text=self.error_lines[number] if has_line else "", tip=clip(tip, 600))
         self.board.show(self.boards[min(step, len(self.boards) - 1)] if self.boards else ())
-        self._show_facts(facts, "after this step" if step < len(self.steps) else "of its last step")
+        self._show_facts(
+            facts, _("facts after this step") if step < len(self.steps) else _("facts of its last step")
+        )
 
     def _show_facts(self, facts: Sequence[Fact], when: str) -> None:
         scene, hidden = self.scene, facts[MOST_FACTS:]
-        words = f"facts {when}" if facts else ""
+        words = when if facts else ""
         if any(fact.differs for fact in facts):
-            words += ", ≠ where the two differ"
+            words = _("{words}, ≠ where the two differ").format(words=words)
         if hidden:
             differ = sum(fact.differs for fact in hidden)
             words += f"; {plural(len(hidden), 'more fact')}" + (f", ≠ {differ}" if differ else "")

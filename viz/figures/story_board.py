@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from minivllm.trace.story_events import Cell, Row, StoryStep
 from viz.figures.common import WASTE, clip, hatch, plural, text_cells
+from viz.language import N_, _
 from viz.palette import family
 from viz.scene import Scene, bars_path, hatch_path, lines_path, rounded
 
@@ -35,8 +36,8 @@ OVER = 4.0
 
 WORDS = {
     "free": "free",
-    "waste": "waste: allocated, and of no use",
-    "new": "new in this step",
+    "waste": N_("waste: allocated, and of no use"),
+    "new": N_("new in this step"),
     "wrong": "wrong",
 }
 
@@ -155,7 +156,11 @@ class Board:
                 if row is None or number >= len(cells):
                     self.scene.set(shape, fill="none", stroke="none", label="", tip="")
                     continue
-                self._fill(shape, cells[number], f"{clip(row.label, 40)}, cell {number}")
+                self._fill(
+                    shape,
+                    cells[number],
+                    _("{label}, cell {number}").format(label=clip(row.label, 40), number=number),
+                )
                 place = self.plan.cells[index][number]
                 if cells[number].mark in boxes:
                     box = (self.x + place.x, self.y + place.y, place.width, CELL)
@@ -167,10 +172,12 @@ class Board:
         self.scene.set(self.behind, d=bars_path(signs))
         self.scene.set(self.cross, d="".join(map(_cross, signs)))
         hidden = len(rows) - MOST_ROWS
-        self.scene.set(self.more, text=f"and {plural(hidden, 'more row')}" if hidden > 0 else "")
+        self.scene.set(
+            self.more, text=_("and {rows}").format(rows=plural(hidden, "more row")) if hidden > 0 else ""
+        )
 
     def _fill(self, shape: int, cell: Cell, where: str) -> None:
-        whose = f" of {cell.owner}" if cell.owner >= 0 else ""
+        whose = _(" of {owner}").format(owner=cell.owner) if cell.owner >= 0 else ""
         words = WORDS.get(cell.mark, "")
         self.scene.set(
             shape,
@@ -179,7 +186,7 @@ class Board:
             stroke_width=1.0,
             dash="3 2" if cell.mark == "free" else "",
             label=clip(cell.text, MOST_TEXT),
-            tip=f"{where}{whose}: {clip(cell.text, 60) or 'nothing'}" + (f" ({words})" if words else ""),
+            tip=f"{where}{whose}: {clip(cell.text, 60) or _('nothing')}" + (f" ({words})" if words else ""),
         )
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from minivllm.trace.story_events import StoryStep, StoryTrace
 from viz.figures.common import clip, listing, text_cells
+from viz.language import _
 
 MOST_WORDS = 160
 NAMES = ("Yours", "The reference")
@@ -44,7 +45,7 @@ def parted_step(story: StoryTrace) -> int:
 def operation(story: StoryTrace, step: int) -> str:
     """What is done in a step: the learner's words, or the reference's where only it goes on."""
     texts = [lane[step].text for lane in lanes_of(story) if step < len(lane)]
-    return texts[0] if texts else "This story has no steps."
+    return texts[0] if texts else _("This story has no steps.")
 
 
 def facts_at(story: StoryTrace, step: int) -> list[Fact]:
@@ -72,7 +73,10 @@ def _caption(story: StoryTrace, step: int) -> str:
     if all(step < len(lane) for lane in lanes_of(story)):
         other = story.reference[step].text
         if other != story.yours[step].text:
-            lines = [f"Yours: {lines[0]}", f"The reference: {clip(other, MOST_WORDS)}"]
+            lines = [
+                _("Yours: {line}").format(line=lines[0]),
+                _("The reference: {other}").format(other=clip(other, MOST_WORDS)),
+            ]
     return "\n".join([*lines, verdict(story, step)])
 
 
@@ -81,25 +85,25 @@ def verdict(story: StoryTrace, step: int) -> str:
     header, parted = story.header, parted_step(story)
     if step == parted:
         expected, got = clip(header.expected, MOST_WORDS), clip(header.got, MOST_WORDS)
-        return f"Here they part: expected {expected}, got {got}."
+        return _("Here they part: expected {expected}, got {got}.").format(expected=expected, got=got)
     if step < parted:
-        return "Up to here, both agree."
-    parts = [f"They parted in step {parted}."]
+        return _("Up to here, both agree.")
+    parts = [_("They parted in step {parted}.").format(parted=parted)]
     if names := [clip(fact.name, 40) for fact in facts_at(story, step) if fact.differs]:
-        parts.append(f"Now they differ in: {listing(names)}.")
+        parts.append(_("Now they differ in: {names}.").format(names=listing(names)))
     ended = [name for name, lane in zip(NAMES, lanes_of(story), strict=True) if step >= len(lane)]
-    parts += [f"{name} has ended." for name in ended]
+    parts += [_("{name} has ended.").format(name=name) for name in ended]
     return " ".join(parts)
 
 
 def status(lane: Sequence[StoryStep], step: int) -> str:
     """Where a lane stands while the player is at a step."""
     if not lane:
-        return "has no steps"
+        return _("has no steps")
     words = "stopped" if lane[-1].error else "ended"
     if step >= len(lane):
-        return f"{words} in step {len(lane) - 1}, and stays there"
-    return f"{words} here" if lane[step].error else ""
+        return _("{words} in step {step}, and stays there").format(words=words, step=len(lane) - 1)
+    return _("{words} here").format(words=words) if lane[step].error else ""
 
 
 def fitting(values: tuple[str, str], most: int) -> tuple[str, str]:

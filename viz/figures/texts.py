@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from minivllm.trace.replay import SequenceState
 from minivllm.trace.timeline import StepRecord
+from viz.language import _
 
 
 class TokenTexts:
@@ -22,7 +23,7 @@ class TokenTexts:
                 self._outputs[item.seq] = list(item.output_pieces)
         for fork in record.forked:
             self._outputs[fork.child] = list(self._outputs.get(fork.parent, ()))
-        for seq, _, text in record.sampled:
+        for seq, _token, text in record.sampled:
             self._outputs.setdefault(seq, []).append(text)
 
     def words(self, sequence: SequenceState, start: int, end: int) -> str:
@@ -35,12 +36,16 @@ class TokenTexts:
         if start < split:
             text = "".join(sequence.prompt_pieces[start:split])
             ids = " ".join(map(str, sequence.token_ids[start:split]))
-            parts.append(f"prompt “{text}”" if text else f"prompt ids {ids}")
+            parts.append(
+                _("prompt “{text}”").format(text=text) if text else _("prompt ids {ids}").format(ids=ids)
+            )
         if split < end:
             first = split - sequence.num_prompt_tokens
             outputs = self._outputs.get(sequence.seq, [])
             text = "".join(outputs[first : end - sequence.num_prompt_tokens])
-            parts.append(f"“{text}”" if text else f"output ids {sequence.token_ids[split:end]}")
+            parts.append(
+                f"“{text}”" if text else _("output ids {ids}").format(ids=sequence.token_ids[split:end])
+            )
         return " · ".join(parts)
 
     def plain(self, sequence: SequenceState, start: int, end: int) -> str:

@@ -27,6 +27,7 @@ import msgspec
 from minivllm.text import printable
 from minivllm.trace.events import VERSION, AnyEvent, TraceHeader
 from minivllm.trace.lines import MOST_LINE_BYTES, TraceError
+from viz.language import N_, _
 from viz.live.window import LiveWindow
 
 PATH = "/engine/events"
@@ -38,7 +39,7 @@ PAUSES = (1.0, 2.0, 5.0)
 ABANDONED_SECONDS = 120.0
 """After which a page that asks for nothing has been left."""
 LONGEST_URL = 2000
-AGAIN = "The server answers again, and has taken no step yet. Shown is what was seen before."
+AGAIN = N_("The server answers again, and has taken no step yet. Shown is what was seen before.")
 
 
 class Status(NamedTuple):
@@ -94,7 +95,7 @@ class Connection:
         self.lock = threading.Lock()
         self.window: LiveWindow | None = None
         self.before: LiveWindow | None = None
-        self.status = Status("connecting", f"Connecting to {self.url} …")
+        self.status = Status("connecting", _("Connecting to {url} …").format(url=self.url))
         self.serial = 0
         """Of the window: another one after each connection."""
         self._asked = monotonic()
@@ -136,7 +137,9 @@ class Connection:
                 self.status = Status("refused", str(error))
                 return
             except TraceError as error:
-                self.status = Status("refused", f"The server sends what is no trace: {error}")
+                self.status = Status(
+                    "refused", _("The server sends what is no trace: {error}").format(error=error)
+                )
                 return
             except (OSError, HTTPException) as error:
                 self.status = Status("lost", self._lost(error))
@@ -145,13 +148,17 @@ class Connection:
                     self._http.close()
             attempt = 0 if self.serial != serial else attempt + 1
             self._closed.wait(PAUSES[min(attempt, len(PAUSES) - 1)])
-        self.status = Status("lost", "The page was left, so nothing more was read. Connect again to go on.")
+        self.status = Status(
+            "lost", _("The page was left, so nothing more was read. Connect again to go on.")
+        )
 
     def _lost(self, error: Exception) -> str:
         if self.shown is None:
             reason = getattr(error, "strerror", None) or type(error).__name__
-            return f"No server answers at {self.url} ({reason}). Trying again …"
-        return "The connection was lost: the server has stopped, or cannot be reached. Trying again …"
+            return _("No server answers at {url} ({reason}). Trying again …").format(
+                url=self.url, reason=reason
+            )
+        return _("The connection was lost: the server has stopped, or cannot be reached. Trying again …")
 
     def _watch(self) -> None:
         """Read one stream to its end."""
@@ -170,9 +177,9 @@ class Connection:
                 self.window.add(events, size)
                 is_ended = self.window.is_ended
                 is_empty = self.shown is not self.window
-            self.status = Status("live", AGAIN if is_empty else "")
+            self.status = Status("live", _(AGAIN) if is_empty else "")
             if is_ended:
-                self.status = Status("ended", "The server has stopped. What was seen stays here.")
+                self.status = Status("ended", _("The server has stopped. What was seen stays here."))
                 return
 
     def _open(self) -> HTTPResponse:
@@ -235,9 +242,9 @@ class Connection:
 
 def _refusal(status: int, url: str) -> str:
     if status == 401:
-        return "The server asks for a key, or for another one: give that of its --api-key."
+        return _("The server asks for a key, or for another one: give that of its --api-key.")
     if status == 404:
-        return f"{url} cannot be watched: start it with `minivllm serve --live`."
+        return _("{url} cannot be watched: start it with `minivllm serve --live`.").format(url=url)
     if status == 403:
-        return "The server answers to an IP address or to localhost only, because it has no --api-key."
-    return f"{url} answers with status {status}, not with events."
+        return _("The server answers to an IP address or to localhost only, because it has no --api-key.")
+    return _("{url} answers with status {status}, not with events.").format(url=url, status=status)

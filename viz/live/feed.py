@@ -1,8 +1,8 @@
 """The feed: what the page asks for while it watches, answered beside Streamlit and not by it.
 
-    GET /live-feed/TOKEN?at=now&have=…&after=…&narrow=0    a frame: status, what changed, numbers
-    GET /live-feed/TOKEN/trace.jsonl                       what was seen, as a trace
-    GET /live-feed/TOKEN/trace.jsonl?part=before           what was seen before the connection was lost
+    GET /live-feed/TOKEN?at=now&have=…&after=…&narrow=0&lang=en    a frame: status, what changed, numbers
+    GET /live-feed/TOKEN/trace.jsonl                               what was seen, as a trace
+    GET /live-feed/TOKEN/trace.jsonl?part=before                   what was seen before the connection broke
 
 A rerun of Streamlit takes 80 ms, and would put the page together anew for each step. So the browser asks
 here, several times a second, and gets only what changed since the frame that it has. A token stands for a
@@ -25,6 +25,7 @@ from minivllm.text import printable
 from viz.figures.captions import caption
 from viz.figures.common import Name
 from viz.gate import App, Message, Receive, Send
+from viz.language import LANGUAGES, _, current, speaking
 from viz.live.connection import Connection
 from viz.live.picture import LivePicture
 from viz.live.window import LiveWindow, Moment
@@ -41,7 +42,7 @@ class Watched:
         self.connection = connection
         self._window: LiveWindow | None = None
         self._picture: LivePicture | None = None
-        self._is_narrow = False
+        self._drawn_for = ("", False)  # language, narrow screen
         self._frame = ""
         self._num_frames = 0
         self._lock = threading.Lock()
@@ -65,8 +66,9 @@ class Watched:
             told["hasBefore"] = connection.before not in (None, window)
             if window is None:
                 return told
-            if window is not self._window or self._picture is None or is_narrow != self._is_narrow:
-                self._is_narrow = is_narrow
+            drawn_for = (current(), is_narrow)
+            if window is not self._window or self._picture is None or drawn_for != self._drawn_for:
+                self._drawn_for = drawn_for
                 self._window, self._frame = window, ""
                 self._picture = LivePicture(window, is_narrow=is_narrow)
             is_new = not self._frame or have != self._frame
@@ -91,7 +93,7 @@ class Watched:
             if is_new:
                 scenes = zip(self._picture.scenes, self._picture.shapes(), strict=True)
                 told["scenes"] = [
-                    scene.to_data() | {"shapes": shapes, "patches": []} for scene, shapes in scenes
+                    scene.to_data() | {"shapes": shapes, "changes": None} for scene, shapes in scenes
                 ]
             else:
                 told["patches"] = [list(patch.items()) for patch in patches]
@@ -119,7 +121,7 @@ class _Names(dict[str, Name]):
 
 def _caption(window: LiveWindow, moment: Moment) -> str:
     if moment.record.step < window.first or window.last < window.first:
-        return "The engine has taken no step since this page connected: send the server a request."
+        return _("The engine has taken no step since this page connected: send the server a request.")
     return caption(moment.record, _Names(window), _requests(moment), window.header) + moment.since
 
 
@@ -193,13 +195,15 @@ class LiveFeed:
         else:
             at = _integer(asked.get("at", "now"))
             after = _integer(asked.get("after", "-1"))
-            frame = await asyncio.to_thread(
-                watched.frame,
-                at,
-                asked.get("have", ""),
-                -1 if after is None else after,
-                is_narrow=asked.get("narrow") == "1",
-            )
+            language = asked.get("lang", "")
+            with speaking(language if language in LANGUAGES else "en"):
+                frame = await asyncio.to_thread(  # which takes the language along
+                    watched.frame,
+                    at,
+                    asked.get("have", ""),
+                    -1 if after is None else after,
+                    is_narrow=asked.get("narrow") == "1",
+                )
             await _answer(send, 200, "application/json", msgspec.json.encode(frame))
 
 

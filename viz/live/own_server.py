@@ -14,21 +14,16 @@ Read next: `viz/views/live.py`; SECURITY.md.
 from __future__ import annotations
 
 import json
-import re
 import secrets
-import signal
-import subprocess
-import tempfile
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from http.client import HTTPConnection, HTTPException
-from pathlib import Path
 from time import monotonic, sleep
 from urllib.parse import urlsplit
 
-from minivllm.processes import child_command, end_group, python_variables
+from minivllm.processes import START_SECONDS, Server, start_server
 from minivllm.text import printable
 from viz.jobs import Job
 from viz.live.connection import Connection
@@ -36,13 +31,9 @@ from viz.live.connection import Connection
 NAME = "a server of our own"
 ASKING = "requests for our own server"
 KEY_VARIABLE = "VLLM_API_KEY"
-FLAGS = ("--live", "--host", "127.0.0.1", "--port", "0", "--shutdown-timeout", "1")
+FLAGS = ("--live", "--host", "127.0.0.1", "--shutdown-timeout", "1")
 POOL = ("--num-gpu-blocks-override", "20", "--max-model-len", "256")
 """So few blocks that eight stories do not fit at once: some are preempted."""
-SERVED = re.compile(r"is served at (http://127\.0\.0\.1:\d+)")
-START_SECONDS = 600.0
-"""The first start on a machine compiles the kernels."""
-STOP_SECONDS = 10.0
 LOOK_SECONDS = 0.2
 UNWATCHED_SECONDS = 300.0
 PROMPTS = (
@@ -61,20 +52,20 @@ MOST_TOKENS = 160
 class OwnServer:
     """A server that runs, at `url`; it asks for `key`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], url: str, key: str) -> None:
-        self._process = process
-        self.url, self.key = url, key
+    def __init__(self, server: Server, key: str) -> None:
+        self._server = server
+        self.url, self.key = server.url, key
         self._connections: list[Connection] = []
         self._seen = monotonic()
         threading.Thread(target=self._end_unwatched, name="ends our own server", daemon=True).start()
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        return self._server.process.pid
 
     @property
     def is_running(self) -> bool:
-        return self._process.poll() is None
+        return self._server.process.poll() is None
 
     def watched_by(self, connection: Connection) -> None:
         """While this connection is open, it does not end by itself."""
@@ -83,7 +74,7 @@ class OwnServer:
 
     def stop(self) -> None:
         """End it; returns when it has ended."""
-        _end(self._process)
+        self._server.end()
 
     def _end_unwatched(self) -> None:
         while self.is_running:
@@ -102,44 +93,7 @@ def start(job: Job, flags: Sequence[str] = ()) -> OwnServer:
     """
     key = secrets.token_urlsafe(24)
     # The key is in no command: every user of this machine can read those.
-    variables = python_variables(**{KEY_VARIABLE: key}, PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8")
-    with tempfile.NamedTemporaryFile(prefix="minivllm-own-server-", suffix=".log") as log:
-        process = subprocess.Popen(
-            child_command("-m", "minivllm", "serve", *FLAGS, *POOL, *flags),
-            env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log,
-            start_new_session=True,
-        )  # fmt: skip
-        try:
-            return OwnServer(process, _wait_for_url(process, Path(log.name), job), key)
-        except BaseException:
-            _end(process)
-            raise
-
-
-def _wait_for_url(process: subprocess.Popen[bytes], log: Path, job: Job) -> str:
-    deadline = monotonic() + START_SECONDS
-    while monotonic() < deadline:
-        has_ended = process.poll() is not None
-        said = log.read_text(encoding="utf-8", errors="replace")
-        if found := SERVED.search(said):
-            return found[1]
-        lines = [printable(line) for line in said.splitlines() if line.strip()]
-        job.tell(lines)
-        if has_ended:
-            raise ValueError(f"the server did not start: {(lines or ['it ended without a word'])[-1]}")
-        sleep(LOOK_SECONDS)
-    raise ValueError(f"the server did not start within {START_SECONDS:g} seconds")
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        with suppress(ProcessLookupError):
-            process.send_signal(signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_SECONDS)
-    if process.poll() is None:
-        end_group(process.pid)
-        process.wait()
+    return OwnServer(start_server([*FLAGS, *POOL, *flags], job.tell, variables={KEY_VARIABLE: key}), key)
 
 
 def ask(server: OwnServer) -> int:

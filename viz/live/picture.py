@@ -22,6 +22,7 @@ from viz.figures.common import NARROW, PHONE, Name, clip, swatches
 from viz.figures.overview import DOING, ENDED
 from viz.figures.pool_strip import PoolStrip
 from viz.figures.readers import StepMarks
+from viz.language import _
 from viz.live.window import MOST_ROWS, LiveWindow, Moment
 from viz.scene import Scene, Shape, rounded
 
@@ -48,16 +49,15 @@ class LivePicture:
         """Show this moment; what each scene changed for it."""
         names = {request: self.window.name_of(request) for request in _requests_of(moment.state)}
         for scene in self.scenes:
-            scene.patches.clear()
-            scene.captions.clear()
+            scene.forget_steps()
             scene.begin_step("")
         self.pool.draw(moment, names)
         self.requests.draw(moment, names)
-        return [scene.patches[-1] for scene in self.scenes]
+        return [scene.changes.patch(0) for scene in self.scenes]
 
     def shapes(self) -> list[list[Shape]]:
         """All shapes as they are now."""
-        return [list(scene._now) for scene in self.scenes]
+        return [list(scene.now()) for scene in self.scenes]
 
 
 def _requests_of(state: ReplayState) -> list[str]:
@@ -70,7 +70,8 @@ class _Pool:
 
     def __init__(self, header: TraceHeader) -> None:
         self.header = header
-        self.scene = Scene("KV block pool", NARROW, 0)
+        filled_words = BlockLooks(header, {}, {}).filled_words
+        self.scene = Scene(_("KV block pool"), NARROW, 0, filled_words=filled_words)
         self.title = self.scene.text(0, 18, "", size=15, weight="bold")
         self.is_whole = header.num_blocks <= MOST_CELLS
         cells = min(header.num_blocks, MOST_CELLS)
@@ -82,9 +83,11 @@ class _Pool:
         if header.num_host_blocks:
             self.host_title = self.scene.text(0, bottom + 30, "", size=15, weight="bold")
             host_cells = min(header.num_host_blocks, MOST_CELLS)
-            self.host_grid = BlockGrid(self.scene, range(host_cells), bottom + 42, 200.0, "Host block")
+            self.host_grid = BlockGrid(self.scene, range(host_cells), bottom + 42, 200.0, _("Host block"))
             bottom = self.host_grid.bottom
-        swatches(self.scene, bottom + 26, [("filled", "filled", 1.0), ("wasted", "in use, empty", 1.0)], 0)
+        swatches(
+            self.scene, bottom + 26, [("filled", _("filled"), 1.0), ("wasted", _("in use, empty"), 1.0)], 0
+        )
         self.scene.height = bottom + 40
         self._cell_of: dict[int, int] = {}
         self._shown: set[int] = set()
@@ -105,7 +108,7 @@ class _Pool:
         freed = [block for block in marks.device if not looks.readers.of.get(block)]
         cells = self._cells(held if not self.is_whole else [*held, *freed])
         for cell in self._shown - set(cells.values()):
-            self.grid.draw(cell, Look(tip="" if self.is_whole else "no block that holds anything"))
+            self.grid.draw(cell, Look(tip="" if self.is_whole else _("no block that holds anything")))
         for block, cell in cells.items():
             look = looks.of(block, marks, state)
             self.grid.draw(cell, look if look.tip else Look(mark=look.mark, detail=look.detail))
@@ -114,11 +117,13 @@ class _Pool:
         self.grid.draw_strips({cells[block]: share for block, share in empty.items() if block in cells})
         self.strip.draw(record)
         missing = len(held) - len(cells)
-        words = f"KV cache: {self.header.num_blocks:,} blocks of {self.header.block_size} tokens"
+        words = _("KV cache: {blocks:,} blocks of {block_size} tokens").format(
+            blocks=self.header.num_blocks, block_size=self.header.block_size
+        )
         if not self.is_whole:
-            words += "; drawn are those that hold something"
+            words = _("{words}; drawn are those that hold something").format(words=words)
         if missing > 0:
-            words += f" ({missing:,} more do)"
+            words = _("{words} ({count:,} more do)").format(words=words, count=missing)
         self.scene.set(self.title, text=words)
         if self.host_grid:
             self._draw_host(self.host_grid, looks, marks, state, record)
@@ -150,7 +155,9 @@ class _Pool:
         total = self.header.num_host_blocks
         self.scene.set(
             self.host_title,
-            text=f"Swap space in the host's memory: {record.num_host_blocks:,} of {total:,} blocks in use",
+            text=_("Swap space in the host's memory: {host_blocks:,} of {total:,} blocks in use").format(
+                host_blocks=record.num_host_blocks, total=total
+            ),
         )
 
 
@@ -159,7 +166,7 @@ class _Requests:
 
     def __init__(self, width: float) -> None:
         self.width, self.is_narrow = width, width < NARROW
-        self.scene = Scene("What each request says", width, ROWS_TOP + ROW * MOST_ROWS + 28)
+        self.scene = Scene(_("What each request says"), width, ROWS_TOP + ROW * MOST_ROWS + 28)
         self.queue = self.scene.text(0, 18, "", size=15, weight="bold")
         self.chips = [self._chip(self.width - 34.0 * (MOST_CHIPS - i), 3.0, 30) for i in range(MOST_CHIPS)]
         self.rows = [self._row(ROWS_TOP + ROW * index) for index in range(MOST_ROWS)]
@@ -194,7 +201,8 @@ class _Requests:
                 members = [state.sequences[seq] for seq in state.members[request]]
                 best = min(members, key=lambda s: (-(s.beam_score or 0.0), s.seq))
                 doing = DOING[phase_of(request, members, phases, state)]
-                doing += f", {len(members)} sequences" if len(members) > 1 else ""
+                if len(members) > 1:
+                    doing = _("{doing}, {count} sequences").format(doing=doing, count=len(members))
                 self._show(row, best, doing, names[request], is_over=False)
             elif request in ended:
                 outputs = [s for s in ended[request] if s.finish_reason != "pruned"] or ended[request]
@@ -204,11 +212,13 @@ class _Requests:
                 self._clear(row)
         shown = set(moment.rows)
         hidden = [request for request in (*state.running, *state.waiting) if request not in shown]
-        self.scene.set(self.more, text=f"and {len(hidden):,} more" if hidden else "")
+        self.scene.set(self.more, text=_("and {count:,} more").format(count=len(hidden)) if hidden else "")
 
     def _draw_queue(self, state: ReplayState, names: Mapping[str, Name]) -> None:
         running, waiting = len(state.running), len(state.waiting)
-        words = f"{running:,} in the batch, {waiting:,} waiting" + (": " if waiting else "")
+        words = _("{running:,} in the batch, {waiting:,} waiting").format(
+            running=running, waiting=waiting
+        ) + (": " if waiting else "")
         self.scene.set(self.queue, text=words)
         left = 8.0 + 7.5 * len(words)
         for chip in self.chips:
@@ -217,13 +227,15 @@ class _Requests:
             x = left + 34.0 * index
             if index < waiting and x < self.width - 34:
                 name = names[state.waiting[index]]
-                tip = f"Request {name.full} waits, number {index + 1} in order of arrival"
+                tip = _("Request {full} waits, number {index} in order of arrival").format(
+                    full=name.full, index=index + 1
+                )
                 is_last = x + 34 >= self.width - 34 and index + 1 < waiting
                 look = {
                     "fill": "none",
                     "stroke": "none",
                     "label": "…",
-                    "tip": f"{waiting - index:,} more wait",
+                    "tip": _("{count:,} more wait").format(count=waiting - index),
                 }
                 if not is_last:
                     look = {"fill": name.colour, "stroke": "outline", "label": name.tag, "tip": tip}
@@ -234,13 +246,17 @@ class _Requests:
     ) -> None:
         scene = self.scene
         scene.set(row["panel"], fill="panel")
-        tip = f"Request {name.full}"
+        tip = _("Request {full}").format(full=name.full)
         scene.set(row["chip"], fill=name.colour, stroke="outline", label=name.tag, tip=tip)
         scene.set(row["doing"], text=doing, fill="muted" if is_over else "ink")
         prompt_tokens, outputs = f"{sequence.num_prompt_tokens:,}", f"{sequence.num_output_tokens:,}"
-        count = f"{prompt_tokens} prompt + {outputs} of at most {sequence.max_tokens:,} output tokens"
+        count = _("{prompt_tokens} prompt + {outputs} of at most {max_tokens:,} output tokens").format(
+            prompt_tokens=prompt_tokens, outputs=outputs, max_tokens=sequence.max_tokens
+        )
         if self.is_narrow:
-            count = f"{prompt_tokens} + {outputs} of {sequence.max_tokens:,} tokens"
+            count = _("{prompt_tokens} + {outputs} of {max_tokens:,} tokens").format(
+                prompt_tokens=prompt_tokens, outputs=outputs, max_tokens=sequence.max_tokens
+            )
         scene.set(row["count"], text=count)
         said, prompt = sequence.text, sequence.prompt or ""
         whole = f"{prompt}{said}" if said or prompt else " ".join(map(str, sequence.token_ids))

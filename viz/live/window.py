@@ -25,6 +25,7 @@ from minivllm.trace.replay import ReplayState, copy_state
 from minivllm.trace.snapshots import forget_finished, take_snapshot
 from minivllm.trace.timeline import Phase, StepRecord
 from viz.figures.common import Name, letters, plural
+from viz.language import _
 from viz.palette import family
 
 CHUNK_STEPS = 64
@@ -240,9 +241,9 @@ class LiveWindow:
     def _since(self) -> str:
         """What has happened since the latest step, in a sentence."""
         left, came = len(self._open_record.ended), len(self._open_record.queued)
-        told = [f"{plural(left, 'request')} left"] if left else []
-        told += [f"{plural(came, 'request')} arrived"] if came else []
-        return f" Since then {' and '.join(told)}." if told else ""
+        told = [_("{requests} left").format(requests=plural(left, "request"))] if left else []
+        told += [_("{requests} arrived").format(requests=plural(came, "request"))] if came else []
+        return " " + _("Since then {changes}.").format(changes=_(" and ").join(told)) if told else ""
 
     def at(self, step: int) -> Moment:
         """The state after a step that is kept; the nearest that is, if this one is not."""

@@ -1,25 +1,32 @@
 """The player, seen from Python: scenes go in, the step the reader stands at comes out.
 
-`player.html`, `player.css`, `picture.js`, `hands.js` and `player.js` make a small program that runs in the
-browser: it plays scenes without asking the server. A round trip through Streamlit takes 80 ms before anything
-is drawn, the player a few milliseconds (`python -m viz.bench_player`), which is why it exists.
+`player.html`, `player.css` and the parts of `player.js` make a small program that runs in the browser: it
+plays scenes without asking the server. A round trip through Streamlit takes 80 ms before anything is drawn,
+the player a few milliseconds (`python -m viz.bench_player`), which is why it exists.
 
 Read next: `player.js`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
 from minivllm.text import printable
+from viz.language import _
 from viz.palette import css_variables
 from viz.scene import Scene
+from viz.texts import texts_of_player
 
 HERE = Path(__file__).parent
+COMMON = ("words.js", "changes.js", "picture.js", "hands.js")
+"""What every player needs."""
+TOUCH = ("view.js", "cards.js", "panel.js", "focus.js", "find.js", "range.js", "touch.js", "take.js")
+"""What a player needs whose pictures can be touched."""
 
 
 class Jump(NamedTuple):
@@ -56,7 +63,22 @@ def live_javascript() -> str:
 
 
 def _module(last: str) -> str:
-    return "\n".join((HERE / name).read_text(encoding="utf-8") for name in ("picture.js", "hands.js", last))
+    return "\n".join((HERE / name).read_text(encoding="utf-8") for name in _parts(last))
+
+
+def _parts(last: str) -> tuple[str, ...]:
+    return (*COMMON, *TOUCH, last) if last == "player.js" else (*COMMON, last)
+
+
+def words(last: str = "player") -> dict[str, str]:
+    """What the player of this name says, in the current language: its English words → those of the reader."""
+    return {text: _(text) for text in _texts(last)}
+
+
+@cache
+def _texts(last: str) -> list[str]:
+    files = (*_parts(f"{last}.js"), f"{last}.html")
+    return [text for name in files for text in texts_of_player(HERE / name)]
 
 
 def player_data(
@@ -68,6 +90,8 @@ def player_data(
     first: int = 0,
     start: int = 0,
     linked: bool = False,
+    requests: Sequence[Mapping[str, Any]] = (),
+    selected: int = -1,
 ) -> dict[str, Any]:
     """What the player gets.
 
@@ -78,7 +102,9 @@ def player_data(
         steps: the trace's step at each of the scenes' steps, never decreasing; None if they are the same.
         first: what the reader is told that the first step is called.
         start: the step to begin with.
-        linked: the page's link follows the step.
+        linked: the page's link follows the step and the selected request.
+        requests: the cards of all requests (`figures/request_cards.py`), if these can be selected.
+        selected: the number of the request for which the pictures were drawn; −1 if they suit any.
     """
     captions = scenes[0].captions
     assert all(scene.num_steps == len(captions) for scene in scenes), "one step for all pictures of a page"
@@ -91,7 +117,11 @@ def player_data(
         "first": first,
         "start": start,
         "linked": linked,
+        "words": words(),
+        "requests": requests,
+        "selected": selected,
         "jumps": [{"label": printable(jump.label), "step": jump.step} for jump in jumps],
+        "blocks": next((scene.histories for scene in scenes if scene.histories), None),
         "scenes": [scene.to_data() for scene in scenes],
     }
 

@@ -15,7 +15,7 @@ function answerKey(root, event, ownTag, moves) {
   const target = event.composedPath()[0];
   const ours = root.contains(target);
   if (!ours && target.closest?.(event.key === " " ? WANTS_SPACE : WANTS_ARROWS)) return;
-  if (ours && target.tagName === ownTag) return;
+  if (ours && (target.tagName === ownTag || target.type === "search")) return;
   const stride = event.shiftKey ? 10 : 1;
   if (event.key === "ArrowRight") moves.by(stride);
   else if (event.key === "ArrowLeft") moves.by(-stride);

@@ -4,7 +4,7 @@
 // their patches applied to the same pictures as elsewhere (picture.js). Between two frames many steps may pass:
 // paused, each of them can be looked at. The curve is drawn from five numbers a step.
 //
-// One module with picture.js and hands.js before it.
+// One module with words.js, picture.js and hands.js before it.
 
 const LIVE_MS = 120;
 const PAUSED_MS = 800;
@@ -13,20 +13,15 @@ const NARROW_PX = 600;
 const BUCKETS = 500;
 const MOST_NUMBERS = 20000;
 const RATE_STEPS = 100;
-const BADGES = {
-  connecting: "connecting", live: "live", ended: "server stopped", lost: "not connected", refused: "refused",
-};
-const HINTS = {
-  gone: "This page watches no longer: press Connect to go on.",
-  away: "The dashboard does not answer: it was stopped, perhaps. What was drawn last stays here.",
-};
-
 const number = (value) => value.toLocaleString("en-US");
 
 class Live {
   constructor(root, data) {
     this.root = root;
     this.feed = data.feed;
+    this.language = data.language;
+    this.say = speaker(data.words);
+    sayAll(root, this.say);
     this.at = null; // the step that is looked at; null: the newest
     this.have = "";
     this.run = null;
@@ -76,12 +71,14 @@ class Live {
     const after = this.start + this.numbers.length - 1;
     try {
       const narrow = this.root.clientWidth < NARROW_PX ? 1 : 0;
-      const asked = `at=${this.at ?? "now"}&have=${this.have}&after=${after}&narrow=${narrow}`;
+      const asked = `at=${this.at ?? "now"}&have=${this.have}&after=${after}&narrow=${narrow}`
+        + `&lang=${this.language}`;
       const answer = await fetch(`${this.feed}?${asked}`);
-      if (answer.status === 404) this.tell("refused", HINTS.gone);
+      if (answer.status === 404) this.tell("refused", this.say("This page watches no longer: press Connect to go on."));
       else this.show(await answer.json());
     } catch {
-      this.tell("lost", HINTS.away);
+      const away = this.say("The dashboard does not answer: it was stopped, perhaps. What was drawn last stays here.");
+      this.tell("lost", away);
     }
     this.isAsking = false;
     if (!this.timer) return; // it was detached meanwhile
@@ -109,16 +106,24 @@ class Live {
     this.frame = frame;
     this.root.dataset.step = frame.step;
     this.drawCurve();
-    this.say(frame);
+    this.sayWhere(frame);
   }
 
   tell(status, words) {
     this.root.dataset.status = status;
     this.root.classList.toggle("paused", this.at !== null);
-    const badge = status === "live" && this.at !== null ? "paused" : BADGES[status];
+    const badge = this.badgeOf(status === "live" && this.at !== null ? "paused" : status);
     if (this.badge.textContent !== badge) this.badge.textContent = badge;
     if (this.words.textContent !== words) this.words.textContent = words;
     this.words.hidden = !words;
+  }
+
+  badgeOf(status) {
+    const { say } = this;
+    return {
+      connecting: say("connecting"), live: say("live"), ended: say("server stopped"),
+      lost: say("not connected"), refused: say("refused"), paused: say("paused"),
+    }[status];
   }
 
   take(frame) {
@@ -132,21 +137,23 @@ class Live {
     this.start += drop;
   }
 
-  say(frame) {
+  sayWhere(frame) {
+    const { say } = this;
     const isLive = this.at === null;
-    const step = `step ${number(Math.max(0, frame.step))}`;
-    const ago = Math.max(0, frame.now - frame.time);
+    const step = number(Math.max(0, frame.step));
+    const seconds = Math.max(0, frame.now - frame.time).toFixed(1);
     const rate = this.rate();
-    const speed = rate ? ` · ${number(Math.round(rate))} tokens a second` : "";
+    const speed = rate ? ` · ${say("{count} tokens a second", { count: number(Math.round(rate)) })}` : "";
+    const kept = { step, first: number(this.start), last: number(frame.last), seconds };
     this.count.textContent = isLive
-      ? `${step}${speed}` : `${step} of ${number(this.start)} to ${number(frame.last)}, ${ago.toFixed(1)} s ago`;
-    this.playButton.textContent = isLive ? "Pause" : "Resume";
+      ? say("step {step}", { step }) + speed : say("step {step} of {first} to {last}, {seconds} s ago", kept);
+    this.playButton.textContent = isLive ? say("Pause") : say("Resume");
     this.caption.setAttribute("aria-live", isLive ? "off" : "polite");
     this.caption.textContent = frame.caption;
     this.slider.min = this.start;
     this.slider.max = Math.max(this.start, frame.last);
     this.slider.value = isLive ? frame.last : frame.step;
-    this.slider.setAttribute("aria-valuetext", isLive ? `now, ${step}` : frame.caption);
+    this.slider.setAttribute("aria-valuetext", isLive ? say("now, step {step}", { step }) : frame.caption);
   }
 
   // Output tokens a second over the latest steps.
@@ -202,10 +209,12 @@ class Live {
     const x = this.xOf(this.at ?? this.frame.last);
     this.cursor.setAttribute("d", `M${x},0L${x},72`);
     this.legend.replaceChildren();
+    const { say } = this;
+    const blocks = { most: number(most(1)), all: number(this.frame.blocks) };
     const words = [
-      ["used", `blocks in use (at most ${number(most(1))} of ${number(this.frame.blocks)})`],
-      ["running", `requests in the batch (at most ${number(most(2))})`],
-      ["waiting", `waiting (at most ${number(most(3))})`],
+      ["used", say("blocks in use (at most {most} of {all})", blocks)],
+      ["running", say("requests in the batch (at most {most})", { most: number(most(2)) })],
+      ["waiting", say("waiting (at most {most})", { most: number(most(3)) })],
     ];
     for (const [name, text] of words) {
       const span = document.createElement("span");
@@ -285,7 +294,7 @@ class Live {
 
 export default function mount({ data, parentElement }) {
   const root = parentElement.querySelector(".live");
-  if (root.live?.feed !== data.feed) {
+  if (root.live?.feed !== data.feed || root.live.language !== data.language) {
     root.live?.detach();
     root.live = new Live(root, data);
   }

@@ -4,8 +4,8 @@
 // server. The step is remembered per trace in the session storage, so that all pages stand at the same one. In
 // the dashboard the link follows it, too (`data.linked`), so that it can be sent.
 //
-// One module with picture.js and hands.js before it; used by Streamlit (viz/player/__init__.py) and by the
-// self-contained page (viz/backends/html.py).
+// One module with its parts before it (viz/player/__init__.py); used by Streamlit (viz/stage.py) and by the
+// self-contained page (viz/backends/html.py). What can be clicked is the business of touch.js.
 //
 // Where two runs are played side by side, a step of the player is a moment of both (viz/figures/moments.py).
 // `data.steps` has the first run's step at each of them: that is what is remembered and linked.
@@ -13,27 +13,35 @@
 const LINK_EVERY_MS = 350;
 
 class Player {
-  constructor(root, data) {
+  // `ask(name, value)` tells the page that the reader wants other pictures; where no server is, nobody.
+  constructor(root, data, ask) {
     this.root = root;
+    this.ask = ask;
     this.id = data.id;
     this.data = data;
     this.step = -1;
     this.last = data.captions.length - 1;
     this.frame = 0;
     this.linkTimer = 0;
+    this.say = speaker(data.words);
+    sayAll(root, this.say);
     const find = (selector) => root.querySelector(selector);
     this.slider = find("input[type=range]");
     this.caption = find(".caption");
     this.count = find(".count");
     this.playButton = find(".play");
-    this.speed = find("select");
+    this.speed = find(".speed select");
     this.tip = find(".tip");
     this.slider.max = this.last;
     this.pictures = data.scenes.map((scene) => new Picture(scene));
     this.lay(find(".pictures"));
+    this.touch = new Touch(this, root, data);
+    this.range = this.touch.range;
     this.makeJumps(find(".jumps"), data.jumps);
     this.listen(find);
+    offerPictures(this, root);
     this.go(this.firstStep());
+    this.touch.restore();
   }
 
   lay(host) {
@@ -46,9 +54,12 @@ class Player {
       host.append(figure);
       const svg = picture.svg;
       if (picture.scene.axis) svg.classList.add("steps");
+      let began = null; // where a drag with Shift began: it chooses a range
       const followPointer = (event) => {
         const step = event.buttons & 1 ? picture.stepAt(event.clientX) : null;
-        if (step !== null) this.move(step);
+        if (event.type === "pointerdown") began = event.shiftKey ? step : null;
+        if (step !== null && began !== null && step !== began) this.range.choose(began, step);
+        else if (step !== null) this.move(step);
         showTip(this.tip, picture, event);
       };
       svg.addEventListener("pointerdown", followPointer);
@@ -64,8 +75,8 @@ class Player {
       button.type = "button";
       button.textContent = label;
       button.disabled = step === null;
-      if (step === null) button.title = "This does not happen in this run.";
-      button.addEventListener("click", () => this.move(step));
+      if (step === null) button.title = this.say("This does not happen in this run.");
+      button.addEventListener("click", () => this.leap(step));
       host.append(button);
     }
     host.hidden = jumps.length === 0;
@@ -74,10 +85,10 @@ class Player {
   listen(find) {
     this.slider.oninput = () => this.move(Number(this.slider.value));
     this.playButton.onclick = () => this.toggle();
-    find(".first").onclick = () => this.move(0);
+    find(".first").onclick = () => this.move(this.range.first);
     find(".back").onclick = () => this.move(this.step - 1);
     find(".forward").onclick = () => this.move(this.step + 1);
-    find(".last").onclick = () => this.move(this.last);
+    find(".last").onclick = () => this.move(this.range.end);
     this.onKey = (event) => this.key(event);
     this.onResize = () => this.reserve();
   }
@@ -113,16 +124,19 @@ class Player {
 
   // Show a step: the only place where the page changes.
   go(step) {
-    step = Math.max(0, Math.min(this.last, Math.trunc(step) || 0));
+    step = this.range.within(step);
     if (step === this.step) return;
-    this.step = step;
+    this.step = this.range.step = step;
     for (const picture of this.pictures) picture.seek(step);
     this.slider.value = step;
     this.slider.setAttribute("aria-valuetext", this.data.captions[step]);
     const first = this.data.first || 0;
-    this.count.textContent = `${this.data.steps ? "moment" : "step"} ${step + first} of ${this.last + first}`;
+    const place = { step: step + first, last: this.last + first };
+    this.count.textContent = this.data.steps
+      ? this.say("moment {step} of {last}", place) : this.say("step {step} of {last}", place);
     this.caption.textContent = this.data.captions[step];
     this.tip.hidden = true;
+    this.touch.moved();
     remember(this.data.trace, this.shared());
     if (this.data.steps) remember(this.data.id, step);
   }
@@ -142,6 +156,20 @@ class Player {
     return next < 0 ? this.last : Math.max(0, next - 1);
   }
 
+  // To a step that something else names: if it lies outside the range, that is given up.
+  leap(step) {
+    if (step !== this.range.within(step)) this.range.choose(0, this.last);
+    this.move(step);
+  }
+
+  // The range of steps has changed.
+  ranged() {
+    this.slider.min = this.range.first;
+    this.slider.max = this.range.end;
+    this.move(this.step);
+    this.slider.value = this.step;
+  }
+
   // A move by hand: it ends playing.
   move(step) {
     this.pause();
@@ -151,18 +179,22 @@ class Player {
   // Asking now and then is surer than writing at each move: Streamlit writes the link anew whenever it runs.
   writeLink() {
     const link = new URL(location.href);
-    const step = String(this.shared());
-    if (this.frame || !this.root.isConnected || link.searchParams.get("step") === step) return;
-    link.searchParams.set("step", step);
+    const wanted = { step: String(this.shared()), request: this.touch.requestId };
+    const differs = Object.entries(wanted)
+      .filter(([name, value]) => value !== undefined && link.searchParams.get(name) !== value);
+    if (this.frame || !this.root.isConnected || !differs.length) return;
+    for (const [name, value] of differs) link.searchParams.set(name, value);
     history.replaceState(history.state, "", link);
   }
 
-  // The link's step counts where the reader comes in, later the place where the reader was.
+  // The link's step counts where the reader comes in, later the place where the reader was; who has not moved
+  // yet begins where something happens.
   firstStep() {
     const linked = window.minivllmEntered ? null : new URLSearchParams(location.search).get("step");
     window.minivllmEntered = true;
     if (linked) return this.ours(Number(linked));
-    return isRemembered(this.data.trace) ? this.ours(recall(this.data.trace)) : this.data.start;
+    const before = recall(this.data.trace);
+    return isRemembered(this.data.trace) && before > 0 ? this.ours(before) : this.data.start;
   }
 
   // ── playing ─────────────────────────────────────────────────────────────────────────────────────────
@@ -173,8 +205,8 @@ class Player {
   }
 
   play() {
-    if (this.step >= this.last) this.go(0);
-    this.playButton.textContent = "Pause";
+    if (this.step >= this.range.end) this.go(this.range.first);
+    this.playButton.textContent = this.say("Pause");
     this.caption.setAttribute("aria-live", "off"); // no screen reader can read sixty sentences a second
     let before = performance.now();
     let owed = 0;
@@ -185,7 +217,7 @@ class Player {
       before = time;
       if (owed >= 1) this.go(this.step + Math.floor(owed));
       owed %= 1;
-      if (this.step >= this.last || !this.root.isConnected) this.move(this.step);
+      if (this.step >= this.range.end || !this.root.isConnected) this.move(this.step);
       else this.frame = requestAnimationFrame(tick);
     };
     this.frame = requestAnimationFrame(tick);
@@ -195,7 +227,7 @@ class Player {
     if (!this.frame) return;
     cancelAnimationFrame(this.frame);
     this.frame = 0;
-    this.playButton.textContent = "Play";
+    this.playButton.textContent = this.say("Play");
     this.caption.setAttribute("aria-live", "polite");
   }
 
@@ -204,8 +236,8 @@ class Player {
   key(event) {
     answerKey(this.root, event, "SELECT", {
       by: (stride) => this.move(this.step + stride),
-      first: () => this.move(0),
-      last: () => this.move(this.last),
+      first: () => this.move(this.range.first),
+      last: () => this.move(this.range.end),
       toggle: () => this.toggle(),
     });
   }
@@ -236,13 +268,16 @@ function unpack(data) {
   return JSON.parse(new TextDecoder().decode(data.subarray(data.indexOf(10) + 1)));
 }
 
-export default function mount({ data, parentElement }) {
+export default function mount({ data, parentElement, setTriggerValue }) {
   const root = parentElement.querySelector(".player");
   if (root.player?.id !== idOf(data)) {
-    root.player?.pause();
-    root.player?.detach();
-    root.player = new Player(root, unpack(data));
+    const before = root.player;
+    before?.pause();
+    before?.detach();
+    root.player = new Player(root, unpack(data), setTriggerValue);
+    if (before?.data.trace === root.player.data.trace) root.player.touch.reopen(before.touch.subject);
   }
+  root.player.ask = setTriggerValue;
   root.player.attach();
   return () => root.player.detach();
 }

@@ -7,29 +7,31 @@ from __future__ import annotations
 
 import streamlit as st
 
-from viz import figures, stage
+from viz import empty, figures, stage
+from viz.about import about
 from viz.figures.common import PHONE, WIDE, names_of
+from viz.language import N_, _
 from viz.loading import Run
 from viz.player import Jump
 
-TITLE = "Beam tree"
+TITLE = N_("Beam tree")
 URL = "beam_tree"
-TEASER = "How a search branches, and how little memory its branches need."
+TEASER = N_("How a search branches, and how little memory its branches need.")
 
-INTRODUCTION = (
+INTRODUCTION = N_(
     "A **beam search** follows several outputs at once. In every step each beam proposes its best next "
     "tokens, and of all proposals together the best are **kept**. A beam with two good continuations "
     "**forks**; one that others have outdone is **pruned** (thin and dashed); one that reaches its end is a "
     "**finished hypothesis** (✓). Step, and watch the past grow together: all beams soon have most of it in "
     "common, so they share the blocks that hold it."
 )
-LEGEND = (
+LEGEND = N_(
     "Thick: kept beams and their past; green outline: what led to a finished hypothesis; thin and dashed: "
     "pruned. Scores are sums of log-probabilities; that of a finished hypothesis is divided by its length "
     "(to the power of the length penalty). Small grey lines are **rejected** candidates: the rank of the "
     "beam they would have continued, token, score. A click on the map goes to that step."
 )
-WITHOUT = "No request of this run searched with beams. Make a run that has one:"
+WITHOUT = N_("No request of this run searched with beams. Make a run that has one:")
 HOW = """# in the shell:
 minivllm demo sharing
 
@@ -39,11 +41,10 @@ with LLM("path/to/model", trace="beams.jsonl") as llm:
 
 
 def page(run: Run) -> None:
-    st.markdown(INTRODUCTION)
+    about(_(INTRODUCTION))
     requests = figures.searched_requests(run.timeline)
     if not requests:
-        st.info(WITHOUT)
-        st.code(HOW, language="python")
+        empty.tell(URL, _(WITHOUT), HOW, "python")
         return
     request = _selected(run, requests)
 
@@ -55,8 +56,14 @@ def page(run: Run) -> None:
         ]
         return [*trees, figures.block_pool(timeline, request, spotlight=True)]
 
-    stage.show(run, f"beams-{request}", scenes, _jumps(run, request))
-    st.caption(LEGEND)
+    places = _jumps(run, request)
+    stage.show(run, f"beams-{request}", scenes, places, start=where_it_forks(places))
+    st.caption(_(LEGEND))
+
+
+def where_it_forks(places: list[Jump]) -> int:
+    """The second fork, where there is a tree to look at; else the start of the search."""
+    return next((jump.step for jump in (places[1], places[0]) if jump.step is not None), 0)
 
 
 def _jumps(run: Run, request: str) -> list[Jump]:
@@ -83,12 +90,12 @@ def _jumps(run: Run, request: str) -> list[Jump]:
         if any(run.timeline.sequences[event.seq].request == request for event in record.copied)
     ]
     return [
-        Jump("start of the search", steps[0][0]),
-        Jump("second fork", forks[1] if len(forks) > 1 else None),
-        Jump("first pruned beam", min(pruned, default=None)),
-        Jump("first copy-on-write", min(copied, default=None)),
-        Jump("first hypothesis", next((step for step, event in steps if event.finished), None)),
-        Jump("end of the search", steps[-1][0]),
+        Jump(_("start of the search"), steps[0][0]),
+        Jump(_("second fork"), forks[1] if len(forks) > 1 else None),
+        Jump(_("first pruned beam"), min(pruned, default=None)),
+        Jump(_("first copy-on-write"), min(copied, default=None)),
+        Jump(_("first hypothesis"), next((step for step, event in steps if event.finished), None)),
+        Jump(_("end of the search"), steps[-1][0]),
     ]
 
 
@@ -101,7 +108,7 @@ def _selected(run: Run, requests: list[str]) -> str:
     index = requests.index(chosen) if chosen in requests else 0
     # Its own key would be forgotten when the page changes; ours is kept.
     request = st.selectbox(
-        "Show the search of request",
+        _("Show the search of request"),
         requests,
         index,
         format_func=lambda item: names[item].full,

@@ -10,45 +10,54 @@ from pathlib import Path
 import streamlit as st
 
 from minivllm.trace.timeline import Phase
-from viz import figures, loading, stage
+from viz import empty, figures, loading, stage
+from viz.about import about
 from viz.figures.common import PHONE, WIDE
 from viz.figures.moments import Moment, merge, steps_of_first
+from viz.language import N_, _
 from viz.loading import Run
 from viz.plain import plain
 from viz.player import Jump
 from viz.second_trace import second_trace
 from viz.side_by_side import side_by_side
 
-TITLE = "Compare"
+TITLE = N_("Compare")
 URL = "compare"
-TEASER = "The same requests under two policies, on one clock."
+TEASER = N_("The same requests under two policies, on one clock.")
 
-INTRODUCTION = (
+INTRODUCTION = N_(
     "Two runs of the same requests take different steps, but they share a **clock**. The open trace is on "
     "top; x is time, on the same scale in both, and the red line is the same **moment** in both. One step "
     "of the player goes to the next moment at which a step of *either* run ends. A request has the same row, "
     "letter and colour in both."
 )
-TRY_PARKED = (
+TRY_PARKED = N_(
     "Hatched is **waste**: a request that is **parked** keeps its slot in the batch and computes nothing, "
     "because its batch ends with the slowest; **padding** (hatched in the bars) is computed and thrown away. "
     "Jump to the first parked request: which request uses that slot in the other run?"
 )
-TRY_OTHER = "Jump to the end of the faster run: what does the other still compute, and which requests wait?"
-WITHOUT = (
+TRY_OTHER = N_(
+    "Jump to the end of the faster run: what does the other still compute, and which requests wait?"
+)
+WITHOUT = N_(
     "Choose a second trace to put beside this one: the same requests under another policy, or a smaller pool."
 )
-STRANGERS = (
+STRANGERS = N_(
     "The two runs have no request in common (requests are matched by their ids), so only the clock is shared."
 )
-CLOCKS = "One clock is simulated and the other is real: their seconds are not the same seconds."
+CLOCKS = N_("One clock is simulated and the other is real: their seconds are not the same seconds.")
 
 
 def page(run: Run) -> None:
-    st.markdown(INTRODUCTION)
-    other = second_trace(run, loading.open_run, lambda: st.info(WITHOUT))
+    about(_(INTRODUCTION))
+    other = second_trace(run, loading.open_run, _ask)
     if other is not None:
         both(run, other)
+
+
+def _ask() -> None:
+    st.info(_(WITHOUT))
+    empty.offer(URL)
 
 
 def both(run: Run, other: Run) -> None:
@@ -57,16 +66,16 @@ def both(run: Run, other: Run) -> None:
         st.warning(f"{plain(other.path.name)}: {plain(warning)}")
     first, second = run.timeline, other.timeline
     if not set(first.spans) & set(second.spans):
-        st.warning(STRANGERS)
+        st.warning(_(STRANGERS))
     if first.trace.header.clock != second.trace.header.clock:
-        st.warning(CLOCKS)
+        st.warning(_(CLOCKS))
     is_any_parked = any(
         span.phase is Phase.PARKED
         for side in (first, second)
         for spans in side.spans.values()
         for span in spans
     )
-    st.markdown(TRY_PARKED if is_any_parked else TRY_OTHER)
+    st.markdown(_(TRY_PARKED) if is_any_parked else _(TRY_OTHER))
     labels = side_labels(run.path, other.path)
     moments = merge(first, second)
 
@@ -91,19 +100,19 @@ def both(run: Run, other: Run) -> None:
             "": [row.name for row in rows],
             plain(labels[0]): [row.first for row in rows],
             plain(labels[1]): [row.second for row in rows],
-            "second : first": [row.ratio for row in rows],
+            _("second : first"): [row.ratio for row in rows],
         },
         border="horizontal",
         hide_index=True,
     )
-    with st.expander("What these numbers say"):
+    with st.expander(_("What these numbers say")):
         st.markdown("\n".join(f"- **{row.name}**: {row.sentence}" for row in rows))
 
 
 def side_labels(first: Path, second: Path) -> tuple[str, str]:
     """What the two are called: their files' names, with as many folders as it takes to tell them apart."""
     if first == second:
-        return f"{first.name} (first)", f"{second.name} (second)"
+        return _("{name} (first)").format(name=first.name), _("{name} (second)").format(name=second.name)
     for count in range(1, max(len(first.parts), len(second.parts)) + 1):
         names = ["/".join(path.parts[-count:]) for path in (first, second)]
         if names[0] != names[1]:
@@ -133,8 +142,8 @@ def _jumps(run: Run, other: Run, moments: list[Moment]) -> list[Jump]:
 
     ends = [max(i for i, m in enumerate(moments) if m.steps[side] < sides[side].num_steps) for side in (0, 1)]
     return [
-        Jump("first padding", earliest([first_padded(0), first_padded(1)])),
-        Jump("first parked request", earliest([first_parked(0), first_parked(1)])),
-        Jump("end of the faster run", min(ends)),
-        Jump("end of the slower run", max(ends)),
+        Jump(_("first padding"), earliest([first_padded(0), first_padded(1)])),
+        Jump(_("first parked request"), earliest([first_parked(0), first_parked(1)])),
+        Jump(_("end of the faster run"), min(ends)),
+        Jump(_("end of the slower run"), max(ends)),
     ]

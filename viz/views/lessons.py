@@ -2,7 +2,7 @@
 
     ?lesson=04          which one; none: the whole course
     &part=read          read, step or write
-    &language=zh        the text and this page in Chinese
+    &lang=zh            the text in Chinese, as this page and all others
 
 What the link says is kept while one looks at other pages. Nothing here imports Hypothesis: a Python without
 it can still show, start and step through a lesson.
@@ -19,12 +19,13 @@ from lessons.catalogue import Lesson
 from lessons.work import Desk
 from viz import lesson_desk, lesson_step, lesson_text, links
 from viz.cards import card
-from viz.lesson_words import LANGUAGES, say
+from viz.language import N_, _, current
+from viz.lesson_words import say
 from viz.plain import plain
 
-TITLE = "Lessons"
+TITLE = N_("Lessons")
 URL = "lessons"
-TEASER = "One idea after the other: read about it, step through a run, write it yourself."
+TEASER = N_("One idea after the other: read about it, step through a run, write it yourself.")
 
 PARTS = ("read", "step", "write")
 TEXT_WIDTH, DESK_WIDTH = 820, 1000
@@ -40,20 +41,19 @@ PATHS = {
 
 def page(run: object = None) -> None:
     """The course or a lesson; the open trace, if there is one, plays no part in it."""
-    language = links.kept("language", LANGUAGES, "en")
     lessons = tuple(lesson for lesson in catalogue.lessons() if is_complete(lesson))
     chosen = _chosen(lessons)
-    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"):
-        st.title(chosen.heading(language) if chosen else say(language, "title"), width="content")
-        with st.container(horizontal=True, width="content", vertical_alignment="center"):
-            links.page_link("glossary", say(language, "glossary"))
-            links.choice("language", tuple(LANGUAGES), language, say(language, "language"), LANGUAGES)
+    with st.container(
+        key="title-row", horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"
+    ):
+        st.title(chosen.heading(current()) if chosen else say("title"), width="content")
+        links.page_link("glossary", say("glossary"))
     if not lessons:
-        st.info(say(language, "no lessons"))
+        st.info(say("no lessons"))
     elif chosen is None:
-        _course(lessons, language)
+        _course(lessons)
     else:
-        _lesson(chosen, lessons, language)
+        _lesson(chosen, lessons)
 
 
 def is_complete(lesson: Lesson) -> bool:
@@ -76,7 +76,8 @@ def _chosen(lessons: tuple[Lesson, ...]) -> Lesson | None:
         links.keep("lesson", "")
         return None
     if lesson not in lessons:
-        st.error(f"The text of lesson {lesson.number} is missing, or cannot be read.")
+        told = _("The text of lesson {number} is missing, or cannot be read.")
+        st.error(told.format(number=lesson.number))
         links.keep("lesson", "")
         return None
     links.keep("lesson", lesson.number)
@@ -86,30 +87,30 @@ def _chosen(lessons: tuple[Lesson, ...]) -> Lesson | None:
 # ── the course ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _course(lessons: tuple[Lesson, ...], language: str) -> None:
+def _course(lessons: tuple[Lesson, ...]) -> None:
     """All lessons, and how far the learner is."""
     desk = Desk()
     states = [desk.state(lesson) for lesson in lessons]
     passed = states.count("passed")
-    st.markdown(say(language, "introduction"))
-    st.progress(passed / len(lessons), say(language, "progress", passed=passed, all=len(lessons)))
+    st.markdown(say("introduction"))
+    st.progress(passed / len(lessons), say("progress", passed=passed, all=len(lessons)))
     there = {lesson.number for lesson in lessons}
     paths = (
-        f"{say(language, who)} {' → '.join(number for number in path if number in there)}"
+        f"{say(who)} {' → '.join(number for number in path if number in there)}"
         for who, path in PATHS.items()
     )
-    st.caption(f"{say(language, 'where to begin')} {' · '.join(paths)}")
+    st.caption(f"{say('where to begin')} {' · '.join(paths)}")
     following = next((number for number, state in enumerate(states) if state != "passed"), None)
     for number, (lesson, state) in enumerate(zip(lessons, states, strict=True)):
         with card(f"card-{lesson.name}"):
             mark = MARKS.get(state, "◐")
             st.markdown(
-                f"{mark} **{lesson.heading(language)}**  \n"
-                f":gray[{lesson.about(language)} · {state_words(state, language)}]",
+                f"{mark} **{lesson.heading(current())}**  \n"
+                f":gray[{lesson.about(current())} · {state_words(state)}]",
                 width="content",
             )
             st.button(
-                say(language, "open" if state in MARKS else "go on"),
+                say("open" if state in MARKS else "go on"),
                 key=f"open-{lesson.name}",
                 type="primary" if number == following else "secondary",
                 on_click=_open,
@@ -117,11 +118,11 @@ def _course(lessons: tuple[Lesson, ...], language: str) -> None:
             )
 
 
-def state_words(state: str, language: str) -> str:
+def state_words(state: str) -> str:
     """How far the learner is, in words."""
     if "/" in state:
-        return say(language, "properties hold", state=state)
-    return say(language, state)
+        return say("properties hold", state=state)
+    return say(state)
 
 
 def _open(lesson: Lesson | None, part: str = "read") -> None:
@@ -132,49 +133,49 @@ def _open(lesson: Lesson | None, part: str = "read") -> None:
 # ── a lesson ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _lesson(lesson: Lesson, lessons: tuple[Lesson, ...], language: str) -> None:
+def _lesson(lesson: Lesson, lessons: tuple[Lesson, ...]) -> None:
     place = lessons.index(lesson)
     part = links.kept("part", PARTS, "read")
     state = Desk().state(lesson)
-    where = say(language, "place", number=place + 1, all=len(lessons))
-    st.caption(f"{where} · {lesson.about(language)} · {MARKS.get(state, '◐')} {state_words(state, language)}")
+    where = say("place", number=place + 1, all=len(lessons))
+    st.caption(f"{where} · {lesson.about(current())} · {MARKS.get(state, '◐')} {state_words(state)}")
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
-        words = {name: say(language, name) for name in PARTS}
-        links.choice("part", PARTS, part, say(language, "part"), words)
-        st.button(f"← {say(language, 'all lessons')}", type="tertiary", on_click=_open, args=(None,))
+        words = {name: say(name) for name in PARTS}
+        links.choice("part", PARTS, part, say("part"), words)
+        st.button(f"← {say('all lessons')}", type="tertiary", on_click=_open, args=(None,))
     if part == "read":
         with st.container(key="lesson-text", width=TEXT_WIDTH):
-            lesson_text.show(lesson_text.parts_of(lesson_text.body(lesson.text(language)), lesson.folder))
+            lesson_text.show(lesson_text.parts_of(lesson_text.body(lesson.text(current())), lesson.folder))
     elif part == "step":
-        lesson_step.show(lesson, language)
+        lesson_step.show(lesson)
     else:
         with st.container(width=DESK_WIDTH):
-            lesson_desk.show(lesson, language)
-    _what_next(lesson, place, lessons, part, language)
+            lesson_desk.show(lesson)
+    _what_next(lesson, place, lessons, part)
 
 
-def _what_next(lesson: Lesson, place: int, lessons: tuple[Lesson, ...], part: str, language: str) -> None:
+def _what_next(lesson: Lesson, place: int, lessons: tuple[Lesson, ...], part: str) -> None:
     """The next part, and after the last one the next lesson."""
     st.divider()
     with st.container(horizontal=True, horizontal_alignment="distribute"):
         if place > 0:
-            _step_to("previous lesson", lessons[place - 1], "←", language)
+            _step_to("previous lesson", lessons[place - 1], "←")
         if part != PARTS[-1]:
             following = PARTS[PARTS.index(part) + 1]
             st.button(
-                say(language, "next part", part=say(language, following)) + " →",
+                say("next part", part=say(following)) + " →",
                 key="next-part",
                 on_click=_open,
                 args=(lesson, following),
             )
         elif place + 1 < len(lessons):
-            _step_to("next lesson", lessons[place + 1], "→", language)
+            _step_to("next lesson", lessons[place + 1], "→")
         else:
-            st.caption(say(language, "last lesson"))
+            st.caption(say("last lesson"))
 
 
-def _step_to(name: str, lesson: Lesson, arrow: str, language: str) -> None:
-    words = say(language, name, lesson=lesson.heading(language))
+def _step_to(name: str, lesson: Lesson, arrow: str) -> None:
+    words = say(name, lesson=lesson.heading(current()))
     kind: Any = "secondary" if arrow == "→" else "tertiary"
     label = f"{words} →" if arrow == "→" else f"← {words}"
     st.button(label, key=name, type=kind, on_click=_open, args=(lesson,))

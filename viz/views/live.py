@@ -17,41 +17,39 @@ import streamlit as st
 from viz import jobs, links, loading, player
 from viz.figures.common import MARKS
 from viz.folders import upload_folder
+from viz.language import N_, _, current
 from viz.live import feed, own_server, window
 from viz.live.own_server import OwnServer
 from viz.plain import plain
 from viz.stage import THEME
 
-TITLE = "Live"
+TITLE = N_("Live")
 URL = "live"
-TEASER = "A server's engine while it answers: its pool, its queues, its texts."
+TEASER = N_("A server's engine while it answers: its pool, its queues, its texts.")
 ENVIRONMENT = "MINIVLLM_LIVE"
 """The server that the command named."""
 KEY = "VLLM_API_KEY"
 HOW = "minivllm serve --live"
 
-INTRODUCTION = (
+INTRODUCTION = N_(
     "What the engine of a server does, while it does it: which **blocks** hold whose tokens, which requests "
     "are in the **batch** and which wait, and what each of them says. **Pause** to look at a step, drag on "
     "the curve (or press ← and →) to go back over the last minutes, and **Resume**."
 )
-KEPT = (
-    f"The page keeps the last {window.MOST_SECONDS / 60:g} minutes, at most {window.MOST_STEPS:,} steps; "
-    "older ones are forgotten. Steps are counted from the start of the server. What is kept can be saved as "
-    "a **trace**, which begins with the state before its first step, and opens on all pages."
+KEPT = N_(
+    "The page keeps the last {minutes:g} minutes, at most {steps:,} steps; older ones are forgotten. Steps "
+    "are counted from the start of the server. What is kept can be saved as a **trace**, which begins with "
+    "the state before its first step, and opens on all pages."
 )
-SIGNS = (
+SIGNS = N_(
     "In a cell: the letter and colour of the request that reads the block, =3 if three sequences do; a pale "
-    "strip for slots that are still empty; dashed and grey: cached, and evictable. In the step shown: "
-    + ", ".join(
-        f"**{mark.sign}** {mark.words.split(' in this')[0].split(' during')[0]}" for mark in MARKS.values()
-    )
-    + ". Point at a block or a text to read all of it."
+    "strip for slots that are still empty; dashed and grey: cached, and evictable. Signs of what a step did: "
+    "{signs}. Point at a block or a text to read all of it."
 )
-OWN = (
+OWN = N_(
     "The dashboard can start one for you: `minivllm serve --live` with the **shipped model** and a small "
     "pool, at a free port of **this machine** (127.0.0.1), with a key of its own. It ends when you stop it, "
-    f"with the dashboard, and {own_server.UNWATCHED_SECONDS / 60:g} minutes after nobody watches it any more."
+    "with the dashboard, and {minutes:g} minutes after nobody watches it any more."
 )
 COMPONENT = st.components.v2.component(
     "minivllm_live", html=player.live_html(), css=player.live_css() + THEME, js=player.live_javascript()
@@ -60,33 +58,37 @@ COMPONENT = st.components.v2.component(
 
 def page(run: object = None) -> None:
     """The address, and below it what is seen there."""
-    st.title(TITLE)
-    st.markdown(INTRODUCTION)
+    st.title(_(TITLE))
+    st.markdown(_(INTRODUCTION))
     if "live token" not in st.session_state and (named := os.environ.get(ENVIRONMENT)):
         _connect(named, os.environ.get(KEY, ""))
     token = st.session_state.get("live token", "")
     watched = feed.find(token)
-    with st.expander("The server", expanded=watched is None):
+    with st.expander(_("The server"), expanded=watched is None):
         _form(watched)
         own = _own()
     if own:
         _running(own)
     if watched is None:
         return
-    COMPONENT(data={"feed": f"{feed.PREFIX}{token}"}, key=f"live-{token}")
-    st.caption(SIGNS)
-    st.caption(KEPT)
-    if st.button("Open what was seen on all pages", help="As it is now; the live view goes on meanwhile."):
+    data = {"feed": f"{feed.PREFIX}{token}", "language": current(), "words": player.words("live")}
+    COMPONENT(data=data, key=f"live-{token}")
+    signs = _(", ").join(f"**{mark.sign}** {mark.words}" for mark in MARKS.values())
+    st.caption(_(SIGNS).format(signs=signs))
+    st.caption(_(KEPT).format(minutes=window.MOST_SECONDS / 60, steps=window.MOST_STEPS))
+    if st.button(
+        _("Open what was seen on all pages"), help=_("As it is now; the live view goes on meanwhile.")
+    ):
         _open(watched)
 
 
 def _form(watched: feed.Watched | None) -> None:
     with st.form("live-server", border=False):
         address = watched.connection.url if watched else os.environ.get(ENVIRONMENT, "http://127.0.0.1:8000")
-        url = st.text_input("Address of the server", address)
-        key = st.text_input("Its API key, if it asks for one", type="password", autocomplete="off")
-        submitted = st.form_submit_button("Connect")
-    st.markdown("The server must allow it:")
+        url = st.text_input(_("Address of the server"), address)
+        key = st.text_input(_("Its API key, if it asks for one"), type="password", autocomplete="off")
+        submitted = st.form_submit_button(_("Connect"))
+    st.markdown(_("The server must allow it:"))
     st.code(HOW, language="shell")
     if submitted and _connect(url, key):
         st.rerun()
@@ -99,13 +101,13 @@ def _own() -> OwnServer | None:
     if isinstance(server, OwnServer) and server.is_running:
         return server
     st.divider()
-    st.markdown(OWN)
+    st.markdown(_(OWN).format(minutes=own_server.UNWATCHED_SECONDS / 60))
     if job and job.is_running:
         jobs.watch(job, _starting)
         return None
     if job and job.problem:
         st.error(plain(job.problem))
-    if st.button("Start a server here"):
+    if st.button(_("Start a server here")):
         jobs.start(own_server.NAME, own_server.start)
         st.rerun()
     return None
@@ -113,8 +115,10 @@ def _own() -> OwnServer | None:
 
 def _starting(job: jobs.Job) -> None:
     st.info(
-        f"The server starts ({job.seconds:.0f} s). The first time on a machine it compiles its kernels, "
-        "which takes a minute or two."
+        _(
+            "The server starts ({seconds:.0f} s). The first time on a machine it compiles its "
+            "kernels, which takes a minute or two."
+        ).format(seconds=job.seconds)
     )
     if job.told:
         st.code("\n".join(job.told[-4:]), language=None)
@@ -125,30 +129,32 @@ def _running(server: OwnServer) -> None:
     token = st.session_state.get("live token", "")
     watched = feed.find(token)
     is_watched = watched is not None and watched.connection.url == server.url
-    st.success(f"This dashboard runs a server at {server.url} (process {server.pid}).")
+    st.success(
+        _("This dashboard runs a server at {url} (process {pid}).").format(url=server.url, pid=server.pid)
+    )
     asking = jobs.find(own_server.ASKING)
     is_asking = bool(asking and asking.is_running)
     columns = st.columns(3)
-    if columns[0].button("Watch it", disabled=is_watched) and _connect(server.url, server.key):
+    if columns[0].button(_("Watch it"), disabled=is_watched) and _connect(server.url, server.key):
         st.rerun()
-    how_many = f"Send it {len(own_server.PROMPTS)} requests"
+    how_many = _("Send it {count} requests").format(count=len(own_server.PROMPTS))
     if columns[1].button(how_many, disabled=is_asking):
         jobs.start(own_server.ASKING, lambda _: own_server.ask(server))
         st.rerun()
-    if columns[2].button("Stop it"):
-        with st.spinner("The server stops …"):
+    if columns[2].button(_("Stop it")):
+        with st.spinner(_("The server stops …")):
             server.stop()
         st.rerun()
     if asking and asking.is_running:
         jobs.watch(asking, _answering)
     elif asking and asking.problem:
         st.error(plain(asking.problem))
-    with st.expander("Ask it yourself"):
+    with st.expander(_("Ask it yourself")):
         st.code(own_server.command(server), language="shell")
 
 
 def _answering(job: jobs.Job) -> None:
-    st.caption(f"It answers ({job.seconds:.0f} s) …")
+    st.caption(_("It answers ({seconds:.0f} s) …").format(seconds=job.seconds))
 
 
 def _connect(url: str, key: str) -> bool:
@@ -171,7 +177,7 @@ def _connect(url: str, key: str) -> bool:
 def _open(watched: feed.Watched) -> None:
     content = watched.trace()
     if b'"event":"StepFinished"' not in content:
-        st.error("No step was seen yet, so there is nothing to open.")
+        st.error(_("No step was seen yet, so there is nothing to open."))
         return
     path = Path(tempfile.mkdtemp(dir=upload_folder())) / "live.jsonl"
     path.write_bytes(content)

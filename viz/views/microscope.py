@@ -9,37 +9,39 @@ import streamlit as st
 
 from minivllm.trace.kernel_events import KernelTrace
 from viz import kernel_stage
+from viz.about import about
 from viz.figures.common import PHONE, WIDE
 from viz.figures.kernel_blocks import has_blocks, kernel_blocks
 from viz.figures.kernel_lanes import kernel_lanes
 from viz.figures.kernel_source import kernel_source
 from viz.figures.kernel_totals import kernel_totals
 from viz.kernel_steps import Follow, Played, choices, faults, microscope_jumps, played
+from viz.language import N_, _
 from viz.loading import KernelRun
 from viz.plain import plain
 from viz.scene import Scene
 
-TITLE = "Kernel microscope"
+TITLE = N_("Kernel microscope")
 URL = "microscope"
-TEASER = "One kernel, line by line: what the lanes of a warp ask memory for."
+TEASER = N_("One kernel, line by line: what the lanes of a warp ask memory for.")
 
-INTRODUCTION = (
+INTRODUCTION = N_(
     "One moment of the player is one **request**: an instruction with which the 32 **lanes** of a warp go to "
     "memory together. The frame in the source marks the expression that made the request. Global memory "
     "moves whole **sectors** of 32 bytes, also the bytes that no lane asked for (hatched); shared memory has "
     "32 **banks**, and two different words of one bank take two turns."
 )
-TRY = (
+TRY = N_(
     "Follow the lines from the lanes: do neighbours go to neighbours? Jump to the worst coalescing, and find "
     "in the framed expression the index that causes it. Then watch an inner loop: which of its requests go "
     "to shared memory, and from which array did those tiles come?"
 )
-ABOUT_BLOCKS = (
+ABOUT_BLOCKS = N_(
     "An array of blocks is reached through a **block table**: the picture of the blocks shows which lane "
     "goes to which physical block, and to which row of it."
 )
-NO_FAULT = "No race, no read of memory that was never written, nothing out of bounds."
-WITHOUT = (
+NO_FAULT = N_("No race, no read of memory that was never written, nothing out of bounds.")
+WITHOUT = N_(
     "A **trace of a kernel** holds every request that its warps made to memory. This makes one, on any "
     "machine, with or without a GPU; open it here, and step through it."
 )
@@ -50,16 +52,18 @@ minivllm dashboard kernel.jsonl"""
 def page(run: KernelRun) -> None:
     number = choose_kernel(run)
     trace = run.traces[number]
-    parts = [INTRODUCTION, TRY]
+    parts = [_(INTRODUCTION), _(TRY)]
     if any(has_blocks(array) for array in trace.header.arrays):
-        parts.append(ABOUT_BLOCKS)
-    st.markdown(" ".join(parts))
+        parts.append(_(ABOUT_BLOCKS))
+    about(" ".join(parts))
     follow = _follow(trace)
     shown = played(trace, follow)
     if shown.left_out:
         st.info(
-            f"The first {len(shown.steps):,} of {len(shown.steps) + shown.left_out:,} requests are played: "
-            "follow one thread block or one warp to see the others."
+            _(
+                "The first {shown:,} of {all:,} requests are played: follow one thread block or one "
+                "warp to see the others."
+            ).format(shown=len(shown.steps), all=len(shown.steps) + shown.left_out)
         )
 
     def scenes() -> list[Scene]:
@@ -71,10 +75,17 @@ def page(run: KernelRun) -> None:
     _tell_faults(trace)
     header = trace.header
     st.caption(
-        f"{plain(header.title)} · {' × '.join(map(str, header.grid))} thread blocks of "
-        f"{' × '.join(map(str, header.block))} threads, {header.shared_bytes:,} bytes of shared memory each. "
-        "Lanes: blue reads, orange writes, pink changes atomically; the title says it, too. The "
-        "microscope runs warps one after another; a GPU may run them in any order between two barriers."
+        _(
+            "{title} · {grid} thread blocks of {block} threads, {shared_bytes:,} bytes of shared "
+            "memory each. Lanes: blue reads, orange writes, pink changes atomically; the title says "
+            "it, too. The microscope runs warps one after another; a GPU may run them in any order "
+            "between two barriers."
+        ).format(
+            title=plain(header.title),
+            grid=" × ".join(map(str, header.grid)),
+            block=" × ".join(map(str, header.block)),
+            shared_bytes=header.shared_bytes,
+        )
     )
 
 
@@ -98,7 +109,7 @@ def choose_kernel(run: KernelRun) -> int:
     kept = st.session_state.get("kernel", st.query_params.get("kernel", "0"))
     index = int(kept) if str(kept).isdecimal() and int(kept) < len(run.traces) else 0
     number = st.selectbox(
-        "Kernel",
+        _("Kernel"),
         range(len(run.traces)),
         index,
         format_func=lambda item: f"{item + 1}. {run.traces[item].header.kernel}",
@@ -117,7 +128,7 @@ def _follow(trace: KernelTrace) -> Follow:
         return found[0]
     kept = st.session_state.get("follow")
     index = found.index(kept) if kept in found else 0
-    chosen = st.selectbox("Follow", found, index, format_func=lambda item: item.words, width=360)
+    chosen = st.selectbox(_("Follow"), found, index, format_func=lambda item: item.words, width=360)
     st.session_state.follow = chosen
     return chosen
 
@@ -125,6 +136,6 @@ def _follow(trace: KernelTrace) -> Follow:
 def _tell_faults(trace: KernelTrace) -> None:
     found = faults(trace)
     if not found and trace.is_whole:  # faults are told at the end
-        st.success(NO_FAULT)
+        st.success(_(NO_FAULT))
     for fault in found:
         st.error(f"**{plain(fault.kind)}**: {plain(fault.message)}")

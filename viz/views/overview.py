@@ -9,14 +9,17 @@ import streamlit as st
 
 from minivllm.trace.summary import RunSummary, format_seconds
 from viz import figures, links, stage
+from viz.about import about
+from viz.engine_words import in_words_of_the_reader
+from viz.language import N_, _
 from viz.loading import Run
 from viz.plain import plain
 
-TITLE = "Overview"
+TITLE = N_("Overview")
 URL = "overview"
-TEASER = "What the run was like, in numbers and in words."
+TEASER = N_("What the run was like, in numbers and in words.")
 
-INTRODUCTION = (
+INTRODUCTION = N_(
     "A **request** brings a prompt; the engine adds one **token** (a piece of a word) at a time. In every "
     "**step** all requests of the batch advance together. Press **Play**, or step with the ← and → keys, and "
     "watch the answers grow: some prompts still *prefill* while others *decode*. "
@@ -25,16 +28,21 @@ INTRODUCTION = (
 
 
 def page(run: Run) -> None:
-    _new_here()
-    st.markdown(INTRODUCTION)
-    st.markdown(_setting(run))
-    _facts(run.summary)
+    about(f"{_(INTRODUCTION)}\n\n{_setting(run)}")
     stage.show(run, "overview", lambda: figures.overview(run.timeline))
+    _facts(run.summary)
+    _new_here()
     most, count = figures.MOST_OVERVIEW_ROWS, len(run.timeline.spans)
     if count > most:
-        st.caption(f"The first {most} of {count:,} requests are shown.")
-    with st.expander("All numbers of this run"):
-        st.table({name: plain(value) for name, value in run.summary.facts()}, border="horizontal")
+        st.caption(_("The first {most} of {count:,} requests are shown.").format(most=most, count=count))
+    with st.expander(_("All numbers of this run")):
+        st.table(
+            {
+                in_words_of_the_reader(name): plain(in_words_of_the_reader(value))
+                for name, value in run.summary.facts()
+            },
+            border="horizontal",
+        )
 
 
 def _new_here() -> None:
@@ -42,9 +50,9 @@ def _new_here() -> None:
     if st.session_state.get("not new here") or not links.has_page("start"):
         return
     with st.container(border=True, horizontal=True, vertical_alignment="center"):
-        st.markdown("**New here?** What this is, and a path through it:", width="content")
-        links.page_link("start", "Start here")
-        if st.button("Close", key="not-new-here", type="tertiary"):
+        st.markdown(_("**New here?** What this is, and a path through it:"), width="content")
+        links.page_link("start", _("Start here"))
+        if st.button(_("Close"), key="not-new-here", type="tertiary"):
             st.session_state["not new here"] = True
             st.rerun()
 
@@ -55,18 +63,34 @@ def _setting(run: Run) -> str:
     parts = []
     if model := header.model:
         parts.append(
-            f"Model **{plain(model.name)}**: {model.num_parameters / 1e6:,.3g} million parameters, "
-            f"{model.num_layers} layers, {model.num_heads} attention heads sharing {model.num_kv_heads} KV "
-            f"heads of {model.head_dim} numbers, {model.dtype}. A token's keys and values take "
-            f"{model.kv_bytes_per_token:,} bytes."
+            _(
+                "Model **{name}**: {parameters:,.3g} million parameters, {layers} layers, {heads} "
+                "attention heads sharing {kv_heads} KV heads of {head_dim} numbers, {dtype}. A token's "
+                "keys and values take {kv_bytes_per_token:,} bytes."
+            ).format(
+                name=plain(model.name),
+                parameters=model.num_parameters / 1e6,
+                layers=model.num_layers,
+                heads=model.num_heads,
+                kv_heads=model.num_kv_heads,
+                head_dim=model.head_dim,
+                dtype=model.dtype,
+                kv_bytes_per_token=model.kv_bytes_per_token,
+            )
         )
     parts.append(
-        f"The **KV cache** is a pool of {header.num_blocks:,} blocks of {header.block_size} tokens. A step "
-        f"computes at most {header.max_num_batched_tokens:,} tokens, of at most {header.max_num_seqs:,} "
-        f"sequences."
+        _(
+            "The **KV cache** is a pool of {blocks:,} blocks of {block_size} tokens. A step computes "
+            "at most {max_num_batched_tokens:,} tokens, of at most {max_num_seqs:,} sequences."
+        ).format(
+            blocks=header.num_blocks,
+            block_size=header.block_size,
+            max_num_batched_tokens=header.max_num_batched_tokens,
+            max_num_seqs=header.max_num_seqs,
+        )
     )
     if header.clock != "wall":
-        parts.append("Times are those of a simulated clock.")
+        parts.append(_("Times are those of a simulated clock."))
     return " ".join(parts)
 
 
@@ -74,37 +98,43 @@ def _facts(summary: RunSummary) -> None:
     """The numbers that are looked at first."""
     speed = summary.output_tokens_per_second
     share = summary.peak_used_blocks / summary.num_blocks
-    requests = f"{summary.num_finished} of {summary.num_requests}"
+    requests = _("{finished} of {requests}").format(
+        finished=summary.num_finished, requests=summary.num_requests
+    )
     facts = [
         (
-            "Finished",
+            _("Finished"),
             requests,
-            "Requests finished, of all that were accepted. Refused ones are counted apart.",
+            _("Requests finished, of all that were accepted. Refused ones are counted apart."),
         ),
         (
-            "Tokens / s",
+            _("Tokens / s"),
             f"{speed:,.1f}" if speed else "–",
-            "Throughput: output tokens of all requests together, in a second.",
+            _("Throughput: output tokens of all requests together, in a second."),
         ),
-        ("TTFT p50", format_seconds(summary.ttft.p50), "Time to first token, from arrival; half are faster."),
-        ("TTFT p95", format_seconds(summary.ttft.p95), "One request in twenty waits longer than this."),
         (
-            "TPOT p50",
+            _("TTFT p50"),
+            format_seconds(summary.ttft.p50),
+            _("Time to first token, from arrival; half are faster."),
+        ),
+        (_("TTFT p95"), format_seconds(summary.ttft.p95), _("One request in twenty waits longer than this.")),
+        (
+            _("TPOT p50"),
             format_seconds(summary.tpot.p50),
-            "Time per output token after the first; half are faster.",
+            _("Time per output token after the first; half are faster."),
         ),
         (
-            "Peak blocks",
+            _("Peak blocks"),
             f"{summary.peak_used_blocks:,}",
-            f"Most blocks in use after a step: {share:.0%} of the pool.",
+            _("Most blocks in use after a step: {share:.0%} of the pool.").format(share=share),
         ),
-        ("Waste", f"{summary.mean_waste:.1%}", "Slots of used blocks that hold no token, on average."),
+        (_("Waste"), f"{summary.mean_waste:.1%}", _("Slots of used blocks that hold no token, on average.")),
         (
-            "Preempted",
+            _("Preempted"),
             f"{summary.num_preemptions:,}",
-            "Times that a request was preempted because blocks or slots in the batch were short.",
+            _("Times that a request was preempted because blocks or slots in the batch were short."),
         ),
-        ("Refused", f"{summary.num_refused:,}", "Requests that could never fit, told so at once."),
+        (_("Refused"), f"{summary.num_refused:,}", _("Requests that could never fit, told so at once.")),
         *_sharing_facts(summary),
     ]
     with st.container(horizontal=True, gap="small"):
@@ -117,34 +147,36 @@ def _sharing_facts(summary: RunSummary) -> list[tuple[str, str, str]]:
     facts = [
         (
             summary.peak_saved_blocks,
-            "Saved",
+            _("Saved"),
             f"{summary.mean_saved_share:.1%}",
-            "Blocks that sharing saves, of those that would be needed otherwise, on average.",
+            _("Blocks that sharing saves, of those that would be needed otherwise, on average."),
         ),
         (
             summary.num_copies,
-            "Copied",
+            _("Copied"),
             f"{summary.num_copies:,}",
-            "Copies on write: a sequence was about to write to a shared block.",
+            _("Copies on write: a sequence was about to write to a shared block."),
         ),
         (
             summary.hit_tokens,
-            "Cache hits",
+            _("Cache hits"),
             f"{summary.hit_rate:.1%}",
-            f"{summary.hit_tokens:,} tokens that the prefix cache had, of all that had to be in the cache "
-            f"before a token could be chosen.",
+            _(
+                "{hit_tokens:,} tokens that the prefix cache had, of all that had to be in the cache "
+                "before a token could be chosen."
+            ).format(hit_tokens=summary.hit_tokens),
         ),
         (
             summary.num_evicted_blocks,
-            "Evicted",
+            _("Evicted"),
             f"{summary.num_evicted_blocks:,}",
-            "Evictable blocks that the prefix cache removed, mostly to make room for other tokens.",
+            _("Evictable blocks that the prefix cache removed, mostly to make room for other tokens."),
         ),
         (
             summary.num_swaps,
-            "Swapped",
+            _("Swapped"),
             f"{summary.num_swaps:,}",
-            "Preemptions whose blocks went to the swap space instead of being computed again.",
+            _("Preemptions whose blocks went to the swap space instead of being computed again."),
         ),
     ]
     return [(label, value, explanation) for count, label, value, explanation in facts if count]

@@ -12,31 +12,33 @@ import streamlit as st
 from minivllm.text import printable
 from minivllm.trace.precision_events import MatrixOnGrids, VariantMeasured
 from viz import kernel_stage
+from viz.about import about
 from viz.figures.precision import precision_scenes
+from viz.language import N_, _, sentences
 from viz.loading import PrecisionRun
 from viz.plain import plain
 from viz.player import Jump
 
-TITLE = "Precision"
+TITLE = N_("Precision")
 URL = "precision"
-TEASER = "Weights in 8, 4 and 2 bits: where the error sits, and what it costs."
+TEASER = N_("Weights in 8, 4 and 2 bits: where the error sits, and what it costs.")
 
-INTRODUCTION = (
+INTRODUCTION = N_(
     "A quantised weight is a **code**: a step on the **grid** of its group, (code − zero) · scale. One "
     "moment of the player is one grid, finest first: the slider goes over **bits and group sizes**. Fewer "
     "bits make steps wider; smaller groups fit their steps to fewer weights, and pay with more scales."
 )
-TRY = (
+TRY = N_(
     "Go from 4 bits to 2 and watch small weights fall to nothing. Then compare groups of 32 with a whole row "
     "at the same bits. And look at the **salient channels**: their inputs are so large that their errors "
     "count for more than their number, which is what AWQ scales them up for."
 )
-TABLE = "The whole model in each precision"
-LEGEND = (
+TABLE = N_("The whole model in each precision")
+LEGEND = N_(
     "KL to float32, in thousandths of a nat a token, where texts are read (prompts) and written (decoding); "
     "*kept*: tokens that greedy decoding chooses as float32 does."
 )
-WITHOUT = (
+WITHOUT = N_(
     "A **comparison of precisions** quantises a model in a dozen ways, measures each, and records how some "
     "of its matrices look on every grid. To get one:"
 )
@@ -47,7 +49,7 @@ def page(run: PrecisionRun) -> None:
     trace = run.trace
     shown = [found for found in trace.matrices if found.grids]
     if shown:
-        st.markdown(f"{INTRODUCTION} {TRY}")
+        about(f"{_(INTRODUCTION)} {_(TRY)}")
         number = _choose(shown)
         found = shown[number]
         kernel_stage.show(
@@ -59,9 +61,17 @@ def page(run: PrecisionRun) -> None:
         )
         matrix = found.matrix
         st.caption(
-            f"{plain(matrix.name)} of {plain(trace.header.model)}, {matrix.num_outputs:,} × "
-            f"{matrix.num_inputs:,}: a corner of it, rounded to the nearest on asymmetric grids; errors are "
-            f"those of the whole matrix, products with its inputs on {plain(trace.header.text)}."
+            _(
+                "{name} of {model}, {outputs:,} × {inputs:,}: a corner of it, rounded to the nearest on "
+                "asymmetric grids; errors are those of the whole matrix, products with its inputs on "
+                "{text}."
+            ).format(
+                name=plain(matrix.name),
+                model=plain(trace.header.model),
+                outputs=matrix.num_outputs,
+                inputs=matrix.num_inputs,
+                text=plain(trace.header.text),
+            )
         )
     if trace.variants:
         _table(run)
@@ -73,8 +83,8 @@ def precision_jumps(found: MatrixOnGrids) -> list[Jump]:
     bits = sorted({grid.bits for grid in found.grids}, reverse=True)
     first = {count: min(step for (b, _), step in steps.items() if b == count) for count in bits}
     usual = steps.get((4, 128))
-    return [Jump(f"{count} bits", first[count]) for count in bits] + (
-        [] if usual is None else [Jump("4 bits, groups of 128", usual)]
+    return [Jump(_("{count} bits").format(count=count), first[count]) for count in bits] + (
+        [] if usual is None else [Jump(_("4 bits, groups of 128"), usual)]
     )
 
 
@@ -84,7 +94,7 @@ def _choose(shown: list[MatrixOnGrids]) -> int:
     kept = st.session_state.get("matrix", st.query_params.get("matrix", "0"))
     index = int(kept) if str(kept).isdecimal() and int(kept) < len(shown) else 0
     number = st.selectbox(
-        "Matrix",
+        _("Matrix"),
         range(len(shown)),
         index,
         format_func=lambda item: printable(shown[item].matrix.name),
@@ -96,36 +106,40 @@ def _choose(shown: list[MatrixOnGrids]) -> int:
 
 
 COLUMNS: dict[str, Callable[[VariantMeasured], str]] = {
-    "Precision": lambda row: plain(row.name),
-    "Weights, MiB": lambda row: _number(row.weight_bytes, 2**-20, 1),
-    "Cache, bytes a token": lambda row: _number(row.cache_bytes_per_token, 1, 0),
-    "Perplexity": lambda row: _number(row.perplexity, 1, 3),
-    "KL, prompts": lambda row: _number(row.kl_prompts, 1e3, 3),
-    "KL, decoding": lambda row: _number(row.kl_decoding, 1e3, 3),
-    "Kept": lambda row: "–" if row.kept is None else f"{row.kept:.2%}",
+    N_("Precision"): lambda row: plain(row.name),
+    N_("Weights, MiB"): lambda row: _number(row.weight_bytes, 2**-20, 1),
+    N_("Cache, bytes a token"): lambda row: _number(row.cache_bytes_per_token, 1, 0),
+    N_("Perplexity"): lambda row: _number(row.perplexity, 1, 3),
+    N_("KL, prompts"): lambda row: _number(row.kl_prompts, 1e3, 3),
+    N_("KL, decoding"): lambda row: _number(row.kl_decoding, 1e3, 3),
+    N_("Kept"): lambda row: "–" if row.kept is None else f"{row.kept:.2%}",
 }
 SPEEDS: dict[str, Callable[[VariantMeasured], str]] = {
-    "Prompt, tok/s": lambda row: _number(row.prompt_tokens_per_second, 1, 0),
-    "One stream, tok/s": lambda row: _number(row.one_stream_tokens_per_second, 1, 0),
-    "Batch, tok/s": lambda row: _number(row.batch_tokens_per_second, 1, 0),
+    N_("Prompt, tok/s"): lambda row: _number(row.prompt_tokens_per_second, 1, 0),
+    N_("One stream, tok/s"): lambda row: _number(row.one_stream_tokens_per_second, 1, 0),
+    N_("Batch, tok/s"): lambda row: _number(row.batch_tokens_per_second, 1, 0),
 }
 
 
 def _table(run: PrecisionRun) -> None:
     header, variants = run.trace.header, run.trace.variants
-    st.subheader(TABLE)
+    st.subheader(_(TABLE))
     columns = COLUMNS | (SPEEDS if header.speed_model else {})
     rows = [row for row in variants if not row.skipped]
     st.table(
-        {name: [show(row) for row in rows] for name, show in columns.items()},
+        {_(name): [show(row) for row in rows] for name, show in columns.items()},
         border="horizontal",
         hide_index=True,
     )
     for row in variants:
         if row.skipped:
-            st.caption(f"{plain(row.name)} was left out: {plain(row.skipped)}.")
-    speed = f" Speeds are those of the model *{plain(header.speed_model)}*." if header.speed_model else ""
-    st.caption(f"{plain(header.model)} on {plain(header.text)}. {LEGEND}{speed}")
+            st.caption(
+                _("{name} was left out: {reason}.").format(name=plain(row.name), reason=plain(row.skipped))
+            )
+    told = [_("{model} on {text}.").format(model=plain(header.model), text=plain(header.text)), _(LEGEND)]
+    if header.speed_model:
+        told.append(_("Speeds are those of the model *{name}*.").format(name=plain(header.speed_model)))
+    st.caption(sentences(told))
 
 
 def _number(value: float | None, factor: float, digits: int) -> str:

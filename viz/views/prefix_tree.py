@@ -7,27 +7,29 @@ from __future__ import annotations
 
 import streamlit as st
 
-from viz import figures, stage
+from viz import empty, figures, stage
+from viz.about import about
 from viz.figures.common import EDGE_MARKS, PHONE, WIDE
+from viz.language import N_, _, sentences
 from viz.loading import Run
 
-TITLE = "Prefix tree"
+TITLE = N_("Prefix tree")
 URL = "prefix_tree"
-TEASER = "What the cache remembers, so that no prefix is computed twice."
+TEASER = N_("What the cache remembers, so that no prefix is computed twice.")
 
-INTRODUCTION = (
+INTRODUCTION = N_(
     "Prompts often begin alike. The **prefix cache** remembers full blocks by their tokens and by all tokens "
     "before them, so what it knows is a tree: a new request walks down from the root as far as its prompt "
     "matches, and computes only the rest. An edge that a block table maps is **locked** (its readers are "
     "named on it); an edge that no table maps is **evictable** (dashed). When space is needed, the cache "
     "evicts the edge that was unused for longest."
 )
-LEGEND = (
+LEGEND = N_(
     "Edges that are not cached yet, or no longer, are pale. A thick link says that two pieces are one edge "
     "as long as nothing else branches off between them. The green line at the foot of an edge is the part of "
     "its blocks that is cached now. Point at an edge to read all of its text."
 )
-WITHOUT = "This run had no prefix cache, or nothing was ever put into it. Make a run that has one:"
+WITHOUT = N_("This run had no prefix cache, or nothing was ever put into it. Make a run that has one:")
 HOW = """# in the shell:
 minivllm demo sharing
 
@@ -37,10 +39,9 @@ with LLM("path/to/model", prefix_cache="radix", trace="prefixes.jsonl") as llm: 
 
 
 def page(run: Run) -> None:
-    st.markdown(INTRODUCTION)
+    about(_(INTRODUCTION))
     if not any(record.cached for record in run.timeline.records):
-        st.info(WITHOUT)
-        st.code(HOW, language="python")
+        empty.tell(URL, _(WITHOUT), HOW, "python")
         return
 
     def scenes() -> list[figures.Scene]:
@@ -51,6 +52,8 @@ def page(run: Run) -> None:
         ]
         return [*trees, figures.memory_over_time(timeline)]
 
-    stage.show(run, "prefixes", scenes)
-    signs = ", ".join(f"**{mark.sign}** {mark.words}" for mark in EDGE_MARKS.values())
-    st.caption(f"{signs}. {LEGEND}")
+    hit = next((r.step for r in run.timeline.records if any(e.source == "cache" for e in r.shared)), None)
+    first = next(record.step for record in run.timeline.records if record.cached)
+    stage.show(run, "prefixes", scenes, start=first if hit is None else hit)
+    signs = _(", ").join(f"**{mark.sign}** {mark.words}" for mark in EDGE_MARKS.values())
+    st.caption(sentences([_("{sentence}.").format(sentence=signs), _(LEGEND)]))

@@ -9,27 +9,29 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from viz import figures, stage
+from viz import empty, figures, stage
+from viz.about import about
 from viz.figures.common import NARROW, PHONE
+from viz.language import N_, _
 from viz.loading import Run
 from viz.player import Jump
 
-TITLE = "Speculation"
+TITLE = N_("Speculation")
 URL = "speculation"
-TEASER = "Several tokens in one step: guess them, verify them all at once, keep what is right."
+TEASER = N_("Several tokens in one step: guess them, verify them all at once, keep what is right.")
 
-INTRODUCTION = (
+INTRODUCTION = N_(
     "A step of a large model costs nearly the same for one token as for five, so it pays to **guess**: a "
     "small model, or a look at what followed the same words before, proposes **drafts**. One step computes "
     "what the model itself would say after each of them. Drafts are **accepted** as far as they agree, the "
     "rest is struck out, and the outputs are those of the model alone."
 )
-LEGEND = (
+LEGEND = N_(
     "Each row is a sequence: its drafts from left to right, and behind ► what the model said after the last "
     "one that was right. Bars: how often drafts are accepted, by position, in the whole run. A draft behind "
     "a wrong one is never accepted, so bars fall from left to right, and longer guesses pay less and less."
 )
-WITHOUT = "Nothing was guessed in this run. Make a run that guesses:"
+WITHOUT = N_("Nothing was guessed in this run. Make a run that guesses:")
 HOW = """# in the shell:
 minivllm generate "Once upon a time" --trace speculation.jsonl \\
     --speculative-config '{"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 3}'
@@ -44,11 +46,10 @@ with LLM(MODEL_PATH, trace="speculation.jsonl", speculative_config=drafts) as ll
 
 
 def page(run: Run) -> None:
-    st.markdown(INTRODUCTION)
+    about(_(INTRODUCTION))
     drafted = [record for record in run.timeline.records if record.drafts]
     if not drafted:
-        st.info(WITHOUT)
-        st.code(HOW, language="python")
+        empty.tell(URL, _(WITHOUT), HOW, "python")
         return
     stage.show(
         run,
@@ -58,13 +59,13 @@ def page(run: Run) -> None:
             for width, screen in ((NARROW, "wide"), (PHONE, "narrow"))
         ],
         [
-            Jump("first drafts", drafted[0].step),
-            Jump("all are right", _first(run, lambda drafts, right: drafts == right)),
-            Jump("none is right", _first(run, lambda drafts, right: not right)),
-            Jump("last drafts", drafted[-1].step),
+            Jump(_("first drafts"), drafted[0].step),
+            Jump(_("all are right"), _first(run, lambda drafts, right: drafts == right)),
+            Jump(_("none is right"), _first(run, lambda drafts, right: not right)),
+            Jump(_("last drafts"), drafted[-1].step),
         ],
     )
-    st.caption(LEGEND)
+    st.caption(_(LEGEND))
 
 
 def _first(run: Run, is_it: Callable[[int, int], bool]) -> int | None:

@@ -11,28 +11,30 @@ from urllib.parse import quote
 import streamlit as st
 
 from viz import stage
+from viz.about import about
 from viz.figures.story import story_scenes
 from viz.figures.story_words import num_shown, parted_step
+from viz.language import N_, _
 from viz.loading import StoryRun
 from viz.plain import code, plain
 from viz.player import Jump
 
-TITLE = "Your bug"
+TITLE = N_("Your bug")
 URL = "story"
-TEASER = "The shortest story on which your solution fails, beside the right one."
+TEASER = N_("The shortest story on which your solution fails, beside the right one.")
 
-INTRODUCTION = (
+INTRODUCTION = N_(
     "The judge has found a story on which your code fails, and has made it as short as it could. Here it is "
     "**twice**: what yours did, and what the reference did on the same operations. It opens where the two "
     "**part**; step back to see how it came to that. Which is the first thing that is not as you meant it?"
 )
-LEGEND = (
+LEGEND = N_(
     "Colours of cells say whose they are. Only **facts** must be equal: a board may differ where a solution "
     "is free to choose, which free block it takes, for example."
 )
-KERNELS = "Both kernels ran under the microscope, so you can see what they asked memory for:"
-NEXT = "What to do next: change your file, and let it be judged again; a hint helps if you are stuck."
-WITHOUT = (
+KERNELS = N_("Both kernels ran under the microscope, so you can see what they asked memory for:")
+NEXT = N_("What to do next: change your file, and let it be judged again; a hint helps if you are stuck.")
+WITHOUT = N_(
     "When `minivllm lesson check` finds that a property of your solution does not hold, it writes down the "
     "**shortest story** on which it fails: what your code did, step by step, and what the right one did on "
     "the same operations. This page plays both. To get one:"
@@ -46,21 +48,32 @@ minivllm lesson see 4"""
 def page(run: StoryRun) -> None:
     story = run.story
     header = story.header
-    st.markdown(f"**{plain(header.title)}** · {INTRODUCTION}")
-    where = f"in {code(header.file)}" + (f", {code(header.where)}" if header.where else "")
+    st.markdown(f"**{plain(header.title)}**")
+    about(_(INTRODUCTION))
+    where = _("in {file}").format(file=code(header.file)) + (
+        f", {code(header.where)}" if header.where else ""
+    )
     st.error(
-        f"**{plain(header.property)}** {plain(header.sentence)}\n\n"
-        f"expected: {code(header.expected)}  \ngot: {code(header.got)}  \nnoticed {where}"
+        _("**{property}** {sentence}\n\nexpected: {expected}  \ngot: {got}  \nnoticed {where}").format(
+            property=plain(header.property),
+            sentence=plain(header.sentence),
+            expected=code(header.expected),
+            got=code(header.got),
+            where=where,
+        )
     )
     parted = parted_step(story)
-    jumps = [Jump("where they part", parted), Jump("end", num_shown(story) - 1)]
+    jumps = [Jump(_("where they part"), parted), Jump(_("end"), num_shown(story) - 1)]
     stage.show_scenes(run.fingerprint, "story", lambda: story_scenes(story), jumps, first=1, start=parted)
-    st.caption(LEGEND)
+    st.caption(_(LEGEND))
     _kernels(run)
-    st.markdown(NEXT)
+    st.markdown(_(NEXT))
     number = re.match(r"\d+", header.lesson)
     lesson = number[0] if number else "LESSON"
-    st.code(f"minivllm lesson check {lesson}\nminivllm lesson hint {lesson}", language="shell")
+    st.code(
+        f"minivllm lesson check {lesson}\nminivllm lesson hint {lesson}",
+        language="shell",
+    )
 
 
 def _kernels(run: StoryRun) -> None:
@@ -70,11 +83,18 @@ def _kernels(run: StoryRun) -> None:
         return
     paths = [run.path.resolve().parent / name for name in names[:2]]
     if missing := [path.name for path in paths if not path.is_file()]:
-        st.caption(f"The traces of the kernels are gone: {plain(', '.join(missing))}. Check again.")
+        st.caption(
+            _("The traces of the kernels are gone: {files}. Check again.").format(
+                files=plain(", ".join(missing))
+            )
+        )
         return
     yours, reference = (quote(str(path)) for path in paths)
-    st.markdown(KERNELS)
+    st.markdown(_(KERNELS))
     with st.container(horizontal=True):
-        st.link_button("Your kernel", f"/microscope?trace={yours}")
-        st.link_button("The reference's kernel", f"/microscope?trace={reference}")
-        st.link_button("Both, side by side", f"/flash_attention?trace={yours}&with={reference}")
+        st.link_button(_("Your kernel"), f"/microscope?trace={yours}")
+        st.link_button(_("The reference's kernel"), f"/microscope?trace={reference}")
+        st.link_button(
+            _("Both, side by side"),
+            f"/flash_attention?trace={yours}&with={reference}",
+        )

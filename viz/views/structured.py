@@ -7,28 +7,30 @@ from __future__ import annotations
 
 import streamlit as st
 
-from viz import figures, stage
+from viz import empty, figures, stage
+from viz.about import about
 from viz.figures.common import NARROW, PHONE, names_of
+from viz.language import N_, _
 from viz.loading import Run
 from viz.player import Jump
 
-TITLE = "Structured output"
+TITLE = N_("Structured output")
 URL = "structured_output"
-TEASER = "How an output comes to parse: what may not come next is struck out."
+TEASER = N_("How an output comes to parse: what may not come next is struck out.")
 
-INTRODUCTION = (
+INTRODUCTION = N_(
     "An output that must follow a **schema**, a pattern, a list of choices or a grammar always parses, "
     "because no token is allowed that could keep it from doing so. An automaton reads the output so far, and "
     "knows which **tokens** can still lead to its end: a **mask** over the vocabulary. Step, and see what "
     "the model would have liked to say at each place, and what it was left."
 )
-LEGEND = (
+LEGEND = N_(
     "The longer the bar, the likelier the model found the token, before anything was struck out. Below: how "
     "many tokens were allowed at each step, on a logarithmic scale. Within a string nearly all are; where a "
     "number must begin, few are. Where the bars of struck-out tokens are long, the structure leads the model "
     "away from what it would have said."
 )
-WITHOUT = "No request of this run had structured output. Make a run that has one:"
+WITHOUT = N_("No request of this run had structured output. Make a run that has one:")
 HOW = """# in the shell:
 minivllm generate "Paging is" --trace structured.jsonl --structured-outputs '{"regex": "[a-z]+"}'
 minivllm dashboard structured.jsonl
@@ -40,17 +42,16 @@ with LLM("path/to/model", trace="structured.jsonl") as llm:
 
 
 def page(run: Run) -> None:
-    st.markdown(INTRODUCTION)
+    about(_(INTRODUCTION))
     requests = figures.structured_requests(run.timeline)
     if not requests:
-        st.info(WITHOUT)
-        st.code(HOW, language="python")
+        empty.tell(URL, _(WITHOUT), HOW, "python")
         return
     request = requests[0]
     if len(requests) > 1:
         names = names_of(run.timeline)
         request = st.selectbox(
-            "Show the output of request",
+            _("Show the output of request"),
             requests,
             format_func=lambda item: names[item].full,
             width=360,
@@ -64,7 +65,7 @@ def page(run: Run) -> None:
         ],
         _jumps(run, request),
     )
-    st.caption(LEGEND)
+    st.caption(_(LEGEND))
 
 
 def _jumps(run: Run, request: str) -> list[Jump]:
@@ -73,8 +74,8 @@ def _jumps(run: Run, request: str) -> list[Jump]:
     led = [choice.step for choice in choices if choice.told.candidates and not choice.told.candidates[0][3]]
     narrow = [choice.step for choice in choices if choice.told.num_allowed == 1]
     return [
-        Jump("first token", choices[0].step),
-        Jump("the model wanted something else", led[0] if led else None),
-        Jump("only one token is left", narrow[0] if narrow else None),
-        Jump("last token", choices[-1].step),
+        Jump(_("first token"), choices[0].step),
+        Jump(_("the model wanted something else"), led[0] if led else None),
+        Jump(_("only one token is left"), narrow[0] if narrow else None),
+        Jump(_("last token"), choices[-1].step),
     ]

@@ -59,6 +59,9 @@ Cache = Annotated[
     Path | None, typer.Option(help="Keep converted models and compiled code of the peers in this folder.")
 ]
 Timeout = Annotated[int, typer.Option(help="Seconds that a peer may take for one answer.")]
+Weights = Annotated[
+    str | None, typer.Option(help="int8 or int4: weights rounded on all sides, each in its own format.")
+]
 
 Only = Annotated[
     str, typer.Option(help="Of batch, context, pool, waiting and requests only these, separated by commas.")
@@ -128,6 +131,7 @@ def field(
     measure: Measures = None,
     cache: Cache = None,
     timeout: Timeout = 900,
+    weights: Weights = None,
 ) -> None:
     """The same requests through every peer that can be installed here, each in its own process, in turns."""
     from minivllm.lab.bench.field.settings import FieldSettings, parse_pythons
@@ -142,6 +146,7 @@ def field(
         pythons=parse_pythons(python or []),
         cache=None if cache is None else str(cache),
         timeout=timeout,
+        weights=weights,
         **chosen,
     )
     _measure("field", json, settings)

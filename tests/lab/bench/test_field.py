@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -127,6 +128,22 @@ def test_a_peer_without_a_python_or_the_type_or_the_device_is_skipped(tmp_path: 
     assert narrow.skipped == "it computes in bfloat16, not in float32"
     assert elsewhere.skipped.startswith("it computes on cuda, and the model is on cpu")
     assert len(result.measures[0].sides) == 1
+
+
+def test_peers_that_cannot_round_weights_are_skipped_and_the_others_are_told_how(tmp_path: Path):
+    told = "assert job['weights'] == 'int8' and job['converted'].endswith('-int8')"
+    rounds = make_peer(tmp_path, "rounds", load=told, weights=("int8",))
+    with open(rounds.script, "a") as file:
+        file.write("def convert(job, folder):\n    pass\n")
+    roster = {"rounds": rounds, "plain": make_peer(tmp_path, "plain")}
+    settings = replace(NANO, measures=("decode",), repeat=1, weights="int8")
+    with open_subject(settings, quantization=settings.weights) as small:
+        result = compare_with(small, roster, settings)
+    why = {peer.name: peer.skipped for peer in result.peers}
+    assert why == {"rounds": "", "plain": "its script does not round weights to int8"}
+    assert result.header.subject["dtype"] == "int8 weights"
+    with pytest.raises(ValueError, match=r"weights must be one of int8, int4; got 'int2'"):
+        replace(NANO, weights="int2")
 
 
 def test_what_is_kept_is_converted_once(tmp_path: Path, subject: Subject):

@@ -7,9 +7,9 @@ A process that waits uses no core: libraries let their threads spin for a few mi
 done, some for 0.2 seconds, and the pause between two turns is longer. A peer that fails is skipped from
 there on; measures that were complete before keep its figures.
 
-Both sides deliver exactly the same tokens from the same weights, in the same type, on the same number of
-threads. The ratio counts, not the seconds: it is taken within each round, and the median of the rounds is
-the result.
+Both sides deliver exactly as many tokens from the same weights, in the same type, on the same number of
+threads; where weights are rounded to 8 or 4 bits, each side rounds the same ones in its own format. The
+ratio counts, not the seconds: it is taken within each round, and the median of the rounds is the result.
 
 Read next: `participants.py`, which starts and ends the peers.
 """
@@ -60,7 +60,7 @@ def run(settings: Settings, roster: Mapping[str, Peer] = PEERS) -> FieldResult:
     if not isinstance(settings, FieldSettings):
         settings = FieldSettings(**vars(settings), peers=tuple(roster))
     pythons = find_pythons(settings.pythons, settings.peers, roster)
-    with open_subject(settings) as subject:
+    with open_subject(settings, quantization=settings.weights) as subject:
         return compare(subject, settings, pythons, roster)
 
 
@@ -85,7 +85,8 @@ def compare(
         ]
         peers = tuple(participants.peers.values())
     others = [side.other_cores for result in results for side in result.sides]
-    header = make_header("field", settings, subject.facts(), others)
+    facts = subject.facts() | ({"dtype": f"{settings.weights} weights"} if settings.weights else {})
+    header = make_header("field", settings, facts, others)
     return FieldResult(header, tuple(results), peers)
 
 

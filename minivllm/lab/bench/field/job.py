@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from minivllm.lab.bench.field.measures import Measure
+from minivllm.lab.bench.field.settings import FieldSettings
 from minivllm.lab.subjects.subject import Subject
 
 SIDE_FILES = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def make_job(
-    subject: Subject, model: Path, cache: Path, threads: int, measures: Sequence[Measure]
+    subject: Subject, model: Path, cache: Path, settings: FieldSettings, measures: Sequence[Measure]
 ) -> dict[str, Any]:
     """The first line that each peer reads; `serve.py` and the scripts know its fields by name."""
     lengths = [
@@ -35,7 +36,8 @@ def make_job(
         "cache": str(cache),
         "dtype": shape.dtype,
         "device": subject.executor.device.type,
-        "threads": threads,
+        "weights": settings.weights,
+        "threads": settings.num_threads,
         "max_model_len": max(map(max, lengths)),
         "max_num_seqs": subject.limits.max_num_seqs,
         "cache_gib": -(-cells * shape.kv_bytes_per_token // 2**30),  # room for all, rounded up

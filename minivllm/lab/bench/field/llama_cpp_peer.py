@@ -16,6 +16,8 @@ from typing import Any
 
 CACHE_TYPES = {"float32": 0, "bfloat16": 30}
 """ggml's numbers for types."""
+FILE_TYPES = {"int8": 7, "int4": 2}
+"""Its names: Q8_0 and Q4_0, a scale for each 32 weights; the head gets 8 or 6 bits."""
 BATCH_TOKENS = 2048
 MOST_SEQUENCES = 256
 """More than these it does not take at once."""
@@ -132,7 +134,8 @@ def convert(job: dict[str, Any], folder: str) -> None:
         raise RuntimeError(f"only Llama checkpoints are converted here, not {config['model_type']}")
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
-    writer = gguf.GGUFWriter(os.path.join(folder, "model.gguf"), "llama")
+    plain = os.path.join(folder, "plain.gguf" if job["weights"] else "model.gguf")
+    writer = gguf.GGUFWriter(plain, "llama")
     writer.add_tokenizer_model("no_vocab")
     writer.add_vocab_size(config["vocab_size"])
     writer.add_block_count(config["num_hidden_layers"])
@@ -164,6 +167,19 @@ def convert(job: dict[str, Any], folder: str) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    if job["weights"]:
+        round_weights(plain, os.path.join(folder, "model.gguf"), FILE_TYPES[job["weights"]])
+        os.remove(plain)
+
+
+def round_weights(plain: str, rounded: str, file_type: int) -> None:
+    """Its own rounding, from one file to another."""
+    llama: Any = import_module("llama_cpp")
+    llama.llama_log_set(quiet(llama), None)
+    params = llama.llama_model_quantize_default_params()
+    params.ftype = file_type
+    if llama.llama_model_quantize(plain.encode(), rounded.encode(), params):
+        raise RuntimeError("llama.cpp cannot round the converted model")
 
 
 def read_tensors(numpy: Any, folder: str) -> Iterator[tuple[str, Any]]:

@@ -59,8 +59,17 @@ def convert(job: dict[str, Any], folder: str) -> None:
     openvino: Any = import_module("openvino")
     tokenizers: Any = import_module("openvino_tokenizers")
     transformers: Any = import_module("transformers")
+    rounding: dict[str, Any] = {"load_in_8bit": False}
+    if job["weights"] == "int8":
+        rounding = {"quantization_config": optimum.OVWeightQuantizationConfig(bits=8, sym=True)}
+    elif job["weights"] == "int4":  # all of them, but for embeddings and head: these have 8 bits, as ours
+        rounding = {
+            "quantization_config": optimum.OVWeightQuantizationConfig(
+                bits=4, sym=True, group_size=128, ratio=1.0
+            )
+        }
     model = optimum.OVModelForCausalLM.from_pretrained(
-        job["model"], export=True, load_in_8bit=False, compile=False, stateful=True
+        job["model"], export=True, compile=False, stateful=True, **rounding
     )
     model.save_pretrained(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(job["model"])

@@ -64,7 +64,7 @@ def start_peers(
         cache = Path(settings.cache or scratch).expanduser().absolute() / fingerprint(model)
         cache.mkdir(parents=True, exist_ok=True)
         job = Path(scratch) / "job.json"
-        contents = make_job(subject, model, cache, settings.num_threads, measures)
+        contents = make_job(subject, model, cache, settings, measures)
         job.write_text(json.dumps(contents), encoding="utf-8")
         try:
             for name, python in pythons.items():
@@ -74,6 +74,8 @@ def start_peers(
                     participants.skip(name, reason, peer.install)
                 elif dtype not in peer.dtypes:
                     participants.skip(name, f"it computes in {' and '.join(peer.dtypes)}, not in {dtype}")
+                elif settings.weights not in (None, *peer.weights):
+                    participants.skip(name, f"its script does not round weights to {settings.weights}")
                 elif device not in peer.devices:
                     participants.skip(name, _other_device(peer, device))
                 else:

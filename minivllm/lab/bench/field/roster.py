@@ -13,6 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).parent
+WEIGHTS = ("int8", "int4")
+"""How weights can be rounded on all sides: to 8 bits, or to 4 in groups (ours and OpenVINO's of 128)."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Peer:
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     devices: tuple[str, ...] = ("cpu",)
     """Where its script can compute, in torch's words."""
+    weights: tuple[str, ...] = ()
+    """How its script can round weights."""
     preload: str = ""
     """A library below its environment that is loaded first, if it is there."""
 
@@ -37,6 +41,7 @@ PEERS: Mapping[str, Peer] = {
         "openvino_genai",
         HERE / "openvino_peer.py",
         "pip install openvino-genai openvino-tokenizers optimum-intel && pip uninstall -y torchvision",
+        weights=WEIGHTS,
     ),
     "vllm": Peer(
         "vllm",
@@ -45,7 +50,10 @@ PEERS: Mapping[str, Peer] = {
         preload="lib/libiomp5.so",
     ),
     "llama-cpp": Peer(
-        "llama_cpp", HERE / "llama_cpp_peer.py", "pip install llama-cpp-python gguf (a compiler is needed)"
+        "llama_cpp",
+        HERE / "llama_cpp_peer.py",
+        "pip install llama-cpp-python gguf (a compiler is needed)",
+        weights=WEIGHTS,
     ),
     "onnx": Peer(
         "onnxruntime_genai",

@@ -100,7 +100,7 @@ def in_batches(generate: Any, prompts: list[Any], lengths: list[int], size: int)
 def converted(path: str, job_path: str, job: dict[str, Any]) -> str:
     """The folder with the model in the peer's own format, made now if it is not there."""
     name = os.path.splitext(os.path.basename(path))[0]
-    folder = os.path.join(job["cache"], f"{name}-{job['dtype']}")
+    folder = os.path.join(job["cache"], f"{name}-{job['weights'] or job['dtype']}")
     complete = os.path.join(folder, "complete")  # a conversion that was interrupted is done again
     if not os.path.exists(complete):
         os.makedirs(folder, exist_ok=True)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from minivllm.lab.bench.field.measures import MEASURES
-from minivllm.lab.bench.field.roster import PEERS
+from minivllm.lab.bench.field.roster import PEERS, WEIGHTS
 from minivllm.lab.subjects.settings import Settings
 from minivllm.validation import check_integer
 
@@ -24,6 +24,7 @@ class FieldSettings(Settings):
         measures: what is measured.
         cache: a folder that keeps converted models and compiled code; None keeps nothing.
         timeout: seconds that a peer may take for one answer, loading and compiling included.
+        weights: "int8" or "int4" rounds the weights of all sides, each in its own way; None leaves them.
     """
 
     pythons: dict[str, str] = field(default_factory=dict)
@@ -31,6 +32,7 @@ class FieldSettings(Settings):
     measures: tuple[str, ...] = MEASURES
     cache: str | None = None
     timeout: int = 900
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -38,6 +40,8 @@ class FieldSettings(Settings):
         for name in self.measures:
             if name not in MEASURES:
                 raise ValueError(f"measure must be one of {', '.join(MEASURES)}; got {name!r}")
+        if self.weights not in (None, *WEIGHTS):
+            raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}; got {self.weights!r}")
 
 
 def parse_pythons(given: Sequence[str]) -> dict[str, str]:

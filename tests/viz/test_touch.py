@@ -1,0 +1,86 @@
+"""What can be clicked: histories of blocks and cards of requests say what the replayed state says."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minivllm.trace.replay import Replay
+from minivllm.trace.timeline import make_timeline
+from tests.viz import trace_factory
+from tests.viz.columns import column
+from tests.viz.strategies import traces
+from tests.viz.trace_factory import Workload
+from viz import figures, subjects
+
+
+def histories_of(timeline):
+    """Block → its entries `(step, sentence, readers)`."""
+    request = next(iter(timeline.spans))
+    data = figures.kv_pictures(timeline, request)[0].histories
+    columns = [column(data[name]) for name in ("step", "sentence", "readers")]
+    entries = [
+        (step, data["sentences"][sentence], data["lists"][readers])
+        for step, sentence, readers in zip(*columns, strict=True)
+    ]
+    starts = column(data["starts"])
+    ends = [*starts[1:], len(entries)]
+    return {block: entries[first:end] for block, first, end in zip(data["blocks"], starts, ends, strict=True)}
+
+
+@given(traces, st.data())
+def test_the_last_entry_of_a_history_names_the_readers_that_the_state_has(trace, data):
+    timeline = make_timeline(trace)
+    step = data.draw(st.integers(0, trace.num_steps - 1))
+    state = Replay(trace).state_at(step)
+    wanted = {}
+    for seq, table in sorted(state.tables.items()):
+        for logical, block in enumerate(table):
+            wanted.setdefault(block, []).append((seq, logical))
+    found = {}
+    for block, entries in histories_of(timeline).items():
+        known = [readers for at, _words, readers in entries if at <= step]
+        if known and known[-1]:
+            found[block] = [(seq, logical) for _request, seq, logical in known[-1]]
+    assert found == wanted
+
+
+@given(traces)
+def test_a_history_is_in_order_and_says_something_at_every_entry(trace):
+    for entries in histories_of(make_timeline(trace)).values():
+        steps = [step for step, _words, _readers in entries]
+        assert steps == sorted(set(steps))
+        assert all(words for _step, words, _readers in entries)
+
+
+def test_a_block_that_is_freed_and_taken_in_one_step_says_both():
+    load = Workload(num_requests=10, num_blocks=24, output=(20, 60), arrival_gap=1.0, seed=4)
+    told = [
+        words
+        for entries in histories_of(make_timeline(trace_factory.make(load))).values()
+        for _step, words, _readers in entries
+    ]
+    assert any(words.startswith("freed by") and "taken by" in words for words in told)
+    assert any(words.startswith("taken by A as logical block") for words in told)
+
+
+@given(traces)
+def test_every_request_has_a_card_with_the_steps_of_its_phases(trace):
+    timeline = make_timeline(trace)
+    cards = figures.request_cards(timeline)
+    assert len(cards) == len(timeline.spans)
+    for card, spans in zip(cards, timeline.spans.values(), strict=True):
+        assert [step for step, _words in card["history"]] == [span.first for span in spans]
+
+
+@pytest.mark.parametrize(
+    ("subject", "words"),
+    [
+        (subjects.block(17), "block 17"),
+        (subjects.request(3), "request 3"),
+        (subjects.request(-1), ""),
+        (subjects.step(40), "step 40"),
+        (subjects.belongs_to([7, 3, 7, -1]), "3 7"),
+    ],
+)
+def test_subjects_are_said_in_words_that_the_player_reads(subject, words):
+    assert subject == words

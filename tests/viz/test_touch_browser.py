@@ -1,0 +1,186 @@
+"""Touch in a real browser: clicks, keys, search, zoom, ranges of steps, and the link."""
+
+import re
+from urllib.parse import quote
+
+import pytest
+
+from minivllm.trace.reader import read_trace
+from minivllm.trace.timeline import make_timeline
+from viz import figures
+from viz.backends.html import save_html
+from viz.figures.common import names_of
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+expect = playwright.expect
+
+
+@pytest.fixture(scope="module")
+def timeline(trace_file):
+    return make_timeline(read_trace(trace_file))
+
+
+@pytest.fixture(scope="module")
+def saved(timeline, tmp_path_factory):
+    """The pictures of the pool, as a page that needs no server."""
+    path = tmp_path_factory.mktemp("touch") / "page.html"
+    scenes = [*figures.kv_pictures(timeline, next(iter(timeline.spans))), figures.scheduler_gantt(timeline)]
+    save_html(path, "KV pool", scenes, requests=figures.request_cards(timeline))
+    return path
+
+
+@pytest.fixture
+def player(page, saved):
+    page.goto(saved.as_uri())
+    found = page.locator(".player")
+    at_step(found, 0)
+    return found
+
+
+def at_step(player, step):
+    expect(player.locator(".count")).to_have_text(re.compile(rf"^step {step} of "))
+
+
+def title(player):
+    return player.locator(".panel-title")
+
+
+def test_a_click_on_a_block_opens_its_card_and_a_step_of_its_history_leads_there(player):
+    player.locator("svg").first.locator("rect.touchable").first.click()
+    expect(title(player)).to_have_text("Block 0")
+    assert player.locator("svg rect.chosen").count() >= 1
+    entry = player.locator(".history li").last
+    step = int(re.search(r"step (\d+)", entry.inner_text())[1])
+    entry.get_by_role("button").click()
+    at_step(player, step)
+    expect(player.locator(".history li").last).to_have_attribute("aria-current", "step")
+    assert player.locator("b, i").count() == 0, "a name is never markup"
+    player.get_by_role("button", name="Close").click()
+    expect(player.locator(".panel")).to_be_hidden()
+
+
+def test_the_card_of_a_block_names_readers_tokens_and_neighbours_that_can_be_clicked(page, player, timeline):
+    page.keyboard.press("Shift+ArrowRight")
+    player.get_by_role("searchbox").fill("block 0")
+    page.keyboard.press("Enter")
+    expect(title(player)).to_have_text("Block 0")
+    expect(player.locator(".tokens").first).not_to_be_empty()
+    player.locator(".panel").get_by_role("button", name=re.compile(r"^Block \d+$")).first.click()
+    expect(title(player)).not_to_have_text("Block 0")
+    player.locator(".panel").get_by_role("button", name=re.compile("^Request ")).first.click()
+    expect(title(player)).to_have_text(re.compile("^Request "))
+
+
+def test_a_selected_request_is_outlined_in_every_picture(player):
+    player.get_by_role("searchbox").fill("A")
+    player.locator(".find li button").first.click()
+    expect(title(player)).to_have_text("Request A")
+    assert player.locator("svg").first.locator("rect.lit").count() >= 1
+    assert player.locator("svg").last.locator("rect.lit").count() >= 1
+    expect(player.locator("svg").last.locator("text.lit")).to_have_text("A")
+
+
+def test_arrow_keys_walk_from_block_to_block_and_do_not_step(page, player):
+    svg = player.locator("svg").first
+    svg.focus()
+    expect(player.locator(".spoken")).to_contain_text("Block 0")
+    page.keyboard.press("ArrowRight")
+    expect(player.locator(".spoken")).to_contain_text("Block 1:")
+    assert float(svg.locator(".ring").get_attribute("width")) > 0
+    page.keyboard.press("Enter")
+    expect(title(player)).to_have_text("Block 1")
+    at_step(player, 0)
+    page.keyboard.press("Escape")
+    page.keyboard.press("ArrowRight")
+    at_step(player, 1)
+
+
+def test_a_click_on_a_picture_leaves_the_arrow_keys_to_the_steps(page, player):
+    player.locator("svg").first.locator("rect.touchable").first.click()
+    page.keyboard.press("ArrowRight")
+    at_step(player, 1)
+
+
+def test_zoom_shows_a_part_that_can_be_panned(page, player):
+    svg = player.locator("svg").first
+    whole = svg.get_attribute("viewBox")
+    player.get_by_role("button", name="+ zoom in").first.click()
+    x, y, width, height = map(float, svg.get_attribute("viewBox").split())
+    assert width < float(whole.split()[2])
+    svg.scroll_into_view_if_needed()
+    box = svg.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 3, box["y"] + box["height"] / 2, steps=4)
+    page.mouse.up()
+    moved = list(map(float, svg.get_attribute("viewBox").split()))
+    assert moved[0] > x and moved[2:] == [width, height]
+    player.get_by_role("button", name="1:1 the whole picture").first.click()
+    assert svg.get_attribute("viewBox") == whole
+
+
+def test_a_range_of_steps_holds_the_keys_until_something_leads_out_of_it(page, player, timeline):
+    for _ in range(2):
+        page.keyboard.press("Shift+ArrowRight")
+    player.get_by_role("button", name="Range from here").click()
+    page.keyboard.press("Shift+ArrowRight")
+    player.get_by_role("button", name="to here").click()
+    page.keyboard.press("End")
+    at_step(player, 30)
+    page.keyboard.press("Home")
+    at_step(player, 20)
+    slider = player.get_by_role("slider")
+    assert (slider.get_attribute("min"), slider.get_attribute("max")) == ("20", "30")
+    player.get_by_role("button", name="Whole run").click()
+    page.keyboard.press("Home")
+    at_step(player, 0)
+
+
+def test_a_drag_with_shift_over_a_time_axis_chooses_a_range(page, player):
+    svg = player.locator("svg").nth(1)
+    svg.scroll_into_view_if_needed()
+    box = svg.bounding_box()
+    y = box["y"] + box["height"] / 2
+    page.keyboard.down("Shift")
+    page.mouse.move(box["x"] + box["width"] * 0.4, y)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.6, y, steps=5)
+    page.mouse.up()
+    page.keyboard.up("Shift")
+    expect(player.get_by_role("button", name="Whole run")).to_be_visible()
+    slider = player.get_by_role("slider")
+    assert 0 < int(slider.get_attribute("min")) < int(slider.get_attribute("max"))
+
+
+def test_letters_that_are_too_small_come_back_as_one_zooms_in(page, tmp_path):
+    from tests.viz import trace_factory
+
+    load = trace_factory.Workload(num_requests=3, num_blocks=4000, output=(1, 3))
+    timeline = make_timeline(trace_factory.make(load))
+    path = tmp_path / "page.html"
+    save_html(path, "KV pool", figures.kv_pictures(timeline, next(iter(timeline.spans)))[:1])
+    page.goto(path.as_uri())
+    letter = page.locator(".player svg g text").first
+    expect(letter).to_be_hidden()
+    for _ in range(4):
+        page.get_by_role("button", name="+ zoom in").click()
+    expect(letter).to_be_visible()
+
+
+def test_a_request_that_is_selected_is_so_on_all_pages_and_in_the_link(page, server, timeline, trace_file):
+    names = list(names_of(timeline).values())
+    page.goto(f"{server}/scheduler?trace={quote(str(trace_file))}&step=20")
+    player = page.locator(".player")
+    at_step(player, 20)
+    player.get_by_role("searchbox").fill(names[2].tag)
+    player.locator(".find li button").first.click()
+    page.wait_for_url(re.compile(re.escape(f"request={quote(names[2].request, safe='')}")))
+    page.get_by_role("link", name="KV pool", exact=True).click()
+    expect(page.get_by_role("heading", name="KV pool")).to_be_visible()
+    table = page.locator(".player svg").first
+    expect(table.get_by_text(re.compile(rf"^Block table of {names[2].tag}\b"))).to_be_attached()
+    other = page.context.new_page()
+    other.goto(page.url)
+    expect(
+        other.locator(".player svg").first.get_by_text(re.compile(rf"of {names[2].tag}\b"))
+    ).to_be_attached()

@@ -1,0 +1,60 @@
+"""Curves over logarithmic axes: how a number falls or grows with another one.
+
+    influence │ ━━━━━━━━━ ─ ─ ─ ─ ─         each line has a colour and a dash of its own
+              │     ╲
+              │       ╲                     a step of the player is one x, at which all values are told
+              └──────────────── distance
+
+Read next: `minivllm/trace/curves.py`, the numbers.
+"""
+
+from __future__ import annotations
+
+from minivllm.trace.curves import Curves
+from viz.figures.common import NARROW, clip
+from viz.figures.log_axis import LogScale, log_grid
+from viz.language import _
+from viz.scene import Scene, lines_path, rounded
+
+LEFT, RIGHT, LINE = 76.0, 12.0, 22.0
+HEIGHT = 260.0
+LOOKS = (
+    ("decode", ""),
+    ("prefill", "9 4"),
+    ("filled", "3 3"),
+    ("preempted", "12 4 2 4"),
+    ("swapped", "1.5 3"),
+    ("ink", "6 2"),
+)
+"""Of each curve, in order: its colour and its dash."""
+
+
+def curves(found: Curves) -> Scene:
+    """All curves, their legend, and their values at one x."""
+    top = 40 + LINE * len(found.curves)
+    bottom = top + HEIGHT
+    scene = Scene(found.title, NARROW, bottom + 52)
+    numbers = [value for curve in found.curves for value in curve.values]
+    x = LogScale.around(found.x, LEFT, NARROW - RIGHT)
+    y = LogScale.around(numbers, bottom, top + 18)
+    log_grid(scene, x, y, found.across, found.up)
+    now = []
+    for number, (curve, (stroke, dash)) in enumerate(zip(found.curves, LOOKS, strict=False)):
+        at = 16 + LINE * number
+        scene.path(lines_path([(4, at - 5), (44, at - 5)]), stroke=stroke, dash=dash, stroke_width=2.6)
+        scene.text(54, at, clip(curve.name, 60), size=14)
+        now.append(scene.text(NARROW - RIGHT, at, "", size=14, anchor="end"))
+        points = zip(found.x, curve.values, strict=True)
+        line = [(rounded(x.place(across)), rounded(y.place(value))) for across, value in points]
+        scene.path(lines_path(line), stroke=stroke, dash=dash, stroke_width=2.6)
+    cursor = scene.path("", stroke="cursor", stroke_width=1.6)
+    for step, across in enumerate(found.x):
+        told = ", ".join(f"{curve.name}: {curve.values[step]:.2g}" for curve in found.curves)
+        scene.begin_step(f"{found.across}: {across:,.10g}. {told}.")
+        place = rounded(x.place(across))
+        scene.set(cursor, d=lines_path([(place, top + 6), (place, bottom)]))
+        for text, curve in zip(now, found.curves, strict=True):
+            scene.set(
+                text, text=_("at {across:,.10g}: {value:.2g}").format(across=across, value=curve.values[step])
+            )
+    return scene

@@ -1,0 +1,69 @@
+// Search: requests by name, id or text; blocks by number; steps by number, or by the words of their captions.
+//
+// Read next: panel.js.
+
+const MOST_FOUND = 8;
+
+// What matches, the best first: { words, subject }.
+function findSubjects(query, cards, captions, say) {
+  const wanted = query.trim().toLowerCase();
+  if (!wanted) return [];
+  const found = [];
+  const [, kind, number] = /^(?:(block|step)\s*)?(\d+)$/.exec(wanted) ?? [];
+  if (number !== undefined) {
+    if (kind !== "block" && number < captions.length) {
+      found.push({ words: say("step {step}", { step: number }), subject: `step ${number}` });
+    }
+    if (kind !== "step" && cards.has("block 0") && cards.blocks.has(Number(number))) {
+      found.push({ words: say("Block {number}", { number }), subject: `block ${number}` });
+    }
+  }
+  const rank = ({ tag, id }) => (tag.toLowerCase() === wanted || id.toLowerCase() === wanted ? 0 : 1);
+  const requests = cards.requests.map((card, index) => ({ ...card, index })).filter((card) =>
+    [card.tag, card.id, card.prompt, card.output].some((text) => text.toLowerCase().includes(wanted)));
+  for (const card of requests.sort((one, other) => rank(one) - rank(other)).slice(0, MOST_FOUND)) {
+    const name = card.id === card.tag ? card.tag : `${card.tag} (${card.id})`;
+    const words = `${say("Request {name}", { name })} ${card.prompt.slice(0, 60)}`;
+    found.push({ words, subject: `request ${card.index}` });
+  }
+  for (let step = 0; step < captions.length && found.length < MOST_FOUND; step += 1) {
+    if (wanted.length > 2 && captions[step].toLowerCase().includes(wanted)) {
+      found.push({ words: captions[step].slice(0, 90), subject: `step ${step}` });
+    }
+  }
+  return found.slice(0, MOST_FOUND);
+}
+
+// The field and what it finds. `touch`: select(subject).
+class Finder {
+  constructor(host, search, touch) {
+    this.input = host.querySelector("input");
+    this.input.placeholder = this.input.getAttribute("aria-label");
+    this.list = host.querySelector("ul");
+    this.input.oninput = () => this.show(search(this.input.value), touch);
+    this.input.onkeydown = (event) => {
+      if (event.key === "Enter") this.list.querySelector("button")?.click();
+      if (event.key === "Escape") this.clear();
+    };
+    this.clear();
+  }
+
+  show(found, touch) {
+    this.list.replaceChildren();
+    for (const { words, subject } of found) {
+      const item = make("li");
+      const button = make("button", "", words);
+      button.type = "button";
+      button.addEventListener("click", () => { this.clear(); touch.select(subject); });
+      item.append(button);
+      this.list.append(item);
+    }
+    this.list.hidden = !found.length;
+  }
+
+  clear() {
+    this.input.value = "";
+    this.list.replaceChildren();
+    this.list.hidden = true;
+  }
+}
