@@ -26,7 +26,7 @@ from viz.player import Jump
 from viz.scene import Scene
 
 PAGE = """<!doctype html>
-<html lang="{language}" class="{kind}">
+<html lang="{language}"{kind}>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -101,7 +101,7 @@ def page_of(title: str, data: bytes, language: str | None = None, *, framed: boo
     return PAGE.format(
         language=language or current(),
         title=escape(printable(title)),
-        kind="framed" if framed else "",
+        kind=' class="framed"' if framed else "",
         css=player.css(),
         code=CODE,
         html=player.html(),
