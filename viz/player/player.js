@@ -187,12 +187,14 @@ class Player {
     history.replaceState(history.state, "", link);
   }
 
-  // The link's step counts where the reader comes in, later the place where the reader was.
+  // The link's step counts where the reader comes in, later the place where the reader was; who has not moved
+  // yet begins where something happens.
   firstStep() {
     const linked = window.minivllmEntered ? null : new URLSearchParams(location.search).get("step");
     window.minivllmEntered = true;
     if (linked) return this.ours(Number(linked));
-    return isRemembered(this.data.trace) ? this.ours(recall(this.data.trace)) : this.data.start;
+    const before = recall(this.data.trace);
+    return isRemembered(this.data.trace) && before > 0 ? this.ours(before) : this.data.start;
   }
 
   // ── playing ─────────────────────────────────────────────────────────────────────────────────────────
