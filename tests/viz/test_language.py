@@ -22,6 +22,10 @@ LEARN = (start, run, live)
 VIZ = Path(texts.__file__).parent
 SILENT = {
     "bench_player.py",
+    "book/__main__.py",
+    "book/links.py",
+    "book/search.py",
+    "book/site.py",
     "gate.py",
     "glossary_table.py",
     "grafana.py",
@@ -37,7 +41,7 @@ SILENT = {
 NOT_READ = re.compile(
     r"Glyph .*|offset points|muted|middle|lower left|it ended without a word"
     r"|\n?minivllm( .*)?|minivllm-out/trace.jsonl"
-    r"|/\w+\?trace=|&with=|<(img|svg|rect) .*|.*filename=.*|.*completions -H.*|.*Content-Type:.*"
+    r"|/\w+\?trace=|&with=|<(img|svg|rect|figure|iframe) .*|.*filename=.*|.*completions -H.*|.*Content-Type:.*"
     r"|\*\* *\n:gray\["
     r"|a kept beam, or the past of one|not yet|on the way to a finished hypothesis",
     re.DOTALL,
@@ -197,7 +201,7 @@ def test_the_player_gets_its_words_from_python():
     assert player.words()["Play"] == "Play" and {"First", "step {step} of {last}"} <= set(player.words())
     assert "live" not in player.words() and player.words("live")["live"] == "live"
     page = to_html("t", [a_scene()], language="zh")
-    assert '<html lang="zh">' in page and '"Play":"\\u00abPlay\\u00bb"' in page
+    assert '<html lang="zh">' in page and '"Play":"«Play»"' in page
     assert '<html lang="en">' in to_html("t", [a_scene()]) and current() == "en"
     with pytest.raises(ValueError, match="language must be one of"):
         to_html("t", [a_scene()], language="de")

@@ -57,19 +57,6 @@ mount({{ data, parentElement: document.body }});
 </html>
 """
 
-# The frames of a page that is opened from the disk may not look into each other: they send messages.
-FRAMED = """
-if (parent === window) document.documentElement.classList.remove("framed"); // it was opened by itself
-addEventListener("message", ({ data: said }) => {
-  if (["light", "dark"].includes(said?.minivllmTheme)) {
-    document.documentElement.style.colorScheme = said.minivllmTheme;
-  }
-});
-const tell = () => parent.postMessage({ minivllmHeight: document.body.scrollHeight }, "*");
-new ResizeObserver(tell).observe(document.body);
-tell();
-"""
-
 
 def to_html(
     title: str,
@@ -107,7 +94,7 @@ def page_of(title: str, data: bytes, language: str | None = None, *, framed: boo
         html=player.html(),
         data=data.decode().replace("<", "\\u003c"),
         javascript=player.javascript(),
-        more=FRAMED if framed else "",
+        more=player.framed() if framed else "",
     )
 
 
