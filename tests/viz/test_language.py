@@ -41,7 +41,8 @@ SILENT = {
 NOT_READ = re.compile(
     r"Glyph .*|offset points|muted|middle|lower left|it ended without a word"
     r"|\n?minivllm( .*)?|minivllm-out/trace.jsonl"
-    r"|/\w+\?trace=|&with=|<(img|svg|rect|figure|iframe) .*|.*filename=.*|.*completions -H.*|.*Content-Type:.*"
+    r"|/\w+\?trace=|&with=|<(img|svg|rect|figure|iframe) .*"
+    r"|.*filename=.*|.*completions -H.*|.*Content-Type:.*"
     r"|\*\* *\n:gray\["
     r"|a kept beam, or the past of one|not yet|on the way to a finished hypothesis",
     re.DOTALL,
