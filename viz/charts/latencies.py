@@ -65,9 +65,8 @@ def cumulative(ordered: Sequence[float]) -> list[tuple[float, float]]:
     last = count - 1
     if not last:
         return [(ordered[0], 0.0), (ordered[0], 1.0)]
-    chosen = (
-        set(range(count)) if count <= MOST_POINTS else {k * last // MOST_POINTS for k in range(MOST_POINTS)}
-    )
+    num_chosen = min(last, MOST_POINTS)
+    chosen = {k * last // num_chosen for k in range(num_chosen)}
     for _name, share in MARKS:
         chosen |= {floor(share * last), min(floor(share * last) + 1, last)}
     return [(ordered[index], index / last) for index in sorted(chosen | {last})]

@@ -88,9 +88,9 @@ def _tokens(scene: Scene, timeline: Timeline, step_width: float) -> str:
         for record in timeline.records
     ]
     stack(scene, timeline.records, columns, bottom, BARS_HEIGHT / top)
-    legend = [("prefill", "prefill", 1.0), ("decode", "decode", 1.0)]
+    legend = [("prefill", _("prefill"), 1.0), ("decode", _("decode"), 1.0)]
     if any(padding):
-        legend.append((WASTE, "padding", 1.0))
+        legend.append((WASTE, _("padding"), 1.0))
     swatches(scene, 18, legend, 4, hatched=True)
     scene.path(f"M{left:g},{bottom:g}L{scene.width:g},{bottom:g}", stroke="outline", stroke_width=1.0)
     if in_sight:
@@ -98,7 +98,7 @@ def _tokens(scene: Scene, timeline: Timeline, step_width: float) -> str:
         line = f"M{left:g},{y:g}L{scene.width:g},{y:g}"
         scene.path(line, stroke="ink", dash="5 3", stroke_width=1.2)
     scene.text(left - 8, BARS_TOP + 5, f"{round(top):,}", size=13, fill="muted", anchor="end")
-    scene.text(left - 8, BARS_TOP + 20, "tokens", size=13, fill="muted", anchor="end")
+    scene.text(left - 8, BARS_TOP + 20, _("tokens"), size=13, fill="muted", anchor="end")
     scene.text(left - 8, bottom + 4, "0", size=13, fill="muted", anchor="end")
     return (
         _("dashed: the budget of {budget:,} tokens per step").format(budget=budget)

@@ -149,7 +149,7 @@ class _Picture:
         scene.text(
             LEFT - 6, floor - TOKENS_HEIGHT + 9, f"{most_tokens:,}", size=12, fill="muted", anchor="end"
         )
-        scene.text(LEFT - 6, floor - TOKENS_HEIGHT + 24, "tokens", size=12, fill="muted", anchor="end")
+        scene.text(LEFT - 6, floor - TOKENS_HEIGHT + 24, _("tokens"), size=12, fill="muted", anchor="end")
         scene.text(LEFT - 6, floor + 3, "0", size=12, fill="muted", anchor="end")
         time_axis_labels(scene, scale, floor + 20)
         scene.height = floor + 28

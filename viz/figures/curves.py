@@ -13,6 +13,7 @@ from __future__ import annotations
 from minivllm.trace.curves import Curves
 from viz.figures.common import NARROW, clip
 from viz.figures.log_axis import LogScale, log_grid
+from viz.language import _
 from viz.scene import Scene, lines_path, rounded
 
 LEFT, RIGHT, LINE = 76.0, 12.0, 22.0
@@ -53,5 +54,7 @@ def curves(found: Curves) -> Scene:
         place = rounded(x.place(across))
         scene.set(cursor, d=lines_path([(place, top + 6), (place, bottom)]))
         for text, curve in zip(now, found.curves, strict=True):
-            scene.set(text, text=f"at {across:,.10g}: {curve.values[step]:.2g}")
+            scene.set(
+                text, text=_("at {across:,.10g}: {value:.2g}").format(across=across, value=curve.values[step])
+            )
     return scene

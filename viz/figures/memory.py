@@ -57,7 +57,7 @@ def memory_over_time(timeline: Timeline, told: Sequence[str] | None = None) -> S
     scene.path(f"M{LEFT},{TOP}L{NARROW},{TOP}", stroke="ink", dash="5 3", stroke_width=1.2)
     scene.path(f"M{LEFT},{bottom}L{NARROW},{bottom}", stroke="outline", stroke_width=1.0)
     scene.text(LEFT - 6, TOP + 5, f"{header.num_blocks:,}", size=13, fill="muted", anchor="end")
-    scene.text(LEFT - 6, TOP + 20, "blocks", size=13, fill="muted", anchor="end")
+    scene.text(LEFT - 6, TOP + 20, _("blocks"), size=13, fill="muted", anchor="end")
     scene.text(LEFT - 6, bottom + 4, "0", size=13, fill="muted", anchor="end")
     step_axis_labels(scene, timeline.num_steps, LEFT, bottom + 20)
     cursor = StepCursor(scene, timeline.num_steps, LEFT, TOP, bottom)

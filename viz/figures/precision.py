@@ -274,7 +274,7 @@ def group_scene(found: MatrixOnGrids, told: Sequence[str]) -> Scene:
     ticks = scene.path("", stroke="decode", stroke_width=1.2)
     bars = scene.path("", fill="above5")
     mark = scene.path("", stroke="cursor", stroke_width=2.0)
-    scene.text(LEFT, 62, "weights", size=13, fill="muted")
+    scene.text(LEFT, 62, _("weights"), size=13, fill="muted")
     scene.text(
         NARROW - LEFT,
         62,

@@ -28,6 +28,7 @@ from minivllm.trace.replay import ReplayState
 from minivllm.trace.timeline import Timeline
 from viz import subjects
 from viz.figures.common import NARROW, Name, plural
+from viz.language import _
 from viz.scene import Scene
 
 MOST_LOGICAL = 32
@@ -86,22 +87,26 @@ class SelectedTables:
     def _title(self, shown: dict[int, tuple[bool, list[int]]]) -> str:
         name = self.name.full
         if not shown:
-            return f"Block table of {name}: no blocks"
-        is_host = any(host for host, _ in shown.values())
-        place = "in the swap space" if is_host else "physical blocks"
-        entries = sum(len(table) for _, table in shown.values())
+            return _("Block table of {name}: no blocks").format(name=name)
+        is_host = any(host for host, _table in shown.values())
+        place = _("in the swap space") if is_host else _("physical blocks")
+        entries = sum(len(table) for _host, table in shown.values())
         if len(shown) == 1:
-            words = f"Block table of {name}: {plural(entries, 'logical block')} → {place}"
+            words = _("Block table of {name}: {blocks} → {place}").format(
+                name=name, blocks=plural(entries, "logical block"), place=place
+            )
         else:
-            different = len({block for _, table in shown.values() for block in table})
-            words = f"{len(shown)} block tables of {name}: {entries:,} entries → {different:,} {place}"
+            different = len({block for _host, table in shown.values() for block in table})
+            words = _("{count} block tables of {name}: {entries:,} entries → {different:,} {place}").format(
+                count=len(shown), name=name, entries=entries, different=different, place=place
+            )
             if entries > different:
-                words += f", {entries - different:,} saved"
+                words = _("{words}, {count:,} saved").format(words=words, count=entries - different)
         most = COLUMNS if self.has_several else MOST_LOGICAL
-        if max(len(table) for _, table in shown.values()) > most:
-            words += f" (the last {most} are shown)"
+        if max(len(table) for _host, table in shown.values()) > most:
+            words = _("{words} (the last {most} are shown)").format(words=words, most=most)
         if len(shown) > MOST_TABLES:
-            words += f" (the first {MOST_TABLES} tables)"
+            words = _("{words} (the first {most} tables)").format(words=words, most=MOST_TABLES)
         return words
 
     # ── one sequence: logical blocks with arrows ──────────────────────────────────────────────────────
@@ -125,8 +130,10 @@ class SelectedTables:
                 self.scene.set(box, fill="none", stroke="none", label="", tip="", subject="")
                 self.scene.set(arrow, d="")
                 continue
-            kind = "host" if is_host else "physical"
-            tip = f"Logical block {logical} of {self.name.tag} is {kind} block {table[logical]}"
+            tip = _("Logical block {logical} of {tag} is physical block {block}")
+            if is_host:
+                tip = _("Logical block {logical} of {tag} is host block {block}")
+            tip = tip.format(logical=logical, tag=self.name.tag, block=table[logical])
             fill, dash = ("panel", "3 2") if is_host else (self.name.colour, "")
             about = "" if is_host else subjects.block(table[logical])
             look = {"fill": fill, "stroke": "cursor", "dash": dash, "label": f"{table[logical]}"}
@@ -170,14 +177,14 @@ class SelectedTables:
 
     def _draw_rows(self, shown: dict[int, tuple[bool, list[int]]]) -> None:
         tables = list(shown.items())[:MOST_TABLES]
-        longest = max((len(table) for _, (_, table) in tables), default=0)
+        longest = max((len(table) for _seq, (_host, table) in tables), default=0)
         first = max(0, longest - self.columns)
         for row, boxes in enumerate(self.rows):
             seq, is_host, table = -1, False, list[int]()
             if row < len(tables):
                 seq, (is_host, table) = tables[row]
             below = tables[row + 1][1][1] if row + 1 < len(tables) else []
-            self.scene.set(self.labels[row], text=f"seq {seq}" if table else "")
+            self.scene.set(self.labels[row], text=_("seq {seq}").format(seq=seq) if table else "")
             for column, box in enumerate(boxes):
                 logical = first + column
                 block = table[logical] if logical < len(table) else None
@@ -194,8 +201,10 @@ class SelectedTables:
         if block is None:
             self.scene.set(box, fill="none", stroke="none", label="", tip="", subject="")
             return
-        kind = "host" if is_host else "physical"
-        tip = f"Logical block {logical} of sequence {seq} is {kind} block {block}"
+        tip = _("Logical block {logical} of sequence {seq} is physical block {block}")
+        if is_host:
+            tip = _("Logical block {logical} of sequence {seq} is host block {block}")
+        tip = tip.format(logical=logical, seq=seq, block=block)
         fill, dash = ("panel", "3 2") if is_host else (self.name.colour, "")
         about = "" if is_host else subjects.block(block)
         look = {"fill": fill, "stroke": "outline", "dash": dash, "label": f"{block}"}

@@ -25,7 +25,7 @@ from viz.texts import texts_of_player
 HERE = Path(__file__).parent
 COMMON = ("words.js", "changes.js", "picture.js", "hands.js")
 """What every player needs."""
-TOUCH = ("view.js", "cards.js", "panel.js", "focus.js", "find.js", "range.js", "touch.js")
+TOUCH = ("view.js", "cards.js", "panel.js", "focus.js", "find.js", "range.js", "touch.js", "take.js")
 """What a player needs whose pictures can be touched."""
 
 

@@ -15,6 +15,7 @@ from html import escape
 import streamlit as st
 
 from viz import figures, stage
+from viz.about import about
 from viz.charts.style import Chart
 from viz.counted import Counted, count
 from viz.figures.common import PHONE, WIDE
@@ -53,13 +54,12 @@ NO_METRIC = N_("Only a trace knows this: no metric of vLLM says it.")
 
 
 def page(run: Run) -> None:
-    st.markdown(_(INTRODUCTION))
+    about(f"{_(INTRODUCTION)}\n\n{_(STEP_BY_STEP)}")
     if run.timeline.trace.header.clock != "wall":
         st.markdown(_(VIRTUAL))
     with st.spinner(_("Counting …")):
         counted = _counted(run.fingerprint, run)
     st.subheader(_("Step by step"))
-    st.markdown(_(STEP_BY_STEP))
     _board(run, counted)
     st.subheader(_("What users feel"))
     st.markdown(_(BESIDE))
