@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from minivllm.trace.events import BlocksAllocated, BlocksFreed
 from minivllm.trace.replay import Replay
-from minivllm.trace.timeline import Phase, make_timeline
+from minivllm.trace.timeline import Phase, StepRecord, make_timeline
 from tests.viz import trace_factory
 from tests.viz.strategies import plain_traces, traces
 from tests.viz.trace_factory import Workload
 from viz import figures
 from viz.figures.block_pool import drawn_blocks
-from viz.figures.common import PHONE, clip, letters, listing, names_of
+from viz.figures.common import MOST_COLUMNS, PHONE, clip, folded, letters, listing, names_of
 from viz.figures.selected_tables import MOST_LOGICAL
 
 TIGHT = Workload(num_requests=10, num_blocks=24, output=(20, 60), arrival_gap=1.0, num_refused=1, seed=4)
@@ -338,3 +338,15 @@ def test_clipped_text_is_one_line_that_fits(text, most, keep_end):
     assert sum(2 if east_asian_width(char) in "WF" else 1 for char in clipped) <= most
     if text.isprintable() and not any(east_asian_width(char) in "WF" for char in text) and len(text) <= most:
         assert clipped == text
+
+
+@given(st.integers(1, 3000), st.integers(0, 5))
+def test_many_steps_are_folded_into_few_ranges_that_keep_what_is_largest(count, seed):
+    records = [
+        StepRecord(step, start=0.0, num_used_blocks=(step * 7919 + seed) % 101) for step in range(count)
+    ]
+    parts = list(folded(records, lambda record: record.num_used_blocks))
+    assert len(parts) <= MOST_COLUMNS
+    assert [step for first, last, _most in parts for step in range(first, last + 1)] == list(range(count))
+    for first, last, most in parts:
+        assert most.num_used_blocks == max(r.num_used_blocks for r in records[first : last + 1])

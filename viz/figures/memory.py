@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from minivllm.trace.timeline import Timeline
 from viz.figures.captions import captions
-from viz.figures.common import NARROW, StepCursor, step_axis_labels, swatches
+from viz.figures.common import NARROW, StepCursor, folded, step_axis_labels, swatches
 from viz.language import _
 from viz.scene import Scene, bars_path, rounded
 
@@ -38,9 +38,9 @@ def memory_over_time(timeline: Timeline, told: Sequence[str] | None = None) -> S
     bottom = TOP + HEIGHT
     step_width = (NARROW - LEFT - 4) / max(timeline.num_steps, 1)
     filled, empty, evictable = [], [], []
-    for record in timeline.records:
-        x = rounded(LEFT + record.step * step_width)
-        width = rounded(max(step_width, 0.3))
+    for first, last, record in folded(timeline.records, lambda record: record.num_used_blocks):
+        x = rounded(LEFT + first * step_width)
+        width = rounded(max((last - first + 1) * step_width, 0.3))
         low = rounded(record.num_filled_slots / slots * HEIGHT)
         high = rounded(record.num_used_blocks * header.block_size / slots * HEIGHT)
         filled.append((x, bottom - low, width, low))
