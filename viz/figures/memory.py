@@ -18,7 +18,7 @@ from minivllm.trace.timeline import Timeline
 from viz.figures.captions import captions
 from viz.figures.common import NARROW, StepCursor, folded, step_axis_labels, swatches
 from viz.language import _
-from viz.scene import Scene, bars_path, rounded
+from viz.scene import Scene, rounded, skyline_path
 
 LEFT, TOP, HEIGHT = 58.0, 40.0, 130.0
 
@@ -37,19 +37,17 @@ def memory_over_time(timeline: Timeline, told: Sequence[str] | None = None) -> S
     slots = header.num_blocks * header.block_size
     bottom = TOP + HEIGHT
     step_width = (NARROW - LEFT - 4) / max(timeline.num_steps, 1)
-    filled, empty, evictable = [], [], []
+    # One outline in front of the other: a browser paints them at every step.
+    tops: dict[str, list[tuple[float, float, float]]] = {"cached": [], "wasted": [], "filled": []}
     for first, last, record in folded(timeline.records, lambda record: record.num_used_blocks):
-        x = rounded(LEFT + first * step_width)
-        width = rounded(max((last - first + 1) * step_width, 0.3))
-        low = rounded(record.num_filled_slots / slots * HEIGHT)
-        high = rounded(record.num_used_blocks * header.block_size / slots * HEIGHT)
-        filled.append((x, bottom - low, width, low))
-        empty.append((x, bottom - high, width, high - low))
-        rest = rounded(record.num_evictable_blocks * header.block_size / slots * HEIGHT)
-        evictable.append((x, rounded(bottom - high - rest), width, rest))
-    scene.path(bars_path(filled), fill="filled")
-    scene.path(bars_path(empty), fill="wasted")
-    scene.path(bars_path(evictable), fill="cached")
+        x, width = rounded(LEFT + first * step_width), rounded((last - first + 1) * step_width)
+        used = record.num_used_blocks * header.block_size
+        evictable = record.num_evictable_blocks * header.block_size
+        heights = {"cached": used + evictable, "wasted": used, "filled": record.num_filled_slots}
+        for name, high in heights.items():
+            tops[name].append((x, width, rounded(bottom - high / slots * HEIGHT)))
+    for name in tops if header.prefix_cache else ("wasted", "filled"):
+        scene.path(skyline_path(tops[name], bottom), fill=name)
     scene.path(f"M{LEFT},{TOP}L{NARROW},{TOP}", stroke="ink", dash="5 3", stroke_width=1.2)
     scene.path(f"M{LEFT},{bottom}L{NARROW},{bottom}", stroke="outline", stroke_width=1.0)
     scene.text(LEFT - 6, TOP + 5, f"{header.num_blocks:,}", size=13, fill="muted", anchor="end")
