@@ -239,6 +239,7 @@ def causal_flash_is_attention(case: Any, story: Story) -> None:
     ),
     examples=40,
     seconds=6.0,
+    large=large_head(40, 45, 3, 4, True),
 )
 def traffic_follows_the_formula(case: Any, story: Story) -> None:
     head = make_head(case)
@@ -446,7 +447,8 @@ def merge_is_the_softmax_of_all(case: Any, story: Story) -> None:
     random, d = np.random.default_rng(case["seed"]), case["head_dim"]
     maxima = np.array([[-np.inf if m is None else m for m in line] for line in case["maxima"]], np.float32)
     is_something = maxima > -np.inf
-    sums = (random.uniform(1, 9, maxima.shape) * is_something).astype(np.float32)
+    # The sum of a split with a single key is exactly 1.
+    sums = (np.maximum(1, random.uniform(-2, 9, maxima.shape)) * is_something).astype(np.float32)
     parts = (random.standard_normal((*maxima.shape, d)) * sums[..., None]).astype(np.float32)
     highest = maxima.max(axis=0).astype(float)
     weights = np.exp(maxima - np.where(np.isneginf(highest), 0, highest))

@@ -366,7 +366,12 @@ VARIANTS = (
 
 TO_CATCH = "says_nothing_of_nothing"
 
-EQUIVALENT: dict[str, str] = {}
+EQUIVALENT = {
+    "TILE_KEYS = 16  →  TILE_KEYS = 17": "it brings no key too many, whatever the size of its tiles",
+    "MOST_HEAD_DIM = 128  →  MOST_HEAD_DIM = 129": "room for one column more than any head has",
+    "if maximum > -math.inf:  →  if maximum >= -math.inf:": "NaN is not above 0 either, and the output is 0",
+    "if seen > 0:  →  if seen >= 0:": "without a key it multiplies by 1, or nothing by NaN, which becomes 0",
+}
 
 
 def examples(subject: Any) -> None:

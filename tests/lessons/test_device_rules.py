@@ -1,5 +1,7 @@
 """What no GPU can run is told by name and line; what it can is let through."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -9,6 +11,7 @@ from lessons.device_rules import not_for_a_device
 from lessons.loading import SUBJECT, load_module, load_properties
 from lessons.playing import judge_property
 from lessons.verdict import PASSED
+from tests import patience
 
 HEAD = """
 from numba import cuda, float32
@@ -83,3 +86,39 @@ def test_functions_that_a_kernel_calls_are_looked_at_too(tmp_path):
     path = tmp_path / "kernel.py"
     path.write_text(f"{HEAD.replace('return x * 2', 'return [x, x]')}    out[i] = helper(room[0])[0]\n")
     assert not_for_a_device(load_module(path, "a_kernel").kernel.py_func).startswith("a list in a kernel")
+
+
+COMPILED = """
+import numpy as np
+from kernels_numba import ptx
+from kernels_numba.cuda.launch import Launch
+from lessons.catalogue import find_lesson
+from lessons.loading import load_module
+
+if reason := ptx.missing():
+    print(reason)
+    raise SystemExit(3)
+kernels = load_module(find_lesson("12").reference, "the_reference")
+some, parts = np.zeros((4, 64), np.float32), np.zeros((2, 4, 64), np.float32)
+given = some, some, some, np.float32(1)
+for kernel, arguments in (
+    (kernels.flash2, (*given, True, some)),
+    (kernels.decode_split, (*given, some, some, parts)),
+    (kernels.merge_splits, (some, some, parts, some)),
+):
+    done = ptx.compile_launch(Launch(kernel, (1,), (64,), arguments), (9, 0))
+    assert done.spilled_bytes == 0 and done.shared_bytes <= 48 * 1024, done
+"""
+
+
+def test_kernels_of_lesson_12_compile_for_a_gpu():
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED],
+        capture_output=True,
+        text=True,
+        timeout=patience.SECONDS,
+        check=False,
+    )
+    if done.returncode == 3:
+        pytest.skip(done.stdout.strip())
+    assert done.returncode == 0, done.stderr[-2000:]

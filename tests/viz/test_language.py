@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.viz.test_browser import expect
 from tests.viz.test_kernel_pages import open_page
+from tests.viz.trace_factory import WORDS
 from viz import language, player, texts
 from viz.backends.html import to_html
 from viz.language import N_, _, current, ngettext, speak, speaking
@@ -18,29 +20,41 @@ from viz.views import kv_pool
 VIZ = Path(texts.__file__).parent
 SILENT = {
     "bench_player.py",
+    "book/__main__.py",
+    "book/links.py",
+    "book/search.py",
+    "book/site.py",
+    "gate.py",
+    "glossary_table.py",
     "grafana.py",
     "lesson_pictures.py",
+    "panels.py",
+    "run_settings.py",
+    "samples/__main__.py",
+    "samples/make.py",
     "serve.py",
     "texts.py",
 }
-"""Commands: they speak to a terminal, not to a reader of pages."""
-DONE = {
-    "language.py",
-    "language_switch.py",
-    "lesson_words.py",
-    "views/glossary.py",
-    "views/lessons.py",
-}
-NOT_YET = (
-    {
-        path.relative_to(VIZ).as_posix()
-        for pattern in ("*.py", "player/*.js", "player/*.html")
-        for path in VIZ.rglob(pattern)
-    }
-    - SILENT
-    - DONE
+"""They speak to a terminal, to another program (Grafana, HTTP), or to the model; not to a reader of pages."""
+NOT_READ = re.compile(
+    r"Glyph .*|offset points|muted|middle|lower left|it ended without a word"
+    r"|\n?minivllm( .*)?|minivllm-out/trace.jsonl"
+    r"|<(iframe|figure|img|svg|rect) .*|.*minivllmTheme.*|/\w+\?trace=|&with=|.*filename=.*"
+    r"|.*completions -H.*|.*Content-Type:.*"
+    r"|\*\* *\n:gray\["
+    r"|a kept beam, or the past of one|not yet|on the way to a finished hypothesis",
+    re.DOTALL,
 )
-"""Files whose texts are still English in every language. It only ever gets shorter."""
+"""Patterns, commands, addresses, states."""
+NAMES = {
+    "first shown", "kernel neighbour", "kept lesson", "live token", "next lesson", "no roof", "not new here",
+    "number of pictures", "over time", "presented picture", "previous lesson", "requests for our own server",
+    "run before", "run beside", "run is mine", "run problem", "run settings", "run stopped", "run upload",
+    "stretch of the run",
+}  # fmt: skip
+"""What the session and the texts of lessons call things."""
+NOT_YET: set[str] = set()
+"""Files whose texts are still English in every language: none, and none is to be added."""
 WRAPS = {"_", "N_", "ngettext", "counted", "plural", "say"}
 STREAMLIT_SAYS = {
     "title", "header", "subheader", "markdown", "caption", "write", "info", "warning", "error", "success",
@@ -75,7 +89,9 @@ class Reader(ast.NodeVisitor):
         self.least = before
 
     def visit_Constant(self, node):
-        if isinstance(node.value, str) and self.least.search(CODE.sub("", node.value)):
+        if not isinstance(node.value, str) or node.value in NAMES or NOT_READ.fullmatch(node.value):
+            return
+        if self.least.search(CODE.sub("", node.value)):
             self.found.append((node.lineno, node.value))
 
     def visit_Expr(self, node):
@@ -91,13 +107,20 @@ class Reader(ast.NodeVisitor):
         if not (isinstance(node.targets[0], ast.Name) and CONSTANTS_NOT_SAID.match(node.targets[0].id)):
             self.visit(node.value)
 
+    def visit_Dict(self, node):  # keys are names
+        for value in node.values:
+            self.visit(value)
+
+    def visit_Subscript(self, node):
+        self.visit(node.value)
+
     def visit_Call(self, node):
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         if name in WRAPS:
             return
         self.visit(node.func)
-        for argument in node.args:
-            self.read(argument, WORD if name in STREAMLIT_SAYS | SCENES_SAY else SENTENCE)
+        for argument in node.args[name == "page_link" :]:  # whose first says which page
+            self.read(argument, WORD if name in STREAMLIT_SAYS | SCENES_SAY | {"text"} else SENTENCE)
         for keyword in node.keywords:
             if keyword.arg not in NOT_SAID:
                 self.read(keyword.value, WORD if keyword.arg in SAID else SENTENCE)
@@ -178,7 +201,7 @@ def test_the_player_gets_its_words_from_python():
     assert player.words()["Play"] == "Play" and {"First", "step {step} of {last}"} <= set(player.words())
     assert "live" not in player.words() and player.words("live")["live"] == "live"
     page = to_html("t", [a_scene()], language="zh")
-    assert '<html lang="zh">' in page and '"Play":"\\u00abPlay\\u00bb"' in page
+    assert '<html lang="zh">' in page and '"Play":"«Play»"' in page
     assert '<html lang="en">' in to_html("t", [a_scene()]) and current() == "en"
     with pytest.raises(ValueError, match="language must be one of"):
         to_html("t", [a_scene()], language="de")
@@ -245,3 +268,80 @@ def test_a_literal_that_is_not_wrapped_is_noticed():
     assert texts_in('scene.set(title, text=name if table else "no blocks")') == ["no blocks"]
     assert texts_in('Jump("end", 3), Jump(_("end"), 3), f(help="Help")') == ["end", "Help"]
     assert texts_in('scene.text(1, 2, "", fill="ink"); st.markdown(f"**{a}** · `code`")') == []
+
+
+# ── in a real browser ─────────────────────────────────────────────────────────────────────────────────
+
+SAID_ON_A_PAGE = """() => {
+  const found = new Set();
+  const walk = (node) => {
+    if (node.nodeType === Node.TEXT_NODE) found.add(node.textContent);
+    if (node.nodeType !== Node.ELEMENT_NODE || node.matches("code, pre, style, script, .stCode")) return;
+    for (const name of ["aria-label", "title", "alt"]) found.add(node.getAttribute(name) ?? "");
+    if (node.player) gather(node.player.data);
+    for (const child of [...node.childNodes, ...(node.shadowRoot?.childNodes ?? [])]) walk(child);
+  };
+  const gather = (data) => { // what the player will say at other steps
+    if (typeof data === "string") found.add(data);
+    else if (data && typeof data === "object") Object.values(data).forEach(gather);
+  };
+  walk(document.querySelector("[data-testid=stMain]"));
+  return [...found];
+}"""
+ENGLISH = re.compile(r"[A-Za-z]{2,}(?: [a-z]{2,}){2,}")
+STREAMLIT_SAYS_IT = ("Link to heading", "200MB per file")
+PAGES = ("", "kv_pool", "scheduler", "beam_tree", "prefix_tree", "compare", "start", "run", "live", "story")
+SILENT_PAGES = {"compare", "start", "run", "live", "story"}
+"""Without a player, as long as there is no second trace, no server and no story."""
+STREAMLITS_OWN = {"presentation-role-conflict"}
+"""What axe finds in Streamlit's own elements: the place where files are dropped."""
+
+
+def visit(window, name):
+    """Go to a page as a reader does, and wait until it is there."""
+    if name:
+        window.locator(f"[data-testid=stTopNavLink][href$='/{name}']").click()
+        window.wait_for_url(re.compile(rf"/{name}\?"))
+    expect(window.locator("h1")).to_be_visible()
+    expect(window.locator("[data-testid=stStatusWidget], [data-testid=stSpinner]")).to_have_count(0)
+    if name not in SILENT_PAGES:
+        expect(window.locator(".player .caption").first).not_to_be_empty()
+
+
+def check_with_axe(window, name):
+    """Nothing that keeps a reader out: contrast, names of controls, order of headings, …"""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
+    found = axe.Axe().run(window).response["violations"]
+    told = {rule["id"]: [node["html"][:120] for node in rule["nodes"]] for rule in found}
+    assert not told.keys() - STREAMLITS_OWN, (name, told)
+
+
+def test_no_page_says_an_english_sentence_in_chinese(browser, server, sharing_file):
+    """All pages of a run, one after the other as the reader goes; the link keeps the language."""
+    recorded = {word for piece in WORDS for word in re.findall("[A-Za-z]+", piece)}  # texts of the model
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    window = context.new_page()
+    window.goto(f"{server}/?lang=zh&trace={sharing_file}")
+    for name in PAGES:
+        visit(window, name)
+        assert "lang=zh" in window.url
+        said = {
+            found
+            for text in window.evaluate(SAID_ON_A_PAGE)
+            for found in ENGLISH.findall(text)
+            if not set(found.split()[1:-1]) <= recorded and not text.startswith(STREAMLIT_SAYS_IT)
+        }
+        assert not said, (name, sorted(said))
+        check_with_axe(window, name)
+    assert window.evaluate("document.documentElement.lang") == "zh"
+    context.close()
+
+
+def test_axe_finds_nothing_in_the_dark_either(browser, server, sharing_file):
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, color_scheme="dark")
+    window = context.new_page()
+    window.goto(f"{server}/?trace={sharing_file}")
+    for name in ("", "kv_pool", "prefix_tree", "compare", "start"):
+        visit(window, name)
+        check_with_axe(window, name)
+    context.close()

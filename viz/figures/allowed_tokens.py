@@ -99,7 +99,7 @@ def _strip(scene: Scene, timeline: Timeline, choices: list[Choice], top: float, 
     scene.path(bars_path(bars), fill=ALLOWED)
     scene.path(f"M{LEFT:g},{bottom:g}L{scene.width:g},{bottom:g}", stroke="outline", stroke_width=1.0)
     scene.text(LEFT - 6, top + 5, f"{most:,}", size=13, fill="muted", anchor="end")
-    scene.text(LEFT - 6, top + 20, "tokens", size=13, fill="muted", anchor="end")
+    scene.text(LEFT - 6, top + 20, _("tokens"), size=13, fill="muted", anchor="end")
     scene.text(LEFT - 6, bottom + 2, "1", size=13, fill="muted", anchor="end")
     step_axis_labels(scene, timeline.num_steps, LEFT, bottom + 20)
 

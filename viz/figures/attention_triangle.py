@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from minivllm.trace.timeline import Timeline
 from viz.figures.common import NARROW, WASTE, names_of, plural, swatches
+from viz.language import _
 from viz.scene import Scene, bars_path, hatch_path, lines_path, rounded
 
 LEFT, GAP, TOP = 26.0, 44.0, 104.0
@@ -28,23 +29,29 @@ def attention_triangle(timeline: Timeline, request: str) -> Scene:
     """The triangle of the request's first sequence, step by step, in two panels."""
     steps, tag = spans_of(timeline, request), names_of(timeline)[request].tag
     most = max((end for start, end in steps.values()), default=1)
-    scene = Scene(f"Attention of {tag}, with a KV cache and without", NARROW, TOP + SIDE + 52)
+    scene = Scene(
+        _("Attention of {tag}, with a KV cache and without").format(tag=tag), NARROW, TOP + SIDE + 52
+    )
     entries = [
-        ("cached", "computed before, kept", 1.0),
-        ("filled", "key and value from the cache", 1.0),
-        ("decode", "new key and value", 1.0),
-        (WASTE, "computed again", 1.0),
+        ("cached", _("computed before, kept"), 1.0),
+        ("filled", _("key and value from the cache"), 1.0),
+        ("decode", _("new key and value"), 1.0),
+        (WASTE, _("computed again"), 1.0),
     ]
     swatches(scene, 18, entries, 4, hatched=True)
     panels = [_Panel(scene, LEFT, most), _Panel(scene, LEFT + SIDE + GAP, most)]
-    names = ("with the KV cache", "without it")
+    names = (_("with the KV cache"), _("without it"))
     totals = [0, 0]
     now = []
     for panel, name in zip(panels, names, strict=True):
         scene.text(panel.left, TOP - 36, name, size=15, weight="bold")
         now.append(scene.text(panel.left, TOP - 14, "", size=14))
         scene.text(
-            panel.left, TOP + SIDE + 20, "a row for each query, a column for each key", size=13, fill="muted"
+            panel.left,
+            TOP + SIDE + 20,
+            _("a row for each query, a column for each key"),
+            size=13,
+            fill="muted",
         )
     sums = scene.text(LEFT, TOP + SIDE + 44, "", size=14)
     for step in range(timeline.num_steps):
@@ -55,8 +62,13 @@ def attention_triangle(timeline: Timeline, request: str) -> Scene:
             panels[0].show(cached=(0, start), kept=(start, end, start), new=(start, end))
             panels[1].show(again=(0, start), new=(start, end), is_whole=True)
         for text, count in zip(now, (end - start, end), strict=True):
-            scene.set(text, text=f"this step: {plural(count, 'row')}" if end else "")
-        scene.set(sums, text=f"rows computed so far: {totals[0]:,} with the cache, {totals[1]:,} without it")
+            scene.set(text, text=_("this step: {rows}").format(rows=plural(count, "row")) if end else "")
+        scene.set(
+            sums,
+            text=_("rows computed so far: {cached:,} with the cache, {recomputed:,} without it").format(
+                cached=totals[0], recomputed=totals[1]
+            ),
+        )
     return scene
 
 
@@ -72,11 +84,22 @@ def spans_of(timeline: Timeline, request: str) -> dict[int, tuple[int, int]]:
 
 def _told(tag: str, step: int, start: int, end: int) -> str:
     if not end:
-        return f"Step {step}: {tag} computes nothing."
-    reads = f"reads {plural(start, 'key')} and values from the cache" if start else "has nothing to read yet"
-    return (
-        f"Step {step}: {tag} computes {plural(end - start, 'row')} and {reads}; "
-        f"without a cache it would compute {plural(end, 'row')}."
+        return _("Step {step}: {tag} computes nothing.").format(step=step, tag=tag)
+    told = _(
+        "Step {step}: {tag} computes {rows} and has nothing to read yet; without a cache it would compute "
+        "{all}."
+    )
+    if start:
+        told = _(
+            "Step {step}: {tag} computes {rows} and reads {keys} and values from the cache; without a cache "
+            "it would compute {all}."
+        )
+    return told.format(
+        step=step,
+        tag=tag,
+        rows=plural(end - start, "row"),
+        keys=plural(start, "key"),
+        all=plural(end, "row"),
     )
 
 

@@ -114,7 +114,9 @@ class _BeamTree:
         self.step_width = (scene.width - MAP_LEFT - 4) / (last_step - self.first_step + 1)
         self.map_row = min(20.0, MAP_HEIGHT / self.num_rows)
         bottom = MAP_TOP + self.map_row * self.num_rows
-        scene.text(MAP_LEFT - 8, MAP_TOP + self.map_row / 2 + 5, "best", size=13, fill="muted", anchor="end")
+        scene.text(
+            MAP_LEFT - 8, MAP_TOP + self.map_row / 2 + 5, _("best"), size=13, fill="muted", anchor="end"
+        )
         stubs = [self._stub(node) for node in search.nodes if node.kind is Kind.REJECTED]
         scene.path("".join(stubs), stroke="outline", stroke_width=0.8, opacity=0.7)
         self.map_shapes: dict[int, int] = {}
@@ -181,7 +183,7 @@ class _BeamTree:
             x = MAP_LEFT + (step - self.first_step + 0.5) * self.step_width
             if x < self.scene.width - 12:
                 self.scene.text(rounded(x), y, f"{step}", size=13, fill="muted", anchor="middle")
-        self.scene.text(MAP_LEFT - 8, y, "step", size=13, fill="muted", anchor="end")
+        self.scene.text(MAP_LEFT - 8, y, _("step"), size=13, fill="muted", anchor="end")
 
     def _move_cursor(self, step: int) -> None:
         scene, right = self.scene, self.scene.width

@@ -28,6 +28,7 @@ from viz.figures.common import NARROW, names_of
 from viz.figures.pool_strip import PoolStrip
 from viz.figures.readers import StepMarks
 from viz.figures.selected_tables import SelectedTables
+from viz.language import _
 from viz.scene import Scene
 
 MOST_BLOCKS = 4096
@@ -94,12 +95,12 @@ class BlockPoolPicture:
         self.readers, self.host_readers = self.looks.readers, self.looks.host_readers
         self.changed_before: set[int] = set()
         self.host_changed_before: set[int] = set()
-        self.scene = Scene("KV block pool", NARROW, 0, filled_words=self.looks.filled_words)
+        self.scene = Scene(_("KV block pool"), NARROW, 0, filled_words=self.looks.filled_words)
         name = self.names.get(selected or "")
         self.tables = SelectedTables(self.scene, timeline, name) if name else None
         blocks = drawn_blocks(timeline)
         top = self.tables.height if self.tables else 4.0
-        self.grid = BlockGrid(self.scene, blocks, top, GRID_HEIGHT, "Block", is_touchable=is_touchable)
+        self.grid = BlockGrid(self.scene, blocks, top, GRID_HEIGHT, _("Block"), is_touchable=is_touchable)
         self.grid.add_strips(max(map(self._most_partly_filled, timeline.records), default=0))
         half = self.grid.inner / 2
         self.cell_tops = {block: (cell.x + half, cell.y + 1) for block, cell in self.grid.cells.items()}
@@ -110,14 +111,16 @@ class BlockPoolPicture:
         bottom = self.strip.bottom
         if len(blocks) < self.header.num_blocks:
             total, drawn = self.header.num_blocks, len(blocks)
-            note = f"The pool has {total:,} blocks; drawn are {drawn:,} that this run uses."
+            note = _("The pool has {total:,} blocks; drawn are {drawn:,} that this run uses.").format(
+                total=total, drawn=drawn
+            )
             self.scene.text(0, bottom + 16, note, size=13, fill="muted")
             bottom += 18
         self.host_grid: BlockGrid | None = None
         if self.header.num_host_blocks:
             self.host_title = self.scene.text(0, bottom + 34, "", size=15, weight="bold")
             self.host_grid = BlockGrid(
-                self.scene, drawn_host_blocks(timeline), bottom + 46, HOST_GRID_HEIGHT, "Host block"
+                self.scene, drawn_host_blocks(timeline), bottom + 46, HOST_GRID_HEIGHT, _("Host block")
             )
             bottom = self.host_grid.bottom
         self.scene.height = bottom + 12
@@ -157,7 +160,9 @@ class BlockPoolPicture:
             grid.draw(block, self.looks.of_host(block, marks))
         self.host_changed_before = changed
         total = self.header.num_host_blocks
-        words = f"Swap space in the host's memory: {record.num_host_blocks:,} of {total:,} blocks in use"
+        words = _("Swap space in the host's memory: {host_blocks:,} of {total:,} blocks in use").format(
+            host_blocks=record.num_host_blocks, total=total
+        )
         self.scene.set(self.host_title, text=words)
 
     def _written(self, item: BatchItem, state: ReplayState) -> list[int]:

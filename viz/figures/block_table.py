@@ -20,12 +20,13 @@ from viz.figures.captions import captions
 from viz.figures.common import NARROW, clip, names_of
 from viz.figures.selected_tables import longest_table
 from viz.figures.texts import TokenTexts
+from viz.language import N_, _
 from viz.scene import Scene, rounded
 
 MOST_ROWS = 12
 ROW = 30.0
 TOP = 52.0
-COLUMNS = {"logical": 0.0, "physical": 78.0, "filled": 166.0, "holds": 330.0}
+COLUMNS = {N_("logical"): 0.0, N_("physical"): 78.0, N_("filled"): 166.0, N_("holds"): 330.0}
 BAR = 96.0
 
 
@@ -47,10 +48,12 @@ class BlockTablePicture:
         seqs = {seq for seq, sequence in timeline.sequences.items() if sequence.request == selected}
         num_rows = max(1, min(MOST_ROWS, longest_table(timeline, seqs)))
         self.texts = TokenTexts()
-        self.scene = Scene(f"Block table of request {self.name.tag}", NARROW, TOP + num_rows * ROW + 6)
+        self.scene = Scene(
+            _("Block table of request {tag}").format(tag=self.name.tag), NARROW, TOP + num_rows * ROW + 6
+        )
         self.title = self.scene.text(0, 16, "", size=15, weight="bold")
         for heading, x in COLUMNS.items():
-            self.scene.text(x, 40, heading, size=13, fill="muted")
+            self.scene.text(x, 40, _(heading), size=13, fill="muted")
         self.before: object = None
         self.rows = [self._row(TOP + index * ROW) for index in range(num_rows)]
 
@@ -81,12 +84,14 @@ class BlockTablePicture:
             return
         self.before = now
         first = max(0, len(table) - len(self.rows))
-        title = f"Inside the blocks of {self.name.full}"
+        title = _("Inside the blocks of {name}").format(name=self.name.full)
         if best and len(members) > 1:
-            title += f", sequence {best.seq}"
+            title = _("{title}, sequence {seq}").format(title=title, seq=best.seq)
         if first:
-            title += f": logical blocks {first} to {len(table) - 1}"
-        self.scene.set(self.title, text=title if table else f"{title}: no blocks now")
+            title = _("{title}: logical blocks {first} to {last}").format(
+                title=title, first=first, last=len(table) - 1
+            )
+        self.scene.set(self.title, text=title if table else _("{title}: no blocks now").format(title=title))
         for index, row in enumerate(self.rows):
             logical = first + index
             if best is None or logical >= len(table):

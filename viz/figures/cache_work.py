@@ -1,7 +1,7 @@
 """What a KV cache saves: the same requests with a cache and without one, step by step.
 
     tokens  │        ▒▒▒▒▒▒▒▒         hatched: tokens that are computed again, only for want of a cache
-            │  ▒▒▒▒▒▒▒▒▒▒▒▒▒▒         blue: tokens that are new in this step
+            │  ▒▒▒▒▒▒▒▒▒▒▒▒▒▒         solid: tokens that are new in this step
             │▇▇______________
     ms      │        ─ ─ ─ ─ ─        dashed: measured without a cache
             │ ─ ─ ───────────         line: measured with it
@@ -19,6 +19,7 @@ from statistics import median
 from minivllm.trace.summary import format_seconds
 from minivllm.trace.timeline import StepRecord, Timeline
 from viz.figures.common import NARROW, WASTE, StepCursor, hatch, step_axis_labels, swatches
+from viz.language import _
 from viz.scene import Scene, bars_path, lines_path, rounded
 
 LEFT = 64.0
@@ -31,12 +32,14 @@ NEIGHBOURS = 3
 def cache_work(cached: Timeline, recomputed: Timeline) -> Scene:
     """Tokens through the model, and its time, of each step of two runs of the same requests."""
     bottom = TIME_TOP + TIME_HEIGHT
-    scene = Scene("Work with a KV cache and without", NARROW, bottom + 28)
+    scene = Scene(_("Work with a KV cache and without"), NARROW, bottom + 28)
     count = cached.num_steps
     new = [_new(record) for record in cached.records]
     whole = [_whole(record) for record in cached.records]
     seconds = [smoothed(timeline.records[:count]) for timeline in (cached, recomputed)]
-    swatches(scene, 18, [("decode", "new tokens", 1.0), (WASTE, "computed again", 1.0)], 4, hatched=True)
+    swatches(
+        scene, 18, [("decode", _("new tokens"), 1.0), (WASTE, _("computed again"), 1.0)], 4, hatched=True
+    )
     width = (NARROW - LEFT - 4) / max(count, 1)
     tallest = _bars(scene, new, whole, width)
     slowest = _times(scene, seconds, width)
@@ -50,12 +53,25 @@ def cache_work(cached: Timeline, recomputed: Timeline) -> Scene:
     tokens_now = scene.text(4, 42, "", size=14)
     times_now = scene.text(4, TIME_TOP - 14, "", size=14)
     for step in range(count):
-        before = f"so far {sum(new[: step + 1]):,} with the cache, {sum(whole[: step + 1]):,} without"
-        scene.begin_step(f"Step {step} computes {new[step]:,} of {whole[step]:,} tokens; {before}.")
+        before = _("so far {cached:,} with the cache, {recomputed:,} without").format(
+            cached=sum(new[: step + 1]), recomputed=sum(whole[: step + 1])
+        )
+        scene.begin_step(
+            _("Step {step} computes {new:,} of {all:,} tokens; {before}.").format(
+                step=step, new=new[step], all=whole[step], before=before
+            )
+        )
         cursor.move(step)
-        scene.set(tokens_now, text=f"step {step}: {new[step]:,} of {whole[step]:,} tokens; {before}")
+        scene.set(
+            tokens_now,
+            text=_("step {step}: {new:,} of {all:,} tokens; {before}").format(
+                step=step, new=new[step], all=whole[step], before=before
+            ),
+        )
         told = [format_seconds(times[step]) if step < len(times) else "–" for times in seconds]
-        words = f"time of the model: {told[0]} with the cache (line), {told[1]} without (dashes)"
+        words = _("time of the model: {cached} with the cache (line), {recomputed} without (dashes)").format(
+            cached=told[0], recomputed=told[1]
+        )
         scene.set(times_now, text=words)
     return scene
 

@@ -5,14 +5,14 @@ Read next: `captions.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from unicodedata import east_asian_width
 
 from minivllm.trace.timeline import Timeline
 from viz.language import N_, _, ngettext
-from viz.palette import family
+from viz.palette import HUES, family
 from viz.scene import Scene, StepAxis, hatch_path, rounded
 
 NARROW, WIDE = 640.0, 1080.0
@@ -146,6 +146,24 @@ def plural(count: int, noun: str) -> str:
 def signed(score: float) -> str:
     """A score with two decimals and a real minus sign."""
     return f"{score:.2f}".replace("-0.00", "0.00").replace("-", "−")
+
+
+def second_series(requests: Iterable[Name]) -> str:
+    """For legends: what a deeper shade of a hue means; "" where no drawn request has one."""
+    deep = [name.tag for name in requests if int(name.colour.removeprefix("family")) >= len(HUES)]
+    if not deep:
+        return ""
+    return _("A deeper shade is another request: {names}.").format(names=listing(deep, 8))
+
+
+PROMPT_CELLS = 20
+"""Of a prompt beside its row in pictures of steps."""
+
+
+def rows_left(width: float) -> float:
+    """Where the steps begin in pictures of a row for each request: left of it is room for names, and on a
+    wide screen for the first words of the prompts."""
+    return 64.0 if width < 800 else 236.0
 
 
 class StepCursor:

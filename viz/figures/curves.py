@@ -13,16 +13,17 @@ from __future__ import annotations
 from minivllm.trace.curves import Curves
 from viz.figures.common import NARROW, clip
 from viz.figures.log_axis import LogScale, log_grid
+from viz.language import _
 from viz.scene import Scene, lines_path, rounded
 
 LEFT, RIGHT, LINE = 76.0, 12.0, 22.0
 HEIGHT = 260.0
 LOOKS = (
-    ("decode", ""),
-    ("prefill", "9 4"),
-    ("filled", "3 3"),
-    ("preempted", "12 4 2 4"),
-    ("swapped", "1.5 3"),
+    ("line0", ""),
+    ("line1", "9 4"),
+    ("line2", "3 3"),
+    ("line3", "12 4 2 4"),
+    ("line4", "1.5 3"),
     ("ink", "6 2"),
 )
 """Of each curve, in order: its colour and its dash."""
@@ -53,5 +54,7 @@ def curves(found: Curves) -> Scene:
         place = rounded(x.place(across))
         scene.set(cursor, d=lines_path([(place, top + 6), (place, bottom)]))
         for text, curve in zip(now, found.curves, strict=True):
-            scene.set(text, text=f"at {across:,.10g}: {curve.values[step]:.2g}")
+            scene.set(
+                text, text=_("at {across:,.10g}: {value:.2g}").format(across=across, value=curve.values[step])
+            )
     return scene

@@ -27,6 +27,7 @@ from viz.scene import Scene, hatch_path, lines_path, rounded
 LEFT, TOP = 66.0, 62.0
 MOST_WIDTH, MOST_HEIGHT = 480.0, 360.0
 LEAST_LABEL = (20.0, 12.0)
+LABEL_ROOM = 9.0
 MOST_CELLS = 8000
 """Of the grid that pieces lie on; of a larger one, no cell is told to be skipped."""
 MOST_STAIRS = 1000
@@ -57,11 +58,11 @@ def kernel_matrix(header: KernelHeader, found: Sequence[Piece], told: Sequence[s
     _lay_skipped(scene, grid, skipped)
     shapes = _lay_boxes(scene, grid, boxes)
     if skipped:
-        _diagonal(scene, grid)
+        _diagonal(scene, grid, boxes)
     _axes(scene, boxes, grid)
     frame = scene.rect(0, 0, 0, 0, stroke="cursor", stroke_width=3)
     _legend(scene, grid, bool(skipped))
-    noun = WORDS[found[0].verb]
+    noun = _(WORDS[found[0].verb])
     counts = Counter(piece.panel for piece in found)
     order: dict[Box, int] = {}
     panel = None
@@ -185,22 +186,32 @@ def _ranges(box: Box) -> str:
     )
 
 
-def _diagonal(scene: Scene, grid: _Grid) -> None:
-    """Query i sees the keys up to i + offset: the stairs between what it sees and what it does not."""
+def _diagonal(scene: Scene, grid: _Grid, boxes: Sequence[Box]) -> None:
+    """Query i sees the keys up to i + offset: the stairs between what it sees and what it does not.
+
+    They make room for the numbers of the tiles that they cross.
+    """
     num_queries, num_keys, x_unit, y_unit = grid
     points = [(LEFT + max(0, num_keys - num_queries + 1) * x_unit, TOP)]
     stride = max(1, num_queries // MOST_STAIRS)
     for query in range(0, num_queries, stride):
         x = LEFT + min(num_keys, max(0, query + num_keys - num_queries + 1)) * x_unit
         points += [(x, TOP + query * y_unit), (x, TOP + min(num_queries, query + stride) * y_unit)]
-    path = lines_path([(rounded(x), rounded(y)) for x, y in points])
+    numbers = [(x + width / 2, y + height / 2) for x, y, width, height in map(grid.place, boxes)]
+    lines: list[list[tuple[float, float]]] = [[]]
+    for x, y in points:
+        if any(abs(x - middle) < LABEL_ROOM and abs(y - line) < LABEL_ROOM for middle, line in numbers):
+            lines.append([])
+        else:
+            lines[-1].append((rounded(x), rounded(y)))
+    path = "".join(lines_path(line) for line in lines if len(line) > 1)
     scene.path(path, stroke="ink", dash="3 2", stroke_width=1.2)
 
 
 def _axes(scene: Scene, boxes: Sequence[Box], grid: _Grid) -> None:
     """Where tiles begin, as far as there is room for numbers."""
-    scene.text(LEFT, 38, "keys →", size=12, fill="muted")
-    scene.text(4, TOP - 6, "queries ↓", size=12, fill="muted")
+    scene.text(LEFT, 38, _("keys →"), size=12, fill="muted")
+    scene.text(4, TOP - 6, _("queries ↓"), size=12, fill="muted")
     last = -100.0
     for key in sorted({box.first_key for box in boxes}):
         x = LEFT + key * grid.x_unit

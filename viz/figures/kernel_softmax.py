@@ -24,7 +24,7 @@ ROW, TOP = 21.0, 46.0
 NOTHING = -1e29
 """A maximum below it: no key of this query has been visible yet."""
 LATE = N_("This kernel notes its rows only at their end.")
-COLUMNS = {"query": 60.0, "maximum m": 170.0, "sum l": 270.0}
+COLUMNS = {N_("query"): 60.0, N_("maximum m"): 170.0, N_("sum l"): 270.0}
 FACTOR, FACTOR_WIDTH = 330.0, 84.0
 
 
@@ -62,7 +62,7 @@ def kernel_softmax(found: Sequence[Piece], told: Sequence[str]) -> Scene:
     scene = Scene(_("Running softmax of the rows of this tile"), COLUMN, TOP + num_rows * ROW + 50)
     scene.text(4, 16, _("Running softmax of these rows"), size=15, weight="bold")
     for heading, x in COLUMNS.items():
-        scene.text(x, 38, heading, size=13, fill="muted", anchor="end")
+        scene.text(x, 38, _(heading), size=13, fill="muted", anchor="end")
     scene.text(FACTOR, 38, _("old sum and output"), size=13, fill="muted")
     rows = []
     for index in range(num_rows):
@@ -104,11 +104,9 @@ def kernel_softmax(found: Sequence[Piece], told: Sequence[str]) -> Scene:
             )
         started |= {(piece.panel, update.query) for update in latest if update.maximum > NOTHING}
         hidden = len(latest) - num_rows
-        words = (
-            counted("{count} more row is not drawn.", "{count} more rows are not drawn.", hidden)
-            if hidden > 0
-            else ""
-        )
+        words = ""
+        if hidden > 0:
+            words = counted("{count} more row is not drawn.", "{count} more rows are not drawn.", hidden)
         if not latest:
             words = _("The kernel noted nothing about its rows here.")
         scene.set(more, text=words)

@@ -20,6 +20,7 @@ from minivllm.trace.kernel_events import KernelArray, KernelTrace, WarpAccess
 from viz.figures.common import clip, plural
 from viz.figures.kernel_captions import COLUMN
 from viz.figures.kernel_memory import array_of, cell, moved_bytes
+from viz.language import _, counted, sentences
 from viz.scene import Scene, bars_path, lines_path
 
 NAMES = ("keys", "key")
@@ -68,37 +69,52 @@ def kernel_splits(traces: Sequence[KernelTrace]) -> list[Scene]:
     if not blocks or num_keys > MOST_CELLS:
         return []
     bottom = TOP + len(blocks) * ROW
-    scene = Scene("Which thread block reads which keys", COLUMN, bottom + (64 if merge else 34))
-    words = (
-        f"{clip(trace.header.kernel, 24)}: {plural(len(own), 'thread block')} for {plural(num_keys, 'key')}"
+    scene = Scene(_("Which thread block reads which keys"), COLUMN, bottom + (64 if merge else 34))
+    words = _("{kernel}: {blocks} for {keys}").format(
+        kernel=clip(trace.header.kernel, 24),
+        blocks=plural(len(own), "thread block"),
+        keys=plural(num_keys, "key"),
     )
     scene.text(4, 16, words, size=15, weight="bold")
-    scene.text(4, TOP - 14, "keys", size=13, fill="muted")
+    scene.text(4, TOP - 14, _("keys"), size=13, fill="muted")
     scene.text(LEFT, TOP - 14, "0", size=13, fill="muted")
     scene.text(LEFT + WIDTH, TOP - 14, f"{num_keys - 1}", size=13, fill="muted", anchor="end")
-    scene.text(BRACKET - 12, TOP - 14, "moved, bytes", size=13, fill="muted", anchor="end")
+    scene.text(BRACKET - 12, TOP - 14, _("moved, bytes"), size=13, fill="muted", anchor="end")
     unit, shapes = WIDTH / num_keys, {}
     for line, block in enumerate(blocks):
         y = TOP + line * ROW
-        scene.text(4, y + 12, f"thread block {block}", size=13)
+        scene.text(4, y + 12, _("thread block {block}").format(block=block), size=13)
         scene.rect(LEFT, y, WIDTH, BAR, stroke="outline", stroke_width=0.8)
         bars = [(LEFT + k * unit, y, (e - k) * unit, BAR) for k, e in _runs(own[block])]
         scene.text(BRACKET - 12, y + 12, f"{moved[block]:,}", size=13, anchor="end")
         shapes[block] = scene.path(bars_path(bars), fill="free")
     most = max(map(len, own.values()))
-    note = f"None reads more than {plural(most, 'key')}; they need nothing from each other."
+    note = _("None reads more than {keys}; they need nothing from each other.").format(
+        keys=plural(most, "key")
+    )
     if len(own) > len(blocks):
-        note += f" {plural(len(own) - len(blocks), 'more thread block')} not drawn."
+        rest = counted(
+            "{count} more thread block is not drawn.",
+            "{count} more thread blocks are not drawn.",
+            len(own) - len(blocks),
+        )
+        note = sentences([note, rest])
     scene.text(4, bottom + 14, note, size=13, fill="muted")
     merged = _lay_merge(scene, merge, len(blocks)) if merge else None
     for block in blocks:
         scene.begin_step(
-            f"Thread block {block} reads {plural(len(own[block]), 'key')}; {moved[block]:,} bytes move."
+            _("Thread block {block} reads {keys}; {moved:,} bytes move.").format(
+                block=block, keys=plural(len(own[block]), "key"), moved=moved[block]
+            )
         )
         scene.set(shapes[block], fill="decode")
     if merge and merged is not None:
         total = sum(moved_by_block(merge).values())
-        scene.begin_step(f"{clip(merge.header.kernel, 24)} makes one result of them; {total:,} bytes move.")
+        scene.begin_step(
+            _("{kernel} makes one result of them; {total:,} bytes move.").format(
+                kernel=clip(merge.header.kernel, 24), total=total
+            )
+        )
         scene.set(merged, fill="prefill")
     return [scene]
 
@@ -108,7 +124,7 @@ def _lay_merge(scene: Scene, merge: KernelTrace, num_blocks: int) -> int:
     y = TOP + num_blocks * ROW + 28
     total = sum(moved_by_block(merge).values())
     scene.text(4, y + 14, clip(merge.header.kernel, 16), size=13)
-    words = "merges their states"
+    words = _("merges their states")
     box = scene.rect(LEFT, y, WIDTH, 20, fill="free", stroke="outline", stroke_width=0.8, label=words)
     scene.text(BRACKET - 12, y + 14, f"{total:,}", size=13, anchor="end")
     for line in range(num_blocks):

@@ -23,6 +23,7 @@ from minivllm.trace.timeline import Timeline, walk
 from viz.figures.captions import captions
 from viz.figures.common import NARROW, names_of
 from viz.figures.selected_tables import longest_table
+from viz.language import _
 from viz.scene import Scene
 
 COLUMNS, CELL = 8, 18.0
@@ -35,9 +36,9 @@ MOST_RUNGS, MOST_PLACES = 24, 256
 def ladders(paged: Timeline, in_pages: Timeline, selected: str) -> Scene:
     """The table of one request in both runs; steps are those of the first."""
     height = max(_height(timeline, selected) for timeline in (paged, in_pages))
-    scene = Scene("A block table and a page table, side by side", NARROW, height)
-    first = _Ladder(scene, paged, selected, 0.0, "PagedAttention: block table")
-    second = _Ladder(scene, in_pages, selected, NARROW - WIDTH, "vAttention: page table")
+    scene = Scene(_("A block table and a page table, side by side"), NARROW, height)
+    first = _Ladder(scene, paged, selected, 0.0, _("PagedAttention: block table"))
+    second = _Ladder(scene, in_pages, selected, NARROW - WIDTH, _("vAttention: page table"))
     sentences = captions(paged)
     theirs = walk(in_pages.trace)
     for record, state in walk(paged.trace):
@@ -65,10 +66,16 @@ class _Ladder:
         self.tokens = header.block_size * len(self.ranges)
         self.num_places = min(MOST_PLACES, header.num_blocks)
         scene.text(x, 16, title, size=15, weight="bold")
-        where = "looked up by the machine" if len(self.ranges) > 1 else "looked up by the kernel"
+        where = _("looked up by the machine") if len(self.ranges) > 1 else _("looked up by the kernel")
         scene.text(x, 37, where, size=13, fill="muted")
-        noun = "pages" if len(self.ranges) > 1 else "blocks"
-        scene.text(x + GRID, 37, f"{header.num_blocks:,} {noun} of memory", size=13, fill="muted")
+        memory = _("{count:,} pages of memory") if len(self.ranges) > 1 else _("{count:,} blocks of memory")
+        scene.text(
+            x + GRID,
+            37,
+            memory.format(count=header.num_blocks),
+            size=13,
+            fill="muted",
+        )
         self.places = [
             scene.rect(*self._corner(n), CELL, CELL, label_size=12) for n in range(self.num_places)
         ]
@@ -97,7 +104,9 @@ class _Ladder:
         for place, shape in enumerate(self.places):
             name = owners.get(place)
             fill, label = (name.colour, name.tag) if name else ("free", "")
-            self.scene.set(shape, fill=fill, stroke="outline", label=label, tip=f"{place}: {label or 'free'}")
+            self.scene.set(
+                shape, fill=fill, stroke="outline", label=label, tip=f"{place}: {label or _('free')}"
+            )
         members = [seq for seq in state.members.get(self.selected, []) if seq in state.tables]
         table = list(state.tables[members[0]]) if members else []
         for (number, index), rung in self.rungs.items():

@@ -1,12 +1,12 @@
 """Memory over time: how many blocks are in use after each step, and how many of their slots are empty.
 
     capacity ────────────────────────────
-                      ▁▂▃▄▅▆▇▇▇▆▅▄          yellow: allocated but empty (waste)
-             ▁▂▃▄▅▆▇██████████████▇▆▅▄▃     green:  filled with keys and values
+                      ▁▂▃▄▅▆▇▇▇▆▅▄          hatched: allocated but empty (waste)
+             ▁▂▃▄▅▆▇██████████████▇▆▅▄▃     dark:   filled with keys and values
 
 A prefix cache adds a third layer: blocks that no table maps, and that a prefix hit can bring back into use.
 
-With one contiguous strip per request, the yellow part would be most of the picture; with blocks of 16 tokens
+With one contiguous strip per request, the hatched part would be most of the picture; with blocks of 16 tokens
 it is about eight slots per sequence. Read next: `scheduler_gantt.py`.
 """
 
@@ -16,11 +16,13 @@ from collections.abc import Sequence
 
 from minivllm.trace.timeline import Timeline
 from viz.figures.captions import captions
-from viz.figures.common import NARROW, StepCursor, step_axis_labels, swatches
+from viz.figures.common import NARROW, StepCursor, hatch, step_axis_labels, swatches
 from viz.language import _
 from viz.scene import Scene, bars_path, rounded
 
 LEFT, TOP, HEIGHT = 58.0, 40.0, 130.0
+MOST_HATCHED = 800
+"""Of more steps the waste stays white: lines in columns this narrow would be dots."""
 
 
 def memory_over_time(timeline: Timeline, told: Sequence[str] | None = None) -> Scene:
@@ -33,7 +35,7 @@ def memory_over_time(timeline: Timeline, told: Sequence[str] | None = None) -> S
     legend = [("filled", _("slots filled"), 1.0), ("wasted", _("allocated but empty"), 1.0)]
     if header.prefix_cache:
         legend.append(("cached", _("cached and evictable"), 1.0))
-    swatches(scene, 18, legend, LEFT)
+    swatches(scene, 18, legend, LEFT, hatched=True)
     slots = header.num_blocks * header.block_size
     bottom = TOP + HEIGHT
     step_width = (NARROW - LEFT - 4) / max(timeline.num_steps, 1)
@@ -49,11 +51,13 @@ def memory_over_time(timeline: Timeline, told: Sequence[str] | None = None) -> S
         evictable.append((x, rounded(bottom - high - rest), width, rest))
     scene.path(bars_path(filled), fill="filled")
     scene.path(bars_path(empty), fill="wasted")
+    if len(empty) <= MOST_HATCHED:
+        hatch(scene, [box for box in empty if box[3]])
     scene.path(bars_path(evictable), fill="cached")
     scene.path(f"M{LEFT},{TOP}L{NARROW},{TOP}", stroke="ink", dash="5 3", stroke_width=1.2)
     scene.path(f"M{LEFT},{bottom}L{NARROW},{bottom}", stroke="outline", stroke_width=1.0)
     scene.text(LEFT - 6, TOP + 5, f"{header.num_blocks:,}", size=13, fill="muted", anchor="end")
-    scene.text(LEFT - 6, TOP + 20, "blocks", size=13, fill="muted", anchor="end")
+    scene.text(LEFT - 6, TOP + 20, _("blocks"), size=13, fill="muted", anchor="end")
     scene.text(LEFT - 6, bottom + 4, "0", size=13, fill="muted", anchor="end")
     step_axis_labels(scene, timeline.num_steps, LEFT, bottom + 20)
     cursor = StepCursor(scene, timeline.num_steps, LEFT, TOP, bottom)

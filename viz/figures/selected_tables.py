@@ -1,5 +1,8 @@
 """The block tables of one request, above the pool.
 
+A cell always means the same: the small number is the logical block, the large one the physical block that the
+table has for it (dashed: a block of the swap space).
+
 One sequence: its logical blocks in a row, and arrows that say where each of them really is.
 
     A    [0][1][2][3]
@@ -25,6 +28,7 @@ from minivllm.trace.replay import ReplayState
 from minivllm.trace.timeline import Timeline
 from viz import subjects
 from viz.figures.common import NARROW, Name, plural
+from viz.language import _
 from viz.scene import Scene
 
 MOST_LOGICAL = 32
@@ -83,22 +87,26 @@ class SelectedTables:
     def _title(self, shown: dict[int, tuple[bool, list[int]]]) -> str:
         name = self.name.full
         if not shown:
-            return f"Block table of {name}: no blocks"
-        is_host = any(host for host, _ in shown.values())
-        place = "in the swap space" if is_host else "physical blocks"
-        entries = sum(len(table) for _, table in shown.values())
+            return _("Block table of {name}: no blocks").format(name=name)
+        is_host = any(host for host, _table in shown.values())
+        place = _("in the swap space") if is_host else _("physical blocks")
+        entries = sum(len(table) for _host, table in shown.values())
         if len(shown) == 1:
-            words = f"Block table of {name}: {plural(entries, 'logical block')} → {place}"
+            words = _("Block table of {name}: {blocks} → {place}").format(
+                name=name, blocks=plural(entries, "logical block"), place=place
+            )
         else:
-            different = len({block for _, table in shown.values() for block in table})
-            words = f"{len(shown)} block tables of {name}: {entries:,} entries → {different:,} {place}"
+            different = len({block for _host, table in shown.values() for block in table})
+            words = _("{count} block tables of {name}: {entries:,} entries → {different:,} {place}").format(
+                count=len(shown), name=name, entries=entries, different=different, place=place
+            )
             if entries > different:
-                words += f", {entries - different:,} saved"
+                words = _("{words}, {count:,} saved").format(words=words, count=entries - different)
         most = COLUMNS if self.has_several else MOST_LOGICAL
-        if max(len(table) for _, table in shown.values()) > most:
-            words += f" (the last {most} are shown)"
+        if max(len(table) for _host, table in shown.values()) > most:
+            words = _("{words} (the last {most} are shown)").format(words=words, most=most)
         if len(shown) > MOST_TABLES:
-            words += f" (the first {MOST_TABLES} tables)"
+            words = _("{words} (the first {most} tables)").format(words=words, most=MOST_TABLES)
         return words
 
     # ── one sequence: logical blocks with arrows ──────────────────────────────────────────────────────
@@ -106,16 +114,11 @@ class SelectedTables:
     def _lay_boxes(self) -> None:
         scene, count = self.scene, self.num_boxes
         self.arrows = [scene.path("", stroke="cursor", stroke_width=1.6, opacity=0.8) for _ in range(count)]
-        self.boxes = [
-            scene.rect(
-                (index % COLUMNS) * (BOX + GAP) + 1,
-                TITLE + (index // COLUMNS) * (BOX + GAP),
-                BOX,
-                BOX,
-                label_size=15,
-            )
-            for index in range(count)
-        ]
+        self.boxes, self.numbers = [], []
+        for index in range(count):
+            x, y = (index % COLUMNS) * (BOX + GAP) + 1, TITLE + (index // COLUMNS) * (BOX + GAP)
+            self.boxes.append(scene.rect(x, y, BOX, BOX, label_size=15))
+            self.numbers.append(scene.text(x + 3, y + 10, "", size=9))
 
     def _draw_boxes(self, shown: dict[int, tuple[bool, list[int]]], where: Where) -> None:
         is_host, table = next(iter(shown.values()), (False, []))
@@ -123,14 +126,18 @@ class SelectedTables:
         for index, (box, arrow) in enumerate(zip(self.boxes, self.arrows, strict=True)):
             logical = first + index
             if logical >= len(table):
+                self.scene.set(self.numbers[index], text="")
                 self.scene.set(box, fill="none", stroke="none", label="", tip="", subject="")
                 self.scene.set(arrow, d="")
                 continue
-            kind = "host" if is_host else "physical"
-            tip = f"Logical block {logical} of {self.name.tag} is {kind} block {table[logical]}"
+            tip = _("Logical block {logical} of {tag} is physical block {block}")
+            if is_host:
+                tip = _("Logical block {logical} of {tag} is host block {block}")
+            tip = tip.format(logical=logical, tag=self.name.tag, block=table[logical])
             fill, dash = ("panel", "3 2") if is_host else (self.name.colour, "")
             about = "" if is_host else subjects.block(table[logical])
-            look = {"fill": fill, "stroke": "cursor", "dash": dash, "label": f"{logical}"}
+            look = {"fill": fill, "stroke": "cursor", "dash": dash, "label": f"{table[logical]}"}
+            self.scene.set(self.numbers[index], text=f"{logical}", fill=f"on-{fill}")
             self.scene.set(box, **look, tip=tip, subject=about)
             self.scene.set(arrow, d="" if is_host else self._arrow(index, where.get(table[logical])))
 
@@ -154,6 +161,7 @@ class SelectedTables:
         pitch = (NARROW - ROW_LABEL) / COLUMNS
         place = [ROW_LABEL + column * pitch for column in range(self.columns)]
         self.labels, self.rows, self.bonds = [], [], []
+        self.row_numbers: list[list[int]] = []
         for row in range(self.num_rows):
             y = TITLE + row * ROW_HEIGHT
             self.bonds.append(
@@ -165,33 +173,39 @@ class SelectedTables:
             y = TITLE + row * ROW_HEIGHT
             self.labels.append(scene.text(0, y + 17, "", size=13))
             self.rows.append([scene.rect(x, y, ROW_BOX, 24, label_size=13) for x in place])
+            self.row_numbers.append([scene.text(x + 2, y + 8, "", size=8) for x in place])
 
     def _draw_rows(self, shown: dict[int, tuple[bool, list[int]]]) -> None:
         tables = list(shown.items())[:MOST_TABLES]
-        longest = max((len(table) for _, (_, table) in tables), default=0)
+        longest = max((len(table) for _seq, (_host, table) in tables), default=0)
         first = max(0, longest - self.columns)
         for row, boxes in enumerate(self.rows):
             seq, is_host, table = -1, False, list[int]()
             if row < len(tables):
                 seq, (is_host, table) = tables[row]
             below = tables[row + 1][1][1] if row + 1 < len(tables) else []
-            self.scene.set(self.labels[row], text=f"seq {seq}" if table else "")
+            self.scene.set(self.labels[row], text=_("seq {seq}").format(seq=seq) if table else "")
             for column, box in enumerate(boxes):
                 logical = first + column
                 block = table[logical] if logical < len(table) else None
                 self._draw_box(box, seq, logical, block, is_host)
+                fill = "panel" if is_host else self.name.colour
+                words = "" if block is None else f"{logical}"
+                self.scene.set(self.row_numbers[row][column], text=words, fill=f"on-{fill}")
                 if row < len(self.bonds) and self.bonds[row]:
                     is_shared = block is not None and logical < len(below) and below[logical] == block
-                    fill = ("waiting" if is_host else self.name.colour) if is_shared else "none"
+                    fill = ("panel" if is_host else self.name.colour) if is_shared else "none"
                     self.scene.set(self.bonds[row][column], fill=fill)
 
     def _draw_box(self, box: int, seq: int, logical: int, block: int | None, is_host: bool) -> None:
         if block is None:
             self.scene.set(box, fill="none", stroke="none", label="", tip="", subject="")
             return
-        kind = "host" if is_host else "physical"
-        tip = f"Logical block {logical} of sequence {seq} is {kind} block {block}"
-        fill, dash = ("waiting", "3 2") if is_host else (self.name.colour, "")
+        tip = _("Logical block {logical} of sequence {seq} is physical block {block}")
+        if is_host:
+            tip = _("Logical block {logical} of sequence {seq} is host block {block}")
+        tip = tip.format(logical=logical, seq=seq, block=block)
+        fill, dash = ("panel", "3 2") if is_host else (self.name.colour, "")
         about = "" if is_host else subjects.block(block)
         look = {"fill": fill, "stroke": "outline", "dash": dash, "label": f"{block}"}
         self.scene.set(box, **look, tip=tip, subject=about)

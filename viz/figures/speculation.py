@@ -97,7 +97,7 @@ def speculation(timeline: Timeline, width: float = NARROW, screen: str = "") -> 
 def _bars(scene: Scene, facts: SpeculationFacts, cell: float, bottom: float) -> None:
     """How often drafts are accepted, under their places."""
     scene.path(f"M{LEFT:g},{bottom:g}L{scene.width:g},{bottom:g}", stroke="outline", stroke_width=1.0)
-    scene.text(LEFT - 8, bottom - 4, "accepted", size=13, fill="muted", anchor="end")
+    scene.text(LEFT - 8, bottom - 4, _("accepted"), size=13, fill="muted", anchor="end")
     counts = [*zip(facts.drafted, facts.accepted, strict=True)][:MOST_CELLS]
     for place, (drafted, accepted) in enumerate(counts):
         height = max(1.0, (BARS - 16) * accepted / drafted)

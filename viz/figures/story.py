@@ -72,7 +72,7 @@ class _Strip:
         height = self.top + self.num_lines * LINE + 6
         scene = self.scene = Scene(_("The steps of the story"), width, height, screen=screen)
         self.pace = rounded(min(MOST_STRIP, (width - STRIP_LEFT - 4) / self.count))
-        scene.text(STRIP_LEFT - 10, 16, "step", size=13, fill="muted", anchor="end")
+        scene.text(STRIP_LEFT - 10, 16, _("step"), size=13, fill="muted", anchor="end")
         self._cells()
         self.stripe = scene.rect(0, self.top, width, LINE, fill="panel", radius=3)
         self.lines = []
@@ -101,7 +101,12 @@ class _Strip:
         for number, lane in enumerate(lanes_of(self.trace)):
             y = STRIP_TOP + number * STRIP_CELL
             scene.text(
-                STRIP_LEFT - 10, y + 16, ("yours", "reference")[number], size=13, fill="muted", anchor="end"
+                STRIP_LEFT - 10,
+                y + 16,
+                (_("yours"), _("reference"))[number],
+                size=13,
+                fill="muted",
+                anchor="end",
             )
             bars = [
                 (rounded(STRIP_LEFT + step * pace + gap / 2), y + 2, rounded(pace - gap), STRIP_CELL - 4)

@@ -8,42 +8,47 @@ from __future__ import annotations
 import streamlit as st
 
 from viz import figures, stage
+from viz.about import about
 from viz.figures.common import MARKS, names_of
 from viz.figures.selected_tables import most_interesting_request
-from viz.language import N_
+from viz.language import N_, _, sentences
 from viz.loading import Run
 
 TITLE = N_("KV pool")
 URL = "kv_pool"
 TEASER = N_("Where the keys and values of every token are kept.")
 
-INTRODUCTION = (
+INTRODUCTION = N_(
     "Each cell is one **physical block** of the KV cache; its colour and letter name its request, and the "
     "pale strip at its foot is the part still empty. To a request its memory looks like one long row of "
     "**logical blocks**; its **block table** says where they really are. Step until the selected request "
     "gets a new block: it may be any free one. Then jump to the fullest pool."
 )
-ABOUT_SHARING = (
+ABOUT_SHARING = N_(
     "A block may have **several readers**: its badge counts them (=3), and it is free only when the last of "
     "them has freed it. A sequence that is about to write to a shared block gets a **copy** first "
     "(**copy-on-write**): the arrow leads from the old block to the new one."
 )
-ABOUT_CACHE = (
+ABOUT_CACHE = N_(
     "A dashed cell without colour is **cached and evictable**: no block table maps it, but a request with "
     "the same prefix can reuse it, until it is evicted."
 )
-ABOUT_SWAP = (
+ABOUT_SWAP = N_(
     "The second grid is the **swap space** in the host's memory, for the blocks of preempted requests."
 )
 
 
 def page(run: Run) -> None:
-    st.markdown(" ".join([INTRODUCTION, *_what_else(run)]))
+    about(sentences([_(INTRODUCTION), *_what_else(run)]))
     request = _selected(run)
 
     stage.show(run, "kv", lambda: figures.kv_pictures(run.timeline, request), selected=request)
-    signs = ", ".join(f"**{MARKS[name].sign}** {MARKS[name].words}" for name in _marks_of(run))
-    st.caption(f"{signs}; red outline: a block of the selected request. Point at a block to read about it.")
+    signs = _(", ").join(f"**{MARKS[name].sign}** {MARKS[name].words}" for name in _marks_of(run))
+    st.caption(
+        _("{signs}; red outline: a block of the selected request. Click a block for its history.").format(
+            signs=signs
+        )
+    )
 
 
 def _what_else(run: Run) -> list[str]:
@@ -51,11 +56,11 @@ def _what_else(run: Run) -> list[str]:
     records, header = run.timeline.records, run.timeline.trace.header
     parts = []
     if any(record.shared or record.forked for record in records):
-        parts.append(ABOUT_SHARING)
+        parts.append(_(ABOUT_SHARING))
     if header.prefix_cache:
-        parts.append(ABOUT_CACHE)
+        parts.append(_(ABOUT_CACHE))
     if header.num_host_blocks:
-        parts.append(ABOUT_SWAP)
+        parts.append(_(ABOUT_SWAP))
     return parts
 
 
@@ -84,7 +89,7 @@ def _selected(run: Run) -> str:
     index = requests.index(chosen) if chosen in requests else 0
     # Its own key would be forgotten when the page changes; ours is kept.
     request = st.selectbox(
-        "Show the block table of request",
+        _("Show the block table of request"),
         requests,
         index,
         format_func=lambda item: names[item].full,

@@ -19,7 +19,7 @@ from lessons.catalogue import Lesson
 from lessons.work import Desk
 from viz import lesson_desk, lesson_step, lesson_text, links
 from viz.cards import card
-from viz.language import N_, current
+from viz.language import N_, _, current
 from viz.lesson_words import say
 from viz.plain import plain
 
@@ -76,7 +76,8 @@ def _chosen(lessons: tuple[Lesson, ...]) -> Lesson | None:
         links.keep("lesson", "")
         return None
     if lesson not in lessons:
-        st.error(f"The text of lesson {lesson.number} is missing, or cannot be read.")
+        told = _("The text of lesson {number} is missing, or cannot be read.")
+        st.error(told.format(number=lesson.number))
         links.keep("lesson", "")
         return None
     links.keep("lesson", lesson.number)

@@ -14,6 +14,7 @@ from lessons.catalogue import find_lesson
 from lessons.language import in_language
 from minivllm.trace.story_events import StoryHeader
 from viz import stage
+from viz.about import about
 from viz.figures.story import story_scenes
 from viz.figures.story_words import num_shown, parted_step
 from viz.language import N_, _, current
@@ -50,7 +51,8 @@ minivllm lesson see 4"""
 def page(run: StoryRun) -> None:
     story = run.story
     header = story.header
-    st.markdown(f"**{plain(header.title)}** · {_(INTRODUCTION)}")
+    st.markdown(f"**{plain(header.title)}**")
+    about(_(INTRODUCTION))
     where = _("in {file}").format(file=code(header.file)) + (
         f", {code(header.where)}" if header.where else ""
     )
