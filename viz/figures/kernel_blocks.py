@@ -55,8 +55,8 @@ def kernel_blocks(header: KernelHeader, accesses: Sequence[WarpAccess]) -> list[
         scene.text(lane_x(lane), LANES_TOP - 5, f"{lane}", size=10, fill="muted", anchor="middle")
     cells = [(LEFT + i * LANE, LANES_TOP, LANE - 2, LANE_HEIGHT) for i in range(WARP_SIZE)]
     scene.path(bars_path(cells), stroke="outline", stroke_width=0.8)
-    active = scene.path("", fill="family0")
-    rows = scene.path("", fill="family0")
+    active = scene.path("", fill="read")
+    rows = scene.path("", fill="read")
     for block in range(shape[0]):
         x, y, width, height = places.box(block)
         tip = _("Block {block}").format(block=block)
@@ -66,16 +66,16 @@ def kernel_blocks(header: KernelHeader, accesses: Sequence[WarpAccess]) -> list[
     lines = scene.path("", stroke="ink", stroke_width=0.9, opacity=0.7)
     which = scene.text(4, places.bottom + 20, "", size=13)
     more = scene.text(4, places.bottom + 38, "", size=13)
-    veil = scene.rect(0, 24, COLUMN, scene.height - 24, fill="page", opacity=0.8)
+    veil = scene.rect(0, 24, COLUMN, scene.height - 24, fill="page")
     for access, sentence in zip(accesses, kernel_captions(header, accesses), strict=True):
         scene.begin_step(sentence)
         array = array_of(access, header)
         is_mine = array.shape == shape and not array.is_shared
-        scene.set(veil, opacity=0.0 if is_mine else 0.8)
+        scene.set(veil, opacity=0.0 if is_mine else 1.0)
         if not is_mine:
             scene.set(title, text=_("Blocks of {names}: not in this request").format(names=names))
             continue
-        fill = FILLS.get(access.kind, "family7")
+        fill = FILLS.get(access.kind, "muted")
         verb, words = _(VERBS.get(access.kind, access.kind)), _("Blocks: warp {warp} {verb} {name}")
         scene.set(title, text=words.format(warp=access.warp, verb=verb, name=array.name))
         own = [(LEFT + i * LANE, LANES_TOP, LANE - 2, LANE_HEIGHT) for i in access.lanes]

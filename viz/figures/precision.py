@@ -194,7 +194,7 @@ def channels_scene(found: MatrixOnGrids, told: Sequence[str]) -> Scene:
     salient = salient_channels(matrix)
     entries = [
         ("decode", _("mean |x|"), 1.0),
-        ("family4", _("the largest {share:.0%}").format(share=SALIENT), 1.0),
+        ("line3", _("the largest {share:.0%}").format(share=SALIENT), 1.0),
         ("heat5", _("share of this grid's error"), 1.0),
     ]
     swatches(scene, 34, entries, LEFT)
@@ -209,7 +209,7 @@ def channels_scene(found: MatrixOnGrids, told: Sequence[str]) -> Scene:
             (rounded(LEFT + index * width), rounded(middle - tall), rounded(width), tall)
         )
     scene.path(bars_path(bars[False]), fill="decode")
-    scene.path(bars_path(bars[True]), fill="family4")
+    scene.path(bars_path(bars[True]), fill="line3")
     losses = [_losses(matrix, grid) for grid in found.grids]
     below = scene.path("", fill="heat5")
     scene.path(lines_path([(LEFT, middle), (NARROW - LEFT, middle)]), stroke="outline", stroke_width=1.0)
