@@ -26,6 +26,7 @@ from viz.scene import Scene
 # The player's neutrals are those of Streamlit's theme here, and its head stops below Streamlit's own header.
 THEME = (
     ".player{--page:var(--st-background-color);--free:var(--st-background-color);"
+    "--wasted:var(--st-background-color);"
     "--panel:var(--st-secondary-background-color);--player-top:3.75rem}"
 )
 

@@ -377,6 +377,8 @@ class Scheduler:
         """No request advances: the policy named none, or parked requests hold all the memory."""
         if self.state.num_parked:
             for request in step.running:
+                if request.request_id in step.preempted:
+                    continue
                 if not request.status.is_finished:  # it goes on in the next batch, and this one is done
                     self.preemption.preempt(request)
                     step.preempted.add(request.request_id)

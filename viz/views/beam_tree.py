@@ -26,7 +26,7 @@ INTRODUCTION = N_(
     "common, so they share the blocks that hold it."
 )
 LEGEND = N_(
-    "Thick: kept beams and their past; green outline: what led to a finished hypothesis; thin and dashed: "
+    "Thick: kept beams and their past; dark outline: what led to a finished hypothesis; thin and dashed: "
     "pruned. Scores are sums of log-probabilities; that of a finished hypothesis is divided by its length "
     "(to the power of the length penalty). Small grey lines are **rejected** candidates: the rank of the "
     "beam they would have continued, token, score. A click on the map goes to that step."

@@ -133,7 +133,7 @@ def _play_async(subject: Subject, workload: Sequence[BenchRequest], ahead: bool)
         engine.close()
 
 
-def _engine(subject: Subject, executor: Any, **how: bool) -> Engine:
+def _engine(subject: Subject, executor: Any, **how: Any) -> Engine:
     from minivllm.decoding.sampler import Sampler
     from minivllm.engine.engine import Engine
 
