@@ -53,6 +53,11 @@ STYLE = """
 .stMainBlockContainer { padding: 4.2rem clamp(1rem, 3vw, 3.5rem) 3rem; max-width: 100rem; }
 [data-testid="stMetricValue"] { font-size: 1.45rem; }
 h1 { padding: 0.4rem 0 !important; }
+.stMain h2 { font-size: 1.75rem; }
+.stMain [data-testid="stCaptionContainer"], .stMain [data-testid="stCaptionContainer"] p { opacity: 1;
+  color: light-dark(#63625F, #A9A8A3); }
+.stMain button[data-selected="true"] p { color: light-dark(#A3283A, #FF8B96); }
+.stMain code .token.parameter { color: light-dark(#006C91, #55C8F0); }
 .st-key-lesson-text h2 { font-size: 1.6rem; }
 .stMain code { overflow-wrap: anywhere; }
 [data-testid="stTopNavLinkContainer"] { margin: 0 -2px; }

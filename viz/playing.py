@@ -86,12 +86,12 @@ def _figures(name: str) -> tuple[str, ...]:
     return PAGES.get(name) or (name,)
 
 
-def html_of(scenes: Sequence[Scene], step: int = 0, title: str = "", *, framed: bool = True) -> str:
-    """The page, in the current language.
+def html_of(scenes: Sequence[Scene], step: int = 0, *, beside: bool = False) -> str:
+    """The page, in the current language, for a frame of another page.
 
     Args:
         step: where the player begins; a negative one counts from the end.
-        framed: it stands in a frame of another page.
+        beside: the player is a file beside it (`backends/html.py`).
 
     Raises:
         ValueError: there is no such step, or the page would be larger than `MOST_BYTES`.
@@ -99,8 +99,7 @@ def html_of(scenes: Sequence[Scene], step: int = 0, title: str = "", *, framed: 
     count = scenes[0].num_steps
     if not -count <= step < count:
         raise ValueError(f"step must lie in {-count} … {count - 1}, got {step}")
-    name = title or scenes[0].title
-    identity = repr((name, step, current(), scenes[0].title, scenes[0].captions))
+    identity = repr((step, current(), [scene.title for scene in scenes], scenes[0].captions))
     own = sha256(identity.encode()).hexdigest()[:16]
     data = msgspec.json.encode(player.player_data(own, own, scenes, start=step % count))
     if len(data) > MOST_BYTES:
@@ -108,4 +107,4 @@ def html_of(scenes: Sequence[Scene], step: int = 0, title: str = "", *, framed: 
             f"this page would have {len(data) / 1e6:.0f} MB, and the most is {MOST_BYTES / 1e6:.0f}: "
             "open the trace in the dashboard, which sends large pictures differently"
         )
-    return page_of(name, data, framed=framed)
+    return page_of(scenes[0].title, data, framed=True, beside=beside)

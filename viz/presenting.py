@@ -21,8 +21,8 @@ from viz.scene import Scene
 
 NAME, PICTURE = "present", "picture"
 MOST = 20
-NOW = "presented picture"
-COUNT = "number of pictures"
+NOW = "presented"
+COUNT = "num_pictures"
 # The player stands in a shadow of the page, which only such variables get into.
 STYLE = """
 <style>

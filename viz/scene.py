@@ -119,6 +119,7 @@ class Scene:
         axis: set if x means steps.
         histories: what there is to tell of the blocks that it draws (`figures/block_history.py`).
         filled_words: what a pointer reads about `filled`, which stands for "{filled}" in it.
+        points: x, y and step of each point of a chart: a click near one goes to its step.
         screen: "wide" or "narrow" if there is another scene for other screens, "" if it suits all.
     """
 
@@ -129,6 +130,7 @@ class Scene:
     changes: Changes = field(default_factory=Changes)
     captions: list[str] = field(default_factory=list)
     axis: StepAxis | None = None
+    points: list[tuple[float, float, int]] = field(default_factory=list)
     screen: str = ""
     filled_words: str = ""
     histories: dict[str, Any] | None = None
@@ -204,6 +206,7 @@ class Scene:
             "height": self.height,
             "shapes": self.shapes,
             "changes": self.changes.to_data(),
+            "points": self.points,
             "screen": self.screen,
             "filled_words": self.filled_words,
             "axis": [self.axis.left, self.axis.step_width, list(self.axis.ends)] if self.axis else None,

@@ -88,8 +88,8 @@ def test_a_link_opens_both_runs_and_their_numbers(folder):
     assert len(data["scenes"]) == 4, "two pictures, for wide screens and for narrow ones"
     table = app.table[0].value
     labels = plain("static.jsonl"), plain("continuous.jsonl")
-    assert list(table.columns) == ["", *labels, "second : first"]
-    names = list(table[""])
+    assert list(table.columns) == ["Number", *labels, "second : first"]
+    names = list(table["Number"])
     assert {
         "Throughput",
         "TTFT p50",

@@ -26,18 +26,17 @@ from viz.player import Jump
 from viz.scene import Scene
 
 PAGE = """<!doctype html>
-<html lang="{language}" class="{kind}">
+<html lang="{language}"{kind}>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
-<style>
+{style}<style>
 :root {{ color-scheme: light dark; }}
 body {{ margin: 0 auto; padding: 1rem; max-width: 75rem; font-family: system-ui, sans-serif;
   background: light-dark(#FFFFFF, #0E1117); color: light-dark(#1F2328, #F0F2F6); }}
 html.framed body {{ max-width: none; padding: 4px; }}
 html.framed :is(h1, .tools) {{ display: none; }}
-{css}
 svg[aria-label^="{code}"] text {{ font-family: monospace; }}
 </style>
 </head>
@@ -47,9 +46,8 @@ svg[aria-label^="{code}"] text {{ font-family: monospace; }}
 {html}
 </main>
 <script type="application/json" id="data">{data}</script>
-<script type="module">
-{javascript}
-const data = JSON.parse(document.getElementById("data").textContent);
+{script}<script type="module">
+{module}const data = JSON.parse(document.getElementById("data").textContent);
 data.linked = false; // a file has no link to keep
 mount({{ data, parentElement: document.body }});
 {more}</script>
@@ -57,18 +55,7 @@ mount({{ data, parentElement: document.body }});
 </html>
 """
 
-# The frames of a page that is opened from the disk may not look into each other: they send messages.
-FRAMED = """
-if (parent === window) document.documentElement.classList.remove("framed"); // it was opened by itself
-addEventListener("message", ({ data: said }) => {
-  if (["light", "dark"].includes(said?.minivllmTheme)) {
-    document.documentElement.style.colorScheme = said.minivllmTheme;
-  }
-});
-const tell = () => parent.postMessage({ minivllmHeight: document.body.scrollHeight }, "*");
-new ResizeObserver(tell).observe(document.body);
-tell();
-"""
+SCRIPT, STYLE = "player.js", "player.css"
 
 
 def to_html(
@@ -90,10 +77,13 @@ def to_html(
     return page_of(title, msgspec.json.encode(data), language)
 
 
-def page_of(title: str, data: bytes, language: str | None = None, *, framed: bool = False) -> str:
+def page_of(
+    title: str, data: bytes, language: str | None = None, *, framed: bool = False, beside: bool = False
+) -> str:
     """The page for what the player gets, as JSON (`player.player_data`).
 
     Args:
+        beside: the player's script and style are files beside it (`write_player`): for many pages.
         framed: it stands in a frame of another page, which has the title, chooses light or dark, and is told
             how high the picture is.
     """
@@ -101,14 +91,25 @@ def page_of(title: str, data: bytes, language: str | None = None, *, framed: boo
     return PAGE.format(
         language=language or current(),
         title=escape(printable(title)),
-        kind="framed" if framed else "",
-        css=player.css(),
+        kind=' class="framed"' if framed else "",
+        style=f'<link rel="stylesheet" href="{STYLE}">\n' if beside else f"<style>\n{player.css()}</style>\n",
         code=CODE,
         html=player.html(),
         data=data.decode().replace("<", "\\u003c"),
-        javascript=player.javascript(),
-        more=FRAMED if framed else "",
+        script=f'<script src="{SCRIPT}"></script>\n' if beside else "",
+        module="" if beside else f"{player.javascript()}\n",
+        more=player.framed() if framed else "",
     )
+
+
+def write_player(folder: Path) -> None:
+    """The player as two files, for pages beside them. Raises `CannotWrite` if that cannot be.
+
+    A browser loads no module from the disk, so the script is none: all of it is within one function.
+    """
+    script = player.javascript().replace("export default function mount", "function mount")
+    write_file(folder / SCRIPT, f"const mount = (() => {{\n{script}\nreturn mount;\n}})();\n", "out")
+    write_file(folder / STYLE, player.css(), "out")
 
 
 def save_html(

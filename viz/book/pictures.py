@@ -82,7 +82,7 @@ def _make(stem: str, entry: Any, paths: Sequence[Path], folder: Path, language: 
     name, number, step, options = (*entry, {})[:4]
     with speaking(language):
         scenes = scenes_of(name, paths[number : number + num_traces(name)], options, step)
-        page = html_of(scenes, step)
+        page = html_of(scenes, step, beside=True)
     write_file(folder / f"{stem}.html", page, "out")
     height = sum(scene.height for scene in scenes) / (2 if len(scenes) > 1 else 1)
     return Played(f"{stem}.html", scenes[0].title, height / max(scene.width for scene in scenes))

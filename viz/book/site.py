@@ -23,6 +23,7 @@ from lessons.catalogue import Lesson
 from lessons.walkthroughs import ENVIRONMENT
 from minivllm.files import write_file
 from minivllm.processes import child_command, python_variables
+from viz.backends.html import write_player
 from viz.book import texts
 from viz.book.links import broken_links
 from viz.book.pictures import Played, make_pictures, make_samples
@@ -92,8 +93,9 @@ def make_book(
             source = Path(folder) / language
             pictures = out / language / "pictures"
             pictures.mkdir(parents=True)
+            write_player(pictures)
             _write_sources(source, pictures, lessons, traces, language, tell)
-            tell(f"{LANGUAGES[language]}: {len(list(pictures.iterdir()))} pictures play; Sphinx runs")
+            tell(f"{LANGUAGES[language]}: {len(list(pictures.glob('*.html')))} pictures play; Sphinx runs")
             _run_sphinx(source, out / language, language)
     write_file(out / "index.html", FRONT, "out")
     write_file(out / ".nojekyll", "", "out")  # GitHub Pages leaves folders out that begin with "_"

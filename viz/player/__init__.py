@@ -49,6 +49,11 @@ def javascript() -> str:
     return _module("player.js")
 
 
+def framed() -> str:
+    """What a page of a player does besides, in a frame of another page."""
+    return (HERE / "framed.js").read_text(encoding="utf-8")
+
+
 def live_html() -> str:
     return (HERE / "live.html").read_text(encoding="utf-8")
 

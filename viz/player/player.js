@@ -54,13 +54,15 @@ class Player {
       host.append(figure);
       const svg = picture.svg;
       if (picture.scene.axis) svg.classList.add("steps");
+      if (picture.scene.points.length) svg.classList.add("points");
       let began = null; // where a drag with Shift began: it chooses a range
       const followPointer = (event) => {
-        const step = event.buttons & 1 ? picture.stepAt(event.clientX) : null;
+        const place = picture.stepAt(event.clientX, event.clientY);
+        const step = event.buttons & 1 ? place : null;
         if (event.type === "pointerdown") began = event.shiftKey ? step : null;
         if (step !== null && began !== null && step !== began) this.range.choose(began, step);
         else if (step !== null) this.move(step);
-        showTip(this.tip, picture, event);
+        showTip(this.tip, picture, event, place === null ? "" : this.data.captions[place]);
       };
       svg.addEventListener("pointerdown", followPointer);
       svg.addEventListener("pointermove", followPointer);

@@ -103,7 +103,7 @@ def both(run: Run, other: Run) -> None:
     rows = side_by_side(run.timeline, run.summary, other.timeline, other.summary)
     st.table(
         {
-            "": [row.name for row in rows],
+            _("Number"): [row.name for row in rows],
             plain(labels[0]): [row.first for row in rows],
             plain(labels[1]): [row.second for row in rows],
             _("second : first"): [row.ratio for row in rows],

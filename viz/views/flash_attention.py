@@ -150,7 +150,7 @@ def attention_jumps(found: Sequence[Piece]) -> list[Jump]:
 
 def _side_by_side(run: KernelRun) -> None:
     """Bytes of this file's kernels, or of this file and a second one."""
-    st.subheader(_("Side by side"))
+    st.header(_("Side by side"))
     other = second_trace(run, loading.open_kernel_run, _ask)
     if other is None:
         columns = [column(plain(f"{n}. {t.header.kernel}"), [t]) for n, t in enumerate(run.traces, 1)]

@@ -45,7 +45,7 @@ def page(run: Run) -> None:
     stage.show(run, "kv", lambda: figures.kv_pictures(run.timeline, request), selected=request)
     signs = _(", ").join(f"**{MARKS[name].sign}** {MARKS[name].words}" for name in _marks_of(run))
     st.caption(
-        _("{signs}; red outline: a block of the selected request. Point at a block to read about it.").format(
+        _("{signs}; red outline: a block of the selected request. Click a block for its history.").format(
             signs=signs
         )
     )

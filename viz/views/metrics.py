@@ -59,15 +59,15 @@ def page(run: Run) -> None:
         st.markdown(_(VIRTUAL))
     with st.spinner(_("Counting …")):
         counted = _counted(run.fingerprint, run)
-    st.subheader(_("Step by step"))
+    st.header(_("Step by step"))
     _board(run, counted)
-    st.subheader(_("What users feel"))
+    st.header(_("What users feel"))
     st.markdown(_(BESIDE))
     _show(run, counted, "latencies", user_panels(run, counted))
-    st.subheader(_("What the owner counts"))
+    st.header(_("What the owner counts"))
     st.markdown(_(TRY))
     _show(run, counted, "over time", owner_panels(run, counted))
-    st.subheader(_("Finished requests"))
+    st.header(_("Finished requests"))
     _show(run, counted, "requests", request_panels(counted))
 
 

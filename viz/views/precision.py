@@ -123,7 +123,7 @@ SPEEDS: dict[str, Callable[[VariantMeasured], str]] = {
 
 def _table(run: PrecisionRun) -> None:
     header, variants = run.trace.header, run.trace.variants
-    st.subheader(_(TABLE))
+    st.header(_(TABLE))
     columns = COLUMNS | (SPEEDS if header.speed_model else {})
     rows = [row for row in variants if not row.skipped]
     st.table(
