@@ -22,7 +22,7 @@ if (root := str(Path(__file__).resolve().parent.parent)) not in sys.path:
     sys.path.insert(0, root)
 
 from minivllm.trace.reader import TraceError
-from viz import empty, language_switch, links, loading
+from viz import empty, language_switch, links, loading, long_runs, presenting
 from viz.engine_words import in_words_of_the_reader
 from viz.language import N_, _
 from viz.loading import AnyRun, KernelRun, PrecisionRun, Run, StoryRun
@@ -53,6 +53,11 @@ STYLE = """
 .stMainBlockContainer { padding: 4.2rem clamp(1rem, 3vw, 3.5rem) 3rem; max-width: 100rem; }
 [data-testid="stMetricValue"] { font-size: 1.45rem; }
 h1 { padding: 0.4rem 0 !important; }
+.stMain h2 { font-size: 1.75rem; }
+.stMain [data-testid="stCaptionContainer"], .stMain [data-testid="stCaptionContainer"] p { opacity: 1;
+  color: light-dark(#63625F, #A9A8A3); }
+.stMain button[data-selected="true"] p { color: light-dark(#A3283A, #FF8B96); }
+.stMain code .token.parameter { color: light-dark(#006C91, #55C8F0); }
 .st-key-lesson-text h2 { font-size: 1.6rem; }
 .stMain code { overflow-wrap: anywhere; }
 [data-testid="stTopNavLinkContainer"] { margin: 0 -2px; }
@@ -112,6 +117,7 @@ def _open() -> tuple[AnyRun | None, str]:
 
 def _page(page: ModuleType, run: AnyRun | None, problem: str) -> None:
     if page in LEARN_PAGES:
+        presenting.begin(may_present=False)
         page.page(run)
     else:
         _page_of_a_trace(page, run, problem)
@@ -135,18 +141,26 @@ def _page_of_a_trace(page: ModuleType, run: AnyRun | None, problem: str) -> None
         st.title("minivllm" if kind is Run else _(page.TITLE))
         _welcome(page, problem, kind)
         return
+    can_show = isinstance(run, kind)
+    if presenting.begin(may_present=can_show):
+        presenting.bar(_(page.TITLE))
     with st.container(
         key="title-row", horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"
     ):
         st.title(_(page.TITLE), width="content")
-        name = _("Trace: {file}").format(file=plain(run.path.name))
-        with st.popover(name, help=_("Open another trace")):
-            loading.chooser()
+        with st.container(horizontal=True, width="content"):
+            if can_show:
+                presenting.button()
+            name = _("Trace: {file}").format(file=plain(run.path.name))
+            with st.popover(name, help=_("Open another trace")):
+                loading.chooser()
     if not isinstance(run, kind):
         _other_kind(page, run, kind)
         return
     for warning in loading.warnings_of(run):
         st.warning(plain(in_words_of_the_reader(warning)))
+    if isinstance(run, Run):
+        long_runs.chooser(run.path, *run.part)
     page.page(run)
 
 

@@ -47,8 +47,10 @@ _jobs: dict[Hashable, Job] = {}
 _lock = threading.Lock()
 
 
-def start(name: Hashable, work: Callable[[Job], Any]) -> Job:
+def start(name: Hashable, work: Callable[[Job], Any], told: Any = None) -> Job:
     """Have the work done, unless it is being done already; what it returns is the job's result.
+
+    `told` is what it says before it has said anything.
 
     A `ValueError` is told as it is: that is how everything here says what is wrong.
     """
@@ -56,7 +58,7 @@ def start(name: Hashable, work: Callable[[Job], Any]) -> Job:
         known = _jobs.get(name)
         if known and known.is_running:
             return known
-        job = _jobs[name] = Job()
+        job = _jobs[name] = Job(told)
     threading.Thread(target=_do, args=(job, work), daemon=True).start()
     return job
 

@@ -62,7 +62,7 @@ def column(label: str, traces: Sequence[KernelTrace]) -> Column:
 
 def table(columns: Sequence[Column], *, with_ratio: bool) -> dict[str, list[str]]:
     """Headings and what stands under them; `with_ratio` compares the last column with the first."""
-    told = {"": [_(name) for name in SENTENCES]}
+    told = {_("Number"): [_(name) for name in SENTENCES]}
     for one in columns:
         told[one.label] = [f"{value:,}" for value in one.numbers.values()]
     if with_ratio:

@@ -173,7 +173,7 @@ def _page(module: Any, run: Run | KernelRun) -> None:
 def _heading(module: Any, run: Run | KernelRun, other: Path | None = None) -> None:
     """Which run this is, and the way to its own page."""
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
-        st.subheader(module.TITLE, width="content")
+        st.header(_(module.TITLE), width="content")
         if links.has_page(module.URL) and st.button(say("open page", page=_(module.TITLE))):
             if other is not None:
                 loading.choose_other(other)

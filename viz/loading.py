@@ -31,7 +31,7 @@ from minivllm.trace.reader import TraceError, read_trace
 from minivllm.trace.story_events import StoryTrace, is_story, read_story
 from minivllm.trace.summary import RunSummary, summarize
 from minivllm.trace.timeline import Timeline, make_timeline
-from viz import samples
+from viz import long_runs, samples
 from viz.folders import check_may_open, upload_folder
 from viz.language import _
 from viz.offered import offered
@@ -49,6 +49,8 @@ class Run(NamedTuple):
     """Names this file with this content, for caches and for the browser's memory of the step."""
     timeline: Timeline
     summary: RunSummary
+    part: tuple[int, int, int] = (0, 0, 0)
+    """When the file was changed, its size, and the step of it at which this begins (`long_runs.py`)."""
 
 
 class KernelRun(NamedTuple):
@@ -93,7 +95,7 @@ def open_run(path: Path) -> Run:
         raise TraceError(f"{words(path)} is a story of a lesson; here a trace of the engine is needed")
     if is_precision(path):
         raise TraceError(f"{words(path)} is a comparison of precisions; here a trace of the engine is needed")
-    return _open_cached(path, modified, size)
+    return _open_cached(path, modified, size, long_runs.chosen_first(size))
 
 
 def open_kernel_run(path: Path) -> KernelRun:
@@ -167,14 +169,16 @@ def _looked_at(path: Path) -> tuple[int, int]:
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
-def _open_cached(path: Path, modified: int, size: int) -> Run:
-    trace = read_trace(path)
+def _open_cached(path: Path, modified: int, size: int, first: int) -> Run:
+    is_long = long_runs.is_long(size)
+    trace = long_runs.stretch(path, modified, size, first) if is_long else read_trace(path)
     if not trace.num_steps:
         raise TraceError(f"{words(path)} has no steps yet: a header, and nothing that happened after it")
     timeline = make_timeline(trace)
     if not timeline.spans:
         raise TraceError(f"{words(path)} holds no request that was accepted, so there is nothing to draw")
-    return Run(path, _fingerprint(path, modified, size), timeline, summarize(trace))
+    mark = _fingerprint(path, modified, size) + (f"-{first}" if first else "")
+    return Run(path, mark, timeline, summarize(trace), (modified, size, first))
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
@@ -225,7 +229,7 @@ def choose(path: Path) -> None:
     """Look at another trace, from its first step on."""
     if st.session_state.get("trace") != str(path):
         st.session_state.trace = str(path)
-        for name in ("request", "kernel", "follow", "matrix"):
+        for name in ("request", "first shown", "kernel", "follow", "matrix"):
             st.session_state.pop(name, None)
         st.query_params.clear()
 

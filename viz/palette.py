@@ -1,8 +1,14 @@
 """The palette: every colour has a name here, and a figure only ever says the name.
 
-A name stands for two colours, one on a light page and one on a dark one. The data colours are those of
-Okabe and Ito, which people with any kind of colour vision can tell apart; they stay the same in both themes
-and only the neutrals flip. Text on a fill is black or white, whichever is easier to read.
+One colour, one meaning. **Hues are requests**: the seven hues of Okabe and Ito, which people with any kind
+of colour vision can tell apart, the same in both themes. The eighth request begins a second series, the same
+hues deeper; its letter tells it apart in any case. **States are neutrals**, told by how dark they are, by
+hatching and by outlines: prefill, decode, waiting, filled, wasted, cached, free. So no state ever looks like
+somebody's memory. Pictures in which no request of the engine occurs (a kernel's lanes, curves of several
+systems) may use hues too, under names of their own.
+
+A name stands for two colours, one on a light page and one on a dark one. Text on a fill is black or white,
+whichever is easier to read.
 
 Source: Okabe & Ito, "Color Universal Design" (2008); WCAG 2 for contrast. Read next: `scene.py`.
 """
@@ -12,8 +18,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import ceil
 
-# Eight request families; the ninth request has the first one's colour again, but never its letter.
-FAMILIES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#999999")
+HUES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
+"""Of the first requests to arrive. There is no grey among them: it would look switched off."""
+DEEPER = 0.42
+"""Of black in the hues of the second series."""
+
+
+def _mixed(first: str, second: str, share: float) -> str:
+    """Some of the second colour in the first."""
+    pairs = ((int(first[at : at + 2], 16), int(second[at : at + 2], 16)) for at in (1, 3, 5))
+    return "#" + "".join(f"{round(low + share * (high - low)):02X}" for low, high in pairs)
+
+
+FAMILIES = (*HUES, *(_mixed(hue, "#000000", DEEPER) for hue in HUES))
 
 # name → (on a light page, on a dark page)
 PALETTE: dict[str, tuple[str, str]] = {
@@ -25,22 +42,27 @@ PALETTE: dict[str, tuple[str, str]] = {
     "rule": ("#D6D9DE", "#32363F"),
     "panel": ("#F1F3F6", "#1B1F29"),
     "cursor": ("#B00020", "#FF7B7B"),
+    # States: neutrals, from what counts most to what counts least.
+    "prefill": ("#39424E", "#DDE2E9"),
+    "decode": ("#838D9B", "#7C8794"),
+    "preempted": ("#57606A", "#A9AFBA"),
+    "swapped": ("#A5ADB8", "#5C6572"),
     "waiting": ("#D4D7DC", "#454A55"),
-    "prefill": ("#E69F00", "#E69F00"),
-    "decode": ("#0072B2", "#56B4E9"),
-    "preempted": ("#D55E00", "#D55E00"),
-    "filled": ("#009E73", "#009E73"),
-    "wasted": ("#F0E442", "#F0E442"),
-    "free": ("#FFFFFF", "#0E1117"),
+    "filled": ("#59636F", "#B4BCC7"),
+    "wasted": ("#FFFFFF", "#0E1117"),
     "cached": ("#E3E6EB", "#30353F"),
-    "swapped": ("#CC79A7", "#CC79A7"),
+    "free": ("#FFFFFF", "#0E1117"),
+    # What lanes of a warp do, and lines that are compared: no request occurs where they do.
+    "read": ("#0072B2", "#0072B2"),
+    "write": ("#D55E00", "#D55E00"),
+    "atomic": ("#CC79A7", "#CC79A7"),
+    "late": ("#9A3D00", "#FFA45C"),
+    "line0": ("#0072B2", "#56B4E9"),
+    "line1": ("#B87F00", "#E69F00"),
+    "line2": ("#009E73", "#009E73"),
+    "line3": ("#D55E00", "#D55E00"),
+    "line4": ("#A9558A", "#CC79A7"),
 }
-
-
-def _mixed(first: str, second: str, share: float) -> str:
-    """Some of the second colour in the first."""
-    pairs = ((int(first[at : at + 2], 16), int(second[at : at + 2], 16)) for at in (1, 3, 5))
-    return "#" + "".join(f"{round(low + share * (high - low)):02X}" for low, high in pairs)
 
 
 RAMP_STEPS = 6
@@ -63,7 +85,7 @@ def ramp(name: str, share: float) -> str:
 
 
 def family(index: int) -> str:
-    """The colour name of the request that arrived as number `index`."""
+    """The colour name of the request that arrived as number `index`; after two series they begin again."""
     return f"family{index % len(FAMILIES)}"
 
 

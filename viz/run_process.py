@@ -178,14 +178,13 @@ def is_open(session: str) -> bool:
 
 
 def work(run: OwnRun, job_words: dict[str, Any]) -> Callable[[Job], Done]:
-    """The work of a job (`viz/jobs.py`); it tells the `OwnRun` itself.
+    """The work of a job (`viz/jobs.py`), which tells nothing but the `OwnRun` that it was started with.
 
     Raises:
         ValueError: the engine refuses a setting or a request, in its words; or it failed, and its last ones.
     """
 
     def do(job: Job) -> Done:
-        job.tell(run)
         with tempfile.TemporaryFile() as said:
             process = subprocess.Popen(
                 child_command("-m", PROGRAM),

@@ -15,8 +15,9 @@ from typing import Any
 
 import streamlit as st
 
+from minivllm.trace.reader import Trace
 from minivllm.trace.timeline import Timeline
-from viz import figures, player
+from viz import figures, player, presenting, take_away
 from viz.language import _, current
 from viz.loading import Run
 from viz.player import Jump
@@ -25,6 +26,7 @@ from viz.scene import Scene
 # The player's neutrals are those of Streamlit's theme here, and its head stops below Streamlit's own header.
 THEME = (
     ".player{--page:var(--st-background-color);--free:var(--st-background-color);"
+    "--wasted:var(--st-background-color);"
     "--panel:var(--st-secondary-background-color);--player-top:3.75rem}"
 )
 
@@ -43,6 +45,7 @@ def show(
     own_jumps: Sequence[Jump] | None = None,
     steps: Sequence[int] | None = None,
     selected: str = "",
+    start: int = 0,
 ) -> None:
     """Play the scenes of a page.
 
@@ -53,6 +56,7 @@ def show(
         steps: the run's step at each step of the scenes, if those are not the run's own.
         selected: the request for which the scenes are drawn; if the reader selects another one, the page runs
             again, with that one in `st.session_state.request`.
+        start: where it begins for a reader who has not moved yet, and whom no link sends elsewhere.
     """
     places = jumps(run.timeline) if own_jumps is None else own_jumps
     timeline = run.timeline
@@ -60,7 +64,17 @@ def show(
     def make_cards() -> list[dict[str, Any]]:
         return figures.request_cards(timeline)
 
-    show_scenes(run.fingerprint, name, make_scenes, places, steps, make_cards=make_cards, selected=selected)
+    show_scenes(
+        run.fingerprint,
+        name,
+        make_scenes,
+        places,
+        steps,
+        start=start,
+        make_cards=make_cards,
+        selected=selected,
+        trace=timeline.trace,
+    )
 
 
 def show_scenes(
@@ -74,6 +88,7 @@ def show_scenes(
     component: Callable[..., object] = PLAYER,
     make_cards: Callable[[], Sequence[Mapping[str, Any]]] = list,
     selected: str = "",
+    trace: Trace | None = None,
 ) -> None:
     """The same for any trace.
 
@@ -83,6 +98,7 @@ def show_scenes(
         component: the player, if it looks otherwise.
         make_cards: the cards of all requests, if these can be selected.
         selected: as for `show`.
+        trace: what the pictures are of, if it is a run of the engine: it can be taken along.
     """
     key = f"player-{name}"
 
@@ -92,13 +108,26 @@ def show_scenes(
             st.session_state.request = str(wanted)
 
     with st.spinner(_("Drawing …")):
-        data = _payload(
-            current(), fingerprint, name, make_scenes, places, steps, first, start, make_cards, selected
+        number = int(st.session_state.get(presenting.NOW, 0))
+        count, data = _payload(
+            current(),
+            fingerprint,
+            name,
+            make_scenes,
+            places,
+            steps,
+            first,
+            start,
+            make_cards,
+            selected,
+            number,
         )
+    st.session_state[presenting.COUNT] = count
     if selected:
         component(data=data, key=key, on_request_change=ask)
     else:
         component(data=data, key=key)
+    take_away.offer(name, data, make_scenes, trace)
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
@@ -113,13 +142,15 @@ def _payload(
     start: int,
     _make_cards: Callable[[], Sequence[Mapping[str, Any]]],
     selected: str,
-) -> bytes:
-    cards = _make_cards()
-    player_id = f"{fingerprint}-{name}-{selected}-{language}"
+    number: int,
+) -> tuple[int, bytes]:
+    """How many pictures there are on a wide screen, and all that the player gets."""
+    cards, scenes = _make_cards(), _make_scenes()
+    player_id = f"{fingerprint}-{name}-{selected}-{language}" + (f"-{number}" if number else "")
     data = player.player_data(
         player_id,
         fingerprint,
-        _make_scenes(),
+        presenting.shown(scenes, number),
         _jumps,
         _steps,
         first,
@@ -128,7 +159,7 @@ def _payload(
         requests=cards,
         selected=next((number for number, card in enumerate(cards) if card["id"] == selected), -1),
     )
-    return player.packed(data)
+    return sum(scene.screen != "narrow" for scene in scenes), player.packed(data)
 
 
 def jumps(timeline: Timeline) -> list[Jump]:

@@ -76,7 +76,16 @@ COMMANDS = {
         "lesson_app",
         "Learn it by building it: list, start, check, hint, see, diff, reset.",
     ),
-    "trace": Place("minivllm.console.trace_commands", "trace_app", "Look into a trace file, or convert it."),
+    "book": Place(
+        "minivllm.console.first_commands",
+        "book",
+        "Write lessons, glossary and figures as a static site, with every picture playing.",
+    ),
+    "trace": Place(
+        "minivllm.console.trace_commands",
+        "trace_app",
+        "Look into a trace file, ask it in SQL, or convert it.",
+    ),
     "doctor": Place(
         "minivllm.console.first_commands", "doctor", "Say what this machine can do, and what to install."
     ),

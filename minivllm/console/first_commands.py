@@ -84,6 +84,21 @@ def lesson(context: typer.Context) -> None:
     become("lessons", *context.args)
 
 
+def book(
+    out: Annotated[Path, typer.Option(help="A new or an empty folder.")] = Path("site"),
+    lesson: Annotated[
+        list[str] | None, typer.Option(help="Only this one, by number or name; may be given several times.")
+    ] = None,
+    traces: Annotated[
+        Path | None,
+        typer.Option(help="Traces that the walkthroughs have left; they are run if this is left out."),
+    ] = None,
+) -> None:
+    """Write lessons, glossary and figures as a static site, with every picture playing."""
+    words = [f"--out={out}", *(f"--lesson={name}" for name in lesson or ())]
+    become("viz.book", *words, *([f"--traces={traces}"] if traces else []))
+
+
 def doctor(
     warm_up: Annotated[
         bool, typer.Option("--warm-up", help="First compile all kernels for this processor, in minutes.")

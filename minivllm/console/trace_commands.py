@@ -1,20 +1,27 @@
-"""`minivllm trace summary` and `minivllm trace export`: a trace in words, and a trace for other tools."""
+"""`minivllm trace summary`, `export` and `query`: a trace in words, for other tools, and asked in SQL."""
 
 from __future__ import annotations
 
+import sys
+from csv import writer as csv_writer
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Table
 from rich.text import Text
 
+from minivllm.lab.tables import print_table
 from minivllm.terminal import Console
+from minivllm.text import printable
+
+MOST_ROWS = 10**9
 
 trace_app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
-    help="Look into a trace file, or convert it.",
+    help="Look into a trace file, ask it in SQL, or convert it.",
 )
 
 TraceFile = Annotated[Path, typer.Argument(help="A trace written by `minivllm demo` or by `LLM(trace=…)`.")]
@@ -56,14 +63,65 @@ def trace_export(
     perfetto: Annotated[
         bool, typer.Option("--perfetto", help="As Chrome trace JSON, for ui.perfetto.dev.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="File to write; beside the trace if left out.")] = None,
+    parquet: Annotated[
+        bool, typer.Option("--parquet", help="As tables (events, steps, requests, blocks), one file each.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="File or, of tables, folder to write; beside the trace if left out.")
+    ] = None,
 ) -> None:
     """Convert a trace for other tools."""
-    if not perfetto:
-        raise ValueError("say which format to export to: --perfetto")
+    if perfetto == parquet:
+        raise ValueError("say which format to export to: --perfetto or --parquet")
     from minivllm.trace.perfetto import write_perfetto
     from minivllm.trace.reader import read_trace
+    from minivllm.trace.tables import write_parquet
 
+    if parquet:
+        paths = write_parquet(read_trace(file), out or file.with_suffix(".tables"))
+        Console().print("\n".join(f"Wrote {path}" for path in paths))
+        return
     target = out or file.with_suffix(".perfetto.json")
     write_perfetto(read_trace(file), target)
     Console().print(f"Wrote {target}. Open it at ui.perfetto.dev or in chrome://tracing.")
+
+
+@trace_app.command("query")
+def trace_query(
+    statement: Annotated[str, typer.Argument(help='SQL, such as "SELECT * FROM steps LIMIT 5".')] = "",
+    file: Annotated[Path | None, typer.Argument(help="The trace that is asked.")] = None,
+    tables: Annotated[bool, typer.Option("--tables", help="Print the tables and their columns.")] = False,
+    rows: Annotated[int, typer.Option(help="Print so many rows at most.", min=1)] = 100,
+    csv: Annotated[bool, typer.Option("--csv", help="Print all rows as CSV.")] = False,
+) -> None:
+    """Ask a trace in SQL (DuckDB): tables events, steps, requests, blocks."""
+    from minivllm.trace.query import ask
+    from minivllm.trace.reader import read_trace
+
+    if tables:
+        _print_columns()
+        return
+    if not statement or file is None:
+        raise ValueError('a statement and a trace are needed: minivllm trace query "SELECT …" run.jsonl')
+    answer = ask(read_trace(file), statement, MOST_ROWS if csv else rows)
+    shown = [["" if value is None else printable(str(value)) for value in row] for row in answer.rows]
+    if csv:
+        csv_writer(sys.stdout).writerows([answer.columns, *shown])
+        return
+    table = Table(*answer.columns)
+    for row in shown:
+        table.add_row(*row)
+    console = Console()
+    print_table(table, console)
+    if not answer.is_whole:
+        console.print(f"There are more rows: --rows {rows * 10} prints more of them, --csv all.")
+
+
+def _print_columns() -> None:
+    from minivllm.trace.tables import COLUMNS
+
+    console = Console()
+    for table, columns in COLUMNS.items():
+        console.print(Text(table, "bold"))
+        for name, (kind, meaning) in columns.items():
+            console.print(Text(f"  {name:17} {kind:8} {meaning}"))

@@ -91,6 +91,7 @@ def create_engine(args: EngineArgs, sinks: Iterable[Sink] = ()) -> Engine:
         },
         pages=pages_of(executor),
         speculation=make_speculation(args, executor),
+        async_scheduling=args.async_scheduling,
     )
 
 

@@ -4,6 +4,16 @@
                  │                                                                  │
               events                                            outputs, events, freed blocks
 
+With asynchronous scheduling a step is planned while the one before it is computed, and what came out of it is
+told while the next one is. Only sampling is in nobody's shadow, because the next step needs its tokens:
+
+    executor    compute 0 ─────────┐ compute 1 ─────────┐ compute 2 ─────
+    engine      plan 1             │ tell 0, plan 2     │ tell 1, plan 3
+                         sample 0, fill in 1     sample 1, fill in 2
+
+A stop is noticed when its step is told, so one token more may be computed of the sequence, and is dropped.
+In a pipeline of ranks there is a plan for each stage, launched at once, since each has other sequences.
+
 The core decides and keeps the books (`core.py`), the executor computes, the sampler chooses, and the outputs
 of each request turn tokens into text and know when to stop (`request_state.py`). The engine carries data from
 one to the next; the model, the tokenizer, the clock and the callers are its business, and no other's.
@@ -20,8 +30,11 @@ Source: the `LLMEngine` of vLLM, `step` and `add_request`. Read next: `core.py`.
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
+from contextlib import suppress
 from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -31,18 +44,21 @@ from minivllm.decoding.parallel_sampling import SampleSlot
 from minivllm.decoding.structured.compile import Structure, StructureCompiler
 from minivllm.engine.admission import RequestArguments, check_request
 from minivllm.engine.core import EngineCore
+from minivllm.engine.flight import Flight
 from minivllm.engine.request_state import RequestState, make_request_state
-from minivllm.engine.sample_step import StepSample, TokenSampler, advance_search, sample_step
+from minivllm.engine.sample_step import StepSample, TokenSampler, advance_search, sample_step, tokens_of
 from minivllm.engine.snapshot import make_header, take_snapshot
 from minivllm.engine.speculation import Speculation
-from minivllm.executor.executor import ClosableExecutor
+from minivllm.executor.executor import ClosableExecutor, PipelinedExecutor
+from minivllm.executor.in_flight import Background, PlansInFlight
 from minivllm.memory.cache_manager import CacheManager
 from minivllm.memory.make_cache_manager import Pages, make_cache_manager
 from minivllm.outputs import RequestOutput
 from minivllm.sampling_params import BeamSearchParams, SamplingParams, in_sampling_params
-from minivllm.scheduling.plan import NextToken, Sampled, StepPlan
+from minivllm.scheduling.plan import NextToken, Sampled, StepPlan, fill_pending
 from minivllm.scheduling.policy import PolicyError, SchedulingPolicy
 from minivllm.trace.events import ModelShape, RequestRefused, StepFinished
+from minivllm.trace.held_events import HeldEvents
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.replay import EngineSnapshot
 from minivllm.trace.tee import Sink, make_emit
@@ -51,6 +67,8 @@ from minivllm.validation import check_integer, check_text, check_token_ids, show
 if TYPE_CHECKING:
     from minivllm.executor.executor import Executor
     from minivllm.model.tokenizer import Tokenizer
+
+logger = logging.getLogger("minivllm")
 
 MOST_WORDS = 2000
 """Characters of a schema or grammar that the trace tells."""
@@ -96,6 +114,8 @@ class Engine:
         policy: in which order requests are scheduled; the one that `config` names, if None.
         pages: how the executor's storage gives memory back, for the allocator "virtual_memory".
         speculation: proposes drafts, so that a step may give several tokens of a sequence; None does not.
+        async_scheduling: plan each step while the one before it is computed, wherever that can be.
+        overlap_stages: where the executor has several stages, let each be busy with a plan of its own.
 
     Raises:
         ValueError: a number that cannot work, or no such configuration; named, with what is allowed.
@@ -125,6 +145,8 @@ class Engine:
         policy: SchedulingPolicy | None = None,
         pages: Pages | None = None,
         speculation: Speculation | None = None,
+        async_scheduling: bool = False,
+        overlap_stages: bool = True,
     ) -> None:
         if not isinstance(config, SchedulerConfig):
             raise ValueError(f"config must be a SchedulerConfig, got {shown(config)}")
@@ -139,10 +161,11 @@ class Engine:
         self.recorder = recorder
         self.speculation = speculation
         self.requests: dict[str, RequestState] = {}
-        self._clock = clock
-        self._sleep = sleep
+        self._clock, self._sleep = clock, sleep
+        self._choose_runs(executor, async_scheduling and speculation is None, overlap_stages)
         sinks = [*([recorder] if recorder else []), *sinks]
-        self._emit = emit = make_emit(sinks)
+        emit = make_emit(sinks)
+        self._emit = emit = HeldEvents(emit) if emit and self._max_in_flight > 1 else emit
         self._tells_texts = any(getattr(s, "wants_texts", True) for s in sinks)
         self._is_busy = False  # left True by an interrupt: something may be half-done
         self._outbox = NOTHING
@@ -153,12 +176,27 @@ class Engine:
         self.core = EngineCore(
             config, emit, policy=policy, make_cache=lambda: make_cache_manager(config, emit, pages)
         )
+        self.core.runs_ahead = self._max_in_flight > self._num_plans
         if emit:
             kind = "wall" if clock is perf_counter else "virtual"
             # Addresses may be more than there is memory: the trace counts what has a number.
             num_blocks = len(self.cache.pool.ref_counts)
             emit(make_header(config, num_blocks, model_shape, settings or {}, clock=kind))
             self.core.epoch = clock()
+
+    def _choose_runs(self, executor: Executor, is_async: bool, overlap_stages: bool) -> None:
+        """How plans are carried out, and how many may be in flight. Drafts are guessed from the token before
+        them, so with speculation no step is planned ahead of it."""
+        self._runs: PlansInFlight | None = None  # a plan is carried out when its logits are wanted
+        self._flights: deque[Flight] = deque()
+        self._max_in_flight = self._num_plans = 1  # the second: so many plans share the work
+        if isinstance(executor, PipelinedExecutor) and executor.num_stages > 1 and overlap_stages:
+            self._runs, self._max_in_flight = executor, executor.num_stages
+            self._num_plans = executor.num_stages
+        elif is_async:
+            self._max_in_flight = 2
+            if self._clock is perf_counter:  # on any other clock, nothing can overlap
+                self._runs = Background(self._execute, executor)
 
     # ── requests come and go ──────────────────────────────────────────────────────────────────────────
 
@@ -287,6 +325,8 @@ class Engine:
             PolicyError: the policy failed to rank it; nothing has changed.
         """
         self._settle()
+        if self.core.is_over(state.request.request_id):
+            self._land()
         pieces: SequenceOf[str] = ()
         if self._tells_texts and self.tokenizer:
             pieces = token_texts(self.tokenizer, state.prompt_token_ids)
@@ -328,6 +368,8 @@ class Engine:
         self.core.abort(request_id, now)
         del self.requests[request_id]
         self._is_busy = False
+        if not self.requests:
+            self._land()
         return output
 
     def reset_prefix_cache(self) -> bool:
@@ -357,10 +399,19 @@ class Engine:
     def close(self) -> None:
         """End the trace, if one is recorded, and other processes, if the executor has any: then no step can
         be computed any more."""
+        self.end_steps()
         if self.recorder:
             self.recorder.close()
         if isinstance(self.executor, ClosableExecutor):
             self.executor.close()
+
+    def end_steps(self) -> None:
+        """Finish what is in flight; its outputs are lost. The executor may serve another engine then."""
+        with suppress(Exception):  # whatever becomes of a step that nobody waits for
+            self._settle()
+            self._land()
+        if isinstance(self._runs, Background):
+            self._runs.close()
 
     @property
     def num_steps(self) -> int:
@@ -409,51 +460,143 @@ class Engine:
             self._settle()
         self._outbox = NOTHING  # the caller has come back, so it has got what was in it
         self._is_busy = True
-        began = self._clock()
-        if self.speculation:
-            self.speculation.propose(self.core, self.requests)
-        try:
-            plan = self.core.plan_step(began)
-        except PolicyError:
-            self._is_busy = False
-            raise
-        if not isinstance(plan, StepPlan):
-            if plan is not None:
-                self._sleep(min(plan.until - began, MAX_SLEEP_SECONDS))
-            return self._send(Outbox(self._late, [], []))
-        planned = self._clock()
-        try:
-            laws: Mapping[int, SequenceOf[Any]] = {}
+        if not self._flights:
+            began = self._clock()
             if self.speculation:
-                plan, laws = self.speculation.complete(plan, self.core.state.sequences, self.requests)
-            logits = self.executor.execute(plan)
-            executed = self._clock()
-            sample = sample_step(plan, logits, self.sampler, self.core.state.sequences, self.requests, laws)
+                self.speculation.propose(self.core, self.requests)
+            try:
+                plan = self.core.plan_step(began, self._num_plans)
+            except PolicyError:
+                self._is_busy = False
+                raise
+            if not isinstance(plan, StepPlan):
+                if plan is not None:
+                    self._sleep(min(plan.until - began, MAX_SLEEP_SECONDS))
+                return self._send(Outbox(self._late, [], []))
+            self._flights.append(Flight(plan, began, self._clock()))
+            self._launch(self._flights[0])
+        if self._max_in_flight > 1:
+            self._plan_ahead()
+        outbox = Outbox([*self._late], [], [])
+        self._finish_oldest(outbox)
+        if self._num_plans > 1 and self._flights:  # before the caller takes its time: a stage may be idle
+            self._plan_ahead()
+        if self._flights and len(outbox.left) == len(self.requests):
+            self._finish_surplus()
+        return self._send(outbox)
+
+    def _execute(self, plan: StepPlan) -> Any:
+        return self.executor.execute(plan)
+
+    def _plan_ahead(self) -> None:
+        """Make the plans that may be made while others are in flight."""
+        while len(self._flights) < self._max_in_flight:
+            began = self._clock()
+            if self.speculation:
+                self.speculation.propose(self.core, self.requests)
+            plan = self.core.plan_ahead(began, self._num_plans)
+            if plan is None:
+                return
+            self._flights.append(Flight(plan, began, self._clock()))
+            if not self.core.runs_ahead:
+                self._launch(self._flights[-1])
+
+    def _launch(self, flight: Flight) -> None:
+        try:
+            if self.speculation:
+                flight.plan, flight.laws = self.speculation.complete(
+                    flight.plan, self.core.state.sequences, self.requests
+                )
+            flight.launched = self._clock()
+            if self._runs is not None:
+                self._runs.launch(flight.plan)
         except BaseException as error:
-            self.last_failed = frozenset(plan.request_ids)
-            self.core.abandon(plan, error, self._clock())
-            self._is_busy = False
+            self._give_up(error)
+            raise
+
+    def _finish_oldest(self, outbox: Outbox) -> None:
+        """Wait for the oldest plan in flight, sample, let the next one begin, and tell what came out."""
+        flight = self._flights[0]
+        try:
+            runs = self._runs
+            logits = self.executor.execute(flight.plan) if runs is None else runs.wait()
+            executed, attention = self._clock(), self.executor.last_attention_seconds
+            sample = sample_step(
+                flight.plan,
+                logits,
+                self.sampler,
+                self.core.state.sequences,
+                self.requests,
+                flight.laws,
+            )
+        except BaseException as error:
+            self._give_up(error)
             raise
         sampled = self._clock()
-        outbox = self._update(plan, sample, sampled)
+        following = self._flights[1] if len(self._flights) > 1 else None
+        if following is not None and self.core.runs_ahead:
+            fill_pending(following.plan, tokens_of(sample))
+            self._launch(following)
+        self._flights.popleft()
+        self._update(flight.plan, sample, sampled, outbox)
         if self._emit:
             updated = self._clock()
             seconds = {
-                "schedule": planned - began,
-                "model": executed - planned,
-                "attention": self.executor.last_attention_seconds,
+                "schedule": flight.planned - flight.began,
+                "model": executed - flight.launched,
+                "attention": attention,
                 "sample": sampled - executed,
                 "update": updated - sampled,
             }
             rounded = {name: round(value, 7) for name, value in seconds.items()}
-            self._emit(StepFinished(plan.step, self.core.time_of(updated), rounded))
-        return self._send(outbox)
+            ended = updated if following is None else sampled
+            self._emit(StepFinished(flight.plan.step, self.core.time_of(ended), rounded))
+        if following is not None:
+            self.core.begin_next(max(following.launched, sampled))
 
-    def _update(self, plan: StepPlan, sample: StepSample, now: float) -> Outbox:
+    def _give_up(self, error: BaseException) -> None:
+        """Nothing in flight will be finished: its requests compute their caches anew."""
+        if self._runs is not None:
+            self._runs.forget()
+        oldest = self._flights[0].plan
+        self.last_failed = frozenset(name for flight in self._flights for name in flight.plan.request_ids)
+        self.core.abandon(oldest, error, self._clock())
+        self._flights.clear()
+        self._is_busy = False
+
+    def _finish_surplus(self) -> None:
+        """All requests are over, and a plan still has their sequences: its tokens are nobody's."""
+        try:
+            while self._flights:
+                self._finish_oldest(Outbox([], [], []))
+        except Exception as error:  # no request is lost by it; if the executor is dead, the next step says so
+            logger.warning("a step failed that no request waited for: %s", error)
+        finally:
+            self._is_busy = True  # until the outputs are sent
+
+    def _land(self) -> None:
+        """Finish what is in flight, and begin nothing: its outputs are for the next step to tell."""
+        if not self._flights:
+            return
+        self._is_busy = True
+        outbox = Outbox([*self._late], [], [])
+        try:
+            while self._flights:
+                self._finish_oldest(outbox)
+        except Exception as error:
+            logger.warning("a step failed: %s", error)
+        finally:
+            self._is_busy = True  # until the outputs are sent
+        self._send(outbox, is_late=True)
+
+    def _update(self, plan: StepPlan, sample: StepSample, now: float, outbox: Outbox) -> None:
         """Let outputs understand their tokens, let the core append them, and answer the callers."""
         sequences, requests = self.core.state.sequences, self.requests
         for item in plan.scheduled:
-            metrics = requests[sequences[item.seq_id].request_id].metrics
+            sequence = sequences[item.seq_id]
+            if sequence.finish is not None:
+                continue
+            metrics = requests[sequence.request_id].metrics
             if metrics.first_scheduled_time is None:
                 metrics.first_scheduled_time = now
         tokens: list[NextToken] = []
@@ -481,7 +624,6 @@ class Engine:
                 request.sampling.attach(output, sequence)
         for search in sample.searches:
             grown[search.state.request.request_id] = search.state
-        outbox = Outbox([*self._late], [], [])
         released = dict.fromkeys([request.request_id for request in changes.released])
         for request_id, request in grown.items():
             request.metrics.last_token_time = now
@@ -495,7 +637,6 @@ class Engine:
                 outbox.states.append(request)
         for request_id in released:  # they were parked, or have failed
             self._take_finished(request_id, outbox, now)
-        return outbox
 
     def _take_finished(self, request_id: str, outbox: Outbox, now: float) -> None:
         state = self.requests[request_id]
@@ -503,13 +644,18 @@ class Engine:
         outbox.outputs.append(state.output())
         outbox.left.append(request_id)
 
-    def _send(self, outbox: Outbox) -> list[RequestOutput]:
-        """Give outputs to the caller; they are kept until it comes back, in case that it never gets them."""
+    def _send(self, outbox: Outbox, *, is_late: bool = False) -> list[RequestOutput]:
+        """Give outputs to the caller; they are kept until it comes back, in case that it never gets them.
+
+        With `is_late` the next step gives them.
+        """
         self._outbox = outbox
         for state in outbox.states:
             state.outputs.mark_sent()
         for request_id in outbox.left:
             del self.requests[request_id]
+        if is_late:
+            return vars(self).update(_is_busy=False, _late=outbox.outputs, _outbox=NOTHING) or []
         told = outbox.outputs
         late: list[RequestOutput] = []
         if self._call is not None:
@@ -530,6 +676,9 @@ class Engine:
         if not self._is_busy:
             self._outbox = NOTHING  # the caller has come back, so it has got what was in it
             return
+        if self._runs is not None:
+            self._runs.forget()
+        self._flights.clear()
         now, core = self._clock(), self.core
         core.settle(now, is_suspect=True)
         for state in self._outbox.states:
@@ -575,7 +724,8 @@ class Engine:
         """Raise `AssertionError` unless every request is in exactly one queue and the memory adds up."""
         self._settle()
         self.core.check_invariants()
-        assert set(self.core.requests) == set(self.requests), "engine and core name different requests"
+        names = {name for name in self.core.requests if not self.core.is_over(name)}
+        assert names == set(self.requests), "engine and core name different requests"
         for state in self.requests.values():
             if state.request.finish is None:
                 state.check_invariants()

@@ -36,7 +36,7 @@ WITH_RANKS = frozenset(
     ["model", "tokenizer", "skip_tokenizer_init", "dtype", "generation_config", "seed",
      "max_model_len", "block_size", "gpu_memory_utilization", "kv_cache_memory_bytes",
      "num_gpu_blocks_override", "max_num_seqs", "max_num_batched_tokens", "enable_chunked_prefill",
-     "long_prefill_token_threshold", "watermark", "scheduling_policy", "prefix_cache",
+     "long_prefill_token_threshold", "watermark", "scheduling_policy", "async_scheduling", "prefix_cache",
      "enable_prefix_caching", "swap_space", "preemption_mode", "allocator", "attention_backend",
      "trace", "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size",
      "reduction_parts", "distributed_executor_backend", "enforce_eager", "trust_remote_code",
@@ -144,6 +144,14 @@ class EngineArgs:
             "'tail(tokens_left=8)'; or 'module:Class' for one of your own."
         ),
     ] = "fcfs"
+    async_scheduling: Annotated[
+        bool,
+        Setting(
+            "Plan each step while the one before it is computed, and tell what came out of that one while "
+            "the next is. The tokens are the same; what needs a step's tokens to be planned (beam search, "
+            "drafts, static batches, preemption) waits for them."
+        ),
+    ] = False
     prefix_cache: Annotated[
         str | None,
         Setting(
@@ -331,6 +339,11 @@ class EngineArgs:
             )
         if not self.is_parallel:
             return
+        if self.async_scheduling and self.pipeline_parallel_size > 1:
+            raise ValueError(
+                "async_scheduling must be False where pipeline_parallel_size is "
+                f"{self.pipeline_parallel_size}: there each stage has a plan of its own in flight already"
+            )
         several = "with tensor_parallel_size or pipeline_parallel_size above 1, or reduction_parts"
         if self.allocator == "virtual_memory":
             raise ValueError(

@@ -28,7 +28,7 @@ from minivllm.decoding.finite_logits import NotFiniteError
 from minivllm.decoding.parallel_sampling import SampleSlot
 from minivllm.decoding.speculation.verify_drafts import Drafted, LawSampler, sample_drafted
 from minivllm.engine.request_state import RequestState
-from minivllm.scheduling.plan import BeamStep, StepPlan
+from minivllm.scheduling.plan import BeamStep, ScheduledSequence, StepPlan
 from minivllm.scheduling.request import Finish, Sequence
 
 if TYPE_CHECKING:
@@ -82,6 +82,12 @@ class StepSample(NamedTuple):
     """Requests for which no token can be chosen, and what to say of each. They have no slots here."""
 
 
+def tokens_of(sample: StepSample) -> dict[int, int]:
+    """The token that each sequence itself goes on with, by its id."""
+    pairs = zip(sample.slots, sample.tokens, strict=True)
+    return {slot.parent.seq_id: token.token_id for slot, token in pairs if not slot.is_fork}
+
+
 def sample_step(
     plan: StepPlan,
     logits: Any,
@@ -105,13 +111,13 @@ def sample_step(
     end = 0
     for item in plan.scheduled:
         sequence = sequences[item.seq_id]
-        state = requests[sequence.request_id]
         start, end = end, end + item.num_logits
-        if sequence.wants_prompt_logits and item.start < sequence.num_prompt_tokens:
-            try:
-                _note_prompt_logprobs(state, sequence, item.start, logits[start:end], sampler)
-            except NotFiniteError as error:
-                failed[sequence.request_id] = error.words
+        if sequence.finish is not None:
+            continue  # it ended with a step that was in flight when this one was planned
+        state = requests[sequence.request_id]
+        has_rows = sequence.wants_prompt_logits and item.start < sequence.num_prompt_tokens
+        if has_rows and (words := _note_prompt_logprobs(state, item, sequence, logits[start:end], sampler)):
+            failed[sequence.request_id] = words
         if item.start + len(item.token_ids) < len(sequence.token_ids) or sequence.request_id in failed:
             continue
         if state.sampling is None:
@@ -220,16 +226,26 @@ def advance_search(slot: SearchSlot) -> BeamStep:
 
 
 def _note_prompt_logprobs(
-    state: RequestState, sequence: Sequence, start: int, logits: Any, sampler: TokenSampler
-) -> None:
-    """Row i was computed after token `start + i`, so it tells how likely token `start + i + 1` was."""
+    state: RequestState, item: ScheduledSequence, sequence: Sequence, logits: Any, sampler: TokenSampler
+) -> str:
+    """Row i was computed after token `item.start + i`, so it tells how likely the next one was.
+
+    Returns what is wrong with the rows; nothing, usually.
+    """
     assert state.sampling is not None
     output = state.sampling.outputs[0]
-    known = output.num_prompt_logprobs  # positions noted before a preemption are not noted twice
+    start, known = (
+        item.start,
+        output.num_prompt_logprobs,
+    )  # positions noted before a preemption are not noted twice
     end = min(start + len(logits) + 1, sequence.num_prompt_tokens)
     first = max(start + 1, known)
     num_logprobs = output.params.prompt_logprobs
     if first < end and num_logprobs is not None:
         rows = logits[first - start - 1 : end - start - 1]
-        entries = sampler.prompt_logprobs(rows, sequence.token_ids[first:end].tolist(), num_logprobs)
+        try:
+            entries = sampler.prompt_logprobs(rows, sequence.token_ids[first:end].tolist(), num_logprobs)
+        except NotFiniteError as error:
+            return error.words
         output.append_prompt_logprobs(entries)
+    return ""

@@ -50,6 +50,9 @@ def take_snapshot(core: EngineCore, beam_scores: dict[int, float]) -> EngineSnap
     state, cache = core.state, core.cache
     swap_space = cache.swap_space if isinstance(cache, KVCacheManager) else None
     prefixes = cache.prefix_caching if isinstance(cache, KVCacheManager) else None
+    computed = {seq: item.num_computed_tokens for seq, item in state.sequences.items()}
+    for plan in reversed(core.in_flight):  # what is planned is not computed yet
+        computed |= {item.seq_id: item.start for item in plan.scheduled}
     return EngineSnapshot(
         num_steps=core.num_steps,
         free_list=cache.pool.free_list(),
@@ -58,7 +61,7 @@ def take_snapshot(core: EngineCore, beam_scores: dict[int, float]) -> EngineSnap
         waiting=tuple(request.request_id for request in state.waiting.in_order_of_arrival()),
         running=tuple(state.running),
         token_ids={seq: tuple(sequence.token_ids) for seq, sequence in state.sequences.items()},
-        num_computed_tokens={seq: item.num_computed_tokens for seq, item in state.sequences.items()},
+        num_computed_tokens=computed,
         host_free_list=swap_space.pool.free_list() if swap_space else (),
         host_ref_counts=tuple(swap_space.pool.ref_counts) if swap_space else (),
         host_tables={seq: tuple(t.blocks) for seq, t in swap_space.tables.items()} if swap_space else {},

@@ -58,6 +58,8 @@ class Speculation:
                 sequence.draft_token_ids = NO_DRAFTS
                 if room <= 0 or sampling is None or sequence.num_uncomputed_tokens != 1:
                     continue
+                if sequence.num_pending_tokens:  # it is held, until they are known
+                    continue
                 if request.status.is_finished:  # parked until its batch is done
                     continue
                 output = sampling.by_sequence.get(sequence.seq_id)

@@ -46,6 +46,19 @@ class Executor(Protocol):
 
 
 @runtime_checkable
+class PipelinedExecutor(Protocol):
+    """An executor of several stages, which may be busy with one plan each (`in_flight.py`)."""
+
+    num_stages: int
+
+    def launch(self, plan: StepPlan) -> None: ...
+
+    def wait(self) -> Any: ...
+
+    def forget(self) -> None: ...
+
+
+@runtime_checkable
 class ClosableExecutor(Protocol):
     """An executor that has started something, which must be ended."""
 

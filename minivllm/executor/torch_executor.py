@@ -15,6 +15,7 @@ Read next: `minivllm/executor/attention/metadata.py`, then `minivllm/executor/ru
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -186,6 +187,12 @@ class TorchExecutor:
                 "decode_weight_bytes": copy.num_own_bytes,
             }
         return {"device": str(self.device), "attention_backend": self.attention.name, **kept, **method}
+
+    def on_kernel(self, note: Callable[[], None]) -> None:
+        """From now on call `note` within each step, once it needs no Python for a while."""
+        for runner in (self.runner, self.decode_runner):
+            if runner is not None:
+                runner.on_kernel = note
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> Tensor:

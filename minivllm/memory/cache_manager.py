@@ -154,8 +154,14 @@ class CacheManager(Protocol):
         """
         ...
 
-    def cache_full_blocks(self, seq_id: int, token_ids: Sequence[int], end: int) -> None:
-        """The first `end` tokens are computed once this step is done: other requests may find full blocks."""
+    def cache_full_blocks(
+        self, seq_id: int, token_ids: Sequence[int], end: int, *, in_flight: bool = False
+    ) -> None:
+        """The first `end` tokens are computed once this step is done: other requests may find full blocks.
+
+        Args:
+            in_flight: the oldest step in flight is meant, and not the one that is being planned.
+        """
         ...
 
     def fork(self, parent: int, child: int) -> None:
@@ -201,12 +207,24 @@ class CacheManager(Protocol):
         """The moves ordered since the last call, for the plan of this step."""
         ...
 
-    def commit(self) -> None:
-        """The step was carried out: what it filled and moved is really there."""
+    def seal(self) -> None:
+        """A step is planned, and in flight now: what comes after is of the next one."""
+        ...
+
+    def commit(self, *, is_alone: bool = True) -> bool:
+        """The oldest step in flight was carried out: what it filled and moved is really there.
+
+        Args:
+            is_alone: no other is in flight, so tables may change.
+
+        Returns:
+            Whether there would have been something to do, had it been alone.
+        """
         ...
 
     def abandon(self) -> None:
-        """The step failed: forget what it would have filled. The caller has freed its sequences."""
+        """All steps in flight failed: forget what they would have filled. The caller has freed their
+        sequences."""
         ...
 
     def reset_prefix_cache(self) -> bool:

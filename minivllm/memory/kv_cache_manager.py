@@ -166,10 +166,13 @@ class KVCacheManager:
             self._emit(BlocksShared(admission.seq_id, tuple(computed), "cache"))
         return True
 
-    def cache_full_blocks(self, seq_id: int, token_ids: Sequence[int], end: int) -> None:
+    def cache_full_blocks(
+        self, seq_id: int, token_ids: Sequence[int], end: int, *, in_flight: bool = False
+    ) -> None:
         """The first `end` tokens are computed once this step is done: other requests may find full blocks."""
         if self.prefix_caching:
-            self.prefix_caching.cache_full_blocks(seq_id, self.tables[seq_id], token_ids, end)
+            table = self.tables[seq_id]
+            self.prefix_caching.cache_full_blocks(seq_id, table, token_ids, end, in_flight=in_flight)
 
     def fork(self, parent: int, child: int) -> None:
         """Let `child` map every block of `parent`. Costs O(blocks of the table), and no data."""
@@ -290,13 +293,17 @@ class KVCacheManager:
         moves, self._moves = tuple(self._moves), []
         return moves
 
-    def commit(self) -> None:
-        """The step was carried out: what it filled and moved is really there."""
+    def seal(self) -> None:
+        """A step is planned, and in flight now."""
         if self.prefix_caching:
-            self.prefix_caching.commit()
+            self.prefix_caching.seal()
+
+    def commit(self, *, is_alone: bool = True) -> bool:
+        """The oldest step was carried out: what it filled and moved is really there."""
+        return self.prefix_caching.commit(is_alone=is_alone) if self.prefix_caching else False
 
     def abandon(self) -> None:
-        """The step failed: forget what it would have filled. The caller has freed its sequences."""
+        """All steps failed: forget what they would have filled. The caller has freed their sequences."""
         self._moves.clear()
         if self.prefix_caching:
             self.prefix_caching.abandon()

@@ -7,10 +7,12 @@ the block pool and the block tables, so it knows *when*:
     cache_full_blocks  a block that is full after this step is cached from now on, so that an identical prompt
                        that is admitted later in the same step shares it: a step writes all keys before it
                        reads any
-    commit             if two sequences filled the same block at the same time, both map one of the two now
+    seal               a step is planned: it is known which blocks it fills
+    commit             the oldest step is done. If two sequences filled the same block at the same time, both
+                       map one of the two now, unless a plan in flight names the other one
     truncate           a table maps fewer cached blocks; those that no table maps any more are evictable
     evict              the least recently used evictable blocks are forgotten, when new blocks are needed
-    abandon            the step failed: the blocks that it would have filled are forgotten
+    abandon            the steps in flight failed: the blocks that they would have filled are forgotten
 
 The cached blocks of a table are always its first `num_cached_blocks`, and always one path in the cache.
 
@@ -19,6 +21,7 @@ Source: vLLM's automatic prefix caching; SGLang's RadixAttention. Read next: `pr
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -35,8 +38,8 @@ class PrefixCaching:
         self.pool = pool
         self.cache = cache
         self._emit = emit
-        self._fresh: list[int] = []  # cached since this step was planned, and filled only when it is done
-        self._duplicates: list[Duplicate] = []
+        self._planned = Filling([], [])  # of the step that is being planned
+        self._in_flight: deque[Filling] = deque()  # of those that were planned, and are not done
 
     def cached_blocks(self) -> list[int]:
         """All blocks that are cached. O(pool): for snapshots and tests."""
@@ -64,14 +67,23 @@ class PrefixCaching:
                 self.cache.acquire(cached[:num_blocks])
             table.num_cached_blocks = num_blocks
 
-    def cache_full_blocks(self, seq_id: int, table: BlockTable, token_ids: Sequence[int], end: int) -> None:
-        """The first `end` tokens will be computed when this step is done."""
+    def cache_full_blocks(
+        self,
+        seq_id: int,
+        table: BlockTable,
+        token_ids: Sequence[int],
+        end: int,
+        *,
+        in_flight: bool = False,
+    ) -> None:
+        """The first `end` tokens will be computed when this step is done, or the oldest one in flight."""
         if end // table.block_size > table.num_cached_blocks:
-            self._fresh += self._insert(seq_id, table, token_ids, end)
+            step = self._in_flight[0] if in_flight else self._planned
+            step.fresh.extend(self._insert(seq_id, table, token_ids, end))
             if table.num_cached_blocks < end // table.block_size:
                 # Another block with these tokens is cached. Ours is being written in this step, so it is too
                 # early to drop it.
-                self._duplicates.append(Duplicate(seq_id, table, token_ids, end))
+                step.duplicates.append(Duplicate(seq_id, table, token_ids, end))
 
     def evict(self, count: int) -> None:
         """Forget `count` evictable blocks; they are free now."""
@@ -81,17 +93,30 @@ class PrefixCaching:
         """Forget all evictable blocks."""
         self._uncache(self.cache.reset(), "reset")
 
-    def commit(self) -> None:
-        """The step is done: its blocks are filled, and duplicates can be merged."""
-        self._fresh.clear()
-        duplicates, self._duplicates = self._duplicates, []
+    def seal(self) -> None:
+        """What was cached until now is filled by the step that has just been planned."""
+        self._in_flight.append(self._planned)
+        self._planned = Filling([], [])
+
+    def commit(self, *, is_alone: bool = True) -> bool:
+        """The oldest step is done: its blocks are filled, and duplicates can be merged if none is in flight.
+
+        Returns whether there are some that could not be.
+        """
+        if not self._in_flight:
+            self.seal()
+        duplicates = self._in_flight.popleft().duplicates
+        if not is_alone:
+            return bool(duplicates)  # they are found again, when their sequences advance
         for duplicate in duplicates:
             self._merge(duplicate)
+        return False
 
     def abandon(self) -> None:
-        """The step failed: its blocks were never filled. The tables of its sequences are gone."""
-        self._duplicates.clear()
-        fresh, self._fresh = self._fresh, []
+        """All steps failed: their blocks were never filled. The tables of their sequences are gone."""
+        self.seal()
+        fresh = [block for step in self._in_flight for block in step.fresh]
+        self._in_flight.clear()
         self.cache.remove(fresh)
         self._uncache(fresh, "abandoned")
 
@@ -163,6 +188,14 @@ class PrefixCaching:
                 assert block in self.cache, f"sequence {seq_id}: block {block} should be cached"
                 assert self.cache.parent_of(block) == before, f"sequence {seq_id} has left its path"
                 before = block
+
+
+class Filling(NamedTuple):
+    """What becomes of a step's blocks when it is done."""
+
+    fresh: list[int]
+    """Cached already, and filled only then."""
+    duplicates: list[Duplicate]
 
 
 class Duplicate(NamedTuple):

@@ -163,7 +163,9 @@ class StripManager(ABC):
         """A strip keeps its length; what lies behind these tokens will be overwritten."""
         self._filled[seq_id] = min(self._filled[seq_id], num_tokens)
 
-    def cache_full_blocks(self, seq_id: int, token_ids: Sequence[int], end: int) -> None:  # noqa: B027
+    def cache_full_blocks(  # noqa: B027
+        self, seq_id: int, token_ids: Sequence[int], end: int, *, in_flight: bool = False
+    ) -> None:
         """Nothing: no other request finds what is in a strip."""
 
     def is_swapped(self, seq_id: int) -> bool:
@@ -185,8 +187,12 @@ class StripManager(ABC):
         moves, self._moves = tuple(self._moves), []
         return moves
 
-    def commit(self) -> None:  # noqa: B027
+    def seal(self) -> None:  # noqa: B027
+        """Nothing is noted for a step."""
+
+    def commit(self, *, is_alone: bool = True) -> bool:
         """Nothing is left to do."""
+        return False
 
     def abandon(self) -> None:
         """The step failed; the caller has freed its sequences."""

@@ -38,8 +38,11 @@ def advance_group(
     room = budget - len(request.sequences)
     spans = []
     for sequence in request.sequences[:budget]:
+        if not request.goes_on(sequence):
+            continue
         num_drafts = request.num_drafts(sequence, room)
-        spans.append(Span(sequence.seq_id, sequence.num_computed_tokens, sequence.num_tokens + num_drafts))
+        end = sequence.num_tokens + sequence.num_pending_tokens + num_drafts
+        spans.append(Span(sequence.seq_id, sequence.num_computed_tokens, end))
         room -= num_drafts
     return spans
 

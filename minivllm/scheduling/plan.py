@@ -29,6 +29,9 @@ import msgspec
 from minivllm.memory.block_move import BlockMove
 from minivllm.scheduling.request import Finish
 
+PENDING = -1
+"""In the place of a token that an earlier plan, still in flight, will sample: `fill_pending` writes it."""
+
 
 class ScheduledSequence(msgspec.Struct, frozen=True, gc=False):
     """One sequence's share of a step: compute `token_ids` at positions `start`, `start + 1`, …"""
@@ -74,6 +77,17 @@ class StepPlan(msgspec.Struct, frozen=True, gc=False):
     def total_num_scheduled_tokens(self) -> int:
         """Tokens computed in this step, never more than `max_num_batched_tokens`."""
         return sum(len(item.token_ids) for item in self.scheduled)
+
+
+def fill_pending(plan: StepPlan, sampled: Mapping[int, int]) -> None:
+    """Write the tokens that have been sampled, by sequence, in the places that the plan has left for them.
+
+    A sequence for which there is none has ended: something harmless is computed for it, and thrown away.
+    """
+    for item in plan.scheduled:
+        tokens = item.token_ids
+        if tokens[-1] == PENDING:
+            tokens[-1] = sampled.get(item.seq_id, 0)
 
 
 class NextToken(NamedTuple):

@@ -126,7 +126,8 @@ class SchedulingPolicy:
 def is_decoding(request: Request) -> bool:
     """Does it compute only its newest tokens, rather than catch up with a prompt?"""
     return all(
-        sequence.num_uncomputed_tokens == 1 and sequence.num_output_tokens for sequence in request.sequences
+        sequence.num_uncomputed_tokens == 1 and sequence.num_output_tokens + sequence.num_pending_tokens
+        for sequence in request.sequences
     )
 
 

@@ -84,7 +84,7 @@ class Preemption:
         lost = sum(sequence.num_computed_tokens for sequence in request.sequences)
         for sequence in request.sequences:
             self.cache.free(sequence.seq_id)
-            sequence.num_computed_tokens = 0
+            sequence.num_computed_tokens = sequence.num_pending_tokens = 0
         return lost
 
     def _requeue(self, request: Request, mode: str, reason: str, preempting: str, shortage: str) -> None:

@@ -8,6 +8,12 @@ behind, a preempted one starts again from zero: the same rule with other numbers
     token_ids              p p p p p p p p o o o        p = prompt, o = output
     num_computed_tokens    ─────────────────► 10        one behind: this is a decode step
 
+It advances when a step is *planned*. Plans may be made while earlier ones are in flight (`engine/core.py`),
+and then a token may be counted that is not there yet:
+
+    token_ids              p p p p p p p p o o o ?      ? = pending: a plan in flight will sample it
+    num_computed_tokens    ───────────────────► 11      one behind: the next plan computes "?"
+
 The sequence owns its tokens: what is sampled is appended here, and every other part of the engine reads it
 here. Drafts (`minivllm/decoding/speculation/`) are tokens that it may come to have; the next plan takes them.
 
@@ -57,7 +63,9 @@ class Sequence:
 
     __slots__ = (
         "draft_token_ids",
+        "finish",
         "num_computed_tokens",
+        "num_pending_tokens",
         "num_prompt_tokens",
         "request_id",
         "seq_id",
@@ -78,6 +86,10 @@ class Sequence:
         self.token_ids: array[int] = array("i", prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
+        self.num_pending_tokens = 0
+        """Most tokens that plans in flight will sample for it."""
+        self.finish: Finish | None = None
+        """Why it ended, while a plan in flight still names it; None otherwise."""
         self.draft_token_ids = NO_DRAFTS
         self.wants_prompt_logits = wants_prompt_logits
 
@@ -91,8 +103,8 @@ class Sequence:
 
     @property
     def num_uncomputed_tokens(self) -> int:
-        """Tokens whose keys and values are not in the cache yet: what a step may work on."""
-        return len(self.token_ids) - self.num_computed_tokens
+        """Tokens, pending ones too, whose keys and values are not in the cache yet: a step's work."""
+        return len(self.token_ids) + self.num_pending_tokens - self.num_computed_tokens
 
     def output_token_ids(self, start: int = 0) -> list[int]:
         """A copy of the output from its `start`-th token on."""
@@ -121,7 +133,8 @@ class Sequence:
 
     def check_invariants(self) -> None:
         """Raise `AssertionError` unless the cache is behind the tokens, and never ahead of them."""
-        assert 0 <= self.num_computed_tokens <= self.num_tokens, f"sequence {self.seq_id} is ahead of itself"
+        most = self.num_tokens + self.num_pending_tokens
+        assert 0 <= self.num_computed_tokens <= most, f"sequence {self.seq_id} is ahead of itself"
         assert self.num_prompt_tokens >= 1, f"sequence {self.seq_id} has no prompt"
 
 
@@ -164,6 +177,13 @@ class Request:
     def max_total_tokens(self) -> int:
         """Most tokens that one of its sequences may come to, prompt included."""
         return self.sequences[0].num_prompt_tokens + self.max_tokens
+
+    def goes_on(self, sequence: Sequence) -> bool:
+        """Is there a token of it to be computed, when pending ones have come? Its last one never is."""
+        if sequence.finish is not None:
+            return False
+        pending = sequence.num_pending_tokens
+        return not pending or len(sequence.token_ids) + pending < self.max_total_tokens
 
     def num_drafts(self, sequence: Sequence, room: int) -> int:
         """How many of a sequence's drafts may be computed: at most `room`, and none that would be its last

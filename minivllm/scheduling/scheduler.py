@@ -17,6 +17,10 @@ A prompt longer than what is left of the budget is cut: a chunk now, the rest in
 decodes of others. A prompt whose beginning the prefix cache knows starts behind it. Drafts are tokens to be
 computed like others, as far as there is budget and room for them without preempting anyone.
 
+A step may be planned while others are in flight. Then tokens are *pending*: a sequence that waits for one is
+held, or runs ahead of it, and its plan has a placeholder. Nobody is preempted meanwhile, since a plan in
+flight may name the victim: where that would be needed, the next plan waits until nothing is in flight.
+
 Sources: Yu et al., "Orca" (OSDI 2022), section 3.1 (iteration-level scheduling); Kwon et al. (SOSP 2023),
 section 4.5 (preemption); Agrawal et al., "Sarathi-Serve" (OSDI 2024) (chunked prefill).
 Read next: `preemption.py`, then `groups.py` for requests with several sequences.
@@ -24,7 +28,7 @@ Read next: `preemption.py`, then `groups.py` for requests with several sequences
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import chain
 from math import inf
 
@@ -32,7 +36,7 @@ from minivllm.config import SchedulerConfig
 from minivllm.memory.cache_manager import Admission, CacheManager, Span
 from minivllm.scheduling.batch_state import BatchState
 from minivllm.scheduling.groups import advance_group, blocks_for_siblings
-from minivllm.scheduling.plan import ScheduledSequence, StepPlan
+from minivllm.scheduling.plan import PENDING, ScheduledSequence, StepPlan
 from minivllm.scheduling.policy import Pause, PolicyError, SchedulingPolicy
 from minivllm.scheduling.preemption import Preemption
 from minivllm.scheduling.ranking import Ranking
@@ -67,6 +71,12 @@ class Scheduler:
         self.policy = policy
         self.ranking = Ranking(policy)
         self.preemption = Preemption(config, state, cache, self.ranking, emit)
+        self.in_flight: Collection[str] = ()
+        """The requests that plans in flight name; empty for a step that is planned alone."""
+        self.runs_ahead = False
+        """May a sequence be planned whose next token is pending?"""
+        self.must_wait = False
+        """Something must be decided that only a step planned alone can decide."""
         self._emit = emit
         self._watermark_blocks = int(config.watermark * config.num_blocks)
         self._forks_share = config.allocator == "paged" and not config.copy_on_fork
@@ -74,14 +84,17 @@ class Scheduler:
 
     # ── the main path ─────────────────────────────────────────────────────────────────────────────────
 
-    def begin(self, number: int, now: float) -> StepBuilder | Pause:
+    def begin(self, number: int, now: float, limit: int | None = None) -> StepBuilder | Pause:
         """Begin step `number`: ask the policy for the order, or learn that it would rather pause.
+
+        Args:
+            limit: most tokens of the step, if that is not what the configuration says.
 
         Raises:
             PolicyError: the policy failed; nothing has changed.
         """
         state, running = self.state, tuple(self.state.running.values())
-        budget = self.config.max_num_batched_tokens
+        budget = self.config.max_num_batched_tokens if limit is None else limit
         step = StepBuilder(self.config, state, self.cache, number, now, budget, running)
         if state.waiting.entries:
             state.waiting.settle()
@@ -110,7 +123,7 @@ class Scheduler:
         self._pause = None
         assert step.order is not None, "the step has begun"
         self._schedule_in(step.order, step)
-        if not step.planned:
+        if not step.planned and not self.in_flight:
             self._make_progress(step)
         return self.plan(step)
 
@@ -130,6 +143,8 @@ class Scheduler:
         if request_id in step.touched:
             return
         if request_id in self.state.running:
+            if request_id in self.in_flight and self._is_held(request):
+                return
             if not (self.state.num_parked and request.status.is_finished):
                 self._schedule_running(request, step)
         elif step.is_closed or request_id in step.preempted:
@@ -144,11 +159,23 @@ class Scheduler:
                 spans = self._next_spans(request, step.budget)
                 continue
             step.is_closed = True  # blocks are short: no request is admitted in this step
+            if self.in_flight:
+                self.must_wait = True
+                return
             candidates = self.preemption.candidates(request, step.touched)
             if not candidates:
                 return  # it has to sit this step out
             self._preempt(candidates[-1], request, "blocks", step)
         self._add_to_plan(request, spans, step)
+
+    def _is_held(self, request: Request) -> bool:
+        """Must a request wait for what plans in flight will sample?"""
+        if not any(map(request.goes_on, request.sequences)):
+            return True
+        if not any(sequence.num_pending_tokens for sequence in request.sequences):
+            return False  # a chunk of it is in flight, and the next one may follow
+        is_to_fork = request.max_num_sequences > 1 and not request.sequences[0].num_output_tokens
+        return not self.runs_ahead or request.is_beam_search or is_to_fork
 
     def _schedule_waiting(self, request: Request, step: StepBuilder) -> None:
         spans = None
@@ -173,13 +200,16 @@ class Scheduler:
             if start == end:
                 continue
             sequence = sequences[seq_id]
-            num_drafts = end - len(sequence.token_ids)  # negative for a chunk that does not reach the end
+            num_known, num_pending = len(sequence.token_ids), sequence.num_pending_tokens
+            num_drafts = end - num_known - num_pending  # negative for a chunk that does not reach the end
             num_logits = num_drafts + 1 if num_drafts >= 0 else 0
             if sequence.wants_prompt_logits and start < sequence.num_prompt_tokens:
                 num_logits = end - start
             # A copy of the table, because the plan must not change under its reader.
             blocks = self.cache.tables[seq_id].blocks[:]
             tokens = sequence.token_ids[start:end]
+            if num_pending and end > num_known:
+                tokens.extend([PENDING] * (end - max(start, num_known)))
             if num_drafts > 0:
                 tokens += sequence.draft_token_ids[:num_drafts]
                 sequence.draft_token_ids = NO_DRAFTS
@@ -188,18 +218,24 @@ class Scheduler:
                 ScheduledSequence(seq_id, start, tokens, blocks, num_logits, max(0, num_drafts), prompt_end)
             )
             if caches_prefixes:
-                self._cache_full_blocks(seq_id, end)
+                self.cache_full_blocks(seq_id, end)
             step.budget -= end - start
 
-    def _cache_full_blocks(self, seq_id: int, end: int) -> None:
+    def cache_full_blocks(self, seq_id: int, end: int, *, in_flight: bool = False) -> None:
+        """Let other requests find the full blocks among a sequence's first `end` tokens."""
         sequence = self.state.sequences[seq_id]
-        end = min(end, len(sequence.token_ids))  # drafts are not remembered until they are verified
+        end = min(end, len(sequence.token_ids))  # nothing is remembered of drafts and pending tokens
         if self.config.cache_prompts_only:
             end = min(end, sequence.num_prompt_tokens)
-        self.cache.cache_full_blocks(seq_id, sequence.token_ids, end)
+        self.cache.cache_full_blocks(seq_id, sequence.token_ids, end, in_flight=in_flight)
 
     def plan(self, step: StepBuilder) -> StepPlan:
-        """What has been planned, as the data that the executor obeys."""
+        """What has been planned, as the data that the executor obeys. Its tokens count as computed now."""
+        for item in step.planned:
+            sequence = self.state.sequences[item.seq_id]
+            sequence.num_computed_tokens = end = item.end
+            if end >= len(sequence.token_ids) + sequence.num_pending_tokens:  # else a chunk, without a token
+                sequence.num_pending_tokens += item.num_draft_tokens + 1
         padding = padding_tokens(step) if self.policy.pads else 0
         moves, touched = self.cache.take_moves(), tuple(step.touched)
         return StepPlan(step.number, tuple(step.planned), moves, padding, touched)
@@ -212,7 +248,7 @@ class Scheduler:
             return advance_group(request, self.cache, budget, self._chunk)
         sequence = request.sequences[0]
         start = sequence.num_computed_tokens
-        count = len(sequence.token_ids) - start
+        count = len(sequence.token_ids) + sequence.num_pending_tokens - start
         if count != 1:
             count = self._chunk(count, budget)
         elif sequence.draft_token_ids:
@@ -294,7 +330,7 @@ class Scheduler:
             return None
         for sequence in request.sequences:
             if sequence.seq_id in self.cache.tables:
-                self._cache_full_blocks(sequence.seq_id, sequence.num_computed_tokens)
+                self.cache_full_blocks(sequence.seq_id, sequence.num_computed_tokens)
         spans = self._next_spans(request, step.budget)
         return spans if self.cache.allocate_slots(spans) else []
 
@@ -323,6 +359,9 @@ class Scheduler:
         candidates = self.preemption.candidates(request, step.touched)
         if not candidates or not self._could_admit(request, candidates):
             return None
+        if self.in_flight:
+            self.must_wait = True
+            return None
         while candidates:
             shortage = "blocks" if self._has_slots(request) else "batch_slots"
             self._preempt(candidates.pop(), request, shortage, step)
@@ -338,6 +377,8 @@ class Scheduler:
         """No request advances: the policy named none, or parked requests hold all the memory."""
         if self.state.num_parked:
             for request in step.running:
+                if request.request_id in step.preempted:
+                    continue
                 if not request.status.is_finished:  # it goes on in the next batch, and this one is done
                     self.preemption.preempt(request)
                     step.preempted.add(request.request_id)

@@ -54,7 +54,7 @@ VERSION = 5
 """2 added sharing: forks, copies, prefix caches, swapping, beams. Version 1 is a subset of it.
 3 added `StateRebuilt` and renamed what `upgrade.py` lists.
 4 added `SnapshotTaken` and `TokensAllowed`. Version 3 is a subset of it.
-5 added `DraftsVerified` and `BlocksTruncated`. Version 4 is a subset of it."""
+5 added `DraftsVerified`, `BlocksTruncated` and `BatchPlanned.is_ahead`. Version 4 is a subset of it."""
 
 # What a field may be. A reader holds every line to these, so that no value of a trace is absurd.
 MOST = 10**15
@@ -326,6 +326,9 @@ class BatchPlanned(Event, frozen=True):
     """Tokens that are computed only to make a static batch rectangular, and thrown away."""
     drafts: tuple[tuple[Count, Positive], ...] = ()
     """`(seq, num_drafts)`: so many of its tokens, the last ones, are drafts."""
+    is_ahead: bool = False
+    """It was planned while an earlier step was computed, and before it was known what that one sampled. So a
+    sequence may be in it that ended with that step: then its token is computed, and thrown away."""
 
 
 class VerifiedDrafts(msgspec.Struct, frozen=True):
@@ -399,7 +402,8 @@ class SequenceFinished(Event, frozen=True):
 class StepFinished(Event, frozen=True):
     """The step is over. `seconds` splits its duration: schedule, model, attention, sample, update.
 
-    `attention` is the part of `model` spent in the attention backend.
+    `attention` is the part of `model` spent in the attention backend. Where steps are in flight while others
+    are planned, `schedule` may lie before the step began, and `update` behind its end.
     """
 
     step: Count

@@ -139,10 +139,14 @@ def _step(record: StepRecord, trace: Trace) -> list[Record]:
     if "attention" in record.seconds:
         # A number and no slice: attention runs once per layer, not in one stretch.
         args["attention_microseconds"] = _microseconds(record.seconds["attention"])
+    if record.is_ahead:
+        args["planned_ahead_microseconds"] = _microseconds(record.seconds.get("schedule", 0.0))
     records = [_slice(ENGINE, STEPS_TRACK, f"step {record.step}", record.start, record.end, **args)]
     start = record.start
     for part, seconds in record.seconds.items():
-        if part != "attention" and start + seconds <= record.end:
+        if part == "attention" or (part == "schedule" and record.is_ahead):
+            continue
+        if start + seconds <= record.end:
             records.append(_slice(ENGINE, STEPS_TRACK, part, start, start + seconds))
             start += seconds
     used, slots = record.num_used_blocks, record.num_used_blocks * header.block_size

@@ -88,14 +88,14 @@ def read_trace(path: str | Path) -> Trace:
     path = Path(path)
     with open_trace(path) as file:
         header = read_header(path, file, "TraceHeader", VERSION, msgspec.json.Decoder(TraceHeader).decode)
-        events, cut = read_events(path, file, _decoder(header.version), "an event")
+        events, cut = read_events(path, file, event_decoder(header.version), "an event")
     warnings = [f"The last line ({cut}) was cut off and is left out."] if cut else []
     if not events or not isinstance(events[-1], TraceEnded):
         warnings.append("The trace has no end mark: the run was cut off, or is still going on.")
     return make_trace(msgspec.structs.replace(header, version=VERSION), events, warnings, path)
 
 
-def _decoder(version: int) -> Callable[[bytes], AnyEvent]:
+def event_decoder(version: int) -> Callable[[bytes], AnyEvent]:
     return _decode_old if version <= NEWEST_RENAMED else msgspec.json.Decoder(AnyEvent).decode
 
 

@@ -90,6 +90,8 @@ class StepRecord:
     seconds: dict[str, float] = field(default_factory=dict)
     batch: tuple[BatchItem, ...] = ()
     num_padding_tokens: int = 0
+    is_ahead: bool = False
+    """It was planned while an earlier step was computed: that time is not within its own."""
     queued: list[str] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
     """`(request, reason)`."""
@@ -169,7 +171,7 @@ class StepRecord:
             case RequestPreempted():
                 self.preempted.append(event)
             case BatchPlanned():
-                self.num_padding_tokens = event.num_padding_tokens
+                self.num_padding_tokens, self.is_ahead = event.num_padding_tokens, event.is_ahead
                 drafts = dict(event.drafts)
                 self.batch = tuple(_batch_item(state, *item, drafts.get(item[0], 0)) for item in event.items)
             case DraftsVerified():

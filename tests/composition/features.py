@@ -48,6 +48,7 @@ FEATURES = (
     Feature("recompute", {"preemption_mode": "recompute", **SMALL_POOL}),
     Feature("swap", {"preemption_mode": "swap", "swap_space": 0.01, **SMALL_POOL}),
     Feature("small chunks", {"max_num_batched_tokens": 16}),
+    Feature("async scheduling", {"async_scheduling": True}),
     Feature("chunks off", {"enable_chunked_prefill": False, "max_num_batched_tokens": 256}),
     *(Feature(name, {"scheduling_policy": SPECS.get(name, name)}) for name in POLICIES if name != "fcfs"),
     *(Feature(name, {"allocator": name}) for name in ALLOCATORS if name != "paged"),

@@ -4,6 +4,7 @@ The next token is a hash of everything that the block table leads to. So if any 
 written late, or shared by mistake, the very next token is wrong: the cheapest oracle there is for paging.
 """
 
+from time import monotonic, perf_counter
 from unittest.mock import patch
 
 import numpy as np
@@ -119,9 +120,17 @@ class FakeSampler:
 
 
 def make_engine(
-    num_blocks=64, block_size=4, recorder=None, eos_token_ids=(), sinks=(), speculation=None, **limits
+    num_blocks=64,
+    block_size=4,
+    recorder=None,
+    eos_token_ids=(),
+    sinks=(),
+    speculation=None,
+    async_scheduling=False,
+    **limits,
 ) -> Engine:
-    """An engine around the fake model."""
+    """An engine around the fake model. Nothing is computed in a thread: on another clock, plans in flight are
+    carried out when their logits are asked for, so that a run can be repeated line by line."""
     config = SchedulerConfig(num_blocks=num_blocks, block_size=block_size, **limits)
     executor = FakeExecutor(num_blocks, block_size, config.num_host_blocks)
     return Engine(
@@ -133,6 +142,8 @@ def make_engine(
         recorder=recorder,
         sinks=sinks,
         speculation=speculation,
+        async_scheduling=async_scheduling,
+        clock=monotonic if async_scheduling else perf_counter,
     )
 
 

@@ -183,7 +183,7 @@ def interrupt_step(engine, place, count):
         engine.core.policy.schedule_order = lambda view: map(passed, order(view))
     else:
         method = getattr(engine.cache, place)
-        setattr(engine.cache, place, lambda *args: passed(method(*args)))
+        setattr(engine.cache, place, lambda *args, **how: passed(method(*args, **how)))
     with suppress(KeyboardInterrupt):
         engine.step()
     left[0] = 0  # from now on nothing interrupts

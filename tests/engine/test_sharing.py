@@ -67,6 +67,7 @@ def limits(draw, work):
         "prefix_cache": draw(st.sampled_from([None, "hash", "radix"])),
         "num_host_blocks": host,
         "preemption_mode": draw(st.sampled_from(["recompute", "swap"])) if host else "recompute",
+        "async_scheduling": draw(st.booleans()),
     }
 
 

@@ -42,6 +42,8 @@ def halves(draw):
     while added < len(work) or engine.has_unfinished_requests():
         if engine.num_steps >= cut_at and cut is None:
             cut = len(recorder.events)
+            while engine.core.in_flight and not isinstance(recorder.events[cut - 1], StepFinished):
+                cut -= 1  # a step that was planned ahead has begun
         action = draw(st.sampled_from(["add", "step", "step", "step", "abort", "fail", "interrupt"]))
         if action == "add" and added < len(work):
             engine.add_request(f"r{added}", *work[added])

@@ -16,7 +16,7 @@ from viz import figures
 from viz.figures.common import PHONE, WIDE
 from viz.figures.comparison import MOST_ROWS, Side, shared_names
 from viz.figures.moments import merge, steps_of_first
-from viz.figures.scheduler_gantt import LOOKS
+from viz.figures.scheduler_gantt import COMPUTING, LOOKS
 from viz.figures.time_axis import TimeScale, round_step
 from viz.measures import batch_use, latencies, parked_by_step
 from viz.scene import hatch_path
@@ -145,7 +145,8 @@ def test_spans_lie_where_the_clock_says(static, continuous):
             drawn = [s for s in scene.shapes if str(s.get("tip", "")).startswith(f"{name.full}: ")]
             assert len(drawn) == len(spans)
             for shape, span in zip(drawn, spans, strict=True):
-                assert shape["fill"] == LOOKS[span.phase][0]
+                computes = span.phase in COMPUTING
+                assert shape["fill"] == (name.colour if computes else LOOKS[span.phase][0])
                 if span.phase is not Phase.WAITING:
                     assert shape["x"] == pytest.approx(scale.x(run.records[span.first].start), abs=0.02)
 

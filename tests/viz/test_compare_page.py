@@ -1,6 +1,7 @@
 """The pages that compare and measure, in Streamlit's own test harness and in a browser."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import quote
 
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minivllm.trace.percentiles import percentiles
 from minivllm.trace.reader import read_trace
 from minivllm.trace.timeline import make_timeline
 from tests import patience
@@ -85,8 +87,8 @@ def test_a_link_opens_both_runs_and_their_numbers(folder):
     assert len(data["scenes"]) == 4, "two pictures, for wide screens and for narrow ones"
     table = app.table[0].value
     labels = plain("static.jsonl"), plain("continuous.jsonl")
-    assert list(table.columns) == ["", *labels, "second : first"]
-    names = list(table[""])
+    assert list(table.columns) == ["Number", *labels, "second : first"]
+    names = list(table["Number"])
     assert {
         "Throughput",
         "TTFT p50",
@@ -219,11 +221,13 @@ def test_charts_draw_every_case_in_both_themes(folder, theme):
 def test_a_cumulative_curve_rises_to_all_cases_and_never_lies(values, times):
     ordered = sorted(values * times)
     curve = latency_charts.cumulative(ordered)
-    assert curve == sorted(curve) and len(curve) <= latency_charts.MOST_POINTS + 1
-    assert curve[-1] == (ordered[-1], 1.0)
-    for value, share in curve:
-        below = sum(other < value for other in ordered)
-        assert below < share * len(ordered) + 1e-6 <= below + ordered.count(value) + 1e-5
+    assert curve == sorted(curve) and len(curve) <= latency_charts.MOST_POINTS + 7
+    assert curve[0] == (ordered[0], 0.0) and curve[-1] == (ordered[-1], 1.0)
+    found = percentiles(ordered)
+    for share, value in ((0.5, found.p50), (0.9, found.p90), (0.99, found.p99)):
+        (x0, y0), (x1, y1) = next(pair for pair in pairwise(curve) if share <= pair[1][1] + 1e-9)
+        on_the_curve = x0 + (x1 - x0) * (share - y0) / (y1 - y0)
+        assert value == pytest.approx(on_the_curve, rel=1e-6, abs=1e-9)
 
 
 def test_throughput_in_bins_counts_every_token_once():

@@ -267,9 +267,9 @@ def test_the_three_kernels_of_naive_attention_carry_their_scores_to_and_fro():
 def test_two_kernels_side_by_side():
     first, second = (flash(version, TWO_TILES, 1, True) for version in ("1", "2"))
     told = table([column("one", [first]), column("two", [second])], with_ratio=True)
-    assert list(told) == ["", "one", "two", "second : first"]
+    assert list(told) == ["Number", "one", "two", "second : first"]
     rows = dict(
-        zip(told[""], zip(told["one"], told["two"], told["second : first"], strict=True), strict=True)
+        zip(told["Number"], zip(told["one"], told["two"], told["second : first"], strict=True), strict=True)
     )
     one, two, ratio = rows["Read from global memory"]
     assert ratio == f"{int(two.replace(',', '')) / int(one.replace(',', '')):.2f} ×"

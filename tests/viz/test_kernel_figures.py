@@ -102,7 +102,7 @@ def test_what_is_wanted_and_what_is_waste_have_the_size_of_their_bytes(place):
         words = {(start + i) // 4 for start in first for i in range(0, size, 4)}
         scene = scenes["Shared"]
         served = boxes(paths(scene, step, fill="filled"))
-        late = boxes(paths(scene, step, fill="preempted"))
+        late = boxes(paths(scene, step, fill="late"))
         assert len({top for _, top, _, _ in served + late}) == access.units
         assert len(served) + len(late) >= len(words)
         banks = {int(((left + right) / 2 - LEFT) // LANE) for left, _, right, _ in served + late}
@@ -132,7 +132,7 @@ def test_turns_are_those_that_the_trace_has_counted(place):
 @settings(max_examples=80)
 def test_exactly_one_memory_is_lit_and_its_lanes_are_those_of_the_request(place):
     _, access, array, scenes, step = at(place)
-    fill = {"read": "family0", "write": "family4", "atomic": "family3"}[access.kind]
+    fill = access.kind
     for name in {"Shared", "Global"} & scenes.keys():
         shapes = scenes[name].at(step)
         assert (shapes[-1]["opacity"] == 0) == ((name == "Shared") == array.is_shared)
@@ -155,7 +155,7 @@ def test_every_lane_goes_to_the_row_of_the_block_that_its_address_says(name, som
     drawn_blocks = [s for s in shapes if str(s.get("tip", "")).startswith("Block ")]
     shape = array.shape
     rows = {tuple(np.unravel_index(first, shape)[i] for i in (0, 2)) for first in access.first}
-    fill = {"read": "family0", "write": "family4"}[access.kind]
+    fill = access.kind
     marked = [box for box in boxes("".join(s["d"] for s in shapes if s.get("fill") == fill)) if box[1] > 100]
     found = set()
     for left, top, _, bottom in marked:

@@ -285,7 +285,7 @@ def test_a_second_trace_is_put_beside_the_first(file):
     choices(app)[0].set_value(second).run()
     assert not app.exception and not app.warning
     labels = plain("flash-1.jsonl"), plain("flash-2.jsonl")
-    assert list(app.table[0].value.columns) == ["", *labels, "second : first"]
+    assert list(app.table[0].value.columns) == ["Number", *labels, "second : first"]
     assert str(second) in app.query_params["with"]
 
 

@@ -51,7 +51,7 @@ def test_a_walkthrough_is_run_and_its_trace_is_played_here(catalogue_of, recorde
     app = run_it(app, lesson)
     assert not app.exception and not app.error
     assert "What it prints" in labels(app) and "s0 takes block 7" in [code.value for code in app.code]
-    assert kv_pool.INTRODUCTION in words(app) and app.subheader[0].value == kv_pool.TITLE
+    assert kv_pool.INTRODUCTION in words(app) and app.header[0].value == kv_pool.TITLE
     [data] = payloads(app)
     assert len(data["captions"]) == loading.open_run(tmp_path / "traces/own.jsonl").timeline.num_steps
     which = app.selectbox[0]
@@ -67,7 +67,7 @@ def test_a_walkthrough_is_run_and_its_trace_is_played_here(catalogue_of, recorde
 def test_two_runs_are_compared(catalogue_of, recorded):
     lesson = catalogue_of(page="compare")
     app = run_it(open_page(page, lesson="04", part="step"), lesson)
-    assert not app.exception and app.subheader[0].value == compare.TITLE
+    assert not app.exception and app.header[0].value == compare.TITLE
     assert list(app.table[0].value.columns)[1:3] == [plain("own.jsonl"), plain("second.jsonl")]
 
 

@@ -39,7 +39,7 @@ def is_alive(pid):
 
 def begin(settings, workload=None):
     run = OwnRun(state.new_run_path(settings.words()), settings, len(settings.prompts))
-    job = jobs.start(run_process.NAME, run_process.work(run, settings.job(str(run.path), workload)))
+    job = jobs.start(run_process.NAME, run_process.work(run, settings.job(str(run.path), workload)), run)
     return run, job
 
 
@@ -130,7 +130,7 @@ def played(monkeypatch):
 
     def work(run, job):
         def do(told):
-            told.tell(run)
+            assert told.told is run
             asked.append(job)
             if refusals:
                 raise ValueError(refusals.pop())

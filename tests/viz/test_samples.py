@@ -64,7 +64,7 @@ def test_a_page_without_a_trace_opens_a_sample_that_it_can_draw(page):
     assert not app.exception and app.title[0].value == page.TITLE
     assert not app.error or page is story, "which quotes the judge"
     assert payloads(app), f"{page.URL} has nothing to play in it"
-    assert getattr(page, "WITHOUT", "nothing") not in words(app)
+    assert getattr(page, "WITHOUT", "No such words") not in words(app)
     path = app.query_params["trace"]
     assert samples.is_sample(type(samples.FOLDER)(path[0] if isinstance(path, list) else path))
 

@@ -12,8 +12,8 @@ from tests.viz import columns
 from tests.viz.columns import patches_in
 from viz import player
 from viz.changes import column
-from viz.palette import DARK, LIGHT, PALETTE, colour, contrast, css_variables, family, ink_on
-from viz.scene import DEFAULTS, Scene, bars_path, lines_path
+from viz.palette import DARK, FAMILIES, HUES, LIGHT, PALETTE, colour, contrast, css_variables, family, ink_on
+from viz.scene import DEFAULTS, Scene, bars_path, lines_path, skyline_path
 
 changes = st.dictionaries(
     st.integers(0, 3),
@@ -104,7 +104,8 @@ def test_the_player_has_the_same_defaults_as_the_scene():
 def test_paths_say_what_they_draw():
     assert lines_path([(0, 1), (2, 3.5)]) == "M0,1L2,3.5"
     assert bars_path([(0, 0, 2, 1), (5, 0, 0, 1)]) == "M0,0L2,0L2,1L0,1Z"
-    assert lines_path([]) == bars_path([]) == ""
+    assert skyline_path([(0, 2, 5), (2, 1, 3)], 9) == "M0,9L0,5L2,5L2,3L3,3L3,9Z"
+    assert lines_path([]) == bars_path([]) == skyline_path([], 9) == ""
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK])
@@ -126,10 +127,25 @@ def test_outlines_stand_out_from_the_page(theme):
     assert contrast(colour("outline", theme), colour("page", theme)) >= 3
 
 
-def test_request_colours_are_the_same_in_both_themes_and_repeat_after_eight():
-    assert all(PALETTE[family(index)][LIGHT] == PALETTE[family(index)][DARK] for index in range(8))
-    assert len({family(index) for index in range(8)}) == 8
-    assert family(8) == family(0)
+def test_requests_have_two_series_of_colours_the_same_in_both_themes():
+    num = len(FAMILIES)
+    assert all(PALETTE[family(index)][LIGHT] == PALETTE[family(index)][DARK] for index in range(num))
+    assert len({PALETTE[family(index)] for index in range(num)}) == num == 2 * len(HUES)
+    assert family(num) == family(0)
+
+
+def saturation(hex_colour):
+    channels = [int(hex_colour[start : start + 2], 16) for start in (1, 3, 5)]
+    return (max(channels) - min(channels)) / 255
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK])
+def test_states_are_neutrals_and_requests_are_hues(theme):
+    states = ("prefill", "decode", "preempted", "swapped", "waiting", "filled", "wasted", "cached", "free")
+    assert all(saturation(colour(name, theme)) < 0.12 for name in states)
+    assert all(saturation(colour(family(index), theme)) > 0.18 for index in range(len(FAMILIES)))
+    seen = ("prefill", "decode", "preempted", "filled")
+    assert all(contrast(colour(name, theme), colour("page", theme)) >= 3 for name in seen)
 
 
 def test_every_colour_is_a_css_variable():

@@ -33,7 +33,9 @@ def cells(scene, step, noun="Block"):
     for shape in shapes:
         match = re.match(rf"{noun} (\d+):", str(shape.get("tip", "")))
         if match:
-            found[int(match[1])] = (shape, badges.get((shape["x"], shape["y"]), {}).get("label", ""))
+            badge = badges.get((shape["x"], shape["y"]), {}).get("label", "")
+            signs = re.sub(r"^\w*", "", shape["label"])  # of a small cell they follow the letter
+            found[int(match[1])] = (shape, badge or signs)
     return found
 
 
@@ -217,7 +219,7 @@ def test_captions_of_sharing_word_for_word():
     assert re.search(r"[AB] \(2 sequences\) decodes one token each: 2 of at most 512 tokens\.", told)
 
 
-def test_small_cells_show_a_number_of_readers_rather_than_a_sign():
+def test_small_cells_show_readers_behind_the_letter_which_nothing_covers():
     load = Sharing(num_blocks=600, kinds=("samples",), seed=2)
     timeline = make_timeline(sharing_factory.make(load))
     for step, (_, state) in enumerate(Replay(timeline.trace).walk()):

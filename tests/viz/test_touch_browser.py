@@ -10,6 +10,7 @@ from minivllm.trace.timeline import make_timeline
 from viz import figures
 from viz.backends.html import save_html
 from viz.figures.common import names_of
+from viz.scene import Scene
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright.expect
@@ -150,6 +151,23 @@ def test_a_drag_with_shift_over_a_time_axis_chooses_a_range(page, player):
     expect(player.get_by_role("button", name="Whole run")).to_be_visible()
     slider = player.get_by_role("slider")
     assert 0 < int(slider.get_attribute("min")) < int(slider.get_attribute("max"))
+
+
+def test_a_point_of_a_chart_says_what_its_step_does_and_a_click_leads_there(page, tmp_path):
+    scene = Scene("A chart", 400, 300, points=[(100.0, 100.0, 2), (300.0, 200.0, 1)])
+    scene.path("M0,300L400,0", stroke="ink")
+    for step in range(3):
+        scene.begin_step(f"This is step {step}.")
+    save_html(tmp_path / "page.html", "A chart", [scene])
+    page.goto((tmp_path / "page.html").as_uri())
+    box = page.locator(".player svg").bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 100 / 400, box["y"] + box["height"] * 100 / 300)
+    expect(page.locator(".tip")).to_have_text("This is step 2.")
+    page.mouse.down()
+    page.mouse.up()
+    at_step(page.locator(".player"), 2)
+    page.mouse.move(box["x"] + 5, box["y"] + box["height"] / 2)
+    expect(page.locator(".tip")).to_be_hidden()
 
 
 def test_letters_that_are_too_small_come_back_as_one_zooms_in(page, tmp_path):

@@ -5,7 +5,8 @@
      50 % ┤   ╭───╯ p50
           └───┴──────────────► duration
 
-A cumulative distribution needs no bins to choose, hides no single case, and its percentiles can be read off.
+A cumulative distribution needs no bins to choose, hides no single case, and its percentiles can be read off:
+between two cases it rises as straight as percentiles are interpolated, so each of them lies on the curve.
 Averages are left out on purpose: they hide exactly the requests that wait.
 
 Read next: `over_time.py`.
@@ -14,6 +15,7 @@ Read next: `over_time.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import floor
 
 from minivllm.trace.summary import Percentiles, format_seconds, percentiles
 from viz.charts.style import Chart
@@ -36,8 +38,8 @@ def distribution(values: Sequence[float], theme: int, fill: str = "decode") -> C
     # The curve begins on the ground, and goes on to the right of the slowest.
     end = points[-1] * 1.25 or 1.0
     across, up = [points[0], *points, end], [0.0, *shares, 100.0]
-    chart.axes.step(across, up, where="post", color=chart.ink(fill), linewidth=2)
-    chart.axes.fill_between(across, up, step="post", color=chart.ink(fill), alpha=0.15, linewidth=0)
+    chart.axes.plot(across, up, color=chart.ink(fill), linewidth=2)
+    chart.axes.fill_between(across, up, color=chart.ink(fill), alpha=0.15, linewidth=0)
     for name, share in MARKS:
         value = getattr(found, name) / length
         chart.axes.plot([value], [100 * share], "o", color=chart.ink("cursor"), markersize=5, zorder=3)
@@ -55,10 +57,19 @@ def distribution(values: Sequence[float], theme: int, fill: str = "decode") -> C
 
 
 def cumulative(ordered: Sequence[float]) -> list[tuple[float, float]]:
-    """`(value, share of values up to it)` of sorted values; of many, evenly chosen ones and the last."""
+    """`(value, share)` of sorted values, at least one: the share at which a percentile is that value.
+
+    Of many, evenly chosen ones, those beside the marked percentiles, and the last.
+    """
     count = len(ordered)
-    chosen = range(count) if count <= MOST_POINTS else (k * count // MOST_POINTS for k in range(MOST_POINTS))
-    return [(ordered[index], (index + 1) / count) for index in dict.fromkeys((*chosen, count - 1))]
+    last = count - 1
+    if not last:
+        return [(ordered[0], 0.0), (ordered[0], 1.0)]
+    num_chosen = min(last, MOST_POINTS)
+    chosen = {k * last // num_chosen for k in range(num_chosen)}
+    for _name, share in MARKS:
+        chosen |= {floor(share * last), min(floor(share * last) + 1, last)}
+    return [(ordered[index], index / last) for index in sorted(chosen | {last})]
 
 
 def in_words(found: Percentiles) -> str:

@@ -21,11 +21,11 @@ from viz.measures import BatchUse, parked_by_step
 
 NUM_BINS = 40
 PARTS = {
-    "schedule": (N_("decide what to compute"), "family3"),
+    "schedule": (N_("decide what to compute"), "swapped"),
     "attention": (N_("attention"), "prefill"),
     "model": (N_("the rest of the model"), "decode"),
     "sample": (N_("choose tokens"), "filled"),
-    "update": (N_("note what happened"), "family4"),
+    "update": (N_("note what happened"), "preempted"),
 }
 """Part of a step → words and colour, in the order in which a step runs."""
 
@@ -190,7 +190,7 @@ def sample(
 ) -> Chart:
     """Samples of `/metrics` over time, by what the legend calls them."""
     chart, _start, _end, length = _chart(timeline, theme, y)
-    for (label, name), fill in zip(names.items(), ("decode", "prefill", "swapped"), strict=False):
+    for (label, name), fill in zip(names.items(), ("line0", "line1", "line2"), strict=False):
         _steps(
             chart,
             timeline,
@@ -215,7 +215,7 @@ def hit_rate(timeline: Timeline, moments: Sequence[Moment], theme: int) -> Chart
             100 * values["vllm:prefix_cache_hits_total"] / max(values["vllm:prefix_cache_queries_total"], 1)
         )
 
-    _steps(chart, timeline, length, share, "family4", linewidth=2)
+    _steps(chart, timeline, length, share, "filled", linewidth=2)
     chart.from_zero()
     return chart
 

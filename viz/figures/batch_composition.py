@@ -2,8 +2,8 @@
 
     budget ─ ─ ─ ─ ─ ─ ─ ─ ─ ─     max_num_batched_tokens
            ░░   ▇                   hatched: padding, computed and thrown away (static batching)
-      ▇   ▃▃░   ▇                   orange: prefill tokens
-      ▇   ▃▃▂▂▂▂█▂▂▂▂▂▂▂▂           blue: decode tokens, one for each running sequence
+      ▇   ▃▃░   ▇                   dark: prefill tokens
+      ▇   ▃▃▂▂▂▂█▂▂▂▂▂▂▂▂           lighter: decode tokens, one for each running sequence
 
     waiting, running                two lines below; parked requests are counted beside them
 
@@ -20,12 +20,20 @@ from operator import add
 
 from minivllm.trace.timeline import Phase, StepRecord, Timeline
 from viz.figures.captions import captions
-from viz.figures.common import WASTE, WIDE, StepCursor, hatch, step_axis_labels, swatches
+from viz.figures.common import (
+    WASTE,
+    WIDE,
+    StepCursor,
+    folded,
+    hatch,
+    rows_left,
+    step_axis_labels,
+    swatches,
+)
 from viz.language import _
 from viz.measures import num_computed_tokens, parked_by_step
 from viz.scene import Scene, bars_path, lines_path, rounded
 
-LEFT = 64.0
 BARS_TOP, BARS_HEIGHT = 44.0, 120.0
 QUEUES_TOP, QUEUES_HEIGHT = 228.0, 70.0
 
@@ -33,14 +41,15 @@ QUEUES_TOP, QUEUES_HEIGHT = 228.0, 70.0
 def batch_composition(timeline: Timeline, width: float = WIDE, screen: str = "") -> Scene:
     """Stacked bars of prefill and decode tokens against the budget; lengths of both queues."""
     scene = Scene(_("Batch composition and queues"), width, QUEUES_TOP + QUEUES_HEIGHT + 28, screen=screen)
-    step_width = (width - LEFT - 4) / max(timeline.num_steps, 1)
+    left = rows_left(width)
+    step_width = (width - left - 4) / max(timeline.num_steps, 1)
     words = _tokens(scene, timeline, step_width)
     _queues(scene, timeline, step_width)
     bottom = QUEUES_TOP + QUEUES_HEIGHT
-    step_axis_labels(scene, timeline.num_steps, LEFT, bottom + 20)
-    cursor = StepCursor(scene, timeline.num_steps, LEFT, BARS_TOP, bottom)
+    step_axis_labels(scene, timeline.num_steps, left, bottom + 20)
+    cursor = StepCursor(scene, timeline.num_steps, left, BARS_TOP, bottom)
     # After the cursor, whose veil would dim them.
-    scene.text(LEFT, BARS_TOP + BARS_HEIGHT + 18, words, size=13, fill="muted")
+    scene.text(left, BARS_TOP + BARS_HEIGHT + 18, words, size=13, fill="muted")
     scene.text(4, QUEUES_TOP - 12, _("requests running (line) and waiting (dashes)"), size=14)
     tokens_now = scene.text(width - 4, 18, "", size=15, anchor="end")
     queues_now = scene.text(width - 4, QUEUES_TOP - 12, "", size=15, anchor="end")
@@ -72,6 +81,7 @@ def queues_in_words(record: StepRecord, num_parked: int) -> str:
 
 def _tokens(scene: Scene, timeline: Timeline, step_width: float) -> str:
     """The bars; returns what to say about the budget."""
+    left = rows_left(scene.width)
     budget = timeline.trace.header.max_num_batched_tokens
     padding = [record.num_padding_tokens for record in timeline.records]
     # Padding does not count against the budget, and may reach far beyond it.
@@ -82,23 +92,24 @@ def _tokens(scene: Scene, timeline: Timeline, step_width: float) -> str:
     top = float(max(budget, tallest) if in_sight else tallest * 1.15 or 1)
     bottom = BARS_TOP + BARS_HEIGHT
     gap = 0.12 * step_width if step_width > 4 else 0.0
+    parts = list(folded(timeline.records, lambda r: num_computed_tokens(r) + r.num_padding_tokens))
     columns = [
-        (rounded(LEFT + record.step * step_width), rounded(max(0.4, step_width - gap)))
-        for record in timeline.records
+        (rounded(left + first * step_width), rounded(max(0.4, (last - first + 1) * step_width - gap)))
+        for first, last, _heaviest in parts
     ]
-    stack(scene, timeline.records, columns, bottom, BARS_HEIGHT / top)
+    stack(scene, [heaviest for _first, _last, heaviest in parts], columns, bottom, BARS_HEIGHT / top)
     legend = [("prefill", _("prefill"), 1.0), ("decode", _("decode"), 1.0)]
     if any(padding):
         legend.append((WASTE, _("padding"), 1.0))
     swatches(scene, 18, legend, 4, hatched=True)
-    scene.path(f"M{LEFT:g},{bottom:g}L{scene.width:g},{bottom:g}", stroke="outline", stroke_width=1.0)
+    scene.path(f"M{left:g},{bottom:g}L{scene.width:g},{bottom:g}", stroke="outline", stroke_width=1.0)
     if in_sight:
         y = rounded(bottom - budget / top * BARS_HEIGHT)
-        line = f"M{LEFT:g},{y:g}L{scene.width:g},{y:g}"
+        line = f"M{left:g},{y:g}L{scene.width:g},{y:g}"
         scene.path(line, stroke="ink", dash="5 3", stroke_width=1.2)
-    scene.text(LEFT - 8, BARS_TOP + 5, f"{round(top):,}", size=13, fill="muted", anchor="end")
-    scene.text(LEFT - 8, BARS_TOP + 20, _("tokens"), size=13, fill="muted", anchor="end")
-    scene.text(LEFT - 8, bottom + 4, "0", size=13, fill="muted", anchor="end")
+    scene.text(left - 8, BARS_TOP + 5, f"{round(top):,}", size=13, fill="muted", anchor="end")
+    scene.text(left - 8, BARS_TOP + 20, _("tokens"), size=13, fill="muted", anchor="end")
+    scene.text(left - 8, bottom + 4, "0", size=13, fill="muted", anchor="end")
     return (
         _("dashed: the budget of {budget:,} tokens per step").format(budget=budget)
         if in_sight
@@ -134,16 +145,16 @@ def stack(
 
 
 def _queues(scene: Scene, timeline: Timeline, step_width: float) -> None:
-    bottom = QUEUES_TOP + QUEUES_HEIGHT
+    left, bottom = rows_left(scene.width), QUEUES_TOP + QUEUES_HEIGHT
     lengths: tuple[Callable[[StepRecord], int], ...] = (lambda r: r.num_waiting, lambda r: r.num_running)
     top = max((length(record) for record in timeline.records for length in lengths), default=0) or 1
     for length, stroke, dash in zip(lengths, ("preempted", "decode"), ("5 3", ""), strict=True):
         points = []
-        for record in timeline.records:
-            x = LEFT + record.step * step_width
+        for first, last, record in folded(timeline.records, length):
+            x, end = left + first * step_width, left + (last + 1) * step_width
             y = rounded(bottom - length(record) / top * QUEUES_HEIGHT)
-            points += [(rounded(x), y), (rounded(x + step_width), y)]
+            points += [(rounded(x), y), (rounded(end), y)]
         scene.path(lines_path(points), stroke=stroke, dash=dash, stroke_width=2.2)
-    scene.path(f"M{LEFT:g},{bottom:g}L{scene.width:g},{bottom:g}", stroke="outline", stroke_width=1.0)
-    scene.text(LEFT - 8, QUEUES_TOP + 5, f"{top:,}", size=13, fill="muted", anchor="end")
-    scene.text(LEFT - 8, bottom + 4, "0", size=13, fill="muted", anchor="end")
+    scene.path(f"M{left:g},{bottom:g}L{scene.width:g},{bottom:g}", stroke="outline", stroke_width=1.0)
+    scene.text(left - 8, QUEUES_TOP + 5, f"{top:,}", size=13, fill="muted", anchor="end")
+    scene.text(left - 8, bottom + 4, "0", size=13, fill="muted", anchor="end")

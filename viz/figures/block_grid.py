@@ -1,13 +1,14 @@
 """A grid of blocks: one cell per physical block of a pool, in rows of a fixed length.
 
     ┌──────┐
-    │+=2   │   sign: what this step did; = and a number: how many sequences read it, if more than one
+    │+=2 17│   sign: what this step did; = and how many sequences read it, if several; its own number
     │   A  │   letter and colour: the request of its first reader
     │ ▁▁▁▁▁│   pale strip: the part that is still empty
     └──────┘
 
 A dashed cell with a letter and no colour is cached and evictable: no table maps it, and a prefix hit can.
-Small cells say the same by fill, outline and tooltip. Read next: `block_pool.py`.
+In smaller cells the signs follow the letter, so that nothing covers it; the smallest say the same by fill,
+outline and tooltip. Read next: `block_pool.py`.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Cell:
     y: float
     shape: int
     badge: int | None
+    number: int | None = None
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,12 @@ class BlockGrid:
         # An outline that would cover a small cell says less than a thin one.
         self.bold = 2.5 if self.size >= LABELLED else 1.6
         self.cells: dict[int, Cell] = {}
+        # Letters of small cells can be read once the reader has zoomed in.
+        self.label_size = 15.0 if self.size >= ROOMY else 11.0 if self.size >= LABELLED else self.size * 0.55
+        self.label_size = rounded(self.label_size)
         for index, block in enumerate(blocks):
             x = (index % self.columns) * self.size + 1
             y = top + (index // self.columns) * self.size
-            # Letters of small cells can be read once the reader has zoomed in.
-            label_size = 15.0 if self.size >= ROOMY else 11.0 if self.size >= LABELLED else self.size * 0.55
             tip = _("{noun} {block}: free").format(noun=noun, block=block)
             shape = scene.rect(
                 x,
@@ -98,15 +101,17 @@ class BlockGrid:
                 self.inner,
                 fill="free",
                 stroke="outline",
-                label_size=rounded(label_size),
+                label_size=self.label_size,
                 tip=tip,
                 subject=subjects.block(block) if is_touchable else "",
             )
             self.cells[block] = Cell(x, y, shape, None)
-        if self.size >= LABELLED:
+        if self.size >= ROOMY:
             for block, cell in self.cells.items():
                 badge = scene.rect(cell.x - 1, cell.y - 1, 0, 13, label_size=12)
-                self.cells[block] = Cell(cell.x, cell.y, cell.shape, badge)
+                x, y = cell.x + self.inner - 3, cell.y + 10
+                number = scene.text(x, y, f"{block}", size=9, anchor="end", fill="on-free")
+                self.cells[block] = Cell(cell.x, cell.y, cell.shape, badge, number)
         self._arrows: list[tuple[int, int]] = []
         self._free_strips: list[int] = []
         self._strips: dict[int, int] = {}
@@ -132,9 +137,15 @@ class BlockGrid:
         if cell is None:
             return
         mark = look.mark
+        signs = self._badge(mark.sign if mark else "", look.references)
+        label, size = look.label, self.label_size
+        if cell.badge is None and self.size >= LABELLED and signs:
+            label += signs
+            size = rounded(min(size, self.inner / (0.62 * len(label))))
         attributes: dict[str, Value] = {
             "fill": look.fill,
-            "label": look.label,
+            "label": label,
+            "label_size": size,
             "stroke": "ink" if mark else "outline",
             "stroke_width": self.bold if mark else 1.0,
             "dash": mark.dash if mark else "",
@@ -148,15 +159,17 @@ class BlockGrid:
         if look.is_selected:
             attributes |= {"stroke": "cursor", "stroke_width": self.bold + 0.5}
         self.scene.set(cell.shape, **attributes)
-        if cell.badge is not None:
-            words = self._badge(mark.sign if mark else "", look.references)
-            width = 7.0 + 6.5 * len(words) if words else 0.0
-            self.scene.set(cell.badge, label=words, width=width, fill="ink" if words else "none")
+        if cell.badge is not None and cell.number is not None:
+            width = 7.0 + 6.5 * len(signs) if signs else 0.0
+            self.scene.set(cell.badge, label=signs, width=width, fill="ink" if signs else "none")
+            # The number gives way to a long badge.
+            room = self.inner - 4 - width >= 5.4 * len(f"{block}")
+            self.scene.set(cell.number, text=f"{block}" if room else "", fill=f"on-{look.fill}")
 
     def _badge(self, sign: str, references: int) -> str:
         if references <= 1:
             return sign
-        if self.size < ROOMY or sign == "=":
+        if sign == "=":
             return f"={references}"
         return f"{sign}={references}"
 

@@ -1,7 +1,7 @@
 """What a KV cache saves: the same requests with a cache and without one, step by step.
 
     tokens  │        ▒▒▒▒▒▒▒▒         hatched: tokens that are computed again, only for want of a cache
-            │  ▒▒▒▒▒▒▒▒▒▒▒▒▒▒         blue: tokens that are new in this step
+            │  ▒▒▒▒▒▒▒▒▒▒▒▒▒▒         solid: tokens that are new in this step
             │▇▇______________
     ms      │        ─ ─ ─ ─ ─        dashed: measured without a cache
             │ ─ ─ ───────────         line: measured with it

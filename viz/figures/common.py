@@ -5,14 +5,15 @@ Read next: `captions.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import ceil
 from unicodedata import east_asian_width
 
-from minivllm.trace.timeline import Timeline
+from minivllm.trace.timeline import StepRecord, Timeline
 from viz.language import N_, _, ngettext
-from viz.palette import family
+from viz.palette import HUES, family
 from viz.scene import Scene, StepAxis, hatch_path, rounded
 
 NARROW, WIDE = 640.0, 1080.0
@@ -146,6 +147,38 @@ def plural(count: int, noun: str) -> str:
 def signed(score: float) -> str:
     """A score with two decimals and a real minus sign."""
     return f"{score:.2f}".replace("-0.00", "0.00").replace("-", "−")
+
+
+def second_series(requests: Iterable[Name]) -> str:
+    """For legends: what a deeper shade of a hue means; "" where no drawn request has one."""
+    deep = [name.tag for name in requests if int(name.colour.removeprefix("family")) >= len(HUES)]
+    if not deep:
+        return ""
+    return _("A deeper shade is another request: {names}.").format(names=listing(deep, 8))
+
+
+PROMPT_CELLS = 20
+"""Of a prompt beside its row in pictures of steps."""
+
+
+def rows_left(width: float) -> float:
+    """Where the steps begin in pictures of a row for each request: left of it is room for names, and on a
+    wide screen for the first words of the prompts."""
+    return 64.0 if width < 800 else 236.0
+
+
+MOST_COLUMNS = 600
+"""More columns than that no picture can show; a browser would paint them all the same, at every step."""
+
+
+def folded(
+    records: Sequence[StepRecord], weight: Callable[[StepRecord], float]
+) -> Iterator[tuple[int, int, StepRecord]]:
+    """Steps in at most `MOST_COLUMNS` ranges: `(first, last, the step of it that weighs most)`."""
+    size = ceil(len(records) / MOST_COLUMNS)
+    for first in range(0, len(records), max(size, 1)):
+        part = records[first : first + size]
+        yield first, first + len(part) - 1, max(part, key=weight)
 
 
 class StepCursor:

@@ -123,16 +123,14 @@ class _Picture:
         requests = list(names)[:MOST_ROWS]
         row = max(5.0, min(22.0, ROWS_HEIGHT / len(requests)))
         narrow = scale.right < 800
-        scene = self.scene = Scene(
-            _("{label} on the common clock").format(label=side.label), scale.right + 4, 0.0, screen=screen
-        )
+        title = _("{label} on the common clock").format(label=side.label)
+        scene = self.scene = Scene(title, scale.right + 4, 0.0, screen=screen)
         y = 18.0
         if side is sides[0]:
             entries = legend_entries([run.timeline for run in sides], narrow)
             if any(record.num_padding_tokens for run in sides for record in run.timeline.records):
-                entries.append(
-                    (WASTE, _("padding") if narrow else _("padding: computed and thrown away"), 1.0)
-                )
+                words = _("padding") if narrow else _("padding: computed and thrown away")
+                entries.append((WASTE, words, 1.0))
             y = swatches(scene, 18, entries, 4, hatched=True) + 34
         scene.text(4, y, side.label, size=16, weight="bold")
         if narrow:

@@ -19,11 +19,11 @@ from viz.scene import Scene, lines_path, rounded
 LEFT, RIGHT, LINE = 76.0, 12.0, 22.0
 HEIGHT = 260.0
 LOOKS = (
-    ("decode", ""),
-    ("prefill", "9 4"),
-    ("filled", "3 3"),
-    ("preempted", "12 4 2 4"),
-    ("swapped", "1.5 3"),
+    ("line0", ""),
+    ("line1", "9 4"),
+    ("line2", "3 3"),
+    ("line3", "12 4 2 4"),
+    ("line4", "1.5 3"),
     ("ink", "6 2"),
 )
 """Of each curve, in order: its colour and its dash."""

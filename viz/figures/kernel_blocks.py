@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from math import ceil
 
 from minivllm.trace.kernel_events import KernelArray, KernelHeader, WarpAccess
+from viz.figures.common import listing
 from viz.figures.kernel_captions import COLUMN, VERBS, kernel_captions, lanes_words
 from viz.figures.kernel_lanes import FILLS, LANE, LANE_HEIGHT, LEFT, lane_x
 from viz.figures.kernel_memory import WARP_SIZE, array_of, cell
@@ -47,64 +48,55 @@ def kernel_blocks(header: KernelHeader, accesses: Sequence[WarpAccess]) -> list[
         return []
     shape = pools[0].shape
     places = BlockPlaces(shape[0], shape[2])
-    names = " and ".join(array.name for array in pools if array.shape == shape)
+    names = listing([array.name for array in pools if array.shape == shape])
     scene = Scene(_("Blocks of {names}").format(names=names), COLUMN, places.bottom + 52)
     title = scene.text(4, 16, "", size=15, weight="bold")
     for lane in range(WARP_SIZE):
         scene.text(lane_x(lane), LANES_TOP - 5, f"{lane}", size=10, fill="muted", anchor="middle")
     cells = [(LEFT + i * LANE, LANES_TOP, LANE - 2, LANE_HEIGHT) for i in range(WARP_SIZE)]
     scene.path(bars_path(cells), stroke="outline", stroke_width=0.8)
-    active = scene.path("", fill="family0")
-    rows = scene.path("", fill="family0")
+    active = scene.path("", fill="read")
+    rows = scene.path("", fill="read")
     for block in range(shape[0]):
         x, y, width, height = places.box(block)
-        scene.rect(
-            x,
-            y,
-            width,
-            height,
-            stroke="outline",
-            stroke_width=0.8,
-            tip=_("Block {block}").format(block=block),
-        )
+        tip = _("Block {block}").format(block=block)
+        scene.rect(x, y, width, height, stroke="outline", stroke_width=0.8, tip=tip)
         if width >= 14:
             scene.text(x + width / 2, y - 3, f"{block}", size=10, fill="muted", anchor="middle")
     lines = scene.path("", stroke="ink", stroke_width=0.9, opacity=0.7)
     which = scene.text(4, places.bottom + 20, "", size=13)
     more = scene.text(4, places.bottom + 38, "", size=13)
-    veil = scene.rect(0, 24, COLUMN, scene.height - 24, fill="page", opacity=0.8)
+    veil = scene.rect(0, 24, COLUMN, scene.height - 24, fill="page")
     for access, sentence in zip(accesses, kernel_captions(header, accesses), strict=True):
         scene.begin_step(sentence)
         array = array_of(access, header)
         is_mine = array.shape == shape and not array.is_shared
-        scene.set(veil, opacity=0.0 if is_mine else 0.8)
+        scene.set(veil, opacity=0.0 if is_mine else 1.0)
         if not is_mine:
             scene.set(title, text=_("Blocks of {names}: not in this request").format(names=names))
             continue
-        fill = FILLS.get(access.kind, "family7")
-        verb = _(VERBS.get(access.kind, access.kind))
-        scene.set(
-            title,
-            text=_("Blocks: warp {warp} {verb} {name}").format(warp=access.warp, verb=verb, name=array.name),
-        )
+        fill = FILLS.get(access.kind, "muted")
+        verb, words = _(VERBS.get(access.kind, access.kind)), _("Blocks: warp {warp} {verb} {name}")
+        scene.set(title, text=words.format(warp=access.warp, verb=verb, name=array.name))
         own = [(LEFT + i * LANE, LANES_TOP, LANE - 2, LANE_HEIGHT) for i in access.lanes]
         scene.set(active, d=bars_path(own), fill=fill)
         found = lane_rows(access, array)
         scene.set(rows, d=bars_path([places.row(block, row) for _, block, row in sorted(found)]), fill=fill)
         scene.set(lines, d="".join(_line(places, key, lanes) for key, lanes in found.items()))
-        told = [
-            _("lanes {lanes} → block {block}, row {row}").format(
-                lanes=lanes_words(lanes), block=block, row=row
-            )
-            + (_(" (head {head})").format(head=head) if shape[1] > 1 else "")
-            for (head, block, row), lanes in found.items()
-        ]
-        scene.set(which, text="; ".join(told[:2]))
-        rest = "; ".join(told[2:4])
+        told = [_where(place, lanes, several_heads=shape[1] > 1) for place, lanes in found.items()]
+        scene.set(which, text=_("; ").join(told[:2]))
+        rest = _("; ").join(told[2:4])
         if len(told) > 4:
             rest += counted("; and {count} row more", "; and {count} rows more", len(told) - 4)
         scene.set(more, text=rest)
     return [scene]
+
+
+def _where(place: tuple[int, int, int], lanes: list[int], *, several_heads: bool) -> str:
+    words = _("lanes {lanes} → block {block}, row {row}")
+    if several_heads:
+        words = _("lanes {lanes} → block {block}, row {row} (head {head})")
+    return words.format(lanes=lanes_words(lanes), head=place[0], block=place[1], row=place[2])
 
 
 def lane_rows(access: WarpAccess, array: KernelArray) -> dict[tuple[int, int, int], list[int]]:

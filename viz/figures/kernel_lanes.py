@@ -6,8 +6,8 @@
                sectors, by address               █            second turn: this bank has two words
 
 Of a sector that is touched all 32 bytes are moved; those that no lane requests are hatched. A bank that must
-give two words takes two turns, and the whole warp waits. Each request goes to one kind of memory: the other
-picture is veiled, and keeps what went there last.
+give two words takes two turns, and the whole warp waits. Each request goes to one kind of memory: the picture
+of the other one is empty but for its title.
 
 Source: NVIDIA, CUDA C++ Best Practices Guide, "Coalesced Access to Global Memory" and "Shared Memory". Read
 next: `kernel_blocks.py`.
@@ -48,7 +48,7 @@ WIDEST_SECTOR = 66.0
 GAP = 0.5
 """Between sectors that are not neighbours, in sectors."""
 
-FILLS = {"read": "family0", "write": "family4", "atomic": "family3"}
+FILLS = {"read": "read", "write": "write", "atomic": "atomic"}
 
 
 def kernel_lanes(header: KernelHeader, accesses: Sequence[WarpAccess]) -> list[Scene]:
@@ -97,7 +97,7 @@ class Strip:
 
 
 class _Memory:
-    """What both kinds of memory have in common: the warp on top, a title, a veil."""
+    """What both kinds of memory have in common: the warp on top, a title, a cover."""
 
     kind, idle = "", ""
 
@@ -112,17 +112,17 @@ class _Memory:
             scene.text(lane_x(lane), LANES_TOP - 5, f"{lane}", size=10, fill="muted", anchor="middle")
         # Those that stay without a colour have nothing to do.
         scene.path(lanes_path(tuple(range(WARP_SIZE))), stroke="outline", stroke_width=0.8)
-        self.lanes = scene.path("", fill="family0")
+        self.lanes = scene.path("", fill="read")
         self.lines = scene.path("", stroke="muted", stroke_width=1.0)
 
     def finish(self) -> None:
-        """After all other shapes: a veil over everything below the title."""
-        self.veil = self.scene.rect(0, 24, COLUMN, self.scene.height - 24, fill="page", opacity=0.8)
+        """After all other shapes: a cover over everything below the title."""
+        self.veil = self.scene.rect(0, 24, COLUMN, self.scene.height - 24, fill="page")
 
     def step(self, access: WarpAccess, array: KernelArray) -> None:
         """Show the request if it goes to this memory."""
         mine = array.is_shared == isinstance(self, _Shared)
-        self.scene.set(self.veil, opacity=0.0 if mine else 0.8)
+        self.scene.set(self.veil, opacity=0.0 if mine else 1.0)
         if not mine:
             self.scene.set(self.title, text=f"{self.kind}: {_(self.idle)}")
             return
@@ -133,7 +133,7 @@ class _Memory:
                 kind=_(self.kind), warp=access.warp, verb=verb, name=array.name
             ),
         )
-        self.scene.set(self.lanes, d=lanes_path(access.lanes), fill=FILLS.get(access.kind, "family7"))
+        self.scene.set(self.lanes, d=lanes_path(access.lanes), fill=FILLS.get(access.kind, "muted"))
         self.show(access, array)
 
     def show(self, access: WarpAccess, array: KernelArray) -> None:
@@ -202,12 +202,12 @@ class _Shared(_Memory):
         frame = (LEFT, TARGET, WARP_SIZE * LANE, GRID_HEIGHT)
         scene.path(bars_path([frame]), stroke="outline", stroke_width=0.8)
         self.served = scene.path("", fill="filled", stroke="page", stroke_width=0.6)
-        self.late = scene.path("", fill="preempted", stroke="page", stroke_width=0.6)
+        self.late = scene.path("", fill="late", stroke="page", stroke_width=0.6)
         self.cost = scene.text(LEFT, TARGET + GRID_HEIGHT + 34, "", size=14, weight="bold")
         self.collisions = scene.text(LEFT, TARGET + GRID_HEIGHT + 54, "", size=13)
         entries = [
             ("filled", _("a word, for all its lanes"), 1.0),
-            ("preempted", _("waits for a turn of its bank"), 1.0),
+            ("late", _("waits for a turn of its bank"), 1.0),
         ]
         swatches(scene, TARGET + GRID_HEIGHT + 80, entries, LEFT)
         self.finish()

@@ -104,11 +104,9 @@ def kernel_softmax(found: Sequence[Piece], told: Sequence[str]) -> Scene:
             )
         started |= {(piece.panel, update.query) for update in latest if update.maximum > NOTHING}
         hidden = len(latest) - num_rows
-        words = (
-            counted("{count} more row is not drawn.", "{count} more rows are not drawn.", hidden)
-            if hidden > 0
-            else ""
-        )
+        words = ""
+        if hidden > 0:
+            words = counted("{count} more row is not drawn.", "{count} more rows are not drawn.", hidden)
         if not latest:
             words = _("The kernel noted nothing about its rows here.")
         scene.set(more, text=words)

@@ -219,7 +219,7 @@ def kernel_traffic(trace: KernelTrace, found: Sequence[Piece], told: Sequence[st
         (_("moved, in sectors"), "moved", most_outside, "decode"),
     ]
     if has_scores:
-        names.append((_("of these, scores"), "scores", most_outside, "preempted"))
+        names.append((_("of these, scores"), "scores", most_outside, "late"))
     y = 28.0
     bars = {}
     for words, name, most, fill in names:

@@ -1,12 +1,12 @@
 """Memory over time: how many blocks are in use after each step, and how many of their slots are empty.
 
     capacity ────────────────────────────
-                      ▁▂▃▄▅▆▇▇▇▆▅▄          yellow: allocated but empty (waste)
-             ▁▂▃▄▅▆▇██████████████▇▆▅▄▃     green:  filled with keys and values
+                      ▁▂▃▄▅▆▇▇▇▆▅▄          hatched: allocated but empty (waste)
+             ▁▂▃▄▅▆▇██████████████▇▆▅▄▃     dark:   filled with keys and values
 
 A prefix cache adds a third layer: blocks that no table maps, and that a prefix hit can bring back into use.
 
-With one contiguous strip per request, the yellow part would be most of the picture; with blocks of 16 tokens
+With one contiguous strip per request, the hatched part would be most of the picture; with blocks of 16 tokens
 it is about eight slots per sequence. Read next: `scheduler_gantt.py`.
 """
 
@@ -16,11 +16,13 @@ from collections.abc import Sequence
 
 from minivllm.trace.timeline import Timeline
 from viz.figures.captions import captions
-from viz.figures.common import NARROW, StepCursor, step_axis_labels, swatches
+from viz.figures.common import NARROW, StepCursor, folded, hatch, step_axis_labels, swatches
 from viz.language import _
-from viz.scene import Scene, bars_path, rounded
+from viz.scene import Scene, rounded, skyline_path
 
 LEFT, TOP, HEIGHT = 58.0, 40.0, 130.0
+MOST_HATCHED = 800
+"""Of more steps the waste stays white: lines in columns this narrow would be dots."""
 
 
 def memory_over_time(timeline: Timeline, told: Sequence[str] | None = None) -> Scene:
@@ -33,23 +35,25 @@ def memory_over_time(timeline: Timeline, told: Sequence[str] | None = None) -> S
     legend = [("filled", _("slots filled"), 1.0), ("wasted", _("allocated but empty"), 1.0)]
     if header.prefix_cache:
         legend.append(("cached", _("cached and evictable"), 1.0))
-    swatches(scene, 18, legend, LEFT)
+    swatches(scene, 18, legend, LEFT, hatched=True)
     slots = header.num_blocks * header.block_size
     bottom = TOP + HEIGHT
     step_width = (NARROW - LEFT - 4) / max(timeline.num_steps, 1)
-    filled, empty, evictable = [], [], []
-    for record in timeline.records:
-        x = rounded(LEFT + record.step * step_width)
-        width = rounded(max(step_width, 0.3))
-        low = rounded(record.num_filled_slots / slots * HEIGHT)
-        high = rounded(record.num_used_blocks * header.block_size / slots * HEIGHT)
-        filled.append((x, bottom - low, width, low))
-        empty.append((x, bottom - high, width, high - low))
-        rest = rounded(record.num_evictable_blocks * header.block_size / slots * HEIGHT)
-        evictable.append((x, rounded(bottom - high - rest), width, rest))
-    scene.path(bars_path(filled), fill="filled")
-    scene.path(bars_path(empty), fill="wasted")
-    scene.path(bars_path(evictable), fill="cached")
+    # One outline in front of the other: a browser paints them at every step.
+    tops: dict[str, list[tuple[float, float, float]]] = {"cached": [], "wasted": [], "filled": []}
+    for first, last, record in folded(timeline.records, lambda record: record.num_used_blocks):
+        x, width = rounded(LEFT + first * step_width), rounded((last - first + 1) * step_width)
+        used = record.num_used_blocks * header.block_size
+        evictable = record.num_evictable_blocks * header.block_size
+        heights = {"cached": used + evictable, "wasted": used, "filled": record.num_filled_slots}
+        for name, high in heights.items():
+            tops[name].append((x, width, rounded(bottom - high / slots * HEIGHT)))
+    for name in tops if header.prefix_cache else ("wasted", "filled"):
+        scene.path(skyline_path(tops[name], bottom), fill=name)
+    pairs = zip(tops["wasted"], tops["filled"], strict=True)
+    empty = [(x, used, width, filled - used) for (x, width, used), (_x, _w, filled) in pairs if filled > used]
+    if len(empty) <= MOST_HATCHED:
+        hatch(scene, empty)
     scene.path(f"M{LEFT},{TOP}L{NARROW},{TOP}", stroke="ink", dash="5 3", stroke_width=1.2)
     scene.path(f"M{LEFT},{bottom}L{NARROW},{bottom}", stroke="outline", stroke_width=1.0)
     scene.text(LEFT - 6, TOP + 5, f"{header.num_blocks:,}", size=13, fill="muted", anchor="end")

@@ -35,7 +35,7 @@ ALWAYS = (
 IF_ANY = (
     ("vllm:num_requests_swapped", "swapped"),
     ("vllm:num_preemptions_total", "preempted"),
-    ("vllm:prefix_cache_hits_total", "family4"),
+    ("vllm:prefix_cache_hits_total", "filled"),
 )
 """Names that stay at zero in most runs, and are left out there."""
 

@@ -11,7 +11,7 @@ from minivllm.trace.events import TraceHeader
 from minivllm.trace.timeline import StepRecord
 from viz.figures.common import NARROW
 from viz.language import _
-from viz.scene import Scene, rounded
+from viz.scene import Scene, hatch_path, rounded
 
 
 class PoolStrip:
@@ -21,6 +21,8 @@ class PoolStrip:
         self.scene, self.header = scene, header
         names = ("filled", "wasted", "cached") if header.prefix_cache else ("filled", "wasted")
         self.shapes = {name: scene.rect(0, y, 0, 14, fill=name) for name in names}
+        self.y = y
+        self.hatching = scene.path("", stroke="outline", stroke_width=0.9)
         scene.rect(0.5, y, NARROW - 1, 14, stroke="outline")
         self.text = scene.text(0, y + 32, "", size=15)
         self.bottom = y + 38
@@ -32,6 +34,8 @@ class PoolStrip:
         filled, used = record.num_filled_slots, record.num_used_blocks * size
         self.scene.set(self.shapes["filled"], width=rounded(filled * unit))
         self.scene.set(self.shapes["wasted"], x=rounded(filled * unit), width=rounded((used - filled) * unit))
+        waste = (rounded(filled * unit), self.y, rounded((used - filled) * unit), 14.0)
+        self.scene.set(self.hatching, d=hatch_path([waste]))
         words = [_("{count:,} blocks in use").format(count=record.num_used_blocks)]
         if "cached" in self.shapes:
             evictable = record.num_evictable_blocks

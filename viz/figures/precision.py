@@ -194,7 +194,7 @@ def channels_scene(found: MatrixOnGrids, told: Sequence[str]) -> Scene:
     salient = salient_channels(matrix)
     entries = [
         ("decode", _("mean |x|"), 1.0),
-        ("family4", _("the largest {share:.0%}").format(share=SALIENT), 1.0),
+        ("line3", _("the largest {share:.0%}").format(share=SALIENT), 1.0),
         ("heat5", _("share of this grid's error"), 1.0),
     ]
     swatches(scene, 34, entries, LEFT)
@@ -209,7 +209,7 @@ def channels_scene(found: MatrixOnGrids, told: Sequence[str]) -> Scene:
             (rounded(LEFT + index * width), rounded(middle - tall), rounded(width), tall)
         )
     scene.path(bars_path(bars[False]), fill="decode")
-    scene.path(bars_path(bars[True]), fill="family4")
+    scene.path(bars_path(bars[True]), fill="line3")
     losses = [_losses(matrix, grid) for grid in found.grids]
     below = scene.path("", fill="heat5")
     scene.path(lines_path([(LEFT, middle), (NARROW - LEFT, middle)]), stroke="outline", stroke_width=1.0)
@@ -254,13 +254,8 @@ def group_scene(found: MatrixOnGrids, told: Sequence[str]) -> Scene:
     channel = salient_channels(matrix)[0]
     row = matrix.first_output + matrix.row
     scene = Scene(_("One group of {name} on its grid").format(name=matrix.name), NARROW, 214)
-    scene.text(
-        LEFT,
-        16,
-        _("One group: row {row}, around input {channel}").format(row=row, channel=channel),
-        size=15,
-        weight="bold",
-    )
+    title = _("One group: row {row}, around input {channel}").format(row=row, channel=channel)
+    scene.text(LEFT, 16, title, size=15, weight="bold")
     words_of_group = scene.text(LEFT, 36, "", size=13, fill="muted")
     ends = [_ends(grid, _group_of_salient(matrix, grid)) for grid in found.grids]
     low = min(min(matrix.row_weights), *(low for low, _ in ends))
@@ -275,14 +270,8 @@ def group_scene(found: MatrixOnGrids, told: Sequence[str]) -> Scene:
     bars = scene.path("", fill="above5")
     mark = scene.path("", stroke="cursor", stroke_width=2.0)
     scene.text(LEFT, 62, _("weights"), size=13, fill="muted")
-    scene.text(
-        NARROW - LEFT,
-        62,
-        _("red: input {channel}").format(channel=channel),
-        size=13,
-        fill="cursor",
-        anchor="end",
-    )
+    red = _("red: input {channel}").format(channel=channel)
+    scene.text(NARROW - LEFT, 62, red, size=13, fill="cursor", anchor="end")
     scene.text(LEFT, 110, _("steps of the grid"), size=13, fill="muted")
     scene.text(LEFT, 150, _("weights on each step"), size=13, fill="muted")
     scene.path(lines_path([(LEFT, 204), (NARROW - LEFT, 204)]), stroke="outline", stroke_width=1.0)

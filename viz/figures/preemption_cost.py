@@ -19,11 +19,12 @@ from minivllm.trace.timeline import Phase, Timeline
 from viz.figures.common import NARROW, swatches
 from viz.figures.log_axis import LogScale, log_grid
 from viz.figures.roofline import BOTTOM, HEIGHT, LEFT, TOP, dots_path
+from viz.language import N_, _, sentences
 from viz.scene import Scene, lines_path, rounded
 
 LOOKS = {
-    "recompute": (Phase.PREFILL, "preempted", "recompute: computed again (square)"),
-    "swap": (Phase.DECODE, "swapped", "swap: moved out and back (diamond)"),
+    "recompute": (Phase.PREFILL, "preempted", N_("recompute: computed again (square)")),
+    "swap": (Phase.DECODE, "swapped", N_("swap: moved out and back (diamond)")),
 }
 """Mode → shape, colour, words."""
 
@@ -36,14 +37,14 @@ def preemption_cost(timelines: Sequence[Timeline]) -> list[Scene]:
     tokens = [float(count) for those in costs.values() for count in those]
     x = LogScale.around(tokens, LEFT, NARROW - 12)
     y = LogScale.around([1e3 * one for those in costs.values() for one in those.values()], BOTTOM, TOP)
-    scene = Scene("What a preemption costs, by its tokens", NARROW, HEIGHT)
-    log_grid(scene, x, y, "tokens that the preempted request had computed", "milliseconds")
+    scene = Scene(_("What a preemption costs, by its tokens"), NARROW, HEIGHT)
+    log_grid(scene, x, y, _("tokens that the preempted request had computed"), _("milliseconds"))
     for mode, those in costs.items():
-        shape, colour, _ = LOOKS[mode]
+        shape, colour, _words = LOOKS[mode]
         places = [(rounded(x.place(count)), rounded(y.place(1e3 * cost))) for count, cost in those.items()]
         scene.path(lines_path(places), stroke=colour, stroke_width=1.6)
         scene.path(dots_path(places, shape, 9), fill=colour)
-    swatches(scene, 18, [(LOOKS[mode][1], LOOKS[mode][2], 1.0) for mode in costs], 4)
+    swatches(scene, 18, [(LOOKS[mode][1], _(LOOKS[mode][2]), 1.0) for mode in costs], 4)
     words = _draw_crossing(scene, costs, x, y)
     scene.begin_step(f"{words} {_in_words(costs)}")
     return [scene]
@@ -58,20 +59,22 @@ def _draw_crossing(scene: Scene, costs: dict[str, Costs], x: LogScale, y: LogSca
         cheaper = sum(costs["swap"][count] <= costs["recompute"][count] for count in shared)
         if not shared or 0 < cheaper < len(shared):
             return ""
-        words = f"{'swap' if cheaper else 'recompute'} is cheaper at every length"
+        words = _("swap is cheaper at every length") if cheaper else _("recompute is cheaper at every length")
     else:
         place = rounded(x.place(at))
         scene.path(f"M{place:g},{y.end:g}L{place:g},{y.start:g}", stroke="ink", dash="4 3", stroke_width=1)
-        words = f"swap is cheaper from about {at:,.2g} tokens on" if at < 100 else ""
-        words = words or f"swap is cheaper from about {round(at, -1):,.0f} tokens on"
+        words = _("swap is cheaper from about {at:,.2g} tokens on").format(at=at) if at < 100 else ""
+        words = words or _("swap is cheaper from about {at:,.0f} tokens on").format(at=round(at, -1))
     scene.text(NARROW - 12, 46, words, size=14, anchor="end")
     return words[0].upper() + words[1:] + "."
 
 
 def _in_words(costs: dict[str, Costs]) -> str:
-    return " ".join(
-        f"{mode.capitalize()}: "
-        + ", ".join(f"{count:,} tokens {1e3 * seconds:.3g} ms" for count, seconds in those.items())
-        + "."
-        for mode, those in costs.items()
-    )
+    told = []
+    for mode, those in costs.items():
+        parts = [
+            _("{count:,} tokens {milliseconds:.3g} ms").format(count=count, milliseconds=1e3 * seconds)
+            for count, seconds in those.items()
+        ]
+        told.append(_("{mode}: {costs}.").format(mode=mode.capitalize(), costs=_(", ").join(parts)))
+    return sentences(told)

@@ -71,6 +71,7 @@ def roofline(timeline: Timeline, work: Sequence[PhaseWork], hardware: HardwareSh
     for phase in (Phase.PREFILL, Phase.DECODE):
         dots = [(x.place(p.intensity), y.place(p.achieved)) for p in work if p.phase is phase]
         scene.path(dots_path(dots, phase), fill=phase.value, opacity=0.55)
+    scene.points = [(rounded(x.place(p.intensity)), rounded(y.place(p.achieved)), p.step) for p in work]
     entries = [
         ("prefill", _("prefill part of a step (square)"), 1.0),
         ("decode", _("decode part (diamond)"), 1.0),

@@ -1,11 +1,12 @@
 """The scheduler's timeline (a Gantt chart): one row per request, one column per step.
 
-    A  ███▄▄▄▄▄▄▄▄▄▄▄▄▄            full height: prefill; lower: decode
-    B  ──██▄▄▄▄▄▄▄×───██▄▄▄▄       thin: waits; × and thin: preempted, waits again (↑: swapped out)
-    C       ─────██▄▄▄▄▄░░░░░      hatched: parked, keeps its slot and computes nothing
+    Once upon a…  A  ███▄▄▄▄▄▄▄▄▄▄▄▄▄            full height: prefill; lower: decode
+    What is a KV  B  ──██▄▄▄▄▄▄▄×───██▄▄▄▄       thin: waits; × and thin: preempted, waits again (↑: swapped)
+    Tell me of …  C       ─────██▄▄▄▄▄░░░░░      hatched: parked, keeps its slot and computes nothing
 
 Continuous batching is what makes the rows end and begin at different steps: no request waits for the batch.
-The height of a span says the same as its colour. Read next: `batch_composition.py`.
+A row has the colour of its request, as its blocks have in the pool; the height of a span says its phase. On
+wide screens the first words of the prompt stand beside it. Read next: `batch_composition.py`.
 """
 
 from __future__ import annotations
@@ -13,20 +14,36 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from math import ceil
+from typing import Any
 
 from minivllm.trace.timeline import Phase, Span, Timeline
 from viz import subjects
 from viz.figures.captions import captions
-from viz.figures.common import WASTE, WIDE, Name, StepCursor, hatch, names_of, step_axis_labels, swatches
+from viz.figures.common import (
+    PROMPT_CELLS,
+    WASTE,
+    WIDE,
+    Name,
+    StepCursor,
+    clip,
+    hatch,
+    names_of,
+    rows_left,
+    second_series,
+    step_axis_labels,
+    swatches,
+)
 from viz.language import N_, _
 from viz.scene import Scene, rounded
 
 MOST_ROWS = 200
 MOST_SIGNS = 300
-LEFT, TOP = 64.0, 40.0
+TOP = 40.0
 ROWS_HEIGHT = 430.0
 
-# phase → (colour, height as a share of the row, words)
+COMPUTING = (Phase.PREFILL, Phase.DECODE)
+"""In these phases a span has the colour of its request."""
+# phase → (colour in the legend, height as a share of the row, words)
 LOOKS: dict[Phase, tuple[str, float, str]] = {
     Phase.WAITING: ("waiting", 0.25, N_("waits")),
     Phase.PREFILL: ("prefill", 1.0, N_("prefill")),
@@ -47,10 +64,16 @@ def scheduler_gantt(timeline: Timeline, width: float = WIDE, screen: str = "") -
     row = max(4.0, min(24.0, ROWS_HEIGHT / max(len(shown), 1)))
     bottom = TOP + row * len(shown)
     more = len(requests) - len(shown)
-    scene = Scene(_("Scheduler timeline"), width, bottom + (46 if more else 28), screen=screen)
-    _legend(scene, timeline, narrow=width < 800)
     names = names_of(timeline)
-    step_width = (width - LEFT - 4) / max(timeline.num_steps, 1)
+    left, deeper = rows_left(width), second_series(names[request] for request in shown)
+    notes = [deeper] if deeper else []
+    if more:
+        words = _("The first {drawn} of {all:,} requests are drawn.")
+        notes.append(words.format(drawn=MOST_ROWS, all=len(requests)))
+    scene = Scene(_("Scheduler timeline"), width, bottom + 28 + 18 * len(notes), screen=screen)
+    _legend(scene, timeline, narrow=width < 800)
+    step_width = (width - left - 4) / max(timeline.num_steps, 1)
+    prompts = prompts_of(timeline)
     every = ceil(13 / row)
     signs: list[tuple[float, float, str]] = []
     parked: list[tuple[float, float, float, float]] = []
@@ -58,38 +81,39 @@ def scheduler_gantt(timeline: Timeline, width: float = WIDE, screen: str = "") -
         y = TOP + index * row
         if index % every == 0:
             size = min(14.0, row * every)
-            place = (LEFT - 8, y + row / 2 + size * 0.36)
+            line = y + row / 2 + size * 0.36
             about = subjects.request(names[request].number)
-            scene.text(*place, names[request].tag, size=size, anchor="end", subject=about)
+            scene.text(left - 8, line, names[request].tag, size=size, anchor="end", subject=about)
+            if left > 200:
+                words = clip(prompts.get(request, ""), PROMPT_CELLS)
+                whole = clip(prompts.get(request, ""), 300)
+                scene.text(4, rounded(line), words, size=min(12.0, size), fill="muted", tip=whole)
         if index and row >= 10:
-            scene.path(f"M{LEFT:g},{y:g}L{width:g},{y:g}", stroke="rule", stroke_width=0.6)
+            scene.path(f"M{left:g},{y:g}L{width:g},{y:g}", stroke="rule", stroke_width=0.6)
         for span in timeline.spans[request]:
-            box = _draw_span(scene, span, names[request], y, row, step_width)
+            reach = (left + span.first * step_width, left + (span.last + 1) * step_width)
+            box = draw_span(scene, span, names[request], y, row, reach)
             if span.phase is Phase.PARKED:
                 parked.append(box)
             if sign := SIGNS.get(span.phase):
-                signs.append((LEFT + span.first * step_width, y + row / 2, sign))
+                signs.append((left + span.first * step_width, y + row / 2, sign))
     hatch(scene, parked)
     for x, y, sign in signs[:MOST_SIGNS]:
         scene.text(rounded(x), rounded(y + 5), sign, size=16, weight="bold", fill="ink", anchor="middle")
-    step_axis_labels(scene, timeline.num_steps, LEFT, bottom + 20)
-    if more:
-        words = _("The first {drawn} of {all:,} requests are drawn.").format(
-            drawn=MOST_ROWS, all=len(requests)
-        )
-        scene.text(LEFT, bottom + 40, words, size=13, fill="muted")
-    cursor = StepCursor(scene, timeline.num_steps, LEFT, TOP, bottom)
+    step_axis_labels(scene, timeline.num_steps, left, bottom + 20)
+    for number, note in enumerate(notes):
+        scene.text(left, bottom + 40 + 18 * number, note, size=13, fill="muted")
+    cursor = StepCursor(scene, timeline.num_steps, left, TOP, bottom)
     for step, sentence in enumerate(captions(timeline)):
         scene.begin_step(sentence)
         cursor.move(step)
     return scene
 
 
-def _draw_span(
-    scene: Scene, span: Span, name: Name, y: float, row: float, step_width: float
-) -> tuple[float, float, float, float]:
-    left, right = LEFT + span.first * step_width, LEFT + (span.last + 1) * step_width
-    return draw_span(scene, span, name, y, row, (left, right))
+def prompts_of(timeline: Timeline) -> dict[str, str]:
+    """Request → its prompt, where the trace has it as text."""
+    sequences = timeline.sequences.values()
+    return {sequence.request: sequence.prompt for sequence in sequences if sequence.prompt}
 
 
 def draw_span(
@@ -108,7 +132,9 @@ def draw_span(
     )
     tip = _("{request}: {phase}, {steps}")
     tip = tip.format(request=name.full, phase=_(words).lstrip("×↑ "), steps=steps)
-    scene.rect(*box, fill=fill, subject=subjects.request(name.number), tip=tip)
+    fill = name.colour if span.phase in COMPUTING else fill
+    edge: dict[str, Any] = {"stroke": "outline", "stroke_width": 0.8} if span.phase is Phase.PARKED else {}
+    scene.rect(*box, fill=fill, subject=subjects.request(name.number), tip=tip, **edge)
     return box
 
 

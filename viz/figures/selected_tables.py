@@ -1,5 +1,8 @@
 """The block tables of one request, above the pool.
 
+A cell always means the same: the small number is the logical block, the large one the physical block that the
+table has for it (dashed: a block of the swap space).
+
 One sequence: its logical blocks in a row, and arrows that say where each of them really is.
 
     A    [0][1][2][3]
@@ -111,16 +114,11 @@ class SelectedTables:
     def _lay_boxes(self) -> None:
         scene, count = self.scene, self.num_boxes
         self.arrows = [scene.path("", stroke="cursor", stroke_width=1.6, opacity=0.8) for _ in range(count)]
-        self.boxes = [
-            scene.rect(
-                (index % COLUMNS) * (BOX + GAP) + 1,
-                TITLE + (index // COLUMNS) * (BOX + GAP),
-                BOX,
-                BOX,
-                label_size=15,
-            )
-            for index in range(count)
-        ]
+        self.boxes, self.numbers = [], []
+        for index in range(count):
+            x, y = (index % COLUMNS) * (BOX + GAP) + 1, TITLE + (index // COLUMNS) * (BOX + GAP)
+            self.boxes.append(scene.rect(x, y, BOX, BOX, label_size=15))
+            self.numbers.append(scene.text(x + 3, y + 10, "", size=9))
 
     def _draw_boxes(self, shown: dict[int, tuple[bool, list[int]]], where: Where) -> None:
         is_host, table = next(iter(shown.values()), (False, []))
@@ -128,6 +126,7 @@ class SelectedTables:
         for index, (box, arrow) in enumerate(zip(self.boxes, self.arrows, strict=True)):
             logical = first + index
             if logical >= len(table):
+                self.scene.set(self.numbers[index], text="")
                 self.scene.set(box, fill="none", stroke="none", label="", tip="", subject="")
                 self.scene.set(arrow, d="")
                 continue
@@ -137,7 +136,8 @@ class SelectedTables:
             tip = tip.format(logical=logical, tag=self.name.tag, block=table[logical])
             fill, dash = ("panel", "3 2") if is_host else (self.name.colour, "")
             about = "" if is_host else subjects.block(table[logical])
-            look = {"fill": fill, "stroke": "cursor", "dash": dash, "label": f"{logical}"}
+            look = {"fill": fill, "stroke": "cursor", "dash": dash, "label": f"{table[logical]}"}
+            self.scene.set(self.numbers[index], text=f"{logical}", fill=f"on-{fill}")
             self.scene.set(box, **look, tip=tip, subject=about)
             self.scene.set(arrow, d="" if is_host else self._arrow(index, where.get(table[logical])))
 
@@ -161,6 +161,7 @@ class SelectedTables:
         pitch = (NARROW - ROW_LABEL) / COLUMNS
         place = [ROW_LABEL + column * pitch for column in range(self.columns)]
         self.labels, self.rows, self.bonds = [], [], []
+        self.row_numbers: list[list[int]] = []
         for row in range(self.num_rows):
             y = TITLE + row * ROW_HEIGHT
             self.bonds.append(
@@ -172,6 +173,7 @@ class SelectedTables:
             y = TITLE + row * ROW_HEIGHT
             self.labels.append(scene.text(0, y + 17, "", size=13))
             self.rows.append([scene.rect(x, y, ROW_BOX, 24, label_size=13) for x in place])
+            self.row_numbers.append([scene.text(x + 2, y + 8, "", size=8) for x in place])
 
     def _draw_rows(self, shown: dict[int, tuple[bool, list[int]]]) -> None:
         tables = list(shown.items())[:MOST_TABLES]
@@ -187,9 +189,12 @@ class SelectedTables:
                 logical = first + column
                 block = table[logical] if logical < len(table) else None
                 self._draw_box(box, seq, logical, block, is_host)
+                fill = "panel" if is_host else self.name.colour
+                words = "" if block is None else f"{logical}"
+                self.scene.set(self.row_numbers[row][column], text=words, fill=f"on-{fill}")
                 if row < len(self.bonds) and self.bonds[row]:
                     is_shared = block is not None and logical < len(below) and below[logical] == block
-                    fill = ("waiting" if is_host else self.name.colour) if is_shared else "none"
+                    fill = ("panel" if is_host else self.name.colour) if is_shared else "none"
                     self.scene.set(self.bonds[row][column], fill=fill)
 
     def _draw_box(self, box: int, seq: int, logical: int, block: int | None, is_host: bool) -> None:
@@ -200,7 +205,7 @@ class SelectedTables:
         if is_host:
             tip = _("Logical block {logical} of sequence {seq} is host block {block}")
         tip = tip.format(logical=logical, seq=seq, block=block)
-        fill, dash = ("waiting", "3 2") if is_host else (self.name.colour, "")
+        fill, dash = ("panel", "3 2") if is_host else (self.name.colour, "")
         about = "" if is_host else subjects.block(block)
         look = {"fill": fill, "stroke": "outline", "dash": dash, "label": f"{block}"}
         self.scene.set(box, **look, tip=tip, subject=about)

@@ -85,9 +85,8 @@ class _Pool:
             host_cells = min(header.num_host_blocks, MOST_CELLS)
             self.host_grid = BlockGrid(self.scene, range(host_cells), bottom + 42, 200.0, _("Host block"))
             bottom = self.host_grid.bottom
-        swatches(
-            self.scene, bottom + 26, [("filled", _("filled"), 1.0), ("wasted", _("in use, empty"), 1.0)], 0
-        )
+        legend = [("filled", _("filled"), 1.0), ("wasted", _("in use, empty"), 1.0)]
+        swatches(self.scene, bottom + 26, legend, 0, hatched=True)
         self.scene.height = bottom + 40
         self._cell_of: dict[int, int] = {}
         self._shown: set[int] = set()

@@ -25,7 +25,7 @@ from viz.texts import texts_of_player
 HERE = Path(__file__).parent
 COMMON = ("words.js", "changes.js", "picture.js", "hands.js")
 """What every player needs."""
-TOUCH = ("view.js", "cards.js", "panel.js", "focus.js", "find.js", "range.js", "touch.js")
+TOUCH = ("view.js", "cards.js", "panel.js", "focus.js", "find.js", "range.js", "touch.js", "take.js")
 """What a player needs whose pictures can be touched."""
 
 
@@ -47,6 +47,11 @@ def css() -> str:
 def javascript() -> str:
     """Its files as one ES module whose default export is `mount`."""
     return _module("player.js")
+
+
+def framed() -> str:
+    """What a page of a player does besides, in a frame of another page."""
+    return (HERE / "framed.js").read_text(encoding="utf-8")
 
 
 def live_html() -> str:

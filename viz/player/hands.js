@@ -26,9 +26,9 @@ function answerKey(root, event, ownTag, moves) {
   event.preventDefault();
 }
 
-// Show what the element under the pointer says, beside it and within the window.
-function showTip(tip, picture, event) {
-  const words = picture.tipOf(event.target);
+// Show what the element under the pointer says, beside it and within the window; if it says nothing, `otherwise`.
+function showTip(tip, picture, event, otherwise = "") {
+  const words = picture.tipOf(event.target) || otherwise;
   tip.hidden = !words;
   if (!words) return;
   tip.textContent = words;

@@ -28,6 +28,7 @@ const SVG_NAMES = {
   anchor: "text-anchor", weight: "font-weight",
 };
 const UNSEEN = new Set(["kind", "detail", "filled", "subject", "of"]);
+const NEAR_PX = 12;
 const LABEL_MOVERS = new Set(["x", "y", "width", "height", "fill", "label", "label_size"]);
 
 const paint = (name) => (name === "none" ? "none" : `var(--${name})`);
@@ -43,6 +44,7 @@ class Picture {
     this.laid = scene.shapes.map((shape) => ({ ...DEFAULTS[shape.kind], ...shape }));
     this.now = this.laid.map((shape) => ({ ...shape }));
     this.elements = this.now.map((shape) => document.createElementNS(SVG, shape.kind));
+    this.marks = [];
     this.request = -1;
     this.subject = "";
     this.canTouch = () => false;
@@ -94,12 +96,16 @@ class Picture {
       this.labels.set(index, text);
       this.labelLayer.append(text);
     }
-    text.textContent = shape.label; // never as markup: a prompt may hold any text
-    text.setAttribute("x", shape.x + shape.width / 2);
-    text.setAttribute("y", shape.y + shape.height / 2 + shape.label_size * 0.36);
-    text.setAttribute("font-size", shape.label_size);
-    text.style.display = shape.label_size < this.least ? "none" : "";
-    text.setAttribute("fill", shape.fill === "none" ? "var(--ink)" : `var(--on-${shape.fill})`);
+    if (text.textContent !== shape.label) text.textContent = shape.label; // never as markup
+    const look = {
+      x: shape.x + shape.width / 2, y: shape.y + shape.height / 2 + shape.label_size * 0.36,
+      "font-size": shape.label_size, fill: shape.fill === "none" ? "var(--ink)" : `var(--on-${shape.fill})`,
+      display: shape.label_size < this.least ? "none" : "inline",
+    };
+    for (const name in look) {
+      if (text.look?.[name] !== look[name]) text.setAttribute(name, look[name]);
+    }
+    text.look = look;
   }
 
   // ── what is selected, and what can be ───────────────────────────────────────────────────────────────
@@ -113,21 +119,27 @@ class Picture {
   // Whether a shape can be touched, belongs to the selected request, or is itself selected.
   mark(index) {
     const { tip, subject, of } = this.now[index];
-    const { classList, style } = this.elements[index];
     const isTouchable = this.canTouch(subject);
     const isLit = this.request >= 0 &&
       (subject === `request ${this.request}` || of.split(" ").includes(`${this.request}`));
-    style.pointerEvents = tip || isTouchable ? "" : "none";
-    classList.toggle("touchable", isTouchable);
-    classList.toggle("lit", isLit);
-    classList.toggle("chosen", subject === this.subject && subject.startsWith("block"));
+    const marks = [];
+    if (!tip && !isTouchable) marks.push("silent");
+    if (isTouchable) marks.push("touchable");
+    if (isLit) marks.push("lit");
+    if (subject && subject === this.subject && subject.startsWith("block")) marks.push("chosen");
+    // The browser computes anew whatever is written, even if it is the same.
+    const words = marks.join(" ");
+    if (words === this.marks[index]) return;
+    this.marks[index] = words;
+    this.elements[index].setAttribute("class", words);
   }
 
   // Letters smaller than so many units are not drawn.
   legible(least) {
     this.least = least;
     for (const [index, text] of this.labels) {
-      text.style.display = this.now[index].label_size < least ? "none" : "";
+      text.look.display = this.now[index].label_size < least ? "none" : "inline";
+      text.setAttribute("display", text.look.display);
     }
   }
 
@@ -144,9 +156,25 @@ class Picture {
     return [shape.tip, shape.detail, filled].filter(Boolean).join(", ");
   }
 
-  // The step under a pointer, if x means steps in this picture; else null.
-  stepAt(clientX) {
-    if (!this.scene.axis) return null;
+  // The step of the point that is nearest to a pointer, if one is near; else null.
+  pointAt(clientX, clientY) {
+    const box = this.svg.getBoundingClientRect();
+    const seen = this.svg.viewBox.baseVal;
+    const unit = seen.width / box.width;
+    const x = seen.x + (clientX - box.left) * unit;
+    const y = seen.y + (clientY - box.top) * unit;
+    let found = null;
+    let least = NEAR_PX * unit;
+    for (const [pointX, pointY, step] of this.scene.points) {
+      const distance = Math.hypot(pointX - x, pointY - y);
+      if (distance < least) [least, found] = [distance, step];
+    }
+    return found;
+  }
+
+  // The step under a pointer, if x means steps in this picture, or a point of a chart is there; else null.
+  stepAt(clientX, clientY) {
+    if (!this.scene.axis) return this.pointAt(clientX, clientY);
     const box = this.svg.getBoundingClientRect();
     const [left, stepWidth, ends] = this.scene.axis;
     const seen = this.svg.viewBox.baseVal;

@@ -30,7 +30,7 @@ class Player {
     this.caption = find(".caption");
     this.count = find(".count");
     this.playButton = find(".play");
-    this.speed = find("select");
+    this.speed = find(".speed select");
     this.tip = find(".tip");
     this.slider.max = this.last;
     this.pictures = data.scenes.map((scene) => new Picture(scene));
@@ -39,6 +39,7 @@ class Player {
     this.range = this.touch.range;
     this.makeJumps(find(".jumps"), data.jumps);
     this.listen(find);
+    offerPictures(this, root);
     this.go(this.firstStep());
     this.touch.restore();
   }
@@ -53,13 +54,15 @@ class Player {
       host.append(figure);
       const svg = picture.svg;
       if (picture.scene.axis) svg.classList.add("steps");
+      if (picture.scene.points.length) svg.classList.add("points");
       let began = null; // where a drag with Shift began: it chooses a range
       const followPointer = (event) => {
-        const step = event.buttons & 1 ? picture.stepAt(event.clientX) : null;
+        const place = picture.stepAt(event.clientX, event.clientY);
+        const step = event.buttons & 1 ? place : null;
         if (event.type === "pointerdown") began = event.shiftKey ? step : null;
         if (step !== null && began !== null && step !== began) this.range.choose(began, step);
         else if (step !== null) this.move(step);
-        showTip(this.tip, picture, event);
+        showTip(this.tip, picture, event, place === null ? "" : this.data.captions[place]);
       };
       svg.addEventListener("pointerdown", followPointer);
       svg.addEventListener("pointermove", followPointer);
@@ -186,12 +189,14 @@ class Player {
     history.replaceState(history.state, "", link);
   }
 
-  // The link's step counts where the reader comes in, later the place where the reader was.
+  // The link's step counts where the reader comes in, later the place where the reader was; who has not moved
+  // yet begins where something happens.
   firstStep() {
     const linked = window.minivllmEntered ? null : new URLSearchParams(location.search).get("step");
     window.minivllmEntered = true;
     if (linked) return this.ours(Number(linked));
-    return isRemembered(this.data.trace) ? this.ours(recall(this.data.trace)) : this.data.start;
+    const before = recall(this.data.trace);
+    return isRemembered(this.data.trace) && before > 0 ? this.ours(before) : this.data.start;
   }
 
   // ── playing ─────────────────────────────────────────────────────────────────────────────────────────

@@ -79,17 +79,31 @@ class Touch {
   }
 
   // Where the page was drawn for another request than before, the reader has chosen that; else what was selected
-  // on another page, or what the link says.
+  // on another page, or what the link says. Where nobody has chosen, it is one that lives at this step.
   restore() {
     const drawn = this.cards.requests[this.data.selected]?.id;
     const linked = this.data.linked ? new URLSearchParams(location.search).get("request") : null;
     const kept = recallText(`${this.data.trace}:request`) ?? linked;
     const last = recallText(`${this.data.trace}:drawn`);
-    const id = drawn !== undefined && drawn !== (last ?? drawn) ? drawn : kept ?? drawn;
+    const followed = recallText(`${this.data.trace}:followed`);
+    const isChosen = drawn !== undefined && drawn !== (last ?? drawn) && drawn !== followed;
+    let id = isChosen ? drawn : kept ?? drawn;
+    if (drawn !== undefined && !isChosen && (kept === null || kept === followed)) {
+      id = this.living(drawn);
+      rememberText(`${this.data.trace}:followed`, id);
+    }
     if (drawn !== undefined) rememberText(`${this.data.trace}:drawn`, drawn);
     const number = this.cards.requests.findIndex((card) => card.id === id);
     if (number >= 0) this.choose(number);
     this.paint();
+  }
+
+  // This request, if it lives at the step that is shown; else the first that does, if one does.
+  living(id) {
+    const step = this.player.shared();
+    const lives = ({ first, last }) => first <= step && step <= last;
+    const cards = this.cards.requests;
+    return (cards.find((card) => card.id === id && lives(card)) ?? cards.find(lives))?.id ?? id;
   }
 
   // The same pictures were drawn anew: the card stays open.

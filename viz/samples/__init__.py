@@ -52,7 +52,7 @@ SAMPLES = (
         ("compare", *(page for page in ALL_RUNS if page != "compare")),
     ),
     Sample(
-        N_("Structured output: answers by a pattern and by a schema"),
+        N_("Structured output: answers by a pattern"),
         ("structured",),
         ("structured_output", *ALL_RUNS),
     ),
@@ -68,7 +68,7 @@ SAMPLES = (
         ("naive-attention",),
         ("flash_attention", "microscope"),
     ),
-    Sample(N_("A failing story: a pool that loses blocks"), ("story",), ("story",)),
+    Sample(N_("A failing story: a reader that is never forgotten"), ("story",), ("story",)),
     Sample(N_("Precision: weights in 8, 4 and 2 bits"), ("precision",), ("precision",)),
 )
 

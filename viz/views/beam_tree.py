@@ -8,6 +8,7 @@ from __future__ import annotations
 import streamlit as st
 
 from viz import empty, figures, stage
+from viz.about import about
 from viz.figures.common import PHONE, WIDE, names_of
 from viz.language import N_, _
 from viz.loading import Run
@@ -25,7 +26,7 @@ INTRODUCTION = N_(
     "common, so they share the blocks that hold it."
 )
 LEGEND = N_(
-    "Thick: kept beams and their past; green outline: what led to a finished hypothesis; thin and dashed: "
+    "Thick: kept beams and their past; dark outline: what led to a finished hypothesis; thin and dashed: "
     "pruned. Scores are sums of log-probabilities; that of a finished hypothesis is divided by its length "
     "(to the power of the length penalty). Small grey lines are **rejected** candidates: the rank of the "
     "beam they would have continued, token, score. A click on the map goes to that step."
@@ -40,7 +41,7 @@ with LLM("path/to/model", trace="beams.jsonl") as llm:
 
 
 def page(run: Run) -> None:
-    st.markdown(_(INTRODUCTION))
+    about(_(INTRODUCTION))
     requests = figures.searched_requests(run.timeline)
     if not requests:
         empty.tell(URL, _(WITHOUT), HOW, "python")
@@ -55,8 +56,14 @@ def page(run: Run) -> None:
         ]
         return [*trees, figures.block_pool(timeline, request, spotlight=True)]
 
-    stage.show(run, f"beams-{request}", scenes, _jumps(run, request))
+    places = _jumps(run, request)
+    stage.show(run, f"beams-{request}", scenes, places, start=where_it_forks(places))
     st.caption(_(LEGEND))
+
+
+def where_it_forks(places: list[Jump]) -> int:
+    """The second fork, where there is a tree to look at; else the start of the search."""
+    return next((jump.step for jump in (places[1], places[0]) if jump.step is not None), 0)
 
 
 def _jumps(run: Run, request: str) -> list[Jump]:

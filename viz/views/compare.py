@@ -11,6 +11,7 @@ import streamlit as st
 
 from minivllm.trace.timeline import Phase
 from viz import empty, figures, loading, stage
+from viz.about import about
 from viz.figures.common import PHONE, WIDE
 from viz.figures.moments import Moment, merge, steps_of_first
 from viz.language import N_, _
@@ -48,7 +49,7 @@ CLOCKS = N_("One clock is simulated and the other is real: their seconds are not
 
 
 def page(run: Run) -> None:
-    st.markdown(_(INTRODUCTION))
+    about(_(INTRODUCTION))
     other = second_trace(run, loading.open_run, _ask)
     if other is not None:
         both(run, other)
@@ -96,7 +97,7 @@ def both(run: Run, other: Run) -> None:
     rows = side_by_side(run.timeline, run.summary, other.timeline, other.summary)
     st.table(
         {
-            "": [row.name for row in rows],
+            _("Number"): [row.name for row in rows],
             plain(labels[0]): [row.first for row in rows],
             plain(labels[1]): [row.second for row in rows],
             _("second : first"): [row.ratio for row in rows],

@@ -12,6 +12,7 @@ import streamlit as st
 
 from minivllm.trace.kernel_events import KernelTrace
 from viz import empty, kernel_stage, links, loading
+from viz.about import about
 from viz.figures.kernel_matrix import kernel_matrix, piece_captions
 from viz.figures.kernel_softmax import LATE, is_told_late, kernel_softmax, rescaled
 from viz.figures.kernel_tiles import Piece, pieces
@@ -89,7 +90,7 @@ def _play(run: KernelRun, number: int, trace: KernelTrace, found: Sequence[Piece
     is_tiled = found[0].verb == "computes"
     last = LATE if is_told_late(found) else TRY_RESCALE
     told = [INTRODUCTION, TRY, last] if is_tiled else [INTRODUCTION_NAIVE[found[0].verb], TRY_NAIVE]
-    st.markdown(sentences(_(text) for text in told))
+    about(sentences(_(text) for text in told))
     shown = found[:MOST_PIECES]
     if len(found) > len(shown):
         st.info(
@@ -149,7 +150,7 @@ def attention_jumps(found: Sequence[Piece]) -> list[Jump]:
 
 def _side_by_side(run: KernelRun) -> None:
     """Bytes of this file's kernels, or of this file and a second one."""
-    st.subheader(_("Side by side"))
+    st.header(_("Side by side"))
     other = second_trace(run, loading.open_kernel_run, _ask)
     if other is None:
         columns = [column(plain(f"{n}. {t.header.kernel}"), [t]) for n, t in enumerate(run.traces, 1)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import streamlit as st
 
 from viz import figures, stage
+from viz.about import about
 from viz.figures.common import MARKS, names_of
 from viz.figures.selected_tables import most_interesting_request
 from viz.language import N_, _, sentences
@@ -38,13 +39,13 @@ ABOUT_SWAP = N_(
 
 
 def page(run: Run) -> None:
-    st.markdown(sentences([_(INTRODUCTION), *_what_else(run)]))
+    about(sentences([_(INTRODUCTION), *_what_else(run)]))
     request = _selected(run)
 
     stage.show(run, "kv", lambda: figures.kv_pictures(run.timeline, request), selected=request)
     signs = _(", ").join(f"**{MARKS[name].sign}** {MARKS[name].words}" for name in _marks_of(run))
     st.caption(
-        _("{signs}; red outline: a block of the selected request. Point at a block to read about it.").format(
+        _("{signs}; red outline: a block of the selected request. Click a block for its history.").format(
             signs=signs
         )
     )

@@ -15,6 +15,7 @@ from html import escape
 import streamlit as st
 
 from viz import figures, stage
+from viz.about import about
 from viz.charts.style import Chart
 from viz.counted import Counted, count
 from viz.figures.common import PHONE, WIDE
@@ -53,21 +54,20 @@ NO_METRIC = N_("Only a trace knows this: no metric of vLLM says it.")
 
 
 def page(run: Run) -> None:
-    st.markdown(_(INTRODUCTION))
+    about(f"{_(INTRODUCTION)}\n\n{_(STEP_BY_STEP)}")
     if run.timeline.trace.header.clock != "wall":
         st.markdown(_(VIRTUAL))
     with st.spinner(_("Counting …")):
         counted = _counted(run.fingerprint, run)
-    st.subheader(_("Step by step"))
-    st.markdown(_(STEP_BY_STEP))
+    st.header(_("Step by step"))
     _board(run, counted)
-    st.subheader(_("What users feel"))
+    st.header(_("What users feel"))
     st.markdown(_(BESIDE))
     _show(run, counted, "latencies", user_panels(run, counted))
-    st.subheader(_("What the owner counts"))
+    st.header(_("What the owner counts"))
     st.markdown(_(TRY))
     _show(run, counted, "over time", owner_panels(run, counted))
-    st.subheader(_("Finished requests"))
+    st.header(_("Finished requests"))
     _show(run, counted, "requests", request_panels(counted))
 
 

@@ -9,6 +9,7 @@ import streamlit as st
 
 from minivllm.trace.kernel_events import KernelTrace
 from viz import kernel_stage
+from viz.about import about
 from viz.figures.common import PHONE, WIDE
 from viz.figures.kernel_blocks import has_blocks, kernel_blocks
 from viz.figures.kernel_lanes import kernel_lanes
@@ -54,7 +55,7 @@ def page(run: KernelRun) -> None:
     parts = [_(INTRODUCTION), _(TRY)]
     if any(has_blocks(array) for array in trace.header.arrays):
         parts.append(_(ABOUT_BLOCKS))
-    st.markdown(" ".join(parts))
+    about(" ".join(parts))
     follow = _follow(trace)
     shown = played(trace, follow)
     if shown.left_out:

@@ -9,6 +9,7 @@ import streamlit as st
 
 from minivllm.trace.summary import RunSummary, format_seconds
 from viz import figures, links, stage
+from viz.about import about
 from viz.engine_words import in_words_of_the_reader
 from viz.language import N_, _
 from viz.loading import Run
@@ -27,11 +28,10 @@ INTRODUCTION = N_(
 
 
 def page(run: Run) -> None:
-    _new_here()
-    st.markdown(_(INTRODUCTION))
-    st.markdown(_setting(run))
-    _facts(run.summary)
+    about(f"{_(INTRODUCTION)}\n\n{_setting(run)}")
     stage.show(run, "overview", lambda: figures.overview(run.timeline))
+    _facts(run.summary)
+    _new_here()
     most, count = figures.MOST_OVERVIEW_ROWS, len(run.timeline.spans)
     if count > most:
         st.caption(_("The first {most} of {count:,} requests are shown.").format(most=most, count=count))

@@ -12,6 +12,7 @@ import streamlit as st
 from minivllm.text import printable
 from minivllm.trace.precision_events import MatrixOnGrids, VariantMeasured
 from viz import kernel_stage
+from viz.about import about
 from viz.figures.precision import precision_scenes
 from viz.language import N_, _, sentences
 from viz.loading import PrecisionRun
@@ -48,7 +49,7 @@ def page(run: PrecisionRun) -> None:
     trace = run.trace
     shown = [found for found in trace.matrices if found.grids]
     if shown:
-        st.markdown(f"{_(INTRODUCTION)} {_(TRY)}")
+        about(f"{_(INTRODUCTION)} {_(TRY)}")
         number = _choose(shown)
         found = shown[number]
         kernel_stage.show(
@@ -122,7 +123,7 @@ SPEEDS: dict[str, Callable[[VariantMeasured], str]] = {
 
 def _table(run: PrecisionRun) -> None:
     header, variants = run.trace.header, run.trace.variants
-    st.subheader(_(TABLE))
+    st.header(_(TABLE))
     columns = COLUMNS | (SPEEDS if header.speed_model else {})
     rows = [row for row in variants if not row.skipped]
     st.table(

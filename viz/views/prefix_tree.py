@@ -8,6 +8,7 @@ from __future__ import annotations
 import streamlit as st
 
 from viz import empty, figures, stage
+from viz.about import about
 from viz.figures.common import EDGE_MARKS, PHONE, WIDE
 from viz.language import N_, _, sentences
 from viz.loading import Run
@@ -25,7 +26,7 @@ INTRODUCTION = N_(
 )
 LEGEND = N_(
     "Edges that are not cached yet, or no longer, are pale. A thick link says that two pieces are one edge "
-    "as long as nothing else branches off between them. The green line at the foot of an edge is the part of "
+    "as long as nothing else branches off between them. The dark line at the foot of an edge is the part of "
     "its blocks that is cached now. Point at an edge to read all of its text."
 )
 WITHOUT = N_("This run had no prefix cache, or nothing was ever put into it. Make a run that has one:")
@@ -38,7 +39,7 @@ with LLM("path/to/model", prefix_cache="radix", trace="prefixes.jsonl") as llm: 
 
 
 def page(run: Run) -> None:
-    st.markdown(_(INTRODUCTION))
+    about(_(INTRODUCTION))
     if not any(record.cached for record in run.timeline.records):
         empty.tell(URL, _(WITHOUT), HOW, "python")
         return
@@ -51,6 +52,8 @@ def page(run: Run) -> None:
         ]
         return [*trees, figures.memory_over_time(timeline)]
 
-    stage.show(run, "prefixes", scenes)
+    hit = next((r.step for r in run.timeline.records if any(e.source == "cache" for e in r.shared)), None)
+    first = next(record.step for record in run.timeline.records if record.cached)
+    stage.show(run, "prefixes", scenes, start=first if hit is None else hit)
     signs = _(", ").join(f"**{mark.sign}** {mark.words}" for mark in EDGE_MARKS.values())
     st.caption(sentences([_("{sentence}.").format(sentence=signs), _(LEGEND)]))

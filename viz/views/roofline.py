@@ -10,6 +10,7 @@ import streamlit as st
 from minivllm.trace.events import HardwareShape
 from minivllm.trace.timeline import Phase
 from viz import empty, figures, stage
+from viz.about import about
 from viz.devices import DEVICES
 from viz.figures.log_axis import engineering
 from viz.figures.roofline import Roof, roofline_captions
@@ -53,7 +54,7 @@ NO_ROOF = N_("no roof")
 
 
 def page(run: Run) -> None:
-    st.markdown(_(INTRODUCTION))
+    about(f"{_(INTRODUCTION)}\n\n{_(TRY)}")
     header = run.timeline.trace.header
     if header.model is None:
         st.info(_(NO_MODEL))
@@ -69,7 +70,6 @@ def page(run: Run) -> None:
         st.markdown(_about(hardware))
         if header.hardware is None:
             st.caption(_(NOT_ITS_OWN))
-    st.markdown(_(TRY))
     if header.clock != "wall":
         st.caption(_("Times are those of a simulated clock."))
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from viz import jobs, links, loading, run_process, state
 from viz.folders import upload_folder
@@ -310,10 +311,12 @@ def _start(settings: RunSettings, workload: Path | None, beside: Path | None) ->
         return
     run = OwnRun(path, settings, len(settings.prompts))
     words = settings.job(str(path), str(workload) if workload else None)
-    job = jobs.start(run_process.NAME, run_process.work(run, words))
-    if job.told not in (None, run):  # another one is at work
+    run.watched_by(_session())
+    job = jobs.start(run_process.NAME, run_process.work(run, words), run)
+    if job.told is run:
+        st.session_state[MINE] = job
+    else:
         path.unlink(missing_ok=True)
-    st.session_state[MINE] = job
     st.session_state["run beside"] = beside
     st.session_state["run problem"] = ""
     st.session_state["run stopped"] = None
@@ -329,13 +332,18 @@ def _running(job: Job) -> None:
         jobs.watch(job, _progress, LOOK_SECONDS)
 
 
+def _session() -> str:
+    """This window, by Streamlit's name for it."""
+    context = get_script_run_ctx()
+    return context.session_id if context else ""
+
+
 def _progress(job: Job) -> None:
     """What there is to see so far: blocks, batch, and the texts as they grow."""
     run = job.told
     if not isinstance(run, OwnRun):
         return
-    if context := st.runtime.scriptrunner.get_script_run_ctx():
-        run.watched_by(context.session_id)
+    run.watched_by(_session())
     now = run.watched.now
     if now is None or now.step < 0:
         st.progress(0.0, _("The engine starts ({seconds} s) …").format(seconds=f"{job.seconds:.0f}"))

@@ -5,9 +5,8 @@ Read next: `viz/figures/scheduler_gantt.py`.
 
 from __future__ import annotations
 
-import streamlit as st
-
 from viz import figures, stage
+from viz.about import about
 from viz.figures.common import NARROW, WIDE
 from viz.language import N_, _, sentences
 from viz.loading import Run
@@ -41,7 +40,7 @@ def page(run: Run) -> None:
         to_try = TRY_STATIC
     else:
         to_try = TRY_PREEMPTION if any(record.preempted for record in records) else TRY_WAIT
-    st.markdown(sentences([_(INTRODUCTION), _(to_try)]))
+    about(sentences([_(INTRODUCTION), _(to_try)]))
 
     def scenes() -> list[figures.Scene]:
         timeline = run.timeline

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import streamlit as st
 
 from viz import empty, figures, stage
+from viz.about import about
 from viz.figures.common import NARROW, PHONE
 from viz.language import N_, _
 from viz.loading import Run
@@ -45,7 +46,7 @@ with LLM(MODEL_PATH, trace="speculation.jsonl", speculative_config=drafts) as ll
 
 
 def page(run: Run) -> None:
-    st.markdown(_(INTRODUCTION))
+    about(_(INTRODUCTION))
     drafted = [record for record in run.timeline.records if record.drafts]
     if not drafted:
         empty.tell(URL, _(WITHOUT), HOW, "python")

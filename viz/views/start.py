@@ -108,7 +108,7 @@ def page(run: object = None) -> None:
     links.page_link("glossary", _("Glossary: what every word means"))
     if not isinstance(run, Run):
         _how_to_get_a_run(_(OTHER_KIND) if run else _(NEED))
-    st.subheader(_("A path"))
+    st.header(_("A path"))
     for number, stop in enumerate(BEFORE, 1):
         _stop(number, stop)
     lesson = first_lesson()

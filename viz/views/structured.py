@@ -8,6 +8,7 @@ from __future__ import annotations
 import streamlit as st
 
 from viz import empty, figures, stage
+from viz.about import about
 from viz.figures.common import NARROW, PHONE, names_of
 from viz.language import N_, _
 from viz.loading import Run
@@ -41,7 +42,7 @@ with LLM("path/to/model", trace="structured.jsonl") as llm:
 
 
 def page(run: Run) -> None:
-    st.markdown(_(INTRODUCTION))
+    about(_(INTRODUCTION))
     requests = figures.structured_requests(run.timeline)
     if not requests:
         empty.tell(URL, _(WITHOUT), HOW, "python")

@@ -9,6 +9,13 @@ Rank 0 computes in a thread of its own, since a step must not be left half-way: 
 the engine, which forgets the step, while rank 0 and the others finish it together. The next plan comes after
 that.
 
+In a pipeline several plans may be under way (`launch`, `wait`): rank 0 computes its stage of one after the
+other, and a second thread takes the logits as they come, so that neither waits for the other:
+
+    rank 0's thread     stage 0 of A ──► stage 0 of B ──► stage 0 of A', …
+    last stage                           stage 1 of A ──► stage 1 of B, …
+    logits' thread                                   A ──►            B ──►
+
 If a rank ends, or fails, all do: keys and values are lost with it. Whoever has a request in the engine hears
 of it at once, and no process is left.
 
@@ -19,6 +26,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from functools import partial
@@ -32,13 +40,13 @@ from torch import Tensor
 
 from minivllm.executor.distributed.cache_limits import CacheLimits, share_of_machine
 from minivllm.executor.distributed.groups import Control, GroupPeers
-from minivllm.executor.distributed.lane import Lane
 from minivllm.executor.distributed.launch import END_SECONDS, Ranks
 from minivllm.executor.distributed.messages import RankSettings, encode_plan
 from minivllm.executor.distributed.rank_executor import RankExecutor, load_rank
 from minivllm.executor.distributed.worker import device_of
 from minivllm.executor.executor import ExecutorDeadError, RankError
 from minivllm.executor.kv_storage import bytes_per_block
+from minivllm.executor.lane import Lane
 from minivllm.files import CannotWrite
 from minivllm.model.config import ModelConfig
 from minivllm.model.hub import resolve_model
@@ -92,7 +100,10 @@ class DistributedExecutor:
         self.last_attention_seconds = self.last_peer_seconds = 0.0
         self._ranks, self._spans_path = ranks, spans_path
         self._lane = Lane("minivllm-rank-0")
+        self._logits_lane = Lane("minivllm-logits")
+        self.num_stages = settings.pipeline_parallel_size
         self._pending: Future[Tensor] | None = None
+        self._launched: deque[Future[Tensor]] = deque()
         self._error = ""
         self._control: Control | None = None
         self._peers: GroupPeers | None = None
@@ -175,6 +186,53 @@ class DistributedExecutor:
             self._end()
             raise ExecutorDeadError(self._error) from error
 
+    def launch(self, plan: StepPlan) -> None:
+        """Carry out this plan behind those launched before, as soon as the first stage is free.
+
+        Raises:
+            ExecutorDeadError: as for `execute`.
+        """
+        if self._error:
+            raise ExecutorDeadError(self._error)
+        begun = self._lane.submit(partial(self._begin, plan))
+        self._launched.append(self._logits_lane.submit(partial(self._logits_of, begun)))
+
+    def wait(self) -> Tensor:
+        """Logits of the oldest plan launched, as `execute` gives them.
+
+        Raises:
+            ExecutorDeadError: as for `execute`.
+        """
+        try:
+            logits = self._wait(self._launched[0])
+        except Exception as error:
+            self._error = self._error or self._reason(error)
+            self._end()
+            raise ExecutorDeadError(self._error) from error
+        self._launched.popleft()
+        return logits
+
+    def forget(self) -> None:
+        """Nobody wants the logits of any plan. When this returns, none is under way."""
+        with suppress(ExecutorDeadError):  # the next plan says so
+            while self._launched:
+                self.wait()
+
+    def _begin(self, plan: StepPlan) -> Tensor | None:
+        """In rank 0's thread: its stage of a plan."""
+        assert self._rank is not None
+        if self._control is not None:
+            self._control.broadcast(encode_plan(plan), most_unheard=2 * self.num_stages)
+        hidden = self._rank.begin(plan)
+        self.last_attention_seconds = self._rank.last_attention_seconds
+        return hidden
+
+    def _logits_of(self, begun: Future[Tensor | None]) -> Tensor:
+        """In the logits' thread."""
+        hidden, rank = begun.result(), self._rank
+        assert rank is not None
+        return rank.logits_of(hidden)
+
     def _step(self, plan: StepPlan) -> Tensor:
         """In rank 0's thread."""
         assert self._rank is not None
@@ -240,4 +298,6 @@ class DistributedExecutor:
         """Leave nothing: no process, no port, no weights and no cache."""
         self._ranks.kill()
         self._lane.end()
+        self._logits_lane.end()
         self._control = self._peers = self._rank = self._pending = None
+        self._launched.clear()

@@ -12,8 +12,10 @@ Read next: `minivllm/model/parallel/sharded_decoder.py`, `worker.py`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from time import perf_counter
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -34,6 +36,8 @@ from minivllm.model.parallel.peers import Peers
 from minivllm.model.parallel.sharded_decoder import ShardedDecoder
 from minivllm.scheduling.plan import StepPlan
 from minivllm.trace.rank_spans import STEP, RankSpans
+
+Result = TypeVar("Result")
 
 
 class RankExecutor:
@@ -74,25 +78,38 @@ class RankExecutor:
 
     def execute(self, plan: StepPlan) -> Tensor:
         """On rank 0 logits `[sum of num_logits, vocab_size]`; elsewhere nothing that matters."""
-        if self.spans is None:
-            return self._execute(plan)
-        self.spans.step, began = plan.step, perf_counter()
-        logits = self._execute(plan)
-        self.spans.note(STEP, began, perf_counter())
-        return logits
+        return self._noting(plan, lambda: self.logits_of(self._forward(plan)))
+
+    def begin(self, plan: StepPlan) -> Tensor | None:
+        """The same without waiting for logits: `logits_of` what this returns, perhaps in another thread."""
+        return self._noting(plan, lambda: self._forward(plan))
 
     @torch.inference_mode()
-    def _execute(self, plan: StepPlan) -> Tensor:
+    def logits_of(self, hidden: Tensor | None) -> Tensor:
+        """The end of a step."""
+        return self._no_logits if hidden is None else self.decoder.compute_logits(hidden)
+
+    def _noting(self, plan: StepPlan, work: Callable[[], Result]) -> Result:
+        if self.spans is None:
+            return work()
+        self.spans.step, began = plan.step, perf_counter()
+        result = work()
+        self.spans.note(STEP, began, perf_counter())
+        return result
+
+    @torch.inference_mode()
+    def _forward(self, plan: StepPlan) -> Tensor | None:
+        """Hidden states of the tokens that logits are wanted for; None if no token is computed."""
         with guard_step(torch.get_num_threads()) if self._is_on_cpu else nullcontext():
             if plan.moves:
                 self.mover.carry_out(plan.moves)
+            self.last_attention_seconds = 0.0
             if not plan.scheduled:
-                self.last_attention_seconds = 0.0
-                return self._no_logits
+                return None
             metadata = build_metadata(plan, self.storage.block_size)
-            logits = self.runner.run(metadata, plan.num_padding_tokens)
-            self.last_attention_seconds = self.runner.attention_seconds
-            return logits
+            hidden = self.runner.forward(metadata, plan.num_padding_tokens)
+            self.last_attention_seconds = self.attention.seconds
+            return hidden
 
 
 def load_rank(settings: RankSettings, rank: int, device: torch.device, peers: Peers) -> ShardedDecoder:

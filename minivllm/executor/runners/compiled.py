@@ -104,6 +104,8 @@ class CompiledRunner(ModelRunner):
         )
         clock = np.zeros(len(STAGES), np.int64)
         logits = torch.empty(len(metadata.logit_rows), padded(self.config.vocab_size))
+        if self.on_kernel:
+            self.on_kernel()
         began = perf_counter()
         self._call(batch, num_threads, logits, clock)
         tick = (perf_counter() - began) / max(1, int(clock.sum()))

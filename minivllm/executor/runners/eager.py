@@ -43,6 +43,12 @@ class EagerRunner(ModelRunner):
         self._device = attention.storage.device
 
     def run(self, metadata: AttentionMetadata, num_padding: int) -> Tensor:
+        logits = self.decoder.compute_logits(self.forward(metadata, num_padding))
+        self.attention_seconds = self.attention.seconds
+        return logits
+
+    def forward(self, metadata: AttentionMetadata, num_padding: int) -> Tensor:
+        """The step without its last part: hidden states [len(metadata.logit_rows), hidden_size]."""
         attention = self.attention
         began = perf_counter()
         attention.begin_step(metadata)
@@ -55,7 +61,4 @@ class EagerRunner(ModelRunner):
         if num_padding:
             attend = AttentionWithoutPadding(attention, metadata.num_tokens, num_padding)
             token_ids, positions = pad_rows(token_ids, num_padding), pad_rows(positions, num_padding)
-        hidden = self.decoder.forward(token_ids, positions, attend, rows)
-        logits = self.decoder.compute_logits(hidden)
-        self.attention_seconds = attention.seconds
-        return logits
+        return self.decoder.forward(token_ids, positions, attend, rows)

@@ -13,6 +13,7 @@ Read next: `choose.py` for which runner an engine gets, `eager.py` for the plain
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -24,6 +25,9 @@ class ModelRunner(ABC):
 
     attention_seconds: float = 0.0
     """Time that the latest run spent in attention, cache writes included; 0 where it cannot be told apart."""
+
+    on_kernel: Callable[[], None] | None = None
+    """To be called when the run has come to where it needs no Python for long, if there is such a place."""
 
     def supports(self, metadata: AttentionMetadata, num_padding: int) -> bool:
         """Can this step be computed here? All steps can, unless a runner says otherwise."""
@@ -46,6 +50,7 @@ class FirstSupporting(ModelRunner):
 
     def run(self, metadata: AttentionMetadata, num_padding: int) -> Tensor:
         runner = next(runner for runner in self.runners if runner.supports(metadata, num_padding))
+        runner.on_kernel = self.on_kernel
         logits = runner.run(metadata, num_padding)
         self.attention_seconds = runner.attention_seconds
         return logits

@@ -40,6 +40,7 @@ MEASUREMENTS = {
     "profile": "step_profile",
     "trace": "trace_overhead",
     "control-plane": "control_plane",
+    "overlap": "overlap",
     "beams": "beams",
     "prefix-cache": "prefix_lookup",
     "kv-cache": "kv_cache_reading",

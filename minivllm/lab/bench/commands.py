@@ -159,6 +159,11 @@ _add_usual("control-plane", "What blocks, scheduling and aborts cost, however la
 _add_usual("quantized", "What weights of 8 and 4 bits are worth, beside the engine's own 16.", repeat=5)
 
 
+_add_usual(
+    "overlap", "What plans in flight are worth: asynchronous scheduling, and the stages of a pipeline."
+)
+
+
 @app.command()
 def beams(
     model: Model = None,

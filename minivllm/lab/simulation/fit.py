@@ -61,6 +61,8 @@ def samples_of(timeline: Timeline) -> list[Sample]:
     samples = []
     for record in timeline.records:
         seconds = sum(value for part, value in record.seconds.items() if part != "attention")
+        if record.is_ahead:  # some of the parts lie within other steps
+            seconds = record.end - record.start
         if not record.batch or seconds <= 0 or record.copied or record.swapped_in or record.swapped_out:
             continue
         items = [(item.start, item.num_tokens) for item in record.batch]

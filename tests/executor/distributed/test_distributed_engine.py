@@ -47,11 +47,11 @@ def several(request):
         yield executor
 
 
-def engine_on(executor, speculation=None, **limits):
+def engine_on(executor, speculation=None, how=None, **limits):
     config = SchedulerConfig(
         **{"num_blocks": NUM_BLOCKS, "block_size": BLOCK_SIZE, "max_model_len": 40, **limits}
     )
-    return Engine(config, executor, Sampler(4096), vocab_size=4096, speculation=speculation)
+    return Engine(config, executor, Sampler(4096), vocab_size=4096, speculation=speculation, **how or {})
 
 
 def serve(engine, requests):
@@ -100,6 +100,10 @@ limits = st.fixed_dictionaries(
 )
 
 
+ways = st.sampled_from([{}, {"overlap_stages": False}, {"async_scheduling": True}])
+"""On stages: plans in flight, or one at a time. With one stage the first two are the same."""
+
+
 def config_of(limits, executor):
     limits = dict(limits)
     if limits.pop("swap"):
@@ -113,15 +117,20 @@ def config_of(limits, executor):
     max_examples=settings.default.max_examples // 2,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(requests=requests, limits=limits)
-def test_several_ranks_give_the_tokens_of_one(single, several, requests, limits):
+@given(requests=requests, limits=limits, how=ways)
+def test_several_ranks_give_the_tokens_of_one(single, several, requests, limits, how):
     limits = config_of(limits, several)
     assert several.num_host_blocks and several.num_host_blocks == single.num_host_blocks
     try:
         expected = serve(engine_on(single, **limits), requests)
     except ValueError:  # a request that could never be served: refused before any rank hears of it
         return
-    assert serve(engine_on(several, **limits), requests) == expected
+    engine = engine_on(several, how=how, **limits)
+    found, num_steps = serve(engine, requests)
+    engine.end_steps()
+    assert found == expected[0]
+    if several.num_stages == 1 or how == {"overlap_stages": False}:
+        assert num_steps == expected[1] or "async_scheduling" in how
 
 
 def test_an_interrupted_step_is_finished_by_all_ranks_and_the_engine_serves_on(single, several, monkeypatch):

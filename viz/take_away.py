@@ -1,0 +1,158 @@
+"""Take it with you: what a page shows as files that need neither dashboard nor server.
+
+    SVG, PNG of the step        the player's own button (`player/take.js`): only the browser knows the step
+    a page that plays           what the player was sent, with the player around it (`backends/html.py`)
+    a film of some steps        GIF, drawn by matplotlib: at most `MOST_FRAMES` pictures, evenly chosen
+    the run for Perfetto        `minivllm/trace/perfetto.py`
+
+Nothing is made before its button is pressed. There is no MP4: it would need an encoder, and slides, mails and
+chats play a GIF as well.
+
+Read next: `backends/html.py`.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import streamlit as st
+
+from minivllm.trace.perfetto import to_chrome_trace
+from minivllm.trace.reader import Trace
+from viz.backends.html import page_of
+from viz.backends.mpl import save_gif
+from viz.language import _, current, ngettext, speaking
+from viz.plain import plain
+from viz.scene import Scene
+
+MOST_FRAMES = 60
+FRAME_SECONDS = 0.3
+"""About what matplotlib takes for one."""
+FRAMES_PER_SECOND = (2, 4, 10)
+
+
+class Picture(msgspec.Struct):
+    """Of a scene that the player was sent, what is needed here; the rest is skipped unread."""
+
+    title: str
+    screen: str = ""
+
+
+class Sent(msgspec.Struct):
+    """What the player was sent."""
+
+    captions: list[str]
+    scenes: list[Picture]
+
+
+@lru_cache(maxsize=16)
+def _sent(payload: bytes) -> Sent:
+    return msgspec.json.decode(payload[payload.index(b"\n") + 1 :], type=Sent)
+
+
+def offer(
+    name: str, payload: bytes, make_scenes: Callable[[], Sequence[Scene]], trace: Trace | None = None
+) -> None:
+    """Put the button below a player.
+
+    Args:
+        name: of these pictures, which files are named after.
+        payload: what the player was sent.
+        make_scenes: draws them again, for a film.
+        trace: the run that they are of, if it is one of the engine.
+    """
+    sent, language = _sent(payload), current()
+    key = f"take-{name}"
+    with st.popover(_("Take it with you")):
+        st.caption(_("The picture of one step, as PNG or SVG: **Save picture**, beside the player's slider."))
+        st.download_button(
+            _("A page that plays ({size} MB, HTML)").format(size=f"{len(payload) / 1e6:.1f}"),
+            lambda: page_of(sent.scenes[0].title, payload[payload.index(b"\n") + 1 :], language),
+            file_name=file_name(name, "html"),
+            mime="text/html",
+            on_click="ignore",
+            key=f"{key}-html",
+        )
+        if trace is not None:
+            st.download_button(
+                _("The run for Perfetto (ui.perfetto.dev)"),
+                lambda: msgspec.json.encode(to_chrome_trace(trace)),
+                file_name=file_name(name, "perfetto.json"),
+                mime="application/json",
+                on_click="ignore",
+                key=f"{key}-perfetto",
+            )
+        if len(sent.captions) > 1:
+            _film(name, sent, make_scenes, language)
+
+
+def _film(name: str, sent: Sent, make_scenes: Callable[[], Sequence[Scene]], language: str) -> None:
+    """What a film needs to know, and its button."""
+    key = f"take-{name}"
+    titles = [number for number, scene in enumerate(sent.scenes) if scene.screen != "narrow"]
+    last = len(sent.captions) - 1
+    which: Any = titles[0]
+    if len(titles) > 1:
+        which = st.selectbox(
+            _("Film of"),
+            titles,
+            key=f"{key}-which",
+            format_func=lambda number: plain(sent.scenes[number].title),
+        )
+    first, end = st.slider(_("Steps of the film"), 0, last, (0, last), key=f"{key}-steps")
+    speed: Any = st.segmented_control(
+        _("Pictures per second"), FRAMES_PER_SECOND, default=FRAMES_PER_SECOND[1], key=f"{key}-speed"
+    )
+    steps = chosen_steps(first, end)
+    told = ngettext(
+        "{count} picture, about {seconds} s to draw.",
+        "{count} pictures, about {seconds} s to draw.",
+        len(steps),
+    )
+    words = told.format(count=len(steps), seconds=ceil(len(steps) * FRAME_SECONDS))
+    if len(steps) < end - first + 1:
+        most = _("A film has at most {most} pictures: steps between them are left out.")
+        words += " " + most.format(most=MOST_FRAMES)
+    st.caption(words)
+
+    def film() -> bytes:
+        with speaking(language):  # this runs in a thread of its own
+            return gif(make_scenes()[which], steps, speed or FRAMES_PER_SECOND[1])
+
+    st.download_button(
+        _("A film (GIF)"),
+        film,
+        file_name=file_name(name, "gif"),
+        mime="image/gif",
+        on_click="ignore",
+        key=f"{key}-gif",
+    )
+
+
+def chosen_steps(first: int, last: int) -> list[int]:
+    """The steps of a film: all, or `MOST_FRAMES` that lie evenly, the first and the last among them."""
+    count = last - first + 1
+    if count <= MOST_FRAMES:
+        return list(range(first, last + 1))
+    return [first + round(number * (count - 1) / (MOST_FRAMES - 1)) for number in range(MOST_FRAMES)]
+
+
+def gif(scene: Scene, steps: Sequence[int], per_second: float) -> bytes:
+    """The steps as a GIF."""
+    with tempfile.TemporaryDirectory(prefix="minivllm-film-") as folder:
+        path = Path(folder) / "film.gif"
+        save_gif(scene, path, steps, per_second=per_second)
+        return path.read_bytes()
+
+
+def file_name(name: str, ending: str) -> str:
+    """A file's name that any system takes: a request may be called anything."""
+    words = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:60] or "pictures"
+    return f"minivllm-{words}.{ending}"
