@@ -39,7 +39,7 @@ SILENT = {
 NOT_READ = re.compile(
     r"Glyph .*|offset points|muted|middle|lower left|it ended without a word"
     r"|\n?minivllm( .*)?|minivllm-out/trace.jsonl"
-    r"|.*\\bfunction mount|const mount = .*|\nreturn mount.*|<script src=.*"
+    r"|(export default )?function mount|const mount = .*|\nreturn mount.*|<script src=.*"
     r"|<(iframe|figure|img|svg|rect) .*|.*minivllmTheme.*|/\w+\?trace=|&with=|.*filename=.*"
     r"|.*completions -H.*|.*Content-Type:.*"
     r"|\*\* *\n:gray\["
