@@ -49,6 +49,10 @@ class Lesson:
     def checks(self) -> Path:
         return self.folder / "checks.py"
 
+    def sentences(self, language: str) -> Path:
+        """What `checks.py` says, in another language."""
+        return self.folder / f"checks.{language}.json"
+
     @property
     def reference(self) -> Path:
         return self.folder / "reference.py"

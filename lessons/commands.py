@@ -3,6 +3,9 @@
 Exit codes of `check`: 0 passed, 1 failed, 2 not started, 3 could not be imported. A mistake in the command
 itself is a sentence on stderr and exit code 2.
 
+Titles, properties and hints are said in the language of `--lang`, or of the system's locale; what is expected
+in a story, and what came, is quoted from the checks, in English.
+
 Read next: `runner.py`, then `judge.py`.
 """
 
@@ -17,10 +20,13 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from lessons.catalogue import Lesson, find_lesson, lessons, relative
-from lessons.desk_work import diff_lines, keep, keep_catch, ladder, next_hint, wrong_solution
+from lessons import desk_work
+from lessons.catalogue import LANGUAGES, Lesson, find_lesson, lessons, relative
+from lessons.desk_work import diff_lines, keep, keep_catch, ladder, wrong_solution
+from lessons.language import checked, language_of_locale
 from lessons.report import next_step, print_catch, print_result
 from lessons.runner import NOT_STARTED, PASSED, Result, check
+from lessons.story_text import print_story
 from lessons.work import Desk
 from minivllm.lab.tables import print_table
 from minivllm.processes import become
@@ -40,19 +46,27 @@ console = Console()
 Number = Annotated[str, typer.Argument(help="Of the lesson, such as 4, or its name.", metavar="LESSON")]
 Work = Annotated[Path, typer.Option(help="Folder of your solutions.", envvar="MINIVLLM_WORK")]
 WORK = Path("work")
+Language = Annotated[
+    str,
+    typer.Option(
+        "--lang",
+        help="Of titles, properties and hints: en or zh; the system's if left out.",
+        envvar="MINIVLLM_LANG",
+    ),
+]
 
 
 @app.command("list")
-def list_lessons(work: Work = WORK) -> None:
+def list_lessons(work: Work = WORK, lang: Language = "") -> None:
     """All lessons, and how far you are."""
-    desk = Desk(work)
+    desk, language = Desk(work), _spoken(lang)
     table = Table(box=None, pad_edge=False, show_header=False)
     for lesson in lessons():
-        table.add_row(Text(lesson.heading(), "bold"), lesson.about(), desk.state(lesson))
+        table.add_row(Text(lesson.heading(language), "bold"), lesson.about(language), desk.state(lesson))
     print_table(table, console)
     following = next((one for one in lessons() if desk.state(one) != "passed"), None)
     if following:
-        text = relative(following.folder / "lesson.md")
+        text = relative(following.folder / LANGUAGES[language])
         _say(f"Next: minivllm lesson start {following.number}   (text: {text})")
 
 
@@ -77,16 +91,18 @@ def check_lesson(
     raw: Annotated[bool, typer.Option("--raw", help="Show Python's own words, too.")] = False,
     edited: Annotated[bool, typer.Option("--edited", help="Judge by changed checks, too.")] = False,
     work: Work = WORK,
+    lang: Language = "",
 ) -> None:
     """Judge your solution by properties; a failing story is made as short as it can be."""
-    chosen, desk = find_lesson(lesson), Desk(work)
+    chosen, desk, language = find_lesson(lesson), Desk(work), _spoken(lang)
     path = file or desk.solution(chosen)
     if raw:
         os.environ["MINIVLLM_DEBUG"] = "1"
     result = _watched_check(chosen, path, desk, edited)
     keep(desk, result)
     found = ladder(desk, chosen) if result.failed else None
-    print_result(console, result, raw, f"({found.next_number()}/{len(found.hints)})" if found else "")
+    next_hint = f"({found.next_number()}/{len(found.hints)})" if found else ""
+    print_result(console, result, raw, next_hint, language)
     code = result.code
     if file is None and code == PASSED:
         code = max(code, _check_own_property(desk, chosen))
@@ -118,10 +134,10 @@ def _check_own_property(desk: Desk, lesson: Lesson) -> int:
 
 
 @app.command()
-def hint(lesson: Number, work: Work = WORK) -> None:
-    """The next hint for the property that failed."""
-    chosen, desk = find_lesson(lesson), Desk(work)
-    words, number, count, name = next_hint(desk, chosen)
+def hint(lesson: Number, work: Work = WORK, lang: Language = "") -> None:
+    """The next hint for the property that failed; the first may be about how it failed."""
+    chosen, desk, language = find_lesson(lesson), Desk(work), _spoken(lang)
+    words, number, count, name = desk_work.next_hint(desk, chosen, language)
     _say(f"{name}   hint {number} of {count}")
     _say(f"  {words}")
 
@@ -132,10 +148,12 @@ def see(
     trace: Annotated[Path | None, typer.Option(help="Another story of this lesson.")] = None,
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8501,
     browser: Annotated[bool, typer.Option(help="Open a browser window.")] = True,
+    text: Annotated[bool, typer.Option("--text", help="Tell it here, in the terminal.")] = False,
     work: Work = WORK,
+    lang: Language = "",
 ) -> None:
     """Watch your own bug: your run and the reference's, at the first step where they part."""
-    chosen, desk = find_lesson(lesson), Desk(work)
+    chosen, desk, language = find_lesson(lesson), Desk(work), _spoken(lang)
     path = trace or desk.story(chosen)
     if not path.exists():
         raise ValueError(
@@ -148,6 +166,9 @@ def see(
             f"{relative(path)} is a story of lesson {story.header.title}, not of {chosen.heading()}: "
             f"minivllm lesson see {story.header.lesson[:2]} --trace {relative(path)}"
         )
+    if text:
+        print_story(console, story, language)
+        return
     become("viz.serve", str(path), "--port", str(port), *([] if browser else ["--no-browser"]))
 
 
@@ -166,6 +187,11 @@ def reset(lesson: Number, work: Work = WORK) -> None:
     chosen = find_lesson(lesson)
     aside = Desk(work).reset(chosen)
     _say(f"{chosen.heading()} begins anew" + (f"; your solution is now {relative(aside)}" if aside else ""))
+
+
+def _spoken(lang: str) -> str:
+    """The language that was asked for, or the system's."""
+    return checked(lang) if lang else language_of_locale()
 
 
 def _say(*parts: str | tuple[str, str]) -> None:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from lessons.catalogue import Lesson, relative
 from lessons.catching import Catch, judge_own_property
+from lessons.language import in_language
 from lessons.runner import PASSED, Result, need_test_extra
 from lessons.work import Desk
 
@@ -23,7 +24,7 @@ def keep(desk: Desk, result: Result) -> None:
     from lessons.comparing import write_comparison
 
     lesson, failed = result.lesson, result.failed
-    desk.note(lesson, failing=failed.number if failed else "")
+    desk.note(lesson, failing=failed.number if failed else "", symptoms=failed.symptoms if failed else [])
     if result.path == desk.solution(lesson).resolve():
         state = "passed" if result.code == PASSED else "started"
         desk.note(lesson, state=state, passed=result.num_passed, of=len(result.outcomes))
@@ -52,20 +53,22 @@ def wrong_solution(lesson: Lesson) -> str:
 
 
 class Ladder(NamedTuple):
-    """The hints for the property that failed, from a nudge to nearly the answer."""
+    """The hints for the property that failed: for how it failed, then from a nudge to nearly the answer."""
 
     property: str
     """Its number and sentence."""
     hints: tuple[str, ...]
     num_read: int
+    name: str
+    """What is read is counted under it: a ladder of its own for each symptom that has a hint."""
 
     def next_number(self) -> int:
         """Of the hint to be read next, counted from 1; the last one stays."""
         return min(self.num_read + 1, len(self.hints))
 
 
-def ladder(desk: Desk, lesson: Lesson) -> Ladder:
-    """The hints for the property that failed last.
+def ladder(desk: Desk, lesson: Lesson, language: str = "en") -> Ladder:
+    """The hints for the property that failed last, in this language.
 
     Raises:
         ValueError: nothing has failed, or Hypothesis is not installed.
@@ -80,20 +83,24 @@ def ladder(desk: Desk, lesson: Lesson) -> Ladder:
             f"lesson {lesson.number} has no property that failed: `minivllm lesson check {lesson.number}` "
             f"looks for one"
         )
-    num_read = min(known.get("hints", {}).get(prop.number, 0), len(prop.hints))
-    return Ladder(f"{prop.number} {prop.sentence}", prop.hints, num_read)
+    symptoms = known.get("symptoms", [])
+    symptom = next((one for one in symptoms if one in prop.when), "")
+    name = f"{prop.number} {symptom}".strip()
+    hints = tuple(in_language(lesson, hint, language) for hint in prop.hints_for(symptoms))
+    num_read = min(known.get("hints", {}).get(name, 0), len(hints))
+    return Ladder(f"{prop.number} {in_language(lesson, prop.sentence, language)}", hints, num_read, name)
 
 
-def next_hint(desk: Desk, lesson: Lesson) -> tuple[str, int, int, str]:
+def next_hint(desk: Desk, lesson: Lesson, language: str = "en") -> tuple[str, int, int, str]:
     """`(hint, number, of how many, property)`; the last one stays.
 
     Raises:
         ValueError: nothing has failed, or Hypothesis is not installed.
     """
-    found = ladder(desk, lesson)
+    found = ladder(desk, lesson, language)
     number = found.next_number()
     read = desk.progress(lesson).get("hints", {})
-    desk.note(lesson, hints={**read, found.property.split()[0]: number})
+    desk.note(lesson, hints={**read, found.name: number})
     return found.hints[number - 1], number, len(found.hints), found.property
 
 

@@ -47,6 +47,13 @@ def bound_memory() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (wanted, most))
 
 
+def too_much_memory(error: MemoryError) -> str:
+    """What a `MemoryError` means here. numpy says of which array; Python says nothing."""
+    own = f" ({error})" if str(error) else ""
+    most = f"{MOST_BYTES / 2**30:g} GiB"
+    return f"MemoryError: it takes more than {most}. Does something grow without an end?{own}"
+
+
 class TooLong(BaseException):
     """Not an `Exception`, so that the code which loops cannot catch it by accident."""
 

@@ -34,20 +34,24 @@ from kernels_numba.microscope import (
 )
 from kernels_numba.microscope.accesses import READ
 from lessons.device_rules import not_for_a_device
-from lessons.story import Story
+from lessons.story import CRASH, ENDLESS, Story
 from minivllm.lab.microscope.record import kernel_trace
 from minivllm.trace.kernel_events import KernelTrace, write_kernel_traces
 
 MOST_ACCESSES = 500_000
 """Of a kernel in a check: a hundred times what its small arrays need, and a second or two."""
+RACE, UNWRITTEN, POISON = "race", "unwritten", "poison"
+BARRIER, OUT_OF_BOUNDS, NOT_A_NUMBER = "barrier", "out of bounds", "not a number"
+"""Symptoms of kernels, beside those of `story.py`."""
+SYMPTOMS = {OutOfBounds: OUT_OF_BOUNDS, BarrierMismatch: BARRIER, TooLong: ENDLESS, NotUnderstood: CRASH}
 RIGHT = {
     OutOfBounds: "indices inside of the arrays",
     BarrierMismatch: "all threads of a block at every barrier",
     TooLong: "a kernel that ends",
     NotUnderstood: "a kernel that the microscope understands",
-    "race": "a barrier between two threads that touch one cell, one of them to write",
-    "unwritten": "no read of shared memory before it is written",
-    "poison": "no read of a cell that holds nothing",
+    RACE: "a barrier between two threads that touch one cell, one of them to write",
+    UNWRITTEN: "no read of shared memory before it is written",
+    POISON: "no read of a cell that holds nothing",
 }
 """What should have been, by what went wrong."""
 
@@ -88,7 +92,8 @@ def run_kernel(
             seen = observe(kernel, grid, block, *given, poison=marked, max_accesses=most, count=count)
     except KernelFault as fault:
         words = with_lines(_with_place(fault, plain.__code__.co_filename), plain.__code__.co_filename)
-        story.expect(False, RIGHT.get(type(fault), "a kernel that runs to its end"), words)
+        right, symptom = RIGHT.get(type(fault)), SYMPTOMS.get(type(fault), CRASH)
+        story.expect(False, right or "a kernel that runs to its end", words, symptom)
         raise
     story.kernels.append(seen)
     return seen
@@ -102,7 +107,7 @@ def expect_no_fault(story: Story, seen: Observation) -> None:
     """
     for fault in seen.faults:
         words = with_lines(fault.message, fault.places[0].file)
-        story.expect(False, RIGHT.get(fault.kind, "a kernel without faults"), words)
+        story.expect(False, RIGHT.get(fault.kind, "a kernel without faults"), words, fault.kind)
 
 
 def first_fault(seen: Observation) -> str:

@@ -22,9 +22,9 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import HypothesisException
 
-from lessons.guard import Printed, TooLong, guarded
+from lessons.guard import Printed, TooLong, guarded, too_much_memory
 from lessons.shrinking import shorter_stories
-from lessons.story import Broken, Property, Story
+from lessons.story import CRASH, ENDLESS, Broken, Property, Story
 from lessons.verdict import FAILED, PASSED, UNWRITTEN, Verdict, function_of, line_of, words_of
 
 SHRINK_SECONDS = 4.0
@@ -147,12 +147,13 @@ def play_once(prop: Property, case: Any, file: str, seconds: float | None = None
     story, printed = Story(), Printed()
     verdict = Verdict(prop.number, FAILED, case=case, story=story)
     limit = prop.seconds if seconds is None else seconds
+    symptom = CRASH
     try:
         with guarded(limit, printed):
             prop.play(case, story)
         return None
     except Broken as broken:
-        verdict.expected, verdict.got = broken.expected, broken.got
+        verdict.expected, verdict.got, symptom = broken.expected, broken.got, broken.symptom
         if broken.__cause__ is not None:
             verdict.where = line_of(broken.__cause__, file)
     except NotImplementedError as error:
@@ -163,7 +164,10 @@ def play_once(prop: Property, case: Any, file: str, seconds: float | None = None
     except TooLong as error:
         verdict.expected = "an answer"
         verdict.got = f"none within {limit:g} seconds: does a loop never end?"
-        verdict.where = line_of(error, file)
+        verdict.where, symptom = line_of(error, file), ENDLESS
+    except MemoryError as error:
+        verdict.expected, verdict.got = "an answer", too_much_memory(error)
+        verdict.where, symptom = line_of(error, file), ENDLESS
     except SystemExit as error:
         verdict.expected, verdict.got = "an answer", f"a call of sys.exit({error.code!r})"
         verdict.where = line_of(error, file)
@@ -171,6 +175,7 @@ def play_once(prop: Property, case: Any, file: str, seconds: float | None = None
         verdict.where = line_of(error, file)
         blame = "" if verdict.where else ", when the check used what your code gave back"
         verdict.expected, verdict.got = "an answer", f"{type(error).__name__}: {words_of(error)}{blame}"
+    verdict.symptoms = story.symptoms(symptom)
     story.stopped(f"expected {verdict.expected}, got {verdict.got}")
     verdict.printed = printed.getvalue()
     verdict.size = (len(story.steps), len(json.dumps(case)))

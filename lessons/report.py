@@ -16,6 +16,7 @@ from rich.text import Text
 
 from lessons.catalogue import relative
 from lessons.catching import BROKEN, CAUGHT, MISSED, TOO_STRICT, Catch
+from lessons.language import in_language
 from lessons.runner import FAILED, NOT_STARTED, PASSED, Outcome, Result
 from minivllm.terminal import Console
 
@@ -29,9 +30,11 @@ def print_head(console: Console, result_title: str, path: str) -> None:
     console.print(Text.assemble((result_title, "bold"), f"   judging: {path}"))
 
 
-def print_result(console: Console, result: Result, raw: bool = False, hint: str = "") -> None:
+def print_result(
+    console: Console, result: Result, raw: bool = False, hint: str = "", language: str = "en"
+) -> None:
     """Everything that was found; the path comes first. `hint` says how many there are."""
-    print_head(console, result.lesson.heading(), relative(result.path))
+    print_head(console, result.lesson.heading(language), relative(result.path))
     if result.problem:
         _say(console, CROSS, f"your file could not be judged: {result.problem}")
         if raw and result.raw:
@@ -42,7 +45,7 @@ def print_result(console: Console, result: Result, raw: bool = False, hint: str 
     for words in result.missing:
         _say(console, CROSS, f"{words}, which the exercise asks for")
     for outcome in result.outcomes:
-        _print_outcome(console, result, outcome, hint)
+        _print_outcome(console, result, outcome, hint, language)
     if not result.missing:
         _say(console, f"   {result.num_passed}/{len(result.outcomes)} properties")
     if result.tampering:
@@ -64,8 +67,8 @@ def print_catch(console: Console, catch: Catch, path: str, hint: str) -> None:
         _say(console, DASH, f"one task is left: in {path}, write the property that catches {hint}")
 
 
-def _print_outcome(console: Console, result: Result, outcome: Outcome, hint: str) -> None:
-    name = f"{outcome.number} {outcome.sentence}"
+def _print_outcome(console: Console, result: Result, outcome: Outcome, hint: str, language: str) -> None:
+    name = f"{outcome.number} {in_language(result.lesson, outcome.sentence, language)}"
     if outcome.status == "passed":
         _say(console, CHECK, f"{name}   ", (f"{outcome.stories} stories", "dim"))
     elif outcome.status == "unwritten":
@@ -108,7 +111,7 @@ def _print_failure(console: Console, result: Result, outcome: Outcome, name: str
         for line in lines[:10]:
             _say(console, f"     | {line[:160]}", style="dim")
     lesson = result.lesson.number
-    _say(console, f"   see it  : minivllm lesson see {lesson}")
+    _say(console, f"   see it  : minivllm lesson see {lesson}   (here: --text)")
     _say(console, f"   hint    : minivllm lesson hint {lesson}   {hint}".rstrip())
 
 

@@ -41,6 +41,8 @@ class Outcome:
     expected: str = ""
     got: str = ""
     where: str = ""
+    symptoms: list[str] = field(default_factory=list)
+    """How it failed, the most telling first: words of `story.py`."""
     printed: str = ""
     kernels: str = ""
     holds_alone: bool = False

@@ -14,7 +14,8 @@ the code that is judged:
             story.see({"free": pool.num_free_blocks}, [row("pool", …)])
             story.expect(…, "…", "…")
 
-Beside the small stories that Hypothesis draws, `large=` makes one of the size of real life.
+Beside the small stories that Hypothesis draws, `large=` makes one of the size of real life. `when=` has hints
+by symptom: what helps when the code crashes does not help when it gives a wrong number.
 
 A case is plain data (it survives JSON), so that it can be kept, shown, and played again with other code. What
 a case means must not depend on the code that is judged: the learner's code is never its own oracle.
@@ -23,7 +24,8 @@ a case means must not depend on the code that is judged: the learner's code is n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -36,13 +38,41 @@ from minivllm.trace.story_events import MARKS, YOURS, Cell, Row, StoryStep
 MOST_TEXT = 300
 """Characters of what the judged code says of itself that are kept."""
 
+# ── symptoms: how a step failed ───────────────────────────────────────────────────────────────────────
+
+EMPTY = "empty"
+"""In a step in which something was empty: no tokens, no blocks."""
+CRASH = "crash"
+"""An exception that nobody asked for."""
+ENDLESS = "endless"
+"""No answer within the time or the memory that there is."""
+REFUSED = "refused"
+"""An exception where an answer belongs."""
+ACCEPTED = "accepted"
+"""An answer where an exception belongs."""
+AFTER_REFUSAL = "after refusal"
+"""Something else went wrong, but after the code had refused something."""
+WRONG = "wrong"
+"""Another answer than the right one."""
+
 
 class Broken(AssertionError):
     """A property does not hold: what should have been, and what was."""
 
-    def __init__(self, expected: str, got: str) -> None:
+    def __init__(self, expected: str, got: str, symptom: str = "") -> None:
         super().__init__(f"expected {expected}, got {got}")
-        self.expected, self.got = expected, got
+        self.expected, self.got, self.symptom = expected, got, symptom
+
+
+@dataclass
+class Answer:
+    """What came of a call that may be refused."""
+
+    error: BaseException | None = None
+
+    @property
+    def is_refused(self) -> bool:
+        return self.error is not None
 
 
 @dataclass
@@ -53,10 +83,28 @@ class Story:
     steps: list[StoryStep] = field(default_factory=list)
     kernels: list[Any] = field(default_factory=list)
     """Observations under the microscope, of lessons about kernels."""
+    refusal: BaseException | None = None
+    """The last exception of the judged code that the check was ready for."""
+    _refused_in: int = 0
+    _refused_before: bool = False
+    _empty_step: int = 0
 
-    def step(self, text: str) -> None:
-        """The next operation, in words; say it before it is done."""
+    def step(self, text: str, *, empty: bool = False) -> None:
+        """The next operation, in words; say it before it is done. `empty`: something in it is."""
         self.steps.append(StoryStep(self.lane, text))
+        if empty:
+            self._empty_step = len(self.steps)
+
+    @contextmanager
+    def allowing(self, *errors: type[BaseException]) -> Iterator[Answer]:
+        """A block in which the judged code may raise one of these: whether it did, and in which line."""
+        answer = Answer()
+        try:
+            yield answer
+        except errors as error:
+            self._refused_before |= self.refusal is not None and self._refused_in < len(self.steps)
+            self._refused_in = len(self.steps)
+            answer.error = self.refusal = error
 
     def see(self, facts: Mapping[str, object] | None = None, board: Sequence[Row] = ()) -> None:
         """What can be seen after it.
@@ -69,14 +117,24 @@ class Story:
         last = self.steps.pop()
         self.steps.append(StoryStep(self.lane, last.text, shown, tuple(board)))
 
-    def expect(self, holds: object, expected: str, got: object = "") -> None:
-        """Go on only if this holds.
+    def expect(self, holds: object, expected: str, got: object = "", symptom: str = "") -> None:
+        """Go on only if this holds; `symptom` says what it means if it does not, where that is known.
 
         Raises:
-            Broken: it does not.
+            Broken: it does not. Its cause is the refusal in this step, if there was one.
         """
         if not holds:
-            raise Broken(expected, shortened(got))
+            cause = self.refusal if self._refused_in == len(self.steps) else None
+            raise Broken(expected, shortened(got), symptom) from cause
+
+    def symptoms(self, first: str) -> list[str]:
+        """How the last step failed, in several words, the most telling first."""
+        found = [EMPTY] if self.steps and self._empty_step == len(self.steps) else []
+        found += [first] if first else []
+        is_refusal = first == REFUSED and self._refused_in == len(self.steps)
+        was_refused = self._refused_before if is_refusal else self.refusal is not None
+        found += [AFTER_REFUSAL] if was_refused and first != ACCEPTED else []
+        return found if first else [*found, WRONG]
 
     def stopped(self, error: str) -> None:
         """The lane ends in this step, and why."""
@@ -94,6 +152,7 @@ class Property:
         cases: draws stories; plain data.
         play: plays one with `subject` and raises `Broken` if the property does not hold.
         hints: from a nudge to nearly the answer.
+        when: what to say before these, by the symptom with which it failed.
         examples: stories that are tried.
         seconds: of processor time for one story, after which the code is said to loop.
         large: makes one large story, which is played after them; None if size can change nothing.
@@ -107,10 +166,16 @@ class Property:
     examples: int
     seconds: float
     large: Callable[[Random], Any] | None = None
+    when: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         return self.play.__name__
+
+    def hints_for(self, symptoms: Sequence[str]) -> tuple[str, ...]:
+        """The ladder for a failure: what its symptom says comes first."""
+        first = next((self.when[symptom] for symptom in symptoms if symptom in self.when), "")
+        return (first, *self.hints) if first else self.hints
 
 
 def judged(
@@ -122,11 +187,12 @@ def judged(
     examples: int = 150,
     seconds: float = 2.0,
     large: Callable[[Random], Any] | None = None,
+    when: Mapping[str, str] | None = None,
 ) -> Callable[[Callable[[Any, Story], None]], Property]:
     """Makes a property of a function `(case, story)`; see `Property`."""
 
     def decorate(play: Callable[[Any, Story], None]) -> Property:
-        return Property(number, sentence, cases, play, tuple(hints), examples, seconds, large)
+        return Property(number, sentence, cases, play, tuple(hints), examples, seconds, large, when or {})
 
     return decorate
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lessons.guard import TooLong
+from lessons.guard import TooLong, too_much_memory
 from lessons.refusals import Refused
 from lessons.story import Story
 
@@ -33,6 +33,8 @@ class Verdict:
     expected: str = ""
     got: str = ""
     where: str = ""
+    symptoms: list[str] = field(default_factory=list)
+    """How it failed, the most telling first: words of `story.py`."""
     printed: str = ""
     size: tuple[int, int] = field(default=(0, 0), repr=False)
 
@@ -82,6 +84,8 @@ def import_problem(error: BaseException, path: Path) -> str:
         return f"{words_of(error)}{at}"
     if isinstance(error, TooLong):
         return f"importing it took more than {IMPORT_SECONDS:g} seconds: does a loop never end?{at}"
+    if isinstance(error, MemoryError):
+        return f"importing it raised {too_much_memory(error)}{at}"
     if isinstance(error, SystemExit):
         return f"it calls sys.exit({error.code!r}) when it is imported{at}"
     return f"importing it raised {type(error).__name__}: {words_of(error)}{at}"

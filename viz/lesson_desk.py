@@ -22,6 +22,7 @@ from lessons.runner import PASSED, Result, check
 from lessons.work import Desk
 from viz import jobs, lesson_verdict, links
 from viz.jobs import Job
+from viz.language import current
 from viz.lesson_words import say
 from viz.plain import plain
 
@@ -140,7 +141,7 @@ def _see_it(desk: Desk, lesson: Lesson) -> None:
 def _hints(desk: Desk, lesson: Lesson) -> None:
     """The ladder: what was read stays, and a button for the next rung."""
     try:
-        ladder = desk_work.ladder(desk, lesson)
+        ladder = desk_work.ladder(desk, lesson, current())
     except ValueError as error:
         st.error(plain(error))
         return

@@ -14,7 +14,9 @@ from typing import Any
 import streamlit as st
 
 from lessons.catalogue import relative
+from lessons.language import in_language
 from lessons.runner import NOT_STARTED, PASSED, Outcome, Result
+from viz.language import current
 from viz.lesson_words import say
 from viz.plain import plain
 
@@ -71,7 +73,7 @@ def _line(outcome: Outcome, result: Result) -> str:
         more = say("unwritten", name=outcome.missing)
     elif result.failed:
         more = say("waits", number=result.failed.number)
-    words = f"{mark} **{outcome.number}** {outcome.sentence}"
+    words = f"{mark} **{outcome.number}** {in_language(result.lesson, outcome.sentence, current())}"
     return f"{words} :gray[{more}]" if more else words
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import subject
 from hypothesis import strategies as st
 
-from lessons.story import Story, cell, given_as, judged, row
+from lessons.story import ACCEPTED, AFTER_REFUSAL, CRASH, EMPTY, REFUSED, Story, cell, given_as, judged, row
 
 counts = st.integers(0, 5)
 POOLS = st.fixed_dictionaries(
@@ -60,9 +60,9 @@ def pool_row(num_blocks: int, owners: dict[int, int]) -> Any:
 
 def taken(pool: Any, count: int, story: Story) -> list[int] | None:
     """What the pool allocates, as a list of numbers; None if it refuses."""
-    try:
+    with story.allowing(subject.OutOfBlocksError) as answer:
         blocks = pool.get_new_blocks(count)
-    except subject.OutOfBlocksError:
+    if answer.is_refused:
         return None
     story.expect(isinstance(blocks, list), "get_new_blocks to return a list of blocks", blocks)
     own = list(blocks)
@@ -94,7 +94,7 @@ def take_and_free(case: Any, story: Story) -> Iterator[Moment]:
         blocks: list[int] | None = []
         who = max([-1, *held, *before.values()]) + 1
         if name == "take":
-            story.step(f"s{who} takes {number} blocks")
+            story.step(f"s{who} takes {number} blocks", empty=number == 0)
             blocks = taken(pool, number, story)
             if blocks:
                 held[who] = blocks
@@ -102,7 +102,7 @@ def take_and_free(case: Any, story: Story) -> Iterator[Moment]:
             answer = "refused" if blocks is None else f"{len(blocks)} blocks"
         elif held:
             who = sorted(held)[number % len(held)]
-            story.step(f"s{who} frees its {len(held[who])} blocks")
+            story.step(f"s{who} frees its {len(held[who])} blocks", empty=not held[who])
             pool.free_blocks(given_as(number, held[who]))
             owners = {block: owner for block, owner in owners.items() if block not in held[who]}
             del held[who]
@@ -123,6 +123,12 @@ def take_and_free(case: Any, story: Story) -> Iterator[Moment]:
         "Keep the free blocks in a list. A block that is allocated leaves it; one that is freed comes back.",
         "`blocks = [self._free.pop() for _ in range(count)]`, with `self._free` the list of all free blocks.",
     ),
+    when={
+        EMPTY: "A sequence may ask for 0 blocks: the answer is an empty list. Mind that `free[-0:]` is the "
+        "whole list.",
+        CRASH: "How many blocks are free in the last step, and how many does the line take that raised? If "
+        "they are too few, `OutOfBlocksError` is the only exception that may come.",
+    },
 )
 def no_block_has_two_holders(case: Any, story: Story) -> None:
     for moment in take_and_free(case, story):
@@ -163,22 +169,30 @@ def nothing_is_lost(case: Any, story: Story) -> None:
         "Compare `count` with what is free before the first block is taken: half a take cannot be undone.",
         "`if count > len(self._free): raise OutOfBlocksError(...)` as the first line of `get_new_blocks`.",
     ),
+    when={
+        REFUSED: "There was room. As many blocks as are free may be taken, all of them: is it `>` or `>=`?",
+        ACCEPTED: "More blocks were asked for than are free, and some came. Where does your code compare "
+        "the two?",
+        AFTER_REFUSAL: "The refusal was right; what it left behind is not. What has your code changed "
+        "before it raised?",
+    },
 )
 def a_refusal_changes_nothing(case: Any, story: Story) -> None:
     for moment in take_and_free(case, story):
         pool, free = moment.pool, case["num_blocks"] - len(moment.before)
         if moment.is_refused:
-            story.expect(free < (moment.asked or 0), f"{moment.asked} blocks: {free} are free", "a refusal")
+            wanted = f"{moment.asked} blocks: {free} are free"
+            story.expect(free < (moment.asked or 0), wanted, "a refusal", REFUSED)
             story.expect(pool.num_free_blocks == free, f"{free} free, as before", pool.num_free_blocks)
             rest = taken(pool, free, story)
             story.expect(rest is not None, f"the {free} free blocks, asked for next", "a refusal")
             pool.free_blocks(list(rest or []))
         elif moment.asked is not None:
-            story.expect(moment.asked <= free, f"a refusal: {free} are free", moment.blocks)
+            story.expect(moment.asked <= free, f"a refusal: {free} are free", moment.blocks, ACCEPTED)
     # In the end all that is free can be taken, and not one more.
     pool = subject.BlockPool(case["num_blocks"])
     story.step(f"take one block more than the {case['num_blocks']} of a new pool")
-    story.expect(taken(pool, case["num_blocks"] + 1, story) is None, "a refusal", "blocks")
+    story.expect(taken(pool, case["num_blocks"] + 1, story) is None, "a refusal", "blocks", ACCEPTED)
     story.step("take all of them")
     blocks = taken(pool, case["num_blocks"], story)
     story.expect(blocks is not None, f"all {case['num_blocks']} blocks", "a refusal")
@@ -195,6 +209,15 @@ def a_refusal_changes_nothing(case: Any, story: Story) -> None:
         "`free_blocks` must know which blocks are held. Look at all of its blocks before you free the first.",
         "Keep a set of held blocks; raise `ValueError` unless all given blocks are in it, each named once.",
     ),
+    when={
+        ACCEPTED: "Nothing was raised. Which attempt was it: a block that is free, one that there is not, "
+        "or one that is named twice in the same call?",
+        AFTER_REFUSAL: "`ValueError` came, but too late: blocks that stand before the wrong one were freed "
+        "by then.",
+        CRASH: "Only `ValueError` is a refusal: `set.remove` raises `KeyError`, and a list that you loop "
+        "over while it shrinks skips blocks. The blocks may also come as an iterator, which can be walked "
+        "only once.",
+    },
 )
 def double_free_is_refused(case: Any, story: Story) -> None:
     pool = subject.BlockPool(case["num_blocks"])
@@ -220,13 +243,11 @@ def double_free_is_refused(case: Any, story: Story) -> None:
         attempts.append(("a held block, named twice", still_held * 2))
     for words, attempt in attempts:
         story.step(f"free {words}")
-        try:
+        with story.allowing(ValueError) as answer:
             pool.free_blocks(list(attempt))
-            refused = False
-        except ValueError:
-            refused = True
+        refused = answer.is_refused
         story.see({"refused": refused, "free": pool.num_free_blocks}, [pool_row(case["num_blocks"], owners)])
-        story.expect(refused, "ValueError", f"nothing was raised by freeing {words}")
+        story.expect(refused, "ValueError", f"nothing was raised by freeing {words}", ACCEPTED)
         story.expect(
             pool.num_free_blocks == len(freed), f"{len(freed)} free blocks, as before", pool.num_free_blocks
         )
@@ -361,11 +382,8 @@ def uncovered_positions_are_refused(case: Any, story: Story) -> None:
             for position in (-1, -room, room, room + size):
                 if 0 <= position < room:
                     continue
-                try:
+                with story.allowing(IndexError) as answer:
                     slot = table.slot(position)
-                except IndexError:
-                    continue
-                story.expect(
-                    False, f"IndexError for position {position} of s{who}, which has room for {room}", slot
-                )
+                wanted = f"IndexError for position {position} of s{who}, which has room for {room}"
+                story.expect(answer.is_refused, wanted, "" if answer.is_refused else slot, ACCEPTED)
             story.expect(table.slot(room - 1) is not None, "a slot for the last place", None)

@@ -6,7 +6,6 @@ only names (`Model.tables`). So a solution may take any free block, and its own 
 """
 
 from collections import Counter
-from contextlib import suppress
 from copy import deepcopy
 from numbers import Integral
 from random import Random
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 import subject
 from hypothesis import strategies as st
 
-from lessons.story import Story, cell, given_as, judged, row
+from lessons.story import ACCEPTED, AFTER_REFUSAL, CRASH, REFUSED, Story, cell, given_as, judged, row
 
 ADD, FORK, WRITE, FREE, WRONG = "add", "fork", "write", "free", "wrong"
 which = st.integers(0, 5)
@@ -130,11 +129,11 @@ def live(case: Any, story: Story, attempt: Any = None, strict: bool = True, ends
             if attempt and action.name != ADD:
                 attempt(cache, model, action, story)
             continue
-        try:
+        with story.allowing(subject.OutOfBlocksError) as answer:
             carry_out(cache, model, action, story)
-        except subject.OutOfBlocksError:
+        if answer.is_refused:
             room = f"room: it takes {action.missing} blocks, and {model.free} are free"
-            story.expect(not strict, room, "OutOfBlocksError")
+            story.expect(not strict, room, "OutOfBlocksError", REFUSED)
             return  # too many blocks taken: another property's business
         model.follow(action)
         show(cache, model, story)
@@ -231,13 +230,6 @@ def memory_right(cache: Any, model: Model, story: Story) -> None:
     story.expect(not any(readers), "no reader of a block that is in no table", words(readers))
 
 
-def is_refused(function: Any, error: Any, *arguments: Any) -> bool:
-    with suppress(error):
-        function(*arguments)
-        return False
-    return True
-
-
 calls = st.sampled_from(("touch", "free_blocks")), st.lists(st.integers(0, 4), min_size=1, max_size=3)
 POOLS = st.fixed_dictionaries(
     {"num_blocks": st.integers(1, 5), "operations": st.lists(st.tuples(*calls), max_size=8)}
@@ -253,6 +245,13 @@ POOLS = st.fixed_dictionaries(
         "A block whose count becomes 0 goes to the free list. Look at all of them before you change one.",
         "ValueError if any `blocks.count(block) > ref_counts[block]`; only then subtract.",
     ),
+    when={
+        ACCEPTED: "Nothing was raised. Is the block free? Or is it named more often in this call than it "
+        "has references?",
+        REFUSED: "This is allowed: an empty list, or a block that is named as often as it has references.",
+        AFTER_REFUSAL: "What was refused has changed the counts: blocks before the wrong one have lost a "
+        "reference.",
+    },
 )
 def free_means_no_references(case: Any, story: Story) -> None:
     count, names = case["num_blocks"], "ABCDE"
@@ -266,14 +265,16 @@ def free_means_no_references(case: Any, story: Story) -> None:
         refused = False
         if name:
             story.step(f"{name} {words(names[i] for i in picked)}")
-            named = given_as(len(picked), [blocks[i] for i in picked])
-            refused = is_refused(getattr(pool, name), ValueError, named)
+            with story.allowing(ValueError) as answer:
+                getattr(pool, name)(given_as(len(picked), [blocks[i] for i in picked]))
+            refused = answer.is_refused
         found, free = references(pool, blocks), pool.num_free_blocks
         shown = [cell(f"{names[i]}: {n}", i, "" if n else "free") for i, n in enumerate(found)]
         facts = {"answer": "ValueError" if refused else "done", "references": words(found), "free": free}
         story.see(facts, [row("references", shown)])
-        story.expect(refused or allowed, f"ValueError: {words(refs)} references before", "nothing was raised")
-        story.expect(not (refused and allowed), f"no error: {words(refs)} references before", "ValueError")
+        before = f"{words(refs)} references before"
+        story.expect(refused or allowed, f"ValueError: {before}", "nothing was raised", ACCEPTED)
+        story.expect(not (refused and allowed), f"no error: {before}", "ValueError", REFUSED)
         for i, n in times.items() if allowed else ():
             refs[i] += n if name == "touch" else -n
         story.expect(found == refs, f"references {words(refs)}", words(found))
@@ -293,6 +294,12 @@ def free_means_no_references(case: Any, story: Story) -> None:
         "First the table grows to ⌈end / size⌉ blocks. Writing over old tokens makes nothing shorter.",
         "`storage[table[position // size]][position % size] = value`, and `max(lengths[seq_id], end)`.",
     ),
+    when={
+        REFUSED: "There was room. A write takes the blocks that the table lacks: ⌈end / size⌉ less those "
+        "it has.",
+        CRASH: "Does the table reach as far as the position in the line that raised? It must grow before "
+        "anything is stored. A write of no tokens, or one over old tokens, needs no block.",
+    },
 )
 def what_was_written_is_read(case: Any, story: Story) -> None:
     for cache, model in live(case, story):
@@ -325,6 +332,10 @@ def a_fork_copies_no_data(case: Any, story: Story) -> None:
         "A sequence that ends drops its reference to each block. The pool knows whether others are left.",
         "`self.pool.free_blocks(self.tables.pop(seq_id))`, and forget its length.",
     ),
+    when={
+        CRASH: "What does the pool say if a block is freed that has no reference? Each sequence that maps "
+        "a block holds one: a fork must count it, and only the end of a sequence, or a copy, gives it back.",
+    },
 )
 def the_last_reader_frees(case: Any, story: Story) -> None:
     for cache, model in live(case, story, ends=True):
@@ -360,6 +371,10 @@ def no_other_sequence_notices(case: Any, story: Story) -> None:
         "The last reader of a block writes in place. So a block that is copied must lose a reader.",
         "`missing_blocks` counts where `index >= len(table) or ref_counts[table[index]] > 1`.",
     ),
+    when={
+        REFUSED: "There was room for what the write needs. Do you ask for a copy of a block whose last "
+        "reader writes?",
+    },
     examples=200,
 )
 def nothing_is_copied_without_need(case: Any, story: Story) -> None:
@@ -378,6 +393,13 @@ def nothing_is_copied_without_need(case: Any, story: Story) -> None:
         "Find out whether all of it can be done before you change anything.",
         "Compare `missing_blocks` with `num_free_blocks` first. In `fork`, look for both before `touch`.",
     ),
+    when={
+        ACCEPTED: "No error came. What stands in the last step that there is not, or that is there already?",
+        AFTER_REFUSAL: "The error came, but something had changed by then. Which line before the `raise` "
+        "changes a table, a length or a count?",
+        CRASH: "An exception of another kind than the exercise asks for: `KeyError` for a sequence that "
+        "there is not, `ValueError` for one that there is, and for a position that cannot be written.",
+    },
     examples=200,
 )
 def a_refusal_changes_nothing(case: Any, story: Story) -> None:
@@ -390,9 +412,10 @@ def must_be_refused(cache: Any, model: Model, action: Action, story: Story) -> N
     text, error, method, arguments = forbidden(model, action)
     before = everything(cache)
     story.step(text)
-    refused = is_refused(getattr(cache, method), (error, subject.OutOfBlocksError), *arguments)
+    with story.allowing(error, subject.OutOfBlocksError) as answer:
+        getattr(cache, method)(*arguments)
     show(cache, model, story)
-    story.expect(refused, error.__name__, "no error")
+    story.expect(answer.is_refused, error.__name__, "no error", ACCEPTED)
     for name, value in everything(cache).items():
         story.expect(value == before[name], f"{name} as before: {before[name]}", value)
 

@@ -13,7 +13,7 @@ from typing import Any
 import subject
 from hypothesis import strategies as st
 
-from lessons.story import Story, cell, judged, row
+from lessons.story import ACCEPTED, AFTER_REFUSAL, CRASH, EMPTY, ENDLESS, REFUSED, Story, cell, judged, row
 
 NAMES = ("mia", "ali", "zoe", "ben", "eva", "kim", "dan", "ida")
 """Of requests, in order of arrival; that is not the order of the alphabet."""
@@ -245,6 +245,18 @@ ARRIVALS = st.tuples(st.integers(1, 6), st.integers(2, 12), st.integers(0, 4), O
         "At least one token, and room for one more within max_model_len. And no two of one name at a time.",
         "`if not 1 <= num_prompt_tokens < self.max_model_len: raise ValueError(...)`; then the name.",
     ),
+    when={
+        EMPTY: "A prompt without a token: after which token should the next one come? It can never be "
+        "answered.",
+        REFUSED: "It could be served. A prompt may be longer than the budget, prompt and one token may be "
+        "exactly `max_model_len`, and a name is free again once its request has finished.",
+        ACCEPTED: "It can never be served, or its name is taken: by a request that waits, or by one that "
+        "runs?",
+        AFTER_REFUSAL: "What was refused must leave nothing behind: is its name kept somewhere before you "
+        "raise?",
+        CRASH: "A request can give up while it waits, and is not among the running ones then. Where do you "
+        "look?",
+    },
 )
 def which_requests_are_accepted(case: Any, story: Story) -> None:
     budget, longest, planned, operations = case
@@ -263,18 +275,16 @@ def which_requests_are_accepted(case: Any, story: Story) -> None:
             story.see({"here": ", ".join(here) or "none"})
         if what != "add":
             continue
-        story.step(f"{name} arrives (prompt: {count}; with the answer at most {longest})")
+        story.step(f"{name} arrives (prompt: {count}; with the answer at most {longest})", empty=count == 0)
         why = "a prompt of this length leaves no room for an answer" if count >= longest else ""
         why = why or ("the prompt is empty" if not count else f"{name} is here" if name in here else "")
-        try:
+        with story.allowing(ValueError) as answer:
             scheduler.add(name, count)
-            refused = False
-        except ValueError:
-            refused = True
+        refused = answer.is_refused
         here += [] if why else [name]
         story.see({"answer": "refused" if refused else "accepted", "here": ", ".join(here) or "none"})
-        story.expect(refused or not why, f"ValueError: {why}", f"{name} is accepted")
-        story.expect(why or not refused, f"{name} to be accepted", "ValueError")
+        story.expect(refused or not why, f"ValueError: {why}", f"{name} is accepted", ACCEPTED)
+        story.expect(why or not refused, f"{name} to be accepted", "ValueError", REFUSED)
 
 
 @judged(
@@ -309,6 +319,10 @@ def limits_hold(case: Any, story: Story) -> None:
         "`request.num_computed_tokens += num_tokens`; then, if it equals `request.num_tokens`: "
         "`request.num_tokens += 1`, and the name goes into the list.",
     ),
+    when={
+        CRASH: "Which request came, ended or gave up just before? It may wait, or run with only a part of "
+        "its prompt computed. And the plan is the engine's once it is given: it is emptied after `update`.",
+    },
     large=large_world,
 )
 def same_as_alone(case: Any, story: Story) -> None:
@@ -327,6 +341,9 @@ def same_as_alone(case: Any, story: Story) -> None:
         "After the running requests: `while` one waits, a slot is free and budget is left, the first that "
         "waits gets `min(left, budget)`. And `finish` takes a request off `running` at once.",
     ),
+    when={
+        ENDLESS: "What changes in each round of your loop? It must end when the budget is used up, too.",
+    },
     large=large_world,
 )
 def nothing_is_idle(case: Any, story: Story) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import subject
 from hypothesis import strategies as st
 
-from lessons.story import Story, cell, given_as, judged, row
+from lessons.story import ACCEPTED, AFTER_REFUSAL, CRASH, EMPTY, REFUSED, Story, cell, given_as, judged, row
 
 Prompt = tuple[list[int], str | None]
 Path = tuple[str | None, tuple[int, ...]]
@@ -152,6 +152,10 @@ def chain(prompt: Prompt, size: int, story: Story) -> list[Any]:
         "The parent's key stands for all that comes before. Parent, tokens and salt all go into the key.",
         "`hash((parent, tuple(token_ids), salt))`; a text of digits alone can't tell 1, 12 from 11, 2.",
     ),
+    when={
+        CRASH: "Tokens may come as a list, a tuple or an iterator, and a list has no hash: "
+        "`tuple(token_ids)`. The parent of a first block is `None`.",
+    },
     large=large_chains,
 )
 def a_key_stands_for_everything_before(case: Any, story: Story) -> None:
@@ -168,7 +172,7 @@ def a_key_stands_for_everything_before(case: Any, story: Story) -> None:
             cuts = [(int(digits[:i]), int(digits[i:])) for i in range(1, len(digits))]
             changed += [([*tokens[:place], *cut, *tokens[place + 2 :]], salt) for cut in cuts[:3]]
     for number, prompt in enumerate([*prompts, *changed]):
-        story.step(f"the keys of {told(number, prompt, size)}")
+        story.step(f"the keys of {told(number, prompt, size)}", empty=not prompt[0])
         keys = chain(prompt, size, story)
         paths = paths_of(prompt, size)
         seen = [f"{i}: {'a key known before' if key in known else 'a new key'}" for i, key in enumerate(keys)]
@@ -199,6 +203,11 @@ SERVED = worlds(st.tuples(st.sampled_from((BEGIN, BEGIN, END)), few, st.just(0))
         "Walk from the first block on: each key needs the one before. Stop at the first that isn't cached.",
         "`key = block_hash(key, tokens, salt)` for each full block, and a dictionary from keys to blocks.",
     ),
+    when={
+        EMPTY: "A prompt without tokens is no error: it finds nothing, and its table is an empty list.",
+        CRASH: "Tokens may come as an iterator, which has no length and can be walked only once: first of "
+        "all, `tokens = list(tokens)`.",
+    },
     large=large_world(BEGIN),
 )
 def the_cache_finds_the_longest_prefix(case: Any, story: Story) -> None:
@@ -208,7 +217,7 @@ def the_cache_finds_the_longest_prefix(case: Any, story: Story) -> None:
     for moment, (_, number, _) in enumerate(case["operations"]):
         number %= len(case["prompts"])
         prompt = tuple(case["prompts"][number])
-        story.step(f"{told(number, prompt, size)} begins")
+        story.step(f"{told(number, prompt, size)} begins", empty=not prompt[0])
         tokens = list(prompt[0])
         table = as_list(story, "allocate", cache.allocate(tokens, prompt[1]))
         tokens.clear()
@@ -305,13 +314,13 @@ def serve(case: Any, story: Story, attempts: bool = False) -> Iterator[tuple[Any
                 refuse_to_begin(cache, memory, prompts, which, story)
             continue
         if name == BEGIN:
-            story.step(f"{told(which, prompt, size)} begins")
+            story.step(f"{told(which, prompt, size)} begins", empty=not prompt[0])
             found = matched(cache, prompt, story)
-            try:
+            with story.allowing(subject.OutOfBlocksError) as answer:
                 table = as_list(story, "allocate", cache.allocate(given_as(moment, prompt[0]), prompt[1]))
-            except subject.OutOfBlocksError:
-                new = memory.missing(prompt)
-                story.expect(False, f"room: it takes {new} new blocks", "OutOfBlocksError")
+            new = memory.missing(prompt)
+            wanted = f"room: it takes {new} new blocks"
+            story.expect(not answer.is_refused, wanted, "OutOfBlocksError", REFUSED)
             yield cache, memory, prompt, table, found
             memory.begin(prompt, table)
             running.append((which, table))
@@ -349,6 +358,10 @@ def serve(case: Any, story: Story, attempts: bool = False) -> Iterator[tuple[Any
         "Count the users of each block. Blocks that are found leave the evictable ones before you evict any.",
         "First take `found` out of the evictable blocks, then take new ones; `free` counts down.",
     ),
+    when={
+        REFUSED: "There was room: a cached block that no sequence uses counts as free, and may be evicted.",
+        EMPTY: "A prompt without tokens takes no block, and freeing its empty table changes nothing.",
+    },
     large=large_world(BEGIN, BEGIN, END),
 )
 def a_block_in_use_stays(case: Any, story: Story) -> None:
@@ -424,6 +437,11 @@ INSERT, PIN, UNPIN, EVICT = "insert", "pin", "unpin", "evict"
         "Walk down as far as the pieces agree. If that ends within an edge, split the edge there.",
         "The upper part takes the node's place with its first blocks; the node itself becomes its child.",
     ),
+    when={
+        EMPTY: "A prompt without a full block: nothing is inserted, nothing is found, and no node is made.",
+        CRASH: "Look at the edge in the line that raised. After a split both parts have at least one "
+        "block, and the lower one is a child of the upper one, under its own first tokens.",
+    },
     large=large_world(INSERT),
 )
 def the_tree_finds_the_longest_prefix(case: Any, story: Story) -> None:
@@ -513,7 +531,8 @@ def insert(tree: Any, model: Paths, number: int, prompt: Prompt, story: Story, f
     given = found[: len(found) * (form % 2)]
     given += range(model.next_block, model.next_block + len(paths) - len(given))
     model.next_block += len(paths)
-    story.step(f"{told(number, prompt, model.size)} is inserted, in the blocks {words(given)}")
+    inserted = f"{told(number, prompt, model.size)} is inserted, in the blocks {words(given)}"
+    story.step(inserted, empty=not paths)
     tokens, handed = list(prompt[0]), list(given)
     answer = tree.insert(given_as(form, tokens), given_as(form // 2, handed), prompt[1])
     tokens.clear()
@@ -571,7 +590,7 @@ def grow(case: Any, story: Story, attempts: bool = False) -> Iterator[tuple[Any,
 
 def evict(tree: Any, model: Paths, count: int, story: Story) -> None:
     """Evict, and compare block by block."""
-    story.step(f"{count} blocks are evicted")
+    story.step(f"{count} blocks are evicted", empty=count == 0)
     pinned = {model.block_at[path] for path in model.pinned}
     blocks = as_list(story, "evict", tree.evict(count))
     story.see({"evicted": words(blocks)}, model.board())
@@ -590,6 +609,10 @@ def evict(tree: Any, model: Paths, count: int, story: Story) -> None:
         "Split where the path ends; then count the pin, and the time, in every node from there to the root.",
         "Evict from the end of the unpinned node without children whose last use is oldest, block by block.",
     ),
+    when={
+        EMPTY: "Nothing is inserted, or 0 blocks are evicted: the answer is an empty list, and no time is "
+        "counted.",
+    },
     large=large_world(INSERT, INSERT, PIN, UNPIN, EVICT),
 )
 def pins_hold_and_old_leaves_go(case: Any, story: Story) -> None:
@@ -612,13 +635,11 @@ def tree_holds(moments: Any, story: Story) -> None:
 
 def refused(story: Story, text: str, error: Any, function: Any, *arguments: Any) -> None:
     story.step(text)
-    try:
+    with story.allowing(error) as answer:
         function(*arguments)
-    except error:
-        story.see({"answer": error.__name__})
-        return
-    story.see({"answer": "no error"})
-    story.expect(False, error.__name__, "no error")
+    said = error.__name__ if answer.is_refused else "no error"
+    story.see({"answer": said})
+    story.expect(answer.is_refused, error.__name__, said, ACCEPTED)
 
 
 def refuse_to_begin(cache: Any, memory: Memory, prompts: Sequence[Prompt], number: int, story: Story) -> None:
@@ -718,6 +739,14 @@ def refuse_in_tree(tree: Any, model: Paths, prompts: Sequence[Prompt], moment: i
         "Look at everything first: is there room without what is found? Is each block what it must be?",
         "Found blocks that are evictable are no room for new ones. `list(blocks)` first, then all checks.",
     ),
+    when={
+        ACCEPTED: "No error came. Is each block looked at: is it there, in use (or pinned), and named only "
+        "once?",
+        AFTER_REFUSAL: "The error came, but something had changed by then: a count, the order of the "
+        "evictable blocks, an edge that was split, the time of a last use.",
+        CRASH: "An exception of another kind than the exercise asks for: what is not in a dictionary "
+        "raises `KeyError`, and an empty one, too. Look before you take.",
+    },
 )
 def a_refusal_changes_nothing(case: Any, story: Story) -> None:
     lru_holds(serve(case["served"], story, attempts=True), story)

@@ -12,8 +12,19 @@ import numpy as np
 import subject
 from hypothesis import strategies as st
 
-from lessons.kernels import describe_access, expect_no_fault, first_fault, run_kernel, times_written
-from lessons.story import Story, cell, judged, row
+from lessons.kernels import (
+    BARRIER,
+    NOT_A_NUMBER,
+    OUT_OF_BOUNDS,
+    RACE,
+    UNWRITTEN,
+    describe_access,
+    expect_no_fault,
+    first_fault,
+    run_kernel,
+    times_written,
+)
+from lessons.story import ENDLESS, Story, cell, judged, row
 
 KEYS, VALUES, OUT = 1, 2, 5
 """Arrays of the launch, as the microscope numbers them."""
@@ -216,13 +227,14 @@ def expect_answer(story: Story, launch: Launch, seen: Any) -> None:
     """Go on only if every number is right; the first row that is not is told, and what may be the reason."""
     out, (answer, allowed) = launch.arguments["out"], right_answer(launch.tokens)
     written = times_written(seen, OUT) > 0
+    symptom = seen.faults[0].kind if seen.faults else NOT_A_NUMBER if np.isnan(out).any() else ""
     for who, head in np.ndindex(out.shape[:2]):
         is_right = np.abs(out[who, head] - answer[who, head]) <= allowed[who, head]
         pairs = zip(out[who, head], written[who, head], strict=True)
         got = [f"{x:.4g}" if has else "(not written)" for x, has in pairs]
         numbers = ", ".join(f"{x:.4g}" for x in answer[who, head])
         words = f"{', '.join(got)}{first_fault(seen)}"
-        story.expect(is_right.all(), f"out[{who}, {head}] = {numbers}", words)
+        story.expect(is_right.all(), f"out[{who}, {head}] = {numbers}", words, symptom)
 
 
 def token_reads(launch: Launch, seen: Any) -> Iterator[tuple[str, Any, list[list[int]], Any]]:
@@ -232,6 +244,23 @@ def token_reads(launch: Launch, seen: Any) -> Iterator[tuple[str, Any, list[list
         accesses = np.flatnonzero(seen.columns["array"] == number)
         cells = np.argwhere(np.ones(launch.arguments[name].shape))[seen.columns["first"][accesses]]
         yield name, accesses, cells.tolist(), launch.filled[cells[:, 0], cells[:, 2]]
+
+
+FAULTS = {
+    OUT_OF_BOUNDS: "An index is outside of its array. `position // block_size` is an index of the table, "
+    "and `position % block_size` a row of a block. Has the thread in the message a token at all?",
+    BARRIER: "Some threads wait at a barrier that others never come to. No `cuda.syncthreads()` within an "
+    "`if` that only some of them enter, and no `return` before one.",
+    UNWRITTEN: "A cell of shared memory is read that nobody wrote: a tile has `min(head_dim, length - "
+    "first)` scores, and not always as many as there are threads.",
+    RACE: "Two threads touch one cell, and nothing says which is first: a barrier belongs between the two "
+    "lines of the message.",
+    NOT_A_NUMBER: "NaN is a number that was never written, 0 / 0, or -inf - (-inf). Which of the three can "
+    "your `out` come from?",
+    ENDLESS: "Does the loop's variable reach the end of the context? And does each thread do its own part "
+    "alone?",
+}
+"""What helps with a fault of a kernel, whatever property notices it."""
 
 
 @judged(
@@ -247,6 +276,7 @@ def token_reads(launch: Launch, seen: Any) -> Iterator[tuple[str, Any, list[list
     ),
     examples=30,
     seconds=6.0,
+    when=FAULTS,
     large=wide_head,
 )
 def attention_through_the_table(case: Any, story: Story) -> None:
@@ -265,6 +295,7 @@ def attention_through_the_table(case: Any, story: Story) -> None:
     ),
     examples=30,
     seconds=6.0,
+    when=FAULTS,
     large=many_heads,
 )
 def heads_and_sequences(case: Any, story: Story) -> None:
@@ -285,6 +316,7 @@ def heads_and_sequences(case: Any, story: Story) -> None:
     ),
     examples=30,
     seconds=6.0,
+    when=FAULTS,
 )
 def more_tokens_than_threads(case: Any, story: Story) -> None:
     launch = begin(case, story)
@@ -303,6 +335,7 @@ def more_tokens_than_threads(case: Any, story: Story) -> None:
     ),
     examples=20,
     seconds=6.0,
+    when=FAULTS,
 )
 def work_is_shared(case: Any, story: Story) -> None:
     launch = begin(case, story)
@@ -334,6 +367,7 @@ def work_is_shared(case: Any, story: Story) -> None:
     ),
     examples=25,
     seconds=6.0,
+    when=FAULTS,
 )
 def no_race(case: Any, story: Story) -> None:
     launch = begin(case, story)
@@ -362,6 +396,7 @@ def no_race(case: Any, story: Story) -> None:
     ),
     examples=25,
     seconds=6.0,
+    when=FAULTS,
 )
 def nothing_else_is_read(case: Any, story: Story) -> None:
     launch = begin(case, story, bare=True)
@@ -395,6 +430,7 @@ def nothing_else_is_read(case: Any, story: Story) -> None:
     ),
     examples=25,
     seconds=6.0,
+    when=FAULTS,
 )
 def places_do_not_matter(case: Any, story: Story) -> None:
     launch = begin(case, story)

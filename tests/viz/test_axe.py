@@ -32,9 +32,19 @@ SHOWN = {
     "story": ("story",),
 }
 """Page → the samples that it shows; the other pages need none."""
-DONE = """() => document.querySelector("[data-testid=stMainBlockContainer] h1") &&
-  !document.querySelector("[data-testid=stStatusWidget], [data-testid=stSpinner], [data-stale=true]") &&
-  ![...document.querySelectorAll(".player .count")].some((count) => !count.textContent)"""
+DONE = """() => new Promise((resolve) => {
+  const isDone = () => document.querySelector("[data-testid=stMainBlockContainer] h1") &&
+    !document.querySelector("[data-testid=stStatusWidget], [data-testid=stSpinner], [data-stale=true]") &&
+    ![...document.querySelectorAll(".player .count")].some((count) => !count.textContent);
+  let timer = 0;
+  const wait = () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => { if (isDone()) resolve(true); else wait(); }, 400);
+  };
+  new MutationObserver(wait).observe(document, { subtree: true, childList: true, attributes: true });
+  wait();
+})"""
+"""The page has come, and nothing in it has changed for a while: a theme or a link may make it run again."""
 RUN = """(rules) => axe.run(document, { resultTypes: ["violations"], ...rules }).then((found) =>
   found.violations.flatMap(({ id, nodes }) => nodes.map(({ target, html, failureSummary }) =>
     `${id}: ${target.join(" ")} ${html.slice(0, 160)} ${failureSummary}`)))"""
@@ -57,13 +67,14 @@ def test_axe_finds_nothing_on_any_page_in_either_theme(browser, server):
     for page in PAGES:
         window.emulate_media(color_scheme="light")
         window.goto(f"{server}/{address(page)}")
-        window.wait_for_function(DONE)
+        window.evaluate(DONE)
         window.evaluate(AXE.read_text())
         found[page.URL, "light"] = window.evaluate(RUN, {})
         window.emulate_media(color_scheme="dark")
         window.wait_for_function(
             "() => getComputedStyle(document.querySelector('.stApp')).colorScheme === 'dark'"
         )
+        window.evaluate(DONE)
         found[page.URL, "dark"] = window.evaluate(RUN, CONTRAST)
     context.close()
     told = [f"{url}, {theme}: {words}" for (url, theme), all_words in found.items() for words in all_words]
@@ -74,7 +85,7 @@ def test_who_asked_for_less_motion_gets_less(browser, server):
     context = browser.new_context(reduced_motion="reduce")
     window = context.new_page()
     window.goto(f"{server}/kv_pool?{urlencode({'trace': str(unpacked('sharing'))})}")
-    window.wait_for_function(DONE)
+    window.evaluate(DONE)
     assert window.get_by_role("combobox", name="steps per second").input_value() == "2"
     moving = """() => [...document.querySelectorAll("*")].filter((element) => {
       const { transitionDuration, animationDuration } = getComputedStyle(element);

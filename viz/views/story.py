@@ -10,11 +10,14 @@ from urllib.parse import quote
 
 import streamlit as st
 
+from lessons.catalogue import find_lesson
+from lessons.language import in_language
+from minivllm.trace.story_events import StoryHeader
 from viz import stage
 from viz.about import about
 from viz.figures.story import story_scenes
 from viz.figures.story_words import num_shown, parted_step
-from viz.language import N_, _
+from viz.language import N_, _, current
 from viz.loading import StoryRun
 from viz.plain import code, plain
 from viz.player import Jump
@@ -56,7 +59,7 @@ def page(run: StoryRun) -> None:
     st.error(
         _("**{property}** {sentence}\n\nexpected: {expected}  \ngot: {got}  \nnoticed {where}").format(
             property=plain(header.property),
-            sentence=plain(header.sentence),
+            sentence=plain(_sentence(header)),
             expected=code(header.expected),
             got=code(header.got),
             where=where,
@@ -74,6 +77,14 @@ def page(run: StoryRun) -> None:
         f"minivllm lesson check {lesson}\nminivllm lesson hint {lesson}",
         language="shell",
     )
+
+
+def _sentence(header: StoryHeader) -> str:
+    """What must always hold, as the reader speaks; a file of another course says it in its own words."""
+    try:
+        return in_language(find_lesson(header.lesson), header.sentence, current())
+    except ValueError:
+        return header.sentence
 
 
 def _kernels(run: StoryRun) -> None:
