@@ -80,7 +80,7 @@ def test_the_matrix_shows_the_tiles_of_this_head_so_far_and_frames_the_one_now(w
     scene, now = scenes["Score"], found[step]
     done, _ = boxes_at(scene, step)
     assert sorted(box for box, _ in done) == sorted(p.box for p in found[: step + 1] if p.panel == now.panel)
-    [current] = [(box, shape) for box, shape in done if shape["fill"] == "prefill"]
+    [current] = [(box, shape) for box, shape in done if shape["fill"] == "decode"]
     assert current[0] == now.box
     [frame] = [shape for shape in scene.at(step) if shape.get("stroke") == "cursor"]
     assert all(frame[name] == current[1][name] for name in ("x", "y", "width", "height"))

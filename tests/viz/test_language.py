@@ -248,6 +248,8 @@ def test_texts_are_found_where_they_are_said():
     for wrong in ('_(f"{count} blocks")', '_("one " + name)', '_("%s" % name)'):
         with pytest.raises(ValueError, match="py:1: fill a text in after"):
             list(texts.texts_of(wrong, "a.py"))
+    with pytest.raises(ValueError, match="py:1: each of two texts"):
+        list(texts.texts_of('_("one" if is_one else "two")', "a.py"))
 
 
 def test_a_translation_has_the_placeholders_and_the_code_of_its_text():
