@@ -101,10 +101,13 @@ def _of_run(make: Callable[[Timeline], Sequence[Scene]]) -> Figure:
     return Figure(lambda traces, options, step: make(_timeline(traces[0])))
 
 
-def _of_request(make: Callable[[Timeline, str], Scene], choose: Callable[[Timeline], str]) -> Figure:
+def _of_request(
+    make: Callable[[Timeline, str], Scene | list[Scene]], choose: Callable[[Timeline], str]
+) -> Figure:
     def scenes(traces: Sequence[Path], options: Options, step: int) -> list[Scene]:
         timeline = _timeline(traces[0])
-        return [make(timeline, _chosen_request(traces[0], timeline, options, choose))]
+        made = make(timeline, _chosen_request(traces[0], timeline, options, choose))
+        return made if isinstance(made, list) else [made]
 
     return Figure(scenes, ("request",))
 
@@ -234,6 +237,7 @@ FIGURES: dict[str, Figure] = {
     "overview": _of_run(figures.overview),
     "block_pool": _of_request(figures.block_pool, most_interesting_request),
     "block_table": _of_request(figures.block_table, most_interesting_request),
+    "kv_pictures": _of_request(figures.kv_pictures, most_interesting_request),
     "metrics_board": _of_run(lambda timeline: [figures.metrics_board(timeline)]),
     "memory_over_time": _of_run(lambda timeline: [figures.memory_over_time(timeline)]),
     "scheduler_gantt": _of_width(figures.scheduler_gantt),

@@ -1,4 +1,4 @@
-"""A pipeline's plans in flight: the same tokens, nothing given away that a plan names, and balanced batches."""
+"""A pipeline's plans in flight: the same tokens, nothing given away that a plan names, balanced batches."""
 
 from collections import deque
 

@@ -121,7 +121,7 @@ def test_a_picture_plays_in_the_cell_of_a_notebook(page, trace_file, tmp_path):
     page.goto((tmp_path / "notebook.html").as_uri())
     frame = page.frame_locator("iframe")
     frame.locator(".count").get_by_text("step 3 of").wait_for()
-    frame.locator("svg").first.click()
+    frame.locator(".caption").click()
     page.keyboard.press("ArrowLeft")
     frame.locator(".count").get_by_text("step 2 of").wait_for()
 
@@ -130,6 +130,7 @@ def test_a_picture_plays_in_the_cell_of_a_notebook(page, trace_file, tmp_path):
 def test_every_page_of_a_run_can_be_shown_in_a_cell(trace_file, name):
     shown = viz.show(trace_file, name, step=-1, language="zh")
     assert 'lang="zh"' in shown.html and 100 < shown.height <= 900
+    assert ('"requests":[{' in shown.html) == (name in playing.WITH_CARDS), "requests tell about themselves"
 
 
 @pytest.mark.parametrize(

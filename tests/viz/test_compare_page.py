@@ -1,6 +1,7 @@
 """The pages that compare and measure, in Streamlit's own test harness and in a browser."""
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from urllib.parse import quote
@@ -109,6 +110,15 @@ def test_jumps_of_a_comparison_lead_where_they_say(folder):
     assert not any("parked" in caption for caption in captions[: jumps["first parked request"]])
     assert jumps["end of the faster run"] < jumps["end of the slower run"] == len(captions) - 1
     assert "continuous.jsonl: done" in captions[jumps["end of the faster run"] + 1]
+
+
+def test_runs_of_other_requests_are_told_apart_from_runs_of_the_same():
+    same = [make_timeline(static_factory.make(LOAD)), make_timeline(static_factory.make(LOAD))]
+    assert compare.differences(*same) == []
+    fewer = make_timeline(static_factory.make(replace(LOAD, num_requests=LOAD.num_requests - 2)))
+    assert any("2 requests are only in the first" in words for words in compare.differences(same[0], fewer))
+    other = make_timeline(static_factory.make(replace(LOAD, seed=LOAD.seed + 1)))
+    assert any("prompt" in words for words in compare.differences(same[0], other))
 
 
 def test_runs_that_share_nothing_are_compared_with_a_warning(folder, sharing_file):

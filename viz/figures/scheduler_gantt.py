@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from math import ceil
+from typing import Any
 
 from minivllm.trace.timeline import Phase, Span, Timeline
 from viz import subjects
@@ -33,7 +34,7 @@ from viz.figures.common import (
     swatches,
 )
 from viz.language import N_, _
-from viz.scene import Scene, Value, rounded
+from viz.scene import Scene, rounded
 
 MOST_ROWS = 200
 MOST_SIGNS = 300
@@ -85,8 +86,8 @@ def scheduler_gantt(timeline: Timeline, width: float = WIDE, screen: str = "") -
             scene.text(left - 8, line, names[request].tag, size=size, anchor="end", subject=about)
             if left > 200:
                 words = clip(prompts.get(request, ""), PROMPT_CELLS)
-                look = {"size": min(12.0, size), "fill": "muted", "tip": clip(prompts.get(request, ""), 300)}
-                scene.text(4, rounded(line), words, **look)
+                whole = clip(prompts.get(request, ""), 300)
+                scene.text(4, rounded(line), words, size=min(12.0, size), fill="muted", tip=whole)
         if index and row >= 10:
             scene.path(f"M{left:g},{y:g}L{width:g},{y:g}", stroke="rule", stroke_width=0.6)
         for span in timeline.spans[request]:
@@ -131,10 +132,9 @@ def draw_span(
     )
     tip = _("{request}: {phase}, {steps}")
     tip = tip.format(request=name.full, phase=_(words).lstrip("×↑ "), steps=steps)
-    look: dict[str, Value] = {"fill": name.colour if span.phase in COMPUTING else fill}
-    if span.phase is Phase.PARKED:
-        look |= {"stroke": "outline", "stroke_width": 0.8}
-    scene.rect(*box, **look, subject=subjects.request(name.number), tip=tip)
+    fill = name.colour if span.phase in COMPUTING else fill
+    edge: dict[str, Any] = {"stroke": "outline", "stroke_width": 0.8} if span.phase is Phase.PARKED else {}
+    scene.rect(*box, fill=fill, subject=subjects.request(name.number), tip=tip, **edge)
     return box
 
 
