@@ -121,9 +121,9 @@ def _map(lessons: tuple[Lesson, ...], states: dict[str, str]) -> None:
     marks = {number: MARKS.get(state, "◐") for number, state in states.items()}
     scene = course_map(lessons, marks, titles)
     theme = DARK if st.context.theme.type == "dark" else LIGHT
-    with st.expander(say("map"), expanded=True):
-        # The words go with it, for those who cannot see it.
-        st.image(to_svg(scene, 0, theme), caption=say("map in words"), width=MAP_WIDTH)
+    # No wider than it is drawn, and on a phone as wide as that.
+    with st.expander(say("map"), expanded=True), st.container(width=MAP_WIDTH):
+        st.image(to_svg(scene, 0, theme), caption=say("map in words"))
 
 
 def _needs(lesson: Lesson, there: Collection[str]) -> str:
