@@ -121,9 +121,8 @@ def test_captions_of_tiles_tell_whose_scores_and_how_many_rows_were_rescaled(wor
             f"head {piece.panel[1]}."
         )
         assert sentence.startswith(words)
-        assert (
-            f" {box.num_scores} score{'' if box.num_scores == 1 else 's'}, none of them written" in sentence
-        )
+        scores = "1 score, not" if box.num_scores == 1 else f"{box.num_scores} scores, none of them"
+        assert f" {scores} written to memory." in sentence
         count = re.search(r"(\d+) of (\d+) rows? found a larger maximum", sentence)
         if count:
             assert int(count[2]) == len(piece.updates)
