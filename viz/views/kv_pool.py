@@ -48,9 +48,7 @@ def page(run: Run) -> None:
         _("{signs}; red outline: a block of the selected request. Click a block for its history.").format(
             signs=signs
         ),
-        _(
-            "The large number in a cell of a block table is the physical block, the small one the logical block."
-        ),
+        _("In a block table the large number is the physical block, the small one the logical block."),
         second_series(names_of(run.timeline).values()),
     ]
     st.caption(sentences(words for words in told if words))
