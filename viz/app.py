@@ -70,9 +70,8 @@ h1 { padding: 0.4rem 0 !important; }
 }
 .st-key-language-switch button { min-height: 1.9rem; padding: 0 0.6rem; }
 .st-key-language-switch button p { font-size: 13px; }
-.st-key-language-switch button[data-selected="true"] p { color: light-dark(#9B1C2B, #FF9AA2); }
-[data-testid="stCaptionContainer"], [data-testid="stCaptionContainer"] :not(code) {
-  color: light-dark(#57606A, #A9AFBA); opacity: 1;
+@media (prefers-reduced-motion: reduce) {
+  *, *::before, *::after { animation-duration: 1ms !important; transition-duration: 1ms !important; }
 }
 .stMain [class*="st-key-title-row"], .stMain h1 { padding-right: 7.6rem !important; }
 .stMain [class*="st-key-title-row"] h1 { padding-right: 0 !important; }

@@ -2,6 +2,8 @@
 searched in both languages; and the same pictures in a notebook's cell.
 """
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -87,6 +89,20 @@ def test_a_picture_of_the_book_steps_when_it_was_opened_from_the_disk(page, book
 def test_the_book_can_be_searched_from_the_disk(page, book, language, query):
     page.goto(f"{(book / language / 'search.html').as_uri()}?q={query}")
     page.locator("#search-results li a").first.wait_for()
+
+
+def test_a_screen_reader_can_read_the_book(page, book):
+    source = (Path(__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+    for place in (
+        "index.html",
+        f"zh/lessons/{LESSON.name}.html",
+        "en/glossary.html",
+        "en/pictures/04-pool.html",
+    ):
+        page.goto((book / place).as_uri())
+        page.evaluate(source)
+        found = page.evaluate("axe.run(document, { resultTypes: ['violations'], iframes: false })")
+        assert [item["id"] for item in found["violations"]] == [], place
 
 
 @given(st.text(alphabet="块表是一个ab c", max_size=12))

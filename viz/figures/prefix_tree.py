@@ -8,8 +8,8 @@
           └─┌× Once upon a time ─┐                               signs: = hit, + insert, s split, × evict
 
 Every edge keeps its place in the order over the whole run (`prefixes.py`); before it is cached, and after it
-is evicted, it is folded to a thin line, so the tree is as tall as what is cached. Where there is room the tree
-grows to the right; on a narrow screen, or if it is deep, it is indented like the folders of a disk.
+is evicted, it is folded to a thin line, so the tree is as tall as what is cached. Where there is room the
+tree grows to the right; on a narrow screen, or if it is deep, it is indented like the folders of a disk.
 
 Read next: `captions_sharing.py`, which tells the same in words.
 """
