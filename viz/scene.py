@@ -61,7 +61,7 @@ DEFAULTS: dict[str, Shape] = {
         "label_size": 12.0,
         "tip": "",
         "detail": "",
-        "filled": -1.0,
+        "filled": -1,
         "subject": "",
         "of": "",
     },
@@ -193,7 +193,7 @@ class Scene:
 
     def tip_of(self, shape: Shape) -> str:
         """What a pointer reads about a shape of `at`."""
-        filled = shape.get("filled", -1.0)
+        filled = shape.get("filled", -1)
         words = [shape["tip"], shape.get("detail")]
         if isinstance(filled, int | float) and filled >= 0:
             words.append(self.filled_words.replace("{filled}", f"{filled:g}"))

@@ -320,7 +320,7 @@ class EngineCore:
         time, lifecycle = self.time_of(now) if self._emit else 0.0, self.lifecycle
         if self.in_flight:
             self.in_flight.popleft()
-        if self.cache.commit(is_alone=not self.in_flight):
+        if self.cache.commit(self._named if self.in_flight else ()):
             self.scheduler.must_wait = True
         sequences = self.state.sequences
         drafted: list[ScheduledSequence] = []

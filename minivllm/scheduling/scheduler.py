@@ -154,6 +154,8 @@ class Scheduler:
 
     def _schedule_running(self, request: Request, step: StepBuilder) -> None:
         spans = self._next_spans(request, step.budget)
+        if self.in_flight and not spans:
+            return  # and no plan names it
         while not self.cache.allocate_slots(spans):
             if _drop_drafts(request):  # a guess costs no other request its place
                 spans = self._next_spans(request, step.budget)

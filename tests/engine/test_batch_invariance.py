@@ -174,7 +174,7 @@ def test_logits_are_those_of_the_run_alone(kind, where, order, count, data):
 
 
 def speculating(kind, where, order, draft, num_drafts):
-    """Rows of logits of requests side by side, with drafts; how many drafts there were, how many wrong."""
+    """Rows of logits of requests side by side with drafts; how many drafts there were, and wrong ones."""
     where = where | {"trace": Recorder()}
     engine = make_engine(kind, draft=draft, num_drafts=num_drafts, **where)
     rows = logits_of(engine, {number: (prompt(number), params()) for number in order})

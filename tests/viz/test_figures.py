@@ -17,6 +17,7 @@ from viz import figures
 from viz.figures.block_pool import drawn_blocks
 from viz.figures.common import MOST_COLUMNS, PHONE, clip, folded, letters, listing, names_of
 from viz.figures.selected_tables import MOST_LOGICAL
+from viz.scene import LEGIBLE
 
 TIGHT = Workload(num_requests=10, num_blocks=24, output=(20, 60), arrival_gap=1.0, num_refused=1, seed=4)
 
@@ -214,8 +215,12 @@ def test_nothing_is_drawn_outside_the_picture(trace):
 def test_the_gantt_draws_every_span_in_its_colour_and_height(tight):
     scene = figures.scheduler_gantt(tight)
     spans = [span for spans in tight.spans.values() for span in spans]
-    tips = [str(shape["tip"]) for shape in scene.shapes if shape.get("tip")]
-    assert len(tips) == len(spans)
+    drawn = [shape for shape in scene.shapes if shape["kind"] == "rect" and shape.get("tip")]
+    assert len(drawn) == len(spans)
+    tags = {name.full: name.colour for name in names_of(tight).values()}
+    for shape in drawn:
+        computes = re.search(": (prefill|decode),", str(shape["tip"]))
+        assert not computes or shape["fill"] == tags[str(shape["tip"]).split(":")[0]]
     crosses = [shape for shape in scene.shapes if shape.get("text") == "×"]
     assert len(crosses) == sum(span.phase is Phase.PREEMPTED for span in spans)
 
@@ -245,7 +250,7 @@ def test_small_cells_carry_no_letters_but_still_speak():
     scene = figures.block_pool(timeline, next(iter(timeline.spans)))
     shown = cells(scene, timeline, 10)
     assert len(shown) == 2048
-    assert not any(shape["label"] for shape in shown.values())
+    assert not any(shape["label"] and shape["label_size"] >= LEGIBLE for shape in shown.values())
     assert any("request A" in str(shape["tip"]) for shape in shown.values())
     assert scene.height < 1000
 

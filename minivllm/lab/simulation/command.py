@@ -114,15 +114,19 @@ def simulate(
     )
     recorder = Recorder(trace, max_steps=trace_steps) if trace else None
     metrics, real_seconds = play(setting, load, recorder, console := Console())
-    if not metrics.num_finished:
-        raise ValueError(
-            f"no request of the workload {workload!r} can ever be served: {metrics.first_refusal}"
-        )
+    _check_served(metrics, workload)
     print_run(setting, config, metrics, real_seconds, console)
     if json is not None:
         write_json(json, as_data(setting, metrics, real_seconds), console)
     if trace:
         console.print(Text.assemble("To look at it: ", (f"minivllm dashboard {trace}", "bold")))
+
+
+def _check_served(metrics: Metrics, workload: str) -> None:
+    if not metrics.num_finished:
+        raise ValueError(
+            f"no request of the workload {workload!r} can ever be served: {metrics.first_refusal}"
+        )
 
 
 def play(
