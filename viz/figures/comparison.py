@@ -149,12 +149,7 @@ class _Picture:
         floor = bottom + 10 + TOKENS_HEIGHT
         columns = [self._column(step) for step in range(self.timeline.num_steps)]
         stack(scene, self.timeline.records, columns, floor, TOKENS_HEIGHT / most_tokens)
-        scene.path(f"M{LEFT:g},{floor:g}L{scene.width:g},{floor:g}", stroke="outline", stroke_width=1.0)
-        scene.text(
-            LEFT - 6, floor - TOKENS_HEIGHT + 9, f"{most_tokens:,}", size=12, fill="muted", anchor="end"
-        )
-        scene.text(LEFT - 6, floor - TOKENS_HEIGHT + 24, _("tokens"), size=12, fill="muted", anchor="end")
-        scene.text(LEFT - 6, floor + 3, "0", size=12, fill="muted", anchor="end")
+        self._tokens_axis(floor, most_tokens)
         time_axis_labels(scene, scale, floor + 20)
         scene.height = floor + 28
         if deeper := second_series(names[request] for request in requests):
@@ -172,6 +167,12 @@ class _Picture:
         )
         self.cursor = scene.rect(LEFT, top - 5, 0, floor - top + 10, fill="cursor")
         scene.axis = StepAxis(LEFT, 0.0, tuple(rounded(scale.x(moment.time)) for moment in moments))
+
+    def _tokens_axis(self, floor: float, most_tokens: int) -> None:
+        scene, top = self.scene, floor - TOKENS_HEIGHT
+        scene.path(f"M{LEFT:g},{floor:g}L{scene.width:g},{floor:g}", stroke="outline", stroke_width=1.0)
+        for y, words in ((top + 9, f"{most_tokens:,}"), (top + 24, _("tokens")), (floor + 3, "0")):
+            scene.text(LEFT - 6, y, words, size=12, fill="muted", anchor="end")
 
     def _rows(self, requests: list[str], names: Mapping[str, Name], top: float, row: float) -> None:
         scene = self.scene
