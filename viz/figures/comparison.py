@@ -150,10 +150,9 @@ class _Picture:
         columns = [self._column(step) for step in range(self.timeline.num_steps)]
         stack(scene, self.timeline.records, columns, floor, TOKENS_HEIGHT / most_tokens)
         scene.path(f"M{LEFT:g},{floor:g}L{scene.width:g},{floor:g}", stroke="outline", stroke_width=1.0)
-        scene.text(
-            LEFT - 6, floor - TOKENS_HEIGHT + 9, f"{most_tokens:,}", size=12, fill="muted", anchor="end"
-        )
-        scene.text(LEFT - 6, floor - TOKENS_HEIGHT + 24, _("tokens"), size=12, fill="muted", anchor="end")
+        high = floor - TOKENS_HEIGHT
+        scene.text(LEFT - 6, high + 9, f"{most_tokens:,}", size=12, fill="muted", anchor="end")
+        scene.text(LEFT - 6, high + 24, _("tokens"), size=12, fill="muted", anchor="end")
         scene.text(LEFT - 6, floor + 3, "0", size=12, fill="muted", anchor="end")
         time_axis_labels(scene, scale, floor + 20)
         scene.height = floor + 28
