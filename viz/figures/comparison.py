@@ -139,8 +139,7 @@ class _Picture:
                 entries.append((WASTE, words, 1.0))
             y = swatches(scene, 18, entries, 4, hatched=True) + 34
         scene.text(4, y, side.label, size=16, weight="bold")
-        if narrow:
-            y += 20
+        y += 20 if narrow else 0
         x, anchor = (4, "start") if narrow else (scene.width - 4, "end")
         self.now = scene.text(x, y, "", size=14, anchor=anchor)
         top = y + 14
