@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from minivllm.config import SchedulerConfig
 from minivllm.decoding.sampler import Sampler
+from minivllm.decoding.speculation.draft_length import DraftLength
 from minivllm.decoding.speculation.ngram import NgramProposer
 from minivllm.decoding.speculation.proposer import Proposer
 from minivllm.engine.engine import Engine
@@ -125,7 +126,8 @@ def make_speculation(args: EngineArgs, executor: TorchExecutor | DistributedExec
     else:
         assert config.prompt_lookup_min is not None and config.prompt_lookup_max is not None
         proposer = NgramProposer(config.prompt_lookup_min, config.prompt_lookup_max)
-    return Speculation(proposer, config.num_speculative_tokens, config.disable_by_batch_size)
+    most = config.disable_by_batch_size
+    return Speculation(proposer, config.num_speculative_tokens, most, DraftLength() if most is None else None)
 
 
 def load_executor(args: EngineArgs) -> TorchExecutor | DistributedExecutor:

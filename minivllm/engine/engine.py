@@ -507,6 +507,7 @@ class Engine:
     def _launch(self, flight: Flight) -> None:
         try:
             if self.speculation:
+                flight.drafting = self._clock()
                 flight.plan, flight.laws = self.speculation.complete(
                     flight.plan, self.core.state.sequences, self.requests
                 )
@@ -536,6 +537,9 @@ class Engine:
             self._give_up(error)
             raise
         sampled = self._clock()
+        if self.speculation and self._max_in_flight == 1:  # else a step's time is not its own
+            drafting = flight.launched - flight.drafting
+            self.speculation.note(flight.plan, sample.slots, sampled - flight.launched, drafting)
         following = self._flights[1] if len(self._flights) > 1 else None
         if following is not None and self.core.runs_ahead:
             fill_pending(following.plan, tokens_of(sample))
