@@ -151,15 +151,7 @@ class _Picture:
         self._tokens_axis(floor, most_tokens)
         time_axis_labels(scene, scale, floor + 20)
         scene.height = floor + 28
-        if deeper := second_series(names[request] for request in requests):
-            scene.text(LEFT, floor + 40, deeper, size=13, fill="muted")
-            scene.height += 20
-        if more := len(names) - len(requests):
-            words = _("The first {drawn} of {all:,} requests are drawn; {more:,} are not.").format(
-                drawn=MOST_ROWS, all=len(names), more=more
-            )
-            scene.text(LEFT, scene.height + 12, words, size=13, fill="muted")
-            scene.height += 20
+        self._notes(requests, names)
         self.veil = scene.rect(LEFT, top, 0, floor - top, fill="page", opacity=0.62)
         self.column = scene.rect(
             LEFT, top - 3, 0, floor - top + 6, stroke="cursor", dash="4 3", stroke_width=1
@@ -172,6 +164,16 @@ class _Picture:
         scene.path(f"M{LEFT:g},{floor:g}L{scene.width:g},{floor:g}", stroke="outline", stroke_width=1.0)
         for y, words in ((top + 9, f"{most_tokens:,}"), (top + 24, _("tokens")), (floor + 3, "0")):
             scene.text(LEFT - 6, y, words, size=12, fill="muted", anchor="end")
+
+    def _notes(self, requests: list[str], names: Mapping[str, Name]) -> None:
+        """At the foot: what a deeper shade means, and how many requests are not drawn."""
+        told = [second_series(names[request] for request in requests)]
+        if more := len(names) - len(requests):
+            words = _("The first {drawn} of {all:,} requests are drawn; {more:,} are not.")
+            told.append(words.format(drawn=MOST_ROWS, all=len(names), more=more))
+        for words in filter(None, told):
+            self.scene.text(LEFT, self.scene.height + 12, words, size=13, fill="muted")
+            self.scene.height += 20
 
     def _rows(self, requests: list[str], names: Mapping[str, Name], top: float, row: float) -> None:
         scene = self.scene
