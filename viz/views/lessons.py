@@ -10,6 +10,7 @@ it can still show, start and step through a lesson.
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Collection
 from typing import Any
 
@@ -123,7 +124,10 @@ def _map(lessons: tuple[Lesson, ...], states: dict[str, str]) -> None:
     theme = DARK if st.context.theme.type == "dark" else LIGHT
     # No wider than it is drawn, and on a phone as wide as that.
     with st.expander(say("map"), expanded=True), st.container(width=MAP_WIDTH):
-        st.image(to_svg(scene, 0, theme), caption=say("map in words"))
+        # Streamlit's own pictures have no words for those who cannot see them; Markdown's have.
+        picture = b64encode(to_svg(scene, 0, theme).encode()).decode()
+        st.markdown(f"![{plain(scene.captions[0])}](data:image/svg+xml;base64,{picture})")
+        st.caption(say("map in words"))
 
 
 def _needs(lesson: Lesson, there: Collection[str]) -> str:
