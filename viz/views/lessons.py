@@ -126,7 +126,8 @@ def _map(lessons: tuple[Lesson, ...], states: dict[str, str]) -> None:
     with st.expander(say("map"), expanded=True), st.container(width=MAP_WIDTH):
         # Streamlit's own pictures have no words for those who cannot see them; Markdown's have.
         picture = b64encode(to_svg(scene, 0, theme).encode()).decode()
-        st.markdown(f"![{plain(scene.captions[0])}](data:image/svg+xml;base64,{picture})")
+        address = f"data:image/svg+xml;base64,{picture}"
+        st.markdown(f"![{plain(scene.captions[0])}]({address})")
         st.caption(say("map in words"))
 
 
