@@ -33,6 +33,7 @@ from minivllm.executor.attention.choose import backend_factory
 from minivllm.executor.batch_invariance import VARIABLE, is_wanted
 from minivllm.executor.draft_model import DraftModel, check_draft_model
 from minivllm.executor.kv_storage import GIB
+from minivllm.executor.own_hardware import own_hardware
 from minivllm.executor.torch_executor import TorchExecutor
 from minivllm.executor.virtual_storage import VirtualKVStorage
 from minivllm.memory.make_cache_manager import Pages
@@ -44,6 +45,7 @@ from minivllm.model.quantization.names import ALIASES, CALIBRATED
 from minivllm.model.tokenizer import Tokenizer
 from minivllm.sampling_params import SamplingParams
 from minivllm.speculative_config import SpeculativeConfig
+from minivllm.trace.events import HardwareShape
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.tee import Sink
 from minivllm.validation import shown
@@ -90,10 +92,18 @@ def create_engine(args: EngineArgs, sinks: Iterable[Sink] = ()) -> Engine:
             **executor.settings_told,
             **_speculation_words(args),
         },
+        hardware=_hardware(executor) if recorder is not None else None,
         pages=pages_of(executor),
         speculation=make_speculation(args, executor),
         async_scheduling=args.async_scheduling,
     )
+
+
+def _hardware(executor: TorchExecutor | DistributedExecutor) -> HardwareShape | None:
+    """On what it computes; None for ranks, which share one machine or have several."""
+    if not isinstance(executor, TorchExecutor):
+        return None
+    return own_hardware(executor.device.type, executor.model_shape.dtype)
 
 
 def make_speculation(args: EngineArgs, executor: TorchExecutor | DistributedExecutor) -> Speculation | None:
