@@ -89,6 +89,15 @@ def test_a_step_that_met_a_compiler_is_not_believed():
     assert abs(lengths[0].cost(1) - lengths[1].cost(1)) < 0.1
 
 
+def test_what_the_first_steps_took_decides_nothing():
+    world = World(base=1.0, row=0.01, draft=0.05, acceptance=0.9)
+    for number in range(3):
+        world.length.note_step(4 + number, 500.0, 90.0)
+    for _ in range(2 * TRIAL):
+        world.step(2)
+    assert world.length.best(2, MOST) == MOST
+
+
 def test_in_the_engine_drafts_come_and_go_with_the_load_and_no_token_changes():
     """On a processor for which a row costs as much as everything else together."""
     now = [0.0]

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minivllm.lab.simulation.speculative import Speculative
 from minivllm.sampling_params import SamplingParams
 from minivllm.trace.reader import make_trace
 from minivllm.trace.recorder import Recorder
@@ -11,6 +12,8 @@ from minivllm.trace.summary import summarize
 from minivllm.trace.timeline import make_timeline
 from tests.engine.fakes import make_engine
 from tests.engine.guesses import guessing
+from tests.lab.simulation.test_speculative import ROOMY, serve
+from tests.lab.simulation.worlds import Listed, make_request
 from viz import figures
 from viz.figures.speculation import ACCEPTED, MOST_CELLS, ROWS, STRUCK_OUT
 
@@ -63,3 +66,15 @@ def test_if_no_draft_is_right_or_all_are_the_formula_is_the_truth(accuracy, toke
     assert facts.chance == accuracy
     assert facts.expected_tokens_per_step == pytest.approx(tokens or facts.tokens_per_step)
     assert facts.expected_speedup(0) == pytest.approx(facts.expected_tokens_per_step)
+
+
+@pytest.mark.parametrize("acceptance", [0.0, 0.6])
+def test_what_drafts_cost_and_bring_is_measured_beside_steps_without_them(acceptance):
+    """In virtual time: a step takes 5 ticks, a draft's row 1 and its guess a quarter of a step."""
+    recorder = Recorder()
+    serve(ROOMY, Listed([make_request(0, 4, 61)]), Speculative(acceptance, 3, 0.25), recorder)
+    timeline = make_timeline(make_trace(recorder.events[0], recorder.events[1:]))
+    gain, facts = figures.measured_gain(timeline), figures.speculation_facts(timeline)
+    assert gain.draft_cost == pytest.approx(0.45, rel=0.01)
+    assert gain.speedup == pytest.approx(facts.tokens_per_step / (1 + 0.45 * 3), rel=0.05)
+    assert "A draft cost 0.45 of a step" in str(figures.speculation(timeline).at(0))

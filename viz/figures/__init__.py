@@ -28,7 +28,7 @@ from viz.figures.request_cards import request_cards
 from viz.figures.roofline import roofline
 from viz.figures.scheduler_gantt import scheduler_gantt
 from viz.figures.search import searched_requests
-from viz.figures.speculation import speculation, speculation_facts
+from viz.figures.speculation import measured_gain, speculation, speculation_facts
 from viz.scene import Scene
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "decode_intensity",
     "kv_pictures",
     "ladders",
+    "measured_gain",
     "memory_over_time",
     "metrics_board",
     "overview",

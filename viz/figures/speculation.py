@@ -13,7 +13,9 @@ Source: Leviathan et al. (ICML 2023), section 3. Read next: `minivllm/decoding/s
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
+from statistics import median
 
 from minivllm.trace.events import VerifiedDrafts
 from minivllm.trace.step_record import StepRecord
@@ -69,6 +71,37 @@ class SpeculationFacts:
         return self.expected_tokens_per_step / (1 + length * draft_cost)
 
 
+@dataclass(frozen=True)
+class MeasuredGain:
+    """What drafts brought: steps with them beside steps without, of as many sequences that only decode."""
+
+    draft_cost: float
+    """c: so much of a step without drafts did each draft of every sequence add."""
+    speedup: float
+    """Tokens in a second, times those without drafts."""
+
+
+def measured_gain(timeline: Timeline) -> MeasuredGain | None:
+    """None if there are no two kinds of steps to compare."""
+    plain: dict[int, list[float]] = defaultdict(list)
+    drafted: dict[int, list[tuple[float, float, float]]] = defaultdict(list)
+    for record in timeline.records:
+        seconds, count = record.end - record.start, len(record.batch)
+        if seconds <= 0 or any(item.phase != "decode" for item in record.batch):
+            continue
+        if record.drafts:
+            length = sum(len(item.token_ids) for item in record.drafts) / count
+            drafted[count].append((seconds, length, len(record.sampled) / count))
+        else:
+            plain[count].append(seconds)
+    usual = {count: median(seconds) for count, seconds in plain.items()}
+    steps = [(usual[count], *step) for count, found in drafted.items() if count in usual for step in found]
+    if not steps:
+        return None
+    without, seconds, lengths, tokens = (sum(numbers) / len(steps) for numbers in zip(*steps, strict=True))
+    return MeasuredGain(max(0.0, (seconds - without) / (lengths * without)), tokens * without / seconds)
+
+
 def speculation_facts(timeline: Timeline) -> SpeculationFacts:
     """Count the drafts of a run."""
     items = [item for record in timeline.records for item in record.drafts]
@@ -87,7 +120,7 @@ def speculation(timeline: Timeline, width: float = NARROW, screen: str = "") -> 
     swatches(scene, 18, [(ACCEPTED, _("accepted"), 1.0), (STRUCK_OUT, _("struck out"), 1.0)], LEFT)
     rows = _Rows(scene, timeline)
     _bars(scene, facts, rows.cell, bottom)
-    _numbers(scene, facts, bottom + 40)
+    _numbers(scene, facts, measured_gain(timeline), bottom + 40)
     for record, sentence in zip(timeline.records, captions(timeline), strict=True):
         scene.begin_step(sentence)
         rows.show(record)
@@ -111,7 +144,7 @@ def _bars(scene: Scene, facts: SpeculationFacts, cell: float, bottom: float) -> 
         scene.text(x, rounded(bottom - height - 5), f"{accepted / drafted:.0%}", size=13, fill="muted")
 
 
-def _numbers(scene: Scene, facts: SpeculationFacts, y: float) -> None:
+def _numbers(scene: Scene, facts: SpeculationFacts, gain: MeasuredGain | None, y: float) -> None:
     told = [
         _("Drafts: {drafted:,}, accepted {accepted:,} ({rate:.0%}).").format(
             drafted=sum(facts.drafted), accepted=sum(facts.accepted), rate=facts.acceptance_rate
@@ -121,6 +154,14 @@ def _numbers(scene: Scene, facts: SpeculationFacts, y: float) -> None:
         ),
         _("Worth {free:.1f} × if drafts are free, {dear:.1f} × if one costs a fifth of a step.").format(
             free=facts.expected_speedup(0), dear=facts.expected_speedup(0.2)
+        )
+        if gain is None
+        else _(
+            "A draft cost {cost:.2f} of a step: worth {expected:.2f} ×, measured {measured:.2f} ×."
+        ).format(
+            cost=gain.draft_cost,
+            expected=facts.expected_speedup(gain.draft_cost),
+            measured=gain.speedup,
         ),
     ]
     for line, words in enumerate(told):

@@ -178,5 +178,13 @@ def _sharing_facts(summary: RunSummary) -> list[tuple[str, str, str]]:
             f"{summary.num_swaps:,}",
             _("Preemptions whose blocks went to the swap space instead of being computed again."),
         ),
+        (
+            summary.num_drafts,
+            _("Drafts right"),
+            f"{summary.num_accepted_tokens / max(1, summary.num_draft_tokens):.0%}",
+            _("Guesses that were accepted. A step with guesses gave {tokens:.2f} tokens on average.").format(
+                tokens=1 + summary.num_accepted_tokens / max(1, summary.num_drafts)
+            ),
+        ),
     ]
     return [(label, value, explanation) for count, label, value, explanation in facts if count]

@@ -20,6 +20,9 @@ for Serving LLMs Using Goodput" (2024). Read next: `minivllm/engine/speculation.
 
 from __future__ import annotations
 
+from collections import deque
+from statistics import median
+
 from minivllm.decoding.speculation.proposer import expected_speedup
 
 TRIAL = 32
@@ -28,6 +31,10 @@ MEMORY, DRAFTS_MEMORY = 0.97, 0.99
 """Weights of what is one step older, and of drafts of one sequence before."""
 OUTLIER = 3.0
 """A step that takes more than so many times as long as usual met a compiler, or another program."""
+COLD = 3
+"""The first steps and drafts are not believed: kernels are compiled and caches are empty."""
+PASSES = 9
+"""A draft costs what it cost in the middle of so many."""
 BELIEVED = (6.0, 8.0)
 """Drafts accepted and looked at before any was: guesses are welcome until they are wrong."""
 WORTH_IT = 1.03
@@ -39,7 +46,8 @@ class DraftLength:
 
     def __init__(self) -> None:
         self._accepted, self._looked_at = BELIEVED
-        self._pass_seconds = 0.0
+        self._passes: deque[float] = deque(maxlen=PASSES)
+        self._num_noted = self._num_passes = 0
         self._sums = [0.0] * 5
         """Of steps: how many, rows, seconds, rows², rows · seconds."""
         self._num_steps = 0
@@ -62,14 +70,18 @@ class DraftLength:
             seconds: of the step without the drafts.
             pass_seconds: of one draft for every sequence that had some; 0 if none had.
         """
+        if pass_seconds:
+            self._num_passes += 1
+            if self._num_passes > COLD:
+                self._passes.append(pass_seconds)
+        self._num_noted += 1
+        if self._num_noted <= COLD:
+            return
         count, _, total, *_ = self._sums
         if count >= 1:
             seconds = min(seconds, OUTLIER * total / count)
         news = (1.0, num_rows, seconds, num_rows * num_rows, num_rows * seconds)
         self._sums = [MEMORY * old + new for old, new in zip(self._sums, news, strict=True)]
-        if pass_seconds:
-            before = self._pass_seconds or pass_seconds
-            self._pass_seconds = MEMORY * before + (1 - MEMORY) * min(pass_seconds, OUTLIER * before)
 
     def cost(self, num_sequences: int) -> float:
         """What one draft of every sequence costs, in steps without drafts; 0 as long as nothing is known."""
@@ -80,7 +92,7 @@ class DraftLength:
         row = max(0.0, (count * products - rows * seconds) / spread) if spread > 1e-9 * squares else 0.0
         row = min(row, seconds / rows)  # a base is not negative
         plain = max((seconds - row * rows) / count, 0.0) + row * num_sequences
-        return (row * num_sequences + self._pass_seconds) / plain
+        return (row * num_sequences + (median(self._passes) if self._passes else 0.0)) / plain
 
     def best(self, num_sequences: int, most: int) -> int:
         """The number of drafts with the largest gain; the fewest of those that are as good. 0: none pays."""
