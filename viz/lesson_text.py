@@ -23,6 +23,7 @@ import streamlit as st
 
 from lessons import catalogue
 from viz import glossary
+from viz.still import still
 
 CODE = r"`+(?:[^`\n]|\n(?!\n))+`+"
 PICTURE = r"!\[(?P<alt>[^\]]*)\]\((?P<file>[^)\s]+)[^)]*\)"
@@ -69,18 +70,22 @@ def show(parts: Iterable[Part]) -> None:
         if isinstance(part, Words):
             st.markdown(part.markdown)
         elif isinstance(part, Picture):
-            st.image(_drawn(part.path), caption=part.words or None)
+            _show_picture(part)
         else:
             with st.expander(part.summary):
                 show(part.parts)
 
 
-def _drawn(path: Path) -> str:
-    """A picture of the lesson's folder, for `st.image`."""
+def _show_picture(picture: Picture) -> None:
+    """A picture of the lesson's folder."""
     try:
-        return in_theme(path.read_text(encoding="utf-8"), st.context.theme.type)
+        svg = in_theme(picture.path.read_text(encoding="utf-8"), st.context.theme.type)
     except (OSError, UnicodeDecodeError):
-        return str(path)  # no drawing: Streamlit says what it is
+        st.image(str(picture.path), caption=picture.words or None)  # no drawing: Streamlit says what it is
+        return
+    still(svg, picture.words)
+    if picture.words:
+        st.caption(picture.words)
 
 
 def in_theme(svg: str, theme: str | None) -> str:

@@ -33,9 +33,13 @@ SHOWN = {
 }
 """Page → the samples that it shows; the other pages need none."""
 DONE = """() => new Promise((resolve) => {
+  // The player has a document of its own, in which it counts steps once it plays.
+  const isPlaying = ({ shadowRoot }) =>
+    shadowRoot?.childElementCount && shadowRoot.querySelector(".count")?.textContent !== "";
   const isDone = () => document.querySelector("[data-testid=stMainBlockContainer] h1") &&
-    !document.querySelector("[data-testid=stStatusWidget], [data-testid=stSpinner], [data-stale=true]") &&
-    ![...document.querySelectorAll(".player .count")].some((count) => !count.textContent);
+    document.querySelector("[data-test-script-state=notRunning][data-test-connection-state=CONNECTED]") &&
+    !document.querySelector("[data-testid=stSpinner], [data-stale=true]") &&
+    [...document.querySelectorAll("[data-testid=stBidiComponentIsolated]")].every(isPlaying);
   let timer = 0;
   const wait = () => {
     clearTimeout(timer);

@@ -139,8 +139,7 @@ class _Picture:
                 entries.append((WASTE, words, 1.0))
             y = swatches(scene, 18, entries, 4, hatched=True) + 34
         scene.text(4, y, side.label, size=16, weight="bold")
-        if narrow:
-            y += 20
+        y += 20 if narrow else 0
         x, anchor = (4, "start") if narrow else (scene.width - 4, "end")
         self.now = scene.text(x, y, "", size=14, anchor=anchor)
         top = y + 14
@@ -149,29 +148,32 @@ class _Picture:
         floor = bottom + 10 + TOKENS_HEIGHT
         columns = [self._column(step) for step in range(self.timeline.num_steps)]
         stack(scene, self.timeline.records, columns, floor, TOKENS_HEIGHT / most_tokens)
-        scene.path(f"M{LEFT:g},{floor:g}L{scene.width:g},{floor:g}", stroke="outline", stroke_width=1.0)
-        scene.text(
-            LEFT - 6, floor - TOKENS_HEIGHT + 9, f"{most_tokens:,}", size=12, fill="muted", anchor="end"
-        )
-        scene.text(LEFT - 6, floor - TOKENS_HEIGHT + 24, _("tokens"), size=12, fill="muted", anchor="end")
-        scene.text(LEFT - 6, floor + 3, "0", size=12, fill="muted", anchor="end")
+        self._tokens_axis(floor, most_tokens)
         time_axis_labels(scene, scale, floor + 20)
         scene.height = floor + 28
-        if deeper := second_series(names[request] for request in requests):
-            scene.text(LEFT, floor + 40, deeper, size=13, fill="muted")
-            scene.height += 20
-        if more := len(names) - len(requests):
-            words = _("The first {drawn} of {all:,} requests are drawn; {more:,} are not.").format(
-                drawn=MOST_ROWS, all=len(names), more=more
-            )
-            scene.text(LEFT, scene.height + 12, words, size=13, fill="muted")
-            scene.height += 20
+        self._notes(requests, names)
         self.veil = scene.rect(LEFT, top, 0, floor - top, fill="page", opacity=0.62)
         self.column = scene.rect(
             LEFT, top - 3, 0, floor - top + 6, stroke="cursor", dash="4 3", stroke_width=1
         )
         self.cursor = scene.rect(LEFT, top - 5, 0, floor - top + 10, fill="cursor")
         scene.axis = StepAxis(LEFT, 0.0, tuple(rounded(scale.x(moment.time)) for moment in moments))
+
+    def _tokens_axis(self, floor: float, most_tokens: int) -> None:
+        scene, top = self.scene, floor - TOKENS_HEIGHT
+        scene.path(f"M{LEFT:g},{floor:g}L{scene.width:g},{floor:g}", stroke="outline", stroke_width=1.0)
+        for y, words in ((top + 9, f"{most_tokens:,}"), (top + 24, _("tokens")), (floor + 3, "0")):
+            scene.text(LEFT - 6, y, words, size=12, fill="muted", anchor="end")
+
+    def _notes(self, requests: list[str], names: Mapping[str, Name]) -> None:
+        """At the foot: what a deeper shade means, and how many requests are not drawn."""
+        told = [second_series(names[request] for request in requests)]
+        if more := len(names) - len(requests):
+            words = _("The first {drawn} of {all:,} requests are drawn; {more:,} are not.")
+            told.append(words.format(drawn=MOST_ROWS, all=len(names), more=more))
+        for words in filter(None, told):
+            self.scene.text(LEFT, self.scene.height + 12, words, size=13, fill="muted")
+            self.scene.height += 20
 
     def _rows(self, requests: list[str], names: Mapping[str, Name], top: float, row: float) -> None:
         scene = self.scene

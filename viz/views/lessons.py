@@ -26,6 +26,7 @@ from viz.language import N_, _, current
 from viz.lesson_words import say
 from viz.palette import DARK, LIGHT
 from viz.plain import plain
+from viz.still import still
 
 TITLE = N_("Lessons")
 URL = "lessons"
@@ -123,7 +124,8 @@ def _map(lessons: tuple[Lesson, ...], states: dict[str, str]) -> None:
     theme = DARK if st.context.theme.type == "dark" else LIGHT
     # No wider than it is drawn, and on a phone as wide as that.
     with st.expander(say("map"), expanded=True), st.container(width=MAP_WIDTH):
-        st.image(to_svg(scene, 0, theme), caption=say("map in words"))
+        still(to_svg(scene, 0, theme), scene.title)
+        st.caption(say("map in words"))
 
 
 def _needs(lesson: Lesson, there: Collection[str]) -> str:
