@@ -21,8 +21,8 @@ all of them every night.
 | either | both set the same thing, so only one of them can be asked for |
 
 All on the backend `numba-cpu` in float32, unless the feature is another backend or type. What is stored or
-computed in other numbers (quantised weights, caches of 8 bits) is compared with the run alone in them,
-several ranks with one that sums in as many parts, everything else, drafts among it, with the plain engine.
+computed in other numbers (quantised weights, caches of 8 bits) is compared with the run alone in them;
+several ranks with one that sums in as many parts; everything else, drafts among it, with the plain engine.
 """
 
 
