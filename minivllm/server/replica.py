@@ -1,6 +1,6 @@
 """A replica: a process with an engine of its own, which works for the server that has started it.
 
-    socket ── Add ──► a task around `AsyncLLM.generate` ──► outputs of a step, put together ── Outputs ──► socket
+    socket ── Add ──► a task around `AsyncLLM.generate` ──► all outputs of a step ── Outputs ──► socket
 
 So a request has here all that it has in a server with one engine. The process ends when its server closes the
 socket, when its server ends in any way (`minivllm/processes.py`), and when its engine does: then the server

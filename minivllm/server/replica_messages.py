@@ -3,8 +3,8 @@
     server  ── Start ─► Add, Leave, Abort, Ask … ──────────────► replica
     server  ◄── Ready or Refused, then Outputs, Failed, Answer ── replica
 
-MessagePack, each message after its length. Outputs leave the prompt out: the server has it, and it would cross
-again with every token. All outputs of a step are one message.
+MessagePack, each message after its length. Outputs leave the prompt out: the server has it, and it would
+cross again with every token. All outputs of a step are one message.
 
 Read next: `replica.py`, which answers them.
 """

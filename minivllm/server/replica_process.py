@@ -186,16 +186,12 @@ class ReplicaProcess:
     def _live(self) -> tuple[bool, str]:
         """The life of one process. Returns whether it served, and how it ended."""
         try:
-            ours, its = socket.socketpair()
+            ours = self._start()
         except OSError as error:
             return False, f"engine {self.index} cannot be started: {error}"
+        if ours is None:
+            return False, "the server was stopped"
         with ours:
-            with its:
-                try:
-                    if not self._start(ours, its):
-                        return False, ""
-                except OSError as error:
-                    return False, f"engine {self.index} cannot be started: {error}"
             refusal = None
             with suppress(OSError):
                 ours.sendall(frame(self._start_of(self.life)))
@@ -209,11 +205,13 @@ class ReplicaProcess:
                     self._hear(message)
             return self._end(refusal)
 
-    def _start(self, ours: socket.socket, its: socket.socket) -> bool:
-        """False if it is too late for that."""
-        with self._lock:
+    def _start(self) -> socket.socket | None:
+        """Our end of its socket; None if it is too late for that."""
+        ours, its = socket.socketpair()
+        with self._lock, its:
             if self._stopping.is_set():
-                return False
+                ours.close()
+                return None
             self._process = subprocess.Popen(
                 child_command("-m", MODULE, str(its.fileno())),
                 env=python_variables(**self._variables),
@@ -222,7 +220,7 @@ class ReplicaProcess:
                 start_new_session=True,
             )
             self._connection = ours
-        return True
+        return ours
 
     def _begin_to_serve(self, ready: Ready) -> None:
         with self._lock:
