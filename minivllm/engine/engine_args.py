@@ -340,8 +340,8 @@ class EngineArgs:
             return
         if self.data_parallel_size != 1:
             raise ValueError(
-                "data_parallel_size must be 1 with tensor_parallel_size or pipeline_parallel_size above 1, or "
-                f"reduction_parts: a copy of a model has one rank; got {shown(self.data_parallel_size)}"
+                "data_parallel_size must be 1 with tensor_parallel_size or pipeline_parallel_size above 1, "
+                f"or reduction_parts: a copy of a model has one rank; got {shown(self.data_parallel_size)}"
             )
         if self.async_scheduling and self.pipeline_parallel_size > 1:
             raise ValueError(
