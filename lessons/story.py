@@ -86,6 +86,7 @@ class Story:
     refusal: BaseException | None = None
     """The last exception of the judged code that the check was ready for."""
     _refused_in: int = 0
+    _refused_before: bool = False
     _empty_step: int = 0
 
     def step(self, text: str, *, empty: bool = False) -> None:
@@ -101,8 +102,9 @@ class Story:
         try:
             yield answer
         except errors as error:
-            answer.error = self.refusal = error
+            self._refused_before |= self.refusal is not None and self._refused_in < len(self.steps)
             self._refused_in = len(self.steps)
+            answer.error = self.refusal = error
 
     def see(self, facts: Mapping[str, object] | None = None, board: Sequence[Row] = ()) -> None:
         """What can be seen after it.
@@ -130,8 +132,8 @@ class Story:
         found = [EMPTY] if self.steps and self._empty_step == len(self.steps) else []
         found += [first] if first else []
         is_refusal = first == REFUSED and self._refused_in == len(self.steps)
-        if self.refusal is not None and not is_refusal and first != ACCEPTED:
-            found.append(AFTER_REFUSAL)
+        was_refused = self._refused_before if is_refusal else self.refusal is not None
+        found += [AFTER_REFUSAL] if was_refused and first != ACCEPTED else []
         return found if first else [*found, WRONG]
 
     def stopped(self, error: str) -> None:

@@ -58,6 +58,7 @@ h1 { padding: 0.4rem 0 !important; }
   color: light-dark(#63625F, #A9A8A3); }
 .stMain button[data-selected="true"] p { color: light-dark(#A3283A, #FF8B96); }
 .stMain code .token.parameter { color: light-dark(#006C91, #55C8F0); }
+.stMain code .token.comment { color: light-dark(#5F6368, #A9A8A3); }
 .st-key-lesson-text h2 { font-size: 1.6rem; }
 .stMain code { overflow-wrap: anywhere; }
 [data-testid="stTopNavLinkContainer"] { margin: 0 -2px; }
@@ -69,6 +70,9 @@ h1 { padding: 0.4rem 0 !important; }
 }
 .st-key-language-switch button { min-height: 1.9rem; padding: 0 0.6rem; }
 .st-key-language-switch button p { font-size: 13px; }
+@media (prefers-reduced-motion: reduce) {
+  *, *::before, *::after { animation-duration: 1ms !important; transition-duration: 1ms !important; }
+}
 .stMain [class*="st-key-title-row"], .stMain h1 { padding-right: 7.6rem !important; }
 .stMain [class*="st-key-title-row"] h1 { padding-right: 0 !important; }
 @media (max-width: 767px) {

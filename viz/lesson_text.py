@@ -1,6 +1,6 @@
 """The text of a lesson as a page: what Markdown in a repository is, and a page of Streamlit is not.
 
-    ![…](table.svg)          a picture of the lesson's folder: drawn, with its words below
+    ![…](table.svg)          a picture of the lesson's folder: in the page's theme, with its words below
     [words](../../GLOSSARY.md)   the glossary: a link to its page
     [pool.py](../../a/b.py)  a file of the repository: its path, as a page of the dashboard cannot open it
     <details><summary>…      an answer to be unfolded: an expander
@@ -28,6 +28,7 @@ CODE = r"`+(?:[^`\n]|\n(?!\n))+`+"
 PICTURE = r"!\[(?P<alt>[^\]]*)\]\((?P<file>[^)\s]+)[^)]*\)"
 LINK = r"\[(?P<words>(?:[^\]`]|`[^`]*`)+)\]\((?P<target>[^)\s]+)[^)]*\)"
 INLINE = re.compile(f"{CODE}|{PICTURE}|{LINK}")
+DARK_RULES = re.compile(r"@media \(prefers-color-scheme:dark\)\{(svg\{[^}]*\})\}")
 FENCE = re.compile(r"\s*(```+|~~~+)")
 SUMMARY = re.compile(r"<summary>(.*?)</summary>")
 GLOSSARIES = {name: language for language, name in glossary.FILES.items()}
@@ -68,10 +69,25 @@ def show(parts: Iterable[Part]) -> None:
         if isinstance(part, Words):
             st.markdown(part.markdown)
         elif isinstance(part, Picture):
-            st.image(str(part.path), caption=part.words or None)
+            st.image(_drawn(part.path), caption=part.words or None)
         else:
             with st.expander(part.summary):
                 show(part.parts)
+
+
+def _drawn(path: Path) -> str:
+    """A picture of the lesson's folder, for `st.image`."""
+    try:
+        return in_theme(path.read_text(encoding="utf-8"), st.context.theme.type)
+    except (OSError, UnicodeDecodeError):
+        return str(path)  # no drawing: Streamlit says what it is
+
+
+def in_theme(svg: str, theme: str | None) -> str:
+    """In a text a picture follows its viewer's system; on a page the page's theme, which may be another."""
+    if theme == "dark":
+        return DARK_RULES.sub(r"\1", svg, count=1)
+    return DARK_RULES.sub("", svg, count=1) if theme == "light" else svg
 
 
 def body(text: str) -> str:

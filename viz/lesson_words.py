@@ -25,6 +25,12 @@ WORDS = {
     "a beginner": N_("a beginner"),
     "an engineer": N_("an engineer"),
     "a writer of kernels": N_("a writer of kernels"),
+    "map": N_("The map of the course"),
+    "map in words": N_(
+        "A line leads down from a lesson to those that use what was built in it. "
+        "✔ passed, ◐ begun, ○ not started."
+    ),
+    "needs": N_("needs {numbers}"),
     "open": N_("Open"),
     "go on": N_("Go on"),
     "all lessons": N_("All lessons"),

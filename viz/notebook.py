@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from viz.language import current, speaking
-from viz.playing import html_of, scenes_of
+from viz.playing import cards_of, html_of, scenes_of
 from viz.scene import Scene
 
 CELL_WIDTH = 960
@@ -78,7 +78,7 @@ def show(
     with speaking(language or current()):
         scenes = scenes_of(page, paths, options, step)
         title = scenes[0].title
-        return Shown(html_of(scenes, step), title, height or _height(scenes))
+        return Shown(html_of(scenes, step, cards_of(page, paths)), title, height or _height(scenes))
 
 
 def _height(scenes: Sequence[Scene]) -> int:

@@ -6,7 +6,8 @@ show. Here a figure has a name, and an option that is left out is chosen as the 
     draw("block_table", [path], -1, {"request": "0"})   ►   an SVG of the last step
 
 Options: `request` (id) for figures of one request; `kernel` (its place in the file, from 0), `block` and
-`warp` (the requests of one of them) for kernels; `screen` ("wide" or "narrow") for figures that have both.
+`warp` (the requests of one of them) for kernels; `screen` ("wide" or "narrow") for figures that have both;
+`tables` (False: the memory alone, without a block table above it); `unit` ("step" for a clock of steps).
 
 Read next: `lesson_pictures.py`, which makes the pictures of the lessons.
 """
@@ -101,12 +102,24 @@ def _of_run(make: Callable[[Timeline], Sequence[Scene]]) -> Figure:
     return Figure(lambda traces, options, step: make(_timeline(traces[0])))
 
 
-def _of_request(make: Callable[[Timeline, str], Scene], choose: Callable[[Timeline], str]) -> Figure:
+def _of_request(
+    make: Callable[[Timeline, str], Scene | list[Scene]], choose: Callable[[Timeline], str]
+) -> Figure:
     def scenes(traces: Sequence[Path], options: Options, step: int) -> list[Scene]:
         timeline = _timeline(traces[0])
-        return [make(timeline, _chosen_request(traces[0], timeline, options, choose))]
+        made = make(timeline, _chosen_request(traces[0], timeline, options, choose))
+        return made if isinstance(made, list) else [made]
 
     return Figure(scenes, ("request",))
+
+
+def _block_pool(traces: Sequence[Path], options: Options, step: int) -> list[Scene]:
+    timeline = _timeline(traces[0])
+    if not options.get("tables", True):
+        return [figures.block_pool(timeline)]
+    return [
+        figures.block_pool(timeline, _chosen_request(traces[0], timeline, options, most_interesting_request))
+    ]
 
 
 def _chosen_request(
@@ -142,7 +155,10 @@ def _first_structured(timeline: Timeline) -> str:
 
 def _comparison(traces: Sequence[Path], options: Options, step: int) -> list[Scene]:
     sides = [figures.Side(path.name.removesuffix(".jsonl"), _timeline(path)) for path in traces]
-    return figures.comparison(sides[0], sides[1], PHONE if options.get("screen") == "narrow" else WIDE)
+    unit, width = options.get("unit", "time"), PHONE if options.get("screen") == "narrow" else WIDE
+    if unit not in ("time", "step"):
+        raise ValueError(f"comparison: unit must be 'time' or 'step', got {unit!r}")
+    return figures.comparison(sides[0], sides[1], width, in_steps=unit == "step")
 
 
 def _preemption_cost(traces: Sequence[Path], options: Options, step: int) -> list[Scene]:
@@ -232,8 +248,9 @@ FIGURES: dict[str, Figure] = {
     "cache_work": Figure(_cache_work, (), 2),
     "curves": Figure(lambda traces, options, step: [figures.curves(read_curves(traces[0]))]),
     "overview": _of_run(figures.overview),
-    "block_pool": _of_request(figures.block_pool, most_interesting_request),
+    "block_pool": Figure(_block_pool, ("request", "tables")),
     "block_table": _of_request(figures.block_table, most_interesting_request),
+    "kv_pictures": _of_request(figures.kv_pictures, most_interesting_request),
     "metrics_board": _of_run(lambda timeline: [figures.metrics_board(timeline)]),
     "memory_over_time": _of_run(lambda timeline: [figures.memory_over_time(timeline)]),
     "scheduler_gantt": _of_width(figures.scheduler_gantt),
@@ -245,7 +262,7 @@ FIGURES: dict[str, Figure] = {
     "preemption_cost": Figure(_preemption_cost, (), 2),
     "roofline": _of_run(_roofline),
     "decode_intensity": _of_run(_decode_intensity),
-    "comparison": Figure(_comparison, ("screen",), 2),
+    "comparison": Figure(_comparison, ("screen", "unit"), 2),
     "ladders": Figure(_ladders, ("request",), 2),
     "kernel_source": _of_requests(
         lambda t, s, n, width: [kernel_source(t.header, s.accesses, width)], "screen"

@@ -11,10 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from viz import player
+from minivllm.trace.reader import read_trace
+from minivllm.trace.timeline import make_timeline
+from viz import figures, player
 from viz.backends.html import page_of
 from viz.language import current
 from viz.pictures import FIGURES, Options, find_figure
@@ -22,7 +25,7 @@ from viz.scene import Scene
 
 PAGES = {
     "overview": ("overview",),
-    "kv_pool": ("block_pool", "memory_over_time", "block_table"),
+    "kv_pool": ("kv_pictures",),
     "scheduler": ("scheduler_gantt", "batch_composition"),
     "beam_tree": ("beam_tree", "block_pool"),
     "prefix_tree": ("prefix_tree",),
@@ -35,6 +38,8 @@ PAGES = {
     "flash_attention": ("kernel_matrix", "kernel_softmax", "kernel_shared", "kernel_traffic"),
 }
 """Page of the dashboard, by its link's name → its figures."""
+WITH_CARDS = ("overview", "kv_pool", "scheduler")
+"""Pages on which requests and blocks can be clicked, and tell about themselves."""
 MOST_BYTES = 40_000_000
 """Of a page: what a browser opens without complaint."""
 
@@ -73,6 +78,13 @@ def scenes_of(
     return [scene for scene in scenes if scene.num_steps == scenes[0].num_steps]
 
 
+def cards_of(name: str, traces: Sequence[Path]) -> list[dict[str, Any]]:
+    """The cards of all requests, if a page has any to show."""
+    if name not in WITH_CARDS:
+        return []
+    return figures.request_cards(make_timeline(read_trace(traces[0])))
+
+
 def num_traces(name: str) -> int:
     """How many traces a page or a figure takes. Raises `ValueError` if there is none of this name."""
     return max(FIGURES[figure].num_traces for figure in _figures(name))
@@ -86,11 +98,14 @@ def _figures(name: str) -> tuple[str, ...]:
     return PAGES.get(name) or (name,)
 
 
-def html_of(scenes: Sequence[Scene], step: int = 0, *, beside: bool = False) -> str:
+def html_of(
+    scenes: Sequence[Scene], step: int = 0, cards: Sequence[dict[str, Any]] = (), *, beside: bool = False
+) -> str:
     """The page, in the current language, for a frame of another page.
 
     Args:
         step: where the player begins; a negative one counts from the end.
+        cards: of all requests (`cards_of`).
         beside: the player is a file beside it (`backends/html.py`).
 
     Raises:
@@ -101,7 +116,7 @@ def html_of(scenes: Sequence[Scene], step: int = 0, *, beside: bool = False) -> 
         raise ValueError(f"step must lie in {-count} … {count - 1}, got {step}")
     identity = repr((step, current(), [scene.title for scene in scenes], scenes[0].captions))
     own = sha256(identity.encode()).hexdigest()[:16]
-    data = msgspec.json.encode(player.player_data(own, own, scenes, start=step % count))
+    data = msgspec.json.encode(player.player_data(own, own, scenes, start=step % count, requests=cards))
     if len(data) > MOST_BYTES:
         raise ValueError(
             f"this page would have {len(data) / 1e6:.0f} MB, and the most is {MOST_BYTES / 1e6:.0f}: "

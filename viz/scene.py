@@ -37,6 +37,7 @@ __all__ = [
     "hatch_path",
     "lines_path",
     "rounded",
+    "skyline_path",
 ]
 
 LEGIBLE = 7.0
@@ -60,7 +61,7 @@ DEFAULTS: dict[str, Shape] = {
         "label_size": 12.0,
         "tip": "",
         "detail": "",
-        "filled": -1.0,
+        "filled": -1,
         "subject": "",
         "of": "",
     },
@@ -192,7 +193,7 @@ class Scene:
 
     def tip_of(self, shape: Shape) -> str:
         """What a pointer reads about a shape of `at`."""
-        filled = shape.get("filled", -1.0)
+        filled = shape.get("filled", -1)
         words = [shape["tip"], shape.get("detail")]
         if isinstance(filled, int | float) and filled >= 0:
             words.append(self.filled_words.replace("{filled}", f"{filled:g}"))
@@ -243,6 +244,18 @@ def bars_path(bars: list[tuple[float, float, float, float]]) -> str:
         for x, y, width, height in bars
         if width > 0 and height > 0
     )
+
+
+def skyline_path(tops: list[tuple[float, float, float]], bottom: float) -> str:
+    """One outline around columns `(x, width, y of the top)` that stand side by side on `bottom`.
+
+    A browser fills it many times faster than as many rectangles.
+    """
+    if not tops:
+        return ""
+    line = "".join(f"L{x:g},{y:g}L{x + width:g},{y:g}" for x, width, y in tops)
+    end = tops[-1][0] + tops[-1][1]
+    return f"M{tops[0][0]:g},{bottom:g}{line}L{end:g},{bottom:g}Z"
 
 
 def hatch_path(bars: list[tuple[float, float, float, float]], gap: float = 5.0) -> str:

@@ -71,7 +71,9 @@ def offer(
     sent, language = _sent(payload), current()
     key = f"take-{name}"
     with st.popover(_("Take it with you")):
-        st.caption(_("The picture of one step, as PNG or SVG: **Save picture**, beside the player's slider."))
+        st.markdown(
+            _("The picture of one step, as PNG or SVG: **Save picture**, beside the player's slider.")
+        )
         st.download_button(
             _("A page that plays ({size} MB, HTML)").format(size=f"{len(payload) / 1e6:.1f}"),
             lambda: page_of(sent.scenes[0].title, payload[payload.index(b"\n") + 1 :], language),
@@ -106,7 +108,10 @@ def _film(name: str, sent: Sent, make_scenes: Callable[[], Sequence[Scene]], lan
             key=f"{key}-which",
             format_func=lambda number: plain(sent.scenes[number].title),
         )
-    first, end = st.slider(_("Steps of the film"), 0, last, (0, last), key=f"{key}-steps")
+    left, right = st.columns(2)
+    one = left.number_input(_("From step"), 0, last, 0, key=f"{key}-first")
+    other = right.number_input(_("To step"), 0, last, last, key=f"{key}-end")
+    first, end = sorted((one, other))
     speed: Any = st.segmented_control(
         _("Pictures per second"), FRAMES_PER_SECOND, default=FRAMES_PER_SECOND[1], key=f"{key}-speed"
     )
@@ -120,7 +125,7 @@ def _film(name: str, sent: Sent, make_scenes: Callable[[], Sequence[Scene]], lan
     if len(steps) < end - first + 1:
         most = _("A film has at most {most} pictures: steps between them are left out.")
         words += " " + most.format(most=MOST_FRAMES)
-    st.caption(words)
+    st.markdown(words)
 
     def film() -> bytes:
         with speaking(language):  # this runs in a thread of its own

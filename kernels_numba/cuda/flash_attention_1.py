@@ -43,7 +43,7 @@ from kernels_numba.cuda.launch import (
     check_same,
 )
 from kernels_numba.cuda.naive_attention import NO_SCORE
-from kernels_numba.cuda.notes import note_softmax, note_tile
+from kernels_numba.cuda.notes import note_score, note_softmax, note_tile
 from kernels_numba.cuda.tiles import KEYS, STATIC_SHARED_BYTES, Tiles, check_tiles, choose_tiles
 from kernels_numba.cuda.warp import ALL_LANES, warp_max, warp_sum
 
@@ -113,6 +113,8 @@ def make_kernel(head_dim: int, tiles: Tiles) -> Callable[..., Any]:
                     for p in range(parts):
                         if first_key + 32 * p + lane <= last_key:
                             maximum = max(maximum, scores[r, p])
+                            if i < len_q:
+                                note_score(head, i, first_key + 32 * p + lane, scores[r, p])
                     maximum = warp_max(maximum)
                     rescale = math.exp(old_maximum - maximum)
                     added = float32(0)

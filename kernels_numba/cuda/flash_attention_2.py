@@ -40,7 +40,7 @@ from kernels_numba.cuda.launch import (
     check_starts,
 )
 from kernels_numba.cuda.naive_attention import NO_SCORE
-from kernels_numba.cuda.notes import note_softmax, note_tile
+from kernels_numba.cuda.notes import note_score, note_softmax, note_tile
 from kernels_numba.cuda.tiles import HEAD_DIMS, KEYS, Tiles, check_tiles, choose_tiles, shared_bytes
 from kernels_numba.cuda.warp import ALL_LANES, warp_max, warp_sum
 
@@ -105,6 +105,8 @@ def make_kernel(head_dim: int, tiles: Tiles) -> Callable[..., Any]:
                 j = first_key + lane
                 visible = j < len_k and (not causal or j <= i + offset)
                 score = scores[r] if visible else NO_SCORE
+                if visible and i < len_q:
+                    note_score(head, i, j, score)
                 maximum = max(maxima[r], warp_max(score))
                 weight = math.exp(score - maximum) if visible else float32(0)
                 rescale = math.exp(maxima[r] - maximum)

@@ -25,9 +25,19 @@ def note_softmax(head: Any, query: Any, maximum: Any, total: Any, rescale: Any) 
     """The running softmax of one query after a tile: its maximum, its sum, and by what the old was scaled."""
 
 
+@cuda.jit(device=True)  # type: ignore[untyped-decorator]
+def note_score(head: Any, query: Any, key: Any, score: Any) -> None:
+    """A score that the softmax is about to take in; every lane notes its own."""
+
+
 @means(note_tile)
 def _(lane: Any, *values: Any) -> None:
     lane.note("tile", tuple(int(value) for value in values))
+
+
+@means(note_score)
+def _(lane: Any, head: Any, query: Any, key: Any, score: Any) -> None:
+    lane.note("score", (int(head), int(query), int(key), float(score)))
 
 
 @means(note_softmax)

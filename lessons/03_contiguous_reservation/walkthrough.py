@@ -29,9 +29,9 @@ from minivllm.trace.recorder import Recorder
 TRACES = ("03_contiguous.jsonl", "03_paged.jsonl", "03_oracle.jsonl")
 PAGE = "kv_pool"
 PICTURES = {
-    "strips.svg": ("block_pool", 0, 12, {"request": "1"}),
-    "gaps.svg": ("block_pool", 2, 12, {"request": "1"}),
-    "paged.svg": ("block_pool", 1, 12, {"request": "1"}),
+    "strips.svg": ("block_pool", 0, 12, {"tables": False}),
+    "gaps.svg": ("block_pool", 2, 12, {"tables": False}),
+    "paged.svg": ("block_pool", 1, 12, {"tables": False}),
     "over_time.svg": ("memory_over_time", 0, -1),
 }
 

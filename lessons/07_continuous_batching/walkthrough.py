@@ -26,7 +26,7 @@ from minivllm.trace.timeline import Timeline, make_timeline
 TRACES = ("07_static.jsonl", "07_fcfs.jsonl")
 PAGE = "compare"
 PICTURES = {
-    "comparison.svg": ("comparison", 0, 9),
+    "comparison.svg": ("comparison", 0, 9, {"unit": "step"}),
     "batches.svg": ("batch_composition", 1, 9),
 }
 

@@ -383,7 +383,7 @@ def traffic_follows_the_formula(case: Any, story: Story) -> None:
             story.expect(count == 1, f"row {i} of `{name}` to be loaded once", f"{count} times")
     starts, size, last = range(0, case["keys"], case["tile_k"]), case["tile_q"], memory.last_visible
     for i in range(case["queries"]):
-        # Rows that see nothing may be left out, and the state of nothing need not be loaded: it is known.
+        # Rows that see nothing may be left out, and the empty state need not be loaded: it is known.
         most = sum(start <= max(last[i // size * size :][:size]) for start in starts)
         least = sum(start <= last[i] for start in starts)
         for way, name in (("loaded", "query"), *product(("loaded", "stored"), NAMES)):

@@ -6,7 +6,7 @@ Each query has a state, which says all that has to be known of the keys that it 
     total     l = Σ e^(s_j - m)                so the largest term is 1: nothing overflows
     out       o = Σ e^(s_j - m) · v_j / l      attention over these keys: already the right answer for them
 
-States of different keys can be merged, in any order; a query that has seen no key is in the state of nothing,
+States of different keys can be merged, in any order; a query that has seen no key is in the empty state,
 (-inf, 0, 0). So keys can come in tiles, and a row of scores need never be there as a whole:
 
     for each tile of keys and values:          loaded once
@@ -90,7 +90,7 @@ def state_of(scores: Floats, values: Floats) -> State:
         scores: [rows, keys], at least one key; -inf where a query may not see a key.
         values: [keys, head_dim].
 
-    A query that may see none of the keys has the state of nothing, and nowhere is there a NaN. Scores may be
+    A query that may see none of the keys has the empty state, and nowhere is there a NaN. Scores may be
     large (10,000) or far below zero (-10,000).
     """
     raise NotImplementedError
@@ -99,8 +99,8 @@ def state_of(scores: Floats, values: Floats) -> State:
 def merge(a: State, b: State) -> State:
     """The state of queries that have seen the keys of both; row i of `a` and `b` belongs to the same query.
 
-    Any row of either may be the state of nothing: then the other's row is the answer, and of two nothings it
-    is nothing. Neither `a` nor `b` is changed.
+    Any row of either may be the empty state: then the other's row is the answer, and of two empty ones it
+    is empty. Neither `a` nor `b` is changed.
     """
     raise NotImplementedError
 
@@ -110,11 +110,11 @@ def flash1(memory: GlobalMemory, tile_q: int, tile_k: int, causal: bool) -> None
 
     Args:
         memory: has `query` and `out` [queries, head_dim], `key` and `value` [keys, head_dim], `maximum` and
-            `total` [queries]. The last two and `out` begin as the state of nothing, and are written.
+            `total` [queries]. The last two and `out` begin as the empty state, and are written.
         tile_q, tile_k: queries and keys of a tile. Tiles begin at its multiples; the last may be smaller.
         causal: does a query see only keys that are not after it? Key j stands at position j, and query i, the
             i-th of the last tokens, at position i + keys - queries. There may be fewer queries than keys, or
-            more; a query that sees no key keeps the state of nothing.
+            more; a query that sees no key keeps the empty state.
 
     What global memory sees:
         Keys and values are loaded once, one tile after another. When a tile of keys has been worked through,

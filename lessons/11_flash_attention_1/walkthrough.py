@@ -71,7 +71,7 @@ predicted = {
     "key": TOKENS * row,
     "value": TOKENS * row,
     "out": (visits - TOKENS + visits)
-    * row,  # this kernel knows the state of nothing: the first visit reads nothing
+    * row,  # this kernel knows the empty state: the first visit reads nothing
     "maxima": (visits - TOKENS + visits) * SECTOR,  # one number, but memory moves a whole sector
     "sums": (visits - TOKENS + visits) * SECTOR,
 }

@@ -404,7 +404,7 @@ def splits_keep_their_states(case: Any, story: Story) -> None:
 
 @st.composite
 def states(draw: Callable[[Any], Any]) -> dict[str, Any]:
-    """States of some splits; None for a state of nothing."""
+    """States of some splits; None for an empty state."""
     splits, rows = draw(st.integers(1, 7)), draw(st.integers(1, 3))
     maximum = st.none() | st.integers(-9, 9) | st.sampled_from((-10_000, 10_000))
     line = st.lists(maximum, min_size=rows, max_size=rows)

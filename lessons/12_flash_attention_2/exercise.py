@@ -83,7 +83,7 @@ def decode_split(query, key, value, scale, maxima, sums, parts):
             divided.
 
     What it promises:
-        A split without a key leaves the state of nothing: -inf, 0, and zeros.
+        A split without a key leaves the empty state: -inf, 0, and zeros.
         Each number of keys and values is read once, by the block of its split; each cell of the state is
         written once, and none is read. Barriers and large scores as in `flash2`.
     """
@@ -98,7 +98,7 @@ def merge_splits(maxima, sums, parts, out):
     query r.
 
     Args:
-        maxima, sums, parts: as `decode_split` leaves them. Any of the states may be the state of nothing; a
+        maxima, sums, parts: as `decode_split` leaves them. Any of the states may be the empty state; a
             query that has seen nothing in any split gets 0. Maxima may be thousands apart.
         out: [rows, head_dim], float32; each cell is written once, and none is read.
 

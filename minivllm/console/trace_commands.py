@@ -104,17 +104,23 @@ def trace_query(
     if not statement or file is None:
         raise ValueError('a statement and a trace are needed: minivllm trace query "SELECT …" run.jsonl')
     answer = ask(read_trace(file), statement, MOST_ROWS if csv else rows)
-    shown = [["" if value is None else printable(str(value)) for value in row] for row in answer.rows]
     if csv:
-        csv_writer(sys.stdout).writerows([answer.columns, *shown])
+        csv_writer(sys.stdout).writerows(
+            [answer.columns, *([_words(it) for it in row] for row in answer.rows)]
+        )
         return
     table = Table(*answer.columns)
-    for row in shown:
-        table.add_row(*row)
+    for row in answer.rows:
+        table.add_row(*(f"{it:.6g}" if isinstance(it, float) else _words(it) for it in row))
     console = Console()
     print_table(table, console)
     if not answer.is_whole:
         console.print(f"There are more rows: --rows {rows * 10} prints more of them, --csv all.")
+
+
+def _words(value: object) -> str:
+    """A cell's text; a trace may hold any, and a terminal obeys some."""
+    return "" if value is None else printable(str(value))
 
 
 def _print_columns() -> None:

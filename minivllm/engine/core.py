@@ -185,8 +185,10 @@ class EngineCore:
 
     @property
     def _named(self) -> set[int]:
-        """The sequences that plans in flight name."""
-        return {item.seq_id for plan in self.in_flight for item in plan.scheduled}
+        """The sequences that plans in flight compute, and others of their requests: they may be moved."""
+        requests = [self.requests.get(name) for plan in self.in_flight for name in plan.request_ids]
+        named = {sequence.seq_id for request in requests if request for sequence in request.sequences}
+        return named | {item.seq_id for plan in self.in_flight for item in plan.scheduled}
 
     def reset_prefix_cache(self) -> bool:
         """Forget all cached blocks that no table maps. Returns whether no block is cached now."""
@@ -318,7 +320,7 @@ class EngineCore:
         time, lifecycle = self.time_of(now) if self._emit else 0.0, self.lifecycle
         if self.in_flight:
             self.in_flight.popleft()
-        if self.cache.commit(is_alone=not self.in_flight):
+        if self.cache.commit(self._named if self.in_flight else ()):
             self.scheduler.must_wait = True
         sequences = self.state.sequences
         drafted: list[ScheduledSequence] = []

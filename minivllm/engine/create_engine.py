@@ -115,6 +115,7 @@ def make_speculation(args: EngineArgs, executor: TorchExecutor | DistributedExec
             enforce_eager=args.enforce_eager,
             max_num_seqs=args.max_num_seqs,
             max_model_len=args.max_model_len,
+            batch_invariant=is_wanted(args.batch_invariant),
         )
     else:
         assert config.prompt_lookup_min is not None and config.prompt_lookup_max is not None

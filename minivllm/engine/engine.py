@@ -479,10 +479,10 @@ class Engine:
             self._plan_ahead()
         outbox = Outbox([*self._late], [], [])
         self._finish_oldest(outbox)
-        if self._num_plans > 1 and self._flights:  # before the caller takes its time: a stage may be idle
-            self._plan_ahead()
         if self._flights and len(outbox.left) == len(self.requests):
-            self._finish_surplus()
+            self._go_on(self._finish_surplus)
+        elif self._flights and self._num_plans > 1:  # before the caller takes its time: a stage may be idle
+            self._go_on(self._plan_ahead)
         return self._send(outbox)
 
     def _execute(self, plan: StepPlan) -> Any:
@@ -566,11 +566,15 @@ class Engine:
 
     def _finish_surplus(self) -> None:
         """All requests are over, and a plan still has their sequences: its tokens are nobody's."""
+        while self._flights:
+            self._finish_oldest(Outbox([], [], []))
+
+    def _go_on(self, work: Callable[[], None]) -> None:
+        """Do this when a step has outputs to send. Should it fail, they are sent all the same."""
         try:
-            while self._flights:
-                self._finish_oldest(Outbox([], [], []))
+            work()
         except Exception as error:  # no request is lost by it; if the executor is dead, the next step says so
-            logger.warning("a step failed that no request waited for: %s", error)
+            logger.warning("a step failed that was to come: %s", error)
         finally:
             self._is_busy = True  # until the outputs are sent
 

@@ -41,6 +41,7 @@ from minivllm.decoding.speculation.proposer import UNKNOWN, Completed
 from minivllm.decoding.speculation.rejection import draw
 from minivllm.executor.attention.choose import BackendFactory
 from minivllm.executor.attention.metadata import AttentionMetadata, build_metadata
+from minivllm.executor.batch_invariance import invariant
 from minivllm.executor.block_mover import BlockMover
 from minivllm.executor.cpu_hazards import guard_step
 from minivllm.executor.kv_storage import KVStorage
@@ -79,6 +80,8 @@ class DraftModel:
         decoder: with the target's vocabulary.
         storage, host_storage: with as many blocks as the target's, of the same size.
         backend: makes its attention.
+        batch_invariant: a draft does not depend on what else is guessed, either: of greedy requests it would
+            only be accepted or not, but what is drawn depends on the law that a draft was drawn from.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class DraftModel:
         enforce_eager: bool = False,
         max_num_seqs: int = 128,
         max_model_len: int | None = None,
+        batch_invariant: bool = False,
     ) -> None:
         self.decoder = decoder
         self.storage = storage
@@ -98,10 +102,11 @@ class DraftModel:
         self.mover = BlockMover(storage, host_storage)
         self.runner = choose_runner(
             decoder,
-            backend(decoder.config, storage),
+            (invariant(backend) if batch_invariant else backend)(decoder.config, storage),
             enforce_eager=enforce_eager,
             max_num_seqs=max_num_seqs,
             max_model_len=max_model_len,
+            batch_invariant=batch_invariant,
         )
         self._filled = np.zeros(storage.num_blocks, np.int64)
         """Of each block, tokens at its beginning whose keys and values are this model's."""
@@ -118,6 +123,7 @@ class DraftModel:
         enforce_eager: bool = False,
         max_num_seqs: int = 128,
         max_model_len: int | None = None,
+        batch_invariant: bool = False,
     ) -> DraftModel:
         """Load a draft model for a target, in its type and on its device.
 
@@ -136,6 +142,7 @@ class DraftModel:
             enforce_eager=enforce_eager,
             max_num_seqs=max_num_seqs,
             max_model_len=max_model_len,
+            batch_invariant=batch_invariant,
         )
 
     def propose(self, sequence: TokenSequence, limit: int) -> array[int]:

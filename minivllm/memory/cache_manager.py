@@ -211,14 +211,14 @@ class CacheManager(Protocol):
         """A step is planned, and in flight now: what comes after is of the next one."""
         ...
 
-    def commit(self, *, is_alone: bool = True) -> bool:
+    def commit(self, named: Collection[int] = ()) -> bool:
         """The oldest step in flight was carried out: what it filled and moved is really there.
 
         Args:
-            is_alone: no other is in flight, so tables may change.
+            named: sequences that others in flight name, so that their tables must not change.
 
         Returns:
-            Whether there would have been something to do, had it been alone.
+            Whether there would have been something to do, if these were none.
         """
         ...
 

@@ -298,9 +298,9 @@ class KVCacheManager:
         if self.prefix_caching:
             self.prefix_caching.seal()
 
-    def commit(self, *, is_alone: bool = True) -> bool:
+    def commit(self, named: Collection[int] = ()) -> bool:
         """The oldest step was carried out: what it filled and moved is really there."""
-        return self.prefix_caching.commit(is_alone=is_alone) if self.prefix_caching else False
+        return self.prefix_caching.commit(named) if self.prefix_caching else False
 
     def abandon(self) -> None:
         """All steps failed: forget what they would have filled. The caller has freed their sequences."""

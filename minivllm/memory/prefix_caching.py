@@ -9,7 +9,7 @@ the block pool and the block tables, so it knows *when*:
                        reads any
     seal               a step is planned: it is known which blocks it fills
     commit             the oldest step is done. If two sequences filled the same block at the same time, both
-                       map one of the two now, unless a plan in flight names the other one
+                       map one of the two now, unless a plan in flight names one of the sequences
     truncate           a table maps fewer cached blocks; those that no table maps any more are evictable
     evict              the least recently used evictable blocks are forgotten, when new blocks are needed
     abandon            the steps in flight failed: the blocks that they would have filled are forgotten
@@ -22,7 +22,7 @@ Source: vLLM's automatic prefix caching; SGLang's RadixAttention. Read next: `pr
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from minivllm.memory.block_pool import BlockPool
@@ -98,19 +98,19 @@ class PrefixCaching:
         self._in_flight.append(self._planned)
         self._planned = Filling([], [])
 
-    def commit(self, *, is_alone: bool = True) -> bool:
-        """The oldest step is done: its blocks are filled, and duplicates can be merged if none is in flight.
+    def commit(self, named: Collection[int] = ()) -> bool:
+        """The oldest step is done: its blocks are filled, and duplicates can be merged.
 
-        Returns whether there are some that could not be.
+        Not those of sequences that plans in flight have `named`, with the blocks of their tables: they are
+        found again, when the sequences advance. Returns whether there are some.
         """
         if not self._in_flight:
             self.seal()
         duplicates = self._in_flight.popleft().duplicates
-        if not is_alone:
-            return bool(duplicates)  # they are found again, when their sequences advance
         for duplicate in duplicates:
-            self._merge(duplicate)
-        return False
+            if duplicate.seq_id not in named:
+                self._merge(duplicate)
+        return any(duplicate.seq_id in named for duplicate in duplicates)
 
     def abandon(self) -> None:
         """All steps failed: their blocks were never filled. The tables of their sequences are gone."""
@@ -159,6 +159,8 @@ class PrefixCaching:
             tokens = token_ids[index * size : (index + 1) * size]
             cached = self.cache.match(after, tokens, table.salt)
             own = table.blocks[index]
+            if cached and any(cached[0] in step.fresh for step in self._in_flight):
+                return  # it is not filled yet
             if not cached or cached[0] == own:
                 self._insert(seq_id, table, token_ids, end)
                 continue

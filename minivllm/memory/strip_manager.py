@@ -190,7 +190,7 @@ class StripManager(ABC):
     def seal(self) -> None:  # noqa: B027
         """Nothing is noted for a step."""
 
-    def commit(self, *, is_alone: bool = True) -> bool:
+    def commit(self, named: Collection[int] = ()) -> bool:
         """Nothing is left to do."""
         return False
 

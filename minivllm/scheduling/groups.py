@@ -37,9 +37,7 @@ def advance_group(
         return []
     room = budget - len(request.sequences)
     spans = []
-    for sequence in request.sequences[:budget]:
-        if not request.goes_on(sequence):
-            continue
+    for sequence in list(filter(request.goes_on, request.sequences))[:budget]:
         num_drafts = request.num_drafts(sequence, room)
         end = sequence.num_tokens + sequence.num_pending_tokens + num_drafts
         spans.append(Span(sequence.seq_id, sequence.num_computed_tokens, end))

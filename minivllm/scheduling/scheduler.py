@@ -154,6 +154,8 @@ class Scheduler:
 
     def _schedule_running(self, request: Request, step: StepBuilder) -> None:
         spans = self._next_spans(request, step.budget)
+        if self.in_flight and not spans:
+            return  # and no plan names it
         while not self.cache.allocate_slots(spans):
             if _drop_drafts(request):  # a guess costs no other request its place
                 spans = self._next_spans(request, step.budget)
@@ -377,6 +379,8 @@ class Scheduler:
         """No request advances: the policy named none, or parked requests hold all the memory."""
         if self.state.num_parked:
             for request in step.running:
+                if request.request_id in step.preempted:
+                    continue
                 if not request.status.is_finished:  # it goes on in the next batch, and this one is done
                     self.preemption.preempt(request)
                     step.preempted.add(request.request_id)

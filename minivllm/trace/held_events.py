@@ -43,10 +43,11 @@ class HeldEvents:
         self._is_open = True
 
     def close(self, *, is_kept: bool = True) -> None:
-        """Let events pass again; what was held since `hold` is kept for its step, or dropped."""
+        """Let events pass again. If there is no step after all, what was done belongs to the one before."""
         self._is_open = False
         if not is_kept:
-            self._held.pop()
+            for event in self._held.pop():
+                (self._held[-1].append if self._held else self._emit)(event)
 
     def tell_next(self, beginning: Event) -> None:
         """The next held step begins, with this event: tell what belongs to it."""

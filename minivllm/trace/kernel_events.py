@@ -127,6 +127,8 @@ class SoftmaxUpdated(Event, frozen=True):
     total: Score
     rescale: Score
     """What the old sum and output were multiplied with: 1 if the maximum stayed."""
+    scores: tuple[Score, ...] = ()
+    """Of the keys of this tile that the query sees, in order from the tile's first; empty if not noted."""
 
 
 class FaultFound(Event, frozen=True):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minivllm.memory.allocators import ALLOCATORS
+from minivllm.model.quantization.names import ROUNDINGS
 from minivllm.scheduling.choose_policy import POLICIES
 from minivllm.structured_outputs import StructuredOutputsParams
 
@@ -28,6 +29,12 @@ SMALL_POOL = {"num_gpu_blocks_override": 18}
 """Of blocks of 8 tokens: requests of a run do not fit at once, and some are preempted."""
 SPECS = {"static": "static(timeout_seconds=0)"}
 """No run waits for company that does not come."""
+
+NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_min": 1, "prompt_lookup_max": 3}
+DRAFT = {"method": "draft_model", "num_speculative_tokens": 3, "model": "draft"}
+CHECKPOINTS = {"gptq": "gptq", "awq": "awq", "pack-quantized": "rtn", "int-quantized": "smoothquant",
+               "float-quantized": "fp8"}  # fmt: skip
+"""Quantised checkpoints, by format, and what `minivllm quantize` makes each with."""
 
 PATTERN = StructuredOutputsParams(regex="[a-z ]{6}[0-9]{2}")
 
@@ -51,6 +58,15 @@ FEATURES = (
     Feature("bfloat16", {"dtype": "bfloat16", "attention_backend": "numba-cpu"}),
     Feature("torch", {"attention_backend": "torch", "batch_invariant": True}),
     Feature("torch float64", {"attention_backend": "torch", "dtype": "float64"}),
+    *(Feature(f"{name} checkpoint", {"model": name}) for name in CHECKPOINTS),
+    *(Feature(f"decoding in {name}", {"decode_weight_dtype": name}) for name in ROUNDINGS),
+    Feature("int8 KV cache", {"kv_cache_dtype": "int8_per_token_head"}),
+    Feature("fp8 KV cache", {"kv_cache_dtype": "fp8"}),
+    Feature("n-gram drafts", {"speculative_config": NGRAM}),
+    Feature("draft model", {"speculative_config": DRAFT}),
+    Feature("batch-invariant", {"batch_invariant": True}),
+    Feature("2 tensor-parallel ranks", {"tensor_parallel_size": 2}),
+    Feature("2 pipeline stages", {"pipeline_parallel_size": 2}),
 )
 BASE = {
     "attention_backend": "numba-cpu",
@@ -60,7 +76,8 @@ BASE = {
     "num_gpu_blocks_override": 128,
 }
 """Settings of every run, unless a feature has others."""
-ARITHMETIC = ("attention_backend", "dtype", "quantization", "batch_invariant")
+ARITHMETIC = ("model", "attention_backend", "dtype", "quantization", "batch_invariant", "kv_cache_dtype",
+              "decode_weight_dtype")  # fmt: skip
 """Settings that may change a token: the solo run has them, and no others."""
 
 

@@ -19,9 +19,11 @@ from minivllm.decoding.sampling_state import SamplingState
 from minivllm.engine.create_engine import load_executor
 from minivllm.engine.engine import Engine
 from minivllm.engine.engine_args import EngineArgs
+from minivllm.engine.speculation import Speculation
 from minivllm.executor.attention.choose import backend_factory
 from minivllm.executor.attention.fixed_tiles import FixedTileAttention
 from minivllm.executor.batch_invariance import VARIABLE, is_wanted
+from minivllm.executor.draft_model import DraftModel
 from minivllm.executor.kv_storage import KVStorage
 from minivllm.executor.runners import row_groups
 from minivllm.executor.torch_executor import DTYPES, TorchExecutor
@@ -29,8 +31,9 @@ from minivllm.memory import blocks_needed
 from minivllm.model.config import ModelConfig
 from minivllm.model.layers import DenseMatrix
 from minivllm.model.load import load_decoder
-from minivllm.model.tiny import MODEL_PATH
+from minivllm.model.tiny import DRAFT_MODEL_PATH, MODEL_PATH
 from minivllm.sampling_params import SamplingParams
+from minivllm.trace.events import DraftsVerified
 from minivllm.trace.recorder import Recorder
 
 CPU = torch.device("cpu")
@@ -56,7 +59,9 @@ def decoder_of(dtype, quantization):
     return load_decoder(MODEL_PATH, ModelConfig.from_folder(MODEL_PATH), DTYPES[dtype], CPU, quantization)
 
 
-def make_engine(kind, *, block_size=16, num_blocks=None, num_host_blocks=0, trace=None, **limits):
+def make_engine(
+    kind, *, block_size=16, num_blocks=None, num_host_blocks=0, trace=None, draft=None, num_drafts=3, **limits
+):
     backend, dtype, quantization = KINDS[kind]
     decoder = deepcopy(decoder_of(dtype, quantization))  # a runner stores its matrices in an order of its own
     num_blocks = num_blocks or blocks_needed(1000, block_size)
@@ -71,7 +76,17 @@ def make_engine(kind, *, block_size=16, num_blocks=None, num_host_blocks=0, trac
         num_blocks=num_blocks, block_size=block_size, num_host_blocks=num_host_blocks, **limits
     )
     vocab_size = decoder.config.vocab_size
-    return Engine(config, executor, Sampler(vocab_size), vocab_size=vocab_size, recorder=trace)
+    guesses = draft and Speculation(
+        DraftModel.beside(executor, draft, backend_factory(backend), batch_invariant=True), num_drafts
+    )
+    return Engine(
+        config,
+        executor,
+        Sampler(vocab_size),
+        vocab_size=vocab_size,
+        recorder=trace,
+        speculation=guesses,
+    )
 
 
 def params(**more):
@@ -158,6 +173,29 @@ def test_logits_are_those_of_the_run_alone(kind, where, order, count, data):
     assert differing(kind, found) == [] and differing(kind, again) == []
 
 
+def speculating(kind, where, order, draft, num_drafts):
+    """Rows of logits of requests side by side with drafts; how many drafts there were, and wrong ones."""
+    where = where | {"trace": Recorder()}
+    engine = make_engine(kind, draft=draft, num_drafts=num_drafts, **where)
+    rows = logits_of(engine, {number: (prompt(number), params()) for number in order})
+    told = [item for e in where["trace"].events if isinstance(e, DraftsVerified) for item in e.items]
+    # A row behind a wrong draft is computed again behind the right token: the last one counts.
+    num_drafted = sum(len(item.token_ids) for item in told)
+    return rows, num_drafted, num_drafted - sum(item.num_accepted for item in told)
+
+
+@pytest.mark.parametrize("kind", ["numba-cpu", "torch"])
+@settings(max_examples=max(3, settings.default.max_examples // 20))
+@given(where=circumstances(), order=st.permutations(range(4)), num_drafts=st.integers(1, 4))
+def test_speculating_greedy_is_plain_greedy_bit_for_bit(kind, where, order, num_drafts):
+    rows, *_ = speculating(kind, where, order, DRAFT_MODEL_PATH, num_drafts)
+    assert all(len(own) >= COUNT for own in rows.values())
+    assert differing(kind, rows) == []
+    rows, _, num_wrong = speculating(kind, where, order, MODEL_PATH, num_drafts)
+    assert differing(kind, rows) == []
+    assert num_wrong == 0, "a model that guesses itself, in the same bits, is always right"
+
+
 COMPANY = {number: (prompt(number), params(prompt_logprobs=0)) for number in range(len(LENGTHS))}
 
 
@@ -179,6 +217,18 @@ def test_a_split_that_is_taken_from_the_batch_is_caught_and_in_groups_does_no_ha
         few = {number: COMPANY[number] for number in (1, 2, 3)}
         found = logits_of(make_engine("torch", max_num_batched_tokens=24), few)
         assert (differing("torch", found) == []) == in_groups
+    finally:
+        alone.cache_clear()
+
+
+def test_a_split_that_is_taken_from_the_batch_is_caught_by_drafts(monkeypatch):
+    """A step with drafts has more rows, and a model no longer guesses itself."""
+    monkeypatch.setattr(row_groups, "in_groups", lambda size, function, *arrays: function(*arrays))
+    monkeypatch.setattr(DenseMatrix, "product", split_by_rows)
+    alone.cache_clear()
+    try:
+        rows, num_drafted, _ = speculating("torch", {}, (1, 2), MODEL_PATH, 2)
+        assert num_drafted and differing("torch", rows)
     finally:
         alone.cache_clear()
 

@@ -126,6 +126,30 @@ def test_drafts_are_verified_while_other_plans_are_in_flight():
     assert done == {str(number): [expected_output([number, 1, 2] * 3, 20)] for number in range(6)}
 
 
+def test_outputs_are_sent_even_if_the_next_plan_cannot_be_launched():
+    engine = pipeline(2, **ROOMY)
+    engine.add_request("short", [1], SamplingParams(temperature=0, max_tokens=1, ignore_eos=True))
+    for number in range(2, 5):
+        engine.add_request(
+            f"long {number}", [number], SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+        )
+    launch, launched = engine.executor.launch, []
+
+    def launch_two(plan):
+        launched.append(plan)
+        if len(launched) == 3:
+            raise RuntimeError("the link is down")
+        launch(plan)
+
+    engine.executor.launch = launch_two
+    outputs = {output.request_id: output for output in engine.step()}
+    assert len(launched) == 3 and outputs["short"].finished and not engine.core.in_flight
+    while engine.has_unfinished_requests():
+        outputs |= {output.request_id: output for output in engine.step()}
+    for number in range(2, 5):
+        assert list(outputs[f"long {number}"].outputs[0].token_ids) == expected_output([number], 6)
+
+
 def test_asynchronous_scheduling_of_stages_is_refused_by_name():
     with pytest.raises(ValueError, match="async_scheduling must be False where pipeline_parallel_size is 2"):
         EngineArgs("m", pipeline_parallel_size=2, async_scheduling=True)

@@ -195,10 +195,14 @@ def check_notes(
     error = score_error(query, key, scale)
     by_row: dict[tuple[int, int], list[tuple[float, ...]]] = {}
     covered = np.zeros((query.shape[1], len(query), len(key)), int)
+    noted = np.full(covered.shape, np.nan)
     for note in seen.notes:
         if note.name == "tile":
             head, *edges = map(int, note.values)
             covered[head, edges[0] : edges[1], edges[2] : edges[3]] += 1
+        elif note.name == "score":
+            head, i, j = map(int, note.values[:3])
+            noted[head, i, j] = note.values[3]
         else:
             by_row.setdefault((int(note.values[0]), int(note.values[1])), []).append(note.values[2:])
     assert set(by_row) == {(h, i) for h in range(query.shape[1]) for i in range(len(query))}
@@ -207,6 +211,9 @@ def check_notes(
         for head in range(query.shape[1]):
             assert covered[head, i, :visible].all()
             scores = row_scores(query, key, scale, i, head)[:visible]
+            if not np.isnan(noted).all():  # not every kernel notes its scores
+                assert np.abs(noted[head, i, :visible] - scores).max() <= error
+                assert np.isnan(noted[head, i, visible:]).all()
             old = -1e30
             for n, (maximum, total, rescale) in enumerate(by_row[head, i]):
                 so_far = scores[: tile * (n + 1)]

@@ -13,6 +13,7 @@ from functools import cache
 import pytest
 from hypothesis import settings
 
+from lessons import kernels, story
 from lessons.catalogue import LANGUAGES, ROOT, lessons
 from lessons.loading import SUBJECT, load_module, load_properties
 from lessons.mutant import load_mutants
@@ -23,6 +24,9 @@ from lessons.story import properties_of
 from lessons.verdict import FAILED, PASSED, UNWRITTEN
 from tests import patience
 
+SYMPTOMS = {story.EMPTY, story.CRASH, story.ENDLESS, story.REFUSED, story.ACCEPTED, story.AFTER_REFUSAL}
+SYMPTOMS |= {story.WRONG, kernels.RACE, kernels.UNWRITTEN, kernels.POISON, kernels.BARRIER}
+SYMPTOMS |= {kernels.OUT_OF_BOUNDS, kernels.NOT_A_NUMBER}
 LESSONS = {lesson.name: lesson for lesson in lessons()}
 each_lesson = pytest.mark.parametrize("name", LESSONS)
 
@@ -161,7 +165,7 @@ def test_every_property_can_fail_and_has_hints(name):
     caught = {wrong.caught_by for wrong in load_mutants(lesson).wrong}
     assert caught == {prop.number for prop in properties}, "a property that no wrong solution breaks"
     for prop in properties:
-        assert len(prop.hints) == 3 and all(prop.hints)
+        assert len(prop.hints) == 3 and all(prop.hints) and set(prop.when) <= SYMPTOMS
         assert prop.sentence.endswith(".") and len(prop.sentence) <= 105
 
 

@@ -91,8 +91,13 @@ def test_the_path_from_start_to_diff(tmp_path):
     story = read_story(tmp_path / "work" / "04_paging.story.jsonl")
     assert story.header.property == wrong.caught_by and story.yours and story.reference
     first = minivllm(tmp_path, "hint", "4")[1]
-    second = minivllm(tmp_path, "hint", "04_paging")[1]
-    assert "hint 1 of 3" in first and "hint 2 of 3" in second
+    second = minivllm(tmp_path, "hint", "04_paging", "--lang", "zh")[1]
+    assert "hint 1 of 3" in first and "hint 2 of 3" in second and "空闲块记在一张列表里" in second
+    code, words = minivllm(tmp_path, "see", "4", "--text")
+    assert code == 0 and "← here the two part" in words and "blocks 0 …" in words
+    told = [line for line in words.splitlines() if line.strip().startswith(("yours", "reference"))]
+    assert len(told) >= 2 and "✘ expected" in words and f"expected: {story.header.expected}" in words
+    assert words.count("\n") < 60
     code, words = check(tmp_path, RIGHT)
     assert code == 0 and "7/7 properties" in words
     assert not (tmp_path / "work" / "04_paging.story.jsonl").exists()
@@ -177,6 +182,7 @@ def test_a_half_written_solution_says_what_is_left(tmp_path):
 def test_mistakes_in_the_command_are_sentences(tmp_path):
     assert minivllm(tmp_path, "check", "4") == (2, minivllm(tmp_path, "check", "4")[1])
     assert "lesson start 04" in minivllm(tmp_path, "check", "4")[1]
+    assert "--lang must be one of en, zh" in minivllm(tmp_path, "list", "--lang", "fr")[1]
     code, words = minivllm(tmp_path, "check", "0")
     assert code == 2 and "01" in words and "03" in words
     assert "04 Paging" in minivllm(tmp_path, "start", "pagging")[1]

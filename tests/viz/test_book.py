@@ -2,6 +2,8 @@
 searched in both languages; and the same pictures in a notebook's cell.
 """
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -89,6 +91,20 @@ def test_the_book_can_be_searched_from_the_disk(page, book, language, query):
     page.locator("#search-results li a").first.wait_for()
 
 
+def test_a_screen_reader_can_read_the_book(page, book):
+    source = (Path(__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+    for place in (
+        "index.html",
+        f"zh/lessons/{LESSON.name}.html",
+        "en/glossary.html",
+        "en/pictures/04-pool.html",
+    ):
+        page.goto((book / place).as_uri())
+        page.evaluate(source)
+        found = page.evaluate("axe.run(document, { resultTypes: ['violations'], iframes: false })")
+        assert [item["id"] for item in found["violations"]] == [], place
+
+
 @given(st.text(alphabet="块表是一个ab c", max_size=12))
 def test_what_is_searched_is_cut_as_the_index_is(text):
     """Each pair of neighbours is a word, so that any part of a text of two characters and more is found."""
@@ -121,7 +137,7 @@ def test_a_picture_plays_in_the_cell_of_a_notebook(page, trace_file, tmp_path):
     page.goto((tmp_path / "notebook.html").as_uri())
     frame = page.frame_locator("iframe")
     frame.locator(".count").get_by_text("step 3 of").wait_for()
-    frame.locator("svg").first.click()
+    frame.locator(".caption").click()
     page.keyboard.press("ArrowLeft")
     frame.locator(".count").get_by_text("step 2 of").wait_for()
 
@@ -130,6 +146,7 @@ def test_a_picture_plays_in_the_cell_of_a_notebook(page, trace_file, tmp_path):
 def test_every_page_of_a_run_can_be_shown_in_a_cell(trace_file, name):
     shown = viz.show(trace_file, name, step=-1, language="zh")
     assert 'lang="zh"' in shown.html and 100 < shown.height <= 900
+    assert ('"requests":[{' in shown.html) == (name in playing.WITH_CARDS), "requests tell about themselves"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The pages that compare and measure, in Streamlit's own test harness and in a browser."""
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from urllib.parse import quote
@@ -111,6 +112,15 @@ def test_jumps_of_a_comparison_lead_where_they_say(folder):
     assert "continuous.jsonl: done" in captions[jumps["end of the faster run"] + 1]
 
 
+def test_runs_of_other_requests_are_told_apart_from_runs_of_the_same():
+    same = [make_timeline(static_factory.make(LOAD)), make_timeline(static_factory.make(LOAD))]
+    assert compare.differences(*same) == []
+    fewer = make_timeline(static_factory.make(replace(LOAD, num_requests=LOAD.num_requests - 2)))
+    assert any("2 requests are only in the first" in words for words in compare.differences(same[0], fewer))
+    other = make_timeline(static_factory.make(replace(LOAD, seed=LOAD.seed + 1)))
+    assert any("prompt" in words for words in compare.differences(same[0], other))
+
+
 def test_runs_that_share_nothing_are_compared_with_a_warning(folder, sharing_file):
     strangers = trace_factory.write(
         trace_factory.make(Workload(num_requests=3, names="other-{}")), folder / "strangers.jsonl"
@@ -177,7 +187,8 @@ def test_every_chart_has_a_title_a_sentence_and_words_for_those_who_cannot_see_i
     assert len(found) == 14
     for body in found:
         assert re.search(r'alt="[^"]{20,}"', body) and "data:image/svg+xml;base64," in body
-    assert len([caption for caption in app.caption if caption.value]) == 16 + 2, "two say: no metric"
+    said = [caption.value for caption in app.caption if "as PNG" not in caption.value]
+    assert len([words for words in said if "picture, about" not in words and words]) >= 16 + 2, "no metric"
     assert metrics.VIRTUAL in words(app)
 
 

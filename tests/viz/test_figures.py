@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 
 from minivllm.trace.events import BlocksAllocated, BlocksFreed
 from minivllm.trace.replay import Replay
-from minivllm.trace.timeline import Phase, make_timeline
+from minivllm.trace.timeline import Phase, StepRecord, make_timeline
 from tests.viz import trace_factory
 from tests.viz.strategies import plain_traces, traces
 from tests.viz.trace_factory import Workload
 from viz import figures
 from viz.figures.block_pool import drawn_blocks
-from viz.figures.common import PHONE, clip, letters, listing, names_of
+from viz.figures.common import MOST_COLUMNS, PHONE, clip, folded, letters, listing, names_of
 from viz.figures.selected_tables import MOST_LOGICAL
+from viz.scene import LEGIBLE
 
 TIGHT = Workload(num_requests=10, num_blocks=24, output=(20, 60), arrival_gap=1.0, num_refused=1, seed=4)
 
@@ -114,12 +115,16 @@ def test_the_pictures_of_the_pool_are_those_that_are_drawn_alone(trace, data):
     request = data.draw(st.sampled_from(list(timeline.spans)))
     together = figures.kv_pictures(timeline, request)
     alone = [
-        figures.block_pool(timeline, request),
+        figures.block_pool(timeline),  # the player outlines what is selected
         figures.memory_over_time(timeline),
         figures.block_table(timeline, request),
     ]
     step = data.draw(st.integers(0, trace.num_steps - 1))
-    assert [scene.at(step) for scene in together] == [scene.at(step) for scene in alone]
+    pool, others = cells(together[0], timeline, step), [scene.at(step) for scene in together[1:]]
+    assert others == [scene.at(step) for scene in alone[1:]]
+    for block, cell in cells(alone[0], timeline, step).items():
+        same = {name: pool[block][name] for name in ("fill", "label", "stroke", "tip", "detail", "filled")}
+        assert same == {name: cell[name] for name in same}
 
 
 @given(plain_traces, st.data())
@@ -210,8 +215,12 @@ def test_nothing_is_drawn_outside_the_picture(trace):
 def test_the_gantt_draws_every_span_in_its_colour_and_height(tight):
     scene = figures.scheduler_gantt(tight)
     spans = [span for spans in tight.spans.values() for span in spans]
-    tips = [str(shape["tip"]) for shape in scene.shapes if shape.get("tip")]
-    assert len(tips) == len(spans)
+    drawn = [shape for shape in scene.shapes if shape["kind"] == "rect" and shape.get("tip")]
+    assert len(drawn) == len(spans)
+    tags = {name.full: name.colour for name in names_of(tight).values()}
+    for shape in drawn:
+        computes = re.search(": (prefill|decode),", str(shape["tip"]))
+        assert not computes or shape["fill"] == tags[str(shape["tip"]).split(":")[0]]
     crosses = [shape for shape in scene.shapes if shape.get("text") == "×"]
     assert len(crosses) == sum(span.phase is Phase.PREEMPTED for span in spans)
 
@@ -241,7 +250,7 @@ def test_small_cells_carry_no_letters_but_still_speak():
     scene = figures.block_pool(timeline, next(iter(timeline.spans)))
     shown = cells(scene, timeline, 10)
     assert len(shown) == 2048
-    assert not any(shape["label"] for shape in shown.values())
+    assert not any(shape["label"] and shape["label_size"] >= LEGIBLE for shape in shown.values())
     assert any("request A" in str(shape["tip"]) for shape in shown.values())
     assert scene.height < 1000
 
@@ -338,3 +347,14 @@ def test_clipped_text_is_one_line_that_fits(text, most, keep_end):
     assert sum(2 if east_asian_width(char) in "WF" else 1 for char in clipped) <= most
     if text.isprintable() and not any(east_asian_width(char) in "WF" for char in text) and len(text) <= most:
         assert clipped == text
+
+
+@given(st.integers(1, 3000), st.integers(0, 5))
+def test_many_steps_are_folded_into_few_ranges_that_keep_what_is_largest(count, seed):
+    used = [(step * 7919 + seed) % 101 for step in range(count)]
+    records = [StepRecord(step, start=0.0, num_used_blocks=blocks) for step, blocks in enumerate(used)]
+    parts = list(folded(records, lambda record: record.num_used_blocks))
+    assert len(parts) <= MOST_COLUMNS
+    assert [step for first, last, _most in parts for step in range(first, last + 1)] == list(range(count))
+    for first, last, most in parts:
+        assert most.num_used_blocks == max(r.num_used_blocks for r in records[first : last + 1])

@@ -80,7 +80,7 @@ def test_the_matrix_shows_the_tiles_of_this_head_so_far_and_frames_the_one_now(w
     scene, now = scenes["Score"], found[step]
     done, _ = boxes_at(scene, step)
     assert sorted(box for box, _ in done) == sorted(p.box for p in found[: step + 1] if p.panel == now.panel)
-    [current] = [(box, shape) for box, shape in done if shape["fill"] == "prefill"]
+    [current] = [(box, shape) for box, shape in done if shape["fill"] == "decode"]
     assert current[0] == now.box
     [frame] = [shape for shape in scene.at(step) if shape.get("stroke") == "cursor"]
     assert all(frame[name] == current[1][name] for name in ("x", "y", "width", "height"))
@@ -121,9 +121,8 @@ def test_captions_of_tiles_tell_whose_scores_and_how_many_rows_were_rescaled(wor
             f"head {piece.panel[1]}."
         )
         assert sentence.startswith(words)
-        assert (
-            f" {box.num_scores} score{'' if box.num_scores == 1 else 's'}, none of them written" in sentence
-        )
+        scores = "1 score, not" if box.num_scores == 1 else f"{box.num_scores} scores, none of them"
+        assert f" {scores} written to memory." in sentence
         count = re.search(r"(\d+) of (\d+) rows? found a larger maximum", sentence)
         if count:
             assert int(count[2]) == len(piece.updates)

@@ -1,14 +1,17 @@
 """The page "Lessons", run by Streamlit's own test harness: the course, and the texts."""
 
+import re
+
 import pytest
 
-from lessons import catalogue
-from lessons.catalogue import lessons
+from lessons import catalogue, course
+from lessons.catalogue import LANGUAGES, lessons
 from lessons.work import Desk
 from tests.viz.lesson_factory import labels
 from tests.viz.test_kernel_pages import links, open_page
 from tests.viz.test_pages import words
-from viz.lesson_text import Folded, Picture, Words, body, parts_of
+from viz.course_map import course_map
+from viz.lesson_text import Folded, Picture, Words, body, in_theme, parts_of
 from viz.views import lessons as page
 from viz.views.lessons import is_complete
 
@@ -34,6 +37,43 @@ def test_the_course_lists_every_lesson_with_how_far_one_is(lesson):
         assert one.about() in card
         assert ("3/7 properties hold" if one == lesson else "not started") in card
     assert progress(app) == f"0 of {len(COMPLETE)} lessons passed"
+
+
+def test_the_course_has_a_map_of_what_stands_on_what():
+    numbers = [one.number for one in COMPLETE]
+    assert set(course.NEEDS) == set(numbers), "a lesson that the map does not know"
+    for number, below in course.NEEDS.items():
+        assert all(other < number for other in below), "nothing stands on what comes later"
+    for path in course.PATHS.values():
+        assert list(path) == sorted(path)
+    assert course.minutes(lessons()[0]) == 50
+    app = open_page(page)
+    [card] = [text.value for text in app.markdown if "**08 " in text.value]
+    assert "needs 05, 07" in card
+    assert "a beginner 01 → 02 → 03 → 04 · an engineer 05 → 10 → 13" in words(app)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_map_draws_every_lesson_and_all_of_its_title(language):
+    marks = {one.number: "✔◐○"[number % 3] for number, one in enumerate(COMPLETE)}
+    titles = {one.number: one.heading(language).removeprefix(one.number).strip() for one in COMPLETE}
+    shapes = course_map(COMPLETE, marks, titles).at(0)
+    said = "".join(str(shape["text"]) for shape in shapes if shape["kind"] == "text").replace(" ", "")
+    for one in COMPLETE:
+        assert titles[one.number].replace(" ", "") in said, "a title that does not fit"
+    lines = [shape for shape in shapes if shape["kind"] == "path"]
+    assert len(lines) == sum(len(below) for below in course.NEEDS.values())
+    drawn = [str(shape["text"]) for shape in shapes if shape.get("weight") == "bold"]
+    assert drawn == [f"{number} {mark}" for number, mark in marks.items()]
+
+
+def test_pictures_follow_the_theme_of_the_page():
+    svg = (COMPLETE[3].folder / "table.svg").read_text(encoding="utf-8")
+    light, dark = in_theme(svg, "light"), in_theme(svg, "dark")
+    assert "prefers-color-scheme" in svg and in_theme(svg, None) == svg
+    for one, page_colour in ((light, "#FFFFFF"), (dark, "#0E1117")):
+        assert "prefers-color-scheme" not in one
+        assert re.findall(r"--page:(#\w+)", one)[-1] == page_colour
 
 
 def test_the_course_counts_what_is_passed(lesson):

@@ -13,7 +13,7 @@ from tests.viz.columns import patches_in
 from viz import player
 from viz.changes import column
 from viz.palette import DARK, FAMILIES, HUES, LIGHT, PALETTE, colour, contrast, css_variables, family, ink_on
-from viz.scene import DEFAULTS, Scene, bars_path, lines_path
+from viz.scene import DEFAULTS, Scene, bars_path, lines_path, skyline_path
 
 changes = st.dictionaries(
     st.integers(0, 3),
@@ -104,7 +104,8 @@ def test_the_player_has_the_same_defaults_as_the_scene():
 def test_paths_say_what_they_draw():
     assert lines_path([(0, 1), (2, 3.5)]) == "M0,1L2,3.5"
     assert bars_path([(0, 0, 2, 1), (5, 0, 0, 1)]) == "M0,0L2,0L2,1L0,1Z"
-    assert lines_path([]) == bars_path([]) == ""
+    assert skyline_path([(0, 2, 5), (2, 1, 3)], 9) == "M0,9L0,5L2,5L2,3L3,3L3,9Z"
+    assert lines_path([]) == bars_path([]) == skyline_path([], 9) == ""
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK])

@@ -23,7 +23,7 @@ def histories_of(timeline):
         for step, sentence, readers in zip(*columns, strict=True)
     ]
     starts = column(data["starts"])
-    ends = [*starts[1:], len(entries)]
+    ends = [*starts[1:], len(entries)][: len(starts)]  # a run may use no block at all
     return {block: entries[first:end] for block, first, end in zip(data["blocks"], starts, ends, strict=True)}
 
 

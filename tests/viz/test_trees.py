@@ -14,7 +14,7 @@ from tests.viz.sharing_factory import Sharing
 from tests.viz.strategies import sharing_traces
 from viz import figures
 from viz.figures.common import PHONE, WIDE, names_of
-from viz.figures.prefix_tree import BOX_HEIGHT, MOST_EDGES, drawn_edges
+from viz.figures.prefix_tree import BOX_HEIGHT, FOLDED_HEIGHT, MOST_EDGES, drawn_edges
 from viz.figures.prefixes import prefix_history
 from viz.figures.search import ROOT, Fate, Kind, search_of, searched_requests
 
@@ -324,5 +324,23 @@ def test_of_a_large_tree_the_most_useful_edges_are_drawn_with_all_before_them():
 @pytest.mark.parametrize("width", [WIDE, PHONE])
 def test_texts_of_siblings_show_where_they_differ(width):
     timeline = two_prompts()
-    texts = [str(text["text"]) for _, text, _, _ in boxes(figures.prefix_tree(timeline, width), 0)]
-    assert len(set(texts)) > 0.6 * len(texts)
+    scene = figures.prefix_tree(timeline, width)
+    found = [str(text["text"]) for _, text, _, _ in boxes(scene, timeline.num_steps - 1)]
+    assert len(found) > 2 and len(set(found)) > 0.6 * len(found)
+
+
+@given(sharing_traces, st.data(), st.sampled_from([WIDE, PHONE]))
+def test_edges_of_which_nothing_is_cached_are_folded(trace, data, width):
+    timeline = make_timeline(trace)
+    step = data.draw(st.integers(0, trace.num_steps - 1))
+    scene = figures.prefix_tree(timeline, width)
+    frames = [shape for shape in scene.at(step) if str(shape.get("tip", "")).startswith("“")]
+    for frame in frames:
+        is_folded = frame["height"] == FOLDED_HEIGHT
+        if is_folded:
+            assert re.search("not cached yet|evicted in step", frame["detail"])
+        assert frame["y"] + frame["height"] <= scene.height
+    shown = boxes(scene, step)
+    assert sum(frame["height"] == BOX_HEIGHT for frame in frames) == len(shown)
+    gone = [facts for _, _, facts, sign in shown if not re.match(r"\d", facts) and "×" not in sign]
+    assert not gone, "what is not cached has a box only in the step in which it is evicted"

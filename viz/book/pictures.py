@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from lessons.catalogue import Lesson
 from minivllm.files import write_file
 from viz.language import speaking
-from viz.playing import PAGES, html_of, num_traces, scenes_of
+from viz.playing import PAGES, cards_of, html_of, num_traces, scenes_of
 from viz.samples import SAMPLES, packed_path
 
 WHOLE = "run"
@@ -70,7 +70,7 @@ def make_samples(traces: Path, folder: Path, language: str) -> Iterator[tuple[st
         best = [page for page in sample.pages if page in PAGES][:1]
         pages = dict.fromkeys([*best, *(page for page in ("kv_pool",) if page in sample.pages)])
         if pages:
-            entries = {page: (page, 0, 0) for page in pages}
+            entries = {page: (page, 0, None) for page in pages}
             stem = f"sample-{sample.names[0]}"
             yield (
                 sample.title,
@@ -79,10 +79,14 @@ def make_samples(traces: Path, folder: Path, language: str) -> Iterator[tuple[st
 
 
 def _make(stem: str, entry: Any, paths: Sequence[Path], folder: Path, language: str) -> Played:
+    """`entry` is as in PICTURES; its step may be None, too: any at which there is something to see."""
     name, number, step, options = (*entry, {})[:4]
     with speaking(language):
-        scenes = scenes_of(name, paths[number : number + num_traces(name)], options, step)
-        page = html_of(scenes, step, beside=True)
+        chosen = paths[number : number + num_traces(name)]
+        scenes = scenes_of(name, chosen, options, step or 0)
+        if step is None:  # where something has happened already
+            step = scenes[0].num_steps // 3
+        page = html_of(scenes, step, cards_of(name, chosen), beside=True)
     write_file(folder / f"{stem}.html", page, "out")
     height = sum(scene.height for scene in scenes) / (2 if len(scenes) > 1 else 1)
     return Played(f"{stem}.html", scenes[0].title, height / max(scene.width for scene in scenes))

@@ -20,7 +20,16 @@ from operator import add
 
 from minivllm.trace.timeline import Phase, StepRecord, Timeline
 from viz.figures.captions import captions
-from viz.figures.common import WASTE, WIDE, StepCursor, hatch, rows_left, step_axis_labels, swatches
+from viz.figures.common import (
+    WASTE,
+    WIDE,
+    StepCursor,
+    folded,
+    hatch,
+    rows_left,
+    step_axis_labels,
+    swatches,
+)
 from viz.language import _
 from viz.measures import num_computed_tokens, parked_by_step
 from viz.scene import Scene, bars_path, lines_path, rounded
@@ -83,11 +92,12 @@ def _tokens(scene: Scene, timeline: Timeline, step_width: float) -> str:
     top = float(max(budget, tallest) if in_sight else tallest * 1.15 or 1)
     bottom = BARS_TOP + BARS_HEIGHT
     gap = 0.12 * step_width if step_width > 4 else 0.0
+    parts = list(folded(timeline.records, lambda r: num_computed_tokens(r) + r.num_padding_tokens))
     columns = [
-        (rounded(left + record.step * step_width), rounded(max(0.4, step_width - gap)))
-        for record in timeline.records
+        (rounded(left + first * step_width), rounded(max(0.4, (last - first + 1) * step_width - gap)))
+        for first, last, _heaviest in parts
     ]
-    stack(scene, timeline.records, columns, bottom, BARS_HEIGHT / top)
+    stack(scene, [heaviest for _first, _last, heaviest in parts], columns, bottom, BARS_HEIGHT / top)
     legend = [("prefill", _("prefill"), 1.0), ("decode", _("decode"), 1.0)]
     if any(padding):
         legend.append((WASTE, _("padding"), 1.0))
@@ -140,10 +150,10 @@ def _queues(scene: Scene, timeline: Timeline, step_width: float) -> None:
     top = max((length(record) for record in timeline.records for length in lengths), default=0) or 1
     for length, stroke, dash in zip(lengths, ("preempted", "decode"), ("5 3", ""), strict=True):
         points = []
-        for record in timeline.records:
-            x = left + record.step * step_width
+        for first, last, record in folded(timeline.records, length):
+            x, end = left + first * step_width, left + (last + 1) * step_width
             y = rounded(bottom - length(record) / top * QUEUES_HEIGHT)
-            points += [(rounded(x), y), (rounded(x + step_width), y)]
+            points += [(rounded(x), y), (rounded(end), y)]
         scene.path(lines_path(points), stroke=stroke, dash=dash, stroke_width=2.2)
     scene.path(f"M{left:g},{bottom:g}L{scene.width:g},{bottom:g}", stroke="outline", stroke_width=1.0)
     scene.text(left - 8, QUEUES_TOP + 5, f"{top:,}", size=13, fill="muted", anchor="end")

@@ -5,12 +5,13 @@ Read next: `captions.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import ceil
 from unicodedata import east_asian_width
 
-from minivllm.trace.timeline import Timeline
+from minivllm.trace.timeline import StepRecord, Timeline
 from viz.language import N_, _, ngettext
 from viz.palette import HUES, family
 from viz.scene import Scene, StepAxis, hatch_path, rounded
@@ -164,6 +165,20 @@ def rows_left(width: float) -> float:
     """Where the steps begin in pictures of a row for each request: left of it is room for names, and on a
     wide screen for the first words of the prompts."""
     return 64.0 if width < 800 else 236.0
+
+
+MOST_COLUMNS = 600
+"""More columns than that no picture can show; a browser would paint them all the same, at every step."""
+
+
+def folded(
+    records: Sequence[StepRecord], weight: Callable[[StepRecord], float]
+) -> Iterator[tuple[int, int, StepRecord]]:
+    """Steps in at most `MOST_COLUMNS` ranges: `(first, last, the step of it that weighs most)`."""
+    size = ceil(len(records) / MOST_COLUMNS)
+    for first in range(0, len(records), max(size, 1)):
+        part = records[first : first + size]
+        yield first, first + len(part) - 1, max(part, key=weight)
 
 
 class StepCursor:

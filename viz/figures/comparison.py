@@ -18,6 +18,7 @@ Read next: `views/compare.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import ceil
 from typing import NamedTuple
 
@@ -45,11 +46,16 @@ class Side(NamedTuple):
     timeline: Timeline
 
 
-def comparison(first: Side, second: Side, width: float = WIDE, screen: str = "") -> list[Scene]:
-    """Both runs, the first on top. They have the same steps and captions: those of `merge`."""
+def comparison(
+    first: Side, second: Side, width: float = WIDE, screen: str = "", in_steps: bool = False
+) -> list[Scene]:
+    """Both runs, the first on top. They have the same steps and captions: those of `merge`.
+
+    `in_steps`: the clock of these runs counts steps, and the axis says so.
+    """
     moments = merge(first.timeline, second.timeline)
     names = shared_names(first.timeline, second.timeline)
-    scale = _scale(first.timeline, second.timeline, width)
+    scale = replace(_scale(first.timeline, second.timeline, width), in_steps=in_steps)
     sides = (first, second)
     most = max((_tokens(side.timeline) for side in sides), default=1)
     pictures = [_Picture(side, names, scale, most, screen, moments, sides) for side in sides]

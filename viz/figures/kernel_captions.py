@@ -55,8 +55,8 @@ def line_words(line: int) -> str:
 
 def cost_words(access: WarpAccess, array: KernelArray) -> str:
     """`32 sectors, 4 would do`."""
-    unit = "turn" if array.is_shared else "sector"
-    return _("{units}, {ideal:,} would do").format(units=plural(access.units, unit), ideal=access.ideal_units)
+    units = plural(access.units, "turn") if array.is_shared else plural(access.units, "sector")
+    return _("{units}, {ideal:,} would do").format(units=units, ideal=access.ideal_units)
 
 
 def lanes_words(lanes: Sequence[int]) -> str:

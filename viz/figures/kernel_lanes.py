@@ -36,7 +36,7 @@ from viz.figures.kernel_memory import (
     requested_ranges,
     touched_sectors,
 )
-from viz.language import N_, _
+from viz.language import N_, _, current
 from viz.scene import Scene, bars_path, hatch_path
 
 LEFT, LANE = 16.0, 16.5
@@ -216,7 +216,7 @@ class _Shared(_Memory):
         scene, starts = self.scene, byte_starts(access, array)
         base = min(starts) // TURN_BYTES * TURN_BYTES
         relative = tuple(start - base for start in starts)
-        drawing = draw_banks(access.lanes, relative, access.count * array.itemsize)
+        drawing = draw_banks(access.lanes, relative, access.count * array.itemsize, current())
         scene.set(self.lines, d=drawing.lines)
         scene.set(self.served, d=drawing.served)
         scene.set(self.late, d=drawing.late)
@@ -272,8 +272,11 @@ def draw_sectors(lanes: tuple[int, ...], starts: tuple[int, ...], size: int) -> 
 
 
 @lru_cache(maxsize=4096)
-def draw_banks(lanes: tuple[int, ...], starts: tuple[int, ...], size: int) -> Banks:
-    """Lanes that access `size` bytes each, counted from the lowest word of bank 0 that may be among them."""
+def draw_banks(lanes: tuple[int, ...], starts: tuple[int, ...], size: int, language: str) -> Banks:
+    """Lanes that access `size` bytes each, counted from the lowest word of bank 0 that may be among them.
+
+    `language` is the current one: what is drawn once is kept, and has words in it.
+    """
     words = bank_words(lanes, starts, size)
     row = min(MOST_ROW, GRID_HEIGHT / (max((word.turn for word in words), default=0) + 1))
     boxes: dict[bool, list[tuple[float, float, float, float]]] = {False: [], True: []}

@@ -7,7 +7,7 @@
             32 – 39   [ 5 ] [▒6▒]      framed: now
 
 FlashAttention never writes the scores of a tile anywhere; a naive kernel writes all of them, skipping none.
-Read next: `kernel_softmax.py`.
+Read next: `kernel_scores.py`.
 """
 
 from __future__ import annotations
@@ -74,11 +74,11 @@ def kernel_matrix(header: KernelHeader, found: Sequence[Piece], told: Sequence[s
                 scene.set(shape, fill="free", label="")
         else:
             for box in order:
-                scene.set(shapes[box], fill="filled")
+                scene.set(shapes[box], fill="cached")
         order[piece.box] = len(order) + 1
         x, y, width, height = grid.place(piece.box)
         fits = width >= LEAST_LABEL[0] and height >= LEAST_LABEL[1]
-        scene.set(shapes[piece.box], fill="prefill", label=f"{order[piece.box]}" if fits else "")
+        scene.set(shapes[piece.box], fill="decode", label=f"{order[piece.box]}" if fits else "")
         scene.set(frame, x=x, y=y, width=width, height=height)
         head = _("head {head} of sequence {sequence}") if header.grid[2] > 1 else _("head {head}")
         head = head.format(head=piece.panel[1], sequence=piece.panel[0])
@@ -147,7 +147,7 @@ def _lay_boxes(scene: Scene, grid: _Grid, boxes: Sequence[Box]) -> dict[Box, int
 
 
 def _legend(scene: Scene, grid: _Grid, has_skipped: bool) -> None:
-    entries = [("filled", _("done, in this order"), 1.0), ("prefill", _("now"), 1.0)]
+    entries = [("cached", _("done, in this order"), 1.0), ("decode", _("now"), 1.0)]
     y = swatches(scene, grid.bottom + 22, entries, LEFT)
     words = _("No part of the matrix is skipped.")
     if has_skipped:

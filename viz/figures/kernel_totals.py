@@ -105,8 +105,9 @@ def kernel_totals(header: KernelHeader, accesses: Sequence[WarpAccess], whose: s
         scene.set(own["asked for"], text=f"{totals.asked_bytes:,}")
         if not is_shared:
             scene.set(own["moved"], text=f"{totals.moved_bytes:,}")
-        unit = "turn" if is_shared else "sector"
-        scene.set(own["for nothing"], text=plural(totals.wasted_units, unit))
+        wasted = totals.wasted_units
+        words = plural(wasted, "turn") if is_shared else plural(wasted, "sector")
+        scene.set(own["for nothing"], text=words)
         scene.set(own["bar"], width=rounded(BAR * totals.asked_bytes / most))
     return scene
 

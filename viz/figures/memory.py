@@ -16,9 +16,9 @@ from collections.abc import Sequence
 
 from minivllm.trace.timeline import Timeline
 from viz.figures.captions import captions
-from viz.figures.common import NARROW, StepCursor, hatch, step_axis_labels, swatches
+from viz.figures.common import NARROW, StepCursor, folded, hatch, step_axis_labels, swatches
 from viz.language import _
-from viz.scene import Scene, bars_path, rounded
+from viz.scene import Scene, rounded, skyline_path
 
 LEFT, TOP, HEIGHT = 58.0, 40.0, 130.0
 MOST_HATCHED = 800
@@ -39,21 +39,21 @@ def memory_over_time(timeline: Timeline, told: Sequence[str] | None = None) -> S
     slots = header.num_blocks * header.block_size
     bottom = TOP + HEIGHT
     step_width = (NARROW - LEFT - 4) / max(timeline.num_steps, 1)
-    filled, empty, evictable = [], [], []
-    for record in timeline.records:
-        x = rounded(LEFT + record.step * step_width)
-        width = rounded(max(step_width, 0.3))
-        low = rounded(record.num_filled_slots / slots * HEIGHT)
-        high = rounded(record.num_used_blocks * header.block_size / slots * HEIGHT)
-        filled.append((x, bottom - low, width, low))
-        empty.append((x, bottom - high, width, high - low))
-        rest = rounded(record.num_evictable_blocks * header.block_size / slots * HEIGHT)
-        evictable.append((x, rounded(bottom - high - rest), width, rest))
-    scene.path(bars_path(filled), fill="filled")
-    scene.path(bars_path(empty), fill="wasted")
+    # One outline in front of the other: a browser paints them at every step.
+    tops: dict[str, list[tuple[float, float, float]]] = {"cached": [], "wasted": [], "filled": []}
+    for first, last, record in folded(timeline.records, lambda record: record.num_used_blocks):
+        x, width = rounded(LEFT + first * step_width), rounded((last - first + 1) * step_width)
+        used = record.num_used_blocks * header.block_size
+        evictable = record.num_evictable_blocks * header.block_size
+        heights = {"cached": used + evictable, "wasted": used, "filled": record.num_filled_slots}
+        for name, high in heights.items():
+            tops[name].append((x, width, rounded(bottom - high / slots * HEIGHT)))
+    for name in tops if header.prefix_cache else ("wasted", "filled"):
+        scene.path(skyline_path(tops[name], bottom), fill=name)
+    pairs = zip(tops["wasted"], tops["filled"], strict=True)
+    empty = [(x, used, width, filled - used) for (x, width, used), (_x, _w, filled) in pairs if filled > used]
     if len(empty) <= MOST_HATCHED:
-        hatch(scene, [box for box in empty if box[3]])
-    scene.path(bars_path(evictable), fill="cached")
+        hatch(scene, empty)
     scene.path(f"M{LEFT},{TOP}L{NARROW},{TOP}", stroke="ink", dash="5 3", stroke_width=1.2)
     scene.path(f"M{LEFT},{bottom}L{NARROW},{bottom}", stroke="outline", stroke_width=1.0)
     scene.text(LEFT - 6, TOP + 5, f"{header.num_blocks:,}", size=13, fill="muted", anchor="end")

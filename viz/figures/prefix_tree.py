@@ -7,9 +7,9 @@
           │                              │ evictable since…│
           └─┌× Once upon a time ─┐                               signs: = hit, + insert, s split, × evict
 
-Every edge keeps its place over the whole run (`prefixes.py`); before it is cached, and after it is evicted,
-it is pale. Where there is room the tree grows to the right; on a narrow screen, or if it is deep, it is
-indented like the folders of a disk.
+Every edge keeps its place in the order over the whole run (`prefixes.py`); before it is cached, and after it
+is evicted, it is folded to a thin line, so the tree is as tall as what is cached. Where there is room the
+tree grows to the right; on a narrow screen, or if it is deep, it is indented like the folders of a disk.
 
 Read next: `captions_sharing.py`, which tells the same in words.
 """
@@ -30,6 +30,7 @@ from viz.scene import Scene, Value, rounded
 MOST_EDGES = 60
 """Of a larger tree those edges are drawn that were found most often, with all before them."""
 ROW, BOX_HEIGHT = 56.0, 46.0
+FOLDED_ROW, FOLDED_HEIGHT = 7.0, 4.0
 TOP, ROOT_WIDTH, ROOT_GAP = 34.0, 88.0, 26.0
 NARROWEST = 190.0
 """Width of an edge below which the tree is indented instead."""
@@ -47,6 +48,12 @@ class Place:
     x: float
     y: float
     width: float
+    is_folded: bool = False
+
+    @property
+    def middle(self) -> float:
+        """Where its link ends."""
+        return self.y + (FOLDED_HEIGHT / 2 if self.is_folded else 22)
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,7 @@ def prefix_tree(timeline: Timeline, width: float = WIDE, screen: str = "") -> Sc
     for record, state in walk(timeline.trace):
         picture.scene.begin_step(sentences[record.step])
         picture.update(record, state)
+    picture.scene.height = picture.lowest
     return picture.scene
 
 
@@ -105,52 +113,83 @@ class _PrefixTree:
         for number, edge in enumerate(history.edges):
             if edge.parent is None and number in drawn:
                 self.roots[edge.salt].append(number)
+        self.drawn = drawn
         deepest = max((history.edges[number].depth for number in drawn), default=0) + 1
         pitch = (width - ROOT_WIDTH - ROOT_GAP) / deepest
         self.is_indented = pitch < NARROWEST
+        self.pitch = min(pitch, 500.0)
         self.places: dict[int, Place] = {}
         self.root_places: dict[str | None, Place] = {}
-        bottom = TOP
-        for salt, edges in self.roots.items():
-            bottom = self._place_root(salt, edges, bottom, min(pitch, 500.0), drawn)
+        self.unfolded: set[int] = set()
+        bottom = self._arrange()
         self._lay_roots()
         self.shapes = {number: self._lay(number) for number in self.places}
         left_out = len(history.edges) - len(drawn)
+        self.note: int | None = None
         if left_out:
             note = _("{edges} that were found less often are not drawn.").format(
                 edges=plural(left_out, "edge")
             )
-            self.scene.text(0, bottom + 16, note, size=13, fill="muted")
-            bottom += 22
-        self.scene.height = max(bottom, TOP + 20)
+            self.note = self.scene.text(0, bottom + 16, note, size=13, fill="muted")
+        self.lowest = TOP + 20.0
+        """The foot of the tree at the step at which it is tallest."""
 
     # ── the layout ────────────────────────────────────────────────────────────────────────────────────
 
-    def _place_root(
-        self, salt: str | None, edges: list[int], y: float, pitch: float, drawn: set[int]
-    ) -> float:
-        """Lay one root and all below it; returns where the next one may begin."""
+    def _arrange(self) -> float:
+        """Give every edge its place, by what is unfolded now; returns the foot of the tree."""
+        bottom = TOP
+        for salt, edges in self.roots.items():
+            bottom = self._place_root(salt, edges, bottom)
+        return bottom
+
+    def _place_root(self, salt: str | None, edges: list[int], y: float) -> float:
+        """Place one root and all below it; returns where the next one may begin."""
         self.root_places[salt] = Place(1, y, ROOT_WIDTH)
         if self.is_indented:
             y += ROW * 0.7
-        stack = list(reversed(edges))
+        stack, is_row_open = list(reversed(edges)), False
         while stack:
             number = stack.pop()
-            edge = self.history.edges[number]
+            edge, is_open = self.history.edges[number], number in self.unfolded
+            is_row_open = is_open or is_row_open
+            children = [child for child in reversed(edge.children) if child in self.drawn]
             if self.is_indented:
-                x = 1 + (edge.depth + 1) * INDENT
-                x = min(x, self.scene.width * 0.5)
-                self.places[number] = Place(x, y, self.scene.width - x - 2)
-                y += ROW
+                x = min(1 + (edge.depth + 1) * INDENT, self.scene.width * 0.5)
+                self.places[number] = Place(x, y, self.scene.width - x - 2, not is_open)
             else:
-                x = ROOT_WIDTH + ROOT_GAP + edge.depth * pitch
-                self.places[number] = Place(x, y, pitch - 30)
-                if not any(child in drawn for child in edge.children):
-                    y += ROW
-            stack += [child for child in reversed(edge.children) if child in drawn]
+                x = ROOT_WIDTH + ROOT_GAP + edge.depth * self.pitch
+                self.places[number] = Place(x, y, self.pitch - 30, not is_open)
+            if self.is_indented or not children:
+                y += ROW if is_row_open else FOLDED_ROW
+                is_row_open = False
+            stack += children
         return max(y, self.root_places[salt].y + ROW * 0.7) + 6
 
+    def _rearrange(self, unfolded: set[int]) -> None:
+        """Move everything to where it belongs once these edges are unfolded."""
+        self.unfolded = unfolded
+        bottom = self._arrange()
+        for salt, place in self.root_places.items():
+            self.scene.set(self.root_shapes[salt], y=place.y + (0 if self.is_indented else 8))
+        for number, shapes in self.shapes.items():
+            place = self.places[number]
+            y, is_open = place.y, not place.is_folded
+            self.scene.set(shapes.frame, y=y, height=BOX_HEIGHT if is_open else FOLDED_HEIGHT)
+            self.scene.set(shapes.bar, y=y + BOX_HEIGHT - 6)
+            self.scene.set(shapes.text, y=y + 17, text=self.words[number] if is_open else "")
+            self.scene.set(shapes.facts, y=y + 34)
+            self.scene.set(shapes.badge, y=y + 3)
+            for chip in shapes.chips:
+                self.scene.set(chip, y=y + 22)
+        if self.note is not None:
+            self.scene.set(self.note, y=bottom + 16)
+            bottom += 22
+        self.lowest = max(self.lowest, bottom)
+
     def _lay_roots(self) -> None:
+        self.root_shapes: dict[str | None, int] = {}
+        self.words: dict[int, str] = {}
         for salt, place in self.root_places.items():
             label = _("root") if salt is None else clip(_("salt {salt}").format(salt=salt), 10)
             tip = (
@@ -158,7 +197,7 @@ class _PrefixTree:
                 if salt is None
                 else _("Only for the salt {salt}").format(salt=salt)
             )
-            self.scene.rect(
+            self.root_shapes[salt] = self.scene.rect(
                 place.x,
                 place.y + (0 if self.is_indented else 8),
                 place.width,
@@ -186,9 +225,9 @@ class _PrefixTree:
         )
         bar = scene.rect(place.x + 1, place.y + BOX_HEIGHT - 6, 0, 5, fill="filled")
         cells = int((place.width - 30) / 7.4)
-        words = clip(self._words(number), cells)
-        text = scene.text(place.x + 8, place.y + 17, words, size=14, fill="muted")
-        facts = scene.text(place.x + 8, place.y + 34, _("not cached yet"), size=12, fill="muted")
+        self.words[number] = clip(self._words(number), cells)
+        text = scene.text(place.x + 8, place.y + 17, "", size=14, fill="muted")
+        facts = scene.text(place.x + 8, place.y + 34, "", size=12, fill="muted")
         chips = tuple(
             scene.rect(
                 place.x + place.width - (slot + 1) * (CHIP + 2),
@@ -210,13 +249,13 @@ class _PrefixTree:
         """
         place, edge = self.places[number], self.history.edges[number]
         before = self.root_places[edge.salt] if edge.parent is None else self.places[edge.parent]
-        y2 = place.y + 22
+        y2 = place.middle
         if self.is_indented:
             x = before.x + 9
-            y1 = before.y + (28 if edge.parent is None else BOX_HEIGHT)
+            y1 = before.y + (28 if edge.parent is None else FOLDED_HEIGHT if before.is_folded else BOX_HEIGHT)
             start = f"M{x:g},{y1:g}L{x:g},{y2:g}" if is_present else f"M{x + 2:g},{y2:g}"
             return f"{start}L{place.x:g},{y2:g}"
-        x1, y1 = before.x + before.width, before.y + 22
+        x1, y1 = before.x + before.width, before.y + 22 if edge.parent is None else before.middle
         middle = rounded((x1 + place.x) / 2)
         start = (
             f"M{x1:g},{y1:g}L{middle:g},{y1:g}L{middle:g},{y2:g}" if is_present else f"M{middle + 2:g},{y2:g}"
@@ -264,10 +303,19 @@ class _PrefixTree:
                 if not self.readers.of.get(block):
                     self.evictable_since[content] = record.step
                 dirty.add(self.history.contents[content].edge)
-        for number in (dirty | set(marks)) & set(self.shapes):
+        dirty |= set(marks)
+        unfolded = {number for number in self.shapes if self._is_present(number) or number in marks}
+        if unfolded != self.unfolded or not record.step:
+            self._rearrange(unfolded)
+            dirty = set(self.shapes)
+        for number in dirty & set(self.shapes):
             self._draw(number, marks.get(number, set()))
         self.marked_before = set(marks)
         self._draw_title(state)
+
+    def _is_present(self, number: int) -> bool:
+        """Is any of its blocks cached now?"""
+        return any(self.blocks.get(content) for content in self.history.edges[number].contents)
 
     def _parents_of(self, moves: list[tuple[int, int, bool]]) -> set[int]:
         """Edges that get or lose a branch: those before the edges whose contents moved."""
@@ -314,10 +362,13 @@ class _PrefixTree:
             detail.insert(
                 0, f"{'block' if len(blocks) == 1 else 'blocks'} {listing([*map(str, blocks)], 12)}"
             )
-        self.scene.set(shapes.frame, detail=", ".join(detail), **frame)
         self.scene.set(shapes.bar, width=rounded((place.width - 2) * share))
         self.scene.set(shapes.text, fill="ink" if present else "muted")
-        self.scene.set(shapes.facts, text=self._facts(number, present, evictable, seqs))
+        facts = self._facts(number, present, evictable, seqs)
+        if place.is_folded:
+            detail.append(facts)
+        self.scene.set(shapes.facts, text="" if place.is_folded else facts)
+        self.scene.set(shapes.frame, detail=", ".join(detail), **frame)
         width = 6.0 + 9 * len(signs) if signs else 0.0
         self.scene.set(shapes.badge, label=signs, width=width, fill="ink" if signs else "none")
         # Text begins behind the signs, however many there are.

@@ -32,8 +32,9 @@ def request_cards(timeline: Timeline) -> list[dict[str, Any]]:
             "prompt": _clipped(sequences[request][0].prompt or ""),
             "output": _clipped(sequences[request][0].text),
             "facts": _facts(sequences[request]),
-            "first": timeline.spans[request][0].first,
-            "last": timeline.spans[request][-1].last,
+            # A request that is aborted between two steps has no phase.
+            "first": min((span.first for span in timeline.spans[request]), default=0),
+            "last": max((span.last for span in timeline.spans[request]), default=0),
             "history": [[span.first, _phase(span)] for span in timeline.spans[request][:MOST_SPANS]],
         }
         for request, name in names_of(timeline).items()

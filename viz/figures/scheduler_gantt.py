@@ -14,7 +14,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from math import ceil
-from typing import Any
 
 from minivllm.trace.timeline import Phase, Span, Timeline
 from viz import subjects
@@ -133,8 +132,9 @@ def draw_span(
     tip = _("{request}: {phase}, {steps}")
     tip = tip.format(request=name.full, phase=_(words).lstrip("×↑ "), steps=steps)
     fill = name.colour if span.phase in COMPUTING else fill
-    edge: dict[str, Any] = {"stroke": "outline", "stroke_width": 0.8} if span.phase is Phase.PARKED else {}
-    scene.rect(*box, fill=fill, subject=subjects.request(name.number), tip=tip, **edge)
+    stroke = "outline" if span.phase is Phase.PARKED else "none"
+    about = subjects.request(name.number)
+    scene.rect(*box, fill=fill, stroke=stroke, stroke_width=0.8, subject=about, tip=tip)
     return box
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import floor, log10
 
+from viz.language import _
 from viz.scene import Scene, rounded
 
 LABEL_UNITS = 90.0
@@ -22,6 +23,8 @@ class TimeScale:
     end: float
     left: float
     right: float
+    in_steps: bool = False
+    """A run whose clock counts steps: a second of it is one of them."""
 
     def x(self, time: float) -> float:
         """Where a time lies; never outside the axis."""
@@ -35,7 +38,7 @@ class TimeScale:
     @property
     def unit(self) -> tuple[str, float]:
         """The unit's name, and its length in seconds."""
-        return unit_for(self.end)
+        return (_("step"), 1.0) if self.in_steps else unit_for(self.end)
 
     @property
     def tick(self) -> float:

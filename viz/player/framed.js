@@ -1,5 +1,5 @@
-// A page that plays in a frame of another one. Pages that were opened from the disk may not look into each other:
-// they send messages. Ours says how high it is, and is told whether to be light or dark.
+// A page that plays in a frame of another one. Pages that were opened from the disk may not look into each
+// other: they send messages. Ours says how high it is, and is told whether to be light or dark.
 //
 // After player.js; the other side of it: viz/book/static/book.js.
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import streamlit as st
 
-from minivllm.trace.timeline import Phase
+from minivllm.trace.timeline import Phase, Timeline
 from viz import empty, figures, loading, stage
 from viz.about import about
 from viz.figures.common import PHONE, WIDE
 from viz.figures.moments import Moment, merge, steps_of_first
-from viz.language import N_, _
+from viz.language import N_, _, counted
 from viz.loading import Run
 from viz.plain import plain
 from viz.player import Jump
@@ -45,6 +45,10 @@ WITHOUT = N_(
 STRANGERS = N_(
     "The two runs have no request in common (requests are matched by their ids), so only the clock is shared."
 )
+OTHERS = N_(
+    "**These runs did not serve the same requests**, so their numbers say nothing about the two policies: "
+    "{what}."
+)
 CLOCKS = N_("One clock is simulated and the other is real: their seconds are not the same seconds.")
 
 
@@ -67,6 +71,8 @@ def both(run: Run, other: Run) -> None:
     first, second = run.timeline, other.timeline
     if not set(first.spans) & set(second.spans):
         st.warning(_(STRANGERS))
+    elif different := differences(first, second):
+        st.warning(_(OTHERS).format(what=_("; ").join(different)))
     if first.trace.header.clock != second.trace.header.clock:
         st.warning(_(CLOCKS))
     is_any_parked = any(
@@ -107,6 +113,35 @@ def both(run: Run, other: Run) -> None:
     )
     with st.expander(_("What these numbers say")):
         st.markdown("\n".join(f"- **{row.name}**: {row.sentence}" for row in rows))
+
+
+def differences(first: Timeline, second: Timeline) -> list[str]:
+    """In what the requests of two runs differ, in words; empty if both served the same ones."""
+    asked = [_asked(first), _asked(second)]
+    alone = [len(own.keys() - other.keys()) for own, other in (asked, asked[::-1])]
+    both = asked[0].keys() & asked[1].keys()
+    prompts = sum(asked[0][name][0] != asked[1][name][0] for name in both)
+    limits = sum(asked[0][name][0] == asked[1][name][0] and asked[0][name] != asked[1][name] for name in both)
+    told = [
+        counted("{count} request is only in the first", "{count} requests are only in the first", alone[0]),
+        counted("{count} request is only in the second", "{count} requests are only in the second", alone[1]),
+        counted("{count} request has another prompt", "{count} requests have other prompts", prompts),
+        counted(
+            "{count} request may become longer in one of them",
+            "{count} requests may become longer in one of them",
+            limits,
+        ),
+    ]
+    return [words for words, count in zip(told, (*alone, prompts, limits), strict=True) if count]
+
+
+def _asked(timeline: Timeline) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Request → its prompt, and how long its output may be."""
+    found: dict[str, tuple[tuple[int, ...], int]] = {}
+    for sequence in timeline.sequences.values():
+        prompt = tuple(sequence.token_ids[: sequence.num_prompt_tokens])
+        found.setdefault(sequence.request, (prompt, sequence.max_tokens))
+    return found
 
 
 def side_labels(first: Path, second: Path) -> tuple[str, str]:

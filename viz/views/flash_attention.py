@@ -14,6 +14,7 @@ from minivllm.trace.kernel_events import KernelTrace
 from viz import empty, kernel_stage, links, loading
 from viz.about import about
 from viz.figures.kernel_matrix import kernel_matrix, piece_captions
+from viz.figures.kernel_scores import kernel_scores
 from viz.figures.kernel_softmax import LATE, is_told_late, kernel_softmax, rescaled
 from viz.figures.kernel_tiles import Piece, pieces
 from viz.figures.kernel_traffic import kernel_shared, kernel_traffic
@@ -125,6 +126,7 @@ def attention_scenes(trace: KernelTrace, found: Sequence[Piece]) -> list[Scene]:
     shared = kernel_shared(trace, found, told)
     return [
         kernel_matrix(trace.header, found, told),
+        *kernel_scores(found, told),
         *([kernel_softmax(found, told)] if any(piece.updates for piece in found) else []),
         *([shared] if shared else []),
         kernel_traffic(trace, found, told),

@@ -10,17 +10,21 @@ it can still show, start and step through a lesson.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import streamlit as st
 
-from lessons import catalogue
+from lessons import catalogue, course
 from lessons.catalogue import Lesson
 from lessons.work import Desk
 from viz import lesson_desk, lesson_step, lesson_text, links
+from viz.backends.svg import to_svg
 from viz.cards import card
+from viz.course_map import course_map
 from viz.language import N_, _, current
 from viz.lesson_words import say
+from viz.palette import DARK, LIGHT
 from viz.plain import plain
 
 TITLE = N_("Lessons")
@@ -30,13 +34,8 @@ TEASER = N_("One idea after the other: read about it, step through a run, write 
 PARTS = ("read", "step", "write")
 TEXT_WIDTH, DESK_WIDTH = 820, 1000
 """Lines that are longer are hard to read."""
+MAP_WIDTH = 562
 MARKS = {"not started": "○", "passed": "✔"}
-PATHS = {
-    "a beginner": ("01", "02", "03", "04"),
-    "an engineer": ("05", "10", "13"),
-    "a writer of kernels": ("11", "12", "13"),
-}
-"""Who begins with which lessons; those that are still being written are left out."""
 
 
 def page(run: object = None) -> None:
@@ -94,19 +93,17 @@ def _course(lessons: tuple[Lesson, ...]) -> None:
     passed = states.count("passed")
     st.markdown(say("introduction"))
     st.progress(passed / len(lessons), say("progress", passed=passed, all=len(lessons)))
-    there = {lesson.number for lesson in lessons}
-    paths = (
-        f"{say(who)} {' → '.join(number for number in path if number in there)}"
-        for who, path in PATHS.items()
-    )
+    there = [lesson.number for lesson in lessons]
+    paths = (f"{say(who)} {' → '.join(course.path(who, there))}" for who in course.PATHS)
     st.caption(f"{say('where to begin')} {' · '.join(paths)}")
+    _map(lessons, dict(zip(there, states, strict=True)))
     following = next((number for number, state in enumerate(states) if state != "passed"), None)
     for number, (lesson, state) in enumerate(zip(lessons, states, strict=True)):
         with card(f"card-{lesson.name}"):
             mark = MARKS.get(state, "◐")
             st.markdown(
                 f"{mark} **{lesson.heading(current())}**  \n"
-                f":gray[{lesson.about(current())} · {state_words(state)}]",
+                f":gray[{lesson.about(current())}{_needs(lesson, there)} · {state_words(state)}]",
                 width="content",
             )
             st.button(
@@ -116,6 +113,22 @@ def _course(lessons: tuple[Lesson, ...]) -> None:
                 on_click=_open,
                 args=(lesson, "read" if state in MARKS else "write"),
             )
+
+
+def _map(lessons: tuple[Lesson, ...], states: dict[str, str]) -> None:
+    """What stands on what, how long it takes, and what is done."""
+    titles = {one.number: one.heading(current()).removeprefix(one.number).strip() for one in lessons}
+    marks = {number: MARKS.get(state, "◐") for number, state in states.items()}
+    scene = course_map(lessons, marks, titles)
+    theme = DARK if st.context.theme.type == "dark" else LIGHT
+    # No wider than it is drawn, and on a phone as wide as that.
+    with st.expander(say("map"), expanded=True), st.container(width=MAP_WIDTH):
+        st.image(to_svg(scene, 0, theme), caption=say("map in words"))
+
+
+def _needs(lesson: Lesson, there: Collection[str]) -> str:
+    numbers = course.needs(lesson, there)
+    return f" · {say('needs', numbers=', '.join(numbers))}" if numbers else ""
 
 
 def state_words(state: str) -> str:

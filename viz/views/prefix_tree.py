@@ -25,9 +25,10 @@ INTRODUCTION = N_(
     "evicts the edge that was unused for longest."
 )
 LEGEND = N_(
-    "Edges that are not cached yet, or no longer, are pale. A thick link says that two pieces are one edge "
-    "as long as nothing else branches off between them. The dark line at the foot of an edge is the part of "
-    "its blocks that is cached now. Point at an edge to read all of its text."
+    "Edges that are not cached yet, or no longer, are folded to thin lines. A thick link says that two "
+    "pieces are one edge as long as nothing else branches off between them. The dark line at the foot of an "
+    "edge is the part of its blocks that is cached now. Point at an edge or a thin line to read all of its "
+    "text."
 )
 WITHOUT = N_("This run had no prefix cache, or nothing was ever put into it. Make a run that has one:")
 HOW = """# in the shell:

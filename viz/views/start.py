@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import streamlit as st
 
-from lessons import catalogue
+from lessons import catalogue, course
 from viz import empty, links, loading
 from viz.cards import card
 from viz.language import N_, _, current
+from viz.lesson_words import say
 from viz.loading import Run
 from viz.views.lessons import is_complete
 
@@ -114,8 +115,17 @@ def page(run: object = None) -> None:
     lesson = first_lesson()
     if lesson is not None:
         _lesson(len(BEFORE) + 1, lesson)
+        _other_beginnings()
     for number, stop in enumerate(AFTER, len(BEFORE) + 1 + (lesson is not None)):
         _stop(number, stop)
+
+
+def _other_beginnings() -> None:
+    """Who does not begin with the first lesson."""
+    there = [lesson.number for lesson in catalogue.lessons() if is_complete(lesson)]
+    words = {who: " → ".join(course.path(who, there)) for who in course.PATHS}
+    told = " · ".join(f"{say(who)} {path}" for who, path in words.items() if path)
+    st.caption(f"{say('where to begin')} {told}")
 
 
 def first_lesson() -> catalogue.Lesson | None:

@@ -119,9 +119,26 @@ def _members(seen: Observation) -> dict[int, list[int]]:
 
 def _notes_by_warp(seen: Observation, notes: Sequence[Note]) -> dict[tuple[int, int], list[Note]]:
     by_warp: dict[tuple[int, int], list[Note]] = defaultdict(list)
-    for note in notes:
+    for note in _with_scores(notes):
         by_warp[note.block, note.thread // WARP_SIZE].append(note)
     return by_warp
+
+
+def _with_scores(notes: Sequence[Note]) -> list[Note]:
+    """Every lane notes a score of its own; the softmax that takes them in has them all, by key."""
+    found: list[Note] = []
+    pending: dict[tuple[int, float, float], dict[float, float]] = defaultdict(dict)
+    for note in notes:
+        head, query, *rest = note.values
+        if note.name == "score":
+            key, score = rest
+            pending[note.block, head, query][key] = round(score, 4)
+        elif note.name == "softmax":
+            scores = pending.pop((note.block, head, query), {})
+            found.append(note._replace(values=(*note.values, *(scores[key] for key in sorted(scores)))))
+        else:
+            found.append(note)
+    return found
 
 
 def _access(
@@ -158,4 +175,5 @@ def _noted(note: Note) -> KernelEvent:
     if note.name == "tile":
         return TileStarted(note.block, *(int(value) for value in note.values))
     head, query, *state = note.values
-    return SoftmaxUpdated(note.block, int(head), int(query), *state)
+    maximum, total, rescale, *scores = state
+    return SoftmaxUpdated(note.block, int(head), int(query), maximum, total, rescale, tuple(scores))

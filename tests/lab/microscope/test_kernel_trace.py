@@ -1,6 +1,7 @@
 """From an observation to a trace: every access once, in an order that the program could have had."""
 
 import json
+from math import exp
 
 import numpy as np
 import pytest
@@ -108,6 +109,12 @@ def test_flash_attention_tells_its_tiles_and_the_running_softmax(observed):
         last = {e.query: e for e in trace.events if isinstance(e, SoftmaxUpdated)}
         assert sorted(last) == list(range(9))
         assert all(event.total >= 1 for event in last.values())
+        for query in last:
+            events = [e for e in trace.events if isinstance(e, SoftmaxUpdated) and e.query == query]
+            scores = [score for event in events for score in event.scores]
+            assert len(scores) == query + 1, "one for each key that the query sees"
+            total = sum(exp(score - last[query].maximum) for score in scores)
+            assert total == pytest.approx(last[query].total, rel=1e-3)
 
 
 def test_a_trace_survives_its_file(observed, tmp_path):

@@ -19,7 +19,20 @@ function tell(frame) {
   frame.contentWindow?.postMessage({ minivllmTheme: theme }, "*");
 }
 
+// What screen readers miss in the theme: how deep a heading is, and which of two side bars is which.
+function mend() {
+  for (const heading of document.querySelectorAll('p.caption[role="heading"]')) {
+    heading.setAttribute("aria-level", "2");
+  }
+  for (const bar of ["sidebar", "toc"]) {
+    const drawer = document.querySelector(`.${bar}-drawer`);
+    const words = drawer?.querySelector(".sidebar-brand-text, .toc-title")?.textContent;
+    drawer?.setAttribute("aria-label", words ?? bar);
+  }
+}
+
 addEventListener("DOMContentLoaded", () => {
+  mend();
   const tellAll = () => frames().forEach(tell);
   new MutationObserver(tellAll).observe(document.body, { attributeFilter: ["data-theme"] });
   dark.addEventListener("change", tellAll);

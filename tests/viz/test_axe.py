@@ -1,0 +1,95 @@
+"""axe-core finds nothing to complain about, on any page, in either theme, with something to show on each.
+
+`axe.min.js` is axe-core 4.12.1 by Deque Systems, unchanged, under the Mozilla Public License 2.0: it is used
+by this test alone, and no part of what is installed. One visit for each page: the theme is changed under it.
+"""
+
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+
+from viz.app import PAGES
+from viz.samples import unpacked
+
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+AXE = Path(__file__).with_name("axe.min.js")
+SHOWN = {
+    "overview": ("sharing",),
+    "kv_pool": ("sharing",),
+    "scheduler": ("paging",),
+    "beam_tree": ("sharing",),
+    "prefix_tree": ("sharing",),
+    "structured_output": ("structured",),
+    "speculation": ("speculation",),
+    "roofline": ("paging",),
+    "metrics": ("paging",),
+    "compare": ("static", "continuous"),
+    "microscope": ("paged-attention",),
+    "flash_attention": ("flash-attention-2",),
+    "precision": ("precision",),
+    "story": ("story",),
+}
+"""Page → the samples that it shows; the other pages need none."""
+DONE = """() => new Promise((resolve) => {
+  const isDone = () => document.querySelector("[data-testid=stMainBlockContainer] h1") &&
+    !document.querySelector("[data-testid=stStatusWidget], [data-testid=stSpinner], [data-stale=true]") &&
+    ![...document.querySelectorAll(".player .count")].some((count) => !count.textContent);
+  let timer = 0;
+  const wait = () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => { if (isDone()) resolve(true); else wait(); }, 400);
+  };
+  new MutationObserver(wait).observe(document, { subtree: true, childList: true, attributes: true });
+  wait();
+})"""
+"""The page has come, and nothing in it has changed for a while: a theme or a link may make it run again."""
+RUN = """(rules) => axe.run(document, { resultTypes: ["violations"], ...rules }).then((found) =>
+  found.violations.flatMap(({ id, nodes }) => nodes.map(({ target, html, failureSummary }) =>
+    `${id}: ${target.join(" ")} ${html.slice(0, 160)} ${failureSummary}`)))"""
+CONTRAST = {"runOnly": ["color-contrast"]}
+"""All that a theme can change."""
+
+
+def address(page):
+    """A link to a page that has something to show."""
+    names = SHOWN.get(page.URL, ())
+    paths = [str(unpacked(name)) for name in names]
+    found = dict(zip(("trace", "with"), paths, strict=False)) | ({"step": "30"} if paths else {})
+    return f"{'' if page.URL == 'overview' else page.URL}?{urlencode(found)}"
+
+
+def test_axe_finds_nothing_on_any_page_in_either_theme(browser, server):
+    # A colour that is still on its way to another one has no contrast worth measuring.
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
+    window, found = context.new_page(), {}
+    for page in PAGES:
+        window.emulate_media(color_scheme="light")
+        window.goto(f"{server}/{address(page)}")
+        window.evaluate(DONE)
+        window.evaluate(AXE.read_text())
+        found[page.URL, "light"] = window.evaluate(RUN, {})
+        window.emulate_media(color_scheme="dark")
+        window.wait_for_function(
+            "() => getComputedStyle(document.querySelector('.stApp')).colorScheme === 'dark'"
+        )
+        window.evaluate(DONE)
+        found[page.URL, "dark"] = window.evaluate(RUN, CONTRAST)
+    context.close()
+    told = [f"{url}, {theme}: {words}" for (url, theme), all_words in found.items() for words in all_words]
+    assert not told, "\n".join(told)
+
+
+def test_who_asked_for_less_motion_gets_less(browser, server):
+    context = browser.new_context(reduced_motion="reduce")
+    window = context.new_page()
+    window.goto(f"{server}/kv_pool?{urlencode({'trace': str(unpacked('sharing'))})}")
+    window.evaluate(DONE)
+    assert window.get_by_role("combobox", name="steps per second").input_value() == "2"
+    moving = """() => [...document.querySelectorAll("*")].filter((element) => {
+      const { transitionDuration, animationDuration } = getComputedStyle(element);
+      return [transitionDuration, animationDuration].some((time) => parseFloat(time) > 0.01);
+    }).length"""
+    assert window.evaluate(moving) == 0
+    context.close()
