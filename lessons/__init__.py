@@ -5,6 +5,7 @@
                  reference.py               the solution: what the exercise asks for, and no more
                  exercise.py                its signatures and docstrings, without the bodies
                  checks.py                  properties that judge whatever is put in the place of `subject`
+                 checks.zh.json             their sentences and hints in Chinese
                  mutants.py                 wrong solutions; one is for the learner to catch
 
 What runs them: `commands.py` (the command line) and `viz/views/lessons.py` (the dashboard) → `desk_work.py` →

@@ -15,11 +15,17 @@ import os
 from pathlib import Path
 
 ENVIRONMENT = "MINIVLLM_LESSON_TRACES"
+TIMES = "MINIVLLM_LESSON_TIMES"
 
 
 def trace_folder() -> Path:
     """Where all of them go."""
     return Path(os.environ.get(ENVIRONMENT) or "minivllm-out/lessons")
+
+
+def times(usual: int) -> int:
+    """How often something is measured, so that the least one counts; less often where a test says so."""
+    return min(usual, int(os.environ.get(TIMES) or usual))
 
 
 def trace_path(name: str) -> Path:

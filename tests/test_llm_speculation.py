@@ -11,8 +11,10 @@ from minivllm import LLM, BeamSearchParams, SamplingParams
 from minivllm.model.tiny import DRAFT_MODEL_PATH, MODEL_PATH
 from minivllm.structured_outputs import StructuredOutputsParams
 
-NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 1, "prompt_lookup_max": 3}
-DRAFT = {"model": DRAFT_MODEL_PATH, "num_speculative_tokens": 4}
+ALWAYS = {"num_speculative_tokens": 4, "disable_by_batch_size": 1000}
+"""As many drafts as there may be, whatever measured times say."""
+NGRAM = {"method": "ngram", "prompt_lookup_min": 1, "prompt_lookup_max": 3, **ALWAYS}
+DRAFT = {"model": DRAFT_MODEL_PATH, **ALWAYS}
 QUESTION = "Question: What is a KV cache?\nAnswer:"
 PROMPTS = [QUESTION, "Once upon a time", "1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3, 4, 1, 2,"]
 PATTERN = "(block|page)( (block|page)){5}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
@@ -59,7 +60,8 @@ def start(name: Hashable, work: Callable[[Job], Any], told: Any = None) -> Job:
         if known and known.is_running:
             return known
         job = _jobs[name] = Job(told)
-    threading.Thread(target=_do, args=(job, work), daemon=True).start()
+    speaking_alike = copy_context().run  # as the page that asked
+    threading.Thread(target=speaking_alike, args=(_do, job, work), daemon=True).start()
     return job
 
 

@@ -50,6 +50,8 @@ class Sent(msgspec.Struct):
 
     captions: list[str]
     scenes: list[Picture]
+    first: int = 0
+    """What the reader is told that the first step is called."""
 
 
 @lru_cache(maxsize=16)
@@ -99,19 +101,20 @@ def _film(name: str, sent: Sent, make_scenes: Callable[[], Sequence[Scene]], lan
     """What a film needs to know, and its button."""
     key = f"take-{name}"
     titles = [number for number, scene in enumerate(sent.scenes) if scene.screen != "narrow"]
-    last = len(sent.captions) - 1
+    start, last = sent.first, sent.first + len(sent.captions) - 1
+    of = f"{start}-{last}-{len(titles)}"  # of another trace other steps are chosen
     which: Any = titles[0]
     if len(titles) > 1:
         which = st.selectbox(
             _("Film of"),
             titles,
-            key=f"{key}-which",
+            key=f"{key}-which-{of}",
             format_func=lambda number: plain(sent.scenes[number].title),
         )
     left, right = st.columns(2)
-    one = left.number_input(_("From step"), 0, last, 0, key=f"{key}-first")
-    other = right.number_input(_("To step"), 0, last, last, key=f"{key}-end")
-    first, end = sorted((one, other))
+    one = left.number_input(_("From step"), start, last, start, key=f"{key}-first-{of}")
+    other = right.number_input(_("To step"), start, last, last, key=f"{key}-end-{of}")
+    first, end = sorted((one - start, other - start))
     speed: Any = st.segmented_control(
         _("Pictures per second"), FRAMES_PER_SECOND, default=FRAMES_PER_SECOND[1], key=f"{key}-speed"
     )

@@ -103,6 +103,8 @@ def _literal(node: ast.expr, file: str) -> str:
         return node.value
     if isinstance(node, ast.JoinedStr | ast.BinOp):
         raise ValueError(f"{file}:{node.lineno}: fill a text in after `_`, not within: no catalogue has it")
+    if isinstance(node, ast.IfExp) and (_literal(node.body, file) or _literal(node.orelse, file)):
+        raise ValueError(f"{file}:{node.lineno}: each of two texts needs a `_` of its own")
     return ""
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from lessons.walkthroughs import trace_path
+from lessons.walkthroughs import times, trace_path
 from minivllm import LLM, SamplingParams
 from minivllm.config import SchedulerConfig
 from minivllm.decoding.sampler import Sampler
@@ -56,7 +56,7 @@ REQUESTS = (  # name, step of arrival, tokens of the prompt, tokens of the answe
     ("C", 0, 370, 30),
     ("D", 20, 20, 6),
 )
-TRIES = 6
+TRIES = times(6)
 torch.set_num_threads(1)
 llm = LLM(MODEL_PATH, block_size=BLOCK_SIZE, num_gpu_blocks_override=44, swap_space=0.002)
 tokenizer = llm.get_tokenizer()
@@ -246,7 +246,7 @@ def preempt_often(
     *,
     block_size: int,
     lengths: Sequence[int],
-    times: int,
+    turns: int,
     clock: Callable[[], float],
 ) -> Timeline:
     """F fills the rest of the pool, and its third token needs one block more: so X goes, and comes back."""
@@ -264,7 +264,7 @@ def preempt_often(
     with Recorder(path) as recorder:
         recorder.use_clock(clock)
         engine = make(config, recorder, clock)
-        for turn in range(times):
+        for turn in range(turns):
             for length in lengths:
                 rest = num_blocks - length // block_size
                 add(engine, f"F{length}.{turn}", (TEXT * 4)[: rest * block_size - 1], 4)
@@ -280,7 +280,9 @@ def on_this_machine(config: SchedulerConfig, recorder: Recorder, clock: Any) -> 
 
 by_eight = LLM(MODEL_PATH, block_size=8, num_gpu_blocks_override=66, swap_space=0.002)
 measured = [
-    preempt_often(on_this_machine, mode, path, block_size=8, lengths=LENGTHS, times=7, clock=process_time)
+    preempt_often(
+        on_this_machine, mode, path, block_size=8, lengths=LENGTHS, turns=times(7), clock=process_time
+    )
     for mode, path in zip(("recompute", "swap"), paths[2:4], strict=True)
 ]
 
@@ -337,7 +339,7 @@ for card, model, names in (
     cost = CostModel(hardware_card(card), model_card(model))
     runs = [
         preempt_often(
-            on_a_gpu(cost), mode, path, block_size=16, lengths=ON_A_GPU, times=1, clock=VirtualClock()
+            on_a_gpu(cost), mode, path, block_size=16, lengths=ON_A_GPU, turns=1, clock=VirtualClock()
         )
         for mode, path in zip(("recompute", "swap"), names, strict=True)
     ]

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from minivllm.config import SchedulerConfig
 from minivllm.decoding.sampler import Sampler
+from minivllm.decoding.speculation.draft_length import DraftLength
 from minivllm.decoding.speculation.ngram import NgramProposer
 from minivllm.decoding.speculation.proposer import Proposer
 from minivllm.engine.engine import Engine
@@ -32,6 +33,7 @@ from minivllm.executor.attention.choose import backend_factory
 from minivllm.executor.batch_invariance import VARIABLE, is_wanted
 from minivllm.executor.draft_model import DraftModel, check_draft_model
 from minivllm.executor.kv_storage import GIB
+from minivllm.executor.own_hardware import own_hardware
 from minivllm.executor.torch_executor import TorchExecutor
 from minivllm.executor.virtual_storage import VirtualKVStorage
 from minivllm.memory.make_cache_manager import Pages
@@ -43,6 +45,7 @@ from minivllm.model.quantization.names import ALIASES, CALIBRATED
 from minivllm.model.tokenizer import Tokenizer
 from minivllm.sampling_params import SamplingParams
 from minivllm.speculative_config import SpeculativeConfig
+from minivllm.trace.events import HardwareShape
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.tee import Sink
 from minivllm.validation import shown
@@ -94,10 +97,18 @@ def create_engine(args: EngineArgs, sinks: Iterable[Sink] = ()) -> Engine:
             **executor.settings_told,
             **_speculation_words(args),
         },
+        hardware=_hardware(executor) if recorder is not None else None,
         pages=pages_of(executor),
         speculation=make_speculation(args, executor),
         async_scheduling=args.async_scheduling,
     )
+
+
+def _hardware(executor: TorchExecutor | DistributedExecutor) -> HardwareShape | None:
+    """On what it computes; None for ranks, which share one machine or have several."""
+    if not isinstance(executor, TorchExecutor):
+        return None
+    return own_hardware(executor.device.type, executor.model_shape.dtype)
 
 
 def make_speculation(args: EngineArgs, executor: TorchExecutor | DistributedExecutor) -> Speculation | None:
@@ -120,7 +131,8 @@ def make_speculation(args: EngineArgs, executor: TorchExecutor | DistributedExec
     else:
         assert config.prompt_lookup_min is not None and config.prompt_lookup_max is not None
         proposer = NgramProposer(config.prompt_lookup_min, config.prompt_lookup_max)
-    return Speculation(proposer, config.num_speculative_tokens, config.disable_by_batch_size)
+    most = config.disable_by_batch_size
+    return Speculation(proposer, config.num_speculative_tokens, most, DraftLength() if most is None else None)
 
 
 def load_executor(args: EngineArgs) -> TorchExecutor | DistributedExecutor:

@@ -57,7 +57,7 @@ from minivllm.outputs import RequestOutput
 from minivllm.sampling_params import BeamSearchParams, SamplingParams, in_sampling_params
 from minivllm.scheduling.plan import NextToken, Sampled, StepPlan, fill_pending
 from minivllm.scheduling.policy import PolicyError, SchedulingPolicy
-from minivllm.trace.events import ModelShape, RequestRefused, StepFinished
+from minivllm.trace.events import HardwareShape, ModelShape, RequestRefused, StepFinished
 from minivllm.trace.held_events import HeldEvents
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.replay import EngineSnapshot
@@ -109,6 +109,7 @@ class Engine:
         sinks: what else takes every event, beside the recorder.
         model_shape: the model's numbers, for the trace's header.
         settings: any other settings worth showing in the trace's header.
+        hardware: on what the executor computes, for the same header.
         clock: seconds; another clock makes a simulation of it.
         sleep: lets so many seconds pass on that clock, when a policy would rather wait for more requests.
         policy: in which order requests are scheduled; the one that `config` names, if None.
@@ -140,6 +141,7 @@ class Engine:
         sinks: Iterable[Sink] = (),
         model_shape: ModelShape | None = None,
         settings: Mapping[str, Any] | None = None,
+        hardware: HardwareShape | None = None,
         clock: Callable[[], float] = perf_counter,
         sleep: Callable[[float], None] = sleep,
         policy: SchedulingPolicy | None = None,
@@ -181,7 +183,8 @@ class Engine:
             kind = "wall" if clock is perf_counter else "virtual"
             # Addresses may be more than there is memory: the trace counts what has a number.
             num_blocks = len(self.cache.pool.ref_counts)
-            emit(make_header(config, num_blocks, model_shape, settings or {}, clock=kind))
+            told = settings or {}
+            emit(make_header(config, num_blocks, model_shape, told, clock=kind, hardware=hardware))
             self.core.epoch = clock()
 
     def _choose_runs(self, executor: Executor, is_async: bool, overlap_stages: bool) -> None:
@@ -504,6 +507,7 @@ class Engine:
     def _launch(self, flight: Flight) -> None:
         try:
             if self.speculation:
+                flight.drafting = self._clock()
                 flight.plan, flight.laws = self.speculation.complete(
                     flight.plan, self.core.state.sequences, self.requests
                 )
@@ -533,6 +537,9 @@ class Engine:
             self._give_up(error)
             raise
         sampled = self._clock()
+        if self.speculation and self._max_in_flight == 1:  # else a step's time is not its own
+            drafting = flight.launched - flight.drafting
+            self.speculation.note(flight.plan, sample.slots, sampled - flight.launched, drafting)
         following = self._flights[1] if len(self._flights) > 1 else None
         if following is not None and self.core.runs_ahead:
             fill_pending(following.plan, tokens_of(sample))

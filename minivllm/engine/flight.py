@@ -18,6 +18,7 @@ class Flight:
 
     Attributes:
         began, planned: when it was begun to be made, and when it was made.
+        drafting: when its drafts were begun to be made.
         launched: when the executor got it.
         laws: what its drafts were drawn from (`speculation.py`).
     """
@@ -25,5 +26,6 @@ class Flight:
     plan: StepPlan
     began: float
     planned: float
+    drafting: float = 0.0
     launched: float = 0.0
     laws: Mapping[int, Sequence[Any]] = field(default_factory=dict)

@@ -6,9 +6,11 @@
 
 A sequence that decodes may have drafts, and so may every output of a request with several. While a prompt or
 a preempted request catches up there is nothing to guess. Drafts take what is left of the step's budget when
-every running sequence has its token; more sequences than `disable_by_batch_size` get none, because the
-processor has enough to do with them. Drafts that a structure does not allow are cut off before they cost
-anything.
+every running sequence has its token. How many are worth their price is measured (`draft_length.py`): in a
+large batch the processor has enough to do without them, and where guesses are mostly wrong they do not pay,
+either. Who sets `disable_by_batch_size` decides it instead. What a draft model draws at random is left alone
+by measured times: there the number of drafts would decide which token is drawn. Drafts that a structure does
+not allow are cut off before they cost anything.
 
 Read next: `minivllm/decoding/speculation/proposer.py`.
 """
@@ -16,13 +18,16 @@ Read next: `minivllm/decoding/speculation/proposer.py`.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from minivllm.decoding.speculation.draft_length import DraftLength
 from minivllm.decoding.speculation.proposer import UNKNOWN, Completed, Proposer
 from minivllm.scheduling.request import NO_DRAFTS, Sequence
 
 if TYPE_CHECKING:
+    from minivllm.decoding.parallel_sampling import SampleSlot
     from minivllm.decoding.structured.progress import Progress
     from minivllm.engine.core import EngineCore
     from minivllm.engine.request_state import RequestState
@@ -37,12 +42,20 @@ class Speculation:
         proposer: where drafts come from.
         num_tokens: most drafts of one sequence in one step.
         max_sequences: with more running sequences than that there are no drafts; None sets no limit.
+        length: measures how many are worth it; None takes as many as there may be.
     """
 
-    def __init__(self, proposer: Proposer, num_tokens: int, max_sequences: int | None = None) -> None:
+    def __init__(
+        self,
+        proposer: Proposer,
+        num_tokens: int,
+        max_sequences: int | None = None,
+        length: DraftLength | None = None,
+    ) -> None:
         self.proposer = proposer
         self.num_tokens = num_tokens
         self.max_sequences = max_sequences
+        self.length = length
 
     def propose(self, core: EngineCore, requests: Mapping[str, RequestState]) -> None:
         """Give drafts to the sequences that will decode in the next step, if they run on."""
@@ -51,6 +64,9 @@ class Speculation:
         room = core.config.max_num_batched_tokens - num_sequences
         if self.max_sequences is not None and num_sequences > self.max_sequences:
             room = 0
+        worth_it = self.num_tokens
+        if self.length is not None and num_sequences:
+            worth_it = self.length.choose(num_sequences, self.num_tokens)
         self.proposer.forget_others(core.state.sequences)
         for request in running.values():
             sampling = requests[request.request_id].sampling
@@ -67,7 +83,11 @@ class Speculation:
                 missing = request.max_total_tokens - len(sequence.token_ids) - 1
                 if output is None or missing <= 0:
                     continue
-                drafts = self.proposer.propose(sequence, min(self.num_tokens, room, missing))
+                is_drawn = self.proposer.draws_by_law and not output.sampling.is_greedy
+                limit = min(self.num_tokens if is_drawn else worth_it, room, missing)
+                if not limit:
+                    continue
+                drafts = self.proposer.propose(sequence, limit)
                 if output.sampling.structure and drafts and drafts[0] != UNKNOWN:
                     drafts = _allowed(drafts, output.sampling.structure)
                 sequence.draft_token_ids = drafts
@@ -84,6 +104,19 @@ class Speculation:
                 assert sampling is not None, "beams have no drafts"
                 states[item.seq_id] = sampling.by_sequence[item.seq_id].sampling
         return self.proposer.complete(plan, sequences, states)
+
+    def note(self, plan: StepPlan, slots: Iterable[SampleSlot], seconds: float, draft_seconds: float) -> None:
+        """A step is over: what became of its drafts, and how long it took without them and for them."""
+        if self.length is None:
+            return
+        tokens = Counter(slot.parent.seq_id for slot in slots)
+        longest = num_rows = 0
+        for item in plan.scheduled:
+            if (count := item.num_draft_tokens) and tokens[item.seq_id]:
+                self.length.note_drafts(count, tokens[item.seq_id] - 1)
+            longest, num_rows = max(longest, count), num_rows + count + 1
+        if num_rows == plan.total_num_scheduled_tokens:  # no chunk of a prompt was computed with them
+            self.length.note_step(num_rows, seconds, draft_seconds / longest if longest else 0.0)
 
     def texts(self, plan: StepPlan, tokenizer: Tokenizer | None) -> dict[int, tuple[str, ...]]:
         """The texts of all drafts of a plan, for the trace."""

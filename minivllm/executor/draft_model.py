@@ -84,6 +84,8 @@ class DraftModel:
             only be accepted or not, but what is drawn depends on the law that a draft was drawn from.
     """
 
+    draws_by_law = True
+
     def __init__(
         self,
         decoder: Decoder,

@@ -216,7 +216,7 @@ class ReplicaProcess:
                 child_command("-m", MODULE, str(its.fileno())),
                 env=python_variables(**self._variables),
                 stdin=subprocess.DEVNULL,
-                pass_fds=[its.fileno()],
+                pass_fds=[its.fileno()],  # no other process has it, so its end is seen at once
                 start_new_session=True,
             )
             self._connection = ours
@@ -234,7 +234,7 @@ class ReplicaProcess:
         if isinstance(message, Answer):
             with self._lock:
                 asked = self._asked.pop(message.number, None)
-            if asked:
+            if asked and asked.set_running_or_notify_cancel():
                 asked.set_result(message)
         elif isinstance(message, Failed):
             self._listener.on_failure(message)
@@ -262,6 +262,7 @@ class ReplicaProcess:
         error = EngineDeadError(words)
         self._process = None
         for answer in asked.values():
-            answer.set_exception(error)
+            if answer.set_running_or_notify_cancel():
+                answer.set_exception(error)
         self._listener.on_death(self.index, life, error)
         return has_served, words

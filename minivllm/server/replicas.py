@@ -38,7 +38,7 @@ from minivllm.engine.prompts import Prompt, tokenize_prompt
 from minivllm.model.tokenizer import Tokenizer
 from minivllm.outputs import RequestOutput
 from minivllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams, in_sampling_params
-from minivllm.scheduling.router import Router, make_router
+from minivllm.scheduling.router import ROUND_ROBIN, Router, make_router
 from minivllm.server.engine_report import EngineReport
 from minivllm.server.engine_thread import EngineDeadError
 from minivllm.server.replica_messages import (
@@ -97,7 +97,7 @@ class Replicas:
         ValueError: a setting that cannot work, or what kept a replica from starting, in its own words.
     """
 
-    def __init__(self, args: EngineArgs, router: str = "round-robin") -> None:
+    def __init__(self, args: EngineArgs, router: str = ROUND_ROBIN) -> None:
         self._router: Router = make_router(router)
         self.tokenizer: Tokenizer | None = load_tokenizer(args)
         self.default_params: SamplingParams = default_sampling_params(args, load_generation_config(args))

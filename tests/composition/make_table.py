@@ -16,10 +16,13 @@ all of them every night.
 | word | what it means |
 |---|---|
 | same | each request has the very tokens of its run alone |
+| law | the same, but for what is drawn beside a draft model: from the same law, as another draw |
 | refused | asking for both is an error that names one of them |
 | either | both set the same thing, so only one of them can be asked for |
 
-All on the backend `numba-cpu` in float32, unless the feature is another backend or type.
+All on the backend `numba-cpu` in float32, unless the feature is another backend or type. What is stored or
+computed in other numbers (quantised weights, caches of 8 bits) is compared with the run alone in them; several
+ranks with one that sums in as many parts; everything else, drafts among it, with the plain engine.
 """
 
 

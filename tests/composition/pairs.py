@@ -10,6 +10,7 @@ Anything else, a token or an error that names neither, is a fault of the engine.
 
 from __future__ import annotations
 
+import atexit
 import random
 import tempfile
 from functools import cache
@@ -29,6 +30,7 @@ from tests.composition.features import ARITHMETIC, BASE, CHECKPOINTS, DRAFT, FEA
 from tests.executor.distributed.thread_ranks import start_threads
 
 PAIRS = [(a, b) for a, b in combinations_with_replacement(FEATURES, 2) if a is not b]
+RANKS = ("tensor_parallel_size", "pipeline_parallel_size")
 COMMON = {"temperature": 0, "max_tokens": 9, "ignore_eos": True}
 Request = tuple[str, list[int], SamplingParams]
 Tokens = list[list[int]]
@@ -44,15 +46,15 @@ def merged(*some: dict[str, Any]) -> dict[str, Any] | None:
     return whole
 
 
-def try_pair(first: Feature, second: Feature, seed: int = 0) -> str:
+def try_pair(first: Feature, second: Feature) -> str:
     """The word for two features. `AssertionError` if tokens differ, or an error names neither."""
     settings, params = merged(first.settings, second.settings), merged(first.params, second.params)
     if settings is None or params is None:
         return "either"
-    requests = make_requests([{}, first.params, second.params, params], seed)
     is_redrawn = settings.get("speculative_config") == DRAFT
-    redrawn = [name for name, _, own in requests if is_redrawn and own.temperature > 0]
     try:
+        requests = make_requests([{}, first.params, second.params, params], first.name + second.name)
+        redrawn = [name for name, _, own in requests if is_redrawn and own.temperature > 0]
         together = run_together(settings, requests, redrawn)
     except ValueError as error:
         names = {
@@ -63,7 +65,9 @@ def try_pair(first: Feature, second: Feature, seed: int = 0) -> str:
         }
         assert any(name in str(error) for name in names), f"an error that names neither feature: {error}"
         return "refused"
-    plain = plain_engine(tuple((key, settings[key]) for key in ARITHMETIC if key in settings))
+    plain = plain_engine(
+        tuple((key, settings[key]) for key in ARITHMETIC if key in settings) + parts(settings)
+    )
     for request in requests:
         if (name := request[0]) not in redrawn:
             alone, found = _run_once(plain, [request])[name], together[name]
@@ -71,6 +75,11 @@ def try_pair(first: Feature, second: Feature, seed: int = 0) -> str:
                 f"request {name} of {first.name} with {second.name}: {found}, alone {alone}"
             )
     return "law" if redrawn else "same"
+
+
+def parts(settings: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Ranks sum in parts, and one rank that computes the same parts has the same sums."""
+    return (("reduction_parts", 2),) if any(name in settings for name in RANKS) else ()
 
 
 def args(settings: dict[str, Any]) -> EngineArgs:
@@ -98,10 +107,12 @@ def checkpoint(method: str) -> Path:
 @cache
 def plain_engine(settings: tuple[tuple[str, Any], ...]) -> Engine:
     """What requests run alone on, one after another: nothing is left of one for the next."""
-    return create_engine(args(dict(settings)))
+    engine = create_engine(args(dict(settings)))
+    atexit.register(engine.close)
+    return engine
 
 
-def make_requests(kinds: list[dict[str, Any]], seed: int) -> list[Request]:
+def make_requests(kinds: list[dict[str, Any]], seed: str) -> list[Request]:
     """A request of each kind, and one more: prompts that begin alike, of random lengths."""
     rng = random.Random(seed)
     shared = [rng.randrange(10, 4000) for _ in range(20)]

@@ -99,6 +99,8 @@ def test_generate_continues_a_prompt(tmp_path, here):
         (("generate", "x", "--temperature", "-1"), "temperature must be"),
         (("trace", "summary", "nothing.jsonl"), "nothing.jsonl cannot be read"),
         (("trace", "export", "nothing.jsonl"), "--perfetto"),
+        (("trace", "query", "SELECT 1"), "a statement and a trace are needed"),
+        (("trace", "query", "SELECT 1", "nothing.jsonl"), "nothing.jsonl cannot be read"),
         (("dashboard", "nothing.jsonl"), "nothing.jsonl cannot be read"),
         (("demo", "--headless", "--out", "file/out"), "cannot write to"),
         (("demo", "--port", "0"), "port"),

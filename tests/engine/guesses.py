@@ -13,6 +13,8 @@ from tests.engine.fakes import VOCAB_SIZE, next_token
 class Guesser:
     """Right as often as `accuracy` says. Drafts that are `is_late` are known only when there is a plan."""
 
+    draws_by_law = False
+
     def __init__(self, seed=0, accuracy=0.7, is_late=False):
         self.random, self.accuracy, self.is_late = Random(seed), accuracy, is_late
         self.num_proposed = 0
@@ -49,6 +51,6 @@ class Guesser:
         pass
 
 
-def guessing(seed=0, num_tokens=3, max_sequences=None, **how):
+def guessing(seed=0, num_tokens=3, max_sequences=None, length=None, **how):
     """A `Speculation` for `make_engine`."""
-    return Speculation(Guesser(seed, **how), num_tokens, max_sequences)
+    return Speculation(Guesser(seed, **how), num_tokens, max_sequences, length)

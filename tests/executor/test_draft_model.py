@@ -42,7 +42,16 @@ def random_decoder(seed):
 TARGET, OTHER = random_decoder(1), random_decoder(2)
 
 
-def make_engine(draft=None, block_size=4, num_blocks=64, num_host_blocks=0, num_tokens=3, sinks=(), **limits):
+def make_engine(
+    draft=None,
+    block_size=4,
+    num_blocks=64,
+    num_host_blocks=0,
+    num_tokens=3,
+    sinks=(),
+    async_scheduling=False,
+    **limits,
+):
     kind = block_size, torch.float64, CPU
 
     def storage(count):
@@ -60,6 +69,7 @@ def make_engine(draft=None, block_size=4, num_blocks=64, num_host_blocks=0, num_
         vocab_size=CONFIG.vocab_size,
         speculation=speculation,
         sinks=sinks,
+        async_scheduling=async_scheduling,
     )
 
 

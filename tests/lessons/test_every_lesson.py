@@ -267,6 +267,7 @@ def test_the_text_names_the_commands_of_its_own_lesson(name):
 def test_the_walkthrough_runs_and_writes_its_traces(name, tmp_path, monkeypatch, capsys):
     lesson = LESSONS[name]
     monkeypatch.setenv("MINIVLLM_LESSON_TRACES", str(tmp_path))
+    monkeypatch.setenv("MINIVLLM_LESSON_TIMES", "1")
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(lesson.walkthrough), run_name="__main__")
     assert len(capsys.readouterr().out.splitlines()) > 5

@@ -128,6 +128,23 @@ def test_without_its_generator_it_is_said_what_to_install(monkeypatch, tmp_path)
     assert not (tmp_path / "site").exists()
 
 
+def test_a_book_with_a_fault_is_not_written(monkeypatch, traces, tmp_path):
+    monkeypatch.setattr(site, "check_installed", lambda: None)
+    monkeypatch.setattr(site, "_run_sphinx", lambda source, out, language: None)
+    monkeypatch.setattr("viz.book.pictures.SAMPLES", ())
+    (tmp_path / "site").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(site, "broken_links", lambda folder: ["en/index.html: 'x': there is no such file"])
+        with pytest.raises(ValueError, match="broken links"):
+            site.make_book(tmp_path / "site", [LESSON], traces, lambda line: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(site, "broken_links", lambda folder: [])
+        patch.setattr(site, "MOST_BYTES", 1000)
+        with pytest.raises(ValueError, match="may have 1,000"):
+            site.make_book(tmp_path / "site", [LESSON], traces, lambda line: None)
+    assert not any((tmp_path / "site").iterdir())
+
+
 # ── in a notebook ─────────────────────────────────────────────────────────────────────────────────────────
 
 

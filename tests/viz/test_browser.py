@@ -196,9 +196,9 @@ def test_keys_with_the_slider_in_focus_move_once(page, player):
 def test_buttons(player, scenes):
     last = scenes[0].num_steps - 1
     for name, step in (
-        ("Forward one step", 1),
+        ("+1: forward one step", 1),
         ("Last", last),
-        ("Back one step", last - 1),
+        ("−1: back one step", last - 1),
         ("First", 0),
         ("third step", 3),
     ):

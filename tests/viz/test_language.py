@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests import patience
 from tests.viz.test_browser import expect
 from tests.viz.test_kernel_pages import open_page
 from tests.viz.trace_factory import WORDS
-from viz import language, player, texts
+from viz import jobs, language, player, texts
 from viz.backends.html import to_html
 from viz.figures.kernel_lanes import draw_banks
 from viz.language import N_, _, current, ngettext, speak, speaking
@@ -208,6 +209,21 @@ def test_the_player_gets_its_words_from_python():
         to_html("t", [a_scene()], language="de")
 
 
+def test_work_in_another_thread_speaks_as_the_page_that_asked_for_it():
+    done = threading.Event()
+
+    def work(job):
+        done.set()
+        return current()
+
+    with speaking("zh"):
+        job = jobs.start("a test of languages", work)
+    assert done.wait(patience.SECONDS)
+    while job.is_running:
+        done.wait(0.01)
+    assert job.result == "zh"
+
+
 def test_a_picture_that_is_kept_is_kept_for_each_language():
     told = []
     for name in ("en", "zh", "en"):
@@ -232,6 +248,8 @@ def test_texts_are_found_where_they_are_said():
     for wrong in ('_(f"{count} blocks")', '_("one " + name)', '_("%s" % name)'):
         with pytest.raises(ValueError, match="py:1: fill a text in after"):
             list(texts.texts_of(wrong, "a.py"))
+    with pytest.raises(ValueError, match="py:1: each of two texts"):
+        list(texts.texts_of('_("one" if is_one else "two")', "a.py"))
 
 
 def test_a_translation_has_the_placeholders_and_the_code_of_its_text():

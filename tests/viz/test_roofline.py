@@ -131,7 +131,7 @@ def test_captions_say_what_limits_a_step_and_when_the_device_cannot_be_its_own()
         "320 GFLOP/s, 32% of the 1 TFLOP/s that arithmetic allows."
     )
     assert "4 GFLOP/s, 10% of the 40 GFLOP/s that memory allows." in told[1]
-    assert told[2].endswith("above the roof: this cannot be the device of this run.")
+    assert told[2].endswith("or this is not the device of this run.")
     assert all("allows" not in caption for caption in roofline_captions(timeline, work, None))
 
 

@@ -96,3 +96,14 @@ def test_a_page_of_the_dashboard_is_taken_along_and_plays_without_it(page, serve
     page.keyboard.press("Home")
     page.keyboard.press("ArrowRight")
     page.locator(".count", has_text="step 1 of").wait_for()
+
+
+def test_a_film_is_made_of_the_steps_that_were_asked_for(page, server, sharing_file, tmp_path):
+    page.goto(f"http://{server.rpartition('//')[2]}/prefix_tree?trace={quote(str(sharing_file))}")
+    page.get_by_role("button", name="Take it with you").click()
+    page.get_by_label("To step").fill("2")
+    page.get_by_label("To step").press("Enter")
+    page.get_by_text("3 pictures, about").wait_for()
+    name, content = saved(page, page.get_by_role("button", name="A film"))
+    film = Image.open(io.BytesIO(content))
+    assert name == "minivllm-prefixes.gif" and film.n_frames == 3

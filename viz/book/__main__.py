@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lessons.catalogue import find_lesson, lessons
-from minivllm.files import check_new_folder
+from minivllm.files import CannotWrite, check_new_folder
 from viz.book.site import make_book
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the book; 2 if that cannot be."""
+    """Write the book; 1 if there is no room for it, 2 if it cannot be made."""
     parser = argparse.ArgumentParser(
         prog="minivllm book",
         description="Write lessons, glossary and figures as one static site, with every picture playing.",
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         size = make_book(out, chosen, given.traces)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, CannotWrite) else 2
     print(f"Wrote {out / 'index.html'} ({size / 1e6:.1f} MB): open it, or put the folder on any static host.")
     return 0
 

@@ -17,11 +17,11 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from shutil import copyfile
+from shutil import copyfile, copytree
 
 from lessons.catalogue import Lesson
 from lessons.walkthroughs import ENVIRONMENT
-from minivllm.files import write_file
+from minivllm.files import CannotWrite, reason
 from minivllm.processes import child_command, python_variables
 from viz.backends.html import write_player
 from viz.book import texts
@@ -81,9 +81,11 @@ def make_book(
 
     Raises:
         ValueError: a generator is missing, a walkthrough fails, a link leads nowhere, or it is too large.
+        CannotWrite: the site is whole, and there is no room for it.
     """
     check_installed()
     with tempfile.TemporaryDirectory(prefix="minivllm-book-") as folder:
+        site = Path(folder) / "site"
         if traces is None:
             traces = Path(folder) / "traces"
             for lesson in lessons:
@@ -91,17 +93,27 @@ def make_book(
                 _walk(lesson, traces)
         for language in LANGUAGES:
             source = Path(folder) / language
-            pictures = out / language / "pictures"
+            pictures = site / language / "pictures"
             pictures.mkdir(parents=True)
             write_player(pictures)
             _write_sources(source, pictures, lessons, traces, language, tell)
             tell(f"{LANGUAGES[language]}: {len(list(pictures.glob('*.html')))} pictures play; Sphinx runs")
-            _run_sphinx(source, out / language, language)
-    write_file(out / "index.html", FRONT, "out")
-    write_file(out / ".nojekyll", "", "out")  # GitHub Pages leaves folders out that begin with "_"
-    if faults := broken_links(out):
+            _run_sphinx(source, site / language, language)
+        (site / "index.html").write_text(FRONT, encoding="utf-8")
+        (site / ".nojekyll").touch()  # GitHub Pages leaves folders out that begin with "_"
+        size = _checked(site)
+        try:
+            copytree(site, out, dirs_exist_ok=True)
+        except OSError as error:  # a list of them is one, too
+            raise CannotWrite(f"out: cannot write to {out}: {reason(error)}") from error
+    return size
+
+
+def _checked(site: Path) -> int:
+    """How many bytes it has. Raises `ValueError` if a link leads nowhere, or it is too large."""
+    if faults := broken_links(site):
         raise ValueError("the book has broken links:\n" + "\n".join(faults[:20]))
-    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in site.rglob("*") if path.is_file())
     if size > MOST_BYTES:
         raise ValueError(f"the book has {size:,} bytes, and may have {MOST_BYTES:,}")
     return size

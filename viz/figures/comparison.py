@@ -25,7 +25,7 @@ from typing import NamedTuple
 from minivllm.trace.timeline import Phase, Span, Timeline
 from viz.figures.batch_composition import queues_in_words, stack, tokens_in_words
 from viz.figures.captions import captions
-from viz.figures.common import WASTE, WIDE, Name, hatch, names_of_requests, swatches
+from viz.figures.common import WASTE, WIDE, Name, hatch, names_of_requests, second_series, swatches
 from viz.figures.moments import Moment, merge
 from viz.figures.scheduler_gantt import SIGNS, draw_span, legend_entries
 from viz.figures.time_axis import TimeScale, time_axis_labels
@@ -157,11 +157,14 @@ class _Picture:
         scene.text(LEFT - 6, floor + 3, "0", size=12, fill="muted", anchor="end")
         time_axis_labels(scene, scale, floor + 20)
         scene.height = floor + 28
+        if deeper := second_series(names[request] for request in requests):
+            scene.text(LEFT, floor + 40, deeper, size=13, fill="muted")
+            scene.height += 20
         if more := len(names) - len(requests):
             words = _("The first {drawn} of {all:,} requests are drawn; {more:,} are not.").format(
                 drawn=MOST_ROWS, all=len(names), more=more
             )
-            scene.text(LEFT, floor + 40, words, size=13, fill="muted")
+            scene.text(LEFT, scene.height + 12, words, size=13, fill="muted")
             scene.height += 20
         self.veil = scene.rect(LEFT, top, 0, floor - top, fill="page", opacity=0.62)
         self.column = scene.rect(

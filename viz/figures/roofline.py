@@ -135,7 +135,9 @@ def _in_words(part: PhaseWork, roof: Roof | None) -> str:
         words = _("{told}, {share:.0%} of the {speed}FLOP/s that memory allows")
     words = words.format(told=told, share=share, speed=engineering(attainable))
     if share > 1.05:
-        words = _("{words}, above the roof: this cannot be the device of this run").format(words=words)
+        words = _(
+            "{words}, above the roof: what it read lay in a cache, or this is not the device of this run"
+        ).format(words=words)
     return _("{sentence}.").format(sentence=words)
 
 

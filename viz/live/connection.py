@@ -17,6 +17,7 @@ import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from contextvars import copy_context
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from time import monotonic
 from typing import NamedTuple
@@ -102,7 +103,9 @@ class Connection:
         self._closed = threading.Event()
         self._http: HTTPConnection | None = None
         self._socket: socket.socket | None = None
-        threading.Thread(target=self._run, name="minivllm-live", daemon=True).start()
+        # It speaks as the page that connected.
+        run = copy_context().run
+        threading.Thread(target=run, args=(self._run,), name="minivllm-live", daemon=True).start()
 
     @property
     def shown(self) -> LiveWindow | None:

@@ -9,7 +9,7 @@ import streamlit as st
 
 from viz import figures, stage
 from viz.about import about
-from viz.figures.common import MARKS, names_of
+from viz.figures.common import MARKS, names_of, second_series
 from viz.figures.selected_tables import most_interesting_request
 from viz.language import N_, _, sentences
 from viz.loading import Run
@@ -44,11 +44,14 @@ def page(run: Run) -> None:
 
     stage.show(run, "kv", lambda: figures.kv_pictures(run.timeline, request), selected=request)
     signs = _(", ").join(f"**{MARKS[name].sign}** {MARKS[name].words}" for name in _marks_of(run))
-    st.caption(
+    told = [
         _("{signs}; red outline: a block of the selected request. Click a block for its history.").format(
             signs=signs
-        )
-    )
+        ),
+        _("In a block table the large number is the physical block, the small one the logical block."),
+        second_series(names_of(run.timeline).values()),
+    ]
+    st.caption(sentences(words for words in told if words))
 
 
 def _what_else(run: Run) -> list[str]:

@@ -59,7 +59,7 @@ POLICY_WORDS = {
     "shortest-remaining": N_("shortest-remaining: the least work first"),
     "shortest-remaining-oracle": N_("shortest-remaining-oracle: the same, knowing the lengths"),
     "tail": N_("tail: those nearly done sit out while others are admitted"),
-    "waiting-served-ratio": N_("waiting-served-ratio: prompts are held back until many wait"),
+    "waiting-served-ratio": N_("waiting-served-ratio: prompts wait until there are many of them"),
     "prefill-first": N_("prefill-first: prompts before decodes"),
     "decode-first": N_("decode-first: nobody is admitted while others decode"),
     "chunked": N_("chunked: decodes first, prompts fill the rest"),

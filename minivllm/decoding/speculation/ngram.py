@@ -36,6 +36,8 @@ class NgramProposer:
         min_n, max_n: tokens that must be, and that are at most, compared.
     """
 
+    draws_by_law = False
+
     def __init__(self, min_n: int, max_n: int) -> None:
         self.min_n = min_n
         self.max_n = max_n

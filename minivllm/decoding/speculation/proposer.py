@@ -35,6 +35,9 @@ class Completed(NamedTuple):
 class Proposer(Protocol):
     """Proposes drafts. It may be wrong, but never ask for more than it is allowed."""
 
+    draws_by_law: bool
+    """Are drafts of requests that draw drawn, too? Then how many there are decides what is drawn."""
+
     def propose(self, sequence: TokenSequence, limit: int) -> array[int]:
         """At most `limit` tokens that may follow those of `sequence`, or `UNKNOWN` for each."""
         ...

@@ -56,6 +56,7 @@ HARDWARE_HELP = "a100-40gb, a100-80gb, h100, h200, l4, cpu, or a card (.json)."
 MODEL_HELP = "opt-13b|66b|175b, llama-2-7b|13b|70b, llama-3-8b|70b, tiny, a folder, or a card (.json)."
 WORKLOAD_HELP = "sharegpt, alpaca, fixed:IN,OUT, uniform:A-B,C-D, shared:PREFIX, chat, FILE.jsonl."
 USERS_HELP = "A closed loop of so many users, each with one request at a time."
+SPECULATIVE_HELP = "Guess ahead: acceptance=0.7,tokens=4; cost=0.05: of a draft, in steps without drafts."
 DECODE_HELP = "int8 or int4: weights kept a second time, for steps that only decode."
 
 
@@ -74,6 +75,7 @@ def simulate(
     tensor_parallel_size: Annotated[int, typer.Option(help="Devices that share each layer.")] = 1,
     pipeline_parallel_size: Annotated[int, typer.Option(help="Devices that share the layers.")] = 1,
     decode_weight_dtype: Annotated[str | None, typer.Option(help=DECODE_HELP)] = None,
+    speculative: Annotated[str | None, typer.Option(help=SPECULATIVE_HELP)] = None,
     trace: Annotated[Path | None, typer.Option(help="Record the first replica in this file.")] = None,
     trace_steps: Annotated[int, typer.Option(help="Record so many steps of it.")] = 5000,
     json: Annotated[Path | None, typer.Option("--json", help="Also write everything to this file.")] = None,
@@ -96,6 +98,7 @@ def simulate(
         tensor_parallel_size=tensor_parallel_size,
         pipeline_parallel_size=pipeline_parallel_size,
         decode_weight_dtype=decode_weight_dtype,
+        speculative=speculative,
         **engine_settings,
     )
     config = setting.scheduler_config()
@@ -111,15 +114,19 @@ def simulate(
     )
     recorder = Recorder(trace, max_steps=trace_steps) if trace else None
     metrics, real_seconds = play(setting, load, recorder, console := Console())
-    if not metrics.num_finished:
-        raise ValueError(
-            f"no request of the workload {workload!r} can ever be served: {metrics.first_refusal}"
-        )
+    _check_served(metrics, workload)
     print_run(setting, config, metrics, real_seconds, console)
     if json is not None:
         write_json(json, as_data(setting, metrics, real_seconds), console)
     if trace:
         console.print(Text.assemble("To look at it: ", (f"minivllm dashboard {trace}", "bold")))
+
+
+def _check_served(metrics: Metrics, workload: str) -> None:
+    if not metrics.num_finished:
+        raise ValueError(
+            f"no request of the workload {workload!r} can ever be served: {metrics.first_refusal}"
+        )
 
 
 def play(
@@ -191,6 +198,9 @@ def facts(metrics: Metrics) -> list[tuple[str, str]]:
     if metrics.cached_tokens:
         share = metrics.cached_tokens / metrics.prompt_tokens
         rows.append(("found in the prefix cache", f"{share:.0%} of all prompt tokens"))
+    if metrics.draft_tokens:
+        share = metrics.accepted_tokens / metrics.draft_tokens
+        rows.append(("drafts", f"{metrics.draft_tokens:,}, of which {share:.0%} were accepted"))
     if metrics.padding_tokens:
         rows.append(("padding", f"{metrics.padding_share:.0%} of all tokens that were computed"))
     return rows

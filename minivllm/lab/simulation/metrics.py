@@ -100,6 +100,8 @@ class Metrics:
     output_tokens: int = 0
     computed_tokens: int = 0
     padding_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
     busy_seconds: float = 0.0
     running_seconds: float = 0.0
     scheduled_seconds: float = 0.0

@@ -20,6 +20,7 @@ from minivllm.engine.core import EngineCore
 from minivllm.engine.snapshot import make_header
 from minivllm.executor.simulated_executor import SAMPLED_TOKEN, SimulatedExecutor, StepCost, VirtualClock
 from minivllm.lab.simulation.metrics import Metrics
+from minivllm.lab.simulation.speculative import Guesses
 from minivllm.lab.workloads.workload import WorkloadRequest
 from minivllm.scheduling.plan import NextToken, Sampled, StepPlan
 from minivllm.scheduling.policy import Pause, SchedulingPolicy
@@ -55,6 +56,7 @@ class Replica:
         metrics: where it counts; replicas may share it.
         recorder: where events go; None records nothing.
         policy: in which order requests are scheduled; the one that `config` names, if None.
+        guesses: drafts, so that a step may give several tokens of a sequence; None guesses nothing.
         model_shape, hardware: for the trace's header.
     """
 
@@ -67,12 +69,14 @@ class Replica:
         recorder: Recorder | None = None,
         clock: VirtualClock | None = None,
         policy: SchedulingPolicy | None = None,
+        guesses: Guesses | None = None,
         model_shape: ModelShape | None = None,
         hardware: HardwareShape | None = None,
     ) -> None:
         self.config = config
         self.metrics = metrics if metrics is not None else Metrics()
         self.clock = clock if clock is not None else VirtualClock()
+        self.guesses = guesses
         self.executor = SimulatedExecutor(cost_model, self.clock)
         self._recorder = recorder
         self._emit = recorder.emit if recorder else None
@@ -134,12 +138,15 @@ class Replica:
         if not self.served:
             return None
         now = self.clock.now
+        if self.guesses:
+            self.guesses.propose(self.core, self.served)
         plan = self.core.plan_step(now)
         if isinstance(plan, Pause):
             return plan.until
         assert plan is not None, "there are unfinished requests"
         self._began, self.plan = now, plan
-        return now + self.executor.seconds(plan)
+        guessing = self.guesses.seconds(plan, self.executor.cost_model) if self.guesses else 0.0
+        return now + guessing + self.executor.seconds(plan)
 
     def finish(self) -> list[WorkloadRequest]:
         """The step that was begun is over at the clock's time. Returns the requests that are served."""
@@ -159,7 +166,7 @@ class Replica:
         return [served.queued for served in done]
 
     def _sample(self, plan: StepPlan, now: float) -> list[NextToken]:
-        """A token for each sequence that has been computed to its end."""
+        """A token for each sequence that has been computed to its end, and one for each right draft."""
         tokens: list[NextToken] = []
         make_token = NextToken._make  # half the price of naming the fields, a million times
         in_a_row = 0  # those that got a token in the step before, too: the same latency for all of them
@@ -171,7 +178,15 @@ class Replica:
                 self.metrics.queue_time.add(self._began - served.queued.arrival_seconds)
             if not item.num_logits:
                 continue
-            finish = LENGTH if len(served.sequence.token_ids) + 1 == served.wanted else None
+            missing = served.wanted - len(served.sequence.token_ids)
+            if item.num_draft_tokens and self.guesses:
+                accepted = self.guesses.num_accepted(item)
+                self.metrics.draft_tokens += item.num_draft_tokens
+                self.metrics.accepted_tokens += accepted
+                self.metrics.inter_token.add(0.0, accepted)  # they come with the one before
+                missing -= accepted
+                tokens += [make_token((item.seq_id, SAMPLED_TOKEN, "", False, None, None))] * accepted
+            finish = LENGTH if missing == 1 else None
             tokens.append(make_token((item.seq_id, SAMPLED_TOKEN, "", False, finish, None)))
             if served.last_token == before:
                 in_a_row += 1

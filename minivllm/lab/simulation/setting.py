@@ -16,6 +16,7 @@ from minivllm.lab.simulation.cluster import Cluster
 from minivllm.lab.simulation.cost_model import CostModel
 from minivllm.lab.simulation.metrics import Metrics
 from minivllm.lab.simulation.replica import Replica
+from minivllm.lab.simulation.speculative import Guesses, Speculative
 from minivllm.scheduling.choose_policy import make_policy
 from minivllm.scheduling.router import make_router
 from minivllm.trace.recorder import Recorder
@@ -35,6 +36,7 @@ class Setting:
         router: "round-robin", "least-loaded" or "prefix-aware".
         decode_weight_dtype: "int8", say, to keep the weights a second time, in fewer bits, for steps in which
             all sequences decode (precision by phase); None for one copy.
+        speculative: "acceptance=0.7,tokens=4", say, to guess ahead (`speculative.py`); None guesses nothing.
         num_gpu_blocks_override: KV-cache blocks of a replica; as many as fit beside the weights, if None.
         swap_space: GiB of the host's memory for each replica.
         max_model_len: the model's own, if None.
@@ -60,6 +62,7 @@ class Setting:
     preemption_mode: str | None = None
     watermark: float = 0.01
     decode_weight_dtype: str | None = None
+    speculative: str | None = None
 
     def __post_init__(self) -> None:
         check_integer("replicas", self.replicas, at_least=1)
@@ -68,6 +71,8 @@ class Setting:
         check_integer("block_size", self.block_size, at_least=1)
         make_router(self.router)
         make_policy(self.scheduling_policy)
+        if self.speculative is not None:
+            Speculative.of(self.speculative)
         self.scheduler_config()
 
     def cost_model(self) -> CostModel:
@@ -121,6 +126,7 @@ class Setting:
         clocks = [VirtualClock() for _ in range(self.replicas)]
         if recorder is not None:
             recorder.use_clock(clocks[0])
+        how = None if self.speculative is None else Speculative.of(self.speculative)
         replicas = [
             Replica(
                 config,
@@ -128,6 +134,7 @@ class Setting:
                 metrics,
                 recorder=recorder if index == 0 else None,
                 clock=clock,
+                guesses=Guesses(how, index) if how else None,
                 model_shape=cost.model.shape(),
                 hardware=cost.hardware.shape(cost.num_devices),
             )

@@ -80,7 +80,8 @@ class IntegerMatrix(DequantizedMatrix):
         if self.activations is not None and self.activations.scale is None and len(own) < self.num_inputs:
             raise ValueError(
                 "this checkpoint rounds each token's activations by the largest of them, of which a part of "
-                "the inputs knows nothing: it cannot be shared among ranks (tensor_parallel_size)"
+                "the inputs knows nothing: it cannot be shared among ranks (tensor_parallel_size, "
+                "pipeline_parallel_size), nor computed in parts (reduction_parts)"
             )
         whole = self.weights()
         used, group_of = torch.unique(whole.group_of[columns], return_inverse=True)

@@ -39,13 +39,28 @@ def run_ranks(grid, work):
     return results
 
 
+class ThreadRanks(Ranks):
+    """Threads in the place of processes; they are seen to their ends."""
+
+    def __init__(self, size):
+        store = HashStore()
+        super().__init__(Meeting(store, 0, size, seconds=60), LOOPBACK, size)
+        self.threads = [
+            threading.Thread(target=serve_rank, args=(Meeting(store, rank, size), LOOPBACK), daemon=True)
+            for rank in range(1, size)
+        ]
+        for thread in self.threads:
+            thread.start()
+
+    def wait(self):
+        super().wait()
+        for thread in self.threads:
+            thread.join(10)
+
+
 def start_threads(size, num_threads, seconds):
-    """In the place of `launch.start_processes`."""
-    store = HashStore()
-    for rank in range(1, size):
-        work = Meeting(store, rank, size), LOOPBACK
-        threading.Thread(target=serve_rank, args=work, daemon=True).start()
-    return Ranks(Meeting(store, 0, size, seconds=60), LOOPBACK, size)
+    """For `launch.start_processes`."""
+    return ThreadRanks(size)
 
 
 @contextmanager
