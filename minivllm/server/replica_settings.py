@@ -9,7 +9,7 @@ Read next: `replicas.py`.
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ import torch
 from minivllm.engine.engine_args import EngineArgs
 from minivllm.engine.settings import settings_of
 from minivllm.server.replica_messages import Start
-from minivllm.speculative_config import SpeculativeConfig
 from minivllm.trace.recorder import Recorder
 
 MOST_SEED = 2**63
@@ -69,7 +68,7 @@ def trace_of(trace: str | Path | Recorder | None, index: int, life: int) -> str 
 
 def _plain(value: Any) -> Any:
     """A value as MessagePack knows it."""
-    if isinstance(value, SpeculativeConfig):
+    if is_dataclass(value) and not isinstance(value, type):  # the one about speculation
         return {name: _plain(inner) for name, inner in asdict(value).items()}
     if isinstance(value, Path):
         return str(value)
