@@ -40,6 +40,9 @@ ToolParser = Annotated[str | None, _option("How calls are written; as the chat t
 Waiting = Annotated[int | None, _option("Answer 503 while so many wait; any number may.")]
 Body = Annotated[int, _option("Largest body of a request, in MiB.")]
 Live = Annotated[bool, _option("Let the dashboard watch the engine, with the texts of all users.")]
+DataRouter = Annotated[
+    str, _option("Which of several engines gets a request: round-robin, least-loaded or prefix-aware.")
+]
 Timeout = Annotated[int, _option("Seconds in which requests may finish after SIGTERM.")]
 
 
@@ -64,6 +67,7 @@ def serve(
     shutdown_timeout: Timeout = 0,
     live: Live = False,
     otlp_traces_endpoint: Otlp = None,
+    data_parallel_router: DataRouter = "round-robin",
     *,
     engine_settings: dict[str, Any],
 ) -> None:
@@ -94,6 +98,7 @@ def serve(
     options.enable_auto_tool_choice, options.tool_call_parser = enable_auto_tool_choice, tool_call_parser
     options.shutdown_timeout, options.live, options.app = shutdown_timeout, live, app
     options.otlp_traces_endpoint = otlp_traces_endpoint
+    options.data_parallel_router = data_parallel_router
     run(_engine_args(model_tag, engine_settings), options)
 
 

@@ -63,6 +63,11 @@ def create_engine(args: EngineArgs, sinks: Iterable[Sink] = ()) -> Engine:
     Raises:
         ValueError: a model, file or number that cannot work, named, with what is allowed.
     """
+    if args.data_parallel_size != 1:
+        raise ValueError(
+            f"data_parallel_size must be 1, got {shown(args.data_parallel_size)}: only `minivllm serve` has "
+            "several copies of a model, each in a process of its own"
+        )
     tokenizer = load_tokenizer(args)
     generation = load_generation_config(args)
     default_params = default_sampling_params(args, generation)

@@ -197,7 +197,11 @@ class EngineArgs:
         int, Setting("Stages that share the layers, each of tensor_parallel_size ranks.", at_least=1)
     ] = 1
     data_parallel_size: Annotated[
-        int, Setting("1 so far: copies of a model behind one server are not built yet.", at_least=1)
+        int,
+        Setting(
+            "Copies of the model behind one `minivllm serve`, each a process with a KV cache of its own.",
+            at_least=1,
+        ),
     ] = 1
     reduction_parts: Annotated[
         int | None,
@@ -332,13 +336,13 @@ class EngineArgs:
 
     def _check_parallel(self) -> None:
         """Refuse what is not built yet. What the model must allow is checked with the model."""
-        if self.data_parallel_size != 1:
-            raise ValueError(
-                f"data_parallel_size must be 1, got {shown(self.data_parallel_size)}: this version shares a "
-                "model among ranks (tensor_parallel_size, pipeline_parallel_size), and has no copies of it"
-            )
         if not self.is_parallel:
             return
+        if self.data_parallel_size != 1:
+            raise ValueError(
+                "data_parallel_size must be 1 with tensor_parallel_size or pipeline_parallel_size above 1, "
+                f"or reduction_parts: a copy of a model has one rank; got {shown(self.data_parallel_size)}"
+            )
         if self.async_scheduling and self.pipeline_parallel_size > 1:
             raise ValueError(
                 "async_scheduling must be False where pipeline_parallel_size is "

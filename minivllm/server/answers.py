@@ -28,7 +28,7 @@ from minivllm.decoding.structured.expressions import StructureError
 from minivllm.engine.prompts import Prompt
 from minivllm.outputs import RequestOutput
 from minivllm.sampling_params import SamplingParams
-from minivllm.server.async_llm import AsyncLLM
+from minivllm.server.engine_client import EngineClient
 from minivllm.server.protocol import SampledRequest
 from minivllm.server.served_model import ServedModel
 from minivllm.server.stream import Take
@@ -211,7 +211,7 @@ def event(data: dict[str, Any]) -> bytes:
 
 
 async def outputs_of(
-    llm: AsyncLLM,
+    llm: EngineClient,
     prompts: Sequence[Prompt],
     params: SamplingParams,
     name: str,

@@ -1,7 +1,8 @@
 """`/metrics`: what an engine does and has done, for Prometheus, under vLLM's names.
 
 What has happened is counted from events (`minivllm/trace/engine_counts.py`); what is now (requests in the
-batch, blocks in use) is asked of the engine's books when Prometheus asks.
+batch, blocks in use) is asked of the engine's books when Prometheus asks (`engine_report.py`). Where there
+are several engines, the label `engine` tells them apart; one that is being replaced is left out meanwhile.
 
     vllm:…        the engine                     python_…, process_…     the process
     http_…        the answers (`http_metrics.py`)
@@ -12,7 +13,7 @@ Source: vLLM's `loggers.py`. Read next: `minivllm/trace/engine_counts.py`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import (
     CollectorRegistry,
@@ -29,9 +30,10 @@ from prometheus_client.core import (
 )
 
 from minivllm.engine.engine import Engine
+from minivllm.server.engine_report import EngineReport, report_of
 from minivllm.server.http_metrics import HttpMetrics
 from minivllm.trace.engine_counts import EngineCounts
-from minivllm.trace.tallies import Tally
+from minivllm.trace.tallies import BUCKETS
 
 LABELS = ["model_name", "engine"]
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -96,23 +98,21 @@ TALLIES = {
 }
 
 
-class EngineCollector:
-    """One engine's metrics, made when they are asked for, beside those of the process and of HTTP.
+class MetricsCollector:
+    """The metrics of one engine or several, made when they are asked for, beside the process's and HTTP's.
 
     Args:
-        counts: a sink of the engine's events.
-        engine: its index among the replicas.
+        reports: asks the engines; by their index among the replicas.
 
     Attributes:
-        rejections: requests that were sent away before the engine saw them, by reason.
+        rejections: requests that were sent away before any engine saw them, by reason; told as engine 0's.
         http: counts answers.
     """
 
-    def __init__(self, counts: EngineCounts, engine: Engine, model_name: str, index: int = 0) -> None:
+    def __init__(self, reports: Callable[[], Mapping[int, EngineReport]], model_name: str) -> None:
         self.rejections: Counter[str] = Counter({TOO_MANY_WAIT: 0})
-        self._counts = counts
-        self._engine = engine
-        self._labels = [model_name, str(index)]
+        self._reports = reports
+        self._model_name = model_name
         self._registry = CollectorRegistry(auto_describe=False)
         for collector in (GCCollector, PlatformCollector, ProcessCollector):
             collector(registry=self._registry)
@@ -124,84 +124,81 @@ class EngineCollector:
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
-        yield from self._gauges()
+        found = sorted(self._reports().items())
+        engines = [(self._labels(index), report) for index, report in found]
+        yield from self._gauges(engines)
+        drafting = [(labels, report) for labels, report in engines if report.makes_drafts]
         for name, words in COUNTERS.items():
-            if self._is_left_out(name):
-                continue
             counter = CounterMetricFamily(f"vllm:{name}", words, labels=LABELS)
-            counter.add_metric(self._labels, self._counts.counters[name])
-            yield counter
-        labelled = self._counts.labelled | {"admission_rejections": self.rejections}
+            for labels, report in drafting if _is_about_drafts(name) else engines:
+                counter.add_metric(labels, report.counters.get(name, 0))
+            if drafting or not _is_about_drafts(name):
+                yield counter
         for name, (label, words) in LABELLED_COUNTERS.items():
-            if self._is_left_out(name):
-                continue
             counter = CounterMetricFamily(f"vllm:{name}", words, labels=[*LABELS, label])
-            for value, count in sorted(dict(labelled[name]).items()):
-                counter.add_metric([*self._labels, value], count)
-            yield counter
+            for labels, report in drafting if _is_about_drafts(name) else engines:
+                for value, count in sorted(report.labelled.get(name, {}).items()):
+                    counter.add_metric([*labels, value], count)
+            if name == "admission_rejections":
+                for value, count in sorted(self.rejections.items()):
+                    counter.add_metric([*self._labels(0), value], count)
+            if drafting or not _is_about_drafts(name):
+                yield counter
         for name, words in TALLIES.items():
-            yield self._histogram(name, words, self._counts.tallies[name])
+            family = HistogramMetricFamily(f"vllm:{name}", words, labels=LABELS)
+            for labels, report in engines:
+                counts, total = report.tallies[name]
+                family.add_metric(labels, _buckets(BUCKETS[name], counts), total)
+            yield family
 
-    def _is_left_out(self, name: str) -> bool:
-        """Numbers about drafts of an engine that makes none, as in vLLM."""
-        return name.startswith("spec_decode_") and self._engine.speculation is None
+    def _labels(self, index: int) -> list[str]:
+        return [self._model_name, str(index)]
 
-    def _gauges(self) -> Iterator[Metric]:
-        now = engine_now(self._engine)
+    def _gauges(self, engines: Sequence[tuple[list[str], EngineReport]]) -> Iterator[Metric]:
         for name, words in GAUGES.items():
             gauge = GaugeMetricFamily(f"vllm:{name}", words, labels=LABELS)
-            gauge.add_metric(self._labels, now[name])
+            for labels, report in engines:
+                gauge.add_metric(labels, report.now[name])
             yield gauge
         by_reason = GaugeMetricFamily(
             "vllm:num_requests_waiting_by_reason",
             "Number of waiting requests by reason. Here all wait for scheduling capacity.",
             labels=[*LABELS, "reason"],
         )
-        by_reason.add_metric([*self._labels, "capacity"], now["num_requests_waiting"])
+        for labels, report in engines:
+            by_reason.add_metric([*labels, "capacity"], report.now["num_requests_waiting"])
         yield by_reason
-        if header := self._counts.header:
-            config = {key: str(value) for key, value in sorted(header.config.items())}
-            config |= {"block_size": str(header.block_size), "num_gpu_blocks": str(header.num_blocks)}
-            config |= {
-                "num_cpu_blocks": str(header.num_host_blocks),
-                "enable_prefix_caching": str(header.prefix_cache is not None),
-            }
+        configured = [(labels, report.cache_config) for labels, report in engines if report.cache_config]
+        if configured:
             info = GaugeMetricFamily(
                 "vllm:cache_config_info",
                 "Information of the LLMEngine CacheConfig",
-                labels=["engine", *config],
+                labels=["engine", *configured[0][1]],
             )
-            info.add_metric([self._labels[1], *config.values()], 1)
+            for labels, config in configured:
+                info.add_metric([labels[1], *config.values()], 1)
             yield info
 
-    def _histogram(self, name: str, words: str, tally: Tally) -> Metric:
-        total, buckets = 0, []
-        for edge, count in zip([*map(float, tally.edges), float("inf")], tuple(tally.counts), strict=True):
-            total += count
-            buckets.append(("+Inf" if edge == float("inf") else str(edge), total))
-        family = HistogramMetricFamily(f"vllm:{name}", words, labels=LABELS)
-        family.add_metric(self._labels, buckets, tally.sum)
-        return family
 
+class EngineCollector(MetricsCollector):
+    """The metrics of one engine in this process.
 
-def engine_now(engine: Engine) -> Mapping[str, float]:
-    """What is now, by the names of `GAUGES`.
-
-    It is asked in another thread than the engine's, so what may change meanwhile is copied first.
+    Args:
+        counts: a sink of the engine's events.
     """
-    state, cache = engine.core.state, engine.cache
-    swap_space = getattr(cache, "swap_space", None)
-    swapped = tuple(swap_space.tables) if swap_space else ()
-    sequences = (state.sequences.get(seq_id) for seq_id in swapped)
-    return {
-        "num_requests_running": len(state.running),
-        "num_requests_waiting": len(state.waiting),
-        "num_requests_swapped": len({sequence.request_id for sequence in sequences if sequence}),
-        "kv_cache_usage_perc": _share_in_use(cache.pool.ref_counts),
-        "cpu_cache_usage_perc": _share_in_use(swap_space.pool.ref_counts) if swap_space else 0.0,
-    }
+
+    def __init__(self, counts: EngineCounts, engine: Engine, model_name: str) -> None:
+        super().__init__(lambda: {0: report_of(counts, engine)}, model_name)
 
 
-def _share_in_use(ref_counts: Iterable[int]) -> float:
-    counts = tuple(ref_counts)
-    return sum(count > 0 for count in counts) / max(1, len(counts))
+def _is_about_drafts(name: str) -> bool:
+    """Numbers that an engine which makes no drafts leaves out, as in vLLM."""
+    return name.startswith("spec_decode_")
+
+
+def _buckets(edges: Sequence[float], counts: Sequence[int]) -> list[tuple[str, int]]:
+    total, buckets = 0, []
+    for edge, count in zip([*map(float, edges), float("inf")], counts, strict=True):
+        total += count
+        buckets.append(("+Inf" if edge == float("inf") else str(edge), total))
+    return buckets

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from minivllm.server.connections import PromptProtocol
-from minivllm.server.metrics import CONTENT_TYPE, EngineCollector
+from minivllm.server.metrics import CONTENT_TYPE, MetricsCollector
 from minivllm.server.served_model import ServedModel
 
 
@@ -51,7 +51,7 @@ def metrics_served(model: ServedModel, listener: socket.socket | None) -> Iterat
         thread.join()
 
 
-def _make_app(model: ServedModel, collector: EngineCollector) -> Starlette:
+def _make_app(model: ServedModel, collector: MetricsCollector) -> Starlette:
     def metrics(request: Request) -> Response:
         return Response(collector.text(), media_type=CONTENT_TYPE)
 

@@ -13,6 +13,7 @@ import gc
 import os
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,12 +22,15 @@ import uvicorn
 
 from minivllm.engine.create_engine import create_engine
 from minivllm.engine.engine_args import EngineArgs
+from minivllm.scheduling.router import ROUND_ROBIN, make_router
 from minivllm.server.app import AppOptions, make_app
 from minivllm.server.async_llm import AsyncLLM
 from minivllm.server.connections import OrderlyServer, PromptProtocol, allow_many_connections
+from minivllm.server.engine_client import EngineClient
 from minivllm.server.live import LiveEvents
-from minivllm.server.metrics import EngineCollector
+from minivllm.server.metrics import EngineCollector, MetricsCollector
 from minivllm.server.metrics_port import metrics_served
+from minivllm.server.replicas import Replicas
 from minivllm.server.request_spans import RequestSpans
 from minivllm.server.served_model import ServedModel
 from minivllm.server.tool_formats import TOOL_FORMATS
@@ -50,6 +54,7 @@ class ServeOptions:
         shutdown_timeout: seconds in which requests may finish after SIGTERM.
         live: `/engine/events` tells what the engine does, with the texts of all users.
         otlp_traces_endpoint: the collector that gets a span for each request.
+        data_parallel_router: which of several engines gets a request (`minivllm/scheduling/router.py`).
     """
 
     host: str = "127.0.0.1"
@@ -65,6 +70,7 @@ class ServeOptions:
     shutdown_timeout: int = 0
     live: bool = False
     otlp_traces_endpoint: str | None = None
+    data_parallel_router: str = ROUND_ROBIN
     app: AppOptions = field(default_factory=AppOptions)
 
 
@@ -82,19 +88,18 @@ def serve(args: EngineArgs, options: ServeOptions) -> None:
     root = options.app.root_path
     if root and (not root.startswith("/") or root.endswith("/")):
         raise ValueError(f"root_path must begin with '/' and not end with it, got {root!r}")
+    _check_replicas(args, options)
     spans = RequestSpans(options.otlp_traces_endpoint) if options.otlp_traces_endpoint is not None else None
     listener, metrics_listener = _listeners(options)
     allow_many_connections()
     try:
-        counts = EngineCounts(spans.note if spans else None)
         live = LiveEvents() if options.live else None
-        engine = create_engine(args, sinks=[counts, *([live] if live else [])])
-        llm = AsyncLLM(engine)
+        llm, make_collector = _start_engines(args, options, spans, live)
         try:
             model = _served(llm, args, options)
-            model.metrics = EngineCollector(counts, engine, model.names[0])
+            model.metrics = make_collector(model.names[0])
             if live:
-                live.hop, model.live = llm.hop, live
+                model.live = live
             if spans:
                 model.spans, spans.model_name = spans, model.names[0]
             with metrics_served(model, metrics_listener):
@@ -105,6 +110,40 @@ def serve(args: EngineArgs, options: ServeOptions) -> None:
                 spans.shutdown()
     finally:
         _close(options, listener, metrics_listener)
+
+
+def _check_replicas(args: EngineArgs, options: ServeOptions) -> None:
+    """What several engines cannot have is refused before any of them loads a model."""
+    make_router(options.data_parallel_router)
+    if args.data_parallel_size == 1:
+        if options.data_parallel_router != ROUND_ROBIN:
+            raise ValueError(
+                f"data_parallel_router is {options.data_parallel_router!r}, but data_parallel_size is 1: "
+                "there is nothing to choose from"
+            )
+        return
+    refused = {"live": options.live, "otlp_traces_endpoint": options.otlp_traces_endpoint is not None}
+    for name, is_refused in refused.items():
+        if is_refused:
+            raise ValueError(
+                f"{name} must be left out where data_parallel_size is {args.data_parallel_size}: events stay "
+                "with the engines, which are other processes"
+            )
+
+
+def _start_engines(
+    args: EngineArgs, options: ServeOptions, spans: RequestSpans | None, live: LiveEvents | None
+) -> tuple[EngineClient, Callable[[str], MetricsCollector]]:
+    """One engine in this process, or several in others; and what makes their metrics, given their name."""
+    if args.data_parallel_size > 1:
+        replicas = Replicas(args, options.data_parallel_router)
+        return replicas, partial(MetricsCollector, replicas.reports)
+    counts = EngineCounts(spans.note if spans else None)
+    engine = create_engine(args, sinks=[counts, *([live] if live else [])])
+    llm = AsyncLLM(engine)
+    if live:
+        live.hop = llm.hop
+    return llm, partial(EngineCollector, counts, engine)
 
 
 def run_server(
@@ -157,7 +196,7 @@ def api_keys(given: list[str]) -> list[str]:
     return keys
 
 
-def _served(llm: AsyncLLM, args: EngineArgs, options: ServeOptions) -> ServedModel:
+def _served(llm: EngineClient, args: EngineArgs, options: ServeOptions) -> ServedModel:
     model = ServedModel(
         llm,
         options.served_model_name or [Path(args.model).name],

@@ -12,10 +12,10 @@ from typing import Any
 from minivllm.model.chat.template import ChatTemplateError, render_chat
 from minivllm.model.tokenizer import Tokenizer
 from minivllm.sampling_params import SamplingParams
-from minivllm.server.async_llm import AsyncLLM
+from minivllm.server.engine_client import EngineClient
 from minivllm.server.errors import ApiError, unknown_model
 from minivllm.server.live import LiveEvents
-from minivllm.server.metrics import EngineCollector
+from minivllm.server.metrics import MetricsCollector
 from minivllm.server.request_spans import RequestSpans
 from minivllm.server.tool_formats import ToolFormat, format_of_template
 from minivllm.validation import check_text
@@ -39,11 +39,11 @@ class ServedModel:
         tool_format: how the model writes calls of functions; None: they are left as text.
     """
 
-    llm: AsyncLLM
+    llm: EngineClient
     names: Sequence[str]
     root: str
     max_model_len: int
-    metrics: EngineCollector | None = None
+    metrics: MetricsCollector | None = None
     live: LiveEvents | None = None
     spans: RequestSpans | None = None
     defaults: SamplingParams = field(default_factory=SamplingParams)

@@ -11,13 +11,13 @@ from minivllm.engine.create_engine import create_engine
 from minivllm.engine.engine_args import EngineArgs
 from minivllm.model.tiny import MODEL_PATH
 from minivllm.sampling_params import SamplingParams
+from minivllm.server.engine_report import engine_now
 from minivllm.server.metrics import (
     COUNTERS,
     GAUGES,
     LABELLED_COUNTERS,
     TALLIES,
     EngineCollector,
-    engine_now,
 )
 from minivllm.trace import summary
 from minivllm.trace.engine_counts import LABELLED, EngineCounts

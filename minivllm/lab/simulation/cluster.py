@@ -8,7 +8,7 @@ At each moment first the steps end, then requests arrive, then steps begin: so a
 step ends can be in the next one, as it would be in the engine. Nothing is kept but what is under way, so a
 million requests need no more memory than a thousand.
 
-Source: a discrete-event simulation as in any textbook. Read next: `router.py`.
+Source: a discrete-event simulation as in any textbook. Read next: `minivllm/scheduling/router.py`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from math import inf
 
 from minivllm.executor.simulated_executor import SAMPLED_TOKEN
 from minivllm.lab.simulation.replica import Replica
-from minivllm.lab.simulation.router import RoundRobin, Router
 from minivllm.lab.workloads.workload import Workload, WorkloadRequest
+from minivllm.scheduling.router import RoundRobin, Router
 
 
 class Cluster:

@@ -16,9 +16,9 @@ from minivllm.lab.simulation.cluster import Cluster
 from minivllm.lab.simulation.cost_model import CostModel
 from minivllm.lab.simulation.metrics import Metrics
 from minivllm.lab.simulation.replica import Replica
-from minivllm.lab.simulation.router import make_router
 from minivllm.lab.simulation.speculative import Guesses, Speculative
 from minivllm.scheduling.choose_policy import make_policy
+from minivllm.scheduling.router import make_router
 from minivllm.trace.recorder import Recorder
 from minivllm.validation import check_integer, check_number
 

@@ -18,11 +18,11 @@ from minivllm.lab.simulation.cost_model import CostModel
 from minivllm.lab.simulation.fit import Sample, fit_card, relative_errors, samples_of
 from minivllm.lab.simulation.metrics import Metrics
 from minivllm.lab.simulation.replica import Replica
-from minivllm.lab.simulation.router import make_router
 from minivllm.lab.simulation.setting import Setting
 from minivllm.lab.subjects.settings import Settings
 from minivllm.lab.subjects.subject import open_subject
 from minivllm.lab.workloads import parse_workload
+from minivllm.scheduling.router import make_router
 from minivllm.trace.events import BlockCopied, BlocksSwappedIn, BlocksSwappedOut
 from minivllm.trace.reader import make_trace
 from minivllm.trace.recorder import Recorder

@@ -17,8 +17,8 @@ from minivllm.lab.compare.schedule_report import differences
 from minivllm.lab.simulation.cluster import Cluster
 from minivllm.lab.simulation.metrics import LatencyHistogram, Metrics
 from minivllm.lab.simulation.replica import Replica
-from minivllm.lab.simulation.router import LeastLoaded, PrefixAware
 from minivllm.lab.workloads import WorkloadRequest
+from minivllm.scheduling.router import LeastLoaded, PrefixAware
 from minivllm.trace.events import RequestQueued
 from minivllm.trace.recorder import Recorder
 from tests.lab.simulation.worlds import TICK, Listed, TickCost, configs, make_request, workloads

@@ -12,9 +12,9 @@ from minivllm.executor.simulated_executor import VirtualClock
 from minivllm.lab.simulation.cluster import Cluster
 from minivllm.lab.simulation.metrics import LatencyHistogram, Metrics
 from minivllm.lab.simulation.replica import Replica
-from minivllm.lab.simulation.router import ROUTERS, LeastLoaded, PrefixAware, make_router
 from minivllm.lab.simulation.setting import Setting
 from minivllm.lab.workloads import ClosedLoop, parse_workload
+from minivllm.scheduling.router import ROUTERS, LeastLoaded, PrefixAware, make_router
 from minivllm.trace.events import StepFinished, TraceEnded
 from minivllm.trace.reader import make_trace, read_trace
 from minivllm.trace.recorder import Recorder

@@ -10,8 +10,8 @@ from minivllm.executor.simulated_executor import VirtualClock
 from minivllm.lab.simulation.cluster import Cluster
 from minivllm.lab.simulation.metrics import Metrics
 from minivllm.lab.simulation.replica import Replica
-from minivllm.lab.simulation.router import make_router
 from minivllm.lab.simulation.speculative import Guesses, Speculative
+from minivllm.scheduling.router import make_router
 from minivllm.trace.events import DraftsVerified
 from minivllm.trace.recorder import Recorder
 from tests.lab.simulation.worlds import TICK, Listed, TickCost, configs, make_request, workloads

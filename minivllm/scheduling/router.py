@@ -7,24 +7,42 @@
 A replica that has computed a prefix can skip it; one that has not must compute it, and then both have a copy.
 So with a prefix cache the load is not all that counts (SGLang's cache-aware router, NVIDIA Dynamo).
 
-Read next: `cluster.py`.
+The same routers choose among real engines (`minivllm/server/replicas.py`) and among simulated ones
+(`minivllm/lab/simulation/cluster.py`).
+
+Read next: `minivllm/server/replicas.py`.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Protocol
 
-from minivllm.lab.simulation.replica import Replica
-from minivllm.lab.workloads.workload import WorkloadRequest
 from minivllm.validation import check_choice
+
+
+class Routed(Protocol):
+    """What a router sees of a request."""
+
+    @property
+    def prompt_token_ids(self) -> array[int]: ...
+
+
+class Replica(Protocol):
+    """What a router sees of an engine."""
+
+    @property
+    def outstanding_tokens(self) -> float:
+        """Tokens that its requests may still come to compute; infinitely many if it takes no request."""
+        ...
 
 
 class Router(Protocol):
     """Chooses a replica."""
 
-    def choose(self, request: WorkloadRequest, replicas: Sequence[Replica]) -> int:
+    def choose(self, request: Routed, replicas: Sequence[Replica]) -> int:
         """The number of the replica that gets the request."""
         ...
 
@@ -35,7 +53,7 @@ class RoundRobin:
     def __init__(self) -> None:
         self._next = -1
 
-    def choose(self, request: WorkloadRequest, replicas: Sequence[Replica]) -> int:
+    def choose(self, request: Routed, replicas: Sequence[Replica]) -> int:
         self._next = (self._next + 1) % len(replicas)
         return self._next
 
@@ -43,7 +61,7 @@ class RoundRobin:
 class LeastLoaded:
     """The fewest tokens to compute; of equals the first."""
 
-    def choose(self, request: WorkloadRequest, replicas: Sequence[Replica]) -> int:
+    def choose(self, request: Routed, replicas: Sequence[Replica]) -> int:
         return min(range(len(replicas)), key=lambda index: replicas[index].outstanding_tokens)
 
 
@@ -62,7 +80,7 @@ class PrefixAware:
         self.patience = patience
         self._homes: OrderedDict[int, int] = OrderedDict()
 
-    def choose(self, request: WorkloadRequest, replicas: Sequence[Replica]) -> int:
+    def choose(self, request: Routed, replicas: Sequence[Replica]) -> int:
         hashes = self._hashes(request)
         least = min(range(len(replicas)), key=lambda index: replicas[index].outstanding_tokens)
         chosen = least
@@ -79,7 +97,7 @@ class PrefixAware:
             self._homes.popitem(last=False)
         return chosen
 
-    def _hashes(self, request: WorkloadRequest) -> list[int]:
+    def _hashes(self, request: Routed) -> list[int]:
         """Of each beginning of whole blocks: a hash of all its tokens."""
         tokens = request.prompt_token_ids
         state, hashes = 0, []
@@ -89,8 +107,9 @@ class PrefixAware:
         return hashes
 
 
+ROUND_ROBIN = "round-robin"
 ROUTERS: dict[str, type[Router]] = {
-    "round-robin": RoundRobin,
+    ROUND_ROBIN: RoundRobin,
     "least-loaded": LeastLoaded,
     "prefix-aware": PrefixAware,
 }
