@@ -303,7 +303,13 @@ def fill_layer_by_layer(kept: Kept, room: int, story: Story) -> None:
 def large_bytes(dice: Random) -> Any:
     """A long text in a large model: more bytes than 32 bits count."""
     return {
-        "numbers": [80, 8, 128, dice.randrange(100_000, 200_000), 2],
+        "numbers": (
+            80,
+            8,
+            128,
+            dice.randrange(100_000, 200_000),
+            2,
+        ),  # not a list, of which parts may be left out
         "num_layers": 2,
         "num_kv_heads": 2,
         "head_dim": 2,
