@@ -3,6 +3,8 @@
 Lanes part at the first step whose facts differ, or that one of them does not have, or where the learner's
 stopped. Boards may differ before, where a solution is free to choose (which free block, say).
 
+A story that stops the reference says nothing of the learner's code: the judge is at fault, and says so.
+
 Read next: `minivllm/trace/story_events.py`, the file that comes of it.
 """
 
@@ -17,6 +19,7 @@ from lessons.catalogue import Lesson, relative
 from lessons.loading import load_properties, load_reference
 from lessons.runner import Outcome, Result
 from lessons.story import Property, Story
+from lessons.verdict import words_of
 from minivllm.trace.recorder import timestamp
 from minivllm.trace.story_events import (
     REFERENCE,
@@ -25,6 +28,10 @@ from minivllm.trace.story_events import (
     StoryStep,
     StoryTrace,
     write_story,
+)
+
+FAULT = (
+    "but the right solution cannot play this story: the judge is at fault, not your code. Please report it"
 )
 
 # There is one place of `subject` in a process, and the dashboard has many threads.
@@ -42,7 +49,12 @@ def compare(result: Result, outcome: Outcome) -> tuple[StoryTrace, Story]:
     yours = [msgspec.convert(step, StoryStep) for step in outcome.steps]
     prop = next(p for p in properties_with_reference(result.lesson) if p.number == outcome.number)
     twin = Story(REFERENCE)
-    prop.play(outcome.case, twin)
+    try:
+        prop.play(outcome.case, twin)
+    except Exception as error:
+        outcome.fault = f"{type(error).__name__}: {words_of(error)}"
+        twin.stopped(outcome.fault)
+        outcome.got += f"; {FAULT} ({outcome.fault})"
     if not yours:  # the process that played it was lost, with all that it had seen
         yours = [StoryStep("yours", "somewhere in this story", error=outcome.got)]
     header = StoryHeader(

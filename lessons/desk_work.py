@@ -29,9 +29,14 @@ def keep(desk: Desk, result: Result) -> None:
         state = "passed" if result.code == PASSED else "started"
         desk.note(lesson, state=state, passed=result.num_passed, of=len(result.outcomes))
     desk.story(lesson).unlink(missing_ok=True)
+    for outcome in result.outcomes:
+        desk.drop_stories(lesson, outcome.name, outcome.unplayable)
     if failed and failed.case is not None:
-        desk.keep_story(lesson, failed.name, failed.case)
         write_comparison(result, failed, desk.story(lesson))
+        if failed.fault:
+            desk.drop_stories(lesson, failed.name, [failed.case])
+        else:
+            desk.keep_story(lesson, failed.name, failed.case)
 
 
 def keep_catch(desk: Desk, lesson: Lesson) -> Catch | None:

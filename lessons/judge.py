@@ -18,6 +18,7 @@ import random
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,9 +28,10 @@ import msgspec
 from lessons import refusals
 from lessons.catalogue import Lesson, find_lesson
 from lessons.guard import Printed, bound_memory, guarded
-from lessons.loading import SUBJECT, load_module, load_properties
+from lessons.loading import SUBJECT, load_module, load_properties, load_reference
 from lessons.playing import judge_property, play_once
 from lessons.shape import missing_parts
+from lessons.story import Property
 from lessons.trial import SEED
 from lessons.verdict import FAILED, IMPORT_SECONDS, PASSED, Verdict, import_problem
 
@@ -67,12 +69,31 @@ def judge(lesson: Lesson, path: Path, tell: Tell, earlier: Mapping[str, Sequence
             number_of_seed=number_of_seed,
             shrink=shrink,
             playing=playing,
+            is_playable=_played_by_reference(lesson, prop.number),
         )
         tell({"event": "judged", **verdict.to_data(), "steps": _steps(verdict), "kernels": _kernels(verdict)})
         statuses.append(verdict.status)
         if verdict.status == FAILED:
             break
     return all(status == PASSED for status in statuses)
+
+
+def _played_by_reference(lesson: Lesson, number: str) -> Callable[[Any, float], bool]:
+    """Whether the right solution plays a case to its end. It is loaded only when that is asked."""
+
+    @cache
+    def by_reference() -> Property:
+        learners = dict(sys.modules)
+        try:
+            properties = load_properties(lesson, load_reference(lesson))
+        finally:
+            sys.modules.update(learners)
+        return next(one for one in properties if one.number == number)
+
+    def is_playable(case: Any, seconds: float) -> bool:
+        return play_once(by_reference(), case, str(lesson.reference), seconds) is None
+
+    return is_playable
 
 
 def judge_once(lesson: Lesson, path: Path, tell: Tell, number: str, case: Any) -> None:

@@ -4,7 +4,9 @@ Stories are drawn by Hypothesis, from another seed each time; those that failed 
 stops after a few seconds with the shortest story so far: an answer soon is worth more than the shortest ever.
 
 **One large story** comes last: three hundred requests find what eight never do (a counter of eight bits, a
-rounding that is wrong at sixteen). It is made from the seed, not drawn, and cut where it breaks.
+rounding that is wrong at sixteen). It is made from the seed, not drawn, and cut where it breaks. What is left
+when parts are cut out, or what an older judge kept, may be no story at all (no prompts, no layers): it counts
+only if the right solution plays it to its end.
 
 All limits are in processor time: a busy machine must not change a verdict.
 
@@ -44,6 +46,7 @@ def judge_property(
     number_of_seed: int = 0,
     shrink: bool = True,
     playing: Callable[[Any], None] = lambda case: None,
+    is_playable: Callable[[Any, float], bool] = lambda case, seconds: True,
 ) -> Verdict:
     """Play stories until one breaks the property or all are told.
 
@@ -51,8 +54,9 @@ def judge_property(
         file: of the code that is judged; an error there is the learner's.
         earlier: cases that failed before, to be tried first.
         playing: told of each case before it is played.
+        is_playable: whether the right solution plays a case to its end, within so many seconds.
     """
-    player = _Player(prop, file, shrink, playing)
+    player = _Player(prop, file, shrink, playing, is_playable)
 
     @seed(number_of_seed)
     @settings(
@@ -71,7 +75,7 @@ def judge_property(
     try:
         for case in earlier:
             try:
-                player.play(case)
+                player.play(case, is_doubtful=True)
             except Broken:
                 raise Enough from None
         run()
@@ -83,26 +87,35 @@ def judge_property(
         # A solution may fail one time and not another; but a property that plays nothing must not pass.
         if player.best is None:
             raise
-    if player.best is None:
-        return Verdict(prop.number, PASSED, player.count)
-    player.best.stories = player.count
-    return player.best
+    verdict = player.best or Verdict(prop.number, PASSED)
+    verdict.stories = player.count
+    verdict.unplayable = [case for case in earlier if case in player.unplayable]
+    return verdict
 
 
 class _Player:
     """Plays the stories of one property, and remembers the shortest that broke it."""
 
-    def __init__(self, prop: Property, file: str, shrink: bool, playing: Callable[[Any], None]) -> None:
+    def __init__(
+        self,
+        prop: Property,
+        file: str,
+        shrink: bool,
+        playing: Callable[[Any], None],
+        is_playable: Callable[[Any, float], bool],
+    ) -> None:
         self.count = 0
         self.best: Verdict | None = None
+        self.unplayable: list[Any] = []
         self._prop = prop
         self._file = file
         self._shrink = shrink
         self._playing = playing
+        self._is_playable = is_playable
         self._give_up = float("inf")
 
-    def play(self, case: Any, seconds: float | None = None) -> None:
-        """Play one story.
+    def play(self, case: Any, seconds: float | None = None, is_doubtful: bool = False) -> None:
+        """Play one story. `is_doubtful`: it may be none, and then it breaks nothing.
 
         Raises:
             Broken: the property is broken, and a shorter story may break it, too.
@@ -112,7 +125,11 @@ class _Player:
         self.count += 1
         self._playing(case)
         found = play_once(self._prop, case, self._file, seconds)
-        if found is None:
+        is_story = True
+        if found and found.status == FAILED and is_doubtful:
+            is_story = self._is_playable(case, self._prop.seconds if seconds is None else seconds)
+        if found is None or not is_story:
+            self.unplayable += [] if is_story else [case]
             if process_time() > self._give_up:
                 raise Enough
             return
@@ -136,7 +153,7 @@ class _Player:
             except StopIteration:
                 return
             try:
-                self.play(case, LARGE_STORY * self._prop.seconds)
+                self.play(case, LARGE_STORY * self._prop.seconds, is_doubtful=answer is not None)
                 answer = False
             except Broken:
                 answer = True

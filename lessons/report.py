@@ -96,7 +96,8 @@ def _print_failure(console: Console, result: Result, outcome: Outcome, name: str
                 _say(console, f"     … {left_out} more steps …", style="dim")
             continue
         facts = "  ".join(f"{key}={value}" for key, value in changed.items())
-        _say(console, f"     {number} {step['text']:<{WIDTH - 8}} ", (facts, "dim"))
+        text = step["text"] + ("," if facts and len(step["text"]) >= WIDTH - 8 else "")
+        _say(console, f"     {number} {text:<{WIDTH - 8}} ", (facts, "dim"))
     if not steps and outcome.case is not None:
         _say(console, f"     in this story: {str(outcome.case)[:500]}")
     _say(console, f"   expected: {outcome.expected}")

@@ -47,6 +47,10 @@ class Outcome:
     kernels: str = ""
     holds_alone: bool = False
     """The story failed, but holds in a process in which no other was played before it."""
+    unplayable: list[Any] = field(default_factory=list)
+    """Cases kept from before that the right solution cannot play either: they mean nothing."""
+    fault: str = ""
+    """What stopped the right solution in this story. Then the judge is at fault."""
 
 
 @dataclass

@@ -221,6 +221,13 @@ def _one_by_one(items: Sequence[Any]) -> Iterable[Any]:
     yield from items
 
 
+def counted(count: int, noun: str) -> str:
+    """Such as "1 token", "2 tokens" and "3 queries"."""
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count} {noun[:-1]}ies" if noun.endswith("ry") else f"{count} {noun}s"
+
+
 # ── boards ────────────────────────────────────────────────────────────────────────────────────────────
 
 

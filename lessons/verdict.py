@@ -36,6 +36,8 @@ class Verdict:
     symptoms: list[str] = field(default_factory=list)
     """How it failed, the most telling first: words of `story.py`."""
     printed: str = ""
+    unplayable: list[Any] = field(default_factory=list)
+    """Of the cases that failed before: those that the right solution cannot play either."""
     size: tuple[int, int] = field(default=(0, 0), repr=False)
 
     def to_data(self) -> dict[str, Any]:
@@ -46,9 +48,9 @@ class Verdict:
 def words_of(error: BaseException) -> str:
     """What an exception says of itself, which is the learner's and may do anything."""
     try:
-        return str(error)[:300] or "without a word"
+        return str(error)[:300] or "with no message"
     except Exception:
-        return "without a word that can be read"
+        return "with a message that cannot be read"
 
 
 def line_of(error: BaseException, file: str) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,13 @@ class Desk:
         kept = [case, *(other for other in stories.get(name, []) if other != case)]
         news = {**stories, name: kept[:MOST_KEPT_STORIES]}
         self.note(lesson, stories=news, checks=digest(lesson.checks))
+
+    def drop_stories(self, lesson: Lesson, name: str, cases: Sequence[Any]) -> None:
+        """Cases that the right solution cannot play either are not tried again."""
+        stories = self.stories(lesson)
+        left = [case for case in stories.get(name, []) if case not in cases]
+        if left != stories.get(name, []):
+            self.note(lesson, stories={**stories, name: left})
 
     @property
     def _file(self) -> Path:

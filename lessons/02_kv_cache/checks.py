@@ -12,7 +12,7 @@ import numpy as np
 import subject
 from hypothesis import strategies as st
 
-from lessons.story import Story, cell, given_as, judged, row, shortened
+from lessons.story import Story, cell, counted, given_as, judged, row, shortened
 
 CLOSE = 1e-9
 """A right answer in float64 is nearer than this to the right one, in parts of the largest number around."""
@@ -29,6 +29,22 @@ def numbers(array: Any) -> str:
     return f"[{', '.join(shortened(float(n)) for n in flat[:4])}{', …' if flat.size > 4 else ''}]"
 
 
+def both(right: Any, got: Any) -> tuple[str, str]:
+    """The right numbers and others, in words that differ: where they are farthest apart, in enough digits."""
+    right, got = (np.asarray(array, np.float64).ravel() for array in (right, got))
+    with np.errstate(invalid="ignore"):
+        apart = np.where(np.isfinite(got), np.abs(right - got), np.inf)
+    first = int(apart.argmax()) // 4 * 4
+    words: tuple[str, ...] = ()
+    for digits in (4, 9, 17):
+        texts = [", ".join(f"{n:.{digits}g}" for n in array[first : first + 4]) for array in (right, got)]
+        around = ("[" + "…, " * (first > 0), ", …" * (first + 4 < right.size) + "]")
+        words = tuple(text.join(around) for text in texts)
+        if texts[0] != texts[1]:
+            break
+    return words[0], words[1]
+
+
 def is_floats(answer: Any, shape: tuple[int, ...]) -> bool:
     return isinstance(answer, np.ndarray) and answer.dtype.kind == "f" and answer.shape == shape
 
@@ -40,7 +56,7 @@ def in_words(answer: Any) -> Any:
 
 
 def plural(count: int) -> str:
-    return f"{count} token{'' if count == 1 else 's'}"
+    return counted(count, "token")
 
 
 def near(answer: Any, right: Any) -> Any:
@@ -119,12 +135,13 @@ class Kept:
     def length(self, layer: int) -> int:
         return int(self.right[layer][0].shape[1])
 
-    def step(self, count: int) -> None:
-        """To all layers, one after the other."""
+    def step(self, count: int, look: Callable[[str], None] | None = None) -> None:
+        """To all layers, one after the other; `look` looks at the cache after each of them."""
         self.steps.append(count)
         for layer in range(self.layers):
             self.append(layer, count)
-            self.expect_count(f" when {layer + 1} of {self.layers} layers have the {count} new ones")
+            when = f" when {layer + 1} of {counted(self.layers, 'layer')} got {plural(count)} more"
+            (look or self.expect_count)(when)
 
     def expect_count(self, when: str = "") -> None:
         right = min(self.length(layer) for layer in range(self.layers))
@@ -155,8 +172,8 @@ class Kept:
         fits = is_floats(answer, right.shape) and answer.dtype == self.type
         self.story.expect(fits, f"{what} as an array of shape {right.shape}, {self.type}", in_words(answer))
         for place in np.flatnonzero((answer != right).any(axis=(0, 2))):
-            wanted = f"{what}, position {place}, to be {numbers(right[:, place])}"
-            self.story.expect(False, wanted, numbers(answer[:, place]))
+            wanted, got = both(right[:, place], answer[:, place])
+            self.story.expect(False, f"{what}, position {place}, to be {wanted}", got)
 
 
 @judged(
@@ -303,7 +320,13 @@ def fill_layer_by_layer(kept: Kept, room: int, story: Story) -> None:
 def large_bytes(dice: Random) -> Any:
     """A long text in a large model: more bytes than 32 bits count."""
     return {
-        "numbers": [80, 8, 128, dice.randrange(100_000, 200_000), 2],
+        "numbers": (
+            80,
+            8,
+            128,
+            dice.randrange(100_000, 200_000),
+            2,
+        ),  # not a list, of which parts may be left out
         "num_layers": 2,
         "num_kv_heads": 2,
         "head_dim": 2,
@@ -336,21 +359,26 @@ def large_bytes(dice: Random) -> Any:
 )
 def bytes_by_formula(case: Any, story: Story) -> None:
     layers, heads, size, tokens, width = case["numbers"]
-    story.step(f"{layers} layers, {heads} KV heads of {size}, {tokens} tokens, {width} bytes a number")
+    parts = counted(layers, "layer"), counted(heads, "KV head"), plural(tokens), counted(width, "byte")
+    story.step("{}, {} of {}, {}, {} a number".format(*parts[:2], size, *parts[2:]))
     right = sum(width * size * heads * layers for _ in ("keys", "values")) * tokens
     got = subject.kv_bytes(layers, heads, size, tokens, width)
     story.see({"bytes": got})
     story.expect(got == right, f"{right:,} bytes", got)
     kept = Kept(case, sum(case["steps"]) + case["room"], story)
-    width = kept.type.itemsize
-    for count in (0, *case["steps"]):
-        story.step(f"append {plural(count)} to a cache of {kept.type}")
-        kept.step(count)
+    told = f"{counted(kept.layers, 'layer')}, {counted(kept.heads, 'KV head')} of {kept.size}, {kept.type}"
+
+    def look(when: str) -> None:
+        """In the midst of a step only those tokens count that all layers have."""
+        of_all = min(kept.length(layer) for layer in range(kept.layers))
+        right = sum(array[:, :of_all].nbytes for pair in kept.right for array in pair)
         got = kept.cache.num_bytes
-        of_arrays = sum(keys.nbytes + values.nbytes for keys, values in kept.right)
-        story.see({"tokens": kept.length(0), "bytes": got})
-        told = f"{kept.layers} layers, {kept.heads} KV heads of {kept.size}, {width} bytes a number"
-        story.expect(got == of_arrays, f"{of_arrays:,} bytes ({told})", got)
+        story.see({"tokens": of_all, "bytes": got})
+        story.expect(got == right, f"num_bytes to be {right:,}{when} ({told})", got)
+
+    for count in (0, *case["steps"]):
+        story.step(f"append {plural(count)}, layer by layer, to a cache of {kept.type}")
+        kept.step(count, look)
 
 
 # ── attention ─────────────────────────────────────────────────────────────────────────────────────────
@@ -414,7 +442,8 @@ def attention_sees_what_was_before(case: Any, story: Story) -> None:
     queries[:, :, 0], keys[:, :, 0] = size**0.5, keys[:, :, 0] + case["plus"]  # moves all scores alike
     keys, values = keys.astype(case["type"]), values.astype(case["type"])
     story.step(
-        f"{heads} query heads, {kv_heads} KV heads, {case['new']} queries, {n} keys of {size} ({keys.dtype})"
+        f"{counted(heads, 'query head')}, {counted(kv_heads, 'KV head')}, {counted(case['new'], 'query')}, "
+        f"{counted(n, 'key')} of {size} ({keys.dtype})"
     )
     right = attention_by_hand(queries, keys, values)
     given = [array.copy() for array in (queries, keys, values)]
@@ -430,8 +459,8 @@ def attention_sees_what_was_before(case: Any, story: Story) -> None:
     story.see({"right rows": f"{int(fits.sum())} of {fits.size}"}, lines)
     for head, i in np.argwhere(~fits):
         where = f"the query at position {case['before'] + i} in query head {head}"
-        what = f"{numbers(right[head, i])} for {where}"
-        story.expect(False, what, numbers(answer[head, i]))
+        wanted, got = both(right[head, i], answer[head, i])
+        story.expect(False, f"{wanted} for {where}", got)
     for what, array, was in zip(("queries", "keys", "values"), given, (queries, keys, values), strict=True):
         story.expect(np.array_equal(array, was), f"the {what} to be as they were", numbers(array))
 
@@ -624,8 +653,9 @@ class Text:
         lines = [row("logits of tokens", positions(self.done, self.steps, wrong))]
         self.story.see({"tokens": self.done}, lines)
         for i in np.flatnonzero(~fits):
-            what = f"logits {numbers(right[i])} after token {first + i}, as when all is computed anew"
-            self.story.expect(False, what, numbers(answer[i]))
+            wanted, got = both(right[i], answer[i])
+            what = f"logits {wanted} after token {first + i}, as when all is computed anew"
+            self.story.expect(False, what, got)
         self.expect_cache()
 
     def expect_cache(self, when: str = "") -> None:
@@ -635,9 +665,12 @@ class Text:
             found = self.cache.read(layer)
             for what, answer, whole in zip(("keys", "values"), found, pair, strict=True):
                 right = whole[:, : self.done]
-                fits = is_floats(answer, right.shape) and near(answer, right).all()
-                told = numbers(answer) if is_floats(answer, right.shape) else in_words(answer)
-                self.story.expect(fits, f"{what} {numbers(right)} in layer {layer} of the cache{when}", told)
+                fits = is_floats(answer, right.shape)
+                wanted, told = (
+                    both(right, answer) if fits and right.size else (numbers(right), in_words(answer))
+                )
+                fits = fits and near(answer, right).all()
+                self.story.expect(fits, f"{what} {wanted} in layer {layer} of the cache{when}", told)
 
 
 def text_of(seed: int, count: int, vocab_size: int) -> list[int]:

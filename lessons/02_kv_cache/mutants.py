@@ -74,6 +74,14 @@ MUTANTS = (
         sly=True,
     ),
     Mutant(
+        "counts_bytes_that_not_all_layers_have",
+        "head_dim, self.num_tokens, self._cells.itemsize)",
+        "head_dim, self._lengths[0], self._cells.itemsize)",
+        caught_by="P3",
+        tells="in the midst of a step it counts bytes of tokens that only some layers have.",
+        sly=True,
+    ),
+    Mutant(
         "numpy_will_check",
         FITS,
         "",

@@ -104,9 +104,9 @@ found = Curves(
     tuple(curves),
 )
 write_curves(trace_path(TRACES[3]), found)
-print("tokens after the first    " + "".join(f"{distance:10d}" for distance in DISTANCES[::2]))
+print(f"{'tokens after the first':43s} " + "".join(f"{distance:10d}" for distance in DISTANCES[1::2]))
 for curve in found.curves:
-    print(f"{curve.name[:25]:25s} " + "".join(f"{number:10.2g}" for number in curve.values[::2]))
+    print(f"{curve.name:43s} " + "".join(f"{number:10.2g}" for number in curve.values[1::2]))
 
 # %% [markdown]
 # ## And all at once?

@@ -329,7 +329,7 @@ def large_search(dice: Random) -> Any:
         "eos": 280,
         "max_tokens": 8,
         "penalty": 1.0,
-        "numbers": [dice.randrange(1, 400) for _ in range(997)],
+        "numbers": tuple(dice.randrange(1, 400) for _ in range(997)),
         "block_size": 16,
         "prompt": 37,
         "kept": True,

@@ -14,7 +14,7 @@ from zlib import crc32
 import subject
 from hypothesis import strategies as st
 
-from lessons.story import Story, cell, given_as, judged, row
+from lessons.story import Story, cell, counted, given_as, judged, row
 
 NAMES = ("mia", "ali", "zoe", "ben", "eva", "kim", "dan", "ida")
 """Of requests, in order of arrival; that is not the order of the alphabet."""
@@ -24,6 +24,13 @@ POISON = 255
 MOST_DRAWN = 32
 """Of a large pool, so many blocks are drawn."""
 Moves = list[tuple[int, int]]
+
+
+def tell_machine(num_blocks: int, num_host_blocks: int, block_size: int, story: Story) -> None:
+    story.step(
+        f"a device with {counted(num_blocks, 'block')}, a host with {counted(num_host_blocks, 'block')}; "
+        f"a block has room for {counted(block_size, 'token')}"
+    )
 
 
 class Store:
@@ -193,6 +200,7 @@ class Desk:
 
 def operations_played(case: Any, story: Story) -> Iterator[Moment]:
     """Sequences come, fork, grow, are moved there and back, and go."""
+    tell_machine(case["num_blocks"], case["num_host_blocks"], case["block_size"], story)
     memory = subject.Memory(case["num_blocks"], case["num_host_blocks"], case["block_size"])
     desk = Desk(case)
     store = Store(case["num_blocks"], case["num_host_blocks"], case["block_size"])
@@ -255,16 +263,16 @@ def grown(name: str, family: int, number: int, memory: Any, desk: Desk, store: S
     have = len(desk.tokens[name])
     room = (len(desk.tables["device"][name]) + desk.free("device")) * desk.block_size
     total = min(room, have + 1 + number)
-    story.step(f"{name} grows to {total} tokens")
+    story.step(f"{name} grows to {counted(total, 'token')}")
     did = memory.grow(name, total)
-    story.expect(did, f"room for {total} tokens of {name}", "none: is a block lost?")
+    story.expect(did, f"room for {counted(total, 'token')} of {name}", "none: is a block lost?")
     desk.grow(name, total)
     new = [(31 * family + 7 * place + len(name)) % VOCAB_SIZE for place in range(have, total)]
     desk.tokens[name] += new
     checked_tables(memory, desk.room["device"], desk.room["host"], story)
     story.expect(
         len(memory.tables[name]) * desk.block_size >= total,
-        f"a table for {total} tokens",
+        f"a table for {counted(total, 'token')}",
         memory.tables[name],
     )
     store.carry_out([], [], memory)
@@ -316,7 +324,7 @@ def moved_out(here: list[str], number: int, memory: Any, desk: Desk, store: Stor
 def moved_in(away: list[str], number: int, memory: Any, desk: Desk, store: Store, story: Story) -> Moment:
     moving = [away[number % len(away)]] if number % 3 == 0 else list(away)
     totals = {name: len(desk.tokens[name]) + 1 + (number % 5 if number > 3 else 0) for name in moving}
-    words = " and ".join(f"{name}, with room for {total} tokens" for name, total in totals.items())
+    words = " and ".join(f"{name}, with room for {counted(total, 'token')}" for name, total in totals.items())
     story.step(f"swap in {words}")
     distinct = desk.distinct("host", moving)
     growth = [desk.blocks_for(totals[name]) - len(desk.tables["host"][name]) for name in moving]
@@ -332,7 +340,7 @@ def moved_in(away: list[str], number: int, memory: Any, desk: Desk, store: Store
             for name in moving:
                 table = memory.tables.get(name)
                 is_long = isinstance(table, list) and len(table) * desk.block_size >= totals[name]
-                story.expect(is_long, f"a table for {totals[name]} tokens of {name}", table)
+                story.expect(is_long, f"a table for {counted(totals[name], 'token')} of {name}", table)
     moment = settled("in", moves, moving, needed, distinct, must_be_refused, memory, desk, store, story)
     if moves is not None:
         for name in moving:
@@ -359,7 +367,7 @@ def settled(
         desk.move(source, target, moving)
         store.carry_out(moves if kind == "out" else [], moves if kind == "in" else [], memory)
     out, back = (moves or [], []) if kind == "out" else ([], moves or [])
-    see(memory, desk, out, back, story, "refused" if moves is None else f"{len(moves)} moves")
+    see(memory, desk, out, back, story, "refused" if moves is None else counted(len(moves), "move"))
     return Moment(
         kind, memory, desk, moves, moving, needed, num_distinct, moves is None, must_be_refused, store
     )
@@ -401,7 +409,9 @@ def both_pools_conserve(case: Any, story: Story) -> None:
         for words, pool in (("device", memory.device), ("host", memory.host)):
             free = desk.free(words)
             story.expect(
-                pool.num_free_blocks == free, f"{free} free blocks on the {words}", pool.num_free_blocks
+                pool.num_free_blocks == free,
+                f"{counted(free, 'free block')} on the {words}",
+                pool.num_free_blocks,
             )
 
 
@@ -452,7 +462,7 @@ def shared_blocks_are_moved_once(case: Any, story: Story) -> None:
     for moment in operations_played(case, story):
         if moment.moves is None or moment.must_be_refused:
             continue
-        wanted = f"{moment.num_distinct} moves, one for each block"
+        wanted = f"{counted(moment.num_distinct, 'move')}, one for each block"
         story.expect(len(moment.moves) == moment.num_distinct, wanted, moment.moves)
         for place, words in enumerate(("from", "to")):
             blocks = [move[place] for move in moment.moves]
@@ -470,7 +480,9 @@ def shared_blocks_are_moved_once(case: Any, story: Story) -> None:
                     & set(moment.desk.tables[target][other][: lengths[other]])
                 )
                 shared = len(set(mine) & set(its))
-                story.expect(shared == right, f"{name} and {other} to share {right} blocks", shared)
+                story.expect(
+                    shared == right, f"{name} and {other} to share {counted(right, 'block')}", shared
+                )
 
 
 @judged(
@@ -490,12 +502,12 @@ def all_or_nothing(case: Any, story: Story) -> None:
             continue
         other = "host" if moment.kind == "out" else "device"
         if moment.must_be_refused:
-            words = f"None: {moment.needed} blocks are needed, fewer are free on the {other}"
+            words = f"None: it takes {counted(moment.needed, 'block')}, fewer are free on the {other}"
             story.expect(moment.is_refused, words, moment.moves)
             after = books(moment.memory)
             story.expect(after == moment.before, "everything as it was before the refusal", after)
         else:
-            words = f"moves: {moment.needed} blocks are needed on the {other}, and so many are free"
+            words = f"moves: it takes {counted(moment.needed, 'block')} on the {other}, and so many are free"
             story.expect(not moment.is_refused, words, "None")
 
 
@@ -591,6 +603,7 @@ class Engine:
         self.block_size, self.num_host_blocks = case["block_size"], case["num_host_blocks"]
         largest = max(prompt + answer - 1 for _, prompt, answer, _ in case["requests"])
         self.num_blocks = -(-largest // self.block_size) + case["extra"]
+        tell_machine(self.num_blocks, self.num_host_blocks, self.block_size, story)
         self.memory = subject.Memory(self.num_blocks, self.num_host_blocks, self.block_size)
         self.scheduler = subject.Scheduler(self.memory)
         self.store = Store(self.num_blocks, self.num_host_blocks, self.block_size)
@@ -666,9 +679,11 @@ class Engine:
             numbers = all(isinstance(n, Integral) and not isinstance(n, bool) for n in (start, end))
             has = len(here[name].tokens)
             is_right = numbers and 0 <= start < end <= has
-            story.expect(is_right, f"a chunk within the {has} tokens of {name}", chunk)
+            story.expect(is_right, f"a chunk within the {counted(has, 'token')} of {name}", chunk)
             is_covered = len(self.memory.tables.get(name, ())) * self.block_size >= end
-            story.expect(is_covered, f"blocks on the device for {end} tokens of {name}", self.memory.tables)
+            story.expect(
+                is_covered, f"blocks on the device for {counted(end, 'token')} of {name}", self.memory.tables
+            )
             chunks.append((name, int(start), int(end)))
         return Step(preempted, out, back, chunks, self.expected(), self.live)
 
@@ -736,7 +751,7 @@ class Engine:
                 wanted = f"the next token of {name} to be {right}, as when it runs alone"
                 what = f"{token}; blocks {table}, computed in this step: {start} … {end - 1}"
                 self.story.expect(token == right, wanted, what)
-                whole = f"all {len(request.tokens)} tokens of {name} to be computed"
+                whole = f"{counted(len(request.tokens), 'token')} of {name} to be computed, all that it has"
                 self.story.expect(end == len(request.tokens), whole, f"{end}")
             request.tokens.append(right)
             request.to_come -= 1
@@ -806,8 +821,8 @@ def the_newest_goes(case: Any, story: Story) -> None:
         right = step.right
         wanted = f"{' and then '.join(right.preempted) or 'nobody'} to be preempted"
         story.expect(step.preempted == right.preempted, wanted, ", ".join(step.preempted) or "nobody")
-        wanted = f"{right.num_out} blocks to move to the host"
-        story.expect(len(step.out) == right.num_out, wanted, f"{len(step.out)} moves")
+        wanted = f"{counted(right.num_out, 'block')} to move to the host"
+        story.expect(len(step.out) == right.num_out, wanted, counted(len(step.out), "move"))
         starts = {name: start for name, start, _ in right.chunks}
         for name, start, _ in step.chunks:
             if name in starts:
@@ -833,11 +848,12 @@ def the_oldest_gets_on(case: Any, story: Story) -> None:
         right, planned = step.right, {name: end for name, _, end in step.chunks}
         if step.live:
             oldest = step.live[0]
-            wanted = f"{oldest.name}, the oldest, to compute all of its {len(oldest.tokens)} tokens"
+            all_of_it = f"{counted(len(oldest.tokens), 'token')}, all that it has"
+            wanted = f"{oldest.name}, the oldest, to compute {all_of_it}"
             got = f"{planned.get(oldest.name, 'nothing')}"
             story.expect(planned.get(oldest.name) == len(oldest.tokens), wanted, got)
         if step.preempted != right.preempted:
             return
         names = [name for name, *_ in right.chunks]
-        wanted = f"{', '.join(names) or 'nobody'} to compute something"
+        wanted = f"only {', '.join(names)} to compute" if names else "nobody to compute"
         story.expect(sorted(planned) == sorted(names), wanted, ", ".join(planned) or "nobody")

@@ -13,7 +13,7 @@ import subject
 from hypothesis import strategies as st
 
 from lessons.kernels import describe_access, expect_no_fault, first_fault, run_kernel, times_written
-from lessons.story import Story, cell, judged, row
+from lessons.story import Story, cell, counted, judged, row
 
 QUERY, KEY, VALUE, OUT = range(4)
 """Arrays of `flash2`, as the microscope numbers them; the first three are also those of `decode_split`."""
@@ -171,7 +171,7 @@ def run_flash(case: Any, story: Story, head: Head, count: bool = False) -> tuple
     tiles, out = -(-num_queries // tile_q), np.full_like(head.query, np.nan)
     loud = "" if np.abs(head.scores[head.scores > -np.inf]).max(initial=0) < 80 else ", scores of hundreds"
     story.step(
-        f"flash2, grid ({tiles},), {tile_q} threads: queries 0 … {num_queries - 1}, keys 0 … "
+        f"flash2, grid ({tiles},), {counted(tile_q, 'thread')}: queries 0 … {num_queries - 1}, keys 0 … "
         f"{len(head.key) - 1}, head_dim {head_dim}, {'causal' if case['causal'] else 'all visible'}{loud}"
     )
     given = {"query": head.query.copy(), "key": head.key.copy(), "value": head.value.copy()}
@@ -314,11 +314,11 @@ def work_beside_the_products(case: Any, story: Story) -> None:
         "exponentials": products + 3 * tiles + 3 * num_queries,
         "multiplications": products * (2 * d + 2) + tiles * (d + 4) + 3 * d * num_queries,
     }
-    queries = f"{num_queries} queries" if num_queries > 1 else "1 query"
-    what = f"for {queries}, {len(head.key)} keys in tiles of {TILE_KEYS}, head_dim {d}"
+    what = f"for {counted(num_queries, 'query')}, {len(head.key)} keys in tiles of {TILE_KEYS}, head_dim {d}"
     for name, limit in most.items():
         number = getattr(seen.tally, name)
-        story.expect(number <= limit, f"at most {limit:,} {name} {what}", f"{number:,}")
+        each = " (head_dim + 1 for each query)" if name == "divisions" else ""
+        story.expect(number <= limit, f"at most {limit:,} {name}{each} {what}", f"{number:,}")
 
 
 # ── split-K, and the merge ────────────────────────────────────────────────────────────────────────────────
@@ -370,7 +370,7 @@ def splits_keep_their_states(case: Any, story: Story) -> None:
     )
     threads = rows + case["idle"]
     story.step(
-        f"decode_split, grid ({splits},), {threads} threads: queries 0 … {rows - 1}, "
+        f"decode_split, grid ({splits},), {counted(threads, 'thread')}: queries 0 … {rows - 1}, "
         f"keys 0 … {num_keys - 1}, head_dim {case['head_dim']}"
     )
     given = {
@@ -428,6 +428,12 @@ def in_orders(case: Any) -> Iterator[tuple[str, list[int]]]:
         yield "the last one first", forward[::-1]
 
 
+def maxima_in_words(line: list[int | None]) -> str:
+    """Those of one split: in brackets if there are several queries."""
+    told = ", ".join("nothing" if maximum is None else str(maximum) for maximum in line)
+    return told if len(line) == 1 else f"({told})"
+
+
 @judged(
     "P7",
     "The merge is the softmax of all splits together, in any order, also of splits without a key.",
@@ -456,10 +462,8 @@ def merge_is_the_softmax_of_all(case: Any, story: Story) -> None:
     right = (weights[..., None] * parts).sum(axis=0) / np.where(total > 0, total, 1)[:, None]
     rows = maxima.shape[1]
     for words, order in in_orders(case):
-        told = "; ".join(
-            ", ".join("nothing" if m is None else f"{m}" for m in case["maxima"][s]) for s in order[:9]
-        )
-        story.step(f"merge_splits, {len(order)} splits {words}, with the maxima {told}")
+        told = ", ".join(maxima_in_words(case["maxima"][s]) for s in order[:9])
+        story.step(f"merge_splits, {counted(len(order), 'split')} {words}, with the maxima {told}")
         out = np.full((rows, d), np.nan, np.float32)
         given = {"maxima": maxima[order], "sums": sums[order], "parts": parts[order], "out": out}
         seen = run_kernel(story, subject.merge_splits, (rows,), (d,), given, {"out": True})

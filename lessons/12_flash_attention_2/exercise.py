@@ -53,12 +53,13 @@ def flash2(query, key, value, scale, causal, out):
 
     What it promises:
         A block reads each number of its queries once, and once each number of the keys and values that at
-        least one of its queries may see. A tile of keys in which none of them may see anything is not read.
+        least one of its queries may see. A tile of keys in which none of them may see anything is not read;
+        of a tile in which they see some keys, those behind the last visible one may be read, too, once.
         Each cell of `out` is written once, and none is read. Nothing else in global memory is written.
         Between two threads that touch one cell of shared memory, one of them to write, lies a barrier, and
         all threads of a block come to every barrier.
         Beside the products with keys and values, a query costs one exponential for each key, one more for
-        each tile of keys (with it, total and output are rescaled), and at most head_dim divisions.
+        each tile of keys (with it, total and output are rescaled), and at most head_dim + 1 divisions.
         Scores may be thousands, of either sign: no exponential overflows, and not all of them vanish.
     """
     raise NotImplementedError

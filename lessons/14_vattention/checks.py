@@ -14,7 +14,7 @@ import numpy as np
 import subject
 from hypothesis import strategies as st
 
-from lessons.story import Story, cell, judged, row
+from lessons.story import Story, cell, counted, judged, row
 
 GAP = 3
 """Pages of addresses between two reserved ranges: nobody may rely on their being side by side."""
@@ -212,17 +212,13 @@ def address_of(kv: Any, slot: int, layer: int, part: int, story: Story) -> int:
     return int(address)
 
 
-def some(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("s" if count != 1 else "")
-
-
 def build(case: Any, story: Story) -> tuple[Any, Machine]:
     sizes = [case[name] for name in ("num_layers", "token_bytes", "max_tokens", "max_requests")]
     machine = Machine(case["num_pages"], case["page_bytes"], story)
     story.step(
-        f"a machine with {some(case['num_pages'], 'page')} of {case['page_bytes']} bytes; "
-        f"{some(sizes[3], 'slot')} for requests of at most {some(sizes[2], 'token')}; "
-        f"{some(sizes[0], 'layer')}, {some(sizes[1], 'byte')} a token"
+        f"a machine with {counted(case['num_pages'], 'page')} of {case['page_bytes']} bytes; "
+        f"{counted(sizes[3], 'slot')} for requests of at most {counted(sizes[2], 'token')}; "
+        f"{counted(sizes[0], 'layer')}, {counted(sizes[1], 'byte')} a token"
     )
     kv = subject.VirtualKV(machine, *sizes)
     machine.is_built = True
@@ -269,7 +265,7 @@ def run(
                 missing = max(0, pages_of(case, tokens) - pages_of(case, now)) * len(regions(case))
                 if missing > free and not refusals:
                     continue
-                story.step(f"r{who} has {some(now, 'token')}, and grows to {tokens}")
+                story.step(f"r{who} has {counted(now, 'token')}, and grows to {tokens}")
                 answer = kv.grow(slot, tokens)
                 is_bool = isinstance(answer, bool | np.bool_)
                 story.expect(is_bool, "True or False from grow", answer)
@@ -333,11 +329,13 @@ def pages_are_rounded_up_once(case: Any, story: Story) -> None:
     most, token_bytes, page_bytes = case
     counts = range(most + 1) if most < 99 else (most, most - 1, *range(0, most, 256))
     for num_tokens in counts:
-        story.step(f"{num_tokens} tokens of {token_bytes} bytes, pages of {page_bytes}")
+        story.step(f"{counted(num_tokens, 'token')} of {counted(token_bytes, 'byte')}, pages of {page_bytes}")
         pages = subject.pages_needed(num_tokens, token_bytes, page_bytes)
         story.see({"pages": pages})
         right = -(-num_tokens * token_bytes // page_bytes)
-        story.expect(pages == right, f"{right} pages for {num_tokens * token_bytes} bytes", pages)
+        story.expect(
+            pages == right, f"{counted(right, 'page')} for {counted(num_tokens * token_bytes, 'byte')}", pages
+        )
 
 
 @judged(
@@ -407,17 +405,17 @@ def mapped_is_what_is_needed(case: Any, story: Story) -> None:
             story.expect(number in table, where, "none is mapped")
         more = sorted(set(table) - set(needed))
         words = f"address {more[0] * case['page_bytes']}" if more else ""
-        story.expect(not more, f"{len(needed)} mapped pages", f"{len(table)}; no token lies at {words}")
+        story.expect(not more, counted(len(needed), "mapped page"), f"{len(table)}; no token lies at {words}")
         owners: dict[int, int] = {}
         for number, page in table.items():
             other = owners.setdefault(page, number)
             got = f"page {page} is behind {other * case['page_bytes']} and {number * case['page_bytes']}"
             story.expect(other == number, "no page to be behind two addresses", got)
         free = case["num_pages"] - len(needed)
-        story.expect(moment.kv.num_free_pages == free, f"{free} free pages", moment.kv.num_free_pages)
+        story.expect(moment.kv.num_free_pages == free, counted(free, "free page"), moment.kv.num_free_pages)
         tokens = sum(request.num_tokens for request in moment.after.values())
         waste = len(needed) * case["page_bytes"] - tokens * case["token_bytes"] * len(regions(case))
-        story.expect(moment.kv.wasted_bytes == waste, f"{waste} wasted bytes", moment.kv.wasted_bytes)
+        story.expect(moment.kv.wasted_bytes == waste, counted(waste, "wasted byte"), moment.kv.wasted_bytes)
 
 
 @judged(
@@ -442,29 +440,37 @@ def a_refusal_changes_nothing(case: Any, story: Story) -> None:
             story.expect(moment.is_done == (slots > 0), "a slot" if slots else "None: no slot is free", got)
         elif moment.name == "grow":
             can = moment.missing <= moment.free
-            words = f"{moment.missing} are missing, {moment.free} are free"
-            story.expect(moment.is_done == can, f"{can}: {words}", moment.is_done)
+            words = f"pages missing: {moment.missing}, pages free: {moment.free}"
+            story.expect(moment.is_done == can, f"{can} ({words})", moment.is_done)
         if not moment.is_done:
-            calls = f"{some(moment.maps, 'call')} of map, {moment.unmaps} of unmap"
+            calls = f"{counted(moment.maps, 'call')} of map, {moment.unmaps} of unmap"
             story.expect(not moment.maps and not moment.unmaps, "nothing to be changed by a refusal", calls)
             free = case["num_pages"] - pages_held(case, held)
-            story.expect(kv.num_free_pages == free, f"{free} free pages, as before", kv.num_free_pages)
+            story.expect(
+                kv.num_free_pages == free, f"{counted(free, 'free page')}, as before", kv.num_free_pages
+            )
             tokens = sum(request.num_tokens for request in held.values())
             waste = pages_held(case, held) * case["page_bytes"] - tokens * case["token_bytes"] * len(
                 regions(case)
             )
-            story.expect(kv.wasted_bytes == waste, f"{waste} wasted bytes, as before", kv.wasted_bytes)
+            story.expect(
+                kv.wasted_bytes == waste, f"{counted(waste, 'wasted byte')}, as before", kv.wasted_bytes
+            )
     for who, request in sorted(held.items()):  # after a refusal everything still works
         story.step(f"in the end r{who} grows by one page, if enough are free, and is done")
         free = case["num_pages"] - pages_held(case, held)
         tokens = min(case["max_tokens"], request.num_tokens + case["page_bytes"])
         missing = (pages_of(case, tokens) - pages_of(case, request.num_tokens)) * len(regions(case))
         answer = kv.grow(request.slot, tokens)
-        story.expect(bool(answer) == (missing <= free), f"{missing <= free}: {free} pages are free", answer)
+        story.expect(
+            bool(answer) == (missing <= free),
+            f"{missing <= free} (pages missing: {missing}, pages free: {free})",
+            answer,
+        )
         kv.free(request.slot)
         del held[who]
         free = case["num_pages"] - pages_held(case, held)
-        story.expect(kv.num_free_pages == free, f"{free} free pages", kv.num_free_pages)
+        story.expect(kv.num_free_pages == free, counted(free, "free page"), kv.num_free_pages)
 
 
 @judged(
@@ -493,7 +499,7 @@ def freed_is_taken_again(case: Any, story: Story) -> None:
         same = (kv.num_free_pages, kv.wasted_bytes)
         for count in (case["max_tokens"] + 1, -1):
             is_refused = raises(kv.grow, request.slot, count)
-            story.expect(is_refused, f"ValueError for {count} tokens", "nothing was raised")
+            story.expect(is_refused, f"ValueError for {counted(count, 'token')}", "nothing was raised")
             now = (kv.num_free_pages, kv.wasted_bytes)
             story.expect(now == same, "free pages {}, wasted bytes {}, as before".format(*same), now)
     expect_refused(case, kv, machine, case["max_requests"], "there", story)
@@ -501,7 +507,7 @@ def freed_is_taken_again(case: Any, story: Story) -> None:
         story.step(f"r{who} is done")
         kv.free(request.slot)
     story.see({"mapped": len(machine.table)})
-    story.expect(not machine.table, "no page to be mapped", f"{len(machine.table)} pages")
+    story.expect(not machine.table, "no page to be mapped", counted(len(machine.table), "page"))
     for again in (1, 2):
         story.step(f"all slots are taken, and as many pages as there are ({again})")
         slots: list[Any] = [kv.admit() for _ in range(case["max_requests"])]
@@ -513,9 +519,9 @@ def freed_is_taken_again(case: Any, story: Story) -> None:
             while pages_of(case, tokens) * len(regions(case)) > free:
                 tokens -= 1
             answer = kv.grow(slot, tokens)
-            story.expect(answer, f"{tokens} tokens: {free} pages are free", answer)
+            story.expect(answer, f"True for {counted(tokens, 'token')} (pages free: {free})", answer)
             free -= pages_of(case, tokens) * len(regions(case))
-            story.expect(kv.num_free_pages == free, f"{free} free pages", kv.num_free_pages)
+            story.expect(kv.num_free_pages == free, counted(free, "free page"), kv.num_free_pages)
         for slot in slots:
             kv.free(slot)
 
@@ -527,8 +533,8 @@ def expect_refused(case: Any, kv: Any, machine: Machine, slot: int, what: str, s
     story.step(f"free {words}; let it grow")
     for call, arguments in ((kv.free, (slot,)), (kv.grow, (slot, 1)), (kv.grow, (slot, 0))):
         story.expect(raises(call, *arguments), f"ValueError for {words}", "nothing was raised")
-    story.expect(kv.num_free_pages == free, f"{free} free pages, as before", kv.num_free_pages)
-    story.expect(kv.wasted_bytes == waste, f"{waste} wasted bytes, as before", kv.wasted_bytes)
+    story.expect(kv.num_free_pages == free, f"{counted(free, 'free page')}, as before", kv.num_free_pages)
+    story.expect(kv.wasted_bytes == waste, f"{counted(waste, 'wasted byte')}, as before", kv.wasted_bytes)
     story.expect(machine.table == mapped, "the same pages to be mapped as before", "others are")
 
 
@@ -555,11 +561,11 @@ def no_call_too_many(case: Any, story: Story) -> None:
         if not moment.is_done:
             return
         maps = moment.missing if moment.name == "grow" else 0
-        story.expect(moment.maps == maps, f"{maps} calls of map", moment.maps)
+        story.expect(moment.maps == maps, f"{counted(maps, 'call')} of map", moment.maps)
         unmaps = 0
         if moment.name == "free":
             unmaps = pages_held(case, moment.before) - pages_held(case, moment.after)
-        story.expect(moment.unmaps == unmaps, f"{unmaps} calls of unmap", moment.unmaps)
+        story.expect(moment.unmaps == unmaps, f"{counted(unmaps, 'call')} of unmap", moment.unmaps)
 
 
 @judged(

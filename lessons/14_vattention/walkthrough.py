@@ -38,7 +38,7 @@ from minivllm.trace.timeline import make_timeline
 TRACES = ("14_addresses.jsonl", "14_paged.jsonl", "14_pages.jsonl", "14_large_pages.jsonl")
 PAGE = "kv_pool"
 PICTURES = {
-    "addresses.svg": ("block_pool", 0, 55, {"request": "1"}),
+    "addresses.svg": ("block_pool", 0, 55, {"tables": False}),
     "ladders.svg": ("ladders", 1, 55, {"request": "1"}),
     "small_pages.svg": ("memory_over_time", 2, -1),
     "large_pages.svg": ("memory_over_time", 3, -1),

@@ -7,13 +7,20 @@ import re
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 
 import pytest
+from hypothesis import strategies as st
 
 from lessons import commands
 from lessons.catalogue import ROOT, find_lesson
 from lessons.comparing import parting
+from lessons.desk_work import keep
 from lessons.mutant import load_mutants
+from lessons.playing import judge_property, play_once
+from lessons.runner import Outcome, Result
+from lessons.story import judged
+from lessons.work import Desk
 from minivllm.terminal import Console
 from minivllm.trace.story_events import StoryStep, read_story
 from tests import patience
@@ -233,6 +240,61 @@ def test_a_story_that_failed_is_tried_first(tmp_path):
     assert len(cases) == 1
     code, words = check(tmp_path, RIGHT)
     assert code == 0 and re.search(r"151 stories", words)
+
+
+OF_02 = find_lesson("02")
+RIGHT_02 = OF_02.reference.read_text(encoding="utf-8")
+OVERFLOWS = "\n\ndef kv_bytes(*sizes):\n    return int(np.prod((2, *sizes), dtype=np.int32))\n"
+NO_STORY = {"numbers": [], "steps": []}
+
+
+def check_02(folder, source):
+    (folder / "work").mkdir(exist_ok=True)
+    (folder / "work" / "02_kv_cache.py").write_text(source, encoding="utf-8")
+    return minivllm(folder, "check", "2")
+
+
+def test_a_large_story_that_breaks_is_never_cut_into_none(tmp_path):
+    assert "def kv_bytes(" in RIGHT_02
+    code, words = check_02(tmp_path, RIGHT_02 + OVERFLOWS)
+    assert code == 1 and "✘ P3" in words and "got     : " in words and "at fault" not in words
+    assert check_02(tmp_path, RIGHT_02)[0] == 0
+
+
+def test_a_part_of_a_large_story_counts_only_if_the_right_solution_plays_it():
+    def play(case, story):
+        story.step(f"{len(case['requests'])} requests")
+        story.expect(max(case["requests"]) < 7, "less than 7", "more")
+
+    prop = judged("P1", "It holds.", st.just({"requests": [1]}), hints="abc", large=lambda dice: {
+        "requests": list(range(16))
+    })(play)  # fmt: skip
+    right = replace(prop, play=lambda case, story: max(case["requests"]))
+
+    def is_playable(case, seconds):
+        return play_once(right, case, __file__, seconds) is None
+
+    assert judge_property(prop, __file__).case == {"requests": []}, "a crash of the check, were it believed"
+    verdict = judge_property(prop, __file__, is_playable=is_playable)
+    assert (verdict.case, verdict.expected) == ({"requests": [7]}, "less than 7")
+
+
+def test_a_story_that_the_right_solution_cannot_play_is_the_judges_fault(tmp_path):
+    desk = Desk(tmp_path)
+    outcome = Outcome("P3", "bytes_by_formula", "", "failed", case=NO_STORY, expected="5", got="4")
+    result = Result(OF_02, desk.solution(OF_02), [outcome], code=1)
+    keep(desk, result)
+    assert outcome.got.startswith("4; but the right solution cannot play this story: the judge is at fault")
+    assert "ValueError: not enough values" in read_story(desk.story(OF_02)).reference[-1].error
+    assert not desk.stories(OF_02).get("bytes_by_formula")
+
+
+def test_a_remembered_story_that_the_right_solution_cannot_play_is_dropped(tmp_path):
+    desk = Desk(tmp_path / "work")
+    desk.folder.mkdir()
+    desk.keep_story(OF_02, "bytes_by_formula", NO_STORY)
+    assert check_02(tmp_path, RIGHT_02)[0] == 0
+    assert desk.stories(OF_02)["bytes_by_formula"] == []
 
 
 def test_lanes_part_where_facts_differ_or_one_stops():
