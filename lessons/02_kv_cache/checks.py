@@ -660,7 +660,7 @@ class Text:
 
     def expect_cache(self, when: str = "") -> None:
         got = self.cache.num_tokens
-        self.story.expect(got == self.done, f"{self.done} tokens in the cache{when}", got)
+        self.story.expect(got == self.done, f"{counted(self.done, 'token')} in the cache{when}", got)
         for layer, pair in enumerate(self.kept):
             found = self.cache.read(layer)
             for what, answer, whole in zip(("keys", "values"), found, pair, strict=True):

@@ -11,7 +11,19 @@ from typing import Any, NamedTuple
 import subject
 from hypothesis import strategies as st
 
-from lessons.story import ACCEPTED, AFTER_REFUSAL, CRASH, EMPTY, REFUSED, Story, cell, given_as, judged, row
+from lessons.story import (
+    ACCEPTED,
+    AFTER_REFUSAL,
+    CRASH,
+    EMPTY,
+    REFUSED,
+    Story,
+    cell,
+    counted,
+    given_as,
+    judged,
+    row,
+)
 
 counts = st.integers(0, 5)
 POOLS = st.fixed_dictionaries(
@@ -94,15 +106,15 @@ def take_and_free(case: Any, story: Story) -> Iterator[Moment]:
         blocks: list[int] | None = []
         who = max([-1, *held, *before.values()]) + 1
         if name == "take":
-            story.step(f"s{who} takes {number} blocks", empty=number == 0)
+            story.step(f"s{who} takes {counted(number, 'block')}", empty=number == 0)
             blocks = taken(pool, number, story)
             if blocks:
                 held[who] = blocks
                 owners |= dict.fromkeys(blocks, who)
-            answer = "refused" if blocks is None else f"{len(blocks)} blocks"
+            answer = "refused" if blocks is None else counted(len(blocks), "block")
         elif held:
             who = sorted(held)[number % len(held)]
-            story.step(f"s{who} frees its {len(held[who])} blocks", empty=not held[who])
+            story.step(f"s{who} frees its {counted(len(held[who]), 'block')}", empty=not held[who])
             pool.free_blocks(given_as(number, held[who]))
             owners = {block: owner for block, owner in owners.items() if block not in held[who]}
             del held[who]
@@ -181,7 +193,7 @@ def a_refusal_changes_nothing(case: Any, story: Story) -> None:
     for moment in take_and_free(case, story):
         pool, free = moment.pool, case["num_blocks"] - len(moment.before)
         if moment.is_refused:
-            wanted = f"{moment.asked} blocks: {free} are free"
+            wanted = f"{counted(moment.asked, 'block')}: {free} are free"
             story.expect(free < (moment.asked or 0), wanted, "a refusal", REFUSED)
             story.expect(pool.num_free_blocks == free, f"{free} free, as before", pool.num_free_blocks)
             rest = taken(pool, free, story)
@@ -195,7 +207,7 @@ def a_refusal_changes_nothing(case: Any, story: Story) -> None:
     story.expect(taken(pool, case["num_blocks"] + 1, story) is None, "a refusal", "blocks", ACCEPTED)
     story.step("take all of them")
     blocks = taken(pool, case["num_blocks"], story)
-    story.expect(blocks is not None, f"all {case['num_blocks']} blocks", "a refusal")
+    story.expect(blocks is not None, f"all of {counted(case['num_blocks'], 'block')}", "a refusal")
     story.see({"free": pool.num_free_blocks})
     story.expect(pool.num_free_blocks == 0, "no free block", pool.num_free_blocks)
 
@@ -221,7 +233,7 @@ def a_refusal_changes_nothing(case: Any, story: Story) -> None:
 )
 def double_free_is_refused(case: Any, story: Story) -> None:
     pool = subject.BlockPool(case["num_blocks"])
-    story.step(f"take all {case['num_blocks']} blocks")
+    story.step(f"take all of {counted(case['num_blocks'], 'block')}")
     blocks = taken(pool, case["num_blocks"], story)
     story.expect(blocks is not None and len(blocks) == case["num_blocks"], "all blocks", blocks)
     assert blocks is not None
@@ -272,13 +284,13 @@ def run(case: Any, story: Story) -> Iterator[tuple[Any, dict[int, Any], dict[int
             needed = -(-length // size) - -(-lengths.get(which, 0) // size)
             if held + needed > num_blocks:
                 continue  # no room: another sequence may have some
-            story.step(f"s{which} grows by {tokens} to {length} tokens")
+            story.step(f"s{which} grows by {tokens} to {counted(length, 'token')}")
             missing = table.missing_blocks(length)
             again = table.missing_blocks(length)
             story.expect(missing == again, f"{missing} missing blocks, as when it was asked before", again)
             story.expect(
                 missing == needed,
-                f"{needed} missing blocks, to have {-(-length // size)} of {size} tokens",
+                f"{counted(needed, 'missing block')}, to have {-(-length // size)} of {size} tokens",
                 missing,
             )
             given = given_as(tokens, taken(pool, missing, story) or [])
@@ -328,11 +340,11 @@ def waste_is_less_than_a_block(case: Any, story: Story) -> None:
             )
             for shorter in range(lengths[who] + 1):
                 missing = table.missing_blocks(shorter)
-                story.expect(missing == 0, f"none missing for {shorter} tokens", missing)
+                story.expect(missing == 0, f"none missing for {counted(shorter, 'token')}", missing)
                 blocks = subject.blocks_needed(shorter, size)
                 story.expect(
                     blocks == -(-shorter // size),
-                    f"{-(-shorter // size)} blocks for {shorter} tokens",
+                    f"{-(-shorter // size)} blocks for {counted(shorter, 'token')}",
                     blocks,
                 )
 

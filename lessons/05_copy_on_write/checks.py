@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import subject
 from hypothesis import strategies as st
 
-from lessons.story import ACCEPTED, AFTER_REFUSAL, CRASH, REFUSED, Story, cell, given_as, judged, row
+from lessons.story import ACCEPTED, AFTER_REFUSAL, CRASH, REFUSED, Story, cell, counted, given_as, judged, row
 
 ADD, FORK, WRITE, FREE, WRONG = "add", "fork", "write", "free", "wrong"
 which = st.integers(0, 5)
@@ -132,7 +132,7 @@ def live(case: Any, story: Story, attempt: Any = None, strict: bool = True, ends
         with story.allowing(subject.OutOfBlocksError) as answer:
             carry_out(cache, model, action, story)
         if answer.is_refused:
-            room = f"room: it takes {action.missing} blocks, and {model.free} are free"
+            room = f"room: it takes {counted(action.missing, 'block')}, and {model.free} are free"
             story.expect(not strict, room, "OutOfBlocksError", REFUSED)
             return  # too many blocks taken: another property's business
         model.follow(action)

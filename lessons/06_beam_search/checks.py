@@ -17,7 +17,7 @@ from typing import Any
 import subject
 from hypothesis import strategies as st
 
-from lessons.story import Story, cell, given_as, judged, row
+from lessons.story import Story, cell, counted, given_as, judged, row
 
 STRANGER = 10**6
 """The name of no sequence."""
@@ -117,13 +117,13 @@ def memory_right(cache: Any, names: Names, called: dict[int, tuple[str, Any]], s
     right = len(cache.storage) - names.used
     free = sorted(cache.free_list)
     used = {block for table in tables.values() for block in table}
-    story.expect(len(used) == names.used, f"{names.used} blocks in the tables", sorted(used))
+    story.expect(len(used) == names.used, f"{counted(names.used, 'block')} in the tables", sorted(used))
     not_used = sorted(set(range(len(cache.storage))) - used)
     story.expect(free == not_used, f"{right} free blocks: all that are in no table", words(free))
     readers = Counter(block for table in tables.values() for block in set(table))
     for block, count in readers.items():
-        counted = cache.ref_counts[block]
-        story.expect(counted == count, f"{count} readers of block {block}", counted)
+        told = cache.ref_counts[block]
+        story.expect(told == count, f"{counted(count, 'reader')} of block {block}", told)
     others = set(cache.tables) - {seq_id for _, seq_id in called.values()}
     story.expect(not others, "no other sequence to be left", sorted(map(str, others)))
 
@@ -178,7 +178,7 @@ def live(case: Any, story: Story) -> Any:
             children.clear()  # the list belongs to the caller
         elif name == APPEND:
             tokens = []
-            story.step(f"{told} appends {count} tokens from {next_token} on")
+            story.step(f"{told} appends {counted(count, 'token')} from {next_token} on")
             for _ in range(count):
                 error = subject.OutOfBlocksError
                 if names.is_taking(who) and names.used == case["num_blocks"]:
@@ -375,7 +375,7 @@ class Run:
         while self.right.beams:
             rows = self.rows()
             self.count += 1
-            self.story.step(f"step {self.count}: {len(rows)} beams and their candidates")
+            self.story.step(f"step {self.count}: {counted(len(rows), 'beam')} and their candidates")
             kind = tuple if self.count % 2 else list
             given = given_as(self.count, [kind(one) for one in rows])
             try:
@@ -403,7 +403,7 @@ class Run:
         """The beams: their number, their tokens, their scores, their order."""
         story, right = self.story, self.right.beams
         width, beams = self.case["width"], self.search.beams
-        story.expect(len(beams) <= width, f"at most {width} beams", len(beams))
+        story.expect(len(beams) <= width, f"at most {counted(width, 'beam')}", len(beams))
         found = [told(beam.tokens, beam.score) for beam in beams]
         wanted = [told(tokens, score) for tokens, score in right]
         story.expect(found == wanted, f"the beams {wanted}", found)
@@ -542,7 +542,7 @@ def full_width_is_brute_force(case: Any, story: Story) -> None:
     for _ in run.steps():
         pass
     best = run.search.best()
-    story.expect(best is not None, f"the best of {len(found)} sequences", "nothing")
+    story.expect(best is not None, f"the best of {counted(len(found), 'sequence')}", "nothing")
     story.expect(abs(best.score - max(found)) < 1e-9, f"score {max(found):.6g}", best.score)
     total = sum(toy.row(best.tokens[:place])[token] for place, token in enumerate(best.tokens))
     right = total / len(best.tokens) ** case["penalty"]
@@ -630,7 +630,7 @@ def attempt(run: Run, tries: list[Any], story: Story) -> None:
     if kind in (MORE_ROWS, FEWER_ROWS):
         # Without a live beam no number of rows is right.
         wrong = rows[:-count] if kind == FEWER_ROWS else [*rows, *(rows or [[0.0]])[:1] * count]
-        story.step(f"a step with {len(wrong)} rows, for {len(live)} beams")
+        story.step(f"a step with {counted(len(wrong), 'row')}, for {counted(len(live), 'beam')}")
         must_be_refused(cache, story, "step", ValueError, search.step, given_as(form, wrong))
     elif kind == FORK_NEGATIVE and live:
         story.step(f"a beam forks to {-count}")

@@ -13,7 +13,19 @@ from typing import Any
 import subject
 from hypothesis import strategies as st
 
-from lessons.story import ACCEPTED, AFTER_REFUSAL, CRASH, EMPTY, ENDLESS, REFUSED, Story, cell, judged, row
+from lessons.story import (
+    ACCEPTED,
+    AFTER_REFUSAL,
+    CRASH,
+    EMPTY,
+    ENDLESS,
+    REFUSED,
+    Story,
+    cell,
+    counted,
+    judged,
+    row,
+)
 
 NAMES = ("mia", "ali", "zoe", "ben", "eva", "kim", "dan", "ida")
 """Of requests, in order of arrival; that is not the order of the alphabet."""
@@ -302,7 +314,7 @@ def which_requests_are_accepted(case: Any, story: Story) -> None:
 def limits_hold(case: Any, story: Story) -> None:
     for plan, live in Engine(case, story).run():
         total = sum(plan.values())
-        story.expect(total <= case["budget"], f"at most {case['budget']} tokens in a step", total)
+        story.expect(total <= case["budget"], f"at most {counted(case['budget'], 'token')} in a step", total)
         run = [request.name for request in live if request.is_running or request.name in plan]
         most = case["max_num_seqs"]
         story.expect(len(run) <= most, f"at most {most} to run", f"{', '.join(run)} run")

@@ -12,7 +12,7 @@ from typing import Any
 import subject
 from hypothesis import strategies as st
 
-from lessons.story import Story, cell, given_as, judged, row
+from lessons.story import Story, cell, counted, given_as, judged, row
 
 NAMES = ("mia", "ali", "zoe", "ben", "eva", "kim", "dan", "ida")
 """Of requests, in order of arrival; that is not the order of the alphabet."""
@@ -119,7 +119,7 @@ class Engine:
             due = gap + (self.coming[-1][0] if self.coming else 0)
             self.coming.append((due, Live(index, *numbers)))
         threshold = f", {self.threshold} of one request" if self.threshold else ""
-        self.said = f"{self.budget} tokens{threshold}, {self.slots} slots"
+        self.said = f"{counted(self.budget, 'token')}{threshold}, {counted(self.slots, 'slot')}"
         self.live: list[Live] = []
         self.done: list[Live] = []
         self.bars: list[Any] = []
@@ -308,7 +308,7 @@ def limits_hold(case: Any, story: Story) -> None:
     engine = Engine(case, story)
     for chunks in engine.run():
         total = sum(end - start for start, end in chunks.values())
-        story.expect(total <= engine.budget, f"at most {engine.budget} tokens in a step", total)
+        story.expect(total <= engine.budget, f"at most {counted(engine.budget, 'token')} in a step", total)
         run = [one.name for one in engine.live if one.runs or one.name in chunks]
         story.expect(len(run) <= engine.slots, f"at most {engine.slots} to run", f"{', '.join(run)} run")
         for one in engine.live if engine.threshold else ():
@@ -349,7 +349,7 @@ def chunks_change_no_answer(case: Any, story: Story) -> None:
         for _ in engine.run():
             pass
         for request in engine.live + [request for _, request in engine.coming]:
-            wanted = f"{request.name} to be complete after {engine.step} steps, with {engine.said}"
+            wanted = f"{request.name} to be complete after {counted(engine.step, 'step')}, with {engine.said}"
             story.expect(False, wanted, f"{request.left} of its {len(request.tokens)} tokens are left")
         for request in engine.done:
             wanted = f"the answer of {request.name} to be {request.right}, with {engine.said}"

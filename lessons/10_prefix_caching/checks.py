@@ -12,7 +12,19 @@ from typing import Any
 import subject
 from hypothesis import strategies as st
 
-from lessons.story import ACCEPTED, AFTER_REFUSAL, CRASH, EMPTY, REFUSED, Story, cell, given_as, judged, row
+from lessons.story import (
+    ACCEPTED,
+    AFTER_REFUSAL,
+    CRASH,
+    EMPTY,
+    REFUSED,
+    Story,
+    cell,
+    counted,
+    given_as,
+    judged,
+    row,
+)
 
 Prompt = tuple[list[int], str | None]
 Path = tuple[str | None, tuple[int, ...]]
@@ -228,12 +240,12 @@ def the_cache_finds_the_longest_prefix(case: Any, story: Story) -> None:
             story.expect(first == block, f"block {first}, which holds the same prefix", block)
         earlier.append(prompt)
         found = {n: matched(cache, other, story) for n, other in looked_up(case["prompts"], moment)}
-        facts = {f"p{n} finds": f"{len(blocks)} blocks" for n, blocks in found.items()}
+        facts = {f"p{n} finds": counted(len(blocks), "block") for n, blocks in found.items()}
         story.see(facts, [row(f"table of p{number}", table)])
         for n, blocks in found.items():
             other = tuple(case["prompts"][n])
             count = brute_force(other, earlier, size)
-            story.expect(len(blocks) == count, f"{count} blocks for p{n}", words(blocks))
+            story.expect(len(blocks) == count, f"{counted(count, 'block')} for p{n}", words(blocks))
             right = [tables[path] for path in paths_of(other, size)[:count]]
             story.expect(blocks == right, f"the blocks {words(right)} for p{n}", words(blocks))
 
@@ -465,7 +477,7 @@ def the_tree_finds_the_longest_prefix(case: Any, story: Story) -> None:
         story.expect(tree.num_cached_blocks == count, f"{count} cached blocks", tree.num_cached_blocks)
         for n, blocks in found.items():
             count, hashed = brute_force(prompts[n], earlier, size), matched(cache, prompts[n], story)
-            story.expect(len(blocks) == count, f"{count} blocks for p{n}", words(blocks))
+            story.expect(len(blocks) == count, f"{counted(count, 'block')} for p{n}", words(blocks))
             story.expect(len(hashed) == count, f"{count} blocks for p{n} by hashes, too", words(hashed))
             right = model.match(prompts[n])
             story.expect(blocks == right, f"the blocks {words(right)} for p{n}", words(blocks))
@@ -594,7 +606,7 @@ def evict(tree: Any, model: Paths, count: int, story: Story) -> None:
     pinned = {model.block_at[path] for path in model.pinned}
     blocks = as_list(story, "evict", tree.evict(count))
     story.see({"evicted": words(blocks)}, model.board())
-    story.expect(len(blocks) == count, f"{count} blocks", words(blocks))
+    story.expect(len(blocks) == count, counted(count, "block"), words(blocks))
     story.expect(not pinned & set(blocks), f"no pinned block ({words(sorted(pinned))})", words(blocks))
     right = model.evict(count)
     story.expect(blocks == right, f"{words(right)}, the least recently used ends of paths", words(blocks))
@@ -667,7 +679,7 @@ def refuse_to_free(
     why, blocks = attempts[moment % len(attempts)]
     refused(
         story,
-        f"freed are {len(used)} blocks in use and one {why}",
+        f"freed are {counted(len(used), 'block')} in use and one {why}",
         ValueError,
         cache.free,
         given_as(moment, blocks),

@@ -14,7 +14,7 @@ import numpy as np
 import subject
 from hypothesis import strategies as st
 
-from lessons.story import Story, cell, judged, row, shortened
+from lessons.story import Story, cell, counted, judged, row, shortened
 
 NAMES = ("maximum", "total", "out")
 TILES = (("queries", "tile_q"), ("keys", "tile_k"))
@@ -254,7 +254,7 @@ class Memory:
         self._story.expect(name in NAMES, "only maximum, total and out to be stored", f"a store to {name!r}")
         rows = len(tile) if isinstance(tile, np.ndarray) and tile.ndim else 1
         end = start + rows if isinstance(start, int | np.integer) else None
-        array = self._rows(name, start, end, f"store({name!r}, {start!r}, …) of {rows} rows")
+        array = self._rows(name, start, end, f"store({name!r}, {start!r}, …) of {counted(rows, 'row')}")
         shape = (rows, *array.shape[1:])
         array[start:end] = as_floats(self._story, tile, shape, f"the tile of `{name}` to store")
         self.moves.append(("stored", name, start, start + rows))
@@ -309,7 +309,7 @@ class Memory:
         mine, others = (self.times("loaded", which) > 0 for which in (name, other))
         tiles = np.split(mine, range(self._case["tile_k"], len(mine), self._case["tile_k"]))
         if self._is_strict and (mine == others).all() and all(tile.all() or not tile.any() for tile in tiles):
-            when = f", after {mine.sum()} of {len(mine)} keys"
+            when = f", after {mine.sum()} of {counted(len(mine), 'key')}"
             expect_state(self._story, self.state(), self.right(), self.values, when)
         self._story.step(f"keys {start} … {end - 1} come" if end - start > 1 else f"key {start} comes")
 
@@ -376,7 +376,7 @@ def traffic_follows_the_formula(case: Any, story: Story) -> None:
     memory = run(case, story)
     for way, name, start, end in memory.moves:
         most = case["tile_k" if name in ("key", "value") else "tile_q"]
-        what, rows = f"at most {most} rows of `{name}` {way} at a time", end - start
+        what, rows = f"at most {counted(most, 'row')} of `{name}` {way} at a time", end - start
         story.expect(rows <= most, what, rows)
     for name in ("key", "value"):
         for i, count in enumerate(memory.times("loaded", name)):
