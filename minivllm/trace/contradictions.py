@@ -187,6 +187,8 @@ def _of_fork(event: SequenceForked, state: ReplayState) -> str:
 
 def _of_batch(event: BatchPlanned, state: ReplayState) -> str:
     drafts = dict(event.drafts)
+    # A plan made ahead counts on a token that was pending; its sequence may have ended without it.
+    pending = 1 if event.is_ahead else 0
     for seq, start, count in event.items:
         count -= drafts.pop(seq, 0)
         sequence = state.sequences.get(seq)
@@ -194,7 +196,7 @@ def _of_batch(event: BatchPlanned, state: ReplayState) -> str:
             return _unknown([seq], state)
         if count < 0:
             return f"of sequence {seq} more drafts are computed than tokens"
-        if start + count > len(sequence.token_ids):
+        if start + count > len(sequence.token_ids) + pending:
             most = len(sequence.token_ids)
             return f"of sequence {seq}, which has {most} tokens, {start} + {count} are computed"
     if drafts:

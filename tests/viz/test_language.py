@@ -171,7 +171,7 @@ def test_a_text_is_said_in_the_language_of_the_thread():
         assert ngettext("{count} x", "{count} xs", 2) == "«{count} x»"
         thread = threading.Thread(target=lambda: heard.append(_("one")))
         thread.start()
-        thread.join()
+        thread.join(patience.SECONDS)
         with speaking("en"):
             assert _("one") == "one"
         assert current() == "zh"

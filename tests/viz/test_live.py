@@ -103,7 +103,7 @@ def visible(shape):
         return None
     if shape["kind"] == "text" and not shape["text"]:
         return None
-    return shape
+    return {name: float(value) if isinstance(value, int) else value for name, value in shape.items()}
 
 
 def test_of_a_large_pool_the_blocks_that_hold_something_are_drawn_each_in_a_cell(trace_file):

@@ -59,7 +59,7 @@ def test_the_folders_that_the_command_names_may_be_opened_and_no_others(tmp_path
     cases = {(None, ()): [tmp_path], (tmp_path / "a" / "t", (more,)): [tmp_path / "a", more]}
     for (trace, also), wanted in cases.items():
         monkeypatch.setenv(folders.ENVIRONMENT, serve.variables(trace, also)[folders.ENVIRONMENT])
-        assert folders.open_folders()[:-3] == wanted
+        assert folders.open_folders()[:-4] == wanted
 
 
 def started(*arguments):

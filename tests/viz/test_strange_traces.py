@@ -88,7 +88,7 @@ def read_run_everywhere(path):
     panels = [*user_panels(run, counted), *owner_panels(run, counted), *request_panels(counted)]
     assert overview._setting(run) and len(panels) == 16
     assert jumps(timeline)
-    draw_everything([path, path], [name for name in FIGURES if not name.startswith("kernel")])
+    draw_everything([path, path], [name for name in FIGURES if not name.startswith(("kernel", "curves"))])
 
 
 def draw_everything(paths, names):
