@@ -94,7 +94,9 @@ class RunSettings:
             found["swap_space"] = self.swap_mib / MIB_PER_GIB
         if self.speculation != "off":
             guess: dict[str, Any] = {
-                "method": self.speculation, "num_speculative_tokens": self.num_speculative_tokens
+                "method": self.speculation, "num_speculative_tokens": self.num_speculative_tokens,
+                # Never: else the clock says how many, and two runs would differ by more than their settings.
+                "disable_by_batch_size": self.max_num_seqs,
             }  # fmt: skip
             if self.speculation == "ngram":
                 guess["prompt_lookup_max"] = NGRAM

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from contextlib import suppress
 from urllib.parse import quote
 from xml.etree import ElementTree
 
@@ -101,9 +102,14 @@ def test_a_page_of_the_dashboard_is_taken_along_and_plays_without_it(page, serve
 def test_a_film_is_made_of_the_steps_that_were_asked_for(page, server, sharing_file, tmp_path):
     page.goto(f"http://{server.rpartition('//')[2]}/prefix_tree?trace={quote(str(sharing_file))}")
     page.get_by_role("button", name="Take it with you").click()
-    page.get_by_label("To step").fill("2")
-    page.get_by_label("To step").press("Enter")
-    page.get_by_text("3 pictures, about").wait_for()
+    from playwright.sync_api import TimeoutError as NotYet
+
+    for _ in range(40):  # what is typed while the page is drawn again is lost
+        page.get_by_label("To step").fill("2")
+        page.get_by_label("To step").press("Enter")
+        with suppress(NotYet):
+            page.get_by_text("3 pictures, about").wait_for(timeout=10_000)
+            break
     name, content = saved(page, page.get_by_role("button", name="A film"))
     film = Image.open(io.BytesIO(content))
     assert name == "minivllm-prefixes.gif" and film.n_frames == 3

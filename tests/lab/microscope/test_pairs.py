@@ -54,7 +54,7 @@ def test_an_odd_size_is_refused_by_name_value_and_range(which, value):
     assert words.startswith(
         f"{key} must be an integer of at least {int(key != 'causal')} and at most {most}, got "
     )
-    assert value.strip()[:20] in words or repr(value.strip()[:10])[1:-1] in words
+    assert value.strip()[:20] in words or ascii(value.strip()[:5])[1:-1] in ascii(words).replace("\\\\", "\\")
 
 
 @given(odd)
