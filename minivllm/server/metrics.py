@@ -183,11 +183,12 @@ class MetricsCollector:
 class EngineCollector(MetricsCollector):
     """The metrics of one engine in this process.
 
-    Args:
+    Attributes:
         counts: a sink of the engine's events.
     """
 
     def __init__(self, counts: EngineCounts, engine: Engine, model_name: str) -> None:
+        self.counts = counts
         super().__init__(lambda: {0: report_of(counts, engine)}, model_name)
 
 

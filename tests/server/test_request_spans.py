@@ -86,7 +86,7 @@ def test_a_request_over_http_becomes_a_span_below_the_clients_own(collector):
         httpx.post(url, json={"prompt": "a", "max_tokens": 1}, timeout=patience.SECONDS)
     finally:
         server.stop()
-    metrics = server.model.metrics._counts
+    metrics = server.model.metrics.counts
     spans.shutdown()
     assert collector.resources[0]["service.name"] == "minivllm"
     assert [span.name for span in collector.spans] == [SPAN] * 3

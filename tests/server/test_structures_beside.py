@@ -101,7 +101,7 @@ def test_of_a_client_that_leaves_meanwhile_nothing_stays(http, running, slow):
 
 
 def test_a_structure_that_is_refused_is_in_the_books(http, running):
-    counters = running.model.metrics._counts.counters
+    counters = running.model.metrics.counts.counters
     before = counters["requests_refused"]
     body = SHAPED | {"structured_outputs": {"regex": "(?=a)"}}
     assert http.post("/v1/completions", json=body).status_code == 400
