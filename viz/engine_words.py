@@ -67,11 +67,17 @@ def in_words_of_the_reader(text: str) -> str:
         return text
     if text in NAMES:
         return _(text)
-    for form in FORMS:
+    for form in _by_what_they_say():
         if match := _pattern(form).fullmatch(text):
             values = {name: in_words_of_the_reader(value) for name, value in match.groupdict().items()}
             return _(form).format(**values)
     return text
+
+
+@cache
+def _by_what_they_say() -> list[str]:
+    """The forms with most words of their own first: "{steps} in {duration}" fits many sentences."""
+    return sorted(FORMS, key=lambda form: -len(re.sub(r"{\w+}", "", form)))
 
 
 @cache

@@ -14,6 +14,7 @@ from tests.viz.test_kernel_pages import open_page
 from tests.viz.trace_factory import WORDS
 from viz import jobs, language, player, texts
 from viz.backends.html import to_html
+from viz.engine_words import FORMS, in_words_of_the_reader
 from viz.figures.kernel_lanes import draw_banks
 from viz.language import N_, _, current, ngettext, speak, speaking
 from viz.scene import Scene
@@ -331,6 +332,15 @@ def visit(window, name):
     expect(window.locator("[data-testid=stStatusWidget], [data-testid=stSpinner]")).to_have_count(0)
     if name not in SILENT_PAGES:
         expect(window.locator(".player .caption").first).not_to_be_empty()
+
+
+def test_each_form_of_the_engines_sentences_is_known_as_itself():
+    """A form with few words of its own fits sentences of others, too."""
+    for form in FORMS:
+        names = re.findall(r"{(\w+)}", form)
+        with speaking("zh"):
+            said = in_words_of_the_reader(form.format(**dict.fromkeys(names, "7")))
+            assert said == _(form).format(**dict.fromkeys(names, "7")), form
 
 
 def test_no_page_says_an_english_sentence_in_chinese(browser, server, sharing_file):
