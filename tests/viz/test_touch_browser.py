@@ -192,11 +192,13 @@ def test_a_request_that_is_selected_is_so_on_all_pages_and_in_the_link(page, ser
     at_step(player, 20)
     player.get_by_role("searchbox").fill(names[2].tag)
     player.locator(".find li button").first.click()
-    page.wait_for_url(re.compile(re.escape(f"request={quote(names[2].request, safe='')}")))
+    in_the_link = re.compile(r"[?&]request=" + re.escape(quote(names[2].request, safe="")))
+    page.wait_for_url(in_the_link)
     page.get_by_role("link", name="KV pool", exact=True).click()
     expect(page.get_by_role("heading", name="KV pool")).to_be_visible()
     table = page.locator(".player svg").first
     expect(table.get_by_text(re.compile(rf"^Block table of {names[2].tag}\b"))).to_be_attached()
+    page.wait_for_url(in_the_link)
     other = page.context.new_page()
     other.goto(page.url)
     expect(
