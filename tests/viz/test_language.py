@@ -32,6 +32,7 @@ SILENT = {
     "grafana.py",
     "lesson_pictures.py",
     "panels.py",
+    "readme_pictures.py",
     "run_settings.py",
     "samples/__main__.py",
     "samples/make.py",
