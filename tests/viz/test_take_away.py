@@ -100,6 +100,7 @@ def test_a_page_of_the_dashboard_is_taken_along_and_plays_without_it(page, serve
 
 
 def test_a_film_is_made_of_the_steps_that_were_asked_for(page, server, sharing_file, tmp_path):
+    page.set_viewport_size({"width": 1280, "height": 1800})  # room for all of the menu
     page.goto(f"http://{server.rpartition('//')[2]}/prefix_tree?trace={quote(str(sharing_file))}")
     page.get_by_role("button", name="Take it with you").click()
     from playwright.sync_api import TimeoutError as NotYet
