@@ -3,7 +3,6 @@
 import io
 import json
 import re
-from contextlib import suppress
 from urllib.parse import quote
 from xml.etree import ElementTree
 
@@ -53,6 +52,12 @@ def saved(page, button):
     return told.value.suggested_filename, told.value.path().read_bytes()
 
 
+def open_menu(page):
+    """Once the picture is there: a menu that is opened before stays where its button was."""
+    page.locator(".player .caption").first.wait_for()
+    page.get_by_role("button", name="Take it with you").click()
+
+
 @pytest.fixture
 def opened(page, tmp_path):
     save_html(tmp_path / "page.html", "A run", [small_scene(), small_scene("Again")])
@@ -87,7 +92,7 @@ def test_one_of_several_pictures_can_be_saved_as_a_png(opened):
 
 def test_a_page_of_the_dashboard_is_taken_along_and_plays_without_it(page, server, trace_file, tmp_path):
     page.goto(f"http://{server.rpartition('//')[2]}/kv_pool?trace={quote(str(trace_file))}&step=3")
-    page.get_by_role("button", name="Take it with you").click()
+    open_menu(page)
     name, content = saved(page, page.get_by_role("button", name="A page that plays"))
     assert name.startswith("minivllm-kv") and name.endswith(".html")
     name, told = saved(page, page.get_by_role("button", name="The run for Perfetto"))
@@ -100,17 +105,11 @@ def test_a_page_of_the_dashboard_is_taken_along_and_plays_without_it(page, serve
 
 
 def test_a_film_is_made_of_the_steps_that_were_asked_for(page, server, sharing_file, tmp_path):
-    page.set_viewport_size({"width": 1280, "height": 1800})  # room for all of the menu
     page.goto(f"http://{server.rpartition('//')[2]}/prefix_tree?trace={quote(str(sharing_file))}")
-    page.get_by_role("button", name="Take it with you").click()
-    from playwright.sync_api import TimeoutError as NotYet
-
-    for _ in range(40):  # what is typed while the page is drawn again is lost
-        page.get_by_label("To step").fill("2")
-        page.get_by_label("To step").press("Enter")
-        with suppress(NotYet):
-            page.get_by_text("3 pictures, about").wait_for(timeout=10_000)
-            break
+    open_menu(page)
+    page.get_by_label("To step").fill("2")
+    page.get_by_label("To step").press("Enter")
+    page.get_by_text("3 pictures, about").wait_for()
     name, content = saved(page, page.get_by_role("button", name="A film"))
     film = Image.open(io.BytesIO(content))
     assert name == "minivllm-prefixes.gif" and film.n_frames == 3
