@@ -12,7 +12,10 @@ the dashboard plays. It says of itself, as constants:
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
+
+from minivllm.processes import child_command, python_variables
 
 ENVIRONMENT = "MINIVLLM_LESSON_TRACES"
 TIMES = "MINIVLLM_LESSON_TIMES"
@@ -33,3 +36,22 @@ def trace_path(name: str) -> Path:
     folder = trace_folder()
     folder.mkdir(parents=True, exist_ok=True)
     return folder / name
+
+
+def run_walkthrough(script: Path, folder: Path) -> None:
+    """Run a lesson's walkthrough as a program of its own; what it writes goes into the folder.
+
+    Raises:
+        ValueError: it failed, and its last words.
+    """
+    done = subprocess.run(
+        child_command(str(script)),
+        cwd=folder,
+        env=python_variables(**{ENVIRONMENT: str(folder)}),
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+    )
+    if done.returncode:
+        words = "\n".join(done.stderr.strip().splitlines()[-12:])
+        raise ValueError(f"{script.parent.name}/{script.name} failed:\n{words}")

@@ -15,7 +15,6 @@ Read next: `pictures.py`.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -23,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lessons.catalogue import Lesson, find_lesson, lessons
-from lessons.walkthroughs import ENVIRONMENT
-from minivllm.processes import child_command, python_variables
+from lessons.walkthroughs import run_walkthrough
 from viz.pictures import draw, find_figure
 
 
@@ -42,7 +40,7 @@ def make_pictures(lesson: Lesson) -> list[Path]:
     if not wanted:
         return []
     with tempfile.TemporaryDirectory(prefix="minivllm-pictures-") as folder:
-        _walk(lesson, Path(folder))
+        run_walkthrough(lesson.walkthrough, Path(folder))
         drawn = {}
         for file, entry in wanted.items():
             try:
@@ -73,21 +71,6 @@ def _checked(where: str, entry: Any, names: Sequence[str]) -> None:
 def _draw(entry: Any, paths: Sequence[Path]) -> str:
     name, number, step, options = (*entry, {})[:4]
     return draw(name, paths[number : number + find_figure(name, options).num_traces], step, options)
-
-
-def _walk(lesson: Lesson, folder: Path) -> None:
-    """Run the walkthrough; what it writes goes into the folder."""
-    done = subprocess.run(
-        child_command(str(lesson.walkthrough)),
-        cwd=folder,
-        env=python_variables(**{ENVIRONMENT: str(folder)}),
-        capture_output=True,
-        text=True,
-        start_new_session=True,
-    )
-    if done.returncode:
-        words = "\n".join(done.stderr.strip().splitlines()[-12:])
-        raise ValueError(f"{lesson.name}/walkthrough.py failed:\n{words}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

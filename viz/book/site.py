@@ -20,7 +20,7 @@ from pathlib import Path
 from shutil import copyfile, copytree
 
 from lessons.catalogue import Lesson
-from lessons.walkthroughs import ENVIRONMENT
+from lessons.walkthroughs import run_walkthrough
 from minivllm.files import CannotWrite, reason
 from minivllm.processes import child_command, python_variables
 from viz.backends.html import write_player
@@ -90,7 +90,9 @@ def make_book(
             traces = Path(folder) / "traces"
             for lesson in lessons:
                 tell(f"{lesson.name}: its walkthrough runs")
-                _walk(lesson, traces)
+                traces.mkdir(parents=True, exist_ok=True)
+                if lesson.walkthrough.is_file():
+                    run_walkthrough(lesson.walkthrough, traces)
         for language in LANGUAGES:
             source = Path(folder) / language
             pictures = site / language / "pictures"
@@ -117,24 +119,6 @@ def _checked(site: Path) -> int:
     if size > MOST_BYTES:
         raise ValueError(f"the book has {size:,} bytes, and may have {MOST_BYTES:,}")
     return size
-
-
-def _walk(lesson: Lesson, traces: Path) -> None:
-    """Run a walkthrough; its traces go into the folder."""
-    traces.mkdir(parents=True, exist_ok=True)
-    if not lesson.walkthrough.is_file():
-        return
-    done = subprocess.run(
-        child_command(str(lesson.walkthrough)),
-        cwd=traces,
-        env=python_variables(**{ENVIRONMENT: str(traces)}),
-        capture_output=True,
-        text=True,
-        start_new_session=True,
-    )
-    if done.returncode:
-        words = "\n".join(done.stderr.strip().splitlines()[-12:])
-        raise ValueError(f"{lesson.name}/walkthrough.py failed:\n{words}")
 
 
 def _write_sources(
