@@ -60,12 +60,17 @@ def _fastest(work: Callable[[], object], kind: str) -> float:
     return max(best, 1e-9)
 
 
+def cpu_name() -> str:
+    """What the processor calls itself."""
+    if CPU_INFO.is_file():
+        for line in CPU_INFO.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
 def _name(kind: str) -> str:
     if kind == "cuda":
         return torch.cuda.get_device_name()
-    name = platform.processor() or platform.machine()
-    if CPU_INFO.is_file():
-        lines = CPU_INFO.read_text(errors="replace").splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
     count = torch.get_num_threads()
-    return f"{name}, {count} thread{'' if count == 1 else 's'}"
+    return f"{cpu_name()}, {count} thread{'' if count == 1 else 's'}"

@@ -17,6 +17,7 @@ import torch
 
 from minivllm.engine.engine_args import EngineArgs
 from minivllm.engine.settings import settings_of
+from minivllm.executor.cpu_hazards import usable_cores
 from minivllm.server.replica_messages import Start
 from minivllm.trace.recorder import Recorder
 
@@ -45,8 +46,7 @@ def start_of(args: EngineArgs, index: int, life: int) -> Start:
 
 def variables_of(index: int, size: int) -> dict[str, str]:
     """The environment of a replica: its share of the cores, and its GPU where there are several."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = str(max(1, cores // size))
+    threads = str(max(1, usable_cores() // size))
     variables = {name: os.environ.get(name, threads) for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")}
     if (num_devices := torch.cuda.device_count()) > 1:
         named = os.environ.get("CUDA_VISIBLE_DEVICES")

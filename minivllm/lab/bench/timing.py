@@ -17,7 +17,6 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Generic, TypeVar
@@ -106,6 +105,8 @@ def describe_machine(threads: int, usable_cores: int) -> Machine:
     import psutil
     import torch
 
+    from minivllm.executor.own_hardware import cpu_name
+
     return Machine(
         cpu=cpu_name(),
         cores=os.cpu_count() or 1,
@@ -116,16 +117,6 @@ def describe_machine(threads: int, usable_cores: int) -> Machine:
         torch=torch.__version__,
         threads=threads,
     )
-
-
-def cpu_name() -> str:
-    """What the processor calls itself."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def peak_resident_bytes() -> int:

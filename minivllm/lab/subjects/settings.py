@@ -5,9 +5,9 @@ Read next: `subject.py`.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
+from minivllm.executor.cpu_hazards import usable_cores as usable_cores
 from minivllm.lab.subjects.workload import DEFAULT_SEED
 from minivllm.validation import check_integer
 
@@ -68,10 +68,3 @@ class Settings:
 def check_threads(threads: object) -> int:
     """Threads of torch, or `ValueError`."""
     return check_integer("threads", threads, at_least=1, at_most=MOST_THREADS)
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on, which in a container can be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
