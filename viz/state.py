@@ -70,11 +70,6 @@ def note_recent(path: Path) -> None:
     _keep(kept)
 
 
-def forget_recent(path: Path) -> None:
-    """It is gone, and was asked for in vain."""
-    _keep([other for other in recent_paths() if other != path])
-
-
 def _keep(paths: list[Path]) -> None:
     content = msgspec.json.encode(_Kept([os.fsencode(path).decode(errors="replace") for path in paths]))
     with suppress(CannotWrite, OSError):

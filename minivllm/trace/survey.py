@@ -7,7 +7,7 @@ read once, event by event, and two things are kept:
                                                   whenever there are too many of them
     checkpoints  ▲               ▲                where in the file a step begins, and the state before it
 
-A stretch of steps is then a trace of its own: the state before it as a snapshot, and its events. Whoever
+A stretch of steps is then a trace of its own: the state before it as a snapshot, and its events. What
 draws traces can draw it.
 
 Read next: `snapshots.py`; `reader.py`, for files that fit into memory.
@@ -53,16 +53,13 @@ class StepRange:
     start: float
     end: float
     most_used_blocks: int = 0
-    most_running: int = 0
-    most_waiting: int = 0
     num_tokens: int = 0
     num_preemptions: int = 0
 
     def join(self, other: StepRange) -> None:
         """Take over the next range."""
         self.last, self.end = other.last, other.end
-        for name in ("most_used_blocks", "most_running", "most_waiting"):
-            setattr(self, name, max(getattr(self, name), getattr(other, name)))
+        self.most_used_blocks = max(self.most_used_blocks, other.most_used_blocks)
         self.num_tokens += other.num_tokens
         self.num_preemptions += other.num_preemptions
 
@@ -172,7 +169,6 @@ def survey(path: str | Path) -> Survey:
             case StepFinished():
                 now.end = max(event.time, now.start)
                 now.most_used_blocks = state.num_used_blocks
-                now.most_running, now.most_waiting = len(state.running), len(state.waiting)
                 found._add(now)
                 found.num_steps += 1
                 now = StepRange(found.num_steps, found.num_steps, now.end, now.end)
