@@ -44,3 +44,12 @@ def until(happens):
     while not happens():
         assert time.monotonic() < deadline, "it never came"
         time.sleep(0.005)
+
+
+def is_alive(pid):
+    """Does this process run? One that has ended and waits for its parent does not."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -227,19 +227,11 @@ map_in_processes(nap, [1, 2], 2)
 """
 
 
-def is_alive(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def all_end(pids):
     deadline = time.monotonic() + patience.SECONDS / 2
-    while any(map(is_alive, pids)) and time.monotonic() < deadline:
+    while any(map(patience.is_alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return not any(map(is_alive, pids))
+    return not any(map(patience.is_alive, pids))
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="processes are looked at in /proc")
@@ -250,7 +242,7 @@ def test_a_child_and_what_it_has_started_end_with_a_parent_that_is_killed(tmp_pa
         patience.speaking(parent),
     ):
         pids = [int(word) for word in parent.stdout.readline().split()]
-        assert len(pids) == 2 and all(map(is_alive, pids))
+        assert len(pids) == 2 and all(map(patience.is_alive, pids))
         parent.kill()
         assert all_end(pids)
 

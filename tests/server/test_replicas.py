@@ -64,13 +64,6 @@ def children(parent):
     return sorted(found)
 
 
-def is_gone(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
-
-
 def metric(client, name):
     """The values of a metric, by engine."""
     shown = client.get("/metrics").text
@@ -159,7 +152,7 @@ def test_a_replica_that_dies_is_replaced_and_costs_only_what_it_had_told_of(clie
             thread.start()
         patience.until(lambda: sum(metric(client, "num_requests_running").values()) == 4)
         os.kill(second, signal.SIGKILL)
-        patience.until(lambda: is_gone(second))
+        patience.until(lambda: not patience.is_alive(second))
         assert client.get("/health").status_code == 200
         ends = sorted(list(lines)[-2:] for lines in (one, other))
     assert all(end[-1] == "data: [DONE]" for end in ends)
@@ -182,7 +175,7 @@ def test_when_the_server_is_told_to_end_requests_finish_and_no_process_is_left(c
         *_, last = lines
     assert last == "data: [DONE]"
     assert process.wait(timeout=patience.SECONDS) == 0
-    assert len(replicas) == 2 and all(map(is_gone, replicas))
+    assert len(replicas) == 2 and not any(map(patience.is_alive, replicas))
 
 
 def test_a_server_that_is_killed_leaves_no_process():
@@ -190,7 +183,7 @@ def test_a_server_that_is_killed_leaves_no_process():
         patience.until(lambda: len(children(process.pid)) == 2)
         replicas = children(process.pid)
         process.kill()
-    patience.until(lambda: all(map(is_gone, replicas)))
+    patience.until(lambda: not any(map(patience.is_alive, replicas)))
 
 
 # ── without a process ─────────────────────────────────────────────────────────────────────────────────────

@@ -1,8 +1,6 @@
 """The dashboard starts a server, watches it, asks it, and ends it."""
 
-import os
 from pathlib import Path
-from time import sleep
 
 import httpx
 import pytest
@@ -17,28 +15,12 @@ from viz.live.connection import Connection
 PLAIN = ("--attention-backend", "torch", "--enforce-eager")
 
 
-def until(condition):
-    for _ in range(patience.SECONDS * 20):
-        if condition():
-            return
-        sleep(0.05)
-    raise AssertionError("it did not happen")
-
-
-def is_alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().split(") ")[-1][0] != "Z"
-
-
 @pytest.fixture(scope="module")
 def server():
     server = own_server.start(Job(), PLAIN)
     yield server
     server.stop()
-    assert not server.is_running and not is_alive(server.pid)
+    assert not server.is_running and not patience.is_alive(server.pid)
     server.stop()
 
 
@@ -50,7 +32,7 @@ def test_it_asks_for_its_key_and_is_watched_with_it(server):
     connection = Connection(server.url, server.key)
     try:
         assert own_server.ask(server) == len(own_server.PROMPTS)
-        until(lambda: connection.window and connection.window.num_steps)
+        patience.until(lambda: connection.window and connection.window.num_steps)
     finally:
         connection.close()
 
@@ -71,7 +53,7 @@ def test_a_page_starts_it_watches_it_asks_it_and_stops_it(server, monkeypatch):
     press = {button.label: button for button in page.button}
     assert set(press) == {"Start a server here", "Connect"}
     press["Start a server here"].click().run()
-    until(lambda: not jobs.find(own_server.NAME).is_running)
+    patience.until(lambda: not jobs.find(own_server.NAME).is_running)
     page.run()
     assert server.url in page.success[0].value and str(server.pid) in page.success[0].value
     press = {button.label: button for button in page.button}
@@ -89,7 +71,7 @@ def test_one_that_nobody_watches_ends(server, monkeypatch):
     ended = []
     monkeypatch.setattr(own_server, "UNWATCHED_SECONDS", -1.0)
     monkeypatch.setattr(own_server.OwnServer, "stop", lambda self: ended.append(self))
-    until(lambda: server in ended)
+    patience.until(lambda: server in ended)
 
 
 def test_what_keeps_it_from_starting_is_said():

@@ -1,7 +1,6 @@
 """Page "Run": another process does it, the page watches it, it can be stopped, and nothing is left of it."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -27,14 +26,6 @@ def own_state(tmp_path, monkeypatch):
     jobs._jobs.pop(run_process.NAME, None)
     yield
     jobs._jobs.pop(run_process.NAME, None)
-
-
-def is_alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().split(") ")[-1][0] != "Z"
 
 
 def begin(settings, workload=None):
@@ -70,7 +61,7 @@ def test_a_run_is_watched_stopped_and_opened_and_its_process_is_gone(tmp_path):
     assert 0 < seen.used_blocks <= seen.num_blocks == 90 and {row.tag for row in seen.rows} <= {"A", "B"}
     run.stop()
     done = end_of(job).result
-    assert not is_alive(run.pid) and done.was_stopped and not job.problem
+    assert not patience.is_alive(run.pid) and done.was_stopped and not job.problem
     assert not read_trace(done.path).warnings, "it ended after a step, and said so"
     assert loading.open_run(done.path).summary.num_requests == 2
 
@@ -78,7 +69,7 @@ def test_a_run_is_watched_stopped_and_opened_and_its_process_is_gone(tmp_path):
 def test_what_the_engine_refuses_is_told_and_leaves_no_file():
     run, job = begin(RunSettings(SMALL.prompts, block_size=0))
     assert end_of(job).problem == "block_size must be an integer of at least 1, got 0"
-    assert not run.path.exists() and not is_alive(run.pid)
+    assert not run.path.exists() and not patience.is_alive(run.pid)
 
 
 def test_a_run_that_no_window_watches_any_more_is_stopped(monkeypatch):
@@ -87,7 +78,7 @@ def test_a_run_that_no_window_watches_any_more_is_stopped(monkeypatch):
     run, job = begin(SMALL)
     run.watched_by("a window that was closed")
     assert "stopped before its first step" in end_of(job).problem
-    assert not is_alive(run.pid) and not run.path.exists()
+    assert not patience.is_alive(run.pid) and not run.path.exists()
 
 
 def test_a_file_s_requests_come_and_end_as_it_says(tmp_path):
