@@ -4,7 +4,7 @@
     &picture=2      which picture of the page
 
 The player's own keys move in time; N and P go to another picture, Esc leaves. All else on the page is hidden,
-not left out: whoever leaves is where they were.
+not left out: a reader who leaves is where they were.
 
 Read next: `stage.py`, which plays the one picture.
 """

@@ -171,7 +171,7 @@ class Done(NamedTuple):
 
 
 def is_open(session: str) -> bool:
-    """Is this window still open? Yes, if nobody can know."""
+    """Is this window still open? Yes, where there is no telling."""
     from streamlit import runtime
 
     return not runtime.exists() or runtime.get_instance().is_active_session(session)

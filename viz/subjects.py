@@ -1,4 +1,4 @@
-"""Subjects: what a shape of a picture is about, so that whoever clicks it can be told about that.
+"""Subjects: what a shape of a picture is about, so that a click can tell about that.
 
     "block 17"     a physical block          "request 3"    the request that arrived as number 3
                                              "step 40"      a click leads there

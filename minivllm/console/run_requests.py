@@ -1,9 +1,9 @@
-"""Requests of somebody's own through the shipped model: what the dashboard's page "Run" has done elsewhere.
+"""A reader's own requests through the shipped model: what the dashboard's page "Run" has done elsewhere.
 
-It is a program, so that an engine that is stopped, or dies, takes nobody with it:
+It is a program, so that an engine that is stopped, or dies, leaves the dashboard as it was:
 
     stdin    one line of JSON, a `RunJob`; when stdin ends, so does the run, after the step that it is in
-    trace    everything that happens, as it happens: whoever wants to watch reads that file while it grows
+    trace    everything that happens, as it happens: a page that watches reads that file while it grows
     stderr   why the job was refused, in one sentence; the exit code is 2 then, and nothing was computed
 
 A prompt arrives at a *step*, not at a second, so that the same happens on every machine; requests of a file

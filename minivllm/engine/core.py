@@ -17,8 +17,8 @@ plan while earlier ones are carried out, and finish them in their order:
     a pipeline                plan 1 has others: those of plan 0 are held until their tokens have come
 
 What a plan in flight names stays: a sequence that has ended, or was aborted, keeps its blocks until the last
-such plan is finished, and what that one samples for it is dropped. Nobody is preempted ahead. What cannot be
-decided ahead waits: then `plan_ahead` gives None, and the next plan is made alone.
+such plan is finished, and what that one samples for it is dropped. No request is preempted ahead. What cannot
+be decided ahead waits: then `plan_ahead` gives None, and the next plan is made alone.
 
 **Interrupts.** `requests` is the truth, and everything else can be made again from it: queues, block tables,
 the free list, the prefix cache. A request is added by one assignment to that dictionary and removed by one

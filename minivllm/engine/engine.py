@@ -5,7 +5,7 @@
               events                                            outputs, events, freed blocks
 
 With asynchronous scheduling a step is planned while the one before it is computed, and what came out of it is
-told while the next one is. Only sampling is in nobody's shadow, because the next step needs its tokens:
+told while the next one is. Only sampling overlaps with nothing, because the next step needs its tokens:
 
     executor    compute 0 ─────────┐ compute 1 ─────────┐ compute 2 ─────
     engine      plan 1             │ tell 0, plan 2     │ tell 1, plan 3
@@ -410,7 +410,7 @@ class Engine:
 
     def end_steps(self) -> None:
         """Finish what is in flight; its outputs are lost. The executor may serve another engine then."""
-        with suppress(Exception):  # whatever becomes of a step that nobody waits for
+        with suppress(Exception):  # whatever becomes of a step whose outputs are not waited for
             self._settle()
             self._land()
         if isinstance(self._runs, Background):
@@ -572,7 +572,7 @@ class Engine:
         self._is_busy = False
 
     def _finish_surplus(self) -> None:
-        """All requests are over, and a plan still has their sequences: its tokens are nobody's."""
+        """All requests are over, and a plan still has their sequences: its tokens are dropped."""
         while self._flights:
             self._finish_oldest(Outbox([], [], []))
 

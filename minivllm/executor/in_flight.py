@@ -37,7 +37,7 @@ HEAD_START_SECONDS = 0.002
 
 
 class PlansInFlight(Protocol):
-    """Plans that were launched, and whose logits nobody has got yet."""
+    """Plans that were launched, and whose logits were not taken yet."""
 
     def launch(self, plan: StepPlan) -> None:
         """Carry out this plan after those launched before."""
@@ -48,7 +48,7 @@ class PlansInFlight(Protocol):
         ...
 
     def forget(self) -> None:
-        """Nobody wants the logits of any plan. When this returns, nothing is carried out any more."""
+        """Drop the logits of every plan. When this returns, nothing is carried out any more."""
         ...
 
 
@@ -68,7 +68,7 @@ class Background:
         """`executor` is what `execute` asks."""
         self._execute = execute
         self._lane = Lane("minivllm-steps")
-        finalize(self, self._lane.end)  # a thread less, if nobody closes the engine
+        finalize(self, self._lane.end)  # a thread less, if the engine is never closed
         self._pending: deque[Future[Any]] = deque()
         self._kernel = Event()
         if isinstance(executor, TellsOfKernels):

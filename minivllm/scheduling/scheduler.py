@@ -18,7 +18,7 @@ decodes of others. A prompt whose beginning the prefix cache knows starts behind
 computed like others, as far as there is budget and room for them without preempting anyone.
 
 A step may be planned while others are in flight. Then tokens are *pending*: a sequence that waits for one is
-held, or runs ahead of it, and its plan has a placeholder. Nobody is preempted meanwhile, since a plan in
+held, or runs ahead of it, and its plan has a placeholder. Nothing is preempted meanwhile, since a plan in
 flight may name the victim: where that would be needed, the next plan waits until nothing is in flight.
 
 Sources: Yu et al., "Orca" (OSDI 2022), section 3.1 (iteration-level scheduling); Kwon et al. (SOSP 2023),

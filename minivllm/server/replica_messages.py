@@ -48,7 +48,7 @@ class Add(msgspec.Struct, frozen=True, tag=True):
 
 
 class Leave(msgspec.Struct, frozen=True, tag=True):
-    """Nobody waits for this request any more."""
+    """The caller of this request has left."""
 
     number: int
 

@@ -193,21 +193,24 @@ class Replicas:
         return max(0, len(self._pending) - sum(replica.num_running for replica in self.replicas))
 
     def reports(self) -> Mapping[int, EngineReport]:
-        """What each has counted and does now; whoever does not answer is left out. For any thread."""
+        """What each has counted and does now; one that does not answer is left out. For any thread."""
         asked = {replica.index: replica.ask("report") for replica in self.replicas if replica.is_ready}
         wait(asked.values(), ANSWER_SECONDS)
         answers = {index: answer.result() for index, answer in asked.items() if _has_answered(answer)}
         return {index: answer.report for index, answer in answers.items() if answer.report is not None}
 
     def end_requests(self, reason: str) -> None:
-        """Whoever waits gets an `EngineDeadError` with this reason, and is aborted. The engines serve on."""
+        """Waiting callers get an `EngineDeadError` with this reason; their requests are aborted.
+
+        The engines serve on.
+        """
         for pending in list(self._pending.values()):
             pending.stream.fail(EngineDeadError(reason))
             if pending.replica and pending.replica.life == pending.life:
                 pending.replica.send(Leave(pending.add.number))
 
     def shutdown(self) -> None:
-        """End all processes, each after its step. Whoever still waits gets an `EngineDeadError`."""
+        """End all processes, each after its step. Callers that still wait get an `EngineDeadError`."""
         self._is_stopped = True
         for replica in self.replicas:
             replica.begin_to_stop()

@@ -9,7 +9,7 @@ such a plan are held, and the trace tells one step after the other:
                               held ──────────────►
 
 Told so it is as true. A plan ahead takes free blocks, and what ends with a step gives blocks back at the end
-of the free list; nobody that a plan in flight names gives any back. So the two may change places.
+of the free list; no sequence that a plan in flight names gives any back. So the two may change places.
 `BatchPlanned.is_ahead` says which plans were made so.
 
 Read next: `minivllm/engine/core.py`, which decides when.

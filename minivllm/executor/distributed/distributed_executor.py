@@ -213,7 +213,7 @@ class DistributedExecutor:
         return logits
 
     def forget(self) -> None:
-        """Nobody wants the logits of any plan. When this returns, none is under way."""
+        """Drop the logits of every plan. When this returns, none is under way."""
         with suppress(ExecutorDeadError):  # the next plan says so
             while self._launched:
                 self.wait()
