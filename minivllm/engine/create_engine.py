@@ -202,6 +202,7 @@ def load_distributed(args: EngineArgs) -> DistributedExecutor:
         pipeline_parallel_size=args.pipeline_parallel_size,
         reduction_parts=args.reduction_parts,
         launcher=args.distributed_executor_backend,
+        timeout_seconds=args.distributed_timeout_seconds,
         quantization=args.quantization,
         kv_cache_dtype=args.kv_cache_dtype,
         # Beside the trace: what the engine decided is in that one, what each rank did is in this.

@@ -16,8 +16,8 @@ other, and a second thread takes the logits as they come, so that neither waits 
     last stage                           stage 1 of A ──► stage 1 of B, …
     logits' thread                                   A ──►            B ──►
 
-If a rank ends, or fails, all do: keys and values are lost with it. Whoever has a request in the engine hears
-of it at once, and no process is left.
+If a rank ends, fails, or hangs (`heartbeat.py`), all end: keys and values are lost with it. Whoever has a
+request in the engine hears of it at once, and no process is left.
 
 Read next: `launch.py`, `worker.py`, `rank_executor.py`.
 """
@@ -40,6 +40,7 @@ from torch import Tensor
 
 from minivllm.executor.distributed.cache_limits import CacheLimits, share_of_machine
 from minivllm.executor.distributed.groups import Control, GroupPeers
+from minivllm.executor.distributed.heartbeat import IDLE, Activity, Heart, Watch
 from minivllm.executor.distributed.launch import END_SECONDS, Ranks
 from minivllm.executor.distributed.messages import RankSettings, encode_plan
 from minivllm.executor.distributed.rank_executor import RankExecutor, load_rank
@@ -108,6 +109,9 @@ class DistributedExecutor:
         self._control: Control | None = None
         self._peers: GroupPeers | None = None
         self._rank: RankExecutor | None = None
+        self._activity = Activity()
+        self._watch: Watch | None = None
+        self._heart: Heart | None = None
         self._settings_told: dict[str, Any] = {}
         try:
             self._start(limits)
@@ -120,6 +124,9 @@ class DistributedExecutor:
         meeting.say("settings", msgspec.json.encode(self.settings))
         meeting.note("here")
         meeting.wait_for_all("here", "come")
+        self._watch = Watch(meeting, self._activity)
+        if not self._ranks.are_ours:
+            self._heart = Heart(meeting, self._activity).__enter__()
         decoder = self._wait(self._lane.submit(self._join))
         meeting.wait_for_all("loaded", "loaded its share of the model")
         sizes = limits.sizes(self.config, self.settings, decoder.num_bytes, self._ranks.num_local)
@@ -130,8 +137,11 @@ class DistributedExecutor:
         self._settings_told = self._tell(rank)
         if self.settings.record_spans and self._peers:
             rank.spans = self._peers.spans = RankSpans()
+        rank.activity = self._activity
+        self._activity.begin(IDLE)
         meeting.say("sizes", msgspec.json.encode(sizes))  # what had to be compiled is there for the others
         meeting.wait_for_all("ready", "made its cache")
+        self._watch.expect(self.settings.timeout_seconds)
 
     def _join(self) -> ShardedDecoder:
         """In rank 0's thread: meet the others, and load."""
@@ -141,7 +151,9 @@ class DistributedExecutor:
         peers: Peers = Alone()
         if settings.grid.size > 1:
             self._control = Control(ranks.meeting.store, 0, settings.grid.size, ranks.address)
-            peers = self._peers = GroupPeers(ranks.meeting.store, settings.grid, 0, device, ranks.address)
+            where = device, ranks.address, settings.timeout_seconds
+            peers = self._peers = GroupPeers(ranks.meeting.store, settings.grid, 0, *where)
+            self._peers.activity = self._activity
         return load_rank(settings, 0, device, peers)
 
     @property
@@ -277,9 +289,11 @@ class DistributedExecutor:
             logger.warning("%s", error)
 
     def _wait(self, future: Future[Result]) -> Result:
-        """What comes out of rank 0's thread. Raises `RankError` if another rank ends first."""
+        """What comes out of rank 0's thread. Raises `RankError` if another rank ends first, or one hangs."""
         while not wait([future], LOOK_SECONDS).done:
             self._ranks.look()
+            if self._watch is not None:
+                self._watch.look()
         return future.result()
 
     def _reason(self, error: Exception) -> str:
@@ -296,8 +310,10 @@ class DistributedExecutor:
 
     def _end(self) -> None:
         """Leave nothing: no process, no port, no weights and no cache."""
+        if self._heart is not None:
+            self._heart.__exit__()
         self._ranks.kill()
         self._lane.end()
         self._logits_lane.end()
-        self._control = self._peers = self._rank = self._pending = None
+        self._control = self._peers = self._rank = self._pending = self._watch = self._heart = None
         self._launched.clear()

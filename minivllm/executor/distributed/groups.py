@@ -26,12 +26,13 @@ import torch
 from torch import Tensor
 from torch.distributed import PrefixStore, ProcessGroupGloo, Store  # type: ignore[attr-defined]
 
+from minivllm.executor.distributed.heartbeat import COMPUTING, TIMEOUT_SECONDS, Activity
 from minivllm.model.parallel.layout import Grid
 from minivllm.model.parallel.peers import Peers
 from minivllm.trace.rank_spans import RankSpans
 
-STEP_SECONDS = 600
-"""Longest that a rank waits for another within a step."""
+MORE_SECONDS = 60.0
+"""That a message may take beyond what a rank may: it is the watch (`heartbeat.py`) that knows the names."""
 FOR_EVER = 10 * 365 * 24 * 3600
 """An idle engine's ranks wait for the next plan. If rank 0 ends meanwhile, they notice by themselves."""
 FRAME_BYTES = 4096
@@ -84,9 +85,18 @@ class GroupPeers(Peers):
     Attributes:
         seconds: spent in sending to them and waiting for them, since it was set to 0.
         spans: where it notes when that was; nowhere, if None.
+        activity: where it notes what it does now.
     """
 
-    def __init__(self, store: Store, grid: Grid, rank: int, device: torch.device, address: str) -> None:
+    def __init__(
+        self,
+        store: Store,
+        grid: Grid,
+        rank: int,
+        device: torch.device,
+        address: str,
+        seconds: float = TIMEOUT_SECONDS,
+    ) -> None:
         self._rank, self._row = rank, grid.group_of(rank, "tensor")
         column = grid.group_of(rank, "pipeline")
         place = grid.place(rank)
@@ -95,8 +105,9 @@ class GroupPeers(Peers):
         self._last_row = grid.groups("tensor")[-1]
         self.seconds = 0.0
         self.spans: RankSpans | None = None
+        self.activity = Activity()
         self._thread = get_ident()
-        where = device, address
+        where = device, address, seconds + MORE_SECONDS
         self._world = make_group(PrefixStore("world", store), rank, grid.size, *where)
         self._tensor = self._world
         if grid.pipeline > 1 and grid.tensor > 1:
@@ -137,8 +148,10 @@ class GroupPeers(Peers):
     @contextmanager
     def _talking(self, what: str) -> Iterator[None]:
         began = perf_counter()
+        self.activity.begin(what)
         with noticing_loss():
             yield
+        self.activity.begin(COMPUTING)
         if get_ident() != self._thread:
             return  # where plans overlap, rank 0 gets logits in another thread, and its stage does not wait
         ended = perf_counter()
@@ -156,14 +169,14 @@ def noticing_loss() -> Iterator[None]:
         raise PeerLostError(f"another rank has ended, or does not answer: {error}") from None
 
 
-def make_group(store: Store, rank: int, size: int, device: torch.device, address: str) -> Any:
+def make_group(store: Store, rank: int, size: int, device: torch.device, address: str, seconds: float) -> Any:
     """The ranks of a group, able to exchange tensors on `device`."""
     if device.type == "cpu":
-        return make_gloo(store, rank, size, address, STEP_SECONDS)
+        return make_gloo(store, rank, size, address, seconds)
     from torch.distributed import ProcessGroupNCCL  # not in builds for CPUs
 
     options = ProcessGroupNCCL.Options()
-    options._timeout = timedelta(seconds=STEP_SECONDS)
+    options._timeout = timedelta(seconds=seconds)
     return ProcessGroupNCCL(store, rank, size, options)
 
 

@@ -24,6 +24,7 @@ from minivllm.executor.attention.choose import backend_factory
 from minivllm.executor.attention.metadata import build_metadata
 from minivllm.executor.block_mover import BlockMover
 from minivllm.executor.cpu_hazards import guard_step
+from minivllm.executor.distributed.heartbeat import COMPUTING, IDLE, Activity
 from minivllm.executor.distributed.messages import CacheSizes, RankSettings
 from minivllm.executor.kv_format import scales_of_layers
 from minivllm.executor.quantized_storage import make_storage, twin_of
@@ -66,6 +67,7 @@ class RankExecutor:
         self.runner = EagerRunner(decoder, self.attention)
         self.last_attention_seconds = 0.0
         self.spans: RankSpans | None = None
+        self.activity = Activity()
         self._is_on_cpu = device.type == "cpu"
         logits_type = torch.float64 if decoder.dtype == torch.float64 else torch.float32
         self._no_logits = torch.empty(0, decoder.share.config.vocab_size, dtype=logits_type, device=device)
@@ -90,11 +92,15 @@ class RankExecutor:
         return self._no_logits if hidden is None else self.decoder.compute_logits(hidden)
 
     def _noting(self, plan: StepPlan, work: Callable[[], Result]) -> Result:
-        if self.spans is None:
-            return work()
-        self.spans.step, began = plan.step, perf_counter()
+        self.activity.step = plan.step
+        self.activity.begin(COMPUTING)
+        if self.spans is not None:
+            self.spans.step = plan.step
+        began = perf_counter()
         result = work()
-        self.spans.note(STEP, began, perf_counter())
+        if self.spans is not None:
+            self.spans.note(STEP, began, perf_counter())
+        self.activity.begin(IDLE)
         return result
 
     @torch.inference_mode()

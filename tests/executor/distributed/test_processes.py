@@ -12,7 +12,7 @@ import pytest
 
 from minivllm import LLM, SamplingParams
 from minivllm.console.commands import mistake
-from minivllm.executor.distributed import launch
+from minivllm.executor.distributed import launch, ray_cluster
 from minivllm.executor.distributed.create import create_distributed_executor, threads_of_a_rank
 from minivllm.executor.executor import ExecutorDeadError, RankError
 from minivllm.model.tiny import MODEL_PATH
@@ -53,7 +53,7 @@ def expected():
 
 def test_two_engines_at_once_give_the_tokens_of_one_and_a_lost_rank_ends_its_own_only(expected):
     before = listening()
-    with LLM(MODEL_PATH, tensor_parallel_size=2, **SMALL) as llm:
+    with LLM(MODEL_PATH, tensor_parallel_size=2, distributed_timeout_seconds=10, **SMALL) as llm:
         other = LLM(MODEL_PATH, pipeline_parallel_size=2, **SMALL)
         try:
             assert tokens(llm) == tokens(other) == expected
@@ -73,9 +73,14 @@ def test_two_engines_at_once_give_the_tokens_of_one_and_a_lost_rank_ends_its_own
             other.close()
         assert len(workers()) == 1
         assert tokens(llm) == expected
+        workers()[0].suspend()  # it lives, and keeps its connections
+        with pytest.raises(
+            ExecutorDeadError, match=r"rank 1 has given no sign of life for 10 seconds: .* last"
+        ):
+            tokens(llm)
     gc.collect()  # a traceback may still hold what has failed
     assert not workers() and not listening() - before, "no process and no port is left"
-    with pytest.raises(ExecutorDeadError, match="closed"):
+    with pytest.raises(ExecutorDeadError, match="no sign of life"):
         tokens(llm)
 
 
@@ -119,13 +124,25 @@ def test_torchrun_starts_the_ranks_of_the_same_program(expected, tmp_path):
     assert run.stdout.count("tokens") == 1 and f"tokens {list(expected[0])}" in run.stdout
 
 
-def test_launchers_that_are_not_there_are_refused():
+def test_launchers_that_are_not_there_are_refused(monkeypatch):
     with pytest.raises(
         ValueError, match=r"distributed_executor_backend is 'external_launcher', but .*torchrun"
     ):
         LLM(MODEL_PATH, tensor_parallel_size=2, distributed_executor_backend="external_launcher")
-    with pytest.raises(ValueError, match=r"distributed_executor_backend must be one of 'mp', .*got 'ray'"):
+    with pytest.raises(ValueError, match=r"distributed_executor_backend must be one of 'mp', .*got 'dask'"):
+        LLM(MODEL_PATH, tensor_parallel_size=2, distributed_executor_backend="dask")
+    monkeypatch.setattr(ray_cluster, "find_spec", lambda name: None)
+    with pytest.raises(
+        ValueError, match=r"backend is 'ray', which is not installed: pip install 'minivllm\[ray\]'"
+    ):
         LLM(MODEL_PATH, tensor_parallel_size=2, distributed_executor_backend="ray")
+    monkeypatch.undo()
+    monkeypatch.setattr(ray_cluster, "find_spec", lambda name: True)
+    with pytest.raises(ValueError, match="must not be 'ray' on a GPU"):
+        ray_cluster.check("it", "cuda")
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    with pytest.raises(ValueError, match="RAY_ADDRESS is 'ray://head:10001': it must be host:port"):
+        ray_cluster.check("it", "cpu")
     assert not workers()
 
 
