@@ -109,6 +109,8 @@ class Heart:
 
     def __exit__(self, *exc: object) -> None:
         self._stopping.set()
+        for thread in self._threads:
+            thread.join(BEAT_SECONDS)  # a store that is out of reach is not waited for
 
     def _beat(self) -> None:
         beats = 0

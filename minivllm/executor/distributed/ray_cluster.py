@@ -29,6 +29,7 @@ from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any
 
+from minivllm.executor.distributed.meeting import LOOPBACK
 from minivllm.executor.executor import RankError
 from minivllm.processes import ROOT
 
@@ -45,7 +46,8 @@ END_SECONDS = 5.0
 
 def check(setting: str, device: str) -> None:
     """Raise `ValueError` if this cannot be 'ray', before anything is started."""
-    if find_spec("ray") is None:
+    found = find_spec("ray")
+    if found is None or found.origin is None:  # a folder of this name is no Ray
         raise ValueError(f"{setting} is 'ray', which is not installed: {EXTRA}")
     if device != "cpu":
         raise ValueError(f"{setting} must not be 'ray' on a GPU: actors compute on CPUs only, so far")
@@ -211,6 +213,7 @@ def _enter() -> None:
                     num_cpus=MOST_CPUS,  # refused where there is a cluster already
                     object_store_memory=STORE_BYTES,
                     include_dashboard=False,
+                    _node_ip_address=LOOPBACK,  # whoever reaches a cluster may run code in it
                     _temp_dir=folder,
                     _system_config={"prestart_worker_first_driver": False},  # ours need their own variables
                     **quiet,

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -137,7 +138,7 @@ def test_launchers_that_are_not_there_are_refused(monkeypatch):
     ):
         LLM(MODEL_PATH, tensor_parallel_size=2, distributed_executor_backend="ray")
     monkeypatch.undo()
-    monkeypatch.setattr(ray_cluster, "find_spec", lambda name: True)
+    monkeypatch.setattr(ray_cluster, "find_spec", lambda name: SimpleNamespace(origin=name))
     with pytest.raises(ValueError, match="must not be 'ray' on a GPU"):
         ray_cluster.check("it", "cuda")
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
