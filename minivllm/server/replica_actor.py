@@ -45,6 +45,12 @@ class ActorHome:
             raise ValueError(str(error)) from None
 
     def start(self, index: int, is_wanted: Callable[[], bool]) -> ReplicaActor | None:
+        try:
+            return self._start(index, is_wanted)
+        except RankError as error:
+            raise OSError(str(error)) from None
+
+    def _start(self, index: int, is_wanted: Callable[[], bool]) -> ReplicaActor | None:
         is_here = self._bundles.machines()[index] == ""
         address = LOOPBACK if is_here else self._bundles.address
         token = secrets.token_bytes(TOKEN_BYTES)

@@ -127,8 +127,9 @@ class Bundles:
     def machines(self) -> list[str]:
         """Of each bundle the machine; this one is called ""."""
         ray = _ray()
-        here = ray.get_runtime_context().get_node_id()
-        places = ray.util.placement_group_table(self._group)["bundles_to_node_id"]
+        with _noticing_loss():
+            here = ray.get_runtime_context().get_node_id()
+            places = ray.util.placement_group_table(self._group)["bundles_to_node_id"]
         return ["" if places[index] == here else places[index] for index in range(len(places))]
 
     def start(self, index: int, work: Callable[..., None], *args: Any, variables: Mapping[str, str]) -> Actor:
@@ -138,18 +139,15 @@ class Bundles:
         where = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
         # Our packages are found where they are here; on another machine they are installed.
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        handle = (
-            _ray()
-            .remote(_Worker)
-            .options(
-                num_cpus=self._num_cpus,
-                scheduling_strategy=where,
-                runtime_env={"env_vars": {"PYTHONPATH": path, **variables}},
-                max_restarts=0,
-            )
-            .remote()
-        )
-        actor = Actor(handle, handle.do.remote(work, *args))
+        options = {
+            "num_cpus": self._num_cpus,
+            "scheduling_strategy": where,
+            "runtime_env": {"env_vars": {"PYTHONPATH": path, **variables}},
+            "max_restarts": 0,
+        }
+        with _noticing_loss():
+            handle = _ray().remote(_Worker).options(**options).remote()
+            actor = Actor(handle, handle.do.remote(work, *args))
         self._actors.append(actor)
         return actor
 
@@ -181,6 +179,15 @@ def _wait_for(group: Any, size: int, num_cpus: int, seconds: float) -> None:
         logger.warning("waiting for %s in the Ray cluster (%s)", wanted, _told_cpus())
         if not group.wait(seconds):
             raise RankError(f"the Ray cluster has no room for {wanted}: {_told_cpus()}")
+
+
+@contextmanager
+def _noticing_loss() -> Iterator[None]:
+    """A cluster that does not answer any more, as a `RankError`."""
+    try:
+        yield
+    except _ray().exceptions.RayError as error:
+        raise RankError(f"the Ray cluster has ended, or does not answer: {error}") from None
 
 
 def _told_cpus() -> str:
