@@ -10,6 +10,9 @@ Bundles that belong together are a placement group: all of them are had, or none
     PACK      on as few machines as possible: ranks, which talk in every layer
     SPREAD    on as many as possible: replicas, which never talk
 
+Ray listens at all addresses of a machine; who reaches it needs its token, which a cluster begun here has (from
+Ray 2.59 on, at `~/.ray/auth_token`).
+
 Ray is an extra, and imported by those alone who ask for it.
 
 Source: Ray's documentation of placement groups; vLLM's `ray_executor_v2.py` for one bundle a rank.
@@ -29,7 +32,6 @@ from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any
 
-from minivllm.executor.distributed.meeting import LOOPBACK
 from minivllm.executor.executor import RankError
 from minivllm.processes import ROOT
 
@@ -220,7 +222,6 @@ def _enter() -> None:
                     num_cpus=MOST_CPUS,  # refused where there is a cluster already
                     object_store_memory=STORE_BYTES,
                     include_dashboard=False,
-                    _node_ip_address=LOOPBACK,  # whoever reaches a cluster may run code in it
                     _temp_dir=folder,
                     _system_config={"prestart_worker_first_driver": False},  # ours need their own variables
                     **quiet,
