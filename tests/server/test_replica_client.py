@@ -219,4 +219,5 @@ def test_a_replica_that_hangs_is_ended_and_another_one_started(play, seconds, wo
     assert listener.ends[0] == words
     patience.until(lambda: len(home.lives) > 1)
     client.begin_to_stop()
-    client.join()
+    (ending := threading.Thread(target=client.join, daemon=True)).start()
+    patience.join(ending)

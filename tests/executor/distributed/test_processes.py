@@ -3,7 +3,6 @@
 import gc
 import os
 import signal
-import subprocess
 import sys
 import time
 from types import SimpleNamespace
@@ -17,7 +16,6 @@ from minivllm.executor.distributed import launch, ray_cluster
 from minivllm.executor.distributed.create import create_distributed_executor, threads_of_a_rank
 from minivllm.executor.executor import ExecutorDeadError, RankError
 from minivllm.model.tiny import MODEL_PATH
-from minivllm.processes import python_variables
 from minivllm.structured_outputs import StructuredOutputsParams
 
 PROMPTS = ["Once upon a time", "Question: What is a KV cache?\nAnswer:", "从前，"]
@@ -106,23 +104,6 @@ def test_a_rank_that_does_not_come_is_named_and_nothing_is_left(monkeypatch, pro
             MODEL_PATH, tensor_parallel_size=2, start_seconds=1 if "sleep" in program else 60
         )
     assert len(started) == 1 and set(psutil.Process().children()) == before
-
-
-def test_torchrun_starts_the_ranks_of_the_same_program(expected, tmp_path):
-    script = tmp_path / "program.py"  # without `if __name__ == "__main__"`
-    script.write_text(
-        "from minivllm import LLM, SamplingParams\n"
-        f"llm = LLM({str(MODEL_PATH)!r}, tensor_parallel_size=2, num_gpu_blocks_override=64)\n"
-        "params = SamplingParams(temperature=0, max_tokens=8)\n"
-        f"output = llm.generate({PROMPTS[0]!r}, params, use_tqdm=False)\n"
-        "print('tokens', list(output[0].outputs[0].token_ids))\n"
-        "llm.close()\n"
-    )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    variables = python_variables(OMP_NUM_THREADS="1")
-    run = subprocess.run([*torchrun, str(script)], env=variables, capture_output=True, text=True, timeout=240)
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert run.stdout.count("tokens") == 1 and f"tokens {list(expected[0])}" in run.stdout
 
 
 def test_launchers_that_are_not_there_are_refused(monkeypatch):
