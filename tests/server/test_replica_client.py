@@ -22,6 +22,7 @@ from minivllm.server.replica_messages import (
     Answer,
     Ask,
     Beat,
+    Leave,
     Outputs,
     Ready,
     Start,
@@ -107,7 +108,7 @@ class World:
                 self.num_left -= is_mortal
                 output = CompletionOutput(0, "", [token])
                 piece = RequestOutput(message.request_id, None, (), None, [output], token == count - 1)
-                program.say(Outputs([(message.number, piece)], 0))
+                program.say(Outputs([(message.number, piece)], int(token < count - 1)))
 
     async def ask(self, name, count):
         """The tokens that came, and the error that ended them."""
@@ -143,7 +144,8 @@ def test_a_death_costs_only_what_was_told_and_nothing_is_told_twice(size, router
                 assert tokens and error == "engine 0 has ended (as it was planned)"
             assert 1 <= world.sent.count(str(number)) <= 2
         assert [replica.load for replica in world.replicas.replicas] == [0] * size
-        assert world.replicas.num_unfinished_requests == 0
+        assert [replica.num_running for replica in world.replicas.replicas] == [0] * size
+        assert world.replicas.num_unfinished_requests == 0 and not world.replicas._by_number
         patience.until(lambda: all(replica.is_ready for replica in world.replicas.replicas))
         reports = world.replicas.reports()
         assert {index: report.counters["index"] for index, report in reports.items()} == {
@@ -164,6 +166,36 @@ def test_a_request_that_two_replicas_die_of_is_not_tried_on_a_third():
     try:
         tokens, error = asyncio.run(world.ask("it", 2))
         assert tokens == [] and "has ended" in error and sent == ["it", "it"]
+    finally:
+        world.replicas.shutdown()
+
+
+def test_who_leaves_frees_the_replica_and_a_late_death_costs_no_later_life():
+    heard = []
+
+    def play(program):
+        while message := program.hear():
+            heard.append(type(message))
+            if isinstance(message, Add):
+                output = CompletionOutput(0, "", [1])
+                piece = RequestOutput(message.request_id, None, (), None, [output], False)
+                program.say(Outputs([(message.number, piece)], 1))
+
+    world = World(2, "least-loaded", play=play)
+
+    async def leave():
+        params = SamplingParams(output_kind=RequestOutputKind.DELTA)
+        outputs = world.replicas.generate({"prompt_token_ids": [5]}, params, "it")
+        await anext(outputs)
+        (pending,) = world.replicas._pending.values()
+        world.replicas._bury(0, pending.life - 1, EngineDeadError("before this life"))
+        assert not pending.stream.is_finished and pending.replica.load
+        await outputs.aclose()
+
+    try:
+        asyncio.run(leave())
+        patience.until(lambda: heard == [Add, Leave])
+        assert not any(replica.load for replica in world.replicas.replicas)
     finally:
         world.replicas.shutdown()
 
@@ -203,6 +235,21 @@ def at_many(program):
     program.socket.shutdown(socket.SHUT_RDWR)
 
 
+def test_a_question_to_a_replica_that_dies_is_answered():
+    home = ThreadHome(ThreadProgram.hear)
+    client = ReplicaClient(0, lambda life: Start({}), home, Heard(), 60)
+    client.ready.result(patience.SECONDS)
+    with pytest.raises(EngineDeadError, match="has ended"):
+        client.ask("report").result(patience.SECONDS)
+    end(client)
+
+
+def end(client):
+    client.begin_to_stop()
+    (ending := threading.Thread(target=client.join, daemon=True)).start()
+    patience.join(ending)
+
+
 @pytest.mark.parametrize(
     ("play", "seconds", "words"),
     [
@@ -218,6 +265,4 @@ def test_a_replica_that_hangs_is_ended_and_another_one_started(play, seconds, wo
     patience.until(lambda: listener.ends)
     assert listener.ends[0] == words
     patience.until(lambda: len(home.lives) > 1)
-    client.begin_to_stop()
-    (ending := threading.Thread(target=client.join, daemon=True)).start()
-    patience.join(ending)
+    end(client)
