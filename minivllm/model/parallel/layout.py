@@ -1,4 +1,4 @@
-"""Who talks to whom, and who owns what, when one model is computed by several ranks.
+"""Which ranks talk to each other, and what each owns, when one model is computed by several ranks.
 
 A *rank* is one process with one device. All of them are one grid, numbered like an array:
 
