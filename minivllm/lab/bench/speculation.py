@@ -107,8 +107,8 @@ def run(settings: Settings) -> Speculation:
     check_choice("model", settings.model or "shipped", ("shipped",))
     with open_subject(settings) as subject:
         sides = {name: _load(subject, settings, name) for name in (None, *METHODS)}
-        samples = _samples(subject, settings)
-        texts = {"own kind": samples, "repeating": _repeating(sides[None], samples)}
+        beginnings = _samples(subject, settings)
+        texts = {"own kind": beginnings, "repeating": _repeating(sides[None], beginnings)}
         rows, others = [], []
         for streams in sorted({1, settings.requests}):
             for kind, prompts in texts.items():
