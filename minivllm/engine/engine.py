@@ -49,7 +49,7 @@ from minivllm.engine.request_state import RequestState, make_request_state
 from minivllm.engine.sample_step import StepSample, TokenSampler, advance_search, sample_step, tokens_of
 from minivllm.engine.snapshot import make_header, take_snapshot
 from minivllm.engine.speculation import Speculation
-from minivllm.executor.executor import ClosableExecutor, PipelinedExecutor
+from minivllm.executor.executor import ClosableExecutor, PipelinedExecutor, RankedExecutor
 from minivllm.executor.in_flight import Background, PlansInFlight
 from minivllm.memory.cache_manager import CacheManager
 from minivllm.memory.make_cache_manager import Pages, make_cache_manager
@@ -57,7 +57,7 @@ from minivllm.outputs import RequestOutput
 from minivllm.sampling_params import BeamSearchParams, SamplingParams, in_sampling_params
 from minivllm.scheduling.plan import NextToken, Sampled, StepPlan, fill_pending
 from minivllm.scheduling.policy import PolicyError, SchedulingPolicy
-from minivllm.trace.events import HardwareShape, ModelShape, RequestRefused, StepFinished
+from minivllm.trace.events import HardwareShape, ModelShape, RanksTimed, RequestRefused, StepFinished
 from minivllm.trace.held_events import HeldEvents
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.replay import EngineSnapshot
@@ -164,6 +164,8 @@ class Engine:
         self.speculation = speculation
         self.requests: dict[str, RequestState] = {}
         self._clock, self._sleep = clock, sleep
+        self._ranked = executor if isinstance(executor, RankedExecutor) else None
+        self._rank_times: deque[RanksTimed] = deque()  # of steps that are not over yet
         self._choose_runs(executor, async_scheduling and speculation is None, overlap_stages)
         sinks = [*([recorder] if recorder else []), *sinks]
         emit = make_emit(sinks)
@@ -184,7 +186,10 @@ class Engine:
             # Addresses may be more than there is memory: the trace counts what has a number.
             num_blocks = len(self.cache.pool.ref_counts)
             told = settings or {}
-            emit(make_header(config, num_blocks, model_shape, told, clock=kind, hardware=hardware))
+            ranks = self._ranked.rank_shapes if self._ranked else ()
+            emit(
+                make_header(config, num_blocks, model_shape, told, clock=kind, hardware=hardware, ranks=ranks)
+            )
             self.core.epoch = clock()
 
     def _choose_runs(self, executor: Executor, is_async: bool, overlap_stages: bool) -> None:
@@ -403,10 +408,13 @@ class Engine:
         """End the trace, if one is recorded, and other processes, if the executor has any: then no step can
         be computed any more."""
         self.end_steps()
-        if self.recorder:
-            self.recorder.close()
-        if isinstance(self.executor, ClosableExecutor):
-            self.executor.close()
+        try:
+            if isinstance(self.executor, ClosableExecutor):
+                self.executor.close()
+            self._tell_ranks()
+        finally:
+            if self.recorder:
+                self.recorder.close()
 
     def end_steps(self) -> None:
         """Finish what is in flight; its outputs are lost. The executor may serve another engine then."""
@@ -558,8 +566,17 @@ class Engine:
             rounded = {name: round(value, 7) for name, value in seconds.items()}
             ended = updated if following is None else sampled
             self._emit(StepFinished(flight.plan.step, self.core.time_of(ended), rounded))
+            self._tell_ranks()
         if following is not None:
             self.core.begin_next(max(following.launched, sampled))
+
+    def _tell_ranks(self) -> None:
+        """When each rank did what, of the steps that are over and of which all ranks have told."""
+        if self._emit is None or self._ranked is None:
+            return
+        self._rank_times += self._ranked.rank_times(self.core.epoch)
+        while self._rank_times and self._rank_times[0].step < self.core.num_steps:
+            self._emit(self._rank_times.popleft())
 
     def _give_up(self, error: BaseException) -> None:
         """Nothing in flight will be finished: its requests compute their caches anew."""

@@ -46,12 +46,15 @@ def create_distributed_executor(
     quantization: str | None = None,
     kv_cache_dtype: str = AUTO,
     limits: CacheLimits | None = None,
-    spans_path: Path | None = None,
+    record_spans: bool = False,
     start_seconds: float = START_SECONDS,
 ) -> DistributedExecutor:
     """Start the ranks, or meet them, and let each load its share.
 
     Under `torchrun` only rank 0 returns: the others work, and end the program.
+
+    Args:
+        record_spans: let each rank note when it does what (`DistributedExecutor.rank_times`).
 
     Raises:
         ValueError: the model cannot be shared so, or cannot be read; nothing was started.
@@ -77,7 +80,7 @@ def create_distributed_executor(
         attention_backend="torch" if attention_backend == "auto" else attention_backend,
         quantization=quantization,
         kv_cache_dtype=kv_cache_dtype,
-        record_spans=spans_path is not None,
+        record_spans=record_spans,
         num_threads=num_threads,
     )
     note_parallel_run(num_threads)
@@ -86,7 +89,7 @@ def create_distributed_executor(
         ranks = meet_under_torchrun(grid.size, start_seconds)
     else:
         ranks = start_processes(grid.size, num_threads, start_seconds)
-    return DistributedExecutor(settings, ranks, limits, name_of(path, folder), spans_path)
+    return DistributedExecutor(settings, ranks, limits, name_of(path, folder))
 
 
 def uses_torchrun(launcher: str | None, num_ranks: int) -> bool:

@@ -35,7 +35,7 @@ from minivllm.model.parallel.load import load_share
 from minivllm.model.parallel.peers import Peers
 from minivllm.model.parallel.sharded_decoder import ShardedDecoder
 from minivllm.scheduling.plan import StepPlan
-from minivllm.trace.rank_spans import STEP, RankSpans
+from minivllm.trace.rank_spans import RankSpans
 
 Result = TypeVar("Result")
 
@@ -92,9 +92,9 @@ class RankExecutor:
     def _noting(self, plan: StepPlan, work: Callable[[], Result]) -> Result:
         if self.spans is None:
             return work()
-        self.spans.step, began = plan.step, perf_counter()
+        began = perf_counter()
         result = work()
-        self.spans.note(STEP, began, perf_counter())
+        self.spans.note_step(plan.step, began, perf_counter())
         return result
 
     @torch.inference_mode()

@@ -164,6 +164,11 @@ _add_usual(
 )
 
 
+_add_usual(
+    "parallel", "Ranks: what the simulator predicts for this machine, and what they take on it.", repeat=1
+)
+
+
 @app.command()
 def beams(
     model: Model = None,
