@@ -465,9 +465,9 @@ class RankTime(msgspec.Struct, frozen=True):
     start: Seconds
     end: Seconds
     talks: Annotated[tuple[tuple[str, Seconds, Seconds], ...], msgspec.Meta(max_length=MOST_TALKS)] = ()
-    """`(what, start, end)` of all that it sent to others and waited for, in order: "all-gather" (parts of a sum
-    or of a lookup, from each to each), "send" and "receive" (hidden states, down the stages), "send logits"
-    and "receive logits" (to rank 0)."""
+    """`(what, start, end)` of all that it sent to others and waited for, in order: "all-gather" (parts of a
+    sum or of a lookup, from each to each), "send" and "receive" (hidden states, down the stages), "send
+    logits" and "receive logits" (to rank 0)."""
     num_left_out: Count = 0
     """Talks after these, in a step that has more than `MOST_TALKS`."""
 

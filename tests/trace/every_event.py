@@ -83,7 +83,7 @@ EVERY_EVENT = [
         0,
         (
             RankTime(0, 0.1, 0.7, (("all-gather", 0.2, 0.5), ("receive logits", 0.6, 0.7))),
-            RankTime(1, 0.1, 0.7, (("all-gather", 0.4, 0.5), ("send logits", 0.6, 0.65)), 1),
+            RankTime(1, 0.1, 0.7, (("all-gather", 0.4, 0.5), ("send logits", 0.6, 0.65))),
         ),
     ),
     StepStarted(1, 1.0),

@@ -18,8 +18,8 @@ SMALL = Workload(num_requests=3, num_blocks=24, prompt=(4, 20), output=(3, 6), s
 
 def config_of(**changes):
     raw = {"architectures": ["LlamaForCausalLM"], "vocab_size": 4099, "hidden_size": 48,
-           "intermediate_size": 81, "num_hidden_layers": 5, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8,
-           "max_position_embeddings": 64}  # fmt: skip
+           "intermediate_size": 81, "num_hidden_layers": 5, "num_attention_heads": 6,
+           "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64}  # fmt: skip
     return ModelConfig.from_dict(raw | changes)
 
 

@@ -54,6 +54,8 @@ def rank_lanes(timeline: Timeline, width: float = WIDE, screen: str = "") -> Sce
 class _Lanes:
     def __init__(self, timeline: Timeline, run: RankRun, width: float, screen: str) -> None:
         self.run = run
+        self.begin = self.first = 0.0  # of the step that is shown, and of what is shown around it
+        self.scale = 1.0
         narrow = width < 800
         self.left = 74.0 if narrow else 150.0
         scene = self.scene = Scene(_("What every rank does, around one step"), width, 0.0, screen=screen)
@@ -168,7 +170,7 @@ class _Lane:
         return next((one for one in times if one.rank == self.rank), None)
 
     def _shown(self, end: float) -> Iterator[tuple[int, RankStepTimes]]:
-        """Its steps within the window. A clock that was set back must not hide one."""
+        """Its steps within the window: the one before the first that begins there may reach into it."""
         first = max(0, bisect_left(self.starts, self.lanes.first) - 1)
         for number in range(first, min(first + 4 * MOST_BOXES, len(self.times))):
             step, one = self.times[number]
@@ -191,7 +193,8 @@ class _Lane:
     def _show_boxes(self, step: int, shown: Sequence[tuple[int, RankStepTimes]]) -> None:
         """The nearest steps, each with its number."""
         scene, x = self.lanes.scene, self.lanes.x
-        near = sorted(sorted(shown, key=lambda item: abs(item[0] - step))[:MOST_BOXES])
+        near = sorted(shown, key=lambda item: abs(item[0] - step))[:MOST_BOXES]
+        near.sort(key=lambda item: item[0])
         for index, box in enumerate(self.boxes):
             if index >= len(near):
                 scene.set(box, width=0.0, stroke="none", label="", tip="", subject="")

@@ -120,7 +120,7 @@ def _told(run: RankRun, step: Sequence[RankStepTimes]) -> str:
             )
         )
     talks = plural(max(one.num_talks for one in step), "exchange")
-    return _("{ranks}; {talks} with others.").format(ranks=listing(parts, STATED), talks=talks)
+    return _("In this step {ranks}; {talks} with others.").format(ranks=listing(parts, STATED), talks=talks)
 
 
 def bubble_words(timeline: Timeline, run: RankRun) -> list[str]:

@@ -272,7 +272,8 @@ class DistributedExecutor:
         if self._listener is None:
             return []
         if not self._error:
-            self._listener.listen()
+            with suppress(RuntimeError):  # the store is gone: the next plan says so
+                self._listener.listen()
         return self._listener.take(epoch)
 
     def _hear_the_rest(self) -> None:

@@ -11,6 +11,7 @@ Read next: `minivllm/trace/rank_spans.py`.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from time import perf_counter
 
@@ -50,7 +51,8 @@ class Listener:
     def __init__(self, meeting: Meeting, spans: RankSpans) -> None:
         self._meeting, self._spans = meeting, spans
         self._numbers = dict.fromkeys(range(1, meeting.size), 0)
-        self._plans: dict[int, dict[int, RankStep]] = {}
+        self._plans: dict[int, dict[int, RankStep]] = {}  # of which not all have told
+        self._done: deque[dict[int, RankStep]] = deque(maxlen=MOST_STEPS)
         self._next = 0.0
         self._read = msgspec.json.Decoder(list[RankStep]).decode
 
@@ -70,16 +72,20 @@ class Listener:
 
     def take(self, epoch: float) -> list[RanksTimed]:
         """The plans of which all ranks have told, in order, in seconds since `epoch`; none from before it."""
-        done = sorted(number for number, ranks in self._plans.items() if len(ranks) == self._meeting.size)
-        found = [self._plans.pop(number) for number in done]
-        return [
-            RanksTimed(ranks[0].step, tuple(ranks[rank].time(rank, epoch) for rank in sorted(ranks)))
-            for ranks in found
-            if min(one.start for one in ranks.values()) >= epoch
-        ]
+        found: list[RanksTimed] = []
+        while self._done:
+            ranks = self._done.popleft()
+            if min(one.start for one in ranks.values()) >= epoch:
+                times = tuple(ranks[rank].time(rank, epoch) for rank in sorted(ranks))
+                found.append(RanksTimed(ranks[0].step, times))
+        return found
 
     def _note(self, rank: int, steps: Sequence[RankStep]) -> None:
+        """Each rank tells in the order of its plans, so they are done in that order, too."""
         for step in steps:
-            self._plans.setdefault(step.number, {})[rank] = step
-        while len(self._plans) > MOST_STEPS:  # nobody takes them, or a rank tells no more
+            told = self._plans.setdefault(step.number, {})
+            told[rank] = step
+            if len(told) == self._meeting.size:
+                self._done.append(self._plans.pop(step.number))
+        while len(self._plans) > MOST_STEPS:  # a rank tells no more
             del self._plans[min(self._plans)]

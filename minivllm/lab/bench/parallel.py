@@ -1,15 +1,15 @@
 """The simulator's parallel terms beside what ranks really take on this machine.
 
-    one rank        fitted: what a step costs                          ┐
-    2 ranks, tensor parallel    fitted: latency and bandwidth of an exchange   ├─► a card of this machine
-                                                                       ┘
+    one rank                   fitted: what a step costs                          ┐
+    2 ranks, tensor parallel   fitted: latency and bandwidth of an exchange       ├──► a card of this machine
+                                                                                  ┘
     the card  ──► steps and runs of one rank, of two tensor-parallel ones, of a pipeline of two
                   predicted │ measured │ predicted / measured
 
 What is predicted was fitted to other steps, and to none of the pipeline. All ranks have the same number of
 threads, and one alone computes in the same parts as two (`minivllm/model/parallel/layout.py`), so that only
 what is parallel differs. A rank that comes late to an exchange makes the others wait: no cost model knows of
-that, so it is stated beside.
+that, so it is stated beside. And beside the two ranks runs one with the threads of both.
 
 Source: the terms are those of `minivllm/lab/simulation/cost_model.py`. Read next: `overlap.py`.
 """
@@ -66,6 +66,7 @@ class Layout(NamedTuple):
 ONE = Layout("one rank")
 TENSOR = Layout(f"{NUM_RANKS} ranks, tensor parallel", tensor=NUM_RANKS)
 PIPELINE = Layout(f"a pipeline of {NUM_RANKS} stages", pipeline=NUM_RANKS)
+WIDE = Layout("one rank with all threads")
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,12 @@ class Parallel:
     card: HardwareCard
     rows: tuple[Row, ...]
     """Seconds."""
+    two_ranks: tuple[float, ...]
+    one_with_all_threads: tuple[float, ...]
+    """Of each judged workload: seconds of the tensor-parallel ranks, and of one with the threads of all."""
+    exchanged: float
     waited: float
-    """Share of the steps of tensor-parallel ranks in which these waited for each other."""
+    """Shares of the tensor-parallel ranks' steps: in exchanges, and in waiting for each other."""
     idle: tuple[float, ...]
     """Of each stage of the pipeline: the share of the time in which it computed nothing."""
     expected_idle: float
@@ -111,9 +116,14 @@ class Parallel:
         ]
         link = (
             f"an exchange: {card.link_latency_seconds * 1e6:,.0f} µs and "
-            f"{card.link_bandwidth / 1e6:,.0f} MB/s; ranks waited for each other in {percent(self.waited)} "
-            "of their steps' time"
+            f"{card.link_bandwidth / 1e6:,.0f} MB/s"
         )
+        against = [
+            [spec, _time(two), _time(one), f"{one / two:.2f}×"]
+            for (spec, _users), two, one in zip(
+                JUDGED, self.two_ranks, self.one_with_all_threads, strict=True
+            )
+        ]
         stages = [
             [f"stage {stage}", percent(self.expected_idle), percent(idle)]
             for stage, idle in enumerate(self.idle)
@@ -124,6 +134,13 @@ class Parallel:
                 ["", "of", "predicted", "measured", "ratio"],
                 rows,
                 link,
+            ),
+            Section(
+                "Two ranks against one that has the threads of both",
+                ["", TENSOR.name, WIDE.name, "speed"],
+                against,
+                f"of the two ranks' steps {percent(self.exchanged)} are exchanges, and "
+                f"{percent(self.waited)} waiting for each other",
             ),
             Section(
                 "The bubble: time without computing",
@@ -162,9 +179,15 @@ def run(settings: Settings) -> Parallel:
     """Measure the three layouts, fit a card to two of them, and predict all."""
     threads = settings.threads or max(1, usable_cores() // NUM_RANKS)
     settings = replace(settings, threads=threads)
+    import torch
+
     with open_subject(settings) as subject:
         model = model_card(str(subject.folder))
-        one, tensor, pipeline = (measure(subject, how, settings) for how in (ONE, TENSOR, PIPELINE))
+        one, tensor = (measure(subject, how, settings) for how in (ONE, TENSOR))
+        pipeline = measure(subject, PIPELINE, settings, fitted=())
+        torch.set_num_threads(NUM_RANKS * threads)
+        wide = measure(subject, WIDE, settings, fitted=())
+        torch.set_num_threads(threads)
         card = fit_card(
             [timed.sample for timed in one.fitted],
             model,
@@ -185,14 +208,23 @@ def run(settings: Settings) -> Parallel:
             make_header("parallel", settings, subject.facts()),
             card,
             tuple(rows),
+            tuple(map(median, tensor.runs)),
+            tuple(map(median, wide.runs)),
+            sum(timed.exchange for timed in tensor.judged) / whole,
             sum(timed.wait for timed in tensor.judged) / whole,
             pipeline.idle,
             expected_bubble(NUM_RANKS, NUM_RANKS),
         )
 
 
-def measure(subject: Subject, layout: Layout, settings: Settings) -> Measured:
-    """Serve all workloads on new ranks; each step is timed by the engine, and by the ranks."""
+def measure(
+    subject: Subject, layout: Layout, settings: Settings, fitted: Sequence[tuple[str, int]] | None = None
+) -> Measured:
+    """Serve all workloads on new ranks; each step is timed by the engine, and by the ranks.
+
+    Args:
+        fitted: those to fit to, before those to be judged by; all, if None.
+    """
     from minivllm.decoding.sampler import Sampler
     from minivllm.engine.engine import Engine
     from minivllm.executor.distributed.cache_limits import CacheLimits
@@ -214,7 +246,7 @@ def measure(subject: Subject, layout: Layout, settings: Settings) -> Measured:
         engine = Engine(limits, executor, Sampler(vocab_size), vocab_size=vocab_size, recorder=recorder)
         play(engine, _workload(subject, settings, "fixed:50,10", 4, -1))  # the first steps are slower
         begin = engine.num_steps
-        for number, (spec, users) in enumerate(FITTED):
+        for number, (spec, users) in enumerate(FITTED if fitted is None else fitted):
             play(engine, _workload(subject, settings, spec, users, number))
         middle = engine.num_steps
         for _repetition in range(settings.repeat):

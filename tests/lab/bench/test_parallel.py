@@ -41,6 +41,7 @@ def test_ranks_are_measured_and_predicted(monkeypatch):
     assert all(row.predicted > 0 and row.measured > 0 and row.ratio > 0 for row in result.rows)
     assert len(result.idle) == 2 and all(0 < idle < 1 for idle in result.idle)
     assert result.expected_idle == pytest.approx(1 / 3) and 0 <= result.waited < 1
+    assert len(result.two_ranks) == len(result.one_with_all_threads) == 1 and 0 < result.exchanged < 1
     assert result.card.link_latency_seconds >= 0 and result.card.link_bandwidth > 0
     assert json.loads(json.dumps(as_json(result)))["header"]["kind"] == "parallel"
     print_result(result)
