@@ -57,7 +57,14 @@ from minivllm.outputs import RequestOutput
 from minivllm.sampling_params import BeamSearchParams, SamplingParams, in_sampling_params
 from minivllm.scheduling.plan import NextToken, Sampled, StepPlan, fill_pending
 from minivllm.scheduling.policy import PolicyError, SchedulingPolicy
-from minivllm.trace.events import HardwareShape, ModelShape, RanksTimed, RequestRefused, StepFinished
+from minivllm.trace.events import (
+    HardwareShape,
+    ModelShape,
+    RanksTimed,
+    RequestRefused,
+    StepFinished,
+    TraceHeader,
+)
 from minivllm.trace.held_events import HeldEvents
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.replay import EngineSnapshot
@@ -182,15 +189,22 @@ class Engine:
         )
         self.core.runs_ahead = self._max_in_flight > self._num_plans
         if emit:
-            kind = "wall" if clock is perf_counter else "virtual"
-            # Addresses may be more than there is memory: the trace counts what has a number.
-            num_blocks = len(self.cache.pool.ref_counts)
-            told = settings or {}
-            ranks = self._ranked.rank_shapes if self._ranked else ()
-            emit(
-                make_header(config, num_blocks, model_shape, told, clock=kind, hardware=hardware, ranks=ranks)
-            )
+            emit(self._header(model_shape, settings or {}, hardware))
             self.core.epoch = clock()
+
+    def _header(
+        self, model_shape: ModelShape | None, settings: Mapping[str, Any], hardware: HardwareShape | None
+    ) -> TraceHeader:
+        return make_header(
+            self.config,
+            # Addresses may be more than there is memory: the trace counts what has a number.
+            len(self.cache.pool.ref_counts),
+            model_shape,
+            settings,
+            clock="wall" if self._clock is perf_counter else "virtual",
+            hardware=hardware,
+            ranks=self._ranked.rank_shapes if self._ranked else (),
+        )
 
     def _choose_runs(self, executor: Executor, is_async: bool, overlap_stages: bool) -> None:
         """How plans are carried out, and how many may be in flight. Drafts are guessed from the token before

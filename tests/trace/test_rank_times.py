@@ -98,7 +98,7 @@ def test_stretches_follow_each_other_without_gaps_and_cover_the_step(event, is_c
     ("event", "words"),
     [
         (RanksTimed(1, (one(0),)), "step 1 is timed by ranks before it is over"),
-        (RanksTimed(0, (one(0), one(0))), "rank 0"),
+        (RanksTimed(0, (one(0), one(0))), "a rank comes twice"),
         (RanksTimed(0, (one(0, ("sleep", 1.0, 2.0)),)), "'sleep'"),
         (RanksTimed(0, (one(0, ("send", 3.0, 2.0)),)), "do not follow each other"),
         (RanksTimed(0, (one(0, ("send", 3.0, 20.0)),)), "do not follow each other"),

@@ -312,7 +312,7 @@ def with_link(card: HardwareCard, model: ModelCard, steps: Sequence[Timed]) -> H
     return replace(card, link_latency_seconds=fixed / exchanges, link_bandwidth=ring * exchanges / each)
 
 
-def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:  # type: ignore[type-arg]
+def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     """`y ≈ fixed + each · x` with the least relative error; neither is below nothing."""
     columns = np.stack([1 / y, x / y], axis=1)
     fixed, each = np.linalg.lstsq(columns, np.ones(len(y)), rcond=None)[0]
