@@ -63,7 +63,7 @@ h1 { padding: 0.4rem 0 !important; }
 .stMain code { overflow-wrap: anywhere; }
 [data-testid="stTopNavLinkContainer"] { margin: 0 -2px; }
 [data-testid="stTopNavLink"], [data-testid="stTopNavLink"] * { font-size: 13px; }
-[data-testid="stTopNavLink"] { padding: 0 5px; }
+[data-testid="stTopNavLink"] { padding: 0 3px; }
 .stMainBlockContainer > [data-testid="stVerticalBlock"] { position: relative; }
 [data-testid="stLayoutWrapper"]:has(> .st-key-language-switch) {
   position: absolute; top: 2.9rem; right: 0; width: auto; z-index: 1;

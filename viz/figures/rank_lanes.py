@@ -57,7 +57,7 @@ class _Lanes:
         self.begin = self.first = 0.0  # of the step that is shown, and of what is shown around it
         self.scale = 1.0
         narrow = width < 800
-        self.left = 74.0 if narrow else 150.0
+        self.left = 88.0 if narrow else 150.0
         scene = self.scene = Scene(_("What every rank does, around one step"), width, 0.0, screen=screen)
         self.top = swatches(scene, 18, entries(run, narrow=narrow), 4) + 22
         bottom = self.top + LANE * len(run.ranks)

@@ -33,7 +33,7 @@ def rank_load(timeline: Timeline, width: float = WIDE, screen: str = "") -> Scen
     if run is None:
         raise ValueError("rank_load: this run tells of no ranks at work")
     narrow = width < 800
-    left = 74.0 if narrow else 150.0
+    left = 88.0 if narrow else 150.0
     scene = Scene(_("What ranks do with the time of each step"), width, 0.0, screen=screen)
     top = swatches(scene, 18, entries(run, narrow=True), 4) + 20
     bottom = top + BAND * len(run.ranks)

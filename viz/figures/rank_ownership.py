@@ -25,7 +25,7 @@ from viz.language import _
 from viz.scene import Scene, rounded
 
 ROW, BOX = 20.0, 15.0
-HUES = ("line0", "line1", "line2", "line3", "line4")
+WEIGHTS = "filled"
 DIGIT = 7.2
 MEBI = 2**20
 MOST_NUMBERS = 128
@@ -55,7 +55,7 @@ def rank_ownership(timeline: Timeline, width: float = WIDE, screen: str = "") ->
     scene = Scene(_("Who owns what"), width, 0.0, screen=screen)
     has_padding = any(_padding(shape, part) for shape in shapes for part in shape.parts)
     legend = [(WASTE, _("padding: rows of zeros"), 1.0)] if has_padding else []
-    legend += [("filled", _("weights"), 1.0), ("cached", _("KV cache"), 1.0)]
+    legend += [(WEIGHTS, _("weights"), 1.0), ("cached", _("KV cache"), 1.0)]
     top = swatches(scene, 18, legend, 4, hatched=True) + 20
     columns = 1 if width < 800 else 2
     span = (width - 4 - 28 * (columns - 1)) / columns
@@ -103,13 +103,12 @@ class _Band:
         name = _("rank {rank}").format(rank=shape.rank)
         scene.text(self.x, y + 12, name, size=13)
         scene.rect(self.left, y, self.width, BOX, fill="free", stroke="rule", stroke_width=0.8)
-        fill = HUES[shape.rank % len(HUES)]
         for one in owned:
             x = self.left + self.width * one.start / total
             width = max(1.0, self.width * (one.end - one.start) / total - 1)
             fits = DIGIT * text_cells(one.label) < width
             scene.rect(
-                rounded(x), y, rounded(width), BOX, fill=fill, radius=2, label_size=11.5,
+                rounded(x), y, rounded(width), BOX, fill=WEIGHTS, radius=2, label_size=11.5,
                 label=one.label if fits else "", tip=_("{name}: {what}").format(name=name, what=one.tip),
             )  # fmt: skip
             if one.padding:
@@ -248,7 +247,7 @@ def _memory(band: _Band) -> None:
         scene.rect(band.left, y, band.width, BOX, fill="free", stroke="rule", stroke_width=0.8)
         x = band.left
         for fill, num_bytes, what in (
-            ("filled", shape.weight_bytes, _("{name}: {size} of weights")),
+            (WEIGHTS, shape.weight_bytes, _("{name}: {size} of weights")),
             ("cached", shape.cache_bytes, _("{name}: {size} of KV cache")),
         ):
             width = rounded(band.width * num_bytes / most)
@@ -274,8 +273,10 @@ def _replicated(shapes: tuple[RankShape, ...]) -> str:
         heads = listing([_numbers(heads) for heads in twice], 6)
         words = _("KV heads that several ranks of a stage have, since their query heads share them: {heads}.")
         told.append(words.format(heads=heads))
-    if len(shapes) > 1:
+    if any(shape.tensor for shape in shapes):
         told.append(_("Norms are on every rank of a stage."))
+    if any(shape.has_embedding and shape.stage for shape in shapes):
+        told.append(_("The last stage has the embedding, too: it is the same matrix as lm_head."))
     return " ".join(told)
 
 
