@@ -6,12 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from minivllm.executor.distributed import create
 from minivllm.lab.bench import Settings, parallel, run
 from minivllm.lab.bench.report import as_json, print_result
 from minivllm.lab.simulation.cards import hardware_card, model_card
 from minivllm.lab.simulation.cost_model import CostModel
 from minivllm.lab.simulation.fit import Sample
 from minivllm.trace.work import batch_shape
+from tests.executor.distributed.thread_ranks import start_threads
 
 
 def test_the_link_of_a_card_is_found_again_in_the_exchanges_that_it_makes():
@@ -31,6 +33,7 @@ def test_the_link_of_a_card_is_found_again_in_the_exchanges_that_it_makes():
 
 
 def test_ranks_are_measured_and_predicted(monkeypatch):
+    monkeypatch.setattr(create, "start_processes", start_threads)
     monkeypatch.setattr(parallel, "FITTED", (("uniform:8-60,4-9", 2), ("uniform:8-30,4-9", 4)))
     monkeypatch.setattr(parallel, "JUDGED", (("uniform:8-40,4-8", 3),))
     result = run("parallel", Settings("nano", threads=1, repeat=1, requests=4, seed=7))
