@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from statistics import median
 from time import perf_counter
 from typing import NamedTuple
@@ -28,7 +29,7 @@ from minivllm.lab.bench.report import Header, Section, make_header, percent
 from minivllm.lab.simulation.cards import HardwareCard, ModelCard, model_card
 from minivllm.lab.simulation.cluster import Cluster
 from minivllm.lab.simulation.cost_model import CostModel, StepTime
-from minivllm.lab.simulation.fit import Sample, fit_card, samples_of
+from minivllm.lab.simulation.fit import KEPT, STRIDES, Sample, fit_card, samples_of
 from minivllm.lab.simulation.replica import Replica
 from minivllm.lab.subjects.real_time import play
 from minivllm.lab.subjects.settings import Settings, usable_cores
@@ -51,8 +52,7 @@ FITTED = (
 )
 JUDGED = (("uniform:16-250,8-40", 12), ("uniform:8-100,10-40", 3))
 """Workloads, and how many requests of each are served at a time."""
-KEPT = 0.9
-"""Share of the exchanges that the fit of the link explains."""
+EXCHANGES = "exchanges of a step"
 
 
 class Layout(NamedTuple):
@@ -63,10 +63,10 @@ class Layout(NamedTuple):
     pipeline: int = 1
 
 
-ONE = Layout("one rank")
-TENSOR = Layout(f"{NUM_RANKS} ranks, tensor parallel", tensor=NUM_RANKS)
-PIPELINE = Layout(f"a pipeline of {NUM_RANKS} stages", pipeline=NUM_RANKS)
-WIDE = Layout("one rank with all threads")
+ONE = Layout("1 rank")
+TENSOR = Layout(f"{NUM_RANKS} ranks", tensor=NUM_RANKS)
+PIPELINE = Layout(f"{NUM_RANKS} stages", pipeline=NUM_RANKS)
+WIDE = Layout("1 rank, all threads")
 
 
 @dataclass(frozen=True)
@@ -302,24 +302,32 @@ def with_link(card: HardwareCard, model: ModelCard, steps: Sequence[Timed]) -> H
     ]
     if not measured:
         return card
-    tokens, seconds = np.array(measured, dtype=np.float64).T
-    fixed, each = _line(tokens, seconds)
-    error = np.abs(np.log((fixed + each * tokens) / seconds))
-    kept = error <= np.quantile(error, KEPT)
-    fixed, each = _line(tokens[kept], seconds[kept])
+    fixed, each = _line(*np.array(measured, dtype=np.float64).T)
     exchanges = 2 * model.num_layers
     ring = 2 * (NUM_RANKS - 1) / NUM_RANKS * model.hidden_size * BYTES_PER_ELEMENT[model.dtype]
     return replace(card, link_latency_seconds=fixed / exchanges, link_bandwidth=ring * exchanges / each)
 
 
 def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """`y ≈ fixed + each · x` with the least relative error; neither is below nothing."""
-    columns = np.stack([1 / y, x / y], axis=1)
-    fixed, each = np.linalg.lstsq(columns, np.ones(len(y)), rcond=None)[0]
-    if each <= 0:
-        return float(np.median(y)), 1e-15
-    if fixed <= 0:
-        return 0.0, float(np.median(y / x))
+    """`y ≈ fixed + each · x`, by the search of `fit.py`: those that fit worst are taken for interrupted."""
+
+    def error(prices: np.ndarray) -> float:
+        fixed, each = np.exp(prices)
+        errors = np.sort(np.abs(np.log((fixed + each * x) / y)))
+        return float(errors[: max(1, int(KEPT * len(errors)))].mean())
+
+    prices = np.log([np.median(y) / 2, np.median(y / x) / 2])
+    best = error(prices)
+    for stride in STRIDES:
+        improved = True
+        while improved:
+            improved = False
+            for index, change in product(range(2), (stride, -stride)):
+                other = prices.copy()
+                other[index] += change
+                if (found := error(other)) < best - 1e-9:
+                    prices, best, improved = other, found, True
+    fixed, each = np.exp(prices)
     return float(fixed), float(each)
 
 
@@ -334,8 +342,8 @@ class _Predictions:
         """Steps of one plan at a time."""
         cost = self._cost(layout)
         kinds = {
-            "a step that only decodes": [step for step in measured.judged if _only_decodes(step)],
-            "a step with prompts": [step for step in measured.judged if not _only_decodes(step)],
+            "decodes": [step for step in measured.judged if _only_decodes(step)],
+            "steps with prompts": [step for step in measured.judged if not _only_decodes(step)],
         }
         rows = [
             self._row(layout, what, steps, cost, lambda time: time.total, lambda step: step.sample.seconds)
@@ -344,7 +352,7 @@ class _Predictions:
         ]
         exchanging = [step for step in measured.judged if step.exchange > 0]
         if exchanging:
-            what = "exchanges of a step"
+            what = EXCHANGES
             rows.append(
                 self._row(
                     layout, what, exchanging, cost, lambda time: time.exchange, lambda step: step.exchange

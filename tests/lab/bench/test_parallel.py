@@ -40,7 +40,7 @@ def test_ranks_are_measured_and_predicted(monkeypatch):
     layouts = [row.layout for row in result.rows]
     for layout in (parallel.ONE, parallel.TENSOR, parallel.PIPELINE):
         assert layout.name in layouts
-    assert [row.layout for row in result.rows if row.what == "exchanges of a step"] == [parallel.TENSOR.name]
+    assert [row.layout for row in result.rows if row.what == parallel.EXCHANGES] == [parallel.TENSOR.name]
     assert all(row.predicted > 0 and row.measured > 0 and row.ratio > 0 for row in result.rows)
     assert len(result.idle) == 2 and all(0 < idle < 1 for idle in result.idle)
     assert result.expected_idle == pytest.approx(1 / 3) and 0 <= result.waited < 1
