@@ -5,13 +5,13 @@ Read next: `trace/replay.py`, which makes the same snapshot from the events alon
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from minivllm.config import SchedulerConfig
 from minivllm.memory import KVCacheManager
-from minivllm.trace.events import VERSION, HardwareShape, ModelShape, RankShape, TraceHeader
+from minivllm.trace.events import VERSION, HardwareShape, ModelShape, TraceHeader
 from minivllm.trace.recorder import timestamp
 from minivllm.trace.replay import EngineSnapshot
 
@@ -30,7 +30,6 @@ def make_header(
     *,
     clock: str,
     hardware: HardwareShape | None = None,
-    ranks: Sequence[RankShape] = (),
 ) -> TraceHeader:
     """The first line of a trace: limits, model, and all other settings for display."""
     fields = asdict(config) | {"num_blocks": num_blocks}
@@ -42,7 +41,6 @@ def make_header(
         model=model_shape,
         hardware=hardware,
         config=fields | dict(settings),
-        ranks=tuple(ranks),
         **named,
     )
 
