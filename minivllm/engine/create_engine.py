@@ -205,10 +205,7 @@ def load_distributed(args: EngineArgs) -> DistributedExecutor:
         timeout_seconds=args.distributed_timeout_seconds,
         quantization=args.quantization,
         kv_cache_dtype=args.kv_cache_dtype,
-        # Beside the trace: what the engine decided is in that one, what each rank did is in this.
-        spans_path=Path(args.trace).with_suffix(".ranks.json")
-        if isinstance(args.trace, str | Path)
-        else None,
+        record_spans=args.trace is not None,
         limits=CacheLimits(
             max_num_seqs=args.max_num_seqs,
             max_model_len=args.max_model_len,

@@ -21,17 +21,20 @@ from contextlib import suppress
 from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
 from minivllm.config import SchedulerConfig
 from minivllm.decoding.detokenizer import token_texts
 from minivllm.decoding.structured.compile import Structure, StructureCompiler
 from minivllm.engine.admission import RequestArguments, check_request
 from minivllm.engine.engine_books import Call
+from minivllm.engine.rank_telling import RankTelling
 from minivllm.engine.request_state import RequestState, make_request_state
 from minivllm.engine.sample_step import TokenSampler
 from minivllm.engine.snapshot import make_header
 from minivllm.engine.speculation import Speculation
 from minivllm.engine.step_loop import StepLoop
-from minivllm.executor.executor import ClosableExecutor
+from minivllm.executor.executor import ClosableExecutor, RankedExecutor
 from minivllm.memory.make_cache_manager import Pages
 from minivllm.outputs import RequestOutput
 from minivllm.sampling_params import BeamSearchParams, SamplingParams
@@ -126,8 +129,13 @@ class Engine(StepLoop):
             kind = "wall" if clock is perf_counter else "virtual"
             # Addresses may be more than there is memory: the trace counts what has a number.
             num_blocks = len(self.cache.pool.ref_counts)
-            told = settings or {}
-            self._emit(make_header(config, num_blocks, model_shape, told, clock=kind, hardware=hardware))
+            header = make_header(
+                config, num_blocks, model_shape, settings or {}, clock=kind, hardware=hardware
+            )
+            if isinstance(executor, RankedExecutor):
+                header = replace(header, ranks=executor.rank_shapes)
+                self._ranks = RankTelling(executor, self.core, self._emit)
+            self._emit(header)
             self.core.epoch = clock()
 
     # ── requests come and go ──────────────────────────────────────────────────────────────────────────
@@ -285,10 +293,14 @@ class Engine(StepLoop):
         """End the trace, if one is recorded, and other processes, if the executor has any: then no step can
         be computed any more."""
         self.end_steps()
-        if self.recorder:
-            self.recorder.close()
-        if isinstance(self.executor, ClosableExecutor):
-            self.executor.close()
+        try:
+            if isinstance(self.executor, ClosableExecutor):
+                self.executor.close()
+            if self._ranks:
+                self._ranks.tell()
+        finally:
+            if self.recorder:
+                self.recorder.close()
 
     def end_steps(self) -> None:
         """Finish what is in flight; its outputs are lost. The executor may serve another engine then."""

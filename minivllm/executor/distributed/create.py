@@ -50,7 +50,7 @@ def create_distributed_executor(
     quantization: str | None = None,
     kv_cache_dtype: str = AUTO,
     limits: CacheLimits | None = None,
-    spans_path: Path | None = None,
+    record_spans: bool = False,
     start_seconds: float = START_SECONDS,
     timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> DistributedExecutor:
@@ -61,6 +61,7 @@ def create_distributed_executor(
     Args:
         launcher: "mp", "external_launcher" or "ray" (`launch.py`); what fits, if None.
         timeout_seconds: that no rank may get on within a step, before they count as hanging.
+        record_spans: let each rank note when it does what (`DistributedExecutor.rank_times`).
 
     Raises:
         ValueError: the model cannot be shared so, or cannot be read; nothing was started.
@@ -91,7 +92,7 @@ def create_distributed_executor(
         attention_backend="torch" if attention_backend == "auto" else attention_backend,
         quantization=quantization,
         kv_cache_dtype=kv_cache_dtype,
-        record_spans=spans_path is not None,
+        record_spans=record_spans,
         timeout_seconds=timeout_seconds,
         num_threads=num_threads,
     )
@@ -103,7 +104,7 @@ def create_distributed_executor(
         ranks = start_actors(grid.size, num_threads, start_seconds)
     else:
         ranks = start_processes(grid.size, num_threads, start_seconds)
-    return DistributedExecutor(settings, ranks, limits, name_of(path, folder), spans_path)
+    return DistributedExecutor(settings, ranks, limits, name_of(path, folder))
 
 
 def uses_torchrun(launcher: str | None, num_ranks: int) -> bool:

@@ -24,13 +24,11 @@ Read next: `launch.py`, `worker.py`, `rank_executor.py`.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -44,20 +42,20 @@ from minivllm.executor.distributed.heartbeat import IDLE, Activity, Heart, Watch
 from minivllm.executor.distributed.launch import END_SECONDS, Ranks
 from minivllm.executor.distributed.messages import RankSettings, encode_plan
 from minivllm.executor.distributed.rank_executor import RankExecutor, load_rank
+from minivllm.executor.distributed.rank_shapes import rank_shape
+from minivllm.executor.distributed.telling import TOLD_ALL, Listener
 from minivllm.executor.distributed.worker import device_of
 from minivllm.executor.executor import ExecutorDeadError, RankError
 from minivllm.executor.kv_storage import bytes_per_block
 from minivllm.executor.lane import Lane
-from minivllm.files import CannotWrite
 from minivllm.model.config import ModelConfig
 from minivllm.model.hub import resolve_model
+from minivllm.model.parallel.layout import share_of
 from minivllm.model.parallel.peers import Alone, Peers
 from minivllm.model.parallel.sharded_decoder import ShardedDecoder
 from minivllm.scheduling.plan import StepPlan
-from minivllm.trace.events import ModelShape
-from minivllm.trace.rank_spans import RankSpans, decode_spans, write_rank_spans
-
-logger = logging.getLogger("minivllm")
+from minivllm.trace.events import ModelShape, RankShape, RanksTimed
+from minivllm.trace.rank_spans import RankSpans
 
 LOOK_SECONDS = 0.1
 """Time between two looks at the other ranks, while a step takes longer."""
@@ -74,6 +72,7 @@ class DistributedExecutor:
         num_blocks, num_host_blocks: of the KV cache and of the swap space, the same on every rank.
         last_attention_seconds, last_peer_seconds: of rank 0 in the latest step: in attention, and in sending
             to other ranks and waiting for them.
+        rank_shapes: who owns what, for the header of a trace.
     """
 
     def __init__(
@@ -82,12 +81,8 @@ class DistributedExecutor:
         ranks: Ranks,
         limits: CacheLimits,
         name: str = "",
-        spans_path: Path | None = None,
     ) -> None:
         """Let all ranks load their shares.
-
-        Args:
-            spans_path: where to write at the end when each rank did what, if `settings` has it recorded.
 
         Raises:
             ValueError: files or limits that cannot work; no process is left.
@@ -99,7 +94,9 @@ class DistributedExecutor:
         self.block_size = settings.block_size
         self.device = torch.device(settings.device)
         self.last_attention_seconds = self.last_peer_seconds = 0.0
-        self._ranks, self._spans_path = ranks, spans_path
+        self._ranks = ranks
+        self.rank_shapes: tuple[RankShape, ...] = ()
+        self._listener: Listener | None = None
         self._lane = Lane("minivllm-rank-0")
         self._logits_lane = Lane("minivllm-logits")
         self.num_stages = settings.pipeline_parallel_size
@@ -137,11 +134,22 @@ class DistributedExecutor:
         self._settings_told = self._tell(rank)
         if self.settings.record_spans and self._peers:
             rank.spans = self._peers.spans = RankSpans()
+            self._listener = Listener(meeting, rank.spans)
         rank.activity = self._activity
         self._activity.begin(IDLE)
         meeting.say("sizes", msgspec.json.encode(sizes))  # what had to be compiled is there for the others
         meeting.wait_for_all("ready", "made its cache")
+        self.rank_shapes = self._shapes(rank)
         self._watch.expect(self.settings.timeout_seconds)
+
+    def _shapes(self, first: RankExecutor) -> tuple[RankShape, ...]:
+        """Who owns what; every other rank has noted what that takes."""
+        settings, meeting, tied = self.settings, self._ranks.meeting, first.decoder.tied
+        own = {0: (first.decoder.num_bytes, first.storage.num_bytes)}
+        for rank in range(1, settings.grid.size):
+            own[rank] = int(meeting.noted("loaded", rank)), int(meeting.noted("ready", rank))
+        shares = (share_of(self.config, settings.grid, rank, settings.num_parts) for rank in own)
+        return tuple(rank_shape(rank, share, *own[rank], tied=tied) for rank, share in enumerate(shares))
 
     def _join(self) -> ShardedDecoder:
         """In rank 0's thread: meet the others, and load."""
@@ -264,29 +272,31 @@ class DistributedExecutor:
         if self._control is not None:
             told = self._lane.submit(partial(self._control.broadcast, b""))
             wait([told], END_SECONDS)
-            self._write_spans()
+            self._hear_the_rest()
             self._ranks.wait()
         self._end()
 
-    def _write_spans(self) -> None:
-        """Those of all ranks that have told theirs in time."""
-        spans, meeting = self._peers.spans if self._peers else None, self._ranks.meeting
-        if spans is None or self._spans_path is None:
+    def rank_times(self, epoch: float) -> list[RanksTimed]:
+        """When each rank carried out the plans of which all have told since the last call, in order.
+
+        Times are in seconds since `epoch`, and what was before is left out. After `close` it is all the rest.
+        """
+        if self._listener is None:
+            return []
+        if not self._error:
+            with suppress(RuntimeError):  # the store is gone: the next plan says so
+                self._listener.listen()
+        return self._listener.take(epoch)
+
+    def _hear_the_rest(self) -> None:
+        """What ranks tell when they end: of those that do so in time."""
+        if self._listener is None:
             return
+        meeting = self._ranks.meeting
         meeting.seconds, meeting.look = END_SECONDS, lambda: None  # they end once they have told
         with suppress(RankError):
-            meeting.wait_for_all("spans", "told when it did what")
-        found = {0: decode_spans(spans.encoded())}
-        for rank in range(1, meeting.size):
-            if meeting.store.check([f"spans/{rank}"]):
-                found[rank] = decode_spans(bytes(meeting.store.get(f"spans/{rank}")))
-        grid = self.settings.grid
-        places = [grid.place(rank) for rank in range(grid.size)]
-        names = [f"stage {place.pipeline}, tensor {place.tensor}" for place in places]
-        try:
-            write_rank_spans(self._spans_path, found, names)
-        except CannotWrite as error:
-            logger.warning("%s", error)
+            meeting.wait_for_all(TOLD_ALL, "told when it did what")
+        self._listener.listen(is_last=True)
 
     def _wait(self, future: Future[Result]) -> Result:
         """What comes out of rank 0's thread. Raises `RankError` if another rank ends first, or one hangs."""

@@ -3,9 +3,9 @@
     rank 0                       the store                     rank r
     settings ─────────────────►  settings
                                  here/r  ◄──────────────────── I have come
-                                 loaded/r  ◄────────────────── my weights are in place
+                                 loaded/r  ◄────────────────── my weights are in place, so many bytes
     sizes ────────────────────►  sizes  ─────────────────────► so many blocks
-                                 ready/r  ◄─────────────────── my cache is there
+                                 ready/r  ◄─────────────────── my cache is there, so many bytes
                                  failed/r  ◄────────────────── or: what went wrong
 
 The store is torch's own (`TCPStore`): a small server in the process of rank 0, at a port that the operating
@@ -86,6 +86,10 @@ class Meeting:
         """
         self._wait([key], lambda _: f"rank 0 has not told the others its {key}")
         return bytes(self.store.get(key))
+
+    def noted(self, key: str, rank: int) -> str:
+        """What a rank has noted."""
+        return str(self.store.get(f"{key}/{rank}").decode())
 
     def wait_for_all(self, key: str, what: str) -> None:
         """Until every other rank has noted this.

@@ -36,7 +36,7 @@ from minivllm.model.parallel.load import load_share
 from minivllm.model.parallel.peers import Peers
 from minivllm.model.parallel.sharded_decoder import ShardedDecoder
 from minivllm.scheduling.plan import StepPlan
-from minivllm.trace.rank_spans import STEP, RankSpans
+from minivllm.trace.rank_spans import RankSpans
 
 Result = TypeVar("Result")
 
@@ -94,12 +94,10 @@ class RankExecutor:
     def _noting(self, plan: StepPlan, work: Callable[[], Result]) -> Result:
         self.activity.step = plan.step
         self.activity.begin(COMPUTING)
-        if self.spans is not None:
-            self.spans.step = plan.step
         began = perf_counter()
         result = work()
         if self.spans is not None:
-            self.spans.note(STEP, began, perf_counter())
+            self.spans.note_step(plan.step, began, perf_counter())
         self.activity.begin(IDLE)
         return result
 
