@@ -184,6 +184,11 @@ class EngineCore:
         request.finish = Finish("abort")
 
     @property
+    def done_ahead(self) -> Sequence[Event]:
+        """What planning ahead has changed since the last step was finished; empty where nothing is told."""
+        return self._held.ahead if self._held else ()
+
+    @property
     def _named(self) -> set[int]:
         """The sequences that plans in flight compute, and others of their requests: they may be moved."""
         requests = [self.requests.get(name) for plan in self.in_flight for name in plan.request_ids]
@@ -320,6 +325,8 @@ class EngineCore:
         time, lifecycle = self.time_of(now) if self._emit else 0.0, self.lifecycle
         if self.in_flight:
             self.in_flight.popleft()
+        if self._held:
+            self._held.note_end()
         if self.cache.commit(self._named if self.in_flight else ()):
             self.scheduler.must_wait = True
         sequences = self.state.sequences

@@ -148,9 +148,6 @@ def _refuse_what_varies(args: EngineArgs) -> None:
         "tensor_parallel_size": args.tensor_parallel_size > 1,
         "pipeline_parallel_size": args.pipeline_parallel_size > 1,
         "reduction_parts": args.reduction_parts is not None,
-        "decode_weight_dtype": args.decode_weight_dtype is not None,
-        "kv_cache_dtype": args.kv_cache_dtype != "auto",
-        "allocator": args.allocator == "virtual_memory",
     }
     who = "" if args.batch_invariant else f"; {VARIABLE}=1 in the environment asks for it"
     for name, is_refused in refused.items():

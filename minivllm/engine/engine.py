@@ -73,6 +73,9 @@ logger = logging.getLogger("minivllm")
 MOST_WORDS = 2000
 """Characters of a schema or grammar that the trace tells."""
 NO_DRAFTS = "no draft can be accepted before all beams have been compared"
+DRAFTS_WAIT = "waits at every step: drafts are guessed from the token before them"
+BEAMS_WAIT = "plans ahead; beam searches and forks wait for their tokens"
+"""What `async_scheduling` comes to, in the trace's header."""
 MAX_SLEEP_SECONDS = 0.01  # a driver can add requests while a policy waits for them
 
 
@@ -164,6 +167,8 @@ class Engine:
         self.speculation = speculation
         self.requests: dict[str, RequestState] = {}
         self._clock, self._sleep = clock, sleep
+        if async_scheduling and speculation:
+            logger.warning("async_scheduling %s, so it gains nothing with speculative_config", DRAFTS_WAIT)
         self._choose_runs(executor, async_scheduling and speculation is None, overlap_stages)
         sinks = [*([recorder] if recorder else []), *sinks]
         emit = make_emit(sinks)
@@ -183,7 +188,9 @@ class Engine:
             kind = "wall" if clock is perf_counter else "virtual"
             # Addresses may be more than there is memory: the trace counts what has a number.
             num_blocks = len(self.cache.pool.ref_counts)
-            told = settings or {}
+            told = dict(settings or {})
+            if async_scheduling:
+                told["async_scheduling"] = BEAMS_WAIT if self.core.runs_ahead else DRAFTS_WAIT
             emit(make_header(config, num_blocks, model_shape, told, clock=kind, hardware=hardware))
             self.core.epoch = clock()
 

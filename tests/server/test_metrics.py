@@ -100,9 +100,7 @@ def test_counts_and_times_are_those_of_the_summary(trace):
 def test_an_engine_that_forks_preempts_swaps_aborts_and_fails_tells_both_the_same(work, data, dice):
     """And what is now, as the engine's books have it, is what the step's record has."""
     counts, kept = EngineCounts(), Kept()
-    # What is now is the engine's books: with plans in flight they are ahead of the step that is told.
-    limits_now = data.draw(limits(work)) | {"async_scheduling": False}
-    engine = make_engine(eos_token_ids=EOS, sinks=[counts, kept], **limits_now)
+    engine = make_engine(eos_token_ids=EOS, sinks=[counts, kept], **data.draw(limits(work)))
     scraped = EngineCollector(counts, engine, 'a "model"').text
     work, moments, added = [*work, *work], [], 0
     while added < len(work) or engine.has_unfinished_requests():
