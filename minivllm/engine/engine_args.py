@@ -40,7 +40,7 @@ WITH_RANKS = frozenset(
      "enable_prefix_caching", "swap_space", "preemption_mode", "allocator", "attention_backend",
      "trace", "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size",
      "reduction_parts", "distributed_executor_backend", "enforce_eager", "trust_remote_code",
-     "quantization", "speculative_config", "kv_cache_dtype"]
+     "quantization", "speculative_config", "kv_cache_dtype", "batch_invariant"]
 )  # fmt: skip
 """Settings that several ranks obey, too. A new one is refused there until it is tried and named here."""
 

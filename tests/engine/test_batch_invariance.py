@@ -16,15 +16,17 @@ from hypothesis import strategies as st
 from minivllm.config import SchedulerConfig
 from minivllm.decoding.sampler import Sampler
 from minivllm.decoding.sampling_state import SamplingState
-from minivllm.engine.create_engine import create_engine, load_executor
+from minivllm.engine.create_engine import create_engine
 from minivllm.engine.engine import Engine
 from minivllm.engine.engine_args import EngineArgs
+from minivllm.engine.sample_step import sample_step
 from minivllm.engine.speculation import Speculation
 from minivllm.executor.attention.choose import backend_factory
 from minivllm.executor.attention.fixed_tiles import FixedTileAttention
 from minivllm.executor.attention.kernel_backend import MicroscopeAttention
 from minivllm.executor.attention.torch_backend import TorchAttention
 from minivllm.executor.batch_invariance import VARIABLE, invariant, is_wanted
+from minivllm.executor.distributed import create
 from minivllm.executor.draft_model import DraftModel
 from minivllm.executor.kv_format import AUTO, FP8, INT8
 from minivllm.executor.kv_storage import KVStorage
@@ -39,6 +41,9 @@ from minivllm.model.tiny import DRAFT_MODEL_PATH, MODEL_PATH
 from minivllm.sampling_params import SamplingParams
 from minivllm.trace.events import DraftsVerified
 from minivllm.trace.recorder import Recorder
+from tests.composition.features import CHECKPOINTS
+from tests.composition.pairs import checkpoint
+from tests.executor.distributed.thread_ranks import start_threads
 from tests.executor.test_attention import model, poison
 
 CPU = torch.device("cpu")
@@ -109,20 +114,18 @@ def params(**more):
 def logits_of(engine, requests):
     """{request: {position: row of logits}} of requests {name: (prompt, params)}, all at once."""
     owners, rows = {}, {}
-    executor, carry_out = engine.executor, engine.executor.execute
 
-    def execute(plan):
+    def noting(plan, logits, *others):
         for name, request in engine.core.requests.items():
             owners.update((sequence.seq_id, name) for sequence in request.sequences)
-        logits = carry_out(plan)
         at = 0
         for item in plan.scheduled:
             for position in range(item.end - item.num_logits, item.end):
                 rows.setdefault(owners[item.seq_id], {})[position] = logits[at].clone()
                 at += 1
-        return logits
+        return sample_step(plan, logits, *others)
 
-    with patch.object(executor, "execute", execute):
+    with patch("minivllm.engine.engine.sample_step", noting):
         for name, (tokens, own) in requests.items():
             engine.add_request(str(name), tokens, own)
         while engine.has_unfinished_requests():
@@ -288,26 +291,36 @@ ARGUED = {
     "torch decoding in int4": {"attention_backend": "torch", "decode_weight_dtype": "int4"},
     "numba-cpu in virtual memory": {"attention_backend": "numba-cpu", "allocator": "virtual_memory"},
     "torch in virtual memory": {"attention_backend": "torch", "allocator": "virtual_memory"},
+    "torch on 2 ranks": {"attention_backend": "torch", "tensor_parallel_size": 2},
+    "numba-cpu in 2 stages": {"attention_backend": "numba-cpu", "pipeline_parallel_size": 2},
+    "in 2 parts": {"reduction_parts": 2},
+    **{f"a {name} checkpoint": {"model": name, "attention_backend": "numba-cpu"} for name in CHECKPOINTS},
 }
 
 
 @pytest.mark.parametrize("name", ARGUED)
-def test_what_was_asked_for_beside_it_keeps_the_promise(name):
-    """Weights that depend on a token's place in its own sequence; keys and values in another memory."""
+def test_what_was_asked_for_beside_it_keeps_the_promise(name, monkeypatch):
+    """Weights that depend on a token's place in its own sequence, other memories, ranks, other formats."""
+    monkeypatch.setattr(create, "start_processes", start_threads)
+    monkeypatch.setenv(VARIABLE, "1")
+    asked = {"model": MODEL_PATH, **ARGUED[name]}
+    if asked["model"] in CHECKPOINTS:
+        asked["model"] = checkpoint(CHECKPOINTS[asked["model"]])
 
     def engine(**limits):
         usual = {"num_gpu_blocks_override": 80, "dtype": "float32", "max_num_seqs": 4, "max_model_len": 304}
-        return create_engine(
-            EngineArgs(MODEL_PATH, batch_invariant=True, block_size=16, **usual, **ARGUED[name], **limits)
-        )
+        return create_engine(EngineArgs(block_size=16, **usual, **asked, **limits))
 
     few = {number: (prompt(number), params(prompt_logprobs=0)) for number in (1, 2, 4)}
-    together = logits_of(engine(max_num_batched_tokens=100), few)
-    by_itself = engine()
-    for number, rows in together.items():
-        expected = logits_of(by_itself, {number: few[number]})[number]
-        assert rows.keys() == expected.keys()
-        assert all(torch.equal(row, expected[position]) for position, row in rows.items()), number
+    crowded, by_itself = engine(max_num_batched_tokens=100), engine()
+    try:
+        for number, rows in logits_of(crowded, few).items():
+            expected = logits_of(by_itself, {number: few[number]})[number]
+            assert rows.keys() == expected.keys()
+            assert all(torch.equal(row, expected[position]) for position, row in rows.items()), number
+    finally:
+        crowded.close()
+        by_itself.close()
 
 
 def test_what_cannot_keep_the_promise_is_refused_by_name():
@@ -327,18 +340,3 @@ def test_the_environment_asks_for_it_too(monkeypatch):
     monkeypatch.setenv(VARIABLE, "yes")
     with pytest.raises(ValueError, match="VLLM_BATCH_INVARIANT must be 0 or 1, got 'yes'"):
         is_wanted(True)
-
-
-@pytest.mark.parametrize(
-    "setting",
-    [
-        dict(tensor_parallel_size=2),
-        dict(pipeline_parallel_size=2),
-        dict(reduction_parts=2),
-    ],
-)
-def test_what_the_environment_asks_for_is_not_dropped_beside_a_setting(setting, monkeypatch):
-    monkeypatch.setenv(VARIABLE, "1")
-    (name, value), *_ = setting.items()
-    with pytest.raises(ValueError, match=f"where {name} is {value!r}; VLLM_BATCH_INVARIANT=1"):
-        load_executor(EngineArgs(MODEL_PATH, **setting))

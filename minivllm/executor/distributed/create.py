@@ -45,6 +45,7 @@ def create_distributed_executor(
     launcher: str | None = None,
     quantization: str | None = None,
     kv_cache_dtype: str = AUTO,
+    batch_invariant: bool = False,
     limits: CacheLimits | None = None,
     spans_path: Path | None = None,
     start_seconds: float = START_SECONDS,
@@ -77,6 +78,7 @@ def create_distributed_executor(
         attention_backend="torch" if attention_backend == "auto" else attention_backend,
         quantization=quantization,
         kv_cache_dtype=kv_cache_dtype,
+        batch_invariant=batch_invariant,
         record_spans=spans_path is not None,
         num_threads=num_threads,
     )

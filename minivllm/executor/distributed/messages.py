@@ -37,6 +37,7 @@ class RankSettings(msgspec.Struct, frozen=True, kw_only=True):
     attention_backend: str
     quantization: str | None = None
     kv_cache_dtype: str = "auto"
+    batch_invariant: bool = False
     record_spans: bool = False
     num_threads: int
     """Threads of each rank."""
