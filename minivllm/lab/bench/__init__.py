@@ -14,6 +14,7 @@ over a model that is either a real folder or a random one of a known shape (`sha
     scaling         how cost grows with batch, context, pool, queue and requests, drawn
     quantized       weights of 8 and 4 bits, beside the engine's own 16
     invariance      the same bits for a request in any company: what that costs, by backend and type
+    speculation     drafts by a model and by n-grams, beside plain decoding
     kernels         our kernels on a GPU, beside what the device can do
     serve           a server under load, ours or another, as its clients see it (`serve/`)
 
@@ -48,6 +49,7 @@ MEASUREMENTS = {
     "scaling": "scaling",
     "quantized": "quantized",
     "invariance": "invariance",
+    "speculation": "speculation",
     "kernels": "kernels",
 }
 """Name on the command line → module, which has a function `run(settings)`."""
