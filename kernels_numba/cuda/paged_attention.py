@@ -4,10 +4,10 @@ Decoding is reading. Each key and value is used for a handful of multiplications
 fetching them, and what counts is that they are fetched once, all lanes at work, in wide loads:
 
     block table of sequence 3:   [ 7 | 2 | 9 | 4 ]
-                                   │   │   │   └─ warp 3      each warp walks its own tiles: 0, 4, 8, …
+                                   │   │   │   └─ warp 3      each warp walks its own blocks: 0, 4, 8, …
                                    │   │   └───── warp 2                                     1, 5, 9, …
-                                   │   └───────── warp 1      (a tile is 16 tokens: a block of the usual
-                                   └───────────── warp 0       size, or as many tokens of several)
+                                   │   └───────── warp 1
+                                   └───────────── warp 0
     in block 7, head 0:   ┌ row 0: 16 bytes a lane │ lane 0 │ lane 1 │ … │ lane 15 │    (head_dim 64, float32)
                           └ row 1:                 │ lane 16 │          … │ lane 31 │   one load: 512 bytes
 
@@ -21,10 +21,10 @@ once is used for all of them. With few sequences and long contexts a device has 
 there are thread blocks; then a sequence is cut into *splits*, each a thread block of its own, and a second
 kernel merges them.
 
-A sum depends on its order, and here the order depends on positions alone: not on the size of blocks, nor on
-where they lie. What is left is where splits begin. Where their *number* is chosen, it follows from the batch,
-and so do last bits; where their *size* is given (`split_keys`), a token's result is the same bits alone and
-in any company, and splits behind a sequence's end add nothing, exactly (`docs/batch-invariance.md`).
+The number of splits follows from the batch, and with it the order of sums, and so the last bits of a result.
+Where their *size* is given instead (`split_keys`), all follows from positions: warps walk tiles of 16 tokens,
+whatever the size of blocks, and splits behind a sequence's end add nothing, exactly. Then a token's result is
+the same bits alone and in any company (`docs/batch-invariance.md`).
 
 In 8 bits a row has half the bytes again. Numbers are widened as they are loaded, and their scales are not
 multiplied into each of them: a score is multiplied by that of its key, and a weight by that of its value.
@@ -67,20 +67,16 @@ BLOCKS_PER_PROCESSOR = 2
 """Thread blocks for each multiprocessor, so that one computes while another waits for memory."""
 MIN_BLOCKS_PER_SPLIT = 16
 """KV-cache blocks of a split: fewer are not worth merging."""
-TILE_KEYS = 16
-"""Positions that one warp takes together, a multiple of the rows that it loads at once."""
-SPLIT_KEYS = 256
-"""Positions of a split, where their number must not depend on the batch: a multiple of all warps' tiles."""
+TILE_KEYS, SPLIT_KEYS = 16, 256
+"""Positions that a warp takes together and those of a split, where the order of sums must not depend on the
+batch: a multiple of the rows that are loaded at once, and of all warps' tiles."""
 
 
 @lru_cache(maxsize=256)
 def make_kernel(
-    head_dim: int, group: int, cache_dtype: str, has_whole_tiles: bool = False
+    head_dim: int, group: int, cache_dtype: str, in_one_order: bool = False
 ) -> Callable[..., Any]:
-    """The kernel for these heads and this cache.
-
-    `has_whole_tiles`: each tile lies within a block, so that one look at the table is enough for it.
-    """
+    """The kernel for these heads and this cache; `in_one_order`, warps walk tiles instead of blocks."""
     is_wide, is_bf16 = cache_dtype == "float32", cache_dtype == "bfloat16"
     is_small, is_int8 = cache_dtype in SMALL_DTYPES, cache_dtype == "int8"
     byte_at = int8_at if is_int8 else e4m3_at
@@ -164,16 +160,17 @@ def make_kernel(
                     if c < head_dim:
                         queries[g, n * per_load + e] = query[sequence, first_head + g, c] * scale
 
-        for first in range(first_key + warp * TILE_KEYS, end_key, NUM_WARPS * TILE_KEYS):
+        tile = TILE_KEYS if in_one_order else block_size
+        for first in range(first_key + warp * tile, end_key, NUM_WARPS * tile):
             block = tables[sequence, first // block_size]
-            for offset in range(0, TILE_KEYS, rows):
-                position = first + offset + row_of_lane
-                row = position % block_size
-                inside = position < end_key
+            for first_row in range(0, tile, rows):
+                row = first_row + row_of_lane
+                position = first + row
+                inside = row < tile and position < end_key
                 key_scale = float32(1)
                 if inside:  # cells behind the last token belong to no sequence and are never read
-                    if not has_whole_tiles:
-                        block = tables[sequence, position // block_size]
+                    if in_one_order:
+                        block, row = tables[sequence, position // block_size], position % block_size
                     load_row(keys, block, kv_head, row, part, loaded)
                     if is_small:
                         key_scale = scale_at(key_scales, block, kv_head, row)
@@ -328,13 +325,11 @@ def paged_attention(
     together = max(n for n in range(1, MAX_HEADS_PER_BLOCK + 1) if group % n == 0)
     factor = np.float32(head_dim**-0.5 if scale is None else scale)
     block_size, room = keys.shape[2], tables.shape[1] * keys.shape[2]
-    # For results that depend on nothing else, one kernel for all sizes of blocks: a compiler may round a
-    # product and a sum once in one kernel, and twice in another.
-    has_whole_tiles = split_keys is None and block_size % TILE_KEYS == 0
+    in_one_order = split_keys is not None
     split_keys = check_splits(split_keys, num_splits, block_size, room)
     launches = [
         Launch(
-            make_kernel(head_dim, together, cache_dtype, has_whole_tiles),
+            make_kernel(head_dim, together, cache_dtype, in_one_order),
             (num_sequences, num_heads // together, num_splits),
             (32 * NUM_WARPS,),
             (

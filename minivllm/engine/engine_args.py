@@ -255,8 +255,8 @@ class EngineArgs:
         bool,
         Setting(
             "The same logits for a request, bit for bit, whatever is computed beside it, or a refusal. "
-            "'numba-cpu' keeps to it anyway in float32 and bfloat16 without matrix units; 'torch' only if "
-            "asked, and takes longer. VLLM_BATCH_INVARIANT=1 asks for it, too."
+            "'numba-cpu' keeps to it anyway in float32 and bfloat16 without matrix units; others only if "
+            "asked, and take longer. VLLM_BATCH_INVARIANT=1 asks for it, too."
         ),
     ] = False
     trust_remote_code: Annotated[

@@ -123,8 +123,8 @@ def test_a_number_of_splits_that_is_taken_from_the_batch_is_caught():
 def test_a_tile_that_begins_with_a_block_is_caught(plant: Plant):
     planted = plant(
         paged,
-        "position = first + offset + row_of_lane",
-        "position = first + (offset + row_of_lane + block_size) % TILE_KEYS",
+        "position = first + row\n",
+        "position = first + (row + block_size) % TILE_KEYS\n",
     )
     assert changes(planted)
 

@@ -220,7 +220,7 @@ def run_paged(
 
 
 def test_reading_one_row_behind_the_last_token_is_a_read_of_poison(plant):
-    planted = plant(paged, "inside = position < end_key", "inside = position <= end_key")
+    planted = plant(paged, "and position < end_key", "and position <= end_key")
     world = make_world(0, [6], 4)
     faults, out = run_paged(planted, world)
     assert ("poison", "keys") in faults and ("poison", "values") in faults
@@ -310,7 +310,7 @@ PAGED_NUMBERS = [
     ("maximum + math.log(all_sums)", "maximum"),
     ("weight = math.exp(log_sums[sequence, head, split] - maximum)", "weight = float32(1)"),
     ("loaded[n * per_load + 1] = b", "loaded[n * per_load + 1] = a"),
-    ("range(first_key + warp * TILE_KEYS, end_key,", "range(first_key, end_key,"),
+    ("range(first_key + warp * tile, end_key,", "range(first_key, end_key,"),
 ]
 
 
