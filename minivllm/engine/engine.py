@@ -74,7 +74,7 @@ MOST_WORDS = 2000
 """Characters of a schema or grammar that the trace tells."""
 NO_DRAFTS = "no draft can be accepted before all beams have been compared"
 DRAFTS_WAIT = "waits at every step: drafts are guessed from the token before them"
-BEAMS_WAIT = "plans ahead; beam searches and forks wait for their tokens"
+PLANS_AHEAD = "plans ahead; beam searches and forks wait for their tokens"
 """What `async_scheduling` comes to, in the trace's header."""
 MAX_SLEEP_SECONDS = 0.01  # a driver can add requests while a policy waits for them
 
@@ -190,7 +190,7 @@ class Engine:
             num_blocks = len(self.cache.pool.ref_counts)
             told = dict(settings or {})
             if async_scheduling:
-                told["async_scheduling"] = BEAMS_WAIT if self.core.runs_ahead else DRAFTS_WAIT
+                told["async_scheduling"] = PLANS_AHEAD if self.core.runs_ahead else DRAFTS_WAIT
             emit(make_header(config, num_blocks, model_shape, told, clock=kind, hardware=hardware))
             self.core.epoch = clock()
 

@@ -63,13 +63,12 @@ def invariant(factory: BackendFactory) -> BackendFactory:
         attention = factory(config, storage)
         if type(attention) is TorchAttention and storage.device.type == "cpu":
             return FixedTileAttention(config, storage)
-        if type(attention) is TorchAttention:
+        if not isinstance(attention, InOneOrder):
             raise ValueError(
-                f"batch_invariant must be False with the attention backend 'torch' on {storage.device}: it "
-                "chooses by the number of tokens in which order to sum; 'numba-cuda' has one order for all"
+                f"batch_invariant must be False with the attention backend {attention.name!r} on "
+                f"{storage.device}: in which order it sums depends on the number of tokens"
             )
-        if isinstance(attention, InOneOrder):
-            attention.keep_one_order()
+        attention.keep_one_order()
         return attention
 
     return make
