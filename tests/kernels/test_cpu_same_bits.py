@@ -94,8 +94,8 @@ def results(heads, head_dim, length, window, is_bf16, size, threads, seed, kind=
     count = min(length, int(rng.integers(1, 150)))
     query = rng.standard_normal((count, heads[0], head_dim)).astype(np.float32)
     keys, values = (rng.standard_normal((length, heads[1], head_dim)).astype(np.float32) for _ in range(2))
-    tensors = [narrowed(array, is_bf16) for array in (query, keys, values)]
-    if kind != AUTO:
+    tensors = [narrowed(array, is_bf16 and kind == AUTO) for array in (query, keys, values)]
+    if kind != AUTO:  # codes are widened to the same numbers in any model's type
         tensors[1:] = (coded(array, kind) for array in (keys, values))
     chunks, left = [], count
     while left:

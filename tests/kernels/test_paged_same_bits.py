@@ -82,7 +82,7 @@ def attended(
     return out
 
 
-@settings(max_examples=max(4, settings.default.max_examples // 10))
+@settings(max_examples=max(3, settings.default.max_examples // 30))
 @given(
     seed=SEEDS,
     length=st.sampled_from([1, 17, 63, 64, 65, 100, 140]),

@@ -230,7 +230,7 @@ def test_reading_one_row_behind_the_last_token_is_a_read_of_poison(plant):
 def test_reading_one_entry_behind_the_end_of_a_table_is_a_read_of_poison(plant):
     world = make_world(0, [8], 4)
     assert run_paged(paged, world)[0] == set()
-    planted = plant(paged, "tables[sequence, first // block_size]", "tables[sequence, end_key // block_size]")
+    planted = plant(paged, "+ warp * tile, end_key,", "+ warp * tile, end_key + 1,")
     assert run_paged(planted, world)[0] == {("poison", "tables")}
 
 
