@@ -164,6 +164,19 @@ def test_a_step_that_fails_is_the_first_of_no_request():
     assert counts.tallies["request_queue_time_seconds"].sum > failed.time - queued.time > 0
 
 
+def test_what_a_plan_takes_that_was_made_ahead_is_not_told_before_its_turn():
+    counts = EngineCounts()
+    engine = make_engine(sinks=[counts], async_scheduling=True, max_num_batched_tokens=8, prefix_cache="hash")
+    for number in range(3):
+        engine.add_request(str(number), [number] * 8, SamplingParams(max_tokens=2, ignore_eos=True))
+    engine.step()
+    now, books = engine_now(engine), engine.core.state
+    assert (now["num_requests_running"], now["num_requests_waiting"]) == (1, 2)
+    assert (len(books.running), len(books.waiting)) == (2, 1), "the books are ahead"
+    assert now["kv_cache_usage_perc"] == 2 / 64 < engine.cache.pool.num_used_blocks / 64
+    assert counts.counters["prefix_cache_queries"] == 8, "the second was not looked up yet"
+
+
 def assert_shown(shown, counts):
     """What Prometheus reads is what was counted."""
     for name in COUNTERS:

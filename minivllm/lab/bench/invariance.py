@@ -20,6 +20,7 @@ import random
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,6 +42,7 @@ from minivllm.lab.subjects.workload import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from minivllm.executor.executor import Executor
     from minivllm.scheduling.plan import StepPlan
 
 
@@ -164,14 +166,15 @@ def _price(
     costs, others = [], []
     for workload in workloads:
         _play(sides, workload)  # the first calls pay for set-up
-        samples = [timed(lambda own=workload: _play(sides, own)) for _ in range(settings.repeat)]
+        samples = [timed(partial(_play, sides, workload)) for _ in range(settings.repeat)]
         pairs = [tuple(map(decode_seconds, sample.result)) for sample in samples]
         ratio = median(with_it / without for without, with_it in pairs)
         costs.append(Cost(median(without for without, _ in pairs), ratio))
         others += [sample.other_cores for sample in samples]
     compared = batch[:MOST_COMPARED]
     without, with_it = (num_with_other_bits(side, compared) for side in sides)
-    return Price(kind, *costs, (without, with_it), len(compared)), others
+    stream, one_batch, prompt = costs
+    return Price(kind, stream, one_batch, prompt, (without, with_it), len(compared)), others
 
 
 def _play(sides: Sequence[Subject], workload: Sequence[BenchRequest]) -> list[Played]:
@@ -196,29 +199,24 @@ def num_with_other_bits(side: Subject, workload: Sequence[BenchRequest]) -> int:
 
 def _rows(side: Subject, workload: Sequence[BenchRequest]) -> dict[tuple[int, int], Tensor]:
     """Every row of logits, by the request's number and the position that it follows."""
-    rows: dict[tuple[int, int], Tensor] = {}
     engine = side.engine()
-    carry_out = engine.executor.execute
-
-    def execute(plan: StepPlan) -> Any:
-        logits, at = carry_out(plan), 0
-        for item in plan.scheduled:
-            for position in range(item.end - item.num_logits, item.end):
-                rows[item.seq_id, position] = logits[at].clone()
-                at += 1
-        return logits
-
-    engine.executor = _Listening(engine.executor, execute)
+    engine.executor = listening = _Listening(engine.executor)
     play(engine, workload)
-    return rows
+    return listening.rows
 
 
 class _Listening:
-    """An executor whose logits are looked at."""
+    """An executor whose logits are kept."""
 
-    def __init__(self, executor: Any, execute: Any) -> None:
-        self._executor, self.execute = executor, execute
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self.last_attention_seconds = 0.0
+        self.rows: dict[tuple[int, int], Tensor] = {}
 
-    @property
-    def last_attention_seconds(self) -> float:
-        return float(self._executor.last_attention_seconds)
+    def execute(self, plan: StepPlan) -> Any:
+        logits, at = self._executor.execute(plan), 0
+        for item in plan.scheduled:
+            for position in range(item.end - item.num_logits, item.end):
+                self.rows[item.seq_id, position] = logits[at].clone()
+                at += 1
+        return logits

@@ -93,7 +93,9 @@ def test_small_weights_are_read_in_fewer_bytes_and_compared_with_the_plain_ones(
     print_result(result)
 
 
-def test_batch_invariance_has_a_price_and_buys_equal_bits() -> None:
+def test_batch_invariance_has_a_price_and_buys_equal_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, count in (("PROMPT_TOKENS", 40), ("STREAM_TOKENS", 4), ("BATCH_TOKENS", 6)):
+        monkeypatch.setattr(f"minivllm.lab.bench.invariance.{name}", count)
     kinds = [Kind("numba-cpu", "float32"), Kind("torch", "float32")]
     result = measure_invariance(replace(SMALL, repeat=1, requests=6, model=None), kinds)
     ours, plain = result.prices
