@@ -124,7 +124,7 @@ def make_kernel(
 
     @cuda.jit(device=True)
     def scale_at(scales, block, head, row):  # type: ignore[no-untyped-def]
-        """What a row in 8 bits is multiplied by: its own number, or everybody's."""
+        """What a row in 8 bits is multiplied by: its own number, or that of all rows."""
         if is_int8:
             return scales[block, head, row]
         return scales

@@ -125,7 +125,7 @@ def logits_of(engine, requests):
                 at += 1
         return sample_step(plan, logits, *others)
 
-    with patch("minivllm.engine.engine.sample_step", noting):
+    with patch("minivllm.engine.step_loop.sample_step", noting):
         for name, (tokens, own) in requests.items():
             engine.add_request(str(name), tokens, own)
         while engine.has_unfinished_requests():
