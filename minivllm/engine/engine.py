@@ -15,6 +15,7 @@ Source: the `LLMEngine` of vLLM. Read next: `step_loop.py`, then `core.py`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
 from contextlib import suppress
@@ -48,8 +49,13 @@ if TYPE_CHECKING:
     from minivllm.executor.executor import Executor
     from minivllm.model.tokenizer import Tokenizer
 
+logger = logging.getLogger("minivllm")
+
 MOST_WORDS = 2000
 """Characters of a schema or grammar that the trace tells."""
+DRAFTS_WAIT = "waits at every step: drafts are guessed from the token before them"
+PLANS_AHEAD = "plans ahead; beam searches and forks wait for their tokens"
+"""What `async_scheduling` comes to, in the trace's header."""
 
 
 class Engine(StepLoop):
@@ -122,6 +128,8 @@ class Engine(StepLoop):
         sinks = [*([recorder] if recorder else []), *sinks]
         # Drafts are guessed from the token before them: with speculation no step is planned ahead of it.
         is_async = async_scheduling and speculation is None
+        if async_scheduling and not is_async:
+            logger.warning("async_scheduling %s, so it gains nothing with speculative_config", DRAFTS_WAIT)
         super().__init__(
             config, executor, sinks, clock, policy, pages, is_async=is_async, overlap_stages=overlap_stages
         )
@@ -129,9 +137,10 @@ class Engine(StepLoop):
             kind = "wall" if clock is perf_counter else "virtual"
             # Addresses may be more than there is memory: the trace counts what has a number.
             num_blocks = len(self.cache.pool.ref_counts)
-            header = make_header(
-                config, num_blocks, model_shape, settings or {}, clock=kind, hardware=hardware
-            )
+            told = dict(settings or {})
+            if async_scheduling:
+                told["async_scheduling"] = PLANS_AHEAD if is_async else DRAFTS_WAIT
+            header = make_header(config, num_blocks, model_shape, told, clock=kind, hardware=hardware)
             if isinstance(executor, RankedExecutor):
                 header = replace(header, ranks=executor.rank_shapes)
                 self._ranks = RankTelling(executor, self.core, self._emit)

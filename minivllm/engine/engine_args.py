@@ -40,7 +40,7 @@ WITH_RANKS = frozenset(
      "enable_prefix_caching", "swap_space", "preemption_mode", "allocator", "attention_backend",
      "trace", "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size",
      "reduction_parts", "distributed_executor_backend", "distributed_timeout_seconds", "enforce_eager",
-     "trust_remote_code", "quantization", "speculative_config", "kv_cache_dtype"]
+     "trust_remote_code", "quantization", "speculative_config", "kv_cache_dtype", "batch_invariant"]
 )  # fmt: skip
 """Settings that several ranks obey, too. A new one is refused there until it is tried and named here."""
 
@@ -265,8 +265,8 @@ class EngineArgs:
         bool,
         Setting(
             "The same logits for a request, bit for bit, whatever is computed beside it, or a refusal. "
-            "'numba-cpu' keeps to it anyway in float32 and bfloat16 without matrix units; 'torch' only if "
-            "asked, and takes longer. VLLM_BATCH_INVARIANT=1 asks for it, too."
+            "'numba-cpu' keeps to it anyway in float32 and bfloat16 without matrix units; others only if "
+            "asked, and take longer. VLLM_BATCH_INVARIANT=1 asks for it, too."
         ),
     ] = False
     trust_remote_code: Annotated[

@@ -49,6 +49,7 @@ def create_distributed_executor(
     launcher: str | None = None,
     quantization: str | None = None,
     kv_cache_dtype: str = AUTO,
+    batch_invariant: bool = False,
     limits: CacheLimits | None = None,
     record_spans: bool = False,
     start_seconds: float = START_SECONDS,
@@ -94,6 +95,7 @@ def create_distributed_executor(
         kv_cache_dtype=kv_cache_dtype,
         record_spans=record_spans,
         timeout_seconds=timeout_seconds,
+        batch_invariant=batch_invariant,
         num_threads=num_threads,
     )
     note_parallel_run(num_threads)

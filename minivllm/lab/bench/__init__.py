@@ -15,6 +15,7 @@ over a model that is either a real folder or a random one of a known shape (`sha
     overlap         plans in flight: asynchronous scheduling, and the stages of a pipeline
     parallel        the simulator's terms for ranks, beside what ranks take here
     quantized       weights of 8 and 4 bits, beside the engine's own 16
+    invariance      the same bits for a request in any company: what that costs, by backend and type
     speculation     drafts by a model and by n-grams, beside plain decoding
     kernels         our kernels on a GPU, beside what the device can do
     serve           a server under load, ours or another, as its clients see it (`serve/`)
@@ -50,6 +51,7 @@ MEASUREMENTS = {
     "kv-cache": "kv_cache_reading",
     "scaling": "scaling",
     "quantized": "quantized",
+    "invariance": "invariance",
     "speculation": "speculation",
     "kernels": "kernels",
 }
