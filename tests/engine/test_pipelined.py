@@ -126,6 +126,26 @@ def test_drafts_are_verified_while_other_plans_are_in_flight():
     assert done == {str(number): [expected_output([number, 1, 2] * 3, 20)] for number in range(6)}
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_no_drafts_are_made_for_a_request_that_was_aborted_in_flight(n):
+    """It runs on for the core, until the plan that names it is finished."""
+    engine = pipeline(2, speculation=Speculation(NgramProposer(1, 2), 3), **ROOMY)
+    params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, n=n)
+    prompts = [[number, 1, 2] * 3 for number in range(4)]
+    for number, prompt in enumerate(prompts):
+        engine.add_request(str(number), prompt, params)
+    outputs = {}
+    for number in (0, 1):
+        engine.step()
+        assert engine.core.in_flight and engine.abort(str(number))
+    while engine.has_unfinished_requests():
+        outputs |= {output.request_id: output for output in engine.step()}
+    for number in (2, 3):
+        told = [list(one.token_ids) for one in outputs[str(number)].outputs]
+        assert told == [expected_output(prompts[number], 20)] * n
+    assert engine.cache.num_free_blocks == engine.config.num_blocks
+
+
 def test_outputs_are_sent_even_if_the_next_plan_cannot_be_launched():
     engine = pipeline(2, **ROOMY)
     engine.add_request("short", [1], SamplingParams(temperature=0, max_tokens=1, ignore_eos=True))
