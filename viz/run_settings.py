@@ -180,9 +180,18 @@ def as_text(prompts: tuple[str, ...]) -> str:
 
 
 def from_text(text: str) -> tuple[str, ...]:
-    """The prompts of such a field."""
+    """The prompts of such a field: `MOST_PROMPTS` of them at most."""
+    return _all_prompts(text)[:MOST_PROMPTS]
+
+
+def num_left_out(text: str) -> int:
+    """How many more than `MOST_PROMPTS` there are in such a field."""
+    return max(0, len(_all_prompts(text)) - MOST_PROMPTS)
+
+
+def _all_prompts(text: str) -> tuple[str, ...]:
     parts = (part.strip("\n") for part in PROMPT_BREAK.split(text.replace("\r\n", "\n")))
-    return tuple(part for part in parts if part.strip())[:MOST_PROMPTS]
+    return tuple(part for part in parts if part.strip())
 
 
 # ── the link ──────────────────────────────────────────────────────────────────────────────────────────

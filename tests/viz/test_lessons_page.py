@@ -162,7 +162,7 @@ def test_a_text_is_taken_apart(catalogue_of, tmp_path):
     assert kinds == ["Words", "Picture", "Words", "Folded", "Folded"]
     why, picture, table, one, two = parts
     assert why.markdown.startswith("## Why") and "★" not in why.markdown
-    assert "[lesson 04](?lesson=04)" in why.markdown
+    assert "[lesson 04](?lesson=04&lang=en)" in why.markdown
     assert "`minivllm/memory/block_pool.py`" in why.markdown or "pool.py` (`minivllm" in why.markdown
     assert "one still to\nbe written," in why.markdown, "a link that leads nowhere is no link"
     assert "[the paper](https://example.org/paper.pdf)" in why.markdown and "`[a](b)`" in why.markdown

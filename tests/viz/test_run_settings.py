@@ -49,6 +49,13 @@ def test_a_strange_link_is_none(value):
         json.dumps(settings.job("x"))
 
 
+def test_prompts_that_are_too_many_are_counted():
+    most = run_settings.MOST_PROMPTS
+    text = as_text(("a",) * (most + 3))
+    assert len(run_settings.from_text(text)) == most and run_settings.num_left_out(text) == 3
+    assert not run_settings.num_left_out(as_text(("a",) * most)) and not run_settings.num_left_out("")
+
+
 def test_prompts_that_are_too_long_for_a_link_stay_behind():
     link = to_link(RunSettings(("word " * 1000,), block_size=8))
     assert json.loads(link) == {"block_size": 8}

@@ -12,6 +12,7 @@ import streamlit as st
 from minivllm.trace.timeline import Phase, Timeline
 from viz import empty, figures, loading, stage
 from viz.about import about
+from viz.engine_words import in_words_of_the_reader
 from viz.figures.common import PHONE, WIDE
 from viz.figures.moments import Moment, merge, steps_of_first
 from viz.language import N_, _, counted
@@ -67,7 +68,7 @@ def _ask() -> None:
 def both(run: Run, other: Run) -> None:
     """Two runs side by side. The page has already shown the first one's warnings."""
     for warning in other.timeline.trace.warnings:
-        st.warning(f"{plain(other.path.name)}: {plain(warning)}")
+        st.warning(f"{plain(other.path.name)}: {plain(in_words_of_the_reader(warning))}")
     first, second = run.timeline, other.timeline
     if not set(first.spans) & set(second.spans):
         st.warning(_(STRANGERS))

@@ -28,12 +28,14 @@ from viz.run_process import Done, OwnRun
 from viz.run_settings import (
     CHOICES,
     EXAMPLES,
+    MOST_PROMPTS,
     RunSettings,
     as_python,
     as_text,
     field_of,
     from_link,
     from_text,
+    num_left_out,
 )
 from viz.run_settings import to_link as link_of
 
@@ -128,7 +130,10 @@ def _form() -> None:
     with buttons:
         _buttons(settings, workload)
     with st.expander(_("The same as a program")):
-        st.caption(_("The link of this page holds the settings, too: send it, or keep it."))
+        if from_link(link_of(settings)).prompts == settings.prompts:
+            st.caption(_("The link of this page holds the settings, too: send it, or keep it."))
+        else:
+            st.caption(_("The link of this page holds the settings, but for the prompts: they are too long."))
         if workload:
             st.caption(_("Of the file's requests this program knows nothing: it shows the settings."))
         st.code(as_python(settings), language="python")
@@ -167,6 +172,9 @@ def _prompts(settings: RunSettings, refused: dict[str, str]) -> tuple[RunSetting
     label = _("Prompts; an empty line begins the next one")
     text = st.text_area(label, height=232, key="run-prompts", max_chars=MOST_CHARACTERS)
     _refusal("prompts", refused)
+    if left_out := num_left_out(text or ""):
+        words = _("The first {most} prompts are run, and {count} are left out. A file may have more.")
+        st.warning(words.format(most=MOST_PROMPTS, count=left_out))
     with st.expander(_("Or requests from a file")):
         uploaded = st.file_uploader(
             _("A workload: a JSON object a line, with arrival_seconds, prompt, output_tokens"),

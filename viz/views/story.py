@@ -101,11 +101,12 @@ def _kernels(run: StoryRun) -> None:
         )
         return
     yours, reference = (quote(str(path)) for path in paths)
+    speaks = f"&lang={current()}"  # they open in windows of their own
     st.markdown(_(KERNELS))
     with st.container(horizontal=True):
-        st.link_button(_("Your kernel"), f"/microscope?trace={yours}")
-        st.link_button(_("The reference's kernel"), f"/microscope?trace={reference}")
+        st.link_button(_("Your kernel"), f"/microscope?trace={yours}{speaks}")
+        st.link_button(_("The reference's kernel"), f"/microscope?trace={reference}{speaks}")
         st.link_button(
             _("Both, side by side"),
-            f"/flash_attention?trace={yours}&with={reference}",
+            f"/flash_attention?trace={yours}&with={reference}{speaks}",
         )
