@@ -293,9 +293,9 @@ def marked_constants():
     found = set()
     for path in python_files().values():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
-                if getattr(node.value.func, "id", "") == "N_":
-                    found.add(node.targets[0].id)
+            made_by = getattr(getattr(node, "value", None), "func", None)
+            if isinstance(node, ast.Assign) and getattr(made_by, "id", "") == "N_":
+                found.add(node.targets[0].id)
     return found
 
 
