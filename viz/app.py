@@ -54,6 +54,8 @@ STYLE = """
 [data-testid="stMetricValue"] { font-size: 1.45rem; }
 h1 { padding: 0.4rem 0 !important; }
 .stMain h2 { font-size: 1.75rem; }
+.stMain button:has(> div p) { height: auto; }
+.stMain button p { white-space: normal; overflow-wrap: anywhere; }
 .stMain [data-testid="stCaptionContainer"], .stMain [data-testid="stCaptionContainer"] p { opacity: 1;
   color: light-dark(#63625F, #A9A8A3); }
 .stMain button[data-selected="true"] p { color: light-dark(#A3283A, #FF8B96); }

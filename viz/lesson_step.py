@@ -144,7 +144,7 @@ def _draw(page: str, traces: list[Path]) -> None:
         if page == compare.URL and len(traces) > 1:
             first, second = (loading.open_run(path) for path in traces[:2])
             _heading(compare, first, second.path)
-            about(_(compare.INTRODUCTION))
+            about(f"{_(compare.INTRODUCTION)}\n\n{_(compare.what_to_try(first, second))}")
             compare.both(first, second)
         elif page in kernels:
             _page(kernels[page], loading.open_kernel_run(_one_of(traces)))

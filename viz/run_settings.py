@@ -216,9 +216,13 @@ def from_link(link: str) -> RunSettings:
     if not isinstance(found, Mapping):
         return RunSettings()
     fitting: dict[str, Any] = {name: value for name, value in found.items() if _fits(name, value)}
+    for name, value in fitting.items():
+        if isinstance(getattr(RunSettings, name), float):
+            fitting[name] = float(value)  # a field for parts takes no whole number
     prompts = found.get("prompts")
     if isinstance(prompts, list) and all(isinstance(text, str) for text in prompts):
-        fitting["prompts"] = from_text(as_text(tuple(prompts)))
+        # Halves of a pair of surrogates are no characters, and cannot be sent.
+        fitting["prompts"] = from_text(as_text(tuple(prompts)).encode(errors="replace").decode())
     return replace(RunSettings(), **fitting)
 
 
@@ -239,7 +243,7 @@ def as_python(settings: RunSettings) -> str:
     """Lines that do the same, with the same tokens."""
     engine = {**settings.engine(), "trace": "run.jsonl"}
     draft = settings.speculation == "draft_model"
-    arguments = "".join(f", {name}={value!r}" for name, value in engine.items())
+    arguments = "".join(f"    {name}={value!r},\n" for name, value in engine.items())
     if draft:
         arguments = arguments.replace("'method': 'draft_model'", "'model': DRAFT_MODEL_PATH")
     sampling = ", ".join(f"{name}={value!r}" for name, value in settings.sampling().items())
@@ -250,7 +254,8 @@ def as_python(settings: RunSettings) -> str:
         "",
         f"prompts = {pformat(list(settings.prompts), width=100)}",
         f"params = SamplingParams({sampling})",
-        f"with LLM(MODEL_PATH{arguments}) as llm:",
+        f"llm = LLM(\n    MODEL_PATH,\n{arguments})",
+        "with llm:",
     ]
     if not settings.arrive_every or len(settings.prompts) < 2:
         lines.append("    llm.generate(prompts, params)")

@@ -28,6 +28,7 @@ from viz import folders
 from viz.gate import Gate
 from viz.live.connection import check_url
 from viz.live.feed import LiveFeed
+from viz.own_place import OwnPlace
 
 HOST = "127.0.0.1"
 APP = ROOT / "viz" / "app.py"
@@ -104,7 +105,7 @@ def run_server(bound: socket.socket, ready: Callable[[], None], script: Path = A
     bootstrap.load_config_options(SETTINGS | {"server.port": bound.getsockname()[1]})
     server = Server(
         uvicorn.Config(
-            Gate(LiveFeed(app)),
+            Gate(OwnPlace(LiveFeed(app))),
             log_config=None,
             access_log=False,
             ws_per_message_deflate=False,

@@ -47,6 +47,8 @@ def test_a_strange_link_is_none(value):
         settings = from_link(link)
         assert all(getattr(settings, name) in options for name, options in CHOICES.items())
         json.dumps(settings.job("x"))
+    settings = from_link('{"prompts":["a\\ud800"],"temperature":1,"swap_mib":2}')
+    assert settings.prompts == ("a?",) and type(settings.temperature) is type(settings.swap_mib) is float
 
 
 def test_prompts_that_are_too_many_are_counted():

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ INTRODUCTION = N_(
 )
 LINK = "run"
 KEPT = "run settings"
+FORM = "run-form"
+"""Number of the form: each time that all fields are filled anew, they are others."""
 MINE = "run is mine"
 LAST = "run before"
 LOOK_SECONDS = 0.25
@@ -71,8 +73,8 @@ OPTION_WORDS = {
     "off": N_("off"),
     "hash": N_("hash: chained blocks"),
     "radix": N_("radix: a tree"),
-    "recompute": N_("recompute: freed, and computed again"),
-    "swap": N_("swap: copied to the host's memory"),
+    "recompute": N_("recompute: computed again"),
+    "swap": N_("swap: copied to the host"),
     "ngram": N_("n-grams: what followed these words before"),
     "draft_model": N_("draft model: a smaller model guesses"),
     "torch": N_("torch: plain, starts at once"),
@@ -113,7 +115,6 @@ def _form() -> None:
     refused = {field_of(words): words} if words else {}
     _stopped()
     before = _kept()
-    _fill(before, only_missing=True)
     _examples()
     left, right = st.columns([5, 4], gap="large")
     with left:
@@ -129,6 +130,8 @@ def _form() -> None:
     links.keep(LINK, link_of(settings))
     with buttons:
         _buttons(settings, workload)
+        if refused and "prompts" not in refused:  # whose field is beside it
+            st.markdown(_("✘ **Not run**: {words}").format(words=plain(words)))
     with st.expander(_("The same as a program")):
         if from_link(link_of(settings)).prompts == settings.prompts:
             st.caption(_("The link of this page holds the settings, too: send it, or keep it."))
@@ -147,18 +150,18 @@ def _kept() -> RunSettings:
 
 
 def _take(settings: RunSettings) -> None:
-    """Other settings, in all fields."""
+    """Other settings, in all fields: they are other fields then."""
     st.session_state[KEPT] = settings
     st.session_state["run problem"] = ""
-    _fill(settings)
+    st.session_state[FORM] = st.session_state.get(FORM, 0) + 1
 
 
-def _fill(settings: RunSettings, *, only_missing: bool = False) -> None:
-    """What the fields hold. Streamlit forgets them when the page changes; our own copy is kept."""
-    for name, value in asdict(settings).items():
-        key = f"run-{name}"
-        if not (only_missing and key in st.session_state):
-            st.session_state[key] = as_text(value) if name == "prompts" else value
+def _key(name: str) -> str:
+    """Of a field. What it holds at first is what is kept: a value that was put into the session instead would
+    be lost where the browser draws the field only after the script has run again.
+    """
+    number = st.session_state.get(FORM, 0)
+    return f"run-{name}" + (f"-{number}" if number else "")
 
 
 def _examples() -> None:
@@ -170,7 +173,8 @@ def _examples() -> None:
 
 def _prompts(settings: RunSettings, refused: dict[str, str]) -> tuple[RunSettings, Path | None]:
     label = _("Prompts; an empty line begins the next one")
-    text = st.text_area(label, height=232, key="run-prompts", max_chars=MOST_CHARACTERS)
+    before = as_text(settings.prompts)
+    text = st.text_area(label, before, height=232, key=_key("prompts"), max_chars=MOST_CHARACTERS)
     _refusal("prompts", refused)
     if left_out := num_left_out(text or ""):
         words = _("The first {most} prompts are run, and {count} are left out. A file may have more.")
@@ -200,7 +204,7 @@ def _keep_upload(file_id: str, name: str, content: bytes) -> Path:
 
 def _memory(settings: RunSettings, refused: dict[str, str]) -> RunSettings:
     """How requests are scheduled, and what memory they get."""
-    choose, number = _fields(refused)
+    choose, number = _fields(settings, refused)
     found: dict[str, Any] = {
         "scheduling_policy": choose("scheduling_policy", _("Scheduling policy"), POLICY_WORDS)
     }
@@ -225,13 +229,15 @@ SAMPLING = {"temperature", "n", "use_beam_search", "seed", "speculation",
 
 
 def _sampling(settings: RunSettings, refused: dict[str, str]) -> RunSettings:
-    choose, number = _fields(refused)
+    choose, number = _fields(settings, refused)
     found: dict[str, Any] = {}
     one, two = st.columns(2)
     with one:
         found["n"] = number("n", _("Answers to each prompt"))
         found["use_beam_search"] = st.checkbox(
-            _("Search with beams: the likeliest answers"), key="run-use_beam_search"
+            _("Search with beams: the likeliest answers"),
+            settings.use_beam_search,
+            key=_key("use_beam_search"),
         )
         _refusal("use_beam_search", refused)
         found["attention_backend"] = choose("attention_backend", _("Kernels"), OPTION_WORDS)
@@ -248,15 +254,16 @@ Choose = Callable[[str, str, dict[str, str]], str]
 Number = Callable[[str, str], int | float]
 
 
-def _fields(refused: dict[str, str]) -> tuple[Choose, Number]:
-    """Makers of fields; what was refused stands below its own."""
+def _fields(settings: RunSettings, refused: dict[str, str]) -> tuple[Choose, Number]:
+    """Makers of fields that hold these settings; what was refused stands below its own."""
 
     def choose(name: str, label: str, words: dict[str, str]) -> str:
         options = CHOICES[name]
         value: str = st.selectbox(
             label,
             options,
-            key=f"run-{name}",
+            options.index(getattr(settings, name)),
+            key=_key(name),
             format_func=lambda option: _(words[option]),
         )
         _refusal(name, refused)
@@ -265,7 +272,8 @@ def _fields(refused: dict[str, str]) -> tuple[Choose, Number]:
     def number(name: str, label: str) -> int | float:
         is_whole = isinstance(getattr(RunSettings, name), int)
         step, form = (1, "%d") if is_whole else (0.1, "%g")
-        value: int | float = st.number_input(label, step=step, format=form, key=f"run-{name}")
+        before = getattr(settings, name)
+        value: int | float = st.number_input(label, value=before, step=step, format=form, key=_key(name))
         _refusal(name, refused)
         return value
 

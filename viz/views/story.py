@@ -51,13 +51,15 @@ minivllm lesson see 4"""
 def page(run: StoryRun) -> None:
     story = run.story
     header = story.header
-    st.markdown(f"**{plain(header.title)}**")
     about(_(INTRODUCTION))
     where = _("in {file}").format(file=code(header.file)) + (
         f", {code(header.where)}" if header.where else ""
     )
     st.error(
-        _("**{property}** {sentence}\n\nexpected: {expected}  \ngot: {got}  \nnoticed {where}").format(
+        _(
+            "{title} · **{property}** {sentence}\n\nexpected: {expected} · got: {got} · noticed {where}"
+        ).format(
+            title=plain(header.title),
             property=plain(header.property),
             sentence=plain(_sentence(header)),
             expected=code(header.expected),
