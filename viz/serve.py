@@ -29,6 +29,7 @@ from viz.gate import Gate
 from viz.live.connection import check_url
 from viz.live.feed import LiveFeed
 from viz.own_place import OwnPlace
+from viz.palette import DARK, colour
 
 HOST = "127.0.0.1"
 APP = ROOT / "viz" / "app.py"
@@ -44,6 +45,9 @@ SETTINGS = {
     "browser.serverAddress": HOST,
     "client.toolbarMode": "minimal",
     "logger.level": "error",
+    # Pictures that stand still bring their own ground: that of the page.
+    "theme.dark.backgroundColor": colour("page", DARK),
+    "theme.dark.secondaryBackgroundColor": colour("panel", DARK),
 }
 
 

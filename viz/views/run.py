@@ -342,7 +342,9 @@ def _start(settings: RunSettings, workload: Path | None, beside: Path | None) ->
 def _running(job: Job) -> None:
     with st.container(border=True):
         if st.session_state.get(MINE) is not job:
-            st.info(_("Another window of this dashboard has this run: one goes on at a time."))
+            st.info(
+                _("It was begun in another window, or before this page was loaded anew: one goes on at a time.")
+            )
         if st.button(_("Stop"), key="run-stop") and isinstance(job.told, OwnRun):
             job.told.stop()
         jobs.watch(job, _progress, LOOK_SECONDS)

@@ -59,7 +59,7 @@ def page(run: StoryRun) -> None:
         _(
             "{title} · **{property}** {sentence}\n\nexpected: {expected} · got: {got} · noticed {where}"
         ).format(
-            title=plain(header.title),
+            title=plain(_heading(header)),
             property=plain(header.property),
             sentence=plain(_sentence(header)),
             expected=code(header.expected),
@@ -79,6 +79,14 @@ def page(run: StoryRun) -> None:
         f"minivllm lesson check {lesson}\nminivllm lesson hint {lesson}",
         language="shell",
     )
+
+
+def _heading(header: StoryHeader) -> str:
+    """The lesson, as the reader speaks."""
+    try:
+        return find_lesson(header.lesson).heading(current())
+    except ValueError:
+        return header.title
 
 
 def _sentence(header: StoryHeader) -> str:
