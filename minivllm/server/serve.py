@@ -169,7 +169,7 @@ def run_server(
     if model.live:
         print(_how_to_watch(options, where), file=sys.stderr, flush=True)
     llm = model.llm
-    gc.freeze()  # what is here stays: the collector, which stops everyone, need not look at it again
+    gc.freeze()  # what is here stays: the collector, which stops all threads, need not look at it again
     OrderlyServer(
         config,
         partial(llm.end_requests, "the server is shutting down"),
