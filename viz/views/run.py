@@ -342,9 +342,10 @@ def _start(settings: RunSettings, workload: Path | None, beside: Path | None) ->
 def _running(job: Job) -> None:
     with st.container(border=True):
         if st.session_state.get(MINE) is not job:
-            st.info(
-                _("It was begun in another window, or before this page was loaded anew: one goes on at a time.")
+            words = _(
+                "It was begun in another window, or before this page was loaded anew: one goes on at a time."
             )
+            st.info(words)
         if st.button(_("Stop"), key="run-stop") and isinstance(job.told, OwnRun):
             job.told.stop()
         jobs.watch(job, _progress, LOOK_SECONDS)
