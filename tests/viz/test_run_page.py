@@ -161,6 +161,16 @@ def test_a_run_opens_on_overview_and_the_next_one_beside_it(played):
     press(app, "run-beside")
     assert not app.exception and app.title[0].value == compare.TITLE
     assert app.query_params["trace"] == first and "002-static" in app.query_params["with"]
+    anew = open_page(run_page)
+    assert not anew.button(key="run-beside").disabled, "a page that was loaded anew finds the last run"
+
+
+def test_what_is_wrong_with_a_file_is_told_by_its_name(played):
+    played[1].append("/tmp/x/broken.jsonl, line 1: not JSON")
+    app = open_page(run_page)
+    app.session_state["run upload"] = ("id", Path("/tmp/x/broken.jsonl"))
+    press(app, "run-run")
+    assert "broken" in app.error[0].value and "tmp" not in app.error[0].value
 
 
 def test_a_refusal_stands_until_the_settings_change(played):

@@ -98,7 +98,7 @@ def page(run: object = None) -> None:
         st.session_state.pop(MINE)
         if isinstance(mine.result, Done) and not mine.result.was_stopped:
             _go_on(mine.result)
-        st.session_state["run problem"] = mine.problem
+        st.session_state["run problem"] = _by_its_name(mine.problem)
         st.session_state["run stopped"] = mine.result
     job = jobs.find(run_process.NAME)
     if job and job.is_running:
@@ -200,6 +200,12 @@ def _keep_upload(file_id: str, name: str, content: bytes) -> Path:
         path.write_bytes(content)
         kept = st.session_state["run upload"] = (file_id, path)
     return kept[1]
+
+
+def _by_its_name(words: str) -> str:
+    """What is said of the upload, without the folder that we have put it into."""
+    kept = st.session_state.get("run upload")
+    return words.replace(f"{kept[1].parent}/", "") if kept else words
 
 
 def _memory(settings: RunSettings, refused: dict[str, str]) -> RunSettings:
@@ -313,9 +319,12 @@ def _buttons(settings: RunSettings, workload: Path | None) -> None:
 
 
 def _before() -> Done | None:
-    """This window's last run, if its trace is still there."""
-    before: Done | None = st.session_state.get(LAST)
-    return before if before is not None and before.path.is_file() else None
+    """This window's last run, or else the last of all (a page that was loaded anew finds what it had begun), if
+    its trace is still there.
+    """
+    job = jobs.find(run_process.NAME)
+    before = st.session_state.get(LAST) or (job.result if job else None)
+    return before if isinstance(before, Done) and before.path.is_file() else None
 
 
 def _start(settings: RunSettings, workload: Path | None, beside: Path | None) -> None:
