@@ -319,8 +319,9 @@ def _buttons(settings: RunSettings, workload: Path | None) -> None:
 
 
 def _before() -> Done | None:
-    """This window's last run, or else the last of all (a page that was loaded anew finds what it had begun), if
-    its trace is still there.
+    """This window's last run, or else the last of all, if its trace is still there.
+
+    So a page that was loaded anew finds what it had begun.
     """
     job = jobs.find(run_process.NAME)
     before = st.session_state.get(LAST) or (job.result if job else None)
