@@ -11,7 +11,9 @@ from tests.viz.lesson_factory import labels
 from tests.viz.test_kernel_pages import links, open_page
 from tests.viz.test_pages import words
 from viz.course_map import course_map
+from viz.language import speaking
 from viz.lesson_text import Folded, Picture, Words, body, in_theme, parts_of
+from viz.lesson_words import say
 from viz.views import lessons as page
 from viz.views.lessons import is_complete
 
@@ -153,6 +155,14 @@ def test_the_language_is_switched_and_kept_in_the_link(lesson):
     assert [control.options for control in app.segmented_control][1] == ["阅读", "单步", "编写"]
     app.button(key="next-part").click().run()
     assert app.query_params["lang"] == "zh" and app.title[0].value == lesson.heading("zh")
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_texts_call_the_button_of_the_walkthrough_as_the_page_does(language):
+    with speaking(language):
+        button = f"**{say('run it')}**"
+    for lesson in catalogue.lessons():
+        assert "walkthrough.py" not in lesson.text(language) or button in lesson.text(language), lesson.name
 
 
 def test_a_text_is_taken_apart(catalogue_of, tmp_path):
