@@ -86,6 +86,7 @@ h1 { padding: 0.2rem 0 0.6rem !important; }
 .stMain [class*="st-key-title-row"], .stMain h1 { padding-right: 7.6rem !important; }
 .stMain [class*="st-key-title-row"] h1 { padding-right: 0 !important; }
 @media (max-width: 767px) {
+  [data-testid="stMarkdownContainer"] :is(th, td) { padding: 0.3rem 0.35rem !important; font-size: 0.8rem; }
   [data-testid="stLayoutWrapper"]:has(> .st-key-language-switch) {
     position: fixed; top: 0.9rem; right: 1rem; z-index: 999991;
   }
