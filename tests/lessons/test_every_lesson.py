@@ -25,8 +25,15 @@ from lessons.verdict import FAILED, PASSED, UNWRITTEN
 from tests import patience
 
 SYMPTOMS = {story.EMPTY, story.CRASH, story.ENDLESS, story.REFUSED, story.ACCEPTED, story.AFTER_REFUSAL}
-SYMPTOMS |= {story.WRONG, kernels.RACE, kernels.UNWRITTEN, kernels.POISON, kernels.BARRIER}
-SYMPTOMS |= {kernels.OUT_OF_BOUNDS, kernels.NOT_A_NUMBER}
+SYMPTOMS |= {
+    story.WRONG,
+    story.NOT_A_NUMBER,
+    kernels.RACE,
+    kernels.UNWRITTEN,
+    kernels.POISON,
+    kernels.BARRIER,
+}
+SYMPTOMS |= {kernels.OUT_OF_BOUNDS}
 LESSONS = {lesson.name: lesson for lesson in lessons()}
 each_lesson = pytest.mark.parametrize("name", LESSONS)
 
@@ -34,6 +41,11 @@ each_lesson = pytest.mark.parametrize("name", LESSONS)
 @cache
 def reference(name):
     return LESSONS[name].reference.read_text(encoding="utf-8")
+
+
+@cache
+def mutants_of(name):
+    return load_mutants(LESSONS[name])
 
 
 def judged_by(name, source, only=None, share=1.0, is_right=False):
@@ -63,11 +75,11 @@ def usual(share):
 
 
 def wrong_solutions():
-    return [(name, mutant.name) for name in LESSONS for mutant in load_mutants(LESSONS[name]).wrong]
+    return [(name, mutant.name) for name in LESSONS for mutant in mutants_of(name).wrong]
 
 
 def right_solutions():
-    return [(name, variant.name) for name in LESSONS for variant in load_mutants(LESSONS[name]).right]
+    return [(name, variant.name) for name in LESSONS for variant in mutants_of(name).right]
 
 
 def named(mutants, name):
@@ -120,8 +132,7 @@ def _public(exercise, solution):
 
 @pytest.mark.parametrize(("name", "mutant"), wrong_solutions())
 def test_every_wrong_solution_is_caught_by_the_property_that_its_table_says(name, mutant):
-    mutants = load_mutants(LESSONS[name])
-    wrong = named(mutants.wrong, mutant)
+    wrong = named(mutants_of(name).wrong, mutant)
     (verdict,) = judged_by(name, wrong.source(reference(name)), wrong.caught_by)
     assert verdict.status == FAILED, f"{mutant} passes {wrong.caught_by}"
     assert verdict.expected and verdict.got
@@ -129,14 +140,14 @@ def test_every_wrong_solution_is_caught_by_the_property_that_its_table_says(name
 
 @pytest.mark.parametrize(("name", "variant"), right_solutions())
 def test_no_right_solution_is_rejected(name, variant):
-    right = named(load_mutants(LESSONS[name]).right, variant)
+    right = named(mutants_of(name).right, variant)
     for verdict in judged_by(name, right.source(reference(name)), share=usual(0.1), is_right=True):
         assert verdict.status == PASSED, (verdict.number, verdict.expected, verdict.got, verdict.case)
 
 
 @each_lesson
 def test_the_mutants_are_many_told_and_some_pass_the_naive_examples(name):
-    mutants = load_mutants(LESSONS[name])
+    mutants = mutants_of(name)
     assert len(mutants.wrong) >= 6 and len(mutants.right) >= 2
     assert all(wrong.tells.endswith(".") for wrong in mutants.wrong)
     assert len({wrong.name for wrong in (*mutants.wrong, *mutants.right)}) == len(mutants.wrong) + len(
@@ -162,8 +173,9 @@ def test_every_property_can_fail_and_has_hints(name):
     lesson = LESSONS[name]
     properties = load_properties(lesson, load_module(lesson.reference, SUBJECT))
     assert [prop.number for prop in properties] == [f"P{n}" for n in range(1, len(properties) + 1)]
-    caught = {wrong.caught_by for wrong in load_mutants(lesson).wrong}
+    caught = {wrong.caught_by for wrong in mutants_of(name).wrong}
     assert caught == {prop.number for prop in properties}, "a property that no wrong solution breaks"
+    assert any(prop.when for prop in properties)
     for prop in properties:
         assert len(prop.hints) == 3 and all(prop.hints) and set(prop.when) <= SYMPTOMS
         assert prop.sentence.endswith(".") and len(prop.sentence) <= 105
