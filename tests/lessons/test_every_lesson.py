@@ -304,11 +304,12 @@ def test_the_walkthrough_runs_and_writes_its_traces(name, tmp_path, monkeypatch,
     monkeypatch.setenv("MINIVLLM_LESSON_TIMES", "1")
     monkeypatch.chdir(tmp_path)
     if name == A_PROGRAM:
-        run_walkthrough(lesson.walkthrough, tmp_path)
+        printed = run_walkthrough(lesson.walkthrough, tmp_path)
         assert {path.name for path in tmp_path.iterdir()} == set(lesson.constants()["TRACES"])
     else:
         runpy.run_path(str(lesson.walkthrough), run_name="__main__")
-        assert len(capsys.readouterr().out.splitlines()) > 5
+        printed = capsys.readouterr().out
+    assert len(printed.splitlines()) > 5
     for trace in lesson.constants()["TRACES"]:
         assert (tmp_path / trace).stat().st_size > 1000
     assert lesson.walkthrough.read_text(encoding="utf-8").startswith("# %% [markdown]\n# # " + lesson.number)
