@@ -60,7 +60,7 @@ def here(monkeypatch, capsys, tmp_path):
 
 @pytest.fixture
 def few_stories(monkeypatch):
-    """A judge that tells few small stories of each property, for what is not about the lesson; at night, all."""
+    """A judge that tells few small stories of each property, for what is not about these; at night, all."""
     if settings.get_current_profile_name() != "nightly":
         monkeypatch.setattr("lessons.runner.SHARE", 0.1)
 
