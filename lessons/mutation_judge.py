@@ -39,12 +39,20 @@ LOST = "lost"
 
 
 def caught_by(lesson: Lesson, sources: Sequence[str], processes: int = 1) -> list[str]:
-    """For each solution what catches it: the number of a property, `IMPORT` or `LOST`; "" if nothing does."""
+    """For each solution what catches it: the number of a property, `IMPORT` or `LOST`; "" if nothing does.
+
+    Raises:
+        ValueError: after them the right solution is caught, too, so nothing that was said means anything.
+    """
+    reference = lesson.reference.read_text(encoding="utf-8")
     shares = [range(start, len(sources), processes) for start in range(processes)]
     found = [""] * len(sources)
     with ThreadPoolExecutor(processes) as pool:
-        answers = pool.map(lambda share: list(_ask(lesson, [sources[index] for index in share])), shares)
-        for share, some in zip(shares, answers, strict=True):
+        asked = [[*(sources[index] for index in share), reference] for share in shares]
+        answers = pool.map(lambda some: list(_ask(lesson, some)), asked)
+        for share, (*some, last) in zip(shares, answers, strict=True):
+            if last:
+                raise ValueError(f"the right solution is caught by {last}: a mutant has changed its judge")
             for index, answer in zip(share, some, strict=True):
                 found[index] = answer
     return found

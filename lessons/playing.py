@@ -31,6 +31,7 @@ from lessons.story import CRASH, ENDLESS, Broken, Property, Story
 from lessons.verdict import FAILED, PASSED, UNWRITTEN, Verdict, function_of, line_of, words_of
 
 SHRINK_SECONDS = 4.0
+"""From the beginning of the first story that broke the property: one that never ends leaves time for few."""
 LARGE_STORY = 10
 """Times the limit of a small one."""
 FEW_STORIES = 10
@@ -129,6 +130,7 @@ class _Player:
         """
         case = json.loads(json.dumps(case))
         self.count += 1
+        began = process_time()
         self._playing(case)
         found = play_once(self._prop, case, self._file, seconds)
         is_story = True
@@ -144,7 +146,7 @@ class _Player:
             raise Enough
         if self.best is None or found.size <= self.best.size:
             self.best = found
-        self._give_up = min(self._give_up, process_time() + SHRINK_SECONDS)
+        self._give_up = min(self._give_up, began + SHRINK_SECONDS)
         if not self._shrink or process_time() > self._give_up:
             raise Enough
         raise Broken(found.expected, found.got)

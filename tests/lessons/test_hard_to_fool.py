@@ -195,7 +195,7 @@ def test_who_takes_all_memory_gets_a_verdict_and_the_machine_keeps_some(tmp_path
     greedy = RIGHT.replace(
         "    def free_blocks(self, blocks: Iterable[int]) -> None:\n",
         "    def free_blocks(self, blocks: Iterable[int]) -> None:\n"
-        "        taken = []\n        while True:\n            taken.append(bytearray(2**24))\n",
+        "        taken = []\n        while True:\n            taken.append(bytes(2**24))\n",
     )
     assert greedy != RIGHT
     result = judged(tmp_path, greedy)

@@ -85,7 +85,7 @@ def with_in_take(line):
 
 
 def test_the_path_from_start_to_diff(tmp_path):
-    code, words = as_process(tmp_path, "list")
+    code, words = minivllm(tmp_path, "list")
     assert code == 0 and "not started" in words
     code, words = minivllm(tmp_path, "start", "4")
     assert code == 0 and "work/04_paging.py" in words
