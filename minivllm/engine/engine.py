@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from minivllm.config import SchedulerConfig
 from minivllm.decoding.detokenizer import token_texts
 from minivllm.decoding.parallel_sampling import SampleSlot
-from minivllm.decoding.structured.compile import Structure, StructureCompiler
+from minivllm.decoding.structured.compile import AnyStructure, StructureCompiler
 from minivllm.engine.admission import RequestArguments, check_request
 from minivllm.engine.core import EngineCore
 from minivllm.engine.flight import Flight
@@ -57,6 +57,7 @@ from minivllm.outputs import RequestOutput
 from minivllm.sampling_params import BeamSearchParams, SamplingParams, in_sampling_params
 from minivllm.scheduling.plan import NextToken, Sampled, StepPlan, fill_pending
 from minivllm.scheduling.policy import PolicyError, SchedulingPolicy
+from minivllm.structured_outputs_config import OWN
 from minivllm.trace.events import HardwareShape, ModelShape, RequestRefused, StepFinished
 from minivllm.trace.held_events import HeldEvents
 from minivllm.trace.recorder import Recorder
@@ -117,6 +118,7 @@ class Engine:
         speculation: proposes drafts, so that a step may give several tokens of a sequence; None does not.
         async_scheduling: plan each step while the one before it is computed, wherever that can be.
         overlap_stages: where the executor has several stages, let each be busy with a plan of its own.
+        structures_backend: what follows structured outputs (`structured_outputs_config.py`).
 
     Raises:
         ValueError: a number that cannot work, or no such configuration; named, with what is allowed.
@@ -149,6 +151,7 @@ class Engine:
         speculation: Speculation | None = None,
         async_scheduling: bool = False,
         overlap_stages: bool = True,
+        structures_backend: str = OWN,
     ) -> None:
         if not isinstance(config, SchedulerConfig):
             raise ValueError(f"config must be a SchedulerConfig, got {shown(config)}")
@@ -174,6 +177,7 @@ class Engine:
         self._late: list[RequestOutput] = []  # for the next step to tell
         self._call: Call | None = None
         self._structures: StructureCompiler | None = None
+        self._structures_backend = structures_backend
         self.last_failed: frozenset[str] = frozenset()
         self.core = EngineCore(
             config, emit, policy=policy, make_cache=lambda: make_cache_manager(config, emit, pages)
@@ -213,7 +217,7 @@ class Engine:
         arrival_time: float | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
-        structure: Structure | None = None,
+        structure: AnyStructure | None = None,
     ) -> None:
         """Queue a request. It is computed by later calls of `step`. All or nothing, interrupts included.
 
@@ -254,7 +258,7 @@ class Engine:
         arrival_time: float | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
-        structure: Structure | None = None,
+        structure: AnyStructure | None = None,
     ) -> RequestState:
         """Check a request, and make it; nothing changes until `enqueue`. Arguments as for `add_request`.
 
@@ -304,7 +308,7 @@ class Engine:
             name = request_id if isinstance(request_id, str) else shown(request_id)
             self._emit(RequestRefused(name.encode(errors="replace").decode(), now, str(error)))
 
-    def compile_structure(self, params: SamplingParams | BeamSearchParams) -> Structure | None:
+    def compile_structure(self, params: SamplingParams | BeamSearchParams) -> AnyStructure | None:
         """What structure an output must have, ready to be followed; None if it may have any.
 
         It touches nothing else of the engine: one thread beside the engine's may do it for all requests.
@@ -316,7 +320,9 @@ class Engine:
             return None
         if self._structures is None:
             assert self.tokenizer is not None, "it was checked that there is one"
-            self._structures = StructureCompiler(self.tokenizer.token_bytes, self.vocab_size)
+            self._structures = StructureCompiler(
+                self.tokenizer.token_bytes, self.vocab_size, self._structures_backend
+            )
         endings = () if params.ignore_eos else self.eos_token_ids
         return self._structures.compile(params.structured_outputs, (*endings, *(params.stop_token_ids or ())))
 

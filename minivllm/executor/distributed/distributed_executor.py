@@ -109,6 +109,7 @@ class DistributedExecutor:
         self._peers: GroupPeers | None = None
         self._rank: RankExecutor | None = None
         self._settings_told: dict[str, Any] = {}
+        self._step_bytes = (0, 0)
         try:
             self._start(limits)
         except BaseException:
@@ -121,7 +122,10 @@ class DistributedExecutor:
         meeting.note("here")
         meeting.wait_for_all("here", "come")
         decoder = self._wait(self._lane.submit(self._join))
-        meeting.wait_for_all("loaded", "loaded its share of the model")
+        loaded = meeting.wait_for_all("loaded", "loaded its share of the model")
+        of_ranks = [decoder.step_bytes, *(msgspec.json.decode(told, type=tuple[int, int]) for told in loaded)]
+        if decoder.quantization:
+            self._step_bytes = sum(layers for layers, _ in of_ranks), sum(output for _, output in of_ranks)
         sizes = limits.sizes(self.config, self.settings, decoder.num_bytes, self._ranks.num_local)
         self.num_blocks, self.num_host_blocks = sizes.num_blocks, sizes.num_host_blocks
         rank = self._rank = self._wait(
@@ -162,11 +166,12 @@ class DistributedExecutor:
 
     @property
     def model_shape(self) -> ModelShape:
-        """What the header of a trace says about the model, and about the cache of all ranks together."""
+        """What the header of a trace says about the model, and about weights and cache of all ranks."""
         shape, settings = self.config.shape(self.name, self.settings.dtype), self.settings
         everybody = share_of_machine(self.config, settings, settings.grid.size)
         kept = bytes_per_block(everybody, 1, getattr(torch, settings.dtype), settings.kv_cache_dtype)
-        return replace(shape, kv_bytes_per_token=kept)
+        layers, output = self._step_bytes
+        return replace(shape, kv_bytes_per_token=kept, layer_bytes=layers, output_bytes=output)
 
     def execute(self, plan: StepPlan) -> Tensor:
         """Logits `[sum of num_logits, vocab_size]` in plan order, float32 (float64 for a float64 model).

@@ -39,7 +39,7 @@ def serve_rank(meeting: Meeting, address: str, local_rank: int | None = None) ->
         control = Control(meeting.store, rank, meeting.size, address)
         peers = GroupPeers(meeting.store, settings.grid, rank, device, address)
         decoder = load_rank(settings, rank, device, peers)
-        meeting.note("loaded")
+        meeting.note("loaded", msgspec.json.encode(decoder.step_bytes).decode())
         sizes = msgspec.json.decode(meeting.hear("sizes"), type=CacheSizes)
         executor = RankExecutor(decoder, settings, sizes)
         meeting.note("ready")
