@@ -90,30 +90,18 @@ def _unpacker(builder: Any, kind: int, is_pairs: bool) -> Any:
         kind, count = (BIT_VECTOR, 1) if is_pairs else (VECTOR, 2)
         return [lambda part=part: load(pointer, part * 4 * LANES, kind) for part in range(count)]
 
-    def in_bytes(pointer: Any, widened: Any) -> list[Any]:
+    def in_bytes(pointer: Any) -> list[Any]:
         small = ir.VectorType(ir.IntType(8), LANES)
+        widened = _of_e4m3 if kind == E4M3 else _of_whole_numbers
 
         def number(part: int) -> Any:
-            return widened(load(pointer, part * LANES, small))
+            return widened(builder, load(pointer, part * LANES, small))
 
         def pair() -> Any:  # of numbers with so few digits the lower half of a float32 is 0
             even, odd = (builder.bitcast(number(part), BIT_VECTOR) for part in range(2))
             return builder.or_(shifted(even, 16), odd)
 
         return [pair] if is_pairs else [lambda: number(0), lambda: number(1)]
-
-    def whole(numbers: Any) -> Any:
-        return builder.sitofp(builder.sext(numbers, BIT_VECTOR), VECTOR)
-
-    def of_e4m3(numbers: Any) -> Any:
-        if HAS_HALVES:
-            halves = ir.VectorType(ir.IntType(16), LANES)
-            placed = builder.shl(builder.sext(numbers, halves), _spread(halves, 7))
-            bits = builder.and_(placed, _spread(halves, 0xBF80))  # but for the sign that was drawn out
-            return builder.fpext(builder.bitcast(bits, ir.VectorType(ir.HalfType(), LANES)), VECTOR)
-        wide = builder.sext(numbers, BIT_VECTOR)
-        bits = builder.and_(builder.shl(wide, _spread(BIT_VECTOR, 20)), _spread(BIT_VECTOR, 0x87F00000))
-        return builder.fmul(builder.bitcast(bits, VECTOR), _spread(VECTOR, 2.0**120 / E4M3_SHRINKS))
 
     def in_nibbles(pointer: Any) -> list[Any]:
         word = load(pointer, 0, BIT_VECTOR)
@@ -137,13 +125,23 @@ def _unpacker(builder: Any, kind: int, is_pairs: bool) -> Any:
             return [lambda part=part: pair(part) for part in range(4)]
         return [lambda k=k: number(k) for k in range(8)]
 
-    in_registers = {
-        NIBBLES: in_nibbles,
-        BYTES: lambda pointer: in_bytes(pointer, whole),
-        E4M3: lambda pointer: in_bytes(pointer, of_e4m3),
-        WIDE: wide,
-    }
-    return in_registers[kind]
+    return {NIBBLES: in_nibbles, BYTES: in_bytes, E4M3: in_bytes, WIDE: wide}[kind]
+
+
+def _of_whole_numbers(builder: Any, numbers: Any) -> Any:
+    return builder.sitofp(builder.sext(numbers, BIT_VECTOR), VECTOR)
+
+
+def _of_e4m3(builder: Any, numbers: Any) -> Any:
+    """Each 1/`E4M3_SHRINKS` of itself."""
+    if HAS_HALVES:
+        halves = ir.VectorType(ir.IntType(16), LANES)
+        placed = builder.shl(builder.sext(numbers, halves), _spread(halves, 7))
+        bits = builder.and_(placed, _spread(halves, 0xBF80))  # but for the sign that was drawn out
+        return builder.fpext(builder.bitcast(bits, ir.VectorType(ir.HalfType(), LANES)), VECTOR)
+    bits = builder.shl(builder.sext(numbers, BIT_VECTOR), _spread(BIT_VECTOR, 20))
+    bits = builder.and_(bits, _spread(BIT_VECTOR, 0x87F00000))
+    return builder.fmul(builder.bitcast(bits, VECTOR), _spread(VECTOR, 2.0**120 / E4M3_SHRINKS))
 
 
 def _bfloat_bits(number: int) -> int:

@@ -163,8 +163,7 @@ class Engine:
         self.eos_token_ids = tuple(check_token_ids("eos_token_ids", eos_token_ids))
         self.default_params = default_params or SamplingParams()
         self.seed = check_integer("seed", seed, at_least=0)
-        self.recorder = recorder
-        self.speculation = speculation
+        self.recorder, self.speculation = recorder, speculation
         self.requests: dict[str, RequestState] = {}
         self._clock, self._sleep = clock, sleep
         self._choose_runs(executor, async_scheduling and speculation is None, overlap_stages)
@@ -176,8 +175,7 @@ class Engine:
         self._outbox = NOTHING
         self._late: list[RequestOutput] = []  # for the next step to tell
         self._call: Call | None = None
-        self._structures: StructureCompiler | None = None
-        self._structures_backend = structures_backend
+        self._structures = StructureCompiler(self._token_bytes, vocab_size, structures_backend)
         self.last_failed: frozenset[str] = frozenset()
         self.core = EngineCore(
             config, emit, policy=policy, make_cache=lambda: make_cache_manager(config, emit, pages)
@@ -318,13 +316,12 @@ class Engine:
         """
         if isinstance(params, BeamSearchParams) or params.structured_outputs is None:
             return None
-        if self._structures is None:
-            assert self.tokenizer is not None, "it was checked that there is one"
-            self._structures = StructureCompiler(
-                self.tokenizer.token_bytes, self.vocab_size, self._structures_backend
-            )
         endings = () if params.ignore_eos else self.eos_token_ids
         return self._structures.compile(params.structured_outputs, (*endings, *(params.stop_token_ids or ())))
+
+    def _token_bytes(self) -> SequenceOf[bytes | None]:
+        assert self.tokenizer is not None, "it was checked that there is one"
+        return self.tokenizer.token_bytes()
 
     def enqueue(self, state: RequestState) -> None:
         """Let a request wait that `make_request` has made.

@@ -82,8 +82,8 @@ class GuidedStructure:
         library: Any = import_module("llguidance")
         try:
             grammar = _grammar(library, params)
-        except ValueError as error:
-            raise StructureError(str(error)) from None
+        except Exception as error:  # its parsers raise no narrower one
+            raise StructureError(_first_line(str(error))) from None
         self.matcher = library.LLMatcher(vocabulary.tokenizer, grammar, log_level=0)
         if self.matcher.is_error():
             raise StructureError(_first_line(self.matcher.get_error()))

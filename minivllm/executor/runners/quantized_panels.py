@@ -171,7 +171,10 @@ def in_panels(matrix: Matrix) -> Matrix:
         return StackedMatrix([in_panels(part) for part in matrix.parts], matrix.sizes)
     if not can_lie_in_panels(matrix):
         return matrix
-    return Float8Panels(matrix) if isinstance(matrix, Float8Matrix) else QuantizedPanels(matrix)
+    if isinstance(matrix, Float8Matrix):
+        return Float8Panels(matrix)
+    assert isinstance(matrix, IntegerMatrix)
+    return QuantizedPanels(matrix)
 
 
 def compile_products(dtype: torch.dtype) -> None:

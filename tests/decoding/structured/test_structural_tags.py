@@ -168,7 +168,7 @@ def test_tools_are_called_within_text():
         ({"schema": {"not": {}}}, "at #/structures/0/schema: json, at #: the keyword 'not'"),
         ({"schema": 3}, "at #/structures/0: schema must be a JSON schema, got 3"),
         ({"schema": "{"}, "at #/structures/0: schema is no JSON"),
-        ({"end": ["", "x"]}, "at #/structures/0/schema"),
+        ({"end": []}, "at #/structures/0: end must be a text"),
         ({"begin": 1}, "at #/structures/0: begin must be a text"),
         ({"content": {}}, "at #/structures/0: it has no field 'content'; it has begin, schema, end"),
     ],

@@ -244,7 +244,7 @@ def _family(pid: int) -> list[psutil.Process]:
 
 
 def _cpu_seconds(family: Sequence[psutil.Process]) -> float:
-    return sum(times.user + times.system for one in family for times in [one.cpu_times()])
+    return float(sum(times.user + times.system for one in family for times in [one.cpu_times()]))
 
 
 def _resident_bytes(family: Sequence[psutil.Process]) -> int:

@@ -4,6 +4,7 @@ import os
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -67,7 +68,7 @@ def servers(monkeypatch, tmp_path):
     monkeypatch.setattr(beside, "PEER_SERVERS", {"fake": fake, "broken": broken, "absent": fake})
     monkeypatch.setattr(
         beside, "find_pythons", lambda given, wanted: {
-            name: None if name == "absent" else sys.executable for name in wanted
+            name: None if name == "absent" else Path(sys.executable) for name in wanted
         },
     )  # fmt: skip
     with fake_server() as ours:
