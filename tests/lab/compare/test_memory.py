@@ -283,7 +283,7 @@ def test_a_real_play_of_the_papers_workload_comes_near_the_papers_figures():
 
 def test_a_second_copy_of_the_weights_takes_its_room_or_has_none():
     """OPT-13B: half a byte for each of 12.6 billion weights in its layers is half of what the cache had."""
-    settings = MemorySettings(50, 0, 16, papers.NUM_SLOTS)
+    settings = MemorySettings(100, 0, 16, papers.NUM_SLOTS)
     assert (
         copy_bytes("int8") == copy_bytes("fp8") == 2 * copy_bytes("int4") == pytest.approx(12.6e9, rel=0.01)
     )
