@@ -114,7 +114,7 @@ def make_kernel(head_dim: int, group: int, cache_dtype: str) -> Callable[..., An
 
     @cuda.jit(device=True)
     def scale_at(scales, block, head, row):  # type: ignore[no-untyped-def]
-        """What a row in 8 bits is multiplied by: its own number, or everybody's."""
+        """What a row in 8 bits is multiplied by: its own number, or that of all rows."""
         if is_int8:
             return scales[block, head, row]
         return scales

@@ -26,6 +26,7 @@ from time import perf_counter
 from typing import Any
 
 from minivllm.executor.cpu_hazards import usable_cores
+from minivllm.executor.processor import cpu_flags, cpu_name
 
 SHARE_OF_MEMORY = 0.92
 """`gpu_memory_utilization`, as engines have it if nothing is said."""
@@ -43,7 +44,6 @@ NEEDED_PACKAGES = (
     "tqdm",
     "psutil",
 )
-CPU_INFO = Path("/proc/cpuinfo")
 MEMORY_MAPS = Path("/proc/self/maps")
 CPU_FEATURES = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX-512 BF16", "amx_tile": "AMX"}
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
@@ -209,14 +209,10 @@ def check_transformers() -> Check:
 
 
 def check_cpu() -> Check:
-    text = CPU_INFO.read_text(errors="replace") if CPU_INFO.is_file() else ""
-    name = _field(text, "model name") or platform.processor() or platform.machine()
-    usable = usable_cores()
-    flags = set(_field(text, "flags").split())
+    flags = cpu_flags()
     features = ", ".join(words for flag, words in CPU_FEATURES.items() if flag in flags)
-    return Check(
-        "CPU", OK, f"{name}, {usable} of {os.cpu_count()} cores usable; {features or 'features unknown'}"
-    )
+    cores = f"{usable_cores()} of {os.cpu_count()} cores usable"
+    return Check("CPU", OK, f"{cpu_name()}, {cores}; {features or 'features unknown'}")
 
 
 def check_memory() -> Check:
@@ -421,12 +417,6 @@ def _import(name: str) -> Any:
         return import_module(name)
     except Exception:
         return None
-
-
-def _field(text: str, key: str) -> str:
-    """The value of the first `key : value` line."""
-    match = re.search(rf"^{re.escape(key)}\s*:\s*(.*)$", text, re.MULTILINE)
-    return match.group(1).strip() if match else ""
 
 
 if __name__ == "__main__":

@@ -311,7 +311,7 @@ class EngineArgs:
             raise ValueError("preemption_mode must be 'recompute' where swap_space is 0, got 'swap'")
 
     def _resolve_dtype(self) -> None:
-        """`dtype` is what is computed in, and that is no integer; who says so means the weights."""
+        """`dtype` is what is computed in, and that is no integer; a user who says so means the weights."""
         if self.dtype != INT8:
             return
         if self.quantization not in (None, INT8):

@@ -14,7 +14,7 @@ is chosen by the prompt's last row, with the full weights.
            └─► generated tokens ► the runner with rounded weights, after ┴─► logits, in the plan's order
 
 **The price.** Both copies are in memory. A step that mixes phases is two passes, which read both. And the
-prefix cache remembers prompts only: a block of generated tokens, found by somebody's prompt, would bring keys
+prefix cache remembers prompts only: a block of generated tokens, found by another prompt, would bring keys
 and values of other weights into it (`SchedulerConfig.cache_prompts_only`).
 
 Source: the idea that the articles on vLLM ascribe to it (it has no such setting); both phases' costs are in

@@ -188,14 +188,14 @@ class AsyncLLM:
         return max(0, len(self._streams) - len(self._engine.core.state.running))
 
     def end_requests(self, reason: str) -> None:
-        """Whoever waits gets an `EngineDeadError` with this reason, and is aborted. The engine serves on."""
+        """All requests are aborted: their callers get an `EngineDeadError` with this reason."""
         names = tuple(self._streams)
         self._fail(None, EngineDeadError(reason))
         with suppress(EngineDeadError):
             self._thread.call(lambda engine: [engine.abort(name) for name in names])
 
     def shutdown(self) -> None:
-        """End after the step that is being computed. Whoever still waits gets an `EngineDeadError`."""
+        """End after the step that is being computed. A caller that still waits gets an `EngineDeadError`."""
         self._thread.stop()
         self._compiling.shutdown(wait=False)
         self._engine.close()

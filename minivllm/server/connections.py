@@ -1,7 +1,8 @@
 """Connections that do not stay open for nothing, and a server that ends in order.
 
-uvicorn waits for ever for the first request of a connection. Whoever opens many and sends a byte now and then
-would hold them all; here a connection has `HEADER_SECONDS` until its request line and headers are complete.
+uvicorn waits for ever for the first request of a connection. A client that opens many and sends a byte now
+and then would hold them all; here a connection has `HEADER_SECONDS` until its request line and headers are
+complete.
 
 Read next: `serve.py`.
 """

@@ -50,7 +50,7 @@ LAST_SECONDS = 1.0
 
 
 class ReplicaListener(Protocol):
-    """Who hears of a replica. Called in the replica's own thread, so it returns at once."""
+    """What hears of a replica. Called in the replica's own thread, so it returns at once."""
 
     def on_outputs(self, outputs: Outputs) -> None: ...
 

@@ -1,4 +1,4 @@
-"""Several copies of a model behind one server: who gets which request, and what becomes of it.
+"""Several copies of a model behind one server: which of them gets a request, and what becomes of it.
 
                                      ┌─ router: which one? ─┐
     generate ── Add ─────────────────┤                      ├──► replica 0: a process, an engine, a KV cache
@@ -217,7 +217,7 @@ class Replicas:
         for replica in self.replicas:
             replica.join()
 
-    # ── who gets a request ────────────────────────────────────────────────────────────────────────────
+    # ── which replica gets a request ────────────────────────────────────────────────────────────────────
 
     def _route(self, pending: Pending) -> None:
         """Send it to one that serves.

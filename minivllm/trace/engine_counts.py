@@ -7,7 +7,7 @@
 
 So the numbers of a server are those of a trace of the same run: it is the same code that counts. A step is
 counted when it is over, and not if it fails. A request that has ended is forgotten: a server may run for
-months. Only the engine's thread writes here; who reads sees numbers that are at most one step old.
+months. Only the engine's thread writes here; a reader sees numbers that are at most one step old.
 
 Source of the names: vLLM's metrics. Read next: `tallies.py`; `minivllm/server/metrics.py`, which shows them
 to Prometheus.
@@ -249,7 +249,7 @@ class EngineCounts:
     # ── a step is over ────────────────────────────────────────────────────────────────────────────────
 
     def _note_batch(self) -> None:
-        """What the step has computed, and for whom it was the first."""
+        """What the step has computed, and for which requests it was the first."""
         batch, self._batch = self._batch, None
         items = batch.items if batch else ()
         for seq, start, _ in items:

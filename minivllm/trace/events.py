@@ -114,7 +114,7 @@ class HardwareShape(msgspec.Struct, frozen=True):
 
 
 class TraceHeader(Event, frozen=True):
-    """The first line: who wrote this, with which limits, about which model."""
+    """The first line: when this was written, with which limits, about which model."""
 
     version: Count
     created: str

@@ -28,6 +28,7 @@ def test_the_page_is_made_from_these_features():
     assert digest() in PAGE.read_text(encoding="utf-8"), (
         "python -m tests.composition.make_table > docs/composition.md"
     )
+    assert len({feature.name for feature in FEATURES}) == len(FEATURES), "each is one row"
     found = words()
     assert all(found[a.name, b.name] == found[b.name, a.name] for a, b in PAIRS)
     assert {found[a.name, b.name] for a, b in PAIRS} == {"same", "law", "refused", "either"}

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from minivllm.engine.core import EngineCore
 from minivllm.engine.engine import Engine
 from minivllm.engine.engine_args import EngineArgs
+from minivllm.engine.leaving import Leaving
 from minivllm.executor.in_flight import Background
 from minivllm.sampling_params import SamplingParams
 from minivllm.scheduling.scheduler import Scheduler
@@ -73,20 +74,20 @@ def test_most_steps_are_planned_ahead():
 
 def free_at_once(monkeypatch):
     """An ended sequence gives its blocks back, whoever names them."""
-    monkeypatch.setattr(EngineCore, "_named", property(lambda self: set()))
+    monkeypatch.setattr(Leaving, "named", property(lambda self: set()))
 
 
 def show_surplus(monkeypatch):
     """A sequence that has ended gets one token more."""
-    end = EngineCore._keep_named
+    end = Leaving.keep_named
 
     def late(self, ended, changes, time):
-        for seq_id in {item.seq_id for plan in self.in_flight for item in plan.scheduled} & ended.keys():
-            self.state.sequences[seq_id].token_ids.append(0)
-            self._emit(TokensSampled(((seq_id, 0, ""),)))
+        for seq_id in {item.seq_id for plan in self._in_flight for item in plan.scheduled} & ended.keys():
+            self._state.sequences[seq_id].token_ids.append(0)
+            self._lifecycle._emit(TokensSampled(((seq_id, 0, ""),)))
         end(self, ended, changes, time)
 
-    monkeypatch.setattr(EngineCore, "_keep_named", late)
+    monkeypatch.setattr(Leaving, "keep_named", late)
 
 
 def advance_twice(monkeypatch):
@@ -241,4 +242,4 @@ def test_what_is_in_flight_ends_whole(patient, end):
 
 def test_off_nothing_is_started():
     assert EngineArgs("m").async_scheduling is False
-    assert not isinstance(make_engine()._runs, Background)
+    assert not isinstance(make_engine()._flights.runs, Background)

@@ -6,6 +6,7 @@ Read next: `distributed_executor.py`.
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ from minivllm.executor.kv_format import AUTO
 from minivllm.executor.torch_executor import name_of, torch_device_for, torch_dtype_for
 from minivllm.model.config import ModelConfig
 from minivllm.model.hub import resolve_model
-from minivllm.model.parallel.layout import Grid, choose_parts
+from minivllm.model.parallel.layout import Grid, choose_parts, wanted_partition
 from minivllm.model.quantization.choose import choose_method
 
 logger = logging.getLogger("minivllm")
@@ -61,7 +62,8 @@ def create_distributed_executor(
     choose_method(config.quantization, quantization)
     limits = limits or CacheLimits()
     config.check_max_model_len(limits.max_model_len)
-    grid = Grid(1, pipeline_parallel_size, tensor_parallel_size)
+    layers = wanted_partition(os.environ) if pipeline_parallel_size > 1 else ()
+    grid = Grid(1, pipeline_parallel_size, tensor_parallel_size, layers)
     num_parts = choose_parts(config, grid, reduction_parts)
     external = uses_torchrun(launcher, grid.size)
     num_threads = threads_of_a_rank(num_local_ranks() if external else grid.size)
@@ -72,6 +74,7 @@ def create_distributed_executor(
         device=kind,
         tensor_parallel_size=tensor_parallel_size,
         pipeline_parallel_size=pipeline_parallel_size,
+        layers=layers,
         num_parts=num_parts,
         block_size=block_size,
         attention_backend="torch" if attention_backend == "auto" else attention_backend,

@@ -16,8 +16,8 @@ other, and a second thread takes the logits as they come, so that neither waits 
     last stage                           stage 1 of A ──► stage 1 of B, …
     logits' thread                                   A ──►            B ──►
 
-If a rank ends, or fails, all do: keys and values are lost with it. Whoever has a request in the engine hears
-of it at once, and no process is left.
+If a rank ends, or fails, all do: keys and values are lost with it. Every request in the engine gets an error
+at once, and no process is left.
 
 Read next: `launch.py`, `worker.py`, `rank_executor.py`.
 """

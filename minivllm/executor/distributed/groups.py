@@ -49,7 +49,7 @@ class Control:
 
     def __init__(self, store: Store, rank: int, size: int, address: str) -> None:
         self._group = make_gloo(PrefixStore("control", store), rank, size, address, FOR_EVER)
-        self._sent: deque[tuple[Any, Tensor]] = deque()  # and perhaps not heard by everybody yet
+        self._sent: deque[tuple[Any, Tensor]] = deque()  # and perhaps not received by every rank yet
 
     def broadcast(self, message: bytes, *, most_unheard: int = 0) -> None:
         """Of rank 0. Before it returns, all but the last `most_unheard` messages have been heard by all."""

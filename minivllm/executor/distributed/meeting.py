@@ -39,7 +39,7 @@ class Meeting:
 
     Args:
         store: shared by all ranks.
-        rank, size: who this is, and how many come.
+        rank, size: which of them this is, and how many come.
         look: called while waiting; it raises if there is no point in waiting any more.
     """
 
@@ -56,7 +56,7 @@ class Meeting:
         self.look, self.seconds = look, seconds
 
     def close(self) -> None:
-        """Leave the store. It ends, and its port is free, once nobody has it any more."""
+        """Leave the store. It ends, and its port is free, once no rank has it any more."""
         self._store = None
 
     @property
@@ -77,7 +77,7 @@ class Meeting:
         """What was said, once it has been.
 
         Raises:
-            RankError: nobody has said it in time.
+            RankError: no rank has said it in time.
         """
         self._wait([key], lambda _: f"rank 0 has not told the others its {key}")
         return bytes(self.store.get(key))
@@ -121,7 +121,7 @@ def make_store() -> tuple[Store, int]:
 
 
 def open_store(address: str, port: int, *, is_master: bool = False, name: str = "") -> Store:
-    """The store at this address, which is elsewhere, or made here for all who know the address."""
+    """The store at this address, which is elsewhere, or made here for all that know the address."""
     store = _store(address, port, is_master=is_master)
     return PrefixStore(name, store) if name else store
 

@@ -32,6 +32,8 @@ class RankSettings(msgspec.Struct, frozen=True, kw_only=True):
     """"cpu" or "cuda"."""
     tensor_parallel_size: int
     pipeline_parallel_size: int
+    layers: tuple[int, ...] = ()
+    """Of each stage; empty: divided evenly."""
     num_parts: int
     block_size: int
     attention_backend: str
@@ -43,7 +45,7 @@ class RankSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def grid(self) -> Grid:
-        return Grid(1, self.pipeline_parallel_size, self.tensor_parallel_size)
+        return Grid(1, self.pipeline_parallel_size, self.tensor_parallel_size, self.layers)
 
 
 class CacheSizes(msgspec.Struct, frozen=True):

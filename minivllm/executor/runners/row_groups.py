@@ -11,7 +11,7 @@ What is left is the place of a row within its group. That is found out by trying
 come out equal, through all layers; if it does not, groups are made smaller, in the end of one row.
 
 Source: He et al., "Defeating Nondeterminism in LLM Inference" (2025); `docs/batch-invariance.md` tells the
-price. Read next: `eager.py`, the runner for all who do not ask for this.
+price. Read next: `eager.py`, the runner where this is not asked for.
 """
 
 from __future__ import annotations

@@ -9,11 +9,11 @@
     hidden ── part 0: rows 0 … of lm_head, part 1: … ──► side by side at rank 0, padding cut off
 
 `q k v` and `gate up` are cut by rows (outputs), `o` and `down` by columns (inputs), as in Megatron-LM: so a
-part goes from the one to the other without asking anybody, and two sums a layer are all that is sent. A part
+part goes from the one to the other without a message, and two sums a layer are all that is sent. A part
 is made of the plain decoder's own classes (`minivllm/model/layers.py`), with fewer heads. What a sum needs
 once, a bias of `o` or `down`, is part 0's.
 
-Paper: Megatron-LM (arXiv 1909.08053, section 3). Read next: `layout.py` for who owns what, `load.py`.
+Paper: Megatron-LM (arXiv 1909.08053, section 3). Read next: `layout.py` for what each rank owns, `load.py`.
 """
 
 from __future__ import annotations
