@@ -26,7 +26,7 @@ from msgspec.structs import replace
 
 from minivllm.config import SchedulerConfig
 from minivllm.decoding.detokenizer import token_texts
-from minivllm.decoding.structured.compile import Structure, StructureCompiler
+from minivllm.decoding.structured.compile import AnyStructure, StructureCompiler
 from minivllm.engine.admission import RequestArguments, check_request
 from minivllm.engine.engine_books import Call
 from minivllm.engine.rank_telling import RankTelling
@@ -40,6 +40,7 @@ from minivllm.memory.make_cache_manager import Pages
 from minivllm.outputs import RequestOutput
 from minivllm.sampling_params import BeamSearchParams, SamplingParams
 from minivllm.scheduling.policy import SchedulingPolicy
+from minivllm.structured_outputs_config import OWN
 from minivllm.trace.events import HardwareShape, ModelShape
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.tee import Sink
@@ -83,6 +84,7 @@ class Engine(StepLoop):
         speculation: proposes drafts, so that a step may give several tokens of a sequence; None does not.
         async_scheduling: plan each step while the one before it is computed, wherever that can be.
         overlap_stages: where the executor has several stages, let each be busy with a plan of its own.
+        structures_backend: what follows structured outputs (`structured_outputs_config.py`).
 
     Raises:
         ValueError: a number that cannot work, or no such configuration; named, with what is allowed.
@@ -115,6 +117,7 @@ class Engine(StepLoop):
         speculation: Speculation | None = None,
         async_scheduling: bool = False,
         overlap_stages: bool = True,
+        structures_backend: str = OWN,
     ) -> None:
         if not isinstance(config, SchedulerConfig):
             raise ValueError(f"config must be a SchedulerConfig, got {shown(config)}")
@@ -124,7 +127,7 @@ class Engine(StepLoop):
         self.seed = check_integer("seed", seed, at_least=0)
         self.recorder = recorder
         self.sampler, self.tokenizer, self.speculation, self._sleep = sampler, tokenizer, speculation, sleep
-        self._structures: StructureCompiler | None = None
+        self._structures = StructureCompiler(self._token_bytes, vocab_size, structures_backend)
         sinks = [*([recorder] if recorder else []), *sinks]
         # Drafts are guessed from the token before them: with speculation no step is planned ahead of it.
         is_async = async_scheduling and speculation is None
@@ -159,7 +162,7 @@ class Engine(StepLoop):
         arrival_time: float | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
-        structure: Structure | None = None,
+        structure: AnyStructure | None = None,
     ) -> None:
         """Queue a request. It is computed by later calls of `step`. All or nothing, interrupts included.
 
@@ -200,7 +203,7 @@ class Engine(StepLoop):
         arrival_time: float | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
-        structure: Structure | None = None,
+        structure: AnyStructure | None = None,
     ) -> RequestState:
         """Check a request, and make it; nothing changes until `enqueue`. Arguments as for `add_request`.
 
@@ -240,7 +243,7 @@ class Engine(StepLoop):
             self.note_refusal(request_id, error)
             raise
 
-    def compile_structure(self, params: SamplingParams | BeamSearchParams) -> Structure | None:
+    def compile_structure(self, params: SamplingParams | BeamSearchParams) -> AnyStructure | None:
         """What structure an output must have, ready to be followed; None if it may have any.
 
         It touches nothing else of the engine: one thread beside the engine's may do it for all requests.
@@ -250,11 +253,12 @@ class Engine(StepLoop):
         """
         if isinstance(params, BeamSearchParams) or params.structured_outputs is None:
             return None
-        if self._structures is None:
-            assert self.tokenizer is not None, "it was checked that there is one"
-            self._structures = StructureCompiler(self.tokenizer.token_bytes, self.vocab_size)
         endings = () if params.ignore_eos else self.eos_token_ids
         return self._structures.compile(params.structured_outputs, (*endings, *(params.stop_token_ids or ())))
+
+    def _token_bytes(self) -> SequenceOf[bytes | None]:
+        assert self.tokenizer is not None, "it was checked that there is one"
+        return self.tokenizer.token_bytes()
 
     def enqueue(self, state: RequestState) -> None:
         """Let a request wait that `make_request` has made.

@@ -97,6 +97,13 @@ class ModelShape(msgspec.Struct, frozen=True):
     """Width of the stream between layers; 0 in a trace that does not say."""
     is_tied: bool = False
     """Is the embedding the output matrix, too?"""
+    layer_bytes: Count = 0
+    """What a step reads of the layers' weights, as they are stored; 0: their numbers are of `dtype`."""
+    output_bytes: Count = 0
+    """The same of the output matrix."""
+    decode_layer_bytes: Count = 0
+    """What generated tokens read instead: a copy in fewer bits; 0: there is none."""
+    decode_output_bytes: Count = 0
 
 
 class HardwareShape(msgspec.Struct, frozen=True):

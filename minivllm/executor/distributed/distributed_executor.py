@@ -110,6 +110,7 @@ class DistributedExecutor:
         self._watch: Watch | None = None
         self._heart: Heart | None = None
         self._settings_told: dict[str, Any] = {}
+        self._step_bytes = (0, 0)
         try:
             self._start(limits)
         except BaseException:
@@ -125,7 +126,13 @@ class DistributedExecutor:
         if not self._ranks.are_ours:
             self._heart = Heart(meeting, self._activity).__enter__()
         decoder = self._wait(self._lane.submit(self._join))
-        meeting.wait_for_all("loaded", "loaded its share of the model")
+        loaded = meeting.wait_for_all("loaded", "loaded its share of the model")
+        weights = [
+            (decoder.num_bytes, *decoder.step_bytes),
+            *(msgspec.json.decode(told, type=tuple[int, int, int]) for told in loaded),
+        ]
+        if decoder.quantization:
+            self._step_bytes = sum(layers for _, layers, _ in weights), sum(output for *_, output in weights)
         sizes = limits.sizes(self.config, self.settings, decoder.num_bytes, self._ranks.num_local)
         self.num_blocks, self.num_host_blocks = sizes.num_blocks, sizes.num_host_blocks
         rank = self._rank = self._wait(
@@ -138,18 +145,16 @@ class DistributedExecutor:
         rank.activity = self._activity
         self._activity.begin(IDLE)
         meeting.say("sizes", msgspec.json.encode(sizes))  # what had to be compiled is there for the others
-        meeting.wait_for_all("ready", "made its cache")
-        self.rank_shapes = self._shapes(rank)
+        caches = [rank.storage.num_bytes, *map(int, meeting.wait_for_all("ready", "made its cache"))]
+        shares = (
+            share_of(self.config, self.settings.grid, rank, self.settings.num_parts)
+            for rank in range(len(caches))
+        )
+        self.rank_shapes = tuple(
+            rank_shape(number, share, weights[number][0], caches[number], tied=decoder.tied)
+            for number, share in enumerate(shares)
+        )
         self._watch.expect(self.settings.timeout_seconds)
-
-    def _shapes(self, first: RankExecutor) -> tuple[RankShape, ...]:
-        """Who owns what; every other rank has noted what that takes."""
-        settings, meeting, tied = self.settings, self._ranks.meeting, first.decoder.tied
-        own = {0: (first.decoder.num_bytes, first.storage.num_bytes)}
-        for rank in range(1, settings.grid.size):
-            own[rank] = int(meeting.noted("loaded", rank)), int(meeting.noted("ready", rank))
-        shares = (share_of(self.config, settings.grid, rank, settings.num_parts) for rank in own)
-        return tuple(rank_shape(rank, share, *own[rank], tied=tied) for rank, share in enumerate(shares))
 
     def _join(self) -> ShardedDecoder:
         """In rank 0's thread: meet the others, and load."""
@@ -182,11 +187,12 @@ class DistributedExecutor:
 
     @property
     def model_shape(self) -> ModelShape:
-        """What the header of a trace says about the model, and about the cache of all ranks together."""
+        """What the header of a trace says about the model, and about weights and cache of all ranks."""
         shape, settings = self.config.shape(self.name, self.settings.dtype), self.settings
         everybody = share_of_machine(self.config, settings, settings.grid.size)
         kept = bytes_per_block(everybody, 1, getattr(torch, settings.dtype), settings.kv_cache_dtype)
-        return replace(shape, kv_bytes_per_token=kept)
+        layers, output = self._step_bytes
+        return replace(shape, kv_bytes_per_token=kept, layer_bytes=layers, output_bytes=output)
 
     def execute(self, plan: StepPlan) -> Tensor:
         """Logits `[sum of num_logits, vocab_size]` in plan order, float32 (float64 for a float64 model).

@@ -87,12 +87,8 @@ class Meeting:
         self._wait([key], lambda _: f"rank 0 has not told the others its {key}")
         return bytes(self.store.get(key))
 
-    def noted(self, key: str, rank: int) -> str:
-        """What a rank has noted."""
-        return str(self.store.get(f"{key}/{rank}").decode())
-
-    def wait_for_all(self, key: str, what: str) -> None:
-        """Until every other rank has noted this.
+    def wait_for_all(self, key: str, what: str) -> list[bytes]:
+        """Until every other rank has noted this; what each has noted.
 
         Raises:
             RankError: a rank has not, in time, or it has failed; `what` it should have done.
@@ -104,6 +100,7 @@ class Meeting:
             return f"rank {ranks} of {self.size} has not {what} within {self.seconds:.0f} seconds"
 
         self._wait(others, late)
+        return [bytes(self.store.get(name)) for name in others]
 
     def _wait(self, keys: list[str], late: Callable[[list[str]], str]) -> None:
         end = time.monotonic() + self.seconds

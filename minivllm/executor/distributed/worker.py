@@ -51,7 +51,7 @@ def _serve(meeting: Meeting, address: str, local_rank: int | None, activity: Act
         seconds = settings.timeout_seconds
         peers = GroupPeers(meeting.store, settings.grid, rank, device, address, seconds)
         decoder = load_rank(settings, rank, device, peers)
-        meeting.note("loaded", str(decoder.num_bytes))
+        meeting.note("loaded", msgspec.json.encode((decoder.num_bytes, *decoder.step_bytes)).decode())
         sizes = msgspec.json.decode(meeting.hear("sizes"), type=CacheSizes)
         executor = RankExecutor(decoder, settings, sizes)
         executor.activity = peers.activity = activity
