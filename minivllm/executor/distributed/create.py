@@ -96,14 +96,17 @@ def create_distributed_executor(
         num_threads=num_threads,
     )
     note_parallel_run(num_threads)
-    ranks: Ranks
-    if external:
-        ranks = meet_under_torchrun(grid.size, start_seconds)
-    elif launcher == "ray" and grid.size > 1:
-        ranks = start_actors(grid.size, num_threads, start_seconds)
-    else:
-        ranks = start_processes(grid.size, num_threads, start_seconds)
+    ranks = start_ranks("external_launcher" if external else launcher, grid.size, num_threads, start_seconds)
     return DistributedExecutor(settings, ranks, limits, name_of(path, folder), spans_path)
+
+
+def start_ranks(launcher: str | None, size: int, num_threads: int, seconds: float) -> Ranks:
+    """The other ranks, in the way that was asked for."""
+    if launcher == "external_launcher":
+        return meet_under_torchrun(size, seconds)
+    if launcher == "ray" and size > 1:
+        return start_actors(size, num_threads, seconds)
+    return start_processes(size, num_threads, seconds)
 
 
 def uses_torchrun(launcher: str | None, num_ranks: int) -> bool:
