@@ -59,7 +59,7 @@ def create_distributed_executor(
     Under `torchrun` only rank 0 returns: the others work, and end the program.
 
     Args:
-        launcher: "mp", "external_launcher" or "ray" (`launch.py`); what fits, if None.
+        launcher: as `launch.py` names them; what fits, if None.
         timeout_seconds: that no rank may get on within a step, before they count as hanging.
 
     Raises:
@@ -74,9 +74,7 @@ def create_distributed_executor(
     grid = Grid(1, pipeline_parallel_size, tensor_parallel_size, layers)
     num_parts = choose_parts(config, grid, reduction_parts)
     kind = torch_device_for(device).type
-    external = uses_torchrun(launcher, grid.size)
-    if launcher == "ray":
-        ray_cluster.check("distributed_executor_backend", kind)
+    external = uses_torchrun(launcher, grid.size, kind)
     num_threads = threads_of_a_rank(num_local_ranks() if external else grid.size)
     settings = RankSettings(
         # Another machine has a copy of its own of what is on the hub.
@@ -109,12 +107,14 @@ def start_ranks(launcher: str | None, size: int, num_threads: int, seconds: floa
     return start_processes(size, num_threads, seconds)
 
 
-def uses_torchrun(launcher: str | None, num_ranks: int) -> bool:
+def uses_torchrun(launcher: str | None, num_ranks: int, device: str) -> bool:
     """Have the ranks been started by `torchrun`?
 
     Raises:
-        ValueError: it was said so, and there is no `torchrun`.
+        ValueError: it was said so, and there is no `torchrun`; or Ray was asked for, and cannot be had.
     """
+    if launcher == "ray":
+        ray_cluster.check("distributed_executor_backend", device)
     if launcher == "external_launcher" and not is_under_torchrun():
         raise ValueError(
             "distributed_executor_backend is 'external_launcher', but this program was not started by "
