@@ -33,6 +33,10 @@ from kernels_numba.cpu.parallel import in_parallel
 
 INT8_LARGEST, LEAST_SCALE = np.float32(127), np.float32(1e-6)
 HALF = np.float32(0.5)
+INFINITY_BITS = np.uint32(0x7F800000)
+E4M3_LARGEST_BITS, E4M3_SMALL_BITS = (np.float32(number).view(np.uint32) for number in (448, 2.0**-6))
+E4M3_ROUNDER = np.float32(2.0**14)
+"""Its neighbours among float32 are 2⁻⁹ away, as those of small numbers of e4m3 are."""
 PARALLEL_CELLS = 1 << 16
 """Numbers that are worth waking another thread for."""
 
@@ -96,7 +100,7 @@ def _code(new, slots, keys, values, num_threads):  # type: ignore[no-untyped-def
 
     def coded(new, slots, keys, values, num_threads):  # type: ignore[no-untyped-def]
         shape = new.shape[1], new.shape[2], new.shape[4]
-        write_int8(new[0].reshape(shape), new[1].reshape(shape), slots, keys, values, num_threads)
+        write_codes(new[0].reshape(shape), new[1].reshape(shape), slots, keys, values, num_threads)
 
     return coded
 
@@ -353,24 +357,64 @@ def _code_head(row, codes):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=False)
+def to_e4m3(value):  # type: ignore[no-untyped-def]
+    """The byte of e4m3 for a float32: the nearest, of two the even one; what is too large becomes ±448.
+
+    As `kv_format.to_fp8`, to the bit.
+    """
+    bits = bits_of_float(value)
+    sign, magnitude = (bits >> np.uint32(24)) & np.uint32(0x80), bits & np.uint32(0x7FFFFFFF)
+    if magnitude > INFINITY_BITS:
+        return np.uint8(sign | np.uint32(0x7F))
+    magnitude = min(magnitude, E4M3_LARGEST_BITS)
+    if magnitude < E4M3_SMALL_BITS:  # without an exponent: an addition rounds to eighths of 2⁻⁶
+        shifted = bits_of_float(float_of_bits(np.int32(magnitude)) + E4M3_ROUNDER)
+        return np.uint8(sign | (shifted - bits_of_float(E4M3_ROUNDER)))
+    rounded = magnitude + np.uint32(0x7FFFF) + ((magnitude >> np.uint32(20)) & np.uint32(1))
+    return np.uint8(sign | ((rounded >> np.uint32(20)) - np.uint32(120 << 3)))
+
+
+def _write_head(row, cache, block, head, cell):  # type: ignore[no-untyped-def]
+    """In compiled code: one head of a new token, coded, into its cell."""
+    raise NotImplementedError("only in compiled code")
+
+
+@overload(_write_head)
+def _write_head_of(row, cache, block, head, cell):  # type: ignore[no-untyped-def]
+    if _kind(cache) == "fp8":
+
+        def as_floats(row, cache, block, head, cell):  # type: ignore[no-untyped-def]
+            codes = cache[0][block, head, cell]
+            for c in range(len(row)):
+                codes[c] = to_e4m3(widen(row[c]) / cache[1])
+
+        return as_floats
+
+    def as_whole_numbers(row, cache, block, head, cell):  # type: ignore[no-untyped-def]
+        cache[1][block, head, cell] = _code_head(row, cache[0][block, head, cell])
+
+    return as_whole_numbers
+
+
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=False)
 def _write_part(part, parts, new_keys, new_values, slots, keys, values):  # type: ignore[no-untyped-def]
-    """One part of `write_int8`, on one thread."""
+    """One part of `write_codes`, on one thread."""
     block_size = keys[0].shape[2]
     for row in range(part * len(slots) // parts, (part + 1) * len(slots) // parts):
         block, cell = slots[row] // block_size, slots[row] % block_size
         for head in range(new_keys.shape[1]):
-            keys[1][block, head, cell] = _code_head(new_keys[row, head], keys[0][block, head, cell])
-            values[1][block, head, cell] = _code_head(new_values[row, head], values[0][block, head, cell])
+            _write_head(new_keys[row, head], keys, block, head, cell)
+            _write_head(new_values[row, head], values, block, head, cell)
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=False)
-def write_int8(new_keys, new_values, slots, keys, values, num_threads):  # type: ignore[no-untyped-def]
+def write_codes(new_keys, new_values, slots, keys, values, num_threads):  # type: ignore[no-untyped-def]
     """Keep new tokens.
 
     Args:
         new_keys, new_values: [≥ T, kv_heads, d], float32, or bfloat16 as uint16.
         slots: [T], the cell of each token; no two have the same.
-        keys, values: pairs of codes and scales, written.
+        keys, values: pairs of codes and scales; codes are written, and the scales of whole numbers.
         num_threads: among how many to divide it.
     """
     size = len(slots) * new_keys.shape[1] * new_keys.shape[2]

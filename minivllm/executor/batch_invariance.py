@@ -3,7 +3,7 @@
     backend        kept by
     ────────────   ─────────────────────────────────────────────────────────────────────────────────────────
     numba-cpu      its kernels, always: every sum has an order that is written down. `batch_invariant` also
-                   refuses help that has none: oneDNN for matrix units, whole products of 8-bit floats
+                   refuses help that has none: oneDNN for matrix units, torch for what fits in no panels
     torch          `batch_invariant`: rows in groups of a fixed size, attention token by token in fixed tiles
     numba-cuda,    `batch_invariant`: rows in groups as above, so that the library sees one shape; every token
     microscope     attended to by the kernel of generated ones, in splits of a fixed size

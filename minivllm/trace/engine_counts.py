@@ -43,7 +43,7 @@ from minivllm.trace.events import (
 from minivllm.trace.request_times import RequestTimes
 from minivllm.trace.snapshots import older_requests
 from minivllm.trace.tallies import BUCKETS, Tally
-from minivllm.trace.work import batch_shape, work_of
+from minivllm.trace.work import BatchShape, batch_shape, work_of
 
 LABELLED = {
     "request_success": ("stop", "length", "abort", "error"),
@@ -269,11 +269,26 @@ class EngineCounts:
                 request.num_cached_tokens = min(start, request.num_prompt_tokens)
         self.tallies["iteration_tokens_total"].add(sum(count for _, _, count in items))
         if batch and self.header and self.header.model:
-            shape = batch_shape(((start, count) for _, start, count in items), None, batch.num_padding_tokens)
-            work = work_of(self.header.model, shape)
+            work = work_of(self.header.model, self._shape_of(batch))
             self.counters["estimated_flops_per_gpu"] += round(work.flops)
             self.counters["estimated_read_bytes_per_gpu"] += round(work.weight_bytes + work.kv_read_bytes)
             self.counters["estimated_write_bytes_per_gpu"] += round(work.kv_written_bytes)
+
+    def _shape_of(self, batch: BatchPlanned) -> BatchShape:
+        """Which tokens are behind their prompts counts only where they have weights of their own."""
+        generated: list[int] = []
+        if self.header and self.header.model and self.header.model.decode_layer_bytes:
+            for seq, start, count in batch.items:
+                request = self._requests.get(self._sequences[seq].request)
+                prompt_end = request.num_prompt_tokens if request else 0
+                generated.append(start + count - max(start, prompt_end))
+        return batch_shape(
+            ((start, count) for _, start, count in batch.items),
+            None,
+            batch.num_padding_tokens,
+            sum(number for number in generated if number > 0),
+            sum(number > 0 for number in generated),
+        )
 
     def _note_tokens(self, request: RequestTimes, count: int, now: float) -> None:
         if not request.is_whole:

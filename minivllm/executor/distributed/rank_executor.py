@@ -26,6 +26,7 @@ from minivllm.executor.batch_invariance import invariant
 from minivllm.executor.block_mover import BlockMover
 from minivllm.executor.cpu_hazards import guard_step
 from minivllm.executor.distributed.fixed_rows import ROWS, check_rows, in_pieces
+from minivllm.executor.distributed.heartbeat import COMPUTING, IDLE, Activity
 from minivllm.executor.distributed.messages import CacheSizes, RankSettings
 from minivllm.executor.kv_format import scales_of_layers
 from minivllm.executor.quantized_storage import make_storage, twin_of
@@ -38,7 +39,7 @@ from minivllm.model.parallel.load import load_share
 from minivllm.model.parallel.peers import Peers
 from minivllm.model.parallel.sharded_decoder import ShardedDecoder
 from minivllm.scheduling.plan import StepPlan
-from minivllm.trace.rank_spans import STEP, RankSpans
+from minivllm.trace.rank_spans import RankSpans
 
 Result = TypeVar("Result")
 
@@ -73,6 +74,7 @@ class RankExecutor:
         self.runner = EagerRunner(decoder, self.attention)
         self.last_attention_seconds = 0.0
         self.spans: RankSpans | None = None
+        self.activity = Activity()
         self._is_on_cpu = device.type == "cpu"
         logits_type = torch.float64 if decoder.dtype == torch.float64 else torch.float32
         self._no_logits = torch.empty(0, decoder.share.config.vocab_size, dtype=logits_type, device=device)
@@ -101,11 +103,13 @@ class RankExecutor:
         return self.decoder.compute_logits(hidden)
 
     def _noting(self, plan: StepPlan, work: Callable[[], Result]) -> Result:
-        if self.spans is None:
-            return work()
-        self.spans.step, began = plan.step, perf_counter()
+        self.activity.step = plan.step
+        self.activity.begin(COMPUTING)
+        began = perf_counter()
         result = work()
-        self.spans.note(STEP, began, perf_counter())
+        if self.spans is not None:
+            self.spans.note_step(plan.step, began, perf_counter())
+        self.activity.begin(IDLE)
         return result
 
     @torch.inference_mode()

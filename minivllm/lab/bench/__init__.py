@@ -12,6 +12,8 @@ over a model that is either a real folder or a random one of a known shape (`sha
     prefix-cache    looking up, acquiring and replacing prefixes, however many are known
     kv-cache        decode attention over a KV cache in 32, 16 and 8 bits
     scaling         how cost grows with batch, context, pool, queue and requests, drawn
+    overlap         plans in flight: asynchronous scheduling, and the stages of a pipeline
+    parallel        the simulator's terms for ranks, beside what ranks take here
     quantized       weights of 8 and 4 bits, beside the engine's own 16
     invariance      the same bits for a request in any company: what that costs, by backend and type
     speculation     drafts by a model and by n-grams, beside plain decoding
@@ -43,6 +45,7 @@ MEASUREMENTS = {
     "trace": "trace_overhead",
     "control-plane": "control_plane",
     "overlap": "overlap",
+    "parallel": "parallel",
     "beams": "beams",
     "prefix-cache": "prefix_lookup",
     "kv-cache": "kv_cache_reading",

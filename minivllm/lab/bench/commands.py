@@ -168,6 +168,10 @@ _add_usual(
 
 
 _add_usual(
+    "parallel", "Ranks: what the simulator predicts for this machine, and what they take on it.", repeat=1
+)
+
+_add_usual(
     "speculation", "What drafts of a model and of n-grams are worth: the same tokens, in turns.", repeat=5
 )
 
