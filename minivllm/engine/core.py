@@ -32,7 +32,7 @@ from minivllm.engine.books import Books
 from minivllm.engine.core_events import batch_planned, request_queued
 from minivllm.engine.lifecycle import StepChanges
 from minivllm.memory.cache_manager import CacheManager
-from minivllm.scheduling.plan import BeamStep, Sampled, StepPlan
+from minivllm.scheduling.plan import BeamStep, Sampled, ScheduledSequence, StepPlan
 from minivllm.scheduling.policy import Pause, PolicyError, SchedulingPolicy
 from minivllm.scheduling.request import Finish, Request
 from minivllm.trace.events import AllowedTokens, Event, StepStarted, TokensAllowed, TokensSampled
@@ -216,11 +216,13 @@ class EngineCore(Books):
         if self.cache.commit(self.leaving.named if self.in_flight else ()):
             self.scheduler.must_wait = True
         sequences = self.state.sequences
-        drafted = [item for item in plan.scheduled if item.num_draft_tokens]
+        drafted: list[ScheduledSequence] = []
         for item in plan.scheduled:
             sequence, num_drafts = sequences[item.seq_id], item.num_draft_tokens
             if item.end - num_drafts == len(sequence.token_ids):
                 sequence.num_pending_tokens -= num_drafts + 1
+            if num_drafts:
+                drafted.append(item)
         changes = StepChanges([], [], [], [])
         ended: dict[int, Finish] = {}
         pieces: list[tuple[int, int, str]] = []
