@@ -211,6 +211,8 @@ class EngineCore(Books):
         time, lifecycle = self.time_of(now) if self._emit else 0.0, self.lifecycle
         if self.in_flight:
             self.in_flight.popleft()
+        if self.held:
+            self.held.note_end()
         if self.cache.commit(self.leaving.named if self.in_flight else ()):
             self.scheduler.must_wait = True
         sequences = self.state.sequences
@@ -261,6 +263,11 @@ class EngineCore(Books):
         self.num_steps += 1
         self._is_changing = False
         return changes
+
+    @property
+    def done_ahead(self) -> Sequence[Event]:
+        """What planning ahead has changed since the last step was finished; empty where nothing is told."""
+        return self.held.ahead if self.held else ()
 
     def is_over(self, request_id: str) -> bool:
         """Is it here only because a plan in flight names it? Its id is not free until that is finished."""

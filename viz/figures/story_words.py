@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 from minivllm.trace.story_events import StoryStep, StoryTrace
 from viz.figures.common import clip, listing, text_cells
-from viz.language import _
+from viz.language import N_, _
 
 MOST_WORDS = 160
-NAMES = ("Yours", "The reference")
+NAMES = (N_("Yours"), N_("The reference"))
 
 
 class Fact(NamedTuple):
@@ -92,7 +92,7 @@ def verdict(story: StoryTrace, step: int) -> str:
     if names := [clip(fact.name, 40) for fact in facts_at(story, step) if fact.differs]:
         parts.append(_("Now they differ in: {names}.").format(names=listing(names)))
     ended = [name for name, lane in zip(NAMES, lanes_of(story), strict=True) if step >= len(lane)]
-    parts += [_("{name} has ended.").format(name=name) for name in ended]
+    parts += [_("{name} has ended.").format(name=_(name)) for name in ended]
     return " ".join(parts)
 
 

@@ -51,13 +51,15 @@ minivllm lesson see 4"""
 def page(run: StoryRun) -> None:
     story = run.story
     header = story.header
-    st.markdown(f"**{plain(header.title)}**")
     about(_(INTRODUCTION))
     where = _("in {file}").format(file=code(header.file)) + (
         f", {code(header.where)}" if header.where else ""
     )
     st.error(
-        _("**{property}** {sentence}\n\nexpected: {expected}  \ngot: {got}  \nnoticed {where}").format(
+        _(
+            "{title} · **{property}** {sentence}\n\nexpected: {expected} · got: {got} · noticed {where}"
+        ).format(
+            title=plain(_heading(header)),
             property=plain(header.property),
             sentence=plain(_sentence(header)),
             expected=code(header.expected),
@@ -77,6 +79,14 @@ def page(run: StoryRun) -> None:
         f"minivllm lesson check {lesson}\nminivllm lesson hint {lesson}",
         language="shell",
     )
+
+
+def _heading(header: StoryHeader) -> str:
+    """The lesson, as the reader speaks."""
+    try:
+        return find_lesson(header.lesson).heading(current())
+    except ValueError:
+        return header.title
 
 
 def _sentence(header: StoryHeader) -> str:
@@ -101,11 +111,12 @@ def _kernels(run: StoryRun) -> None:
         )
         return
     yours, reference = (quote(str(path)) for path in paths)
+    speaks = f"&lang={current()}"  # they open in windows of their own
     st.markdown(_(KERNELS))
     with st.container(horizontal=True):
-        st.link_button(_("Your kernel"), f"/microscope?trace={yours}")
-        st.link_button(_("The reference's kernel"), f"/microscope?trace={reference}")
+        st.link_button(_("Your kernel"), f"/microscope?trace={yours}{speaks}")
+        st.link_button(_("The reference's kernel"), f"/microscope?trace={reference}{speaks}")
         st.link_button(
             _("Both, side by side"),
-            f"/flash_attention?trace={yours}&with={reference}",
+            f"/flash_attention?trace={yours}&with={reference}{speaks}",
         )

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import astuple, replace
 
+from minivllm.executor.distributed.heartbeat import TIMEOUT_SECONDS
 from minivllm.memory.block_move import BlockMove
 from minivllm.model.parallel.layout import Grid
 from minivllm.scheduling.plan import ScheduledSequence, StepPlan
@@ -39,7 +40,10 @@ class RankSettings(msgspec.Struct, frozen=True, kw_only=True):
     attention_backend: str
     quantization: str | None = None
     kv_cache_dtype: str = "auto"
+    batch_invariant: bool = False
     record_spans: bool = False
+    timeout_seconds: float = TIMEOUT_SECONDS
+    """That no rank may make a move within a step (`heartbeat.py`)."""
     num_threads: int
     """Threads of each rank."""
 
