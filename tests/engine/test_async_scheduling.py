@@ -240,6 +240,18 @@ def test_what_is_in_flight_ends_whole(patient, end):
         assert engine.cache.num_free_blocks == engine.config.num_blocks
 
 
+def test_an_engine_that_was_closed_computes_without_its_thread(patient):
+    """As one without asynchronous scheduling does: its trace has ended, and it still serves."""
+    engine, executor = patient
+    executor.let.set()
+    engine.close()
+    engine.add_request("it", [1, 2, 3], SamplingParams(max_tokens=9, temperature=0))
+    while engine.has_unfinished_requests():
+        (output,) = engine.step()
+    assert list(output.outputs[0].token_ids) == expected_output([1, 2, 3], 9)
+    assert executor.threads == {get_ident()}
+
+
 def test_off_nothing_is_started():
     assert EngineArgs("m").async_scheduling is False
     assert not isinstance(make_engine()._flights.runs, Background)
