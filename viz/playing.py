@@ -32,7 +32,7 @@ PAGES = {
     "structured_output": ("allowed_tokens",),
     "speculation": ("speculation",),
     "roofline": ("roofline", "decode_intensity"),
-    "metrics": ("metrics_board",),
+    "metrics": ("metrics_board", "metric_charts"),
     "compare": ("comparison",),
     "microscope": ("kernel_source", "kernel_lanes", "kernel_blocks", "kernel_totals"),
     "flash_attention": ("kernel_matrix", "kernel_softmax", "kernel_shared", "kernel_traffic"),

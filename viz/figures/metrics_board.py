@@ -41,10 +41,19 @@ IF_ANY = (
 
 
 def metrics_board(
-    timeline: Timeline, width: float = WIDE, screen: str = "", counted: Counted | None = None
+    timeline: Timeline,
+    width: float = WIDE,
+    screen: str = "",
+    counted: Counted | None = None,
+    told: Sequence[str] | None = None,
 ) -> Scene:
-    """A strip for each metric, with its number after the step; `counted` if the trace was counted before."""
-    counted = counted or count(timeline.trace)
+    """A strip for each metric, with its number after the step.
+
+    Args:
+        counted: the trace, if it was counted before.
+        told: its captions, if they were written before.
+    """
+    counted, told = counted or count(timeline.trace), told or captions(timeline)
     rows = shown(counted)
     bottom = TOP + ROW * len(rows)
     scene = Scene(_("What /metrics would have said"), width, bottom + 24, screen=screen)
@@ -60,9 +69,7 @@ def metrics_board(
         y = TOP + ROW * index + 15
         scene.text(LEFT, y, name, size=14)
         numbers.append(scene.text(width - 4, y, "", size=15, anchor="end", weight="bold"))
-    for moment, sentence, step in zip(
-        counted.moments, captions(timeline), range(timeline.num_steps), strict=True
-    ):
+    for moment, sentence, step in zip(counted.moments, told, range(timeline.num_steps), strict=True):
         scene.begin_step(sentence)
         cursor.move(step)
         for (name, _fill), number in zip(rows, numbers, strict=True):
