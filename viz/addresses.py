@@ -11,14 +11,13 @@ Read next: `gate.py`, the other ASGI application before Streamlit.
 
 from __future__ import annotations
 
+import re
+from functools import cache
+from pathlib import Path
+
 from viz.gate import App, Message, Receive, Send
 
-PAGES = (
-    "start", "run", "lessons", "glossary", "live", "story", "kv_pool", "scheduler", "beam_tree",
-    "prefix_tree", "structured_output", "speculation", "roofline", "metrics", "compare", "microscope",
-    "flash_attention", "precision",
-)  # fmt: skip
-"""All pages but the first."""
+VIEWS = Path(__file__).parent / "views"
 OTHER_NAMES = {
     "overview": "", "home": "", "index": "", "index.html": "",
     "pool": "kv_pool", "block_pool": "kv_pool", "kvpool": "kv_pool", "kv_cache": "kv_pool",
@@ -31,6 +30,14 @@ OTHER_NAMES = {
     "lesson": "lessons", "bug": "story", "your_bug": "story",
 }  # fmt: skip
 SEE_THERE = 307
+
+
+@cache
+def pages() -> frozenset[str]:
+    """All pages but the first, as links name them. They are read, not imported: Streamlit is not there yet."""
+    sources = (path.read_text(encoding="utf-8") for path in VIEWS.glob("*.py"))
+    found = (re.search(r'^URL = "(\w+)"', source, re.MULTILINE) for source in sources)
+    return frozenset(match[1] for match in found if match) - {"overview"}
 
 
 class Addresses:
@@ -54,5 +61,5 @@ def meant(path: str) -> str | None:
     """The page that a path means and does not name; None if it names one, or means none."""
     name = path.strip("/").lower().replace("-", "_").replace(" ", "_")
     page = OTHER_NAMES.get(name, name)
-    known = name in OTHER_NAMES or page in PAGES
+    known = name in OTHER_NAMES or page in pages()
     return page if known and path != f"/{page}" else None
