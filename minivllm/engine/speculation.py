@@ -56,6 +56,8 @@ class Speculation:
         self.num_tokens = num_tokens
         self.max_sequences = max_sequences
         self.length = length
+        self._drafted: list[Sequence] = []
+        """The sequences that have drafts."""
 
     def propose(self, core: EngineCore, requests: Mapping[str, RequestState]) -> None:
         """Give drafts to the sequences that will decode in the next step, if they run on."""
@@ -68,10 +70,14 @@ class Speculation:
         if self.length is not None and num_sequences:
             worth_it = self.length.choose(num_sequences, self.num_tokens)
         self.proposer.forget_others(core.state.sequences)
+        for sequence in self._drafted:
+            sequence.draft_token_ids = NO_DRAFTS
+        self._drafted.clear()
+        if room <= 0 or not (worth_it or self.proposer.draws_by_law):
+            return
         for request in running.values():
             sampling = requests[request.request_id].sampling
             for sequence in request.sequences:
-                sequence.draft_token_ids = NO_DRAFTS
                 if room <= 0 or sampling is None or sequence.num_uncomputed_tokens != 1:
                     continue
                 if sequence.num_pending_tokens:  # it is held, until they are known
@@ -90,8 +96,10 @@ class Speculation:
                 drafts = self.proposer.propose(sequence, limit)
                 if output.sampling.structure and drafts and drafts[0] != UNKNOWN:
                     drafts = _allowed(drafts, output.sampling.structure)
-                sequence.draft_token_ids = drafts
-                room -= len(drafts)
+                if drafts:
+                    sequence.draft_token_ids = drafts
+                    self._drafted.append(sequence)
+                    room -= len(drafts)
 
     def complete(
         self, plan: StepPlan, sequences: Mapping[int, Sequence], requests: Mapping[str, RequestState]
@@ -109,12 +117,14 @@ class Speculation:
         """A step is over: what became of its drafts, and how long it took without them and for them."""
         if self.length is None:
             return
-        tokens = Counter(slot.parent.seq_id for slot in slots)
-        longest = num_rows = 0
-        for item in plan.scheduled:
-            if (count := item.num_draft_tokens) and tokens[item.seq_id]:
-                self.length.note_drafts(count, tokens[item.seq_id] - 1)
-            longest, num_rows = max(longest, count), num_rows + count + 1
+        num_rows, longest = len(plan.scheduled), 0
+        if drafted := [item for item in plan.scheduled if item.num_draft_tokens]:
+            tokens = Counter(slot.parent.seq_id for slot in slots)
+            longest = max(item.num_draft_tokens for item in drafted)
+            num_rows += sum(item.num_draft_tokens for item in drafted)
+            for item in drafted:
+                if tokens[item.seq_id]:
+                    self.length.note_drafts(item.num_draft_tokens, tokens[item.seq_id] - 1)
         if num_rows == plan.total_num_scheduled_tokens:  # no chunk of a prompt was computed with them
             self.length.note_step(num_rows, seconds, draft_seconds / longest if longest else 0.0)
 

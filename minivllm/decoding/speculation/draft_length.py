@@ -9,8 +9,10 @@ to the seconds of steps that only decode. With few sequences, a row is cheap bes
 pay. With many, the processor is busy: c approaches 1, each draft takes the place of a token that is sure,
 and the best number is 0. Nobody has to know at which batch size that happens.
 
-A line needs two points, and a rate needs drafts: one step in `TRIAL` does the opposite of what is best, so
-that what was once judged useless has another chance, and what is used is compared.
+A line needs two points, and a rate needs drafts: at times a step does the opposite of what is best, so that
+what was once judged useless has another chance, and what is used is compared. Such a trial has a price, too:
+a draft model that was not asked for a while must first read what all sequences have said meanwhile. So trials
+come once in `TRIAL` steps, or as seldom as it takes for them to cost no more than `TRIAL_SHARE` of the time.
 
 The times are arguments, there is no clock here: the same numbers lead to the same decisions.
 
@@ -25,8 +27,10 @@ from statistics import median
 
 from minivllm.decoding.speculation.proposer import expected_speedup
 
-TRIAL = 32
-"""One step of so many is for learning."""
+TRIAL, LONGEST_PAUSE = 32, 4096
+"""One step of so many is for learning, at most and at least."""
+TRIAL_SHARE = 0.01
+"""Of the time, what trials may cost."""
 MEMORY, DRAFTS_MEMORY = 0.97, 0.99
 """Weights of what is one step older, and of drafts of one sequence before."""
 OUTLIER = 3.0
@@ -50,7 +54,9 @@ class DraftLength:
         self._num_noted = self._num_passes = 0
         self._sums = [0.0] * 5
         """Of steps: how many, rows, seconds, rows², rows · seconds."""
-        self._num_steps = 0
+        self._until_trial = TRIAL
+        self._is_on_trial = False
+        """Is the price of a trial with drafts still to come?"""
 
     @property
     def acceptance(self) -> float:
@@ -79,6 +85,9 @@ class DraftLength:
             return
         count, _, total, *_ = self._sums
         if count >= 1:
+            if self._is_on_trial and pass_seconds:
+                self._is_on_trial = False
+                self._pay((seconds + pass_seconds) * count / total - 1)
             seconds = min(seconds, OUTLIER * total / count)
         news = (1.0, num_rows, seconds, num_rows * num_rows, num_rows * seconds)
         self._sums = [MEMORY * old + new for old, new in zip(self._sums, news, strict=True)]
@@ -103,8 +112,16 @@ class DraftLength:
 
     def choose(self, num_sequences: int, most: int) -> int:
         """The same, for the next step: now and then the opposite, to learn."""
-        self._num_steps += 1
         best = self.best(num_sequences, most)
-        if self._num_steps % TRIAL:
+        self._until_trial -= 1
+        if self._until_trial > 0:
             return best
-        return 0 if best else min(1, most)
+        if best:  # one token, where several were to be had
+            self._pay(1 - 1 / expected_speedup(self.acceptance, best, self.cost(num_sequences)))
+            return 0
+        self._until_trial, self._is_on_trial = TRIAL, True
+        return min(1, most)
+
+    def _pay(self, price: float) -> None:
+        """A trial has cost so many steps: when is the next?"""
+        self._until_trial = int(min(max(price / TRIAL_SHARE, TRIAL), LONGEST_PAUSE))

@@ -13,6 +13,7 @@ over a model that is either a real folder or a random one of a known shape (`sha
     kv-cache        decode attention over a KV cache in 32, 16 and 8 bits
     scaling         how cost grows with batch, context, pool, queue and requests, drawn
     quantized       weights of 8 and 4 bits, beside the engine's own 16
+    speculation     drafts by a model and by n-grams, beside plain decoding
     kernels         our kernels on a GPU, beside what the device can do
     serve           a server under load, ours or another, as its clients see it (`serve/`)
 
@@ -46,6 +47,7 @@ MEASUREMENTS = {
     "kv-cache": "kv_cache_reading",
     "scaling": "scaling",
     "quantized": "quantized",
+    "speculation": "speculation",
     "kernels": "kernels",
 }
 """Name on the command line → module, which has a function `run(settings)`."""

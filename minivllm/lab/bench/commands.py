@@ -164,6 +164,11 @@ _add_usual(
 )
 
 
+_add_usual(
+    "speculation", "What drafts of a model and of n-grams are worth: the same tokens, in turns.", repeat=5
+)
+
+
 @app.command()
 def beams(
     model: Model = None,

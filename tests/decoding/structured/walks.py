@@ -2,6 +2,8 @@
 
 import random
 from functools import cache
+from heapq import heappop, heappush
+from itertools import count
 
 from minivllm.decoding.structured.compile import StructureCompiler, rules_of
 from minivllm.decoding.structured.progress import Progress
@@ -50,11 +52,11 @@ def walk(made, seed, most=60, hurry=30):
     rng = random.Random(seed)
     progress, data = Progress(made), b""
     known = made.masks.vocabulary.token_bytes
-    for count in range(most):
+    for made_so_far in range(most):
         tokens = allowed(progress)
         assert tokens, f"nothing is allowed after {data!r}"
         assert (EOS in tokens) == progress.may_end
-        if EOS in tokens and (count >= hurry or rng.random() < 0.3):
+        if EOS in tokens and (made_so_far >= hurry or rng.random() < 0.3):
             return data, True
         token = rng.choice([token for token in tokens if token != EOS])
         progress.append(token)
@@ -66,23 +68,26 @@ def walk(made, seed, most=60, hurry=30):
 
 
 def complete(made, data):
-    """The shortest bytes with which a beginning becomes a whole text, by breadth-first search."""
+    """Bytes with which a beginning becomes a whole text: states with short stacks are tried first.
+
+    By length alone there would be too many: a value that may be anything has millions of beginnings that are
+    shorter than what the rest of its object must have.
+    """
     pushdown = made.pushdown
     state = pushdown.read(pushdown.start, data)
     assert state is not None, data
-    seen, level = {state}, [(state, b"")]
-    while level:
-        for state, added in level:
-            if state.has_empty:
-                return data + added
-        after = []
-        for state, added in level:
-            for byte in {byte for node in state.branches for byte in node.steps}:
-                reached = pushdown.advance(state, byte)
-                if reached is not None and reached not in seen:
-                    seen.add(reached)
-                    after.append((reached, added + bytes([byte])))
-        level = after
+    order = count()
+    seen, waiting = {state}, [(0, 0, next(order), state, b"")]
+    while waiting:
+        *_, state, added = heappop(waiting)
+        if state.has_empty:
+            return data + added
+        for byte in {byte for node in state.branches for byte in node.steps}:
+            reached = pushdown.advance(state, byte)
+            if reached is not None and reached not in seen:
+                seen.add(reached)
+                longer = added + bytes([byte])
+                heappush(waiting, (reached.depth, len(longer), next(order), reached, longer))
     raise AssertionError(f"{data!r} cannot be completed")
 
 

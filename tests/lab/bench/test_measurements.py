@@ -91,6 +91,22 @@ def test_small_weights_are_read_in_fewer_bytes_and_compared_with_the_plain_ones(
     print_result(result)
 
 
+def test_drafts_are_compared_with_plain_decoding_of_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minivllm.lab.bench.speculation.OUTPUT_TOKENS", 12)
+    result: Any = run("speculation", Settings(threads=1, repeat=1, requests=2))
+    assert {(row.method, row.texts, row.streams) for row in result.rows} == {
+        (method, texts, streams)
+        for method in ("draft_model", "ngram")
+        for texts in ("own kind", "repeating")
+        for streams in (1, 2)
+    }
+    assert all(row.same_tokens for row in result.rows)
+    assert max(row.step_ratio for row in result.rows) > 1.5  # drafts are made, and some are right
+    print_result(result)
+    with pytest.raises(ValueError, match="model must be one of 'shipped'"):
+        run("speculation", Settings(model="nano"))
+
+
 def test_a_disturbed_step_does_not_count() -> None:
     runs = [(1.0, 2.0, 3.0), (1.0, 2.0, 30.0), (9.0, 2.0, 3.0)]
     assert typical_seconds([Played(sum(steps), steps, ()) for steps in runs]) == 6.0
