@@ -34,7 +34,7 @@ SEE_THERE = 307
 
 @cache
 def pages() -> frozenset[str]:
-    """All pages but the first, as links name them. They are read, not imported: Streamlit is not there yet."""
+    """All pages but the first, as links name them. Their files are read: to import them takes Streamlit."""
     sources = (path.read_text(encoding="utf-8") for path in VIEWS.glob("*.py"))
     found = (re.search(r'^URL = "(\w+)"', source, re.MULTILINE) for source in sources)
     return frozenset(match[1] for match in found if match) - {"overview"}

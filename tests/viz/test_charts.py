@@ -2,6 +2,7 @@
 
 import re
 from functools import cache
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,7 +57,7 @@ def test_stairs_lose_no_peak_and_end_where_the_run_ends(values):
     assert corners[0][0] == 0 and corners[-1] == (count, values[-1])
     places = [x for x, _y in corners]
     assert places == sorted(places) and len(corners) <= 8 * style.MOST_DRAWN + 2
-    for (x0, y0), (x1, y1) in zip(corners, corners[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(corners):
         assert x0 == x1 or y0 == y1, "a line with steps goes across or up, never askew"
 
 

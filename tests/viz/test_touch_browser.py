@@ -215,7 +215,7 @@ def test_where_x_is_time_a_pointer_reads_the_numbers_of_its_step(page, timeline,
 
 @pytest.fixture(scope="module")
 def shared(sharing_file, tmp_path_factory):
-    """The pool with its swap space, and the prefix tree, of a run with sharing: two pages, and its timeline."""
+    """A run with sharing: its pool with the swap space, and its prefix tree, as pages; its timeline."""
     found, folder = make_timeline(read_trace(sharing_file)), tmp_path_factory.mktemp("shared")
     cards, request = figures.request_cards(found), next(iter(found.spans))
     save_html(folder / "pool.html", "KV pool", figures.kv_pictures(found, request)[:1], requests=cards)
