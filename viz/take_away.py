@@ -35,7 +35,7 @@ MOST_FRAMES = 60
 FRAME_SECONDS = 0.3
 """About what matplotlib takes for one."""
 FRAMES_PER_SECOND = (2, 4, 10)
-INSTALL = 'pip install "minivllm[video]"'
+HOW_TO_FILM = 'pip install "minivllm[video]"'
 
 
 class Picture(msgspec.Struct):
@@ -143,7 +143,7 @@ def _film(name: str, sent: Sent, make_scenes: Callable[[], Sequence[Scene]], lan
         key=f"{key}-gif",
     )
     if not can_film():
-        st.caption(_("A film as MP4 needs an encoder: {command}").format(command=f"`{INSTALL}`"))
+        st.caption(_("A film as MP4 needs an encoder: {command}").format(command=f"`{HOW_TO_FILM}`"))
         return
     st.download_button(
         _("A film (MP4)"),

@@ -14,7 +14,7 @@ from PIL import Image
 from tests.viz.test_pages import run_page, words
 from viz.backends.html import save_html
 from viz.scene import Scene
-from viz.take_away import INSTALL, MOST_FRAMES, chosen_steps, file_name, gif, video
+from viz.take_away import HOW_TO_FILM, MOST_FRAMES, chosen_steps, file_name, gif, video
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -65,7 +65,7 @@ def test_without_an_encoder_the_page_says_what_to_install(trace_file, monkeypatc
         monkeypatch.setattr("viz.take_away.can_film", lambda installed=installed: installed)
         app = run_page(kv_pool, trace_file)
         assert not app.exception
-        assert (INSTALL in words(app)) is not installed
+        assert (HOW_TO_FILM in words(app)) is not installed
 
 
 def saved(page, button):
