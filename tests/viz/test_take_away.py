@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.viz.test_pages import run_page, words
 from viz.backends.html import save_html
-from viz.scene import Scene
+from viz.scene import Point, Scene
 from viz.take_away import HOW_TO_FILM, MOST_FRAMES, chosen_steps, file_name, gif, video
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -21,7 +21,8 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def small_scene(title="Two blocks"):
     scene = Scene(title, 200, 80)
-    block = scene.rect(10, 10, 60, 40, fill="free", stroke="outline", label="<A>")
+    block = scene.rect(10, 10, 60, 40, fill="free", stroke="outline", label="<A>", tip="the <first> block")
+    scene.points = [Point(20, 20, 1, "a point")]
     scene.text(10, 70, "two  spaces & <b>markup</b>")
     for step, fill in enumerate(("family0", "family1", "family2")):
         scene.begin_step(f"step {step} </script>")
@@ -100,6 +101,8 @@ def test_the_step_that_is_shown_is_saved_as_an_svg_with_plain_colours(opened):
     assert fills and all(re.match(r"rgb\(|none|#", fill) for fill in fills)
     wanted = opened.locator("svg rect").first.evaluate("rect => getComputedStyle(rect).fill")
     assert wanted in fills
+    titles = {title.text for title in drawn.iter(f"{SVG}title")}
+    assert {"the <first> block", "a point"} <= titles, "what a pointer reads goes with it"
     assert "two  spaces & <b>markup</b>" in {text.text for text in drawn.iter(f"{SVG}text")}
 
 
