@@ -32,7 +32,7 @@ def metric_charts(
 ) -> list[Scene]:
     """One scene for each panel; what was summed up, counted or told before is not done again."""
     summary = summary or summarize(timeline.trace)
-    counted, told = counted or count(timeline.trace), told or captions(timeline)
+    counted, told = counted or count(timeline.trace, timeline.records), told or captions(timeline)
     shown: list[Scene] = []
     for section, panels in (
         (_("What users feel"), user_panels(timeline, counted, told)),

@@ -58,6 +58,7 @@ def test_every_number_of_every_step_is_what_a_scrape_of_the_server_finds(work, d
     # With plans in flight the server's gauges are ahead of the step that is told.
     trace, scrapes = play(work, data.draw(limits(work)) | {"async_scheduling": False})
     counted = count(trace)
+    assert counted.moments == count(trace, make_timeline(trace).records).moments
     assert len(counted.moments) == len(scrapes)
     for moment, scraped in zip(counted.moments, scrapes, strict=True):
         assert {name: scraped[name] for name in moment.values} == moment.values

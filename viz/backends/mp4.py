@@ -34,7 +34,7 @@ def mp4(pictures: Iterable[Image.Image], per_second: float) -> bytes:
     import av
 
     drawn = BytesIO()
-    with av.open(drawn, "w", format="mp4", options={"movflags": "faststart"}) as film:
+    with av.open(drawn, "w", format="mp4") as film:
         stream = None
         for picture in pictures:
             frame = av.VideoFrame.from_image(even(picture))

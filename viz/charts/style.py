@@ -206,21 +206,24 @@ class Chart:
 
 def _play(scene: Scene, steps: Steps, x: Place, high: float, captions: Sequence[str]) -> None:
     """The step as a line where it ends; what comes after it is dimmed."""
-    right, height = PHONE - RIGHT, PLOT + 6
-    veil = scene.rect(LEFT, high - 6, 0, height, fill="page", opacity=0.62)
-    line = scene.rect(LEFT, high - 6, 1.6, height, fill="cursor")
+    height = PLOT + 6
+    veil = scene.rect(LEFT, high - 6, PHONE - LEFT, height, fill="page", opacity=0.62)
+    line = scene.rect(LEFT, high - 6, 1.5, height, fill="cursor")
     ends = [rounded(x(end)) for end in steps.ends]
     scene.axis = StepAxis(LEFT, 0.0, tuple(ends))
-    for caption, end in zip(captions, ends, strict=True):
-        scene.begin_step(caption)
-        scene.set(veil, x=end, width=rounded(max(0.0, right - end)))
-        scene.set(line, x=rounded(end - 0.8))
+    scene.captions = list(captions)
+    for end in ends:
+        place = round(4 * end) / 4  # in a long run, most steps lie where the one before them does
+        scene.changes.begin_step()
+        scene.set(veil, x=place)
+        scene.set(line, x=place - 0.75)
 
 
 def stand(scene: Scene, captions: Sequence[str]) -> None:
-    """The same picture at every step."""
-    for caption in captions:
-        scene.begin_step(caption)
+    """The same picture at every step, with captions as `figures/captions.py` tells them."""
+    scene.captions = list(captions)
+    for _caption in captions:
+        scene.changes.begin_step()
 
 
 def _path(points: Sequence[tuple[float, float]], x: Place, y: Place) -> str:

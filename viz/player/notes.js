@@ -3,6 +3,7 @@
 //
 // Read next: player.js.
 
+const MODEST = 640; // units across
 const MARKED = /(\*\*.+?\*\*|`[^`]+`)/;
 
 function rich(words) {
@@ -26,8 +27,9 @@ function notesOf({ notes }) {
   return [host];
 }
 
-// The legend: beside the pictures where there is room, else below them.
-function explain(host, legend) {
+// The legend: beside the pictures where there is room, else below them. Pictures of modest width leave some earlier.
+function explain(host, legend, scenes) {
+  host.closest(".stage").classList.toggle("modest", scenes.every(({ width }) => width <= MODEST));
   host.replaceChildren();
   for (const words of legend ?? []) {
     const line = make("p", "");

@@ -36,7 +36,7 @@ class Player {
     this.slider.max = this.last;
     this.pictures = data.scenes.map((scene) => new Picture(scene));
     this.lay(find(".pictures"));
-    explain(find(".legend"), data.legend);
+    explain(find(".legend"), data.legend, data.scenes);
     this.touch = new Touch(this, root, data);
     this.range = this.touch.range;
     this.makeJumps(find(".jumps"), data.jumps);

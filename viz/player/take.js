@@ -72,7 +72,7 @@ function painted(picture) {
     else copies[index].setAttribute("pointer-events", "none");
   });
   for (const [cx, cy, , words] of scene.points) {
-    const point = shaped("circle", { cx, cy, r: POINT / 2, fill: "black", "fill-opacity": 0 });
+    const point = shaped("circle", { cx, cy, r: POINT / 2, fill: "#000", "fill-opacity": 0 });
     if (words) copy.append(point);
     point.append(worded("title", words));
   }

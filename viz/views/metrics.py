@@ -53,7 +53,7 @@ def page(run: Run) -> None:
 
     def scenes() -> list[figures.Scene]:
         timeline, told = run.timeline, captions(run.timeline)
-        counted = count(timeline.trace)
+        counted = count(timeline.trace, timeline.records)
         board = [
             figures.metrics_board(timeline, width, screen, counted, told)
             for width, screen in ((WIDE, "wide"), (PHONE, "narrow"))

@@ -52,7 +52,7 @@ minivllm lesson see 4"""
 def page(run: StoryRun) -> None:
     story = judged_in_words(run.story)
     header = story.header
-    st.markdown(f"**{plain(header.title)}**")
+    st.markdown(f"**{plain(_title(header))}**")
     about(_(INTRODUCTION))
     where = _("in {file}").format(file=code(header.file)) + (
         f", {code(header.where)}" if header.where else ""
@@ -85,6 +85,14 @@ def page(run: StoryRun) -> None:
         f"minivllm lesson check {lesson}\nminivllm lesson hint {lesson}",
         language="shell",
     )
+
+
+def _title(header: StoryHeader) -> str:
+    """What the lesson is called, as the reader speaks."""
+    try:
+        return find_lesson(header.lesson).heading(current())
+    except ValueError:
+        return header.title
 
 
 def _sentence(header: StoryHeader) -> str:
