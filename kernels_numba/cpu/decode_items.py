@@ -30,11 +30,11 @@ def plan_items(firsts: Any, lengths: Any, kv_heads: int, num_threads: int) -> tu
         `items`, `row_starts` and `shares` as `paged_decode` takes them: as many positions for each thread.
     """
     firsts, lengths = np.asarray(firsts), np.asarray(lengths)
+    if num_threads == 1:  # nothing is divided
+        return _whole_sequences(firsts, lengths, kv_heads)
     aligned = firsts // PART_KEYS * PART_KEYS
     spans = lengths - aligned
-    most = int(spans.max())
-    if num_threads > 1:
-        most = int(spans.sum()) * kv_heads // (num_threads * ITEMS_PER_THREAD)
+    most = int(spans.sum()) * kv_heads // (num_threads * ITEMS_PER_THREAD)
     most = -(-max(most, 1) // PART_KEYS) * PART_KEYS
     counts = -(-spans // most)
     ends = counts.cumsum()
@@ -51,3 +51,13 @@ def plan_items(firsts: Any, lengths: Any, kv_heads: int, num_threads: int) -> tu
     done = np.repeat(items[:, 2] - items[:, 1], kv_heads).cumsum()
     shares = np.searchsorted(done, done[-1] * np.arange(1, num_threads) / num_threads)
     return items, np.concatenate(([0], row_ends[ends - 1])), np.concatenate(([0], shares, [len(done)]))
+
+
+def _whole_sequences(firsts: Any, lengths: Any, kv_heads: int) -> tuple[Any, Any, Any]:
+    """The same for one thread, in a fraction of the time: small models take many small steps."""
+    rows = np.arange(len(lengths) + 1)
+    items = np.empty((len(lengths), 4), np.int64)
+    items[:, 0] = items[:, 3] = rows[:-1]
+    items[:, 1] = firsts
+    items[:, 2] = lengths
+    return items, rows, np.array([0, len(lengths) * kv_heads])

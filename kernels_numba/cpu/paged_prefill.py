@@ -349,10 +349,12 @@ def plan_tiles(
     starts, counts, positions = (np.asarray(values, np.int64) for values in (starts, counts, positions))
     step = max(1, MOST_COLUMNS // group)
     tiles = -(-counts // step)
+    seen = NO_WINDOW if window is None else window
+    if num_threads == 1:
+        return _tiles_in_order(starts, counts, positions, tiles, kv_heads, step, seen)
     sequence = np.repeat(np.arange(len(counts)), tiles)
     offset = (np.arange(len(sequence)) - np.repeat(tiles.cumsum() - tiles, tiles)) * step
     rows = np.minimum(step, counts[sequence] - offset)
-    seen = NO_WINDOW if window is None else window
     columns = (sequence, starts[sequence] + offset, rows, positions[sequence] + offset)
     sequence, first, rows, position = (np.repeat(column, kv_heads) for column in columns)
     head = np.tile(np.arange(kv_heads), len(sequence) // kv_heads)
@@ -367,3 +369,20 @@ def plan_tiles(
     by_thread = np.lexsort((sorted_items[:, 2], sorted_items[:, 1], sorted_items[:, 0], thread))
     shares = np.searchsorted(thread[by_thread], np.arange(num_threads + 1))
     return sorted_items[by_thread], shares
+
+
+def _tiles_in_order(
+    starts: Any, counts: Any, positions: Any, tiles: Any, kv_heads: int, step: int, seen: int
+) -> tuple[Any, Any]:
+    """The same for one thread, which takes sequence after sequence, head after head: nothing is divided."""
+    each = tiles * kv_heads
+    sequence = np.repeat(np.arange(len(each)), each)
+    place = np.arange(len(sequence)) - np.repeat(each.cumsum() - each, each)
+    head, tile = np.divmod(place, tiles[sequence])
+    offset = tile * step
+    items = np.empty((len(sequence), 6), np.int64)
+    items[:, 0], items[:, 1], items[:, 5] = sequence, head, seen
+    items[:, 2] = first = starts[sequence] + offset
+    items[:, 3] = first + np.minimum(step, counts[sequence] - offset)
+    items[:, 4] = positions[sequence] + offset
+    return items, np.array([0, len(items)])

@@ -40,7 +40,7 @@ from minivllm.decoding.sampling_state import SamplingState
 from minivllm.decoding.speculation.proposer import UNKNOWN, Completed
 from minivllm.decoding.speculation.rejection import draw
 from minivllm.executor.attention.choose import BackendFactory
-from minivllm.executor.attention.metadata import AttentionMetadata, build_metadata
+from minivllm.executor.attention.metadata import build_metadata, one_token_each
 from minivllm.executor.batch_invariance import invariant
 from minivllm.executor.block_mover import BlockMover
 from minivllm.executor.cpu_hazards import guard_step
@@ -231,16 +231,26 @@ class DraftModel:
         self._choose(guesses, self.runner.run(metadata, 0))
         tables = metadata.block_tables
         positions = metadata.context_lens - 1
+        is_plain = all(guess.state.is_plain_greedy for guess in guesses)
         while True:
-            going_on = [len(guess.token_ids) < guess.item.num_draft_tokens for guess in guesses]
-            if not all(going_on):
-                if not any(going_on):
+            missing = np.array([guess.item.num_draft_tokens - len(guess.token_ids) for guess in guesses])
+            if not missing.all():
+                if not missing.any():
                     return
+                going_on = missing > 0
                 guesses = [guess for guess, goes_on in zip(guesses, going_on, strict=True) if goes_on]
-                tables, positions = tables[going_on], positions[going_on]
-            positions = positions + 1
-            tokens_now = np.array([guess.token_ids[-1] for guess in guesses], np.int64)
-            self._choose(guesses, self.runner.run(self._one_token_each(tokens_now, positions, tables), 0))
+                tables, positions, missing = tables[going_on], positions[going_on], missing[going_on]
+            last = np.array([guess.token_ids[-1] for guess in guesses], np.int64)
+            metadata = one_token_each(last, positions + 1, tables, self.storage.block_size)
+            count = int(missing.min()) if is_plain else 1
+            positions = positions + count
+            if is_plain:
+                found = self.runner.continue_greedily(metadata, count, self.storage.block_size)
+                for guess, tokens in zip(guesses, found.T.tolist(), strict=True):
+                    guess.token_ids += tokens
+                    guess.laws += [None] * count
+            else:
+                self._choose(guesses, self.runner.run(metadata, 0))
 
     def _catch_up(self, item: ScheduledSequence, tokens: array[int]) -> int:
         """Compute what is missing but for the last few tokens; returns the first of those."""
@@ -252,15 +262,6 @@ class DraftModel:
             self._note_computed(item, first, end)
             first = end
         return first
-
-    def _one_token_each(
-        self, token_ids: np.ndarray[Any, Any], positions: np.ndarray[Any, Any], tables: np.ndarray[Any, Any]
-    ) -> AttentionMetadata:
-        """What `build_metadata` would say of a plan with one token of each sequence."""
-        size, rows = self.storage.block_size, np.arange(len(token_ids))
-        slots = tables[rows, positions // size] * size + positions % size
-        starts = np.arange(len(token_ids) + 1)
-        return AttentionMetadata(token_ids, positions, slots, starts, positions + 1, tables, rows)
 
     def _choose(self, guesses: Sequence[_Guess], logits: Tensor) -> None:
         """One more draft for each: the likeliest token of the greedy, a draw for all others."""

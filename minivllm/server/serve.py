@@ -238,8 +238,11 @@ def _listen_at(host: str, port: int, kind: str = "") -> socket.socket:
 def _listen(family: int, address: str | tuple[str, int], where: str) -> socket.socket:
     listener = None
     try:
-        listener = socket.socket(family)
-        if not isinstance(address, str):
+        # asyncio sends what is written at once (TCP_NODELAY) only where a socket says that it speaks TCP.
+        # Else a token waits until the one before is acknowledged, which clients put off for 40 milliseconds.
+        protocol = 0 if isinstance(address, str) else socket.IPPROTO_TCP
+        listener = socket.socket(family, socket.SOCK_STREAM, protocol)
+        if protocol:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(2048)

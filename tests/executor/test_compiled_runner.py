@@ -9,12 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minivllm.executor.attention import numba_cpu_backend
+from minivllm.executor.attention.metadata import build_metadata
 from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention
 from minivllm.executor.attention.torch_backend import TorchAttention
 from minivllm.executor.kv_storage import KVStorage
 from minivllm.executor.runners import compiled as compiled_module
 from minivllm.executor.runners.compiled import CompiledRunner
 from minivllm.executor.runners.fused import FusedRunner
+from minivllm.executor.runners.model_runner import ModelRunner
 from minivllm.executor.torch_executor import TorchExecutor
 from minivllm.model.config import ModelConfig
 from minivllm.model.tiny import MODEL_PATH
@@ -104,6 +106,30 @@ def test_batches_of_any_size_are_those_of_the_plain_decoder(config, lengths, tok
     compiled, plain = compiled_and_plain(config, seed, dtype)
     for plan in batches(lengths, 3, tokens):
         torch.testing.assert_close(compiled.execute(plan), plain.execute(plan), **TOLERANCE[dtype])
+
+
+@given(
+    config=configs(),
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=5),
+    tokens=st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=9),
+    count=st.integers(1, 7),
+    seed=st.integers(0, 99),
+)
+@settings(deadline=None)
+def test_steps_that_follow_from_each_other_are_those_that_are_asked_for_one_by_one(
+    config, lengths, tokens, count, seed
+):
+    ours, theirs = (executor_of(config, NumbaCpuAttention, seed) for _ in range(2))
+    first, *_ = plans = list(batches(lengths, count, tokens))
+    found = []
+    for executor, steps in ((ours, type(ours.runner)), (theirs, ModelRunner)):
+        executor.execute(first)
+        runner, metadata = executor.runner, build_metadata(plans[1], BLOCK_SIZE)
+        before = metadata.token_ids.copy(), metadata.positions.copy()
+        found.append(steps.continue_greedily(runner, metadata, count, BLOCK_SIZE).tolist())
+        assert (metadata.token_ids == before[0]).all() and (metadata.positions == before[1]).all()
+    assert found[0] == found[1]
+    assert torch.equal(ours.storage.cells.nan_to_num(), theirs.storage.cells.nan_to_num())
 
 
 @given(configs(), runs())

@@ -242,9 +242,7 @@ def test_an_engine_beyond_help_says_so_to_everyone():
 def test_after_a_shutdown_those_who_wait_hear_of_it():
     async def run():
         llm = AsyncLLM(make_engine(num_blocks=25_001))
-        outputs = llm.generate(
-            [1], params(99_000), "waits"
-        )  # so many that it is not done before the shutdown
+        outputs = llm.generate([1], params(99_000), "waits")  # not done before the shutdown
         await anext(outputs)
         llm.shutdown()
         with pytest.raises(EngineDeadError, match="shut down"):

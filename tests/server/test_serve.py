@@ -1,5 +1,6 @@
 """`minivllm serve` as a process: it says where it is, answers, and ends in order."""
 
+import asyncio
 import os
 import re
 import signal
@@ -11,8 +12,9 @@ import httpx
 import pytest
 from uvicorn import Config, Server
 
+from minivllm.server import serve
 from minivllm.server.connections import PromptProtocol
-from tests import patience
+from tests import event_loops, patience
 
 QUICK = ("--attention-backend", "torch", "--enforce-eager", "--num-gpu-blocks-override", "64")
 
@@ -165,3 +167,23 @@ def test_with_a_full_disk_behind_a_proxy_it_serves_until_it_is_told_to_end_now()
             *_, error, done = filter(None, events)
         assert "the server is shutting down" in error and done == "data: [DONE]"
         assert found.wait(timeout=patience.SECONDS) == 0
+
+
+def test_what_is_written_is_sent_at_once():
+    """Else tokens wait for acknowledgements: on a connection that is used again, 40 ms before the first."""
+
+    async def run():
+        found = asyncio.get_running_loop().create_future()
+
+        class Accepts(asyncio.Protocol):
+            def connection_made(self, transport):
+                accepted = transport.get_extra_info("socket")
+                found.set_result(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+                transport.close()
+
+        listener = serve._listen_at("127.0.0.1", 0)
+        async with await asyncio.get_running_loop().create_server(Accepts, sock=listener):
+            socket.create_connection(listener.getsockname(), timeout=patience.SECONDS).close()
+            return await found
+
+    assert event_loops.run(run())

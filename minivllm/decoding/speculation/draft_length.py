@@ -35,6 +35,8 @@ MEMORY, DRAFTS_MEMORY = 0.97, 0.99
 """Weights of what is one step older, and of drafts of one sequence before."""
 OUTLIER = 3.0
 """A step that takes more than so many times as long as usual met a compiler, or another program."""
+FRESH = 4
+"""Steps after which the best number is worked out anew; before that only if the load has changed."""
 COLD = 3
 """The first steps and drafts are not believed: kernels are compiled and caches are empty."""
 PASSES = 9
@@ -54,6 +56,8 @@ class DraftLength:
         self._num_noted = self._num_passes = 0
         self._sums = [0.0] * 5
         """Of steps: how many, rows, seconds, rows², rows · seconds."""
+        self._chosen = self._load = 0
+        self._age = FRESH
         self._until_trial = TRIAL
         self._is_on_trial = False
         """Is the price of a trial with drafts still to come?"""
@@ -111,8 +115,11 @@ class DraftLength:
         return best if gains[best] >= WORTH_IT else 0
 
     def choose(self, num_sequences: int, most: int) -> int:
-        """The same, for the next step: now and then the opposite, to learn."""
-        best = self.best(num_sequences, most)
+        """The same, for the next step, if it is not too old: now and then the opposite, to learn."""
+        self._age += 1
+        if self._age >= FRESH or num_sequences != self._load:
+            self._chosen, self._load, self._age = self.best(num_sequences, most), num_sequences, 0
+        best = self._chosen
         self._until_trial -= 1
         if self._until_trial > 0:
             return best

@@ -25,13 +25,17 @@ def plan_attention(
     metadata: AttentionMetadata, window: int | None, config: ModelConfig, num_threads: int
 ) -> AttentionWork:
     """The work of the layers that have this window."""
-    new_tokens = np.diff(metadata.query_starts)
+    tables, query_starts = metadata.block_tables, metadata.query_starts
     if metadata.num_tokens == metadata.num_sequences:  # every sequence has one, as in most steps
-        decoding, prompts = np.arange(metadata.num_sequences), np.zeros(0, np.int64)
-    else:
-        decoding, prompts = np.flatnonzero(new_tokens == 1), np.flatnonzero(new_tokens > 1)
+        if not metadata.num_sequences:
+            return AttentionWork(query_starts[:0], tables, *NO_ITEMS, tables, *NO_TILES)
+        firsts = metadata.first_seen(window)
+        whole = plan_items(firsts, metadata.context_lens, config.num_kv_heads, num_threads)
+        return AttentionWork(query_starts[:-1], tables, *whole, tables[:0], *NO_TILES)
+    new_tokens = query_starts[1:] - query_starts[:-1]
+    decoding, prompts = np.flatnonzero(new_tokens == 1), np.flatnonzero(new_tokens > 1)
     items, tiles = NO_ITEMS, NO_TILES
-    starts = metadata.query_starts[prompts]
+    starts = query_starts[prompts]
     if len(decoding):
         items = plan_items(
             metadata.first_seen(window)[decoding],
@@ -49,5 +53,4 @@ def plan_attention(
             window,
             num_threads,
         )
-    tables = metadata.block_tables
-    return AttentionWork(metadata.query_starts[decoding], tables[decoding], *items, tables[prompts], *tiles)
+    return AttentionWork(query_starts[decoding], tables[decoding], *items, tables[prompts], *tiles)

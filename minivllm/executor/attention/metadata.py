@@ -100,6 +100,15 @@ def build_metadata(plan: StepPlan, block_size: int) -> AttentionMetadata:
     )
 
 
+def one_token_each(
+    token_ids: IntArray, positions: IntArray, block_tables: IntArray, block_size: int
+) -> AttentionMetadata:
+    """What `build_metadata` says of a plan with one token of each sequence, whose logits are wanted."""
+    rows = np.arange(len(token_ids) + 1)
+    slots = block_tables[rows[:-1], positions // block_size] * block_size + positions % block_size
+    return AttentionMetadata(token_ids, positions, slots, rows, positions + 1, block_tables, rows[:-1])
+
+
 def _ranges(starts: IntArray, lengths: IntArray) -> IntArray:
     """`start, start + 1, … start + length - 1` for each pair, end to end: one arange, shifted piecewise."""
     before = lengths.cumsum() - lengths

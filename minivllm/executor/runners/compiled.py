@@ -31,7 +31,7 @@ from kernels_numba.cpu.matrix_packing import Packed, pack_dense
 from kernels_numba.cpu.panels import multiply, pack, padded, unpack
 from kernels_numba.cpu.whole_step import ATTENTION, STAGES, Batch, Scratch, Weights, make_scratch, whole_step
 from minivllm.executor.attention.cpu_work import plan_attention
-from minivllm.executor.attention.metadata import AttentionMetadata
+from minivllm.executor.attention.metadata import AttentionMetadata, IntArray
 from minivllm.executor.cpu_hazards import STEP, code_kind, compiling, set_numba_threads
 from minivllm.executor.kv_format import AUTO
 from minivllm.executor.kv_storage import KVStorage
@@ -89,11 +89,8 @@ class CompiledRunner(ModelRunner):
 
     def run(self, metadata: AttentionMetadata, num_padding: int) -> Tensor:
         num_tokens = metadata.num_tokens + num_padding
-        is_small = num_tokens * self._products_per_token <= SERIAL_PRODUCTS
-        num_threads = set_numba_threads(1 if is_small else None)
+        num_threads = self._prepare(num_tokens)
         work = plan_attention(metadata, self._window, self.config, num_threads)
-        if num_tokens > len(self._room.x):
-            self._room = self._make_room(max(num_tokens, 2 * len(self._room.x)))
         batch = Batch(
             np.pad(metadata.token_ids, (0, num_padding)) if num_padding else metadata.token_ids,
             self._angles.upto(metadata.positions),
@@ -112,6 +109,35 @@ class CompiledRunner(ModelRunner):
         self.seconds = {stage: int(ticks) * tick for stage, ticks in zip(STAGES, clock, strict=True)}
         self.attention_seconds = self.seconds[STAGES[ATTENTION]]
         return logits[:, : self.config.vocab_size]
+
+    def continue_greedily(self, metadata: AttentionMetadata, count: int, block_size: int) -> IntArray:
+        """One step becomes the next in place: for a small model, planning takes as long as computing."""
+        num_threads = self._prepare(metadata.num_tokens)
+        if num_threads > 1 or self._window is not None:  # then it is divided anew each time
+            return super().continue_greedily(metadata, count, block_size)
+        work = plan_attention(metadata, self._window, self.config, num_threads)
+        lengths = work.items[:, 2]
+        tokens, positions = metadata.token_ids.copy(), metadata.positions.copy()
+        slots, tables, rows = metadata.slot_mapping.copy(), metadata.block_tables, metadata.logit_rows
+        batch = Batch(tokens, self._angles.upto(positions + count), positions, slots, rows, work)
+        logits = torch.empty(len(rows), padded(self.config.vocab_size))
+        told = logits.numpy()[:, : self.config.vocab_size]
+        found, clock = np.empty((count, len(rows)), np.int64), np.zeros(len(STAGES), np.int64)
+        for step in range(count):
+            self._call(batch, num_threads, logits, clock)
+            tokens[:] = found[step] = told.argmax(axis=1)
+            lengths += 1
+            positions += 1
+            if step + 1 < count:
+                slots[:] = tables[rows, positions // block_size] * block_size + positions % block_size
+        return found
+
+    def _prepare(self, num_tokens: int) -> int:
+        """Make room for a step of so many tokens; returns the threads that it is worth."""
+        if num_tokens > len(self._room.x):
+            self._room = self._make_room(max(num_tokens, 2 * len(self._room.x)))
+        is_small = num_tokens * self._products_per_token <= SERIAL_PRODUCTS
+        return set_numba_threads(1 if is_small else None)
 
     def _call(self, batch: Batch, num_threads: int, logits: Tensor, clock: Any) -> None:
         whole_step(

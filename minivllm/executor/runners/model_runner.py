@@ -15,9 +15,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+import numpy as np
 from torch import Tensor
 
-from minivllm.executor.attention.metadata import AttentionMetadata
+from minivllm.executor.attention.metadata import AttentionMetadata, IntArray, one_token_each
 
 
 class ModelRunner(ABC):
@@ -41,6 +42,23 @@ class ModelRunner(ABC):
         `num_padding` rows more go through the linear layers, and are thrown away (`padding.py`).
         """
 
+    def continue_greedily(self, metadata: AttentionMetadata, count: int, block_size: int) -> IntArray:
+        """Compute `count` supported steps, each of one token of every sequence: the likeliest after the last.
+
+        Args:
+            metadata: of the first step; the block tables have room for all of them.
+
+        Returns:
+            [count, sequences]: the tokens, of which the last is not computed.
+        """
+        found = np.empty((count, metadata.num_sequences), np.int64)
+        for step in range(count):
+            found[step] = self.run(metadata, 0).argmax(dim=-1).numpy(force=True)
+            after, tables = metadata.positions + 1, metadata.block_tables
+            if step + 1 < count:
+                metadata = one_token_each(found[step], after, tables, block_size)
+        return found
+
 
 class FirstSupporting(ModelRunner):
     """Several runners as one: a step goes to the first that supports it. The last one supports all steps."""
@@ -49,8 +67,14 @@ class FirstSupporting(ModelRunner):
         self.runners = runners
 
     def run(self, metadata: AttentionMetadata, num_padding: int) -> Tensor:
-        runner = next(runner for runner in self.runners if runner.supports(metadata, num_padding))
+        runner = self._supporting(metadata, num_padding)
         runner.on_kernel = self.on_kernel
         logits = runner.run(metadata, num_padding)
         self.attention_seconds = runner.attention_seconds
         return logits
+
+    def continue_greedily(self, metadata: AttentionMetadata, count: int, block_size: int) -> IntArray:
+        return self._supporting(metadata, 0).continue_greedily(metadata, count, block_size)
+
+    def _supporting(self, metadata: AttentionMetadata, num_padding: int) -> ModelRunner:
+        return next(runner for runner in self.runners if runner.supports(metadata, num_padding))

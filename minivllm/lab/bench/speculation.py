@@ -1,6 +1,7 @@
 """What drafts are worth: the same greedy tokens with speculative decoding and without, in turns.
 
-    prompts     held-out texts of the shipped model's own kind, and texts that repeat themselves
+    prompts     held-out texts of the shipped model's own kind; and texts that repeat themselves: such a
+                beginning, what the model says to it, and the beginning again
     methods     a draft model, n-grams
     streams     one after the other, and many at once, where the processor has enough to do without guesses
 
@@ -30,9 +31,8 @@ if TYPE_CHECKING:
     from minivllm.llm import LLM
 
 NUM_DRAFTS = 4
-OUTPUT_TOKENS = 96
+OUTPUT_TOKENS = 128
 PROMPT_TOKENS = 32
-REPEATED_TOKENS, REPETITIONS = 12, 6
 STREAM_PROMPTS = 4
 """Prompts that a single stream answers one after the other."""
 METHODS: dict[str, dict[str, Any]] = {
@@ -107,7 +107,8 @@ def run(settings: Settings) -> Speculation:
     check_choice("model", settings.model or "shipped", ("shipped",))
     with open_subject(settings) as subject:
         sides = {name: _load(subject, settings, name) for name in (None, *METHODS)}
-        texts = _prompts(subject, settings)
+        beginnings = _samples(subject, settings)
+        texts = {"own kind": beginnings, "repeating": _repeating(sides[None], beginnings)}
         rows, others = [], []
         for streams in sorted({1, settings.requests}):
             for kind, prompts in texts.items():
@@ -136,21 +137,21 @@ def _load(subject: Subject, settings: Settings, method: str | None) -> LLM:
     )
 
 
-def _prompts(subject: Subject, settings: Settings) -> dict[str, list[list[int]]]:
-    """Token ids: beginnings of texts that the model never saw, and a few of their words again and again."""
+def _samples(subject: Subject, settings: Settings) -> list[list[int]]:
+    """Token ids of the beginnings of texts that the model never saw."""
     from minivllm.model.quantization.texts import HELD_OUT, read_samples
 
     if subject.tokenizer is None:
         raise ValueError("model must be the shipped one: random models have no texts")
-    samples = read_samples(
-        HELD_OUT,
-        subject.tokenizer.encode,
-        num_samples=max(STREAM_PROMPTS, settings.requests),
-        seq_len=PROMPT_TOKENS,
-        seed=settings.seed,
-    )
-    repeated = [ids[:1] + ids[1 : 1 + REPEATED_TOKENS] * REPETITIONS for ids in samples]
-    return {"own kind": samples, "repeating": repeated}
+    count = max(STREAM_PROMPTS, settings.requests)
+    encode = subject.tokenizer.encode
+    return read_samples(HELD_OUT, encode, num_samples=count, seq_len=PROMPT_TOKENS, seed=settings.seed)
+
+
+def _repeating(llm: LLM, samples: Sequence[list[int]]) -> list[list[int]]:
+    """The model is asked again, behind its own answer."""
+    answers = _answer(llm, samples, len(samples))
+    return [ids + list(answer) + ids for ids, answer in zip(samples, answers, strict=True)]
 
 
 def _measure(
