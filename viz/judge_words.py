@@ -310,8 +310,8 @@ def judged_in_words(story: StoryTrace) -> StoryTrace:
         return story
     replace = msgspec.structs.replace
     header = replace(story.header, expected=as_judged(story.header.expected), got=as_judged(story.header.got))
-    lanes = [[_step(step) for step in lane] for lane in (story.yours, story.reference)]
-    return StoryTrace(header, *lanes, story.is_whole)
+    yours, reference = ([_step(step) for step in lane] for lane in (story.yours, story.reference))
+    return StoryTrace(header, yours, reference, story.is_whole)
 
 
 def _step(step: StoryStep) -> StoryStep:
