@@ -3,10 +3,10 @@
     Ctrl-C                                         `finally` blocks run, one line, exit code 130
     SIGTERM, or the terminal is closed             the same, with exit code 143
     the same again, before that is done            the process ends there and then
-    nobody reads our output any more (`| head`)    silence
+    our output is not read any more (`| head`)     silence
 
 A program of ours is the command `minivllm`, a `python -m` of our packages, or a script in one of them (a
-lesson's walkthrough); in somebody else's program nothing happens here. Each of our packages imports this
+lesson's walkthrough); in any other program nothing happens here. Each of our packages imports this
 module before anything else, because what takes time comes afterwards. Only the start of Python itself, some
 20 ms, is before it.
 

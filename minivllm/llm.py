@@ -26,9 +26,10 @@ from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from tqdm.auto import tqdm
 
+from minivllm.engine.admission import NO_DRAFTS
 from minivllm.engine.create_engine import create_engine
-from minivllm.engine.engine import NO_DRAFTS, Call
 from minivllm.engine.engine_args import EngineArgs
+from minivllm.engine.engine_books import Call
 from minivllm.engine.prompts import NO_TOKENIZER, Prompt, TokenizedPrompt, tokenize_prompt
 from minivllm.engine.request_state import RequestState
 from minivllm.engine.settings import documented, takes_settings

@@ -93,7 +93,7 @@ class Library(JITCodeLibrary):  # type: ignore[misc]
         super()._set_compiled_object(value)
 
     def get_pointer_to_function(self, name: str) -> int:
-        """Its address. Whoever asks for it wants to call it: then it is no part any more."""
+        """Its address. A caller that asks for it wants to call it: then it is no part any more."""
         self._ensure_finalized()
         if self.is_part:
             self.is_part = False

@@ -1,6 +1,6 @@
 """A softmax over many keys, part by part: the one order that prompts and decoding have in common.
 
-The result of attention must not depend on who else is in the step, on chunks, on threads or on blocks. So
+The result of attention must not depend on what else is in the step, on chunks, on threads or on blocks. So
 keys are cut at fixed positions, whatever the reason to cut them:
 
     positions   0 … 255        256 … 511        512 … now          parts of PART_KEYS

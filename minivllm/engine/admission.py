@@ -19,6 +19,8 @@ from minivllm.memory.cache_manager import CacheManager
 from minivllm.sampling_params import BeamSearchParams, SamplingParams, in_sampling_params, own_copy
 from minivllm.validation import check_int64, check_integer, check_list, check_number, check_text, shown
 
+NO_DRAFTS = "no draft can be accepted before all beams have been compared"
+
 
 class RequestArguments(NamedTuple):
     """What `Engine.add_request` was given, each argument in its one form."""
@@ -65,6 +67,7 @@ def check_request(
     memory: CacheManager,
     vocab_size: int,
     has_tokenizer: bool,
+    has_drafts: bool = False,
 ) -> int:
     """Could this request be served by an empty engine? Returns its final limit of output tokens.
 
@@ -72,6 +75,10 @@ def check_request(
         ValueError: it never could, and why.
     """
     params, prompt = in_sampling_params(arguments.params), arguments.prompt_token_ids
+    if has_drafts and params.use_beam_search:
+        raise ValueError(
+            f"use_beam_search must be False where speculative_config is set: {NO_DRAFTS}; got True"
+        )
     check_prompt(prompt, vocab_size, config.max_model_len)
     params.verify(vocab_size, has_tokenizer=has_tokenizer)
     check_width(params.width, is_beam_search=params.use_beam_search, config=config)

@@ -1,7 +1,8 @@
-"""The lives of sequences: how they fork, and how they and their requests end.
+"""The lives of sequences: how they fork, what they keep, and how they and their requests end.
 
     fork            the child has the tokens of its parent, and maps all its blocks; no data moves
     advance_beams   forks for beams that branch, an end for beams that are outdone
+    keep_accepted   drafts that were right stay in the cache, the others leave it
     end             a finished sequence frees its blocks; the request leaves with its last sequence, or is
                     parked until its whole batch has finished (static batching)
 
@@ -11,16 +12,24 @@ costs, `minivllm/decoding/beam_search.py` for which beams go on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from minivllm.memory.cache_manager import CacheManager
 from minivllm.scheduling.batch_state import BatchState
-from minivllm.scheduling.plan import BeamStep
+from minivllm.scheduling.plan import BeamStep, Sampled, ScheduledSequence
 from minivllm.scheduling.policy import SchedulingPolicy
 from minivllm.scheduling.request import Finish, Request, RequestStatus
 from minivllm.scheduling.request import Sequence as TokenSequence
-from minivllm.trace.events import BeamsAdvanced, Event, SequenceFinished, SequenceForked
+from minivllm.trace.events import (
+    BeamsAdvanced,
+    DraftsVerified,
+    Event,
+    SequenceFinished,
+    SequenceForked,
+    VerifiedDrafts,
+)
 
 
 class StepChanges(NamedTuple):
@@ -98,6 +107,25 @@ class Lifecycle:
             (sequence.seq_id, token_id, text)
             for sequence, (_, token_id, _, text) in zip(grown, step.kept, strict=True)
         ]
+
+    def keep_accepted(self, drafted: Sequence[ScheduledSequence], sampled: Sampled) -> None:
+        """A sequence that got m tokens keeps m − 1 drafts: computed tokens and blocks behind them go.
+
+        Blocks that are full of verified tokens enter the prefix cache with the sequence's next step.
+        """
+        num_sampled = Counter(token.seq_id for token in sampled.tokens)
+        verified: list[VerifiedDrafts] = []
+        for item in drafted:
+            seq_id, sequence = item.seq_id, self._state.sequences[item.seq_id]
+            num_accepted = max(0, num_sampled[seq_id] - 1)
+            sequence.num_computed_tokens = computed = item.end - item.num_draft_tokens + num_accepted
+            self._cache.truncate(seq_id, computed)
+            if self._emit:
+                drafts = tuple(item.token_ids[-item.num_draft_tokens :])
+                texts = sampled.draft_texts.get(seq_id, ())
+                verified.append(VerifiedDrafts(seq_id, drafts, num_accepted, texts))
+        if self._emit:
+            self._emit(DraftsVerified(tuple(verified)))
 
     def end(self, ended: dict[int, Finish], changes: StepChanges, time: float) -> None:
         """Sequences end, and requests with the last of theirs; a static batch leaves only as a whole."""

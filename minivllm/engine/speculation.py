@@ -2,13 +2,13 @@
 
     propose ──► drafts of sequences ──► plan_step ──► complete ──► execute ──► accepted, rejected
        │                                    │             │
-       who decodes, and is there room?      cuts          a draft model computes its own
+       what decodes, and is there room?     cuts          a draft model computes its own
 
 A sequence that decodes may have drafts, and so may every output of a request with several. While a prompt or
 a preempted request catches up there is nothing to guess. Drafts take what is left of the step's budget when
 every running sequence has its token. How many are worth their price is measured (`draft_length.py`): in a
 large batch the processor has enough to do without them, and where guesses are mostly wrong they do not pay,
-either. Who sets `disable_by_batch_size` decides it instead. What a draft model draws at random is left alone
+either. With `disable_by_batch_size` the user decides it. What a draft model draws at random is left alone
 by measured times: there the number of drafts would decide which token is drawn. Drafts that a structure does
 not allow are cut off before they cost anything.
 
@@ -76,7 +76,10 @@ class Speculation:
         if room <= 0 or not (worth_it or self.proposer.draws_by_law):
             return
         for request in running.values():
-            sampling = requests[request.request_id].sampling
+            state = requests.get(request.request_id)
+            if state is None:  # it is over, and stays until a plan in flight is finished
+                continue
+            sampling = state.sampling
             for sequence in request.sequences:
                 if room <= 0 or sampling is None or sequence.num_uncomputed_tokens != 1:
                     continue

@@ -13,7 +13,7 @@ Python lets one thread at a time run, and takes turns only every few millisecond
 small model's step. So `launch` waits until the step is where Python is not needed (`on_kernel`), or for
 `HEAD_START_SECONDS`: otherwise the engine would keep the step from starting, and nothing would overlap.
 
-Read next: `minivllm/engine/engine.py`, the loop that uses this.
+Read next: `minivllm/engine/step_loop.py`, the loop that uses this.
 """
 
 from __future__ import annotations

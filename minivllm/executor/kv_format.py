@@ -7,11 +7,11 @@
     fp8, fp8_e4m3            d floats of 8 bits: 4 of exponent, 3 of mantissa         d
 
 The scale of `int8_per_token_head` is made of the very numbers that it is for, when they are written. So there
-is nothing to calibrate, and what is kept of a token depends on that token alone: not on who is computed with
+is nothing to calibrate, and what is kept of a token depends on that token alone: not on what is computed with
 it, nor on what was in the block before. `fp8` has one scale for all keys of a layer and one for its values;
 the checkpoint says them (`minivllm/model/quantization/kv_scales.py`), or they are 1.
 
-These are the plain twins of what kernels do in registers. Whole numbers are the same in every bit whoever
+These are the plain twins of what kernels do in registers. Whole numbers are the same in every bit, whatever
 makes them: each operation here is rounded by itself, in float32, and none is fused with another.
 
 Source: vLLM, `v1/attention/ops/triton_reshape_and_cache_flash.py`; Micikevicius et al., "FP8 Formats for Deep

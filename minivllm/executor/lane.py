@@ -1,4 +1,4 @@
-"""A thread that does one thing after another, for whoever asks; an interrupt of the caller does not reach it.
+"""A thread that does one thing after another, for any caller; an interrupt of the caller does not reach it.
 
 Python delivers Ctrl-C to the main thread only. What must be finished once it was begun, since others wait for
 it, is done here.

@@ -14,7 +14,7 @@ is chosen by the prompt's last row, with the full weights.
            └─► generated tokens ► the runner with rounded weights, after ┴─► logits, in the plan's order
 
 **The price.** Both copies are in memory. A step that mixes phases is two passes, which read both. And the
-prefix cache remembers prompts only: a block of generated tokens, found by somebody's prompt, would bring keys
+prefix cache remembers prompts only: a block of generated tokens, found by another prompt, would bring keys
 and values of other weights into it (`SchedulerConfig.cache_prompts_only`).
 
 Source: the idea that the articles on vLLM ascribe to it (it has no such setting); both phases' costs are in
@@ -72,12 +72,16 @@ def _parts(item: ScheduledSequence) -> tuple[ScheduledSequence | None, Scheduled
         return item, None
     if item.start >= prompt_end:
         return None, item
-    count = prompt_end - item.start
+    return cut(item, prompt_end - item.start)
+
+
+def cut(item: ScheduledSequence, count: int) -> tuple[ScheduledSequence, ScheduledSequence]:
+    """Its first `count` tokens, fewer than it has, and the others; each with the logits after its own."""
     num_second = min(item.num_logits, item.num_tokens - count)
     first = msgspec.structs.replace(
         item, token_ids=item.token_ids[:count], num_logits=item.num_logits - num_second
     )
     second = msgspec.structs.replace(
-        item, start=prompt_end, token_ids=item.token_ids[count:], num_logits=num_second
+        item, start=item.start + count, token_ids=item.token_ids[count:], num_logits=num_second
     )
     return first, second

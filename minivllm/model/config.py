@@ -85,7 +85,7 @@ class ModelConfig:
     """What the weights were saved for: "float16", "bfloat16", "float32" or "float64"."""
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
-    """What `config.json` says; `minivllm/model/generation_config.py` says who else is asked."""
+    """What `config.json` says; `minivllm/model/generation_config.py` reads the rest."""
     quantization: Mapping[str, Any] | None = field(default=None, hash=False)
     """Its `quantization_config`, if weights are quantised: `minivllm/model/quantization/` reads it."""
 

@@ -1,7 +1,7 @@
 """Micro-batches: how much of the work one of several plans in flight may take.
 
 The stages of a pipeline are busy at the same time only if there are several batches to be busy with. A
-scheduler that fills the first one with everybody has nothing left for the second: the stages take turns.
+scheduler that fills the first one with all sequences has nothing left for the second: the stages take turns.
 
     all in one      stage 0  AAAA····AAAA····
                     stage 1  ····AAAA····AAAA

@@ -15,7 +15,7 @@ be admitted at every single step: that is continuous batching.
 
 A prompt longer than what is left of the budget is cut: a chunk now, the rest in later steps, beside the
 decodes of others. A prompt whose beginning the prefix cache knows starts behind it. Drafts are tokens to be
-computed like others, as far as there is budget and room for them without preempting anyone.
+computed like others, as far as there is budget and room for them without preempting a request.
 
 A step may be planned while others are in flight. Then tokens are *pending*: a sequence that waits for one is
 held, or runs ahead of it, and its plan has a placeholder. Nothing is preempted meanwhile, since a plan in

@@ -25,7 +25,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
-from minivllm.decoding.structured.compile import Structure
+from minivllm.decoding.structured.compile import AnyStructure
 from minivllm.engine.create_engine import create_engine
 from minivllm.engine.engine import Engine
 from minivllm.engine.engine_args import EngineArgs
@@ -188,14 +188,14 @@ class AsyncLLM:
         return max(0, len(self._streams) - len(self._engine.core.state.running))
 
     def end_requests(self, reason: str) -> None:
-        """Whoever waits gets an `EngineDeadError` with this reason, and is aborted. The engine serves on."""
+        """All requests are aborted: their callers get an `EngineDeadError` with this reason."""
         names = tuple(self._streams)
         self._fail(None, EngineDeadError(reason))
         with suppress(EngineDeadError):
             self._thread.call(lambda engine: [engine.abort(name) for name in names])
 
     def shutdown(self) -> None:
-        """End after the step that is being computed. Whoever still waits gets an `EngineDeadError`."""
+        """End after the step that is being computed. A caller that still waits gets an `EngineDeadError`."""
         self._thread.stop()
         self._compiling.shutdown(wait=False)
         self._engine.close()
@@ -212,7 +212,7 @@ class AsyncLLM:
 
     async def _structure_of(
         self, request_id: str, params: SamplingParams | BeamSearchParams
-    ) -> Structure | None:
+    ) -> AnyStructure | None:
         """Its structure, made beside the engine's thread, so that others are served meanwhile."""
         asked = params.structured_outputs if isinstance(params, SamplingParams) else None
         if not isinstance(asked, StructuredOutputsParams) or self.tokenizer is None:
@@ -224,7 +224,7 @@ class AsyncLLM:
             await self._call(partial(Engine.note_refusal, request_id=request_id, error=error))
             raise
 
-    def _compile(self, params: SamplingParams | BeamSearchParams) -> Structure | None:
+    def _compile(self, params: SamplingParams | BeamSearchParams) -> AnyStructure | None:
         """In its thread. What waited there when the engine ended needs no structure."""
         if self._thread.end:
             raise self._thread.end

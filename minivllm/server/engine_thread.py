@@ -41,7 +41,7 @@ class EngineDeadError(RuntimeError):
 
 
 class Listener(Protocol):
-    """Who hears what the engine does. Called in the engine's thread, so it returns at once."""
+    """What hears of all that the engine does. Called in the engine's thread, so it returns at once."""
 
     def on_outputs(self, outputs: list[RequestOutput]) -> None:
         """A step has ended."""

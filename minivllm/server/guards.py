@@ -111,7 +111,7 @@ async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -
 
 
 class ApiKey:
-    """Let through who has one of the keys. Keys are compared in constant time."""
+    """Let a request through that has one of the keys. Keys are compared in constant time."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
         self.app = app

@@ -7,10 +7,10 @@
 A watcher first gets the state as it is (`SnapshotTaken`), then what happens. Without the words `data: ` the
 stream is a trace file, which every reader of traces opens.
 
-The engine's thread only keeps events in a list, and passes on whole steps; while nobody watches, many at
-once. All else is done in the event loop: replaying, encoding (once, however many watch), sending. No lock is
-needed: the engine's thread appends, the loop takes. A watcher that does not read what is sent is cut off: the
-engine never waits for it.
+The engine's thread only keeps events in a list, and passes on whole steps; while there is no watcher, many
+at once. All else is done in the event loop: replaying, encoding (once, however many watch), sending. No lock
+is needed: the engine's thread appends, the loop takes. A watcher that does not read what is sent is cut off:
+the engine never waits for it.
 
 Source: server-sent events, WHATWG HTML, section 9.2. Read next: `live_stream.py`, which sends them;
 `minivllm/trace/snapshots.py`.
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 MOST_UNSENT_BYTES = 8 * 2**20
 """What may wait for one watcher; of a small model, minutes of a busy server."""
 MOST_UNREAD_STEPS = 64
-"""Steps that wait to be replayed while nobody watches."""
+"""Steps that wait to be replayed while there is no watcher."""
 MOST_FINISHED = 256
 """Finished sequences that are kept until they are forgotten together."""
 

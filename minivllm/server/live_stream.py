@@ -116,7 +116,7 @@ def open_stream(live: LiveEvents, is_running: Callable[[], bool], host: str, *, 
 
 
 def _is_address(host: str) -> bool:
-    """Is this the header `Host` of who typed an address, or localhost? Each may have a port."""
+    """Is this header `Host` an address, or localhost? Each may have a port."""
     name = host.rpartition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
     if name.lower() == "localhost":
         return True

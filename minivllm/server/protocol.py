@@ -1,7 +1,7 @@
 """What clients may ask for, field by field: the OpenAI API, with vLLM's additions.
 
 A field that a client leaves out has the model's default (`generation_config.json`), or else vLLM's. A field
-that nobody knows is accepted and ignored, as in vLLM; the log names it.
+that is unknown is accepted and ignored, as in vLLM; the log names it.
 
 Read next: `completions.py` and `chat.py`, which answer.
 """

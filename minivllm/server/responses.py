@@ -1,7 +1,7 @@
 """Answers on their way to a client, who may leave before they are complete.
 
 Starlette tells a handler too late, or behind middleware not at all, that its client has gone. Here the
-connection is watched while the work goes on; whoever is done first ends the other. Work that is cancelled
+connection is watched while the work goes on; what is done first ends the other. Work that is cancelled
 leaves its loops over `AsyncLLM.generate`, which aborts the requests.
 
 Read next: `app.py`.

@@ -32,7 +32,7 @@ class ServedModel:
         names: under which it is asked for; the first one stands in answers.
         root: what was loaded.
         metrics: what `/metrics` shows.
-        live: what `/engine/events` tells; None if nobody may watch.
+        live: what `/engine/events` tells; None if it tells nothing.
         spans: is told of requests, and sends traces of them to a collector.
         defaults: for fields that a client leaves out.
         chat_template, chat_template_content_format: as for `LLM.chat`.

@@ -118,7 +118,7 @@ class Recorder:
         try:
             self._file.write(lines)
             self._file.flush()
-        except (OSError, ValueError) as error:  # the latter: somebody closed the file
+        except (OSError, ValueError) as error:  # the latter: the file was closed
             self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:

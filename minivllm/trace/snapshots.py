@@ -1,7 +1,7 @@
 """Snapshots: a trace that begins in the middle of a run, and a replay that may go on for months.
 
-A server runs for months, and nobody keeps all of its events. Who comes later needs the state as it is, and
-then what happens:
+A server runs for months, and its events are too many to be kept. A reader that comes later needs the state as
+it is, and then what happens:
 
     ReplayState ── take_snapshot ──► SnapshotTaken ── apply ──► a ReplayState that goes on alike
 

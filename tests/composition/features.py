@@ -64,7 +64,6 @@ FEATURES = (
     Feature("fp8 KV cache", {"kv_cache_dtype": "fp8"}),
     Feature("n-gram drafts", {"speculative_config": NGRAM}),
     Feature("draft model", {"speculative_config": DRAFT}),
-    Feature("async scheduling", {"async_scheduling": True}),
     Feature("batch-invariant", {"batch_invariant": True}),
     Feature("2 tensor-parallel ranks", {"tensor_parallel_size": 2}),
     Feature("2 pipeline stages", {"pipeline_parallel_size": 2}),

@@ -14,7 +14,7 @@ import kernels_numba.cpu
 from kernels_numba.kept_code import complete_kinds, mark_complete
 from minivllm.console import doctor
 from minivllm.console.doctor import EXTRA, FAIL, OK, Check
-from minivllm.executor import warm_up
+from minivllm.executor import processor, warm_up
 
 
 def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
@@ -65,7 +65,7 @@ def test_with_everything_missing_the_report_still_ends_with_a_verdict(
 
     monkeypatch.setattr(doctor, "installed_version", lambda package: None)
     monkeypatch.setattr(doctor, "import_module", nothing)
-    monkeypatch.setattr(doctor, "CPU_INFO", Path("nowhere"))
+    monkeypatch.setattr(processor, "CPU_INFO", Path("nowhere"))
     monkeypatch.setattr(doctor, "MEMORY_MAPS", Path("nowhere"))
     assert doctor.report() == 1
     printed = capsys.readouterr().out
@@ -166,7 +166,7 @@ def test_two_openmp_runtimes_are_noticed(
 def test_cpu_features_are_read_from_the_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("processor : 0\nmodel name\t: Example CPU\nflags\t\t: fpu avx2 avx512f amx_tile\n")
-    monkeypatch.setattr(doctor, "CPU_INFO", cpuinfo)
+    monkeypatch.setattr(processor, "CPU_INFO", cpuinfo)
     fact = doctor.check_cpu().fact
     assert fact.startswith("Example CPU,") and fact.endswith("AVX2, AVX-512, AMX")
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from minivllm.engine.core import EngineCore
 from minivllm.engine.engine import Engine
 from minivllm.engine.engine_args import EngineArgs
+from minivllm.engine.leaving import Leaving
 from minivllm.executor.in_flight import Background
 from minivllm.sampling_params import SamplingParams
 from minivllm.scheduling.scheduler import Scheduler
@@ -20,6 +21,7 @@ from minivllm.trace.events import BatchPlanned, SequenceFinished, TokensSampled
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.replay import ReplayState
 from tests.engine.fakes import FakeExecutor, FakeSampler, expected_output, make_engine
+from tests.engine.guesses import guessing
 from tests.engine.test_sharing import EOS, expected, limits, play, requests
 
 
@@ -73,20 +75,20 @@ def test_most_steps_are_planned_ahead():
 
 def free_at_once(monkeypatch):
     """An ended sequence gives its blocks back, whoever names them."""
-    monkeypatch.setattr(EngineCore, "_named", property(lambda self: set()))
+    monkeypatch.setattr(Leaving, "named", property(lambda self: set()))
 
 
 def show_surplus(monkeypatch):
     """A sequence that has ended gets one token more."""
-    end = EngineCore._keep_named
+    end = Leaving.keep_named
 
     def late(self, ended, changes, time):
-        for seq_id in {item.seq_id for plan in self.in_flight for item in plan.scheduled} & ended.keys():
-            self.state.sequences[seq_id].token_ids.append(0)
-            self._emit(TokensSampled(((seq_id, 0, ""),)))
+        for seq_id in {item.seq_id for plan in self._in_flight for item in plan.scheduled} & ended.keys():
+            self._state.sequences[seq_id].token_ids.append(0)
+            self._lifecycle._emit(TokensSampled(((seq_id, 0, ""),)))
         end(self, ended, changes, time)
 
-    monkeypatch.setattr(EngineCore, "_keep_named", late)
+    monkeypatch.setattr(Leaving, "keep_named", late)
 
 
 def advance_twice(monkeypatch):
@@ -239,6 +241,21 @@ def test_what_is_in_flight_ends_whole(patient, end):
         assert engine.cache.num_free_blocks == engine.config.num_blocks
 
 
+def test_what_waits_says_so_in_the_trace_and_in_the_log(caplog):
+    for speculation, word in ((None, "plans ahead"), (guessing(), "waits at every step")):
+        recorder = Recorder()
+        engine = make_engine(recorder=recorder, async_scheduling=True, speculation=speculation)
+        play(engine, BUSY)
+        assert recorder.events[0].config["async_scheduling"].startswith(word)
+        planned = [event for event in recorder.events if isinstance(event, BatchPlanned)]
+        assert any(event.is_ahead for event in planned) == (speculation is None)
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith("async_scheduling waits at every step: drafts are guessed from")
+    recorder = Recorder()
+    make_engine(recorder=recorder)
+    assert "async_scheduling" not in recorder.events[0].config
+
+
 def test_off_nothing_is_started():
     assert EngineArgs("m").async_scheduling is False
-    assert not isinstance(make_engine()._runs, Background)
+    assert not isinstance(make_engine()._flights.runs, Background)

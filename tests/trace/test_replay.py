@@ -1,6 +1,7 @@
 """The trace is the truth: events alone give back the engine's own state, after every step."""
 
 import random
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from minivllm.model.tokenizer import Tokenizer
 from minivllm.trace import contradictions
 from minivllm.trace.events import (
     VERSION,
+    AnyEvent,
     RequestQueued,
     StateRebuilt,
     StepFinished,
@@ -175,14 +177,17 @@ def test_without_a_recorder_no_event_is_even_built(monkeypatch):
     def explode(*args, **kwargs):
         raise AssertionError("an event was built")
 
-    import minivllm.engine.engine as engine_module
-    import minivllm.memory.kv_cache_manager as manager_module
-    import minivllm.scheduling.scheduler as scheduler_module
+    from minivllm.engine import core, core_events, lifecycle, step_loop
+    from minivllm.memory import kv_cache_manager
+    from minivllm.scheduling import scheduler
 
-    for module in (engine_module, manager_module, scheduler_module):
-        for name in ("RequestQueued", "BlocksAllocated", "BlocksFreed", "BatchPlanned", "StepStarted"):
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, explode)
+    classes = {event.__name__ for event in get_args(AnyEvent)}
+    patched = set()
+    for module in (core, core_events, lifecycle, step_loop, kv_cache_manager, scheduler):
+        for name in classes & vars(module).keys():
+            monkeypatch.setattr(module, name, explode)
+            patched.add(name)
+    assert {"RequestQueued", "BlocksAllocated", "BlocksFreed", "BatchPlanned", "StepStarted"} <= patched
     engine = make_engine()
     engine.add_request("it", [1, 2, 3], greedy(5))
     while engine.has_unfinished_requests():

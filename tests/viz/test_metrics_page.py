@@ -55,8 +55,7 @@ def samples(families):
 
 @given(work=requests, data=st.data())
 def test_every_number_of_every_step_is_what_a_scrape_of_the_server_finds(work, data):
-    # With plans in flight the server's gauges are ahead of the step that is told.
-    trace, scrapes = play(work, data.draw(limits(work)) | {"async_scheduling": False})
+    trace, scrapes = play(work, data.draw(limits(work)))
     counted = count(trace)
     assert counted.moments == count(trace, make_timeline(trace).records).moments
     assert len(counted.moments) == len(scrapes)

@@ -3,14 +3,16 @@
 import re
 from urllib.parse import quote
 
+import msgspec
 import pytest
 
 from minivllm.trace.reader import read_trace
 from minivllm.trace.timeline import make_timeline
 from viz import figures
-from viz.backends.html import save_html
+from viz.backends.html import page_of, save_html
 from viz.charts.over_time import OverTime
 from viz.figures.common import names_of
+from viz.player import player_data
 from viz.scene import Point, Scene
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -71,6 +73,32 @@ def test_the_card_of_a_block_names_readers_tokens_and_neighbours_that_can_be_cli
     expect(title(player)).not_to_have_text("Block 0")
     player.locator(".panel").get_by_role("button", name=re.compile("^Request ")).first.click()
     expect(title(player)).to_have_text(re.compile("^Request "))
+
+
+@pytest.mark.parametrize(
+    ("how", "asked", "told"),
+    [
+        ({"steps": [0, 0, 1, 1, 2]}, "3", "moment 3 of 4"),
+        ({"steps": [0, 0, 1, 1, 2]}, "fourth", "moment 3 of 4"),
+        ({"first": 1}, "step 4", "step 4 of 5"),
+        ({"first": 1}, "fourth", "step 4 of 5"),
+    ],
+)
+def test_search_leads_to_the_step_that_it_names(page, tmp_path, how, asked, told):
+    """Also where a step of the player is a moment of two runs, or the first step is called 1."""
+    scene = Scene("steps", 10, 10)
+    for caption in ("first", "second", "third", "fourth", "fifth"):
+        scene.begin_step(caption)
+    path = tmp_path / "page.html"
+    path.write_text(page_of("steps", msgspec.json.encode(player_data("a", "a", [scene], **how))))
+    page.goto(path.as_uri())
+    field = page.get_by_role("searchbox")
+    field.fill("nobody")
+    expect(page.locator(".find li")).to_have_text(["Nothing matches."])
+    field.fill(asked)
+    page.keyboard.press("Enter")
+    expect(page.locator(".count")).to_have_text(told)
+    expect(page.locator(".find ul")).to_be_hidden()
 
 
 def test_a_selected_request_is_outlined_in_every_picture(player):

@@ -138,15 +138,20 @@ class Player {
     for (const picture of this.pictures) picture.seek(step);
     this.slider.value = step;
     this.slider.setAttribute("aria-valuetext", this.data.captions[step]);
-    const first = this.data.first || 0;
-    const place = { step: step + first, last: this.last + first };
-    this.count.textContent = this.data.steps
-      ? this.say("moment {step} of {last}", place) : this.say("step {step} of {last}", place);
+    this.count.textContent = this.placeWords(step);
     this.caption.textContent = this.data.captions[step];
     this.tip.hidden = true;
     this.touch.moved();
     remember(this.data.trace, this.shared());
     if (this.data.steps) remember(this.data.id, step);
+  }
+
+  // What one of the player's steps is called.
+  placeWords(step) {
+    const first = this.data.first || 0;
+    const place = { step: step + first, last: this.last + first };
+    return this.data.steps
+      ? this.say("moment {step} of {last}", place) : this.say("step {step} of {last}", place);
   }
 
   // The step that all pages share.

@@ -16,8 +16,8 @@ class Touch {
       select: (subject) => this.select(subject),
       canTouch: (subject) => this.canTouch(subject),
       move: (step) => player.leap(player.ours(step)),
-      leap: (step) => player.leap(step),
-      captionOf: (step) => data.captions[step],
+      leap: (place) => player.leap(place),
+      captionOf: (place) => data.captions[place],
       tipOf: (subject) => this.firstOf(subject, (picture, index) => picture.tipOf(picture.elements[index])) ?? "",
       filledOf: (subject) => this.firstOf(subject, (picture, index) => picture.now[index].filled) ?? 0,
       speak: (words) => { this.spoken.textContent = words; },
@@ -25,8 +25,12 @@ class Touch {
     };
     this.act = act;
     this.panel = new Panel(root.querySelector(".panel"), this.cards, this.say, act);
-    const search = (query) => findSubjects(query, this.cards, data.captions, this.say);
-    this.finder = new Finder(root.querySelector(".find"), search, act);
+    const known = {
+      cards: this.cards, captions: data.captions, first: data.first || 0, say: this.say,
+      placeWords: (place) => player.placeWords(place),
+    };
+    const search = (query) => findSubjects(query, known);
+    this.finder = new Finder(root.querySelector(".find"), search, act, this.say("Nothing matches."));
     this.range = new StepRange(root.querySelector(".range"), player.last, () => player.ranged());
     this.views = player.pictures.map((picture) => this.prepare(picture));
   }

@@ -52,13 +52,15 @@ minivllm lesson see 4"""
 def page(run: StoryRun) -> None:
     story = judged_in_words(run.story)
     header = story.header
-    st.markdown(f"**{plain(_title(header))}**")
     about(_(INTRODUCTION))
     where = _("in {file}").format(file=code(header.file)) + (
         f", {code(header.where)}" if header.where else ""
     )
     st.error(
-        _("**{property}** {sentence}\n\nexpected: {expected}  \ngot: {got}  \nnoticed {where}").format(
+        _(
+            "{title} · **{property}** {sentence}\n\nexpected: {expected} · got: {got} · noticed {where}"
+        ).format(
+            title=plain(_heading(header)),
             property=plain(header.property),
             sentence=plain(_sentence(header)),
             expected=code(header.expected),
@@ -87,8 +89,8 @@ def page(run: StoryRun) -> None:
     )
 
 
-def _title(header: StoryHeader) -> str:
-    """What the lesson is called, as the reader speaks."""
+def _heading(header: StoryHeader) -> str:
+    """The lesson, as the reader speaks."""
     try:
         return find_lesson(header.lesson).heading(current())
     except ValueError:
@@ -117,11 +119,12 @@ def _kernels(run: StoryRun) -> None:
         )
         return
     yours, reference = (quote(str(path)) for path in paths)
+    speaks = f"&lang={current()}"  # they open in windows of their own
     st.markdown(_(KERNELS))
     with st.container(horizontal=True):
-        st.link_button(_("Your kernel"), f"/microscope?trace={yours}")
-        st.link_button(_("The reference's kernel"), f"/microscope?trace={reference}")
+        st.link_button(_("Your kernel"), f"/microscope?trace={yours}{speaks}")
+        st.link_button(_("The reference's kernel"), f"/microscope?trace={reference}{speaks}")
         st.link_button(
             _("Both, side by side"),
-            f"/flash_attention?trace={yours}&with={reference}",
+            f"/flash_attention?trace={yours}&with={reference}{speaks}",
         )

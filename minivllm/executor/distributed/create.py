@@ -6,13 +6,16 @@ Read next: `distributed_executor.py`.
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import torch
 
 from minivllm.executor.cpu_hazards import note_parallel_run, usable_cores
+from minivllm.executor.distributed import ray_cluster
 from minivllm.executor.distributed.cache_limits import CacheLimits
 from minivllm.executor.distributed.distributed_executor import DistributedExecutor
+from minivllm.executor.distributed.heartbeat import TIMEOUT_SECONDS
 from minivllm.executor.distributed.launch import (
     Ranks,
     is_under_torchrun,
@@ -22,11 +25,12 @@ from minivllm.executor.distributed.launch import (
 )
 from minivllm.executor.distributed.meeting import START_SECONDS
 from minivllm.executor.distributed.messages import RankSettings
+from minivllm.executor.distributed.ray_ranks import start_actors
 from minivllm.executor.kv_format import AUTO
 from minivllm.executor.torch_executor import name_of, torch_device_for, torch_dtype_for
 from minivllm.model.config import ModelConfig
 from minivllm.model.hub import resolve_model
-from minivllm.model.parallel.layout import Grid, choose_parts
+from minivllm.model.parallel.layout import Grid, choose_parts, wanted_partition
 from minivllm.model.quantization.choose import choose_method
 
 logger = logging.getLogger("minivllm")
@@ -45,13 +49,20 @@ def create_distributed_executor(
     launcher: str | None = None,
     quantization: str | None = None,
     kv_cache_dtype: str = AUTO,
+    batch_invariant: bool = False,
     limits: CacheLimits | None = None,
-    spans_path: Path | None = None,
+    record_spans: bool = False,
     start_seconds: float = START_SECONDS,
+    timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> DistributedExecutor:
     """Start the ranks, or meet them, and let each load its share.
 
     Under `torchrun` only rank 0 returns: the others work, and end the program.
+
+    Args:
+        launcher: "mp", "external_launcher" or "ray" (`launch.py`); what fits, if None.
+        timeout_seconds: that no rank may get on within a step, before they count as hanging.
+        record_spans: let each rank note when it does what (`DistributedExecutor.rank_times`).
 
     Raises:
         ValueError: the model cannot be shared so, or cannot be read; nothing was started.
@@ -61,32 +72,41 @@ def create_distributed_executor(
     choose_method(config.quantization, quantization)
     limits = limits or CacheLimits()
     config.check_max_model_len(limits.max_model_len)
-    grid = Grid(1, pipeline_parallel_size, tensor_parallel_size)
+    layers = wanted_partition(os.environ) if pipeline_parallel_size > 1 else ()
+    grid = Grid(1, pipeline_parallel_size, tensor_parallel_size, layers)
     num_parts = choose_parts(config, grid, reduction_parts)
-    external = uses_torchrun(launcher, grid.size)
-    num_threads = threads_of_a_rank(num_local_ranks() if external else grid.size)
     kind = torch_device_for(device).type
+    external = uses_torchrun(launcher, grid.size)
+    if launcher == "ray":
+        ray_cluster.check("distributed_executor_backend", kind)
+    num_threads = threads_of_a_rank(num_local_ranks() if external else grid.size)
     settings = RankSettings(
-        model=str(path if external else folder.resolve()),
+        # Another machine has a copy of its own of what is on the hub.
+        model=str(path if external or not Path(path).exists() else folder.resolve()),
         dtype=str(torch_dtype_for(dtype, config)).removeprefix("torch."),
         device=kind,
         tensor_parallel_size=tensor_parallel_size,
         pipeline_parallel_size=pipeline_parallel_size,
+        layers=layers,
         num_parts=num_parts,
         block_size=block_size,
         attention_backend="torch" if attention_backend == "auto" else attention_backend,
         quantization=quantization,
         kv_cache_dtype=kv_cache_dtype,
-        record_spans=spans_path is not None,
+        record_spans=record_spans,
+        timeout_seconds=timeout_seconds,
+        batch_invariant=batch_invariant,
         num_threads=num_threads,
     )
     note_parallel_run(num_threads)
     ranks: Ranks
     if external:
         ranks = meet_under_torchrun(grid.size, start_seconds)
+    elif launcher == "ray" and grid.size > 1:
+        ranks = start_actors(grid.size, num_threads, start_seconds)
     else:
         ranks = start_processes(grid.size, num_threads, start_seconds)
-    return DistributedExecutor(settings, ranks, limits, name_of(path, folder), spans_path)
+    return DistributedExecutor(settings, ranks, limits, name_of(path, folder))
 
 
 def uses_torchrun(launcher: str | None, num_ranks: int) -> bool:

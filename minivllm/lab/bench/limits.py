@@ -2,7 +2,9 @@
 
 Floors are made of these two: a step cannot be shorter than it takes to read what it must read, nor than it
 takes to multiply what it must multiply. Both are measured here, with as many threads as the engine has, and
-the best of several samples counts: a limit is what is possible, and not what is usual.
+the best of several samples counts: a limit is what is possible, and not what is usual. So multiplication
+begins with the roof that every trace is given (`minivllm/executor/own_hardware.py`), and the engine's own
+kernels raise it. Memory is read, and not copied, since that is what a step does, and as much of it as a step.
 
 Source: Williams et al., "Roofline" (2009). Read next: `step_profile.py`.
 """
@@ -11,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from time import perf_counter
 
 import numpy as np
 import torch
@@ -19,11 +20,13 @@ from torch.nn import functional
 
 from kernels_numba.cpu.panels import multiply, pack, padded
 from minivllm.executor.cpu_hazards import set_numba_threads
+from minivllm.executor.own_hardware import fastest, own_hardware
 from minivllm.model.packed import DTYPES, OneDnnMatrix, as_array, can_pack
 
 ROWS, SIZE = 512, 2048
 """Of the product that shows the rate of multiplication: large enough for every library to be at its best."""
-SAMPLES = 7
+MOST_SECONDS = 10.0
+"""Of the tries of one call; the best of them counts."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,11 @@ def measure_limits(num_bytes: int, dtype: torch.dtype) -> Limits:
     rows = max(64, num_bytes // (4 * SIZE))
     panels = pack(np.ones((rows, SIZE), np.float32))
     vector, out = np.ones((1, SIZE), np.float32), np.empty((1, padded(rows)), np.float32)
-    reading = _best(lambda: multiply(vector, panels, out, True, threads))
-    multiplying = min(_best(product) for product in _products(dtype, threads))
-    return Limits(panels.nbytes / reading, 2.0 * ROWS * SIZE * SIZE / multiplying, panels.nbytes)
+    reading = _fastest(lambda: multiply(vector, panels, out, True, threads))
+    multiplying = min(_fastest(product) for product in _products(dtype, threads))
+    roof = own_hardware("cpu", str(dtype).removeprefix("torch.")).peak_flops
+    flops_per_second = max(roof, 2.0 * ROWS * SIZE * SIZE / multiplying)
+    return Limits(panels.nbytes / reading, flops_per_second, panels.nbytes)
 
 
 def _products(dtype: torch.dtype, threads: int) -> Iterator[Callable[[], object]]:
@@ -60,12 +65,5 @@ def _products(dtype: torch.dtype, threads: int) -> Iterator[Callable[[], object]
 
 
 @torch.inference_mode()
-def _best(call: Callable[[], object]) -> float:
-    """Seconds of the fastest of several calls; the first one is for warming up."""
-    call()
-    seconds = []
-    for _ in range(SAMPLES):
-        began = perf_counter()
-        call()
-        seconds.append(perf_counter() - began)
-    return min(seconds)
+def _fastest(call: Callable[[], object]) -> float:
+    return fastest(call, most_seconds=MOST_SECONDS)

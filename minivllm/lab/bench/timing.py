@@ -105,7 +105,7 @@ def describe_machine(threads: int, usable_cores: int) -> Machine:
     import psutil
     import torch
 
-    from minivllm.executor.own_hardware import cpu_name
+    from minivllm.executor.processor import cpu_name
 
     return Machine(
         cpu=cpu_name(),

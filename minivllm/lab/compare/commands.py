@@ -5,7 +5,6 @@ Read next: `kv_cache.py`, the first of them.
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,10 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from minivllm.engine.engine_flags import with_engine_flags
-from minivllm.files import write_file
+from minivllm.lab.compare.output_files import check_files, write_files
 from minivllm.lab.tables import print_table
 from minivllm.terminal import Console
-from minivllm.validation import check_output_files
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
@@ -94,12 +92,9 @@ def memory(
     from minivllm.lab.compare.memory import compare_memory
     from minivllm.lab.compare.memory_picture import save_picture
     from minivllm.lab.compare.memory_report import as_data, print_comparison
-    from minivllm.lab.drawing import check_picture
     from minivllm.lab.papers import NUM_SLOTS
 
-    if plot is not None:
-        check_picture(plot)  # before the work, not after it
-    check_output_files(json=json, plot=plot)
+    check_files(json=json, plot=plot)
     console = Console()
     with console.status("") as status:
         result = compare_memory(
@@ -111,12 +106,13 @@ def memory(
             progress=lambda what, done: status.update(f"{done:4.0%}  {what}"),
         )
     print_comparison(result, console)
-    if json is not None:
-        write_file(json, json_module.dumps(as_data(result), indent=1), "json")
-        console.print(f"Everything is in {json}.", highlight=False)
-    if plot is not None:
-        save_picture(result, plot)
-        console.print(f"The picture is in {plot}.", highlight=False)
+    write_files(
+        console,
+        json=json,
+        data=lambda: as_data(result),
+        plot=plot,
+        draw=lambda file: save_picture(result, file),
+    )
 
 
 MODEL_HELP = (
@@ -155,12 +151,9 @@ def schedule(
     from minivllm.lab.compare.schedule_command import ScheduleSettings, run
     from minivllm.lab.compare.schedule_picture import save_picture
     from minivllm.lab.compare.schedule_report import as_data, differences, print_runs
-    from minivllm.lab.drawing import check_picture
 
     chosen = check_policies(policies) if policies else list(DEFAULT_POLICIES)
-    if plot is not None:
-        check_picture(plot)  # before the work, not after it
-    check_output_files(json=json, plot=plot)
+    check_files(json=json, plot=plot)
     settings = ScheduleSettings(
         model=model,
         hardware=hardware,
@@ -179,12 +172,13 @@ def schedule(
     print_runs(runs, console)
     for sentence in differences(runs):
         console.print(f"· {sentence}", highlight=False)
-    if json is not None:
-        write_file(json, json_module.dumps(as_data(runs), indent=1), "json")
-        console.print(f"Everything is in {json}.", highlight=False)
-    if plot is not None:
-        save_picture(runs, title, plot)
-        console.print(f"The picture is in {plot}.", highlight=False)
+    write_files(
+        console,
+        json=json,
+        data=lambda: as_data(runs),
+        plot=plot,
+        draw=lambda file: save_picture(runs, title, file),
+    )
     command = (f"minivllm dashboard {runs[0].trace}", "bold")
     console.print(Text.assemble("Two of them side by side: ", command, ", page Compare."))
 
@@ -200,21 +194,19 @@ def attention(
     """Count bytes and FLOPs of naive attention and FlashAttention under the microscope; fit exponents."""
     from minivllm.lab.compare.attention import compare_attention
     from minivllm.lab.compare.attention_picture import as_data, print_counts, save_picture
-    from minivllm.lab.drawing import check_picture
 
-    if plot is not None:
-        check_picture(plot)  # before the work, not after it
-    check_output_files(json=json, plot=plot)
+    check_files(json=json, plot=plot)
     console = Console()
     with console.status("") as status:
         results = compare_attention(tokens, progress=status.update)
     print_counts(results, console)
-    if json is not None:
-        write_file(json, json_module.dumps(as_data(results), indent=1), "json")
-        console.print(f"Everything is in {json}.", highlight=False)
-    if plot is not None:
-        save_picture(results, plot)
-        console.print(f"The picture is in {plot}.", highlight=False)
+    write_files(
+        console,
+        json=json,
+        data=lambda: as_data(results),
+        plot=plot,
+        draw=lambda file: save_picture(results, file),
+    )
 
 
 @app.command("precision")
@@ -231,7 +223,9 @@ def precision(
     text: Annotated[
         Path | None, typer.Option(help="Judge quality on this file; on built-in held-out texts if left out.")
     ] = None,
-    texts: Annotated[int, typer.Option(help="So many texts of it.")] = 48,
+    texts: Annotated[
+        int | None, typer.Option(help="So many texts of it; 48 if left out, or all if there are fewer.")
+    ] = None,
     samples: Annotated[
         int, typer.Option(help="Texts that AWQ, GPTQ and SmoothQuant are calibrated on.")
     ] = 128,
@@ -253,12 +247,9 @@ def precision(
     """The same model in 16, 8 and 4 bits: bytes, tokens a second, and what is lost, by phase."""
     from minivllm.lab.compare.precision import PrecisionSettings
     from minivllm.lab.compare.precision_command import run
-    from minivllm.lab.drawing import check_picture
     from minivllm.model.tiny import MODEL_PATH
 
-    if plot is not None:
-        check_picture(plot)  # before the work, not after it
-    check_output_files(json=json, trace=trace, plot=plot)
+    check_files(json=json, trace=trace, plot=plot)
     settings = PrecisionSettings(
         model or MODEL_PATH,
         speed_model=speed_model,

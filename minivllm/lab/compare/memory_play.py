@@ -73,7 +73,7 @@ class _Look(NamedTuple):
 
 @dataclass
 class _Beams:
-    """What a beam search remembers: the score of each beam, and who was whose parent in every step."""
+    """What a beam search remembers: the score of each beam, and its parent in every step."""
 
     dice: BeamDice
     scores: list[float] = field(default_factory=lambda: [0.0])

@@ -5,12 +5,11 @@ Read next: `precision.py`.
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 
 from rich.text import Text
 
-from minivllm.files import write_file
+from minivllm.lab.compare.output_files import write_files
 from minivllm.lab.compare.precision import PrecisionSettings, compare_precision
 from minivllm.lab.compare.precision_picture import save_picture
 from minivllm.lab.compare.precision_report import as_data, print_comparison
@@ -28,12 +27,13 @@ def run(
             status.update("matrices, for the trace")
             record(trace, result, settings)
     print_comparison(result, console)
-    if json is not None:
-        write_file(json, json_module.dumps(as_data(result), indent=1), "json")
-        console.print(f"Everything is in {json}.", highlight=False)
-    if plot is not None:
-        save_picture(result, plot)
-        console.print(f"The picture is in {plot}.", highlight=False)
+    write_files(
+        console,
+        json=json,
+        data=lambda: as_data(result),
+        plot=plot,
+        draw=lambda file: save_picture(result, file),
+    )
     if trace is not None:
         command = (f"minivllm dashboard {trace}", "bold")
         console.print(Text.assemble("A look into the matrices: ", command, ", page Precision."))

@@ -4,7 +4,7 @@
 
 Whatever works for the template pays here, as much as it works. What costs more than is left is not begun.
 
-Read next: `prices.py`, what each function costs; `sandbox.py`, who pays.
+Read next: `prices.py`, what each function costs; `sandbox.py`, which pays.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""One model on several devices: `layout.py` says who owns what, `sharded_decoder.py` computes with it."""
+"""One model on several devices: `layout.py` says what each owns, `sharded_decoder.py` computes with it."""

@@ -9,11 +9,11 @@
     hidden ── part 0: rows 0 … of lm_head, part 1: … ──► side by side at rank 0, padding cut off
 
 `q k v` and `gate up` are cut by rows (outputs), `o` and `down` by columns (inputs), as in Megatron-LM: so a
-part goes from the one to the other without asking anybody, and two sums a layer are all that is sent. A part
+part goes from the one to the other without a message, and two sums a layer are all that is sent. A part
 is made of the plain decoder's own classes (`minivllm/model/layers.py`), with fewer heads. What a sum needs
 once, a bias of `o` or `down`, is part 0's.
 
-Paper: Megatron-LM (arXiv 1909.08053, section 3). Read next: `layout.py` for who owns what, `load.py`.
+Paper: Megatron-LM (arXiv 1909.08053, section 3). Read next: `layout.py` for what each rank owns, `load.py`.
 """
 
 from __future__ import annotations
@@ -153,13 +153,18 @@ class ShardedDecoder:
     @property
     def num_bytes(self) -> int:
         """Memory that this rank's weights take."""
+        layers, output = self.step_bytes
+        return layers + self.embedding.numel() * self.dtype.itemsize + (0 if self.tied else output)
+
+    @property
+    def step_bytes(self) -> tuple[int, int]:
+        """As `Decoder.step_bytes`, of this rank."""
         norms, matrices = (1 + 2 * len(self.layers)) * self.norm.weight.numel(), 0
         for layer in self.layers:
             for _, attention, mlp in self.parts_of(layer):
                 matrices += sum(linear.num_bytes for linear in linears_of(attention, mlp))
                 norms += 2 * attention.head_dim if attention.query_norm else 0
-        heads = 0 if self.tied else sum(head.num_bytes for head in self.heads)
-        return matrices + heads + (self.embedding.numel() + norms) * self.dtype.itemsize
+        return matrices + norms * self.dtype.itemsize, sum(head.num_bytes for head in self.heads)
 
     def parts_of(self, layer: ShardedLayer) -> Iterator[tuple[Part, Attention, GatedMLP]]:
         return zip(self.share.parts, layer.attentions, layer.mlps, strict=True)

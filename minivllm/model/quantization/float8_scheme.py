@@ -25,7 +25,7 @@ class Float8Scheme(LinearScheme):
     """8-bit floats.
 
     Attributes:
-        sharing: who shares a scale: `TENSOR`, `CHANNEL` (an output), or a block's (outputs, inputs).
+        sharing: what shares a scale: `TENSOR`, `CHANNEL` (an output), or a block's (outputs, inputs).
         scale_name: of the tensor that holds the scales.
     """
 

@@ -86,7 +86,7 @@ def pack(
 
 
 def _zero_words(qzeros: Tensor, bits: int, version: str, is_symmetric: bool) -> Tensor:
-    """The words of zeros as v2 has them. Sums wrap, as they do in the words of those who took the one off."""
+    """The words of zeros as v2 has them. Sums wrap, as they do where the one was taken off."""
     from_v1 = qzeros + _ones(qzeros, bits)
     labelled = from_v1 if version == V1 else qzeros
     if is_symmetric:

@@ -75,7 +75,7 @@ class IntegerMatrix(DequantizedMatrix):
         return codes.mul_(scales).reshape(end - begin, self.num_inputs)
 
     def shard(self, rows: slice, columns: slice) -> IntegerMatrix:
-        """Groups keep their scales wherever the edge falls, in act order, too: who lost some, counts anew."""
+        """Groups keep their scales wherever the edge falls, in act order, too; what lost some counts anew."""
         own = range(self.num_inputs)[columns]
         if self.activations is not None and self.activations.scale is None and len(own) < self.num_inputs:
             raise ValueError(

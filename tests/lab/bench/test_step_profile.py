@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from minivllm.decoding.detokenizer import IncrementalDetokenizer
 from minivllm.engine.core import EngineCore
+from minivllm.executor.own_hardware import own_hardware
 from minivllm.lab.bench import Settings, run, step_profile
 from minivllm.lab.bench.limits import measure_limits
 from minivllm.lab.bench.step_profile import ATTENTION, LINEAR, PARTS, REST, SAMPLING, Stopwatch
@@ -99,3 +100,5 @@ def test_limits_are_measured_in_every_type(dtype):
     limits = measure_limits(1 << 20, dtype)
     assert limits.bytes_per_second > 0 and limits.flops_per_second > 0
     assert limits.read_bytes == 1 << 20
+    roof = own_hardware("cpu", str(dtype).removeprefix("torch."))
+    assert limits.flops_per_second >= roof.peak_flops, "a limit is not below the roof that a trace was given"

@@ -12,7 +12,7 @@ same sentences, a held-out answer is a new *combination* of phrasing, form and f
 one, have been read in training. The held-out numbers measure fluency and recall, not knowledge of anything
 new.
 
-Read next: `answers.py` and `stories.py` for what fills the documents; `..train` for who reads them.
+Read next: `answers.py` and `stories.py` for what fills the documents; `..train` for what reads them.
 """
 
 import random
