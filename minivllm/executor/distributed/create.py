@@ -34,6 +34,7 @@ from minivllm.model.parallel.layout import Grid, choose_parts, wanted_partition
 from minivllm.model.quantization.choose import choose_method
 
 logger = logging.getLogger("minivllm")
+NOTHING_ASKED = CacheLimits()
 
 
 def create_distributed_executor(
@@ -50,7 +51,7 @@ def create_distributed_executor(
     quantization: str | None = None,
     kv_cache_dtype: str = AUTO,
     batch_invariant: bool = False,
-    limits: CacheLimits = CacheLimits(),
+    limits: CacheLimits = NOTHING_ASKED,
     record_spans: bool = False,
     start_seconds: float = START_SECONDS,
     timeout_seconds: float = TIMEOUT_SECONDS,
