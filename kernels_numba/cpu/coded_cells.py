@@ -257,7 +257,9 @@ def _make_tile(cache, num_blocks):  # type: ignore[no-untyped-def]
 def open_tile(keys, values, table, first_block, num_blocks, head, copies):  # type: ignore[no-untyped-def]
     """In compiled code: some blocks of one head as numbers: keys, values, their table, their head.
 
-    Coded ones are put in `copies` [2, blocks, 1, block_size, d], float32; others are what they are.
+    Coded ones are put in `copies` [2, blocks, 1, block_size, d], float32; others are what they are. Whole
+    numbers come without their scales: `scale_rows` applies those, as `apply_scales` does where keys are read
+    one after the other. In both places a sum is of the same products, and is rounded in the same places.
     """
     raise NotImplementedError("only in compiled code")
 
@@ -291,13 +293,40 @@ def _widened_block(cache, block, head, copied):  # type: ignore[no-untyped-def]
         return lambda cache, block, head, copied: copy_block(cache, block, head, copied, 0)
 
     def widened(cache, block, head, copied):  # type: ignore[no-untyped-def]
-        source, scales = cache[0][block, head], cache[1][block, head]
+        source = cache[0][block, head]
         for t in range(len(source)):
-            row, target, scale = source[t], copied[t], scales[t]
+            row, target = source[t], copied[t]
             for c in range(len(row)):
-                target[c] = np.float32(row[c]) * scale
+                target[c] = np.float32(row[c])
 
     return widened
+
+
+def scale_rows(scores, cache, table, part, begin, stop, head, width):  # type: ignore[no-untyped-def]
+    """In compiled code: rows [.., width] of `scores`, one for each key or value, get its scale.
+
+    Of positions `begin … stop`; the first row is that of position `part`.
+    """
+    raise NotImplementedError("only in compiled code")
+
+
+@overload(scale_rows, inline="always")
+def _scale_rows(scores, cache, table, part, begin, stop, head, width):  # type: ignore[no-untyped-def]
+    if _kind(cache) != "int8":
+        return lambda scores, cache, table, part, begin, stop, head, width: None
+    return lambda scores, cache, table, part, begin, stop, head, width: _multiply_rows(
+        scores, cache[1], table, part, begin, stop, head, width
+    )
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _multiply_rows(scores, scales, table, part, begin, stop, head, width):  # type: ignore[no-untyped-def]
+    block_size = scales.shape[2]
+    for key in range(begin, stop):
+        scale = scales[table[key // block_size], head, key % block_size]
+        row = scores[(key - part) * width : (key - part + 1) * width]
+        for i in range(width):
+            row[i] *= scale
 
 
 @njit(inline="always")

@@ -15,23 +15,27 @@ Source: the `LLMEngine` of vLLM. Read next: `step_loop.py`, then `core.py`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
 from contextlib import suppress
 from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
 from minivllm.config import SchedulerConfig
 from minivllm.decoding.detokenizer import token_texts
 from minivllm.decoding.structured.compile import AnyStructure, StructureCompiler
 from minivllm.engine.admission import RequestArguments, check_request
 from minivllm.engine.engine_books import Call
+from minivllm.engine.rank_telling import RankTelling
 from minivllm.engine.request_state import RequestState, make_request_state
 from minivllm.engine.sample_step import TokenSampler
 from minivllm.engine.snapshot import make_header
 from minivllm.engine.speculation import Speculation
 from minivllm.engine.step_loop import StepLoop
-from minivllm.executor.executor import ClosableExecutor
+from minivllm.executor.executor import ClosableExecutor, RankedExecutor
 from minivllm.memory.make_cache_manager import Pages
 from minivllm.outputs import RequestOutput
 from minivllm.sampling_params import BeamSearchParams, SamplingParams
@@ -46,8 +50,13 @@ if TYPE_CHECKING:
     from minivllm.executor.executor import Executor
     from minivllm.model.tokenizer import Tokenizer
 
+logger = logging.getLogger("minivllm")
+
 MOST_WORDS = 2000
 """Characters of a schema or grammar that the trace tells."""
+DRAFTS_WAIT = "waits at every step: drafts are guessed from the token before them"
+PLANS_AHEAD = "plans ahead; beam searches and forks wait for their tokens"
+"""What `async_scheduling` comes to, in the trace's header."""
 
 
 class Engine(StepLoop):
@@ -122,6 +131,8 @@ class Engine(StepLoop):
         sinks = [*([recorder] if recorder else []), *sinks]
         # Drafts are guessed from the token before them: with speculation no step is planned ahead of it.
         is_async = async_scheduling and speculation is None
+        if async_scheduling and not is_async:
+            logger.warning("async_scheduling %s, so it gains nothing with speculative_config", DRAFTS_WAIT)
         super().__init__(
             config, executor, sinks, clock, policy, pages, is_async=is_async, overlap_stages=overlap_stages
         )
@@ -129,8 +140,14 @@ class Engine(StepLoop):
             kind = "wall" if clock is perf_counter else "virtual"
             # Addresses may be more than there is memory: the trace counts what has a number.
             num_blocks = len(self.cache.pool.ref_counts)
-            told = settings or {}
-            self._emit(make_header(config, num_blocks, model_shape, told, clock=kind, hardware=hardware))
+            told = dict(settings or {})
+            if async_scheduling:
+                told["async_scheduling"] = PLANS_AHEAD if is_async else DRAFTS_WAIT
+            header = make_header(config, num_blocks, model_shape, told, clock=kind, hardware=hardware)
+            if isinstance(executor, RankedExecutor):
+                header = replace(header, ranks=executor.rank_shapes)
+                self._ranks = RankTelling(executor, self.core, self._emit)
+            self._emit(header)
             self.core.epoch = clock()
 
     # ── requests come and go ──────────────────────────────────────────────────────────────────────────
@@ -289,10 +306,14 @@ class Engine(StepLoop):
         """End the trace, if one is recorded, and other processes, if the executor has any: then no step can
         be computed any more."""
         self.end_steps()
-        if self.recorder:
-            self.recorder.close()
-        if isinstance(self.executor, ClosableExecutor):
-            self.executor.close()
+        try:
+            if isinstance(self.executor, ClosableExecutor):
+                self.executor.close()
+            if self._ranks:
+                self._ranks.tell()
+        finally:
+            if self.recorder:
+                self.recorder.close()
 
     def end_steps(self) -> None:
         """Finish what is in flight; its outputs are lost. The executor may serve another engine then."""

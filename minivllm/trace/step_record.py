@@ -35,6 +35,7 @@ from minivllm.trace.events import (
     BlocksTruncated,
     DraftsVerified,
     HostBlocksFreed,
+    RanksTimed,
     RequestPreempted,
     RequestQueued,
     RequestRefused,
@@ -189,8 +190,8 @@ class StepRecord:
             case StepAbandoned():
                 self.abandoned.append(event)
                 self.batch = ()
-            case StepFinished() | TraceEnded():
-                pass  # `close` takes their numbers from the state
+            case StepFinished() | TraceEnded() | RanksTimed():
+                pass  # `close` takes their numbers from the state; of ranks, `rank_times.py` tells
             case _:
                 self._note_blocks(event, state)
 

@@ -6,10 +6,10 @@
                    compiled for small steps, fused for large ones: a processor with matrix units
                    fused, all steps: a model that there is no compiled step for
     numba-cuda     graphs for decode steps, eager for the others; with `enforce_eager`, eager
-    torch          eager; with `batch_invariant`, in groups of rows (`row_groups.py`)
     all others     eager
 
-Where kernels of a GPU attend, they also multiply by quantised matrices (`kernel_matrix.py`).
+With `batch_invariant`, all but `numba-cpu` compute in groups of rows (`row_groups.py`). Where kernels of a
+GPU attend, they also multiply by quantised matrices (`kernel_matrix.py`).
 
 Compilers are imported only where they are used. Read next: `model_runner.py`, `compiled.py`.
 """
@@ -41,10 +41,10 @@ def choose_runner(
     """
     if attention.name == "numba-cpu":
         return _choose_cpu_runner(decoder, attention, batch_invariant)
-    if batch_invariant and attention.name == "torch":
-        return RowGroupRunner(decoder, attention)
     if attention.name in ("numba-cuda", "microscope") and decoder.is_quantized:
         _multiply_by_kernels(decoder, attention)
+    if batch_invariant:
+        return RowGroupRunner(decoder, attention)
     eager = EagerRunner(decoder, attention)
     if attention.name != "numba-cuda" or enforce_eager:
         return eager
