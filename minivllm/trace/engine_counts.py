@@ -122,6 +122,9 @@ class EngineCounts:
         self.header = event
 
     def _on_queued(self, event: RequestQueued) -> None:
+        if event.request in self._ended:  # with plans in flight a step goes on while the caller takes its turn
+            self._ended.remove(event.request)
+            self._end(event.request)
         num_tokens = len(event.prompt_token_ids)
         self._requests[event.request] = RequestTimes(
             event.time, num_tokens, event.max_tokens, event.num_outputs, {event.seq}, [event.seq]

@@ -58,7 +58,7 @@ def check(work, limited):
 
 
 @given(work=requests, data=st.data())
-@settings(max_examples=15)
+@settings(max_examples=settings().max_examples // 2)
 def test_nothing_that_a_plan_in_flight_names_is_given_away(work, data):
     check(work, data.draw(limits(work)))
 
