@@ -122,7 +122,7 @@ class EngineCounts:
         self.header = event
 
     def _on_queued(self, event: RequestQueued) -> None:
-        if event.request in self._ended:  # with plans in flight a step goes on while the caller takes its turn
+        if event.request in self._ended:  # in the step that goes on, since plans are in flight
             self._ended.remove(event.request)
             self._end(event.request)
         num_tokens = len(event.prompt_token_ids)
