@@ -252,7 +252,8 @@ def test_an_engine_that_was_closed_computes_without_its_thread(patient):
     assert executor.threads == {get_ident()}
 
 
-def test_a_request_whose_sibling_only_shares_blocks_is_named_by_the_plan():
+@pytest.mark.parametrize("is_short", [False, True])
+def test_a_request_whose_sibling_only_shares_blocks_is_named_by_the_plan(is_short):
     """Else its blocks are merged with their twins while the trace does not know yet that they are shared."""
     recorder = Recorder()
     engine = make_engine(block_size=2, prefix_cache="hash", recorder=recorder, async_scheduling=True)
@@ -260,10 +261,17 @@ def test_a_request_whose_sibling_only_shares_blocks_is_named_by_the_plan():
     params = SamplingParams(n=2, seed=1, max_tokens=6, prompt_logprobs=1)  # it does not use the cache
     engine.add_request("it", [1, 2], params)
     engine.add_request("other", [7], SamplingParams(temperature=0, max_tokens=20))
-    outputs = {output.request_id: output for output in engine.step()}
+    outputs = {}
+    for _ in range(3 if is_short else 1):  # after 3 the sibling has something to compute as well
+        outputs |= {output.request_id: output for output in engine.step()}
     engine.executor.fail_next = "after"  # what it has said is computed anew
     with pytest.raises(RuntimeError, match="the fake device failed"):
         engine.step()
+    if is_short:  # of blocks, for the sibling, as long as another plan is in flight
+        allocate, sibling = engine.cache.allocate_slots, 3
+        engine.cache.allocate_slots = lambda spans, *more: (
+            not (engine.core.in_flight and spans and spans[0].seq_id == sibling) and allocate(spans, *more)
+        )
     while engine.has_unfinished_requests():
         outputs |= {output.request_id: output for output in engine.step()}
         names_nothing_free(engine)
