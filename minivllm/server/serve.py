@@ -24,10 +24,11 @@ from minivllm.engine.create_engine import create_engine
 from minivllm.engine.engine_args import EngineArgs
 from minivllm.executor.distributed import ray_cluster
 from minivllm.executor.torch_executor import torch_device_for
+from minivllm.processes import allow_many_files
 from minivllm.scheduling.router import ROUND_ROBIN, make_router
 from minivllm.server.app import AppOptions, make_app
 from minivllm.server.async_llm import AsyncLLM
-from minivllm.server.connections import OrderlyServer, PromptProtocol, allow_many_connections
+from minivllm.server.connections import OrderlyServer, PromptProtocol
 from minivllm.server.engine_client import EngineClient
 from minivllm.server.live import LiveEvents
 from minivllm.server.metrics import EngineCollector, MetricsCollector
@@ -96,7 +97,7 @@ def serve(args: EngineArgs, options: ServeOptions) -> None:
     _check_replicas(args, options)
     spans = RequestSpans(options.otlp_traces_endpoint) if options.otlp_traces_endpoint is not None else None
     listener, metrics_listener = _listeners(options)
-    allow_many_connections()
+    allow_many_files()
     try:
         live = LiveEvents() if options.live else None
         llm, make_collector = _start_engines(args, options, spans, live)
@@ -119,7 +120,7 @@ def serve(args: EngineArgs, options: ServeOptions) -> None:
 
 def _check_replicas(args: EngineArgs, options: ServeOptions) -> None:
     """What several engines cannot have is refused before any of them loads a model."""
-    make_router(options.data_parallel_router)
+    make_router(options.data_parallel_router, "data_parallel_router")
     check_choice("data_parallel_backend", options.data_parallel_backend, ("mp", "ray"))
     if args.data_parallel_size == 1:
         if options.data_parallel_backend != "mp":

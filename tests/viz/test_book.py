@@ -15,6 +15,7 @@ from tests.viz.trace_factory import Workload
 from viz import playing
 from viz.book import search, site, texts
 from viz.book.links import broken_links
+from viz.lesson_text import parts_of
 from viz.samples import SAMPLES
 
 LESSON = find_lesson("04")
@@ -119,6 +120,8 @@ def test_links_of_lessons_lead_to_pages_of_the_book(tmp_path):
     assert "[lesson 05](05_copy_on_write.md)" in text and "?lesson=" not in text
     assert "lesson 13 " not in text or "(13_" not in text, "a lesson that this book has not is only words"
     assert (tmp_path / "stills" / "pool.svg").is_file(), "what does not play stands still"
+    (words,) = parts_of("A [block table](../../GLOSSARY.md).", LESSON.folder)
+    assert texts._linked(words.markdown, {}) == "A [block table](../glossary.md)."
 
 
 def test_without_its_generator_it_is_said_what_to_install(monkeypatch, tmp_path):

@@ -107,10 +107,10 @@ def _linked(text: str, numbers: Mapping[str, str]) -> str:
         name = numbers.get(match[2])
         return f"[{match[1]}]({name}.md)" if name else match[1]
 
-    text = re.sub(r"\[((?:[^\]`]|`[^`]*`)+)\]\(\?lesson=(\w+)\)", to_lesson, text)
+    text = re.sub(r"\[((?:[^\]`]|`[^`]*`)+)\]\(\?lesson=(\w+)[^)]*\)", to_lesson, text)
     if all((ROOT / name).is_file() for name in FILES.values()):
-        return re.sub(r"\(/glossary\?language=\w+\)", "(../glossary.md)", text)
-    return re.sub(r"\[((?:[^\]`]|`[^`]*`)+)\]\(/glossary\?language=\w+\)", r"\1", text)
+        return re.sub(r"\(/glossary\?lang=\w+\)", "(../glossary.md)", text)
+    return re.sub(r"\[((?:[^\]`]|`[^`]*`)+)\]\(/glossary\?lang=\w+\)", r"\1", text)
 
 
 def switch(page: str, language: str) -> str:

@@ -34,6 +34,7 @@ from minivllm.model.parallel.layout import Grid, choose_parts, wanted_partition
 from minivllm.model.quantization.choose import choose_method
 
 logger = logging.getLogger("minivllm")
+NOTHING_ASKED = CacheLimits()
 
 
 def create_distributed_executor(
@@ -49,8 +50,9 @@ def create_distributed_executor(
     launcher: str | None = None,
     quantization: str | None = None,
     kv_cache_dtype: str = AUTO,
-    limits: CacheLimits | None = None,
-    spans_path: Path | None = None,
+    batch_invariant: bool = False,
+    limits: CacheLimits = NOTHING_ASKED,
+    record_spans: bool = False,
     start_seconds: float = START_SECONDS,
     timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> DistributedExecutor:
@@ -61,6 +63,7 @@ def create_distributed_executor(
     Args:
         launcher: as `launch.py` names them; what fits, if None.
         timeout_seconds: that no rank may get on within a step, before they count as hanging.
+        record_spans: let each rank note when it does what (`DistributedExecutor.rank_times`).
 
     Raises:
         ValueError: the model cannot be shared so, or cannot be read; nothing was started.
@@ -68,34 +71,37 @@ def create_distributed_executor(
     """
     config = ModelConfig.from_folder(folder := resolve_model(path))
     choose_method(config.quantization, quantization)
-    limits = limits or CacheLimits()
     config.check_max_model_len(limits.max_model_len)
-    layers = wanted_partition(os.environ) if pipeline_parallel_size > 1 else ()
-    grid = Grid(1, pipeline_parallel_size, tensor_parallel_size, layers)
+    grid = _grid(pipeline_parallel_size, tensor_parallel_size)
     num_parts = choose_parts(config, grid, reduction_parts)
     kind = torch_device_for(device).type
     external = uses_torchrun(launcher, grid.size, kind)
     num_threads = threads_of_a_rank(num_local_ranks() if external else grid.size)
     settings = RankSettings(
-        # Another machine has a copy of its own of what is on the hub.
         model=str(path if external or not Path(path).exists() else folder.resolve()),
         dtype=str(torch_dtype_for(dtype, config)).removeprefix("torch."),
         device=kind,
         tensor_parallel_size=tensor_parallel_size,
         pipeline_parallel_size=pipeline_parallel_size,
-        layers=layers,
+        layers=grid.layers,
         num_parts=num_parts,
         block_size=block_size,
         attention_backend="torch" if attention_backend == "auto" else attention_backend,
         quantization=quantization,
         kv_cache_dtype=kv_cache_dtype,
-        record_spans=spans_path is not None,
+        record_spans=record_spans,
         timeout_seconds=timeout_seconds,
+        batch_invariant=batch_invariant,
         num_threads=num_threads,
     )
     note_parallel_run(num_threads)
     ranks = start_ranks("external_launcher" if external else launcher, grid.size, num_threads, start_seconds)
-    return DistributedExecutor(settings, ranks, limits, name_of(path, folder), spans_path)
+    return DistributedExecutor(settings, ranks, limits, name_of(path, folder))
+
+
+def _grid(num_stages: int, num_ranks: int) -> Grid:
+    """Stages of so many ranks, with the layers that the environment gives them."""
+    return Grid(1, num_stages, num_ranks, wanted_partition(os.environ) if num_stages > 1 else ())
 
 
 def start_ranks(launcher: str | None, size: int, num_threads: int, seconds: float) -> Ranks:

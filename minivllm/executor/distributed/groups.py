@@ -29,7 +29,7 @@ from torch.distributed import PrefixStore, ProcessGroupGloo, Store  # type: igno
 from minivllm.executor.distributed.heartbeat import COMPUTING, TIMEOUT_SECONDS, Activity
 from minivllm.model.parallel.layout import Grid
 from minivllm.model.parallel.peers import Peers
-from minivllm.trace.rank_spans import RankSpans
+from minivllm.trace.rank_spans import ALL_GATHER, RECEIVE, RECEIVE_LOGITS, SEND, SEND_LOGITS, RankSpans
 
 MORE_SECONDS = 60.0
 """That a message may take beyond what a rank may: it is the watch (`heartbeat.py`) that knows the names."""
@@ -119,14 +119,14 @@ class GroupPeers(Peers):
             return own
         own = own.contiguous()
         everyone = own.new_empty(len(self._row) * len(own), *own.shape[1:])
-        with self._talking("all parts"):
+        with self._talking(ALL_GATHER):
             self._tensor._allgather_base(everyone, own).wait()
         return everyone
 
     def parts_at_rank_0(self, own: Tensor) -> Tensor | None:
         if self._rank and self._rank not in self._last_row:
             return None
-        with self._talking("logits"):
+        with self._talking(SEND_LOGITS if self._rank else RECEIVE_LOGITS):
             if self._rank:
                 self._world.send([own.contiguous()], 0, LOGITS).wait()
                 return None
@@ -137,11 +137,11 @@ class GroupPeers(Peers):
         return torch.cat(found)
 
     def send_on(self, hidden: Tensor) -> None:
-        with self._talking("send on"):
+        with self._talking(SEND):
             self._world.send([hidden.contiguous()], self._next, HIDDEN).wait()
 
     def receive(self, hidden: Tensor) -> Tensor:
-        with self._talking("receive"):
+        with self._talking(RECEIVE):
             self._world.recv([hidden], self._before, HIDDEN).wait()
         return hidden
 
@@ -157,7 +157,7 @@ class GroupPeers(Peers):
         ended = perf_counter()
         self.seconds += ended - began
         if self.spans is not None:
-            self.spans.note(what, began, ended)
+            self.spans.note_talk(what, began, ended)
 
 
 @contextmanager

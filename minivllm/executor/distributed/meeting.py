@@ -3,9 +3,9 @@
     rank 0                       the store                     rank r
     settings ─────────────────►  settings
                                  here/r  ◄──────────────────── I have come
-                                 loaded/r  ◄────────────────── my weights are in place
+                                 loaded/r  ◄────────────────── my weights are in place, so many bytes
     sizes ────────────────────►  sizes  ─────────────────────► so many blocks
-                                 ready/r  ◄─────────────────── my cache is there
+                                 ready/r  ◄─────────────────── my cache is there, so many bytes
                                  failed/r  ◄────────────────── or: what went wrong
 
 The store is torch's own (`TCPStore`): a small server in the process of rank 0, at a port that the operating
@@ -87,8 +87,8 @@ class Meeting:
         self._wait([key], lambda _: f"rank 0 has not told the others its {key}")
         return bytes(self.store.get(key))
 
-    def wait_for_all(self, key: str, what: str) -> None:
-        """Until every other rank has noted this.
+    def wait_for_all(self, key: str, what: str) -> list[bytes]:
+        """Until every other rank has noted this; what each has noted.
 
         Raises:
             RankError: a rank has not, in time, or it has failed; `what` it should have done.
@@ -100,6 +100,7 @@ class Meeting:
             return f"rank {ranks} of {self.size} has not {what} within {self.seconds:.0f} seconds"
 
         self._wait(others, late)
+        return [bytes(self.store.get(name)) for name in others]
 
     def _wait(self, keys: list[str], late: Callable[[list[str]], str]) -> None:
         end = time.monotonic() + self.seconds

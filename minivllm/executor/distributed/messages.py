@@ -27,7 +27,7 @@ class RankSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What every rank needs to know before it can load its share."""
 
     model: str
-    """A folder, or an id on the hub."""
+    """A folder, or an id on the hub, of which another machine has a copy of its own."""
     dtype: str
     device: str
     """"cpu" or "cuda"."""
@@ -40,6 +40,7 @@ class RankSettings(msgspec.Struct, frozen=True, kw_only=True):
     attention_backend: str
     quantization: str | None = None
     kv_cache_dtype: str = "auto"
+    batch_invariant: bool = False
     record_spans: bool = False
     timeout_seconds: float = TIMEOUT_SECONDS
     """That no rank may make a move within a step (`heartbeat.py`)."""

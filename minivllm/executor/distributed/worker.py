@@ -21,6 +21,7 @@ from minivllm.executor.distributed.heartbeat import IDLE, Activity, Heart, silen
 from minivllm.executor.distributed.meeting import Meeting, open_store, own_address
 from minivllm.executor.distributed.messages import CacheSizes, RankSettings, decode_plan
 from minivllm.executor.distributed.rank_executor import RankExecutor, load_rank
+from minivllm.executor.distributed.telling import Teller
 from minivllm.trace.rank_spans import RankSpans
 
 
@@ -50,23 +51,27 @@ def _serve(meeting: Meeting, address: str, local_rank: int | None, activity: Act
         seconds = settings.timeout_seconds
         peers = GroupPeers(meeting.store, settings.grid, rank, device, address, seconds)
         decoder = load_rank(settings, rank, device, peers)
-        meeting.note("loaded")
+        meeting.note("loaded", msgspec.json.encode((decoder.num_bytes, *decoder.step_bytes)).decode())
         sizes = msgspec.json.decode(meeting.hear("sizes"), type=CacheSizes)
         executor = RankExecutor(decoder, settings, sizes)
         executor.activity = peers.activity = activity
         activity.begin(IDLE)
-        meeting.note("ready")
+        meeting.note("ready", str(executor.storage.num_bytes))
     except Exception as error:  # rank 0 tells it
         meeting.note("failed", f"{type(error).__name__}: {error}")
         sys.exit(1)
     heart.silent_seconds = silent_seconds(seconds)
+    teller: Teller | None = None
     if settings.record_spans:
         executor.spans = peers.spans = RankSpans()
+        teller = Teller(meeting, executor.spans)
     try:
         while message := control.next_message():
             executor.execute(decode_plan(message))
-        if executor.spans is not None:
-            meeting.note("spans", executor.spans.encoded().decode())
+            if teller is not None:
+                teller.tell()
+        if teller is not None:
+            teller.tell(is_last=True)
     except PeerLostError:  # it has something to say, and this one has nothing to add
         sys.exit(1)
 

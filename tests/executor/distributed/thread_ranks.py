@@ -71,7 +71,7 @@ def be_rank(meeting):
 
 @contextmanager
 def executor_on_threads(
-    folder, grid, *, dtype="float64", num_parts=None, block_size=16, spans=None, kv="auto", **limits
+    folder, grid, *, dtype="float64", num_parts=None, block_size=16, spans=False, kv="auto", **limits
 ):
     """A distributed executor whose other ranks are threads."""
     config = ModelConfig.from_folder(folder)
@@ -86,7 +86,7 @@ def executor_on_threads(
         attention_backend="torch",
         kv_cache_dtype=kv,
         num_threads=1,
-        record_spans=spans is not None,
+        record_spans=spans,
     )
     store = HashStore()
     threads = [
@@ -96,7 +96,7 @@ def executor_on_threads(
     for thread in threads:
         thread.start()
     ranks = Ranks(Meeting(store, 0, grid.size, seconds=60), LOOPBACK, grid.size)
-    executor = DistributedExecutor(settings, ranks, CacheLimits(**limits), spans_path=spans)
+    executor = DistributedExecutor(settings, ranks, CacheLimits(**limits))
     try:
         yield executor
     finally:
