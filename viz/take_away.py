@@ -77,7 +77,7 @@ def offer(
             _("The picture of one step, as PNG or SVG: **Save picture**, beside the player's slider.")
         )
         st.download_button(
-            _("A page that plays ({size} MB, HTML)").format(size=f"{len(payload) / 1e6:.1f}"),
+            _("A page that plays ({size} MB, HTML)").format(size=f"{max(0.1, len(payload) / 1e6):.1f}"),
             lambda: page_of(sent.scenes[0].title, payload[payload.index(b"\n") + 1 :], language),
             file_name=file_name(name, "html"),
             mime="text/html",
@@ -105,11 +105,12 @@ def _film(name: str, sent: Sent, make_scenes: Callable[[], Sequence[Scene]], lan
     of = f"{start}-{last}-{len(titles)}"  # of another trace other steps are chosen
     which: Any = titles[0]
     if len(titles) > 1:
+        names = labels([sent.scenes[number].title for number in titles])
         which = st.selectbox(
             _("Film of"),
             titles,
             key=f"{key}-which-{of}",
-            format_func=lambda number: plain(sent.scenes[number].title),
+            format_func=lambda number: names[titles.index(number)],
         )
     left, right = st.columns(2)
     one = left.number_input(_("From step"), start, last, start, key=f"{key}-first-{of}")
@@ -153,6 +154,14 @@ def _film(name: str, sent: Sent, make_scenes: Callable[[], Sequence[Scene]], lan
         on_click="ignore",
         key=f"{key}-mp4",
     )
+
+
+def labels(titles: Sequence[str]) -> list[str]:
+    """Titles for a choice. Of two that are alike Streamlit would take the second, so they get numbers."""
+    return [
+        plain(title if titles.count(title) == 1 else f"{title} ({number})")
+        for number, title in enumerate(titles, 1)
+    ]
 
 
 def chosen_steps(first: int, last: int) -> list[int]:

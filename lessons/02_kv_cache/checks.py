@@ -198,8 +198,6 @@ class Kept:
         "num_kv_heads, capacity, head_dim), dtype)`; read returns `[…, :length, :]`.",
     ),
     when={
-        EMPTY: "To append no token is no error: nothing changes, and what is read has 0 tokens, or as "
-        "many as before.",
         CRASH: "A layer without a token can be read, too: as two arrays of shape (num_kv_heads, 0, "
         "head_dim). `np.concatenate` of an empty list raises.",
     },
@@ -212,7 +210,7 @@ def what_is_appended_is_kept(case: Any, story: Story) -> None:
     for which, count in case["steps"]:
         kept = both[which]
         words = f"append {plural(count)}, layer by layer; then fill the arrays that were given with 99"
-        story.step(f"cache {'AB'[which]} ({kept.type}): {words}", empty=count == 0)
+        story.step(f"cache {'AB'[which]} ({kept.type}): {words}")
         before = kept.right[0]
         seen = kept.cache.read(0)
         kept.step(count)

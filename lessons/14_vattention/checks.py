@@ -437,6 +437,8 @@ def mapped_is_what_is_needed(case: Any, story: Story) -> None:
         "layers?",
         AFTER_REFUSAL: "The refusal was right; what it left behind is not. Was a page mapped, or a number "
         "of tokens noted, before your code knew that all pages are there?",
+        CRASH: "More pages were taken than are free. How many do the loops take in all, in all layers, for "
+        "keys and for values? That is what is missing.",
     },
     large=large_cache,
 )
@@ -476,6 +478,7 @@ def a_refusal_changes_nothing(case: Any, story: Story) -> None:
             bool(answer) == (missing <= free),
             f"{missing <= free} (pages missing: {missing}, pages free: {free})",
             answer,
+            REFUSED if missing <= free else ACCEPTED,
         )
         kv.free(request.slot)
         del held[who]
@@ -516,10 +519,11 @@ def freed_is_taken_again(case: Any, story: Story) -> None:
         story.step(f"r{who} wants one token more than the longest request may have, and one less than none")
         same = (kv.num_free_pages, kv.wasted_bytes)
         for count in (case["max_tokens"] + 1, -1):
-            is_refused, words = raises(story, kv.grow, request.slot, count), counted(count, "token")
+            is_refused, words = raises(kv.grow, request.slot, count), counted(count, "token")
             story.expect(is_refused, f"ValueError for {words}", "nothing was raised", ACCEPTED)
             now = (kv.num_free_pages, kv.wasted_bytes)
-            story.expect(now == same, "free pages {}, wasted bytes {}, as before".format(*same), now)
+            words = "free pages {}, wasted bytes {}, as before".format(*same)
+            story.expect(now == same, words, now, AFTER_REFUSAL)
     expect_refused(case, kv, machine, case["max_requests"], "there", story)
     for who, request in sorted(held.items()):
         story.step(f"r{who} is done")
@@ -550,17 +554,22 @@ def expect_refused(case: Any, kv: Any, machine: Machine, slot: int, what: str, s
     words = f"slot {slot}, which no request has" if what == "freed" else f"slot {slot}, which there is not"
     story.step(f"free {words}; let it grow")
     for call, arguments in ((kv.free, (slot,)), (kv.grow, (slot, 1)), (kv.grow, (slot, 0))):
-        is_refused = raises(story, call, *arguments)
+        is_refused = raises(call, *arguments)
         story.expect(is_refused, f"ValueError for {words}", "nothing was raised", ACCEPTED)
-    story.expect(kv.num_free_pages == free, f"{counted(free, 'free page')}, as before", kv.num_free_pages)
-    story.expect(kv.wasted_bytes == waste, f"{counted(waste, 'wasted byte')}, as before", kv.wasted_bytes)
-    story.expect(machine.table == mapped, "the same pages to be mapped as before", "others are")
+    words = f"{counted(free, 'free page')}, as before"
+    story.expect(kv.num_free_pages == free, words, kv.num_free_pages, AFTER_REFUSAL)
+    words = f"{counted(waste, 'wasted byte')}, as before"
+    story.expect(kv.wasted_bytes == waste, words, kv.wasted_bytes, AFTER_REFUSAL)
+    words = "the same pages to be mapped as before"
+    story.expect(machine.table == mapped, words, "others are", AFTER_REFUSAL)
 
 
-def raises(story: Story, call: Any, *arguments: Any) -> bool:
-    with story.allowing(ValueError) as answer:
+def raises(call: Any, *arguments: Any) -> bool:
+    try:
         call(*arguments)
-    return answer.is_refused
+    except ValueError:
+        return True
+    return False
 
 
 @judged(

@@ -120,7 +120,7 @@ def serve(args: EngineArgs, options: ServeOptions) -> None:
 
 def _check_replicas(args: EngineArgs, options: ServeOptions) -> None:
     """What several engines cannot have is refused before any of them loads a model."""
-    make_router(options.data_parallel_router)
+    make_router(options.data_parallel_router, "data_parallel_router")
     check_choice("data_parallel_backend", options.data_parallel_backend, ("mp", "ray"))
     if args.data_parallel_size == 1:
         if options.data_parallel_backend != "mp":

@@ -256,6 +256,18 @@ def test_what_waits_says_so_in_the_trace_and_in_the_log(caplog):
     assert "async_scheduling" not in recorder.events[0].config
 
 
+def test_an_engine_that_was_closed_computes_without_its_thread(patient):
+    """As one without asynchronous scheduling does: its trace has ended, and it still serves."""
+    engine, executor = patient
+    executor.let.set()
+    engine.close()
+    engine.add_request("it", [1, 2, 3], SamplingParams(max_tokens=9, temperature=0))
+    while engine.has_unfinished_requests():
+        (output,) = engine.step()
+    assert list(output.outputs[0].token_ids) == expected_output([1, 2, 3], 9)
+    assert executor.threads == {get_ident()}
+
+
 def test_off_nothing_is_started():
     assert EngineArgs("m").async_scheduling is False
     assert not isinstance(make_engine()._flights.runs, Background)

@@ -233,7 +233,7 @@ def test_a_replica_has_the_servers_settings_but_a_seed_and_a_trace_of_its_own():
         (("--data-parallel-size", "2", "--live"), "live must be left out where data_parallel_size is 2"),
         (("--data-parallel-size", "2", "--tensor-parallel-size", "2"), "data_parallel_size must be 1 with"),
         (("--data-parallel-router", "least-loaded"), "but data_parallel_size is 1"),
-        (("--data-parallel-size", "2", "--data-parallel-router", "dice"), "router must be one of"),
+        (("--data-parallel-size", "2", "--data-parallel-router", "dice"), "data_parallel_router must be one"),
         (("--data-parallel-backend", "ray"), "but data_parallel_size is 1"),
         (
             ("--data-parallel-size", "2", "--data-parallel-backend", "x"),

@@ -13,8 +13,9 @@ from PIL import Image
 
 from tests.viz.test_pages import run_page, words
 from viz.backends.html import save_html
+from viz.plain import plain
 from viz.scene import Point, Scene
-from viz.take_away import HOW_TO_FILM, MOST_FRAMES, chosen_steps, file_name, gif, video
+from viz.take_away import HOW_TO_FILM, MOST_FRAMES, chosen_steps, file_name, gif, labels, video
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -40,6 +41,10 @@ def test_a_film_goes_from_its_first_step_to_its_last_and_is_never_too_long(first
 @given(st.text())
 def test_a_file_may_be_named_after_any_request(name):
     assert re.fullmatch(r"minivllm-[A-Za-z0-9-]+\.gif", file_name(name, "gif"))
+
+
+def test_pictures_of_one_title_can_be_told_apart():
+    assert labels(["one", "two", "one"]) == [plain(name) for name in ("one (1)", "two", "one (3)")]
 
 
 def test_a_film_has_one_picture_for_each_step():

@@ -34,6 +34,7 @@ from minivllm.model.parallel.layout import Grid, choose_parts, wanted_partition
 from minivllm.model.quantization.choose import choose_method
 
 logger = logging.getLogger("minivllm")
+NOTHING_ASKED = CacheLimits()
 
 
 def create_distributed_executor(
@@ -50,7 +51,7 @@ def create_distributed_executor(
     quantization: str | None = None,
     kv_cache_dtype: str = AUTO,
     batch_invariant: bool = False,
-    limits: CacheLimits | None = None,
+    limits: CacheLimits = NOTHING_ASKED,
     record_spans: bool = False,
     start_seconds: float = START_SECONDS,
     timeout_seconds: float = TIMEOUT_SECONDS,
@@ -60,7 +61,7 @@ def create_distributed_executor(
     Under `torchrun` only rank 0 returns: the others work, and end the program.
 
     Args:
-        launcher: "mp", "external_launcher" or "ray" (`launch.py`); what fits, if None.
+        launcher: as `launch.py` names them; what fits, if None.
         timeout_seconds: that no rank may get on within a step, before they count as hanging.
         record_spans: let each rank note when it does what (`DistributedExecutor.rank_times`).
 
@@ -70,24 +71,19 @@ def create_distributed_executor(
     """
     config = ModelConfig.from_folder(folder := resolve_model(path))
     choose_method(config.quantization, quantization)
-    limits = limits or CacheLimits()
     config.check_max_model_len(limits.max_model_len)
-    layers = wanted_partition(os.environ) if pipeline_parallel_size > 1 else ()
-    grid = Grid(1, pipeline_parallel_size, tensor_parallel_size, layers)
+    grid = _grid(pipeline_parallel_size, tensor_parallel_size)
     num_parts = choose_parts(config, grid, reduction_parts)
     kind = torch_device_for(device).type
-    external = uses_torchrun(launcher, grid.size)
-    if launcher == "ray":
-        ray_cluster.check("distributed_executor_backend", kind)
+    external = uses_torchrun(launcher, grid.size, kind)
     num_threads = threads_of_a_rank(num_local_ranks() if external else grid.size)
     settings = RankSettings(
-        # Another machine has a copy of its own of what is on the hub.
         model=str(path if external or not Path(path).exists() else folder.resolve()),
         dtype=str(torch_dtype_for(dtype, config)).removeprefix("torch."),
         device=kind,
         tensor_parallel_size=tensor_parallel_size,
         pipeline_parallel_size=pipeline_parallel_size,
-        layers=layers,
+        layers=grid.layers,
         num_parts=num_parts,
         block_size=block_size,
         attention_backend="torch" if attention_backend == "auto" else attention_backend,
@@ -99,22 +95,32 @@ def create_distributed_executor(
         num_threads=num_threads,
     )
     note_parallel_run(num_threads)
-    ranks: Ranks
-    if external:
-        ranks = meet_under_torchrun(grid.size, start_seconds)
-    elif launcher == "ray" and grid.size > 1:
-        ranks = start_actors(grid.size, num_threads, start_seconds)
-    else:
-        ranks = start_processes(grid.size, num_threads, start_seconds)
+    ranks = start_ranks("external_launcher" if external else launcher, grid.size, num_threads, start_seconds)
     return DistributedExecutor(settings, ranks, limits, name_of(path, folder))
 
 
-def uses_torchrun(launcher: str | None, num_ranks: int) -> bool:
+def _grid(num_stages: int, num_ranks: int) -> Grid:
+    """Stages of so many ranks, with the layers that the environment gives them."""
+    return Grid(1, num_stages, num_ranks, wanted_partition(os.environ) if num_stages > 1 else ())
+
+
+def start_ranks(launcher: str | None, size: int, num_threads: int, seconds: float) -> Ranks:
+    """The other ranks, in the way that was asked for."""
+    if launcher == "external_launcher":
+        return meet_under_torchrun(size, seconds)
+    if launcher == "ray" and size > 1:
+        return start_actors(size, num_threads, seconds)
+    return start_processes(size, num_threads, seconds)
+
+
+def uses_torchrun(launcher: str | None, num_ranks: int, device: str) -> bool:
     """Have the ranks been started by `torchrun`?
 
     Raises:
-        ValueError: it was said so, and there is no `torchrun`.
+        ValueError: it was said so, and there is no `torchrun`; or Ray was asked for, and cannot be had.
     """
+    if launcher == "ray":
+        ray_cluster.check("distributed_executor_backend", device)
     if launcher == "external_launcher" and not is_under_torchrun():
         raise ValueError(
             "distributed_executor_backend is 'external_launcher', but this program was not started by "

@@ -4,7 +4,7 @@ A rank that ends is noticed by its process and its connections. One that is stop
 whose machine is out of reach, keeps all of them. So each rank tells the store once a second that it lives,
 and what it does:
 
-    rank r    pulse/r  =  42 beats · 1,870 moves · "all parts" in step 17
+    rank r    pulse/r  =  42 beats · 1,870 moves · "all-gather" in step 17
     rank 0    looks there while a step takes longer
                   beats stand still                           stopped, or out of reach
                   beats come, and no rank makes a move        one of them computes, or waits, for ever

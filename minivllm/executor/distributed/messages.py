@@ -27,7 +27,7 @@ class RankSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What every rank needs to know before it can load its share."""
 
     model: str
-    """A folder, or an id on the hub."""
+    """A folder, or an id on the hub, of which another machine has a copy of its own."""
     dtype: str
     device: str
     """"cpu" or "cuda"."""

@@ -10,8 +10,8 @@ Bundles that belong together are a placement group: all of them are had, or none
     PACK      on as few machines as possible: ranks, which talk in every layer
     SPREAD    on as many as possible: replicas, which never talk
 
-Ray listens at all addresses of a machine; who reaches it needs its token, which a cluster begun here has
-(from Ray 2.59 on, at `~/.ray/auth_token`).
+Ray listens at all addresses of a machine. A cluster begun here asks whoever comes for a token, as those of
+Ray 2.59 and later do (`~/.ray/auth_token`).
 
 Ray is an extra, and imported by those alone who ask for it.
 

@@ -106,7 +106,7 @@ def test_a_rank_that_waits_for_ever_is_named_with_what_it_does(monkeypatch):
         monkeypatch.setattr(GroupPeers, "all_parts", all_parts)
         try:
             with pytest.raises(
-                ExecutorDeadError, match=r"for 2 seconds: rank 0 all parts in step \d, rank 1 computing in"
+                ExecutorDeadError, match=r"for 2 seconds: rank 0 all-gather in step \d, rank 1 computing in"
             ):
                 engine.step()
         finally:
