@@ -60,13 +60,14 @@ h1 { padding: 0.2rem 0 0.6rem !important; }
 .stMain [data-testid="stCaptionContainer"], .stMain [data-testid="stCaptionContainer"] p { opacity: 1;
   color: light-dark(#63625F, #A9A8A3); }
 .stMain button[data-selected="true"] p { color: light-dark(#A3283A, #FF8B96); }
+.stMain code .token.string { color: light-dark(#0B6B2E, #5FD08A); }
 .stMain code .token.parameter { color: light-dark(#006C91, #55C8F0); }
 .stMain code .token.comment { color: light-dark(#5F6368, #A9A8A3); }
 .st-key-lesson-text h2 { font-size: 1.6rem; }
 .stMain code { overflow-wrap: anywhere; }
 [data-testid="stTopNavLinkContainer"] { margin: 0 -2px; }
 [data-testid="stTopNavLink"], [data-testid="stTopNavLink"] * { font-size: 13px; }
-[data-testid="stTopNavLink"] { padding: 0 5px; }
+[data-testid="stTopNavLink"] { padding: 0 3px; }
 .stMainBlockContainer > [data-testid="stVerticalBlock"] { position: relative; }
 [data-testid="stLayoutWrapper"]:has(> .st-key-language-switch) {
   position: absolute; top: 1.95rem; right: 0; width: auto; z-index: 1;

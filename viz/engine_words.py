@@ -22,7 +22,7 @@ NAMES = (
     N_("time per output token"), N_("inter-token latency"), N_("end-to-end latency"), N_("queue time"),
     N_("preemptions"), N_("blocks in use"), N_("saved by sharing"), N_("forks"), N_("prefix cache"),
     N_("evicted"), N_("swapped"), N_("speculation"), N_("failed steps"), N_("interrupts"), N_("wasted slots"),
-    N_("token budget used"), N_("time goes to"),
+    N_("ranks"), N_("token budget used"), N_("time goes to"),
 )  # fmt: skip
 FORMS = (
     N_("none"),
@@ -55,6 +55,10 @@ FORMS = (
     N_("{count} cached blocks"),
     N_("{out} blocks out, {back} back in; at most {most} in the swap space"),
     N_("{accepted} of {drafted} drafts accepted ({share}); {tokens} tokens a step with drafts"),
+    N_(
+        "{count}, which compute {computing} of the time, exchange data {exchanging}, wait for others "
+        "{waiting} and have no plan {idle}"
+    ),
     N_("{count}; their requests started again"),
     N_("{count}; after each, every request waited with nothing computed"),
     N_("{parts} (attention alone {share})"),

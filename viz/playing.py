@@ -31,6 +31,7 @@ PAGES = {
     "prefix_tree": ("prefix_tree",),
     "structured_output": ("allowed_tokens",),
     "speculation": ("speculation",),
+    "ranks": ("rank_lanes", "rank_load", "rank_ownership"),
     "roofline": ("roofline", "decode_intensity"),
     "metrics": ("metrics_board",),
     "compare": ("comparison",),

@@ -77,9 +77,10 @@ class Flights:
         self.queue.clear()
 
     def close(self) -> None:
-        """No plan will be launched any more."""
+        """End the thread, if there is one: a plan is carried out by the caller from now on."""
         if isinstance(self.runs, Background):
             self.runs.close()
+            self.runs = None
 
 
 def choose_flights(

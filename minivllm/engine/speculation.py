@@ -76,7 +76,10 @@ class Speculation:
         if room <= 0 or not (worth_it or self.proposer.draws_by_law):
             return
         for request in running.values():
-            sampling = requests[request.request_id].sampling
+            state = requests.get(request.request_id)
+            if state is None:  # it is over, and stays until a plan in flight is finished
+                continue
+            sampling = state.sampling
             for sequence in request.sequences:
                 if room <= 0 or sampling is None or sequence.num_uncomputed_tokens != 1:
                     continue

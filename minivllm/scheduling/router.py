@@ -115,6 +115,6 @@ ROUTERS: dict[str, type[Router]] = {
 }
 
 
-def make_router(name: str) -> Router:
-    """Raises `ValueError` for an unknown name, with the known ones."""
-    return ROUTERS[check_choice("router", name, tuple(ROUTERS))]()
+def make_router(name: str, argument: str = "router") -> Router:
+    """Raises `ValueError` for an unknown name, with the known ones. `argument` is what the user calls it."""
+    return ROUTERS[check_choice(argument, name, tuple(ROUTERS))]()

@@ -13,7 +13,7 @@ from minivllm.engine.engine_args import EngineArgs
 from minivllm.engine.speculation import Speculation
 from minivllm.lab.bench.overlap import idle_shares
 from minivllm.sampling_params import SamplingParams
-from minivllm.trace.events import BatchPlanned
+from minivllm.trace.events import BatchPlanned, RanksTimed, RankTime
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.replay import ReplayState
 from tests.engine.fakes import VOCAB_SIZE, FakeExecutor, FakeSampler, expected_output
@@ -126,6 +126,26 @@ def test_drafts_are_verified_while_other_plans_are_in_flight():
     assert done == {str(number): [expected_output([number, 1, 2] * 3, 20)] for number in range(6)}
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_no_drafts_are_made_for_a_request_that_was_aborted_in_flight(n):
+    """It runs on for the core, until the plan that names it is finished."""
+    engine = pipeline(2, speculation=Speculation(NgramProposer(1, 2), 3), **ROOMY)
+    params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, n=n)
+    prompts = [[number, 1, 2] * 3 for number in range(4)]
+    for number, prompt in enumerate(prompts):
+        engine.add_request(str(number), prompt, params)
+    outputs = {}
+    for number in (0, 1):
+        engine.step()
+        assert engine.core.in_flight and engine.abort(str(number))
+    while engine.has_unfinished_requests():
+        outputs |= {output.request_id: output for output in engine.step()}
+    for number in (2, 3):
+        told = [list(one.token_ids) for one in outputs[str(number)].outputs]
+        assert told == [expected_output(prompts[number], 20)] * n
+    assert engine.cache.num_free_blocks == engine.config.num_blocks
+
+
 def test_outputs_are_sent_even_if_the_next_plan_cannot_be_launched():
     engine = pipeline(2, **ROOMY)
     engine.add_request("short", [1], SamplingParams(temperature=0, max_tokens=1, ignore_eos=True))
@@ -156,15 +176,9 @@ def test_asynchronous_scheduling_of_stages_is_refused_by_name():
 
 
 def test_what_a_stage_does_not_compute_it_is_idle():
-    def one(rank, kind, begin, length):
-        return {"ph": "X", "pid": rank, "cat": kind, "ts": begin, "dur": length}
-
-    first = [one(1, "step", 0, 50), one(1, "step", 100, 50), one(1, "talk", 140, 10)]
-    second = [
-        one(2, "step", 0, 100),
-        one(2, "talk", 0, 50),
-        one(2, "step", 100, 100),
-        one(2, "talk", 100, 50),
-    ]
-    assert idle_shares([*first, *second], 2) == pytest.approx((0.55, 0.5))
-    assert idle_shares([*first, *second], 1) == pytest.approx((0.6, 0.5))
+    first = RanksTimed(0, (RankTime(0, 0, 50), RankTime(1, 0, 100, (("receive", 0, 50),))))
+    second = RanksTimed(
+        1, (RankTime(0, 100, 150, (("send", 140, 150),)), RankTime(1, 100, 200, (("receive", 100, 150),)))
+    )
+    assert idle_shares([first, second]) == pytest.approx((0.55, 0.5))
+    assert idle_shares([second]) == pytest.approx((0.6, 0.5))

@@ -23,6 +23,7 @@ SHOWN = {
     "prefix_tree": ("sharing",),
     "structured_output": ("structured",),
     "speculation": ("speculation",),
+    "ranks": ("pipeline-parallel",),
     "roofline": ("paging",),
     "metrics": ("paging",),
     "compare": ("static", "continuous"),

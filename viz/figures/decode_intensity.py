@@ -65,6 +65,6 @@ def decode_intensity(timeline: Timeline, work: Sequence[PhaseWork], told: Sequen
 
 
 def _weights_only(model: ModelShape) -> float:
-    """FLOP per byte of one sequence, if nothing but the weights had to be read."""
-    work = work_of(model, batch_shape([(0, 1)]))
+    """FLOP per byte of one sequence that decodes, if nothing but the weights had to be read."""
+    work = work_of(model, batch_shape([(0, 1)], num_generated_tokens=1, num_generated_rows=1))
     return work.linear_flops / work.weight_bytes if work.weight_bytes > 0 and work.linear_flops > 0 else 1.0
