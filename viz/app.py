@@ -195,7 +195,7 @@ def _other_kind(page: ModuleType, run: AnyRun, wanted: type) -> None:
 
 def _welcome(page: ModuleType, problem: str, kind: type) -> None:
     if problem:
-        st.error(plain(problem))
+        st.error(plain(in_words_of_the_reader(problem)))
     if kind is not Run:
         own = KINDS[kind][2]
         st.markdown(_(own.WITHOUT))

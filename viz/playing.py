@@ -33,7 +33,7 @@ PAGES = {
     "speculation": ("speculation",),
     "ranks": ("rank_lanes", "rank_load", "rank_ownership"),
     "roofline": ("roofline", "decode_intensity"),
-    "metrics": ("metrics_board",),
+    "metrics": ("metrics_board", "metric_charts"),
     "compare": ("comparison",),
     "microscope": ("kernel_source", "kernel_lanes", "kernel_blocks", "kernel_totals"),
     "flash_attention": ("kernel_matrix", "kernel_softmax", "kernel_shared", "kernel_traffic"),

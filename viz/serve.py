@@ -25,6 +25,7 @@ from minivllm.trace.kernel_events import is_kernel_trace
 from minivllm.trace.precision_events import is_precision
 from minivllm.trace.story_events import is_story
 from viz import folders
+from viz.addresses import Addresses
 from viz.gate import Gate
 from viz.live.connection import check_url
 from viz.live.feed import LiveFeed
@@ -109,7 +110,7 @@ def run_server(bound: socket.socket, ready: Callable[[], None], script: Path = A
     bootstrap.load_config_options(SETTINGS | {"server.port": bound.getsockname()[1]})
     server = Server(
         uvicorn.Config(
-            Gate(OwnPlace(LiveFeed(app))),
+            Gate(Addresses(OwnPlace(LiveFeed(app)))),
             log_config=None,
             access_log=False,
             ws_per_message_deflate=False,

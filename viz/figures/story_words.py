@@ -91,8 +91,8 @@ def verdict(story: StoryTrace, step: int) -> str:
     parts = [_("They parted in step {parted}.").format(parted=parted)]
     if names := [clip(fact.name, 40) for fact in facts_at(story, step) if fact.differs]:
         parts.append(_("Now they differ in: {names}.").format(names=listing(names)))
-    ended = [name for name, lane in zip(NAMES, lanes_of(story), strict=True) if step >= len(lane)]
-    parts += [_("{name} has ended.").format(name=_(name)) for name in ended]
+    ended = [_(name) for name, lane in zip(NAMES, lanes_of(story), strict=True) if step >= len(lane)]
+    parts += [_("{name} has ended.").format(name=name) for name in ended]
     return " ".join(parts)
 
 
@@ -100,10 +100,12 @@ def status(lane: Sequence[StoryStep], step: int) -> str:
     """Where a lane stands while the player is at a step."""
     if not lane:
         return _("has no steps")
-    words = "stopped" if lane[-1].error else "ended"
     if step >= len(lane):
-        return _("{words} in step {step}, and stays there").format(words=words, step=len(lane) - 1)
-    return _("{words} here").format(words=words) if lane[step].error else ""
+        told = _("ended in step {step}, and stays there")
+        if lane[-1].error:
+            told = _("stopped in step {step}, and stays there")
+        return told.format(step=len(lane) - 1)
+    return _("stopped here") if lane[step].error else ""
 
 
 def fitting(values: tuple[str, str], most: int) -> tuple[str, str]:

@@ -16,10 +16,19 @@ function findSubjects(query, { cards, captions, first, say, placeWords }) {
   if (number !== undefined) {
     const place = Number(number) - first;
     if (kind !== "block" && place >= 0 && place < captions.length) found.push({ words: placeWords(place), place });
-    if (kind !== "step" && cards.has("block 0") && cards.blocks.has(Number(number))) {
+    if (kind !== "step" && cards.memories.block?.at.has(Number(number))) {
       found.push({ words: say("Block {number}", { number }), subject: `block ${number}` });
     }
+    if (kind !== "step" && cards.memories.host?.at.has(Number(number))) {
+      found.push({ words: say("Host block {number}", { number }), subject: `host ${number}` });
+    }
   }
+  cards.edges.forEach(({ text, history }, edge) => { // the drawn ones have a history
+    if (wanted.length > 2 && history.length && text.toLowerCase().includes(wanted) && found.length < MOST_FOUND / 2) {
+      const words = `${say("Edge {number}", { number: edge + 1 })} ${text.trim().slice(0, 60)}`;
+      found.push({ words, subject: `edge ${edge}` });
+    }
+  });
   const rank = ({ tag, id }) => (tag.toLowerCase() === wanted || id.toLowerCase() === wanted ? 0 : 1);
   const requests = cards.requests.map((card, index) => ({ ...card, index })).filter((card) =>
     [card.tag, card.id, card.prompt, card.output].some((text) => text.toLowerCase().includes(wanted)));

@@ -37,6 +37,7 @@ class Player {
     this.slider.max = this.last;
     this.pictures = data.scenes.map((scene) => new Picture(scene));
     this.lay(find(".pictures"));
+    explain(find(".legend"), data.legend, data.scenes);
     this.touch = new Touch(this, root, data);
     this.range = this.touch.range;
     this.makeJumps(find(".jumps"), data.jumps);
@@ -52,7 +53,10 @@ class Player {
       const figure = document.createElement("figure");
       figure.className = `picture ${picture.scene.screen}`;
       figure.style.setProperty("--width", picture.scene.width);
-      figure.append(picture.svg);
+      const frame = make("div", "frame");
+      frame.append(picture.svg);
+      figure.append(frame, ...notesOf(picture.scene));
+      if (picture.scene.section) host.append(make("h2", "section", picture.scene.section));
       host.append(figure);
       const svg = picture.svg;
       if (picture.scene.axis) svg.classList.add("steps");
@@ -64,7 +68,8 @@ class Player {
         if (event.type === "pointerdown") began = event.shiftKey ? step : null;
         if (step !== null && began !== null && step !== began) this.range.choose(began, step);
         else if (step !== null) this.move(step);
-        showTip(this.tip, picture, event, place === null ? "" : this.data.captions[place]);
+        const words = picture.pointAt(event.clientX, event.clientY)?.[3];
+        showTip(this.tip, picture, event, place === null ? "" : words || this.data.captions[place]);
       };
       svg.addEventListener("pointerdown", followPointer);
       svg.addEventListener("pointermove", followPointer);

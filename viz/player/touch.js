@@ -17,8 +17,9 @@ class Touch {
       canTouch: (subject) => this.canTouch(subject),
       move: (step) => player.leap(player.ours(step)),
       leap: (place) => player.leap(place),
+      captionOf: (place) => data.captions[place],
       tipOf: (subject) => this.firstOf(subject, (picture, index) => picture.tipOf(picture.elements[index])) ?? "",
-      filledOf: (block) => this.firstOf(`block ${block}`, (picture, index) => picture.now[index].filled) ?? 0,
+      filledOf: (subject) => this.firstOf(subject, (picture, index) => picture.now[index].filled) ?? 0,
       speak: (words) => { this.spoken.textContent = words; },
       leave: () => root.focus(),
     };
@@ -42,7 +43,8 @@ class Touch {
     picture.svg.after(zoomControls(view, this.say));
     const touchable = (changes) => changes.values.some((value) => this.canTouch(value));
     const isTouchable = picture.scene.shapes.some((shape) => this.canTouch(shape.subject));
-    if (isTouchable || touchable(picture.scene.changes)) new Focus(picture, view, this.say, this.act);
+    const isChart = picture.scene.points.length > 0;
+    if (isTouchable || isChart || touchable(picture.scene.changes)) new Focus(picture, view, this.say, this.act);
     picture.svg.addEventListener("click", (event) => {
       const subject = picture.now[event.target.shapeNumber]?.subject;
       if (!picture.svg.dragged && this.canTouch(subject)) this.select(subject);
@@ -52,7 +54,7 @@ class Touch {
   }
 
   canTouch(subject) {
-    return Boolean(subject) && /^(block|request|step) \d+$/.test(subject) && this.cards.has(subject);
+    return Boolean(subject) && /^(block|host|edge|request|step) \d+$/.test(subject) && this.cards.has(subject);
   }
 
   // What the first shape about a subject has to say.

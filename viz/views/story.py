@@ -17,6 +17,7 @@ from viz import stage
 from viz.about import about
 from viz.figures.story import story_scenes
 from viz.figures.story_words import num_shown, parted_step
+from viz.judge_words import judged_in_words
 from viz.language import N_, _, current
 from viz.loading import StoryRun
 from viz.plain import code, plain
@@ -49,7 +50,7 @@ minivllm lesson see 4"""
 
 
 def page(run: StoryRun) -> None:
-    story = run.story
+    story = judged_in_words(run.story)
     header = story.header
     about(_(INTRODUCTION))
     where = _("in {file}").format(file=code(header.file)) + (
@@ -69,8 +70,15 @@ def page(run: StoryRun) -> None:
     )
     parted = parted_step(story)
     jumps = [Jump(_("where they part"), parted), Jump(_("end"), num_shown(story) - 1)]
-    stage.show_scenes(run.fingerprint, "story", lambda: story_scenes(story), jumps, first=1, start=parted)
-    st.caption(_(LEGEND))
+    stage.show_scenes(
+        run.fingerprint,
+        "story",
+        lambda: story_scenes(story),
+        jumps,
+        first=1,
+        start=parted,
+        legend=[_(LEGEND)],
+    )
     _kernels(run)
     st.markdown(_(NEXT))
     number = re.match(r"\d+", header.lesson)
