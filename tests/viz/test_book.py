@@ -148,6 +148,18 @@ def test_a_book_with_a_fault_is_not_written(monkeypatch, traces, tmp_path):
     assert not any((tmp_path / "site").iterdir())
 
 
+def test_the_workflow_publishes_what_the_command_writes():
+    yaml = pytest.importorskip("yaml")
+    flow = yaml.safe_load((texts.ROOT / ".github" / "workflows" / "book.yml").read_text())
+    steps = [step for job in flow["jobs"].values() for step in job["steps"]]
+    (uploaded,) = [step["with"]["path"] for step in steps if "upload-pages" in step.get("uses", "")]
+    commands = [step["run"] for step in steps if "run" in step]
+    assert commands[0].startswith('pip install -e ".[book]"') and commands[1:] == [
+        f"minivllm book --out {uploaded}"
+    ]
+    assert flow["permissions"] == {"contents": "read", "pages": "write", "id-token": "write"}
+
+
 # ── in a notebook ─────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -45,7 +45,8 @@ function findSubjects(query, { cards, captions, first, say, placeWords }) {
   return found.slice(0, MOST_FOUND);
 }
 
-// The field and what it finds. `touch`: select(subject), leap(place), speak(words). `nothing` is said where nothing matches.
+// The field and what it finds. `touch`: select(subject), leap(place), speak(words). `nothing` is said where nothing
+// matches.
 class Finder {
   constructor(host, search, touch, nothing) {
     this.nothing = nothing;

@@ -31,6 +31,7 @@ class Player {
     this.count = find(".count");
     this.playButton = find(".play");
     this.speed = find(".speed select");
+    root.classList.toggle("still", this.last === 0);
     if (matchMedia("(prefers-reduced-motion: reduce)").matches) this.speed.value = "2";
     this.tip = find(".tip");
     this.slider.max = this.last;
