@@ -98,6 +98,8 @@ class ParallelSampling:
         for output in self.outputs:
             output.attach(first)
             output.rewind()
+        if self.was_aborted:  # an abort ends all of them, however far it got
+            self.abort()
         if first.num_output_tokens:
             self.by_sequence[first.seq_id] = self.outputs[0]
 

@@ -230,3 +230,19 @@ def test_a_first_token_whose_output_was_not_told_of_it_is_not_lost(monkeypatch, 
     while engine.has_unfinished_requests():
         (output,) = engine.step()
     assert [list(one.token_ids) for one in output.outputs] == [expected_output([1, 2, 3], 6)] * num_outputs
+
+
+@pytest.mark.parametrize("num_outputs", [1, 2, 3])
+def test_an_abort_that_was_interrupted_between_two_outputs_is_one_of_all_or_of_none(num_outputs):
+    params = SamplingParams(n=num_outputs, max_tokens=2, temperature=0.7, seed=1)
+    for at in range(1, 200):
+        engine = make_engine()
+        engine.add_request("it", [1], params)
+        with Interrupt(at) as interrupt:
+            engine.abort("it")
+        for _ in range(9):
+            engine.step()
+        assert not engine.requests, at
+        if interrupt.left > 0:
+            return  # it was over before
+    raise AssertionError("an abort takes fewer lines")
