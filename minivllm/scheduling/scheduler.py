@@ -153,9 +153,13 @@ class Scheduler:
             self._schedule_waiting(request, step)
 
     def _schedule_running(self, request: Request, step: StepBuilder) -> None:
+        num_tables = len(self.cache.tables)
         spans = self._next_spans(request, step.budget)
-        if self.in_flight and not spans:
-            return  # and no plan names it
+        if self.in_flight:
+            if len(self.cache.tables) > num_tables:  # siblings share blocks: the plan names it in any case
+                step.touched[request.request_id] = None
+            if not spans:
+                return
         while not self.cache.allocate_slots(spans):
             if _drop_drafts(request):  # a guess costs no other request its place
                 spans = self._next_spans(request, step.budget)

@@ -123,6 +123,9 @@ class EngineCounts:
         self.header = event
 
     def _on_queued(self, event: RequestQueued) -> None:
+        if event.request in self._ended:  # in the step that goes on, since plans are in flight
+            self._ended.remove(event.request)
+            self._end(event.request)
         num_tokens = len(event.prompt_token_ids)
         self._requests[event.request] = RequestTimes(
             event.time, num_tokens, event.max_tokens, event.num_outputs, {event.seq}, [event.seq]

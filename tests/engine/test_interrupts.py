@@ -100,7 +100,7 @@ class Play:
 
 
 @given(data=st.data(), work=requests)
-@settings(max_examples=150)
+@settings(max_examples=max(150, settings().max_examples))
 def test_an_interrupt_between_any_two_lines_loses_nothing(data, work):
     limited = data.draw(limits(work))
     numbers = st.integers(0, len(work) - 1)

@@ -55,7 +55,7 @@ def pipeline(num_stages, recorder=None, speculation=None, **limited):
 
 
 @given(work=requests, data=st.data(), num_stages=st.integers(2, 4))
-@settings(max_examples=20)
+@settings(max_examples=max(20, settings().max_examples // 2))
 def test_what_is_said_does_not_depend_on_stages(work, data, num_stages):
     recorder = Recorder()
     engine = pipeline(num_stages, recorder, **data.draw(limits(work)))
@@ -77,7 +77,7 @@ def test_what_is_said_does_not_depend_on_stages(work, data, num_stages):
 
 
 @given(work=requests, data=st.data())
-@settings(max_examples=15)
+@settings(max_examples=settings().max_examples // 2)
 def test_an_abort_while_plans_are_in_flight_gives_every_block_back(work, data):
     engine = pipeline(3, **data.draw(limits(work)))
     for number, (prompt, params) in enumerate(work):

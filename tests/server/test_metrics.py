@@ -151,6 +151,22 @@ def test_blocks_that_come_back_from_the_swap_space_are_not_looked_up_in_the_pref
     assert counts.counters["prefix_cache_queries"] == 4 * 9, "each was looked up once"
 
 
+def test_a_request_that_comes_again_while_a_step_is_in_flight_is_another_one():
+    counts = EngineCounts()
+    engine = make_engine(sinks=[counts], async_scheduling=True)
+    engine.add_request("other", [7], SamplingParams(max_tokens=9, ignore_eos=True))
+    for _ in range(3):
+        engine.add_request("it", [1, 2, 3], SamplingParams(max_tokens=5, ignore_eos=True))
+        engine.step()
+        engine.step()
+        assert engine.core.in_flight and engine.abort("it")
+    engine.add_request("it", [1, 2, 3], SamplingParams(max_tokens=5, ignore_eos=True))
+    while engine.has_unfinished_requests():
+        engine.step()
+    assert +counts.finished == {"abort": 3, "length": 2}
+    assert counts.tallies["request_prompt_tokens"].sum == 4 * 3 + 1
+
+
 def test_a_step_that_fails_is_the_first_of_no_request():
     """The batch was planned and told, but nothing of it was computed: the request still waits."""
     counts, kept, clock = EngineCounts(), Kept(), iter(range(1000))

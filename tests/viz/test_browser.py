@@ -361,6 +361,7 @@ def test_the_navigation_shows_all_pages_in_one_row(page, server, sharing_file):
         "Prefix tree",
         "Structured output",
         "Speculation",
+        "Ranks",
         "Roofline",
         "Metrics",
         "Compare",

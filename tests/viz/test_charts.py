@@ -3,6 +3,7 @@
 import re
 from functools import cache
 from itertools import pairwise
+from random import Random
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +21,11 @@ from viz.figures.captions import captions
 from viz.measures import KINDS, latencies
 from viz.metric_charts import metric_charts
 
-numbers = st.lists(st.integers(0, 9).map(float), min_size=1, max_size=1500)
+numbers = st.builds(
+    lambda count, seed: [float(value) for value in Random(seed).choices(range(1000), k=count)],
+    st.sampled_from([1, 2, style.MOST_DRAWN, style.MOST_DRAWN + 1, 1500]),
+    st.integers(0, 1000),
+)
 
 
 @given(traces)

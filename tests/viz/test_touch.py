@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minivllm.trace.replay import Replay
-from minivllm.trace.timeline import make_timeline
-from tests.viz import trace_factory
+from minivllm.trace.timeline import make_timeline, walk
+from tests.viz import sharing_factory, trace_factory
 from tests.viz.columns import column
+from tests.viz.sharing_factory import Sharing
 from tests.viz.strategies import sharing_traces, traces
 from tests.viz.trace_factory import Workload
 from viz import figures, subjects
@@ -30,6 +31,13 @@ def histories_of(timeline, memory="pool"):
     return {block: entries[first:end] for block, first, end in zip(data["blocks"], starts, ends, strict=True)}
 
 
+swapping_traces = st.integers(0, 999).map(
+    lambda seed: sharing_factory.make(
+        Sharing(num_requests=12, num_blocks=30, arrival_gap=1, output=(12, 20), seed=seed)
+    )
+)
+
+
 @given(traces, st.data())
 def test_the_last_entry_of_a_history_names_the_readers_that_the_state_has(trace, data):
     timeline = make_timeline(trace)
@@ -47,23 +55,23 @@ def test_the_last_entry_of_a_history_names_the_readers_that_the_state_has(trace,
     assert found == wanted
 
 
-@given(sharing_traces.filter(lambda trace: trace.header.num_host_blocks), st.data())
-def test_the_last_entry_of_a_host_block_names_the_readers_that_its_tables_have(trace, data):
-    timeline = make_timeline(trace)
-    step = data.draw(st.integers(0, trace.num_steps - 1))
-    wanted = {}
-    for seq, table in sorted(Replay(trace).state_at(step).blocks.host_tables.items()):
-        for logical, block in enumerate(table):
-            wanted.setdefault(block, []).append((seq, logical))
-    histories = histories_of(timeline, "host")
-    latest = {block: [e for e in entries if e[0] <= step][-1:] for block, entries in histories.items()}
-    found = {
-        block: [(seq, logical) for _request, seq, logical in entry[0][2]]
-        for block, entry in latest.items()
-        if entry and entry[0][2]
-    }
-    assert found == wanted
+@given(swapping_traces)
+def test_the_last_entry_of_a_host_block_names_the_readers_that_its_tables_have(trace):
+    histories = histories_of(make_timeline(trace), "host")
+    latest, used = {}, set()
+    for step, (_record, state) in enumerate(walk(trace)):
+        for block, entries in histories.items():
+            for _at, _words, readers in (entry for entry in entries if entry[0] == step):
+                latest[block] = [(seq, logical) for _request, seq, logical in readers]
+        wanted = {}
+        for seq, table in sorted(state.blocks.host_tables.items()):
+            for logical, block in enumerate(table):
+                wanted.setdefault(block, []).append((seq, logical))
+        used |= set(wanted)
+        assert {block: readers for block, readers in latest.items() if readers} == wanted
+    assert used, "this run swaps"
     told = [words for entries in histories.values() for _step, words, _readers in entries]
+    assert any(words.startswith("swapped in again with") for words in told)
     assert all("swapped" in words or "freed by" in words or "lets go" in words for words in told)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from minivllm.trace.summary import format_seconds
 from minivllm.trace.timeline import Phase, StepRecord, Timeline
 from viz.charts.bars import Bar, lying
-from viz.charts.style import Chart, Steps, spread, stairs
+from viz.charts.style import Chart, Steps, after, spread, stairs
 from viz.counted import Moment
 from viz.figures.time_axis import unit_for
 from viz.language import N_, _
@@ -48,7 +48,7 @@ class OverTime:
         if self.records and (snapshot := self.records[0].snapshot):
             start = max(start, snapshot.time)
         self.start = start
-        self.end = max(max((record.end for record in self.records), default=0.0), start + 1e-9)
+        self.end = after(start, max((record.end for record in self.records), default=0.0))
         self.unit, self.length = unit_for(self.end)
         starts = [record.start / self.length for record in self.records]
         self.steps = Steps(starts, [record.end / self.length for record in self.records])

@@ -64,7 +64,7 @@ class Chart:
         steps: Steps | None = None,
     ) -> None:
         self.title, self.across, self.up = title, across, up
-        self.first, self.last = first, max(last, first + 1e-12)
+        self.first, self.last = first, after(first, last)
         self.steps = steps
         self.top = 0.0
         """How far up y goes; grows with what is drawn."""
@@ -134,11 +134,12 @@ class Chart:
     def note(self, across: float, up: float, words: str, anchor: str = "start") -> None:
         """Words beside a place of the axes."""
         away = 6.0 if anchor == "start" else -6.0
-        self._draw(
-            lambda scene, x, y: _ignored(
-                scene.text(rounded(x(across) + away), rounded(y(up) + 4), words, size=SMALL, anchor=anchor)
-            )
-        )
+
+        def draw(scene: Scene, x: Place, y: Place) -> None:
+            place = rounded(x(across) + away), rounded(y(up) + 4)
+            scene.text(*place, words, size=SMALL, anchor=anchor)
+
+        self._draw(draw)
 
     def point(self, across: float, up: float, step: int, words: str) -> None:
         """What a pointer reads here, and where a click leads."""
@@ -230,10 +231,6 @@ def _path(points: Sequence[tuple[float, float]], x: Place, y: Place) -> str:
     return lines_path([(rounded(x(across)), rounded(y(up))) for across, up in points])
 
 
-def _ignored(_number: int) -> None:
-    """A shape that never changes."""
-
-
 def stairs(steps: Steps, values: Sequence[float]) -> list[tuple[float, float]]:
     """The corners of a line that has each step's value from its start to the next one's.
 
@@ -249,6 +246,11 @@ def stairs(steps: Steps, values: Sequence[float]) -> list[tuple[float, float]]:
             if not corners or height != corners[-1][1]:
                 corners += [(at, corners[-1][1] if corners else height), (at, height)]
     return [*corners, (steps.ends[-1], values[-1])]
+
+
+def after(first: float, last: float) -> float:
+    """An end that lies behind the beginning: `last`, or a little more than `first`."""
+    return last if last > first else first + max(1e-9, 1e-9 * abs(first))
 
 
 def spread(count: int, most: int = MOST_POINTS) -> list[int]:

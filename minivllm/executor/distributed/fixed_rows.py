@@ -65,12 +65,13 @@ def check_rows(decoder: ShardedDecoder) -> None:
 def _functions(decoder: ShardedDecoder) -> Iterator[tuple[Callable[[Tensor], Tensor], int]]:
     """What a rank computes of rows, and how wide they are."""
     size = decoder.share.config.hidden_size
-    yield decoder.norm, size
     for layer in decoder.layers:
         yield layer.input_norm, size
         for _, attention, mlp in decoder.parts_of(layer):
             yield attention.qkv, size
             yield attention.output, attention.num_heads * attention.head_dim
             yield mlp, size
+    if decoder.share.is_last:  # elsewhere the last norm has no weights
+        yield decoder.norm, size
     for head in decoder.heads:
         yield head.product, size

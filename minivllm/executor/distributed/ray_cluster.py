@@ -213,10 +213,9 @@ def _enter() -> None:
     ray = _ray()
     with _lock, _signals_kept():
         if not ray.is_initialized():
-            quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-            folder = tempfile.mkdtemp(
-                prefix="minivllm-", dir="/tmp"
-            )  # its sockets' names may have 107 characters
+            quiet = {"log_to_driver": False, "configure_logging": False}
+            # Below it lie sockets, whose names may have 107 characters.
+            folder = tempfile.mkdtemp(prefix="minivllm-", dir="/tmp")
             try:
                 ray.init(
                     num_cpus=MOST_CPUS,  # refused where there is a cluster already

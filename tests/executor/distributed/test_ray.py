@@ -1,36 +1,32 @@
 """Ray starts ranks and replicas: the same tokens, an end that leaves nothing, errors that name who is lost.
 
-One cluster for all of it: an engine has begun it and ends it, a server uses it and leaves it.
+One cluster for all of it: an engine has begun it, and ends it; replicas use it.
 """
 
+import asyncio
 import os
-import re
 import signal
-import subprocess
-import sys
-import threading
 import time
+from contextlib import suppress
+from types import SimpleNamespace
 
-import httpx
 import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minivllm import LLM, SamplingParams
+from minivllm.engine.engine_args import EngineArgs
+from minivllm.executor.distributed import ray_cluster
 from minivllm.executor.distributed.ray_cluster import MOST_CPUS, Bundles
 from minivllm.executor.executor import ExecutorDeadError, RankError
 from minivllm.model.tiny import MODEL_PATH
+from minivllm.server.replicas import Replicas
 from tests import patience
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'minivllm[ray]'")
 
 SMALL = {"num_gpu_blocks_override": 64, "attention_backend": "torch", "max_model_len": 64}
-SERVE = [
-    *(sys.executable, "-m", "minivllm", "serve", "--port", "0", "--data-parallel-size", "2"),
-    *("--data-parallel-backend", "ray", "--attention-backend", "torch", "--enforce-eager"),
-    *("--num-gpu-blocks-override", "256", "--max-model-len", "512"),
-]
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +49,11 @@ def actors(expected):
 
 def workers():
     """Processes in which actors of ours are."""
-    return [
-        child
-        for child in psutil.Process().children(recursive=True)
-        if "ray::_Worker" in " ".join(child.cmdline() or [child.name()])
-    ]
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it has ended meanwhile
+            found += [child] if "ray::_Worker" in " ".join(child.cmdline()) else []
+    return found
 
 
 def states():
@@ -109,33 +105,31 @@ def test_more_than_the_cluster_has_is_refused_and_nothing_is_left(actors):
     assert states() == ["CREATED", "REMOVED"] and len(workers()) == 1
 
 
-def test_a_server_has_its_replicas_in_a_cluster_that_is_there_and_leaves_it(actors, expected):
-    """One of them dies, and is replaced; what it was asked for is answered all the same."""
-    body = {"prompt": [5, 6, 7], "max_tokens": 40, "ignore_eos": True, "temperature": 0}
-    params = SamplingParams(max_tokens=40, ignore_eos=True, temperature=0)
-    wanted = expected.generate([{"prompt_token_ids": [5, 6, 7]}], params, use_tqdm=False)
+def test_replicas_in_actors_give_the_tokens_of_one_and_one_that_dies_is_replaced(actors, expected):
+    params = SamplingParams(max_tokens=20, ignore_eos=True, temperature=0)
+    prompt = {"prompt_token_ids": [5, 6, 7]}
+    wanted = list(expected.generate([prompt], params, use_tqdm=False)[0].outputs[0].token_ids)
     (rank,) = workers()
-    variables = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
-    with patience.running(SERVE, env=variables, **pipes) as process:
-        with patience.speaking(process):
-            said = next(
-                filter(None, (re.search(r"is served at (\S+)", line) for line in process.stderr)), None
-            )
-        assert said, "it ended without a word"
-        threading.Thread(target=process.stderr.read, daemon=True).start()
-        replicas = [each for each in workers() if each != rank]
-        assert len(replicas) == 2 and states().count("CREATED") == 2
-        with httpx.Client(base_url=said[1], timeout=patience.SECONDS) as client:
-            answers = [client.post("/v1/completions", json=body)]
-            replicas[1].kill()
-            answers += [client.post("/v1/completions", json=body) for _ in range(3)]
-            texts = [answer.json()["choices"][0]["text"] for answer in answers]
-            assert texts == [wanted[0].outputs[0].text] * 4
-            patience.until(lambda: len(workers()) == 3)
-            patience.until(lambda: client.get("/metrics").text.count("vllm:kv_cache_usage_perc{") == 2)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=patience.SECONDS) == 0
+    replicas = Replicas(EngineArgs(MODEL_PATH, data_parallel_size=2, **SMALL), backend="ray")
+
+    async def ask(name):
+        outputs = [output async for output in replicas.generate(prompt, params, name)]
+        return list(outputs[-1].outputs[0].token_ids)
+
+    async def ask_all():
+        found = [await ask("0"), await ask("1")]
+        mortal.kill()
+        return [*found, *[await ask(name) for name in ("2", "3", "4")]]
+
+    try:
+        mortal, other = [each for each in workers() if each != rank]
+        assert states().count("CREATED") == 2
+        assert asyncio.run(ask_all()) == [wanted] * 5
+        patience.until(lambda: sorted(replica.life for replica in replicas.replicas) == [0, 1])
+        patience.until(lambda: all(replica.is_ready for replica in replicas.replicas))
+        assert set(replicas.reports()) == {0, 1} and {rank, other} < set(workers())
+    finally:
+        replicas.shutdown()
     patience.until(lambda: workers() == [rank] and states().count("CREATED") == 1)
 
 
@@ -154,3 +148,29 @@ def test_a_lost_actor_ends_its_engine_and_no_process_is_left(actors):
     assert not ray.is_initialized(), "it was ours, and nobody else is in it"
     assert rank in processes
     patience.until(lambda: not any(patience.is_alive(process.pid) for process in processes))
+
+
+def test_a_cluster_that_is_there_is_used_and_left(monkeypatch):
+    """Ray's `init` says that one is there: by refusing CPUs of our own."""
+    done = []
+
+    def init(**options):
+        if "num_cpus" in options:
+            raise ValueError("When connecting to an existing cluster, num_cpus must not be provided.")
+        if os.environ.get("RAY_ADDRESS") == "nowhere:1":
+            raise ConnectionError
+        done.append("joined")
+
+    there = SimpleNamespace(
+        init=init, is_initialized=lambda: bool(done), shutdown=lambda: done.append("ended")
+    )
+    monkeypatch.setattr(ray_cluster, "_ray", lambda: there)
+    monkeypatch.setenv("RAY_ADDRESS", "nowhere:1")
+    with pytest.raises(ValueError, match="the Ray cluster nowhere:1 does not answer"):
+        ray_cluster._enter()
+    monkeypatch.delenv("RAY_ADDRESS")
+    ray_cluster._enter()
+    ray_cluster._enter()
+    ray_cluster._leave()
+    ray_cluster._leave()
+    assert done == ["joined"] and ray_cluster._num_users == 0

@@ -34,8 +34,8 @@ def test_the_link_of_a_card_is_found_again_in_the_exchanges_that_it_makes():
 
 def test_ranks_are_measured_and_predicted(monkeypatch):
     monkeypatch.setattr(create, "start_processes", start_threads)
-    monkeypatch.setattr(parallel, "FITTED", (("uniform:8-60,4-9", 2), ("uniform:8-30,4-9", 4)))
-    monkeypatch.setattr(parallel, "JUDGED", (("uniform:8-40,4-8", 3),))
+    monkeypatch.setattr(parallel, "FITTED", (("uniform:8-60,9-12", 3),))
+    monkeypatch.setattr(parallel, "JUDGED", (("uniform:8-40,3-5", 3),))
     result = run("parallel", Settings("nano", threads=1, repeat=1, requests=4, seed=7))
     layouts = [row.layout for row in result.rows]
     for layout in (parallel.ONE, parallel.TENSOR, parallel.PIPELINE):

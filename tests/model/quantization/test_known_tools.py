@@ -100,7 +100,6 @@ def test_what_llm_compressor_writes_is_read_as_transformers_reads_it(bits, group
     [
         ("rtn", {"bits": 4, "group_size": 64}),
         ("rtn", {"bits": 8, "group_size": -1}),
-        ("fp8", {}),
     ],
 )
 def test_what_we_write_for_compressed_tensors_is_read_by_transformers_as_we_read_it(
@@ -109,6 +108,33 @@ def test_what_we_write_for_compressed_tensors_is_read_by_transformers_as_we_read
     done = quantize(plan_quantization(MODEL_PATH, method, FEW, **options), tmp_path / "made")
     expected = their_logits("LLMCOMPRESSOR", READ_BY_TRANSFORMERS, done.folder, tmp_path)
     assert (our_logits(done.folder) - expected).abs().max() <= 1e-4
+
+
+UNPACK_BY_TRANSFORMERS = """
+    import sys, torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.quantization_config import CompressedTensorsConfig
+    folder, file = sys.argv[1:]
+    config = CompressedTensorsConfig(run_compressed=False)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, quantization_config=config)
+    layers = {name: module.weight for name, module in model.named_modules() if name.endswith("_proj")}
+    save_file({name: weight.detach().float().contiguous() for name, weight in layers.items()}, file)
+"""
+
+
+@pytest.mark.parametrize("method", ["fp8", "smoothquant"])
+def test_weights_beside_rounded_activations_are_unpacked_as_we_unpack_them(method, tmp_path):
+    """It rounds activations of FP8, too, and those of W8A8 by another rule: so logits are only near."""
+    done = quantize(plan_quantization(MODEL_PATH, method, FEW), tmp_path / "made")
+    file = tmp_path / "dense.safetensors"
+    with_tool("LLMCOMPRESSOR", UNPACK_BY_TRANSFORMERS, done.folder, file)
+    theirs = load_file(file)
+    executor = TorchExecutor.from_folder(done.folder, dtype="float32", num_blocks=2, backend=TorchAttention)
+    ours = dict(executor.decoder.views())
+    assert len(theirs) == 7 * executor.config.num_layers
+    for layer, weight in theirs.items():
+        torch.testing.assert_close(ours[f"{layer}.weight"], weight, atol=1e-6, rtol=1e-6)
 
 
 WRITE_BY_GPTQMODEL = """
