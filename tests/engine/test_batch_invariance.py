@@ -62,8 +62,6 @@ KINDS = {
     "torch int8, int8 KV": ("torch", "float32", "int8", INT8),
 }
 """Backend, type, how weights are rounded, and how keys and values are kept."""
-ASKED = ("torch", "fp8")
-"""Where the promise must be asked for."""
 
 
 def prompt(number):
@@ -86,7 +84,7 @@ def make_engine(
     storage = make_storage(decoder.config, num_blocks, block_size, DTYPES[dtype], CPU, kept)
     poison(storage)
     host = twin_of(storage, decoder.config, num_host_blocks, CPU) if num_host_blocks else None
-    is_asked = bool({backend, quantization} & {*ASKED})
+    is_asked = backend == "torch"  # where the promise must be asked for
     executor = TorchExecutor(
         decoder, storage, backend_factory(backend), host_storage=host, batch_invariant=is_asked
     )
