@@ -15,9 +15,10 @@ from kernels_numba.cuda import flash_attention_2 as flash_2
 from kernels_numba.cuda import flash_attention_tensor_core as tensor_core
 from kernels_numba.cuda.copy_blocks import copy_blocks
 from kernels_numba.cuda.kv_write import kv_write
+from kernels_numba.cuda.kv_write_int8 import kv_write_int8
 from kernels_numba.cuda.launch import Launch
 from kernels_numba.cuda.naive_attention import naive_attention
-from kernels_numba.cuda.paged_attention import paged_attention
+from kernels_numba.cuda.paged_attention import PER_WORD, paged_attention
 from kernels_numba.cuda.quantized_product import BITS, quantized_product
 from kernels_numba.cuda.tiles import HEAD_DIMS
 from kernels_numba.ptx import Compiled, compile_launch, missing
@@ -32,6 +33,25 @@ once, and the instructions that matter. Made {made} by `python -m kernels_numba.
 
 | kernel | heads, or weights | device | registers | shared bytes | spilled | occupancy | instructions |
 |---|---|---|---|---|---|---|---|"""
+
+
+ON_A_CPU = """
+## On a CPU
+
+Compiled by Numba when they are first used, for whichever processor it is (`kernels_numba/cpu/`); none needs
+more than AVX2.
+
+| what | numbers | widened by | where |
+|---|---|---|---|
+| products | float32, bfloat16 | pairs of bfloat16 with AVX512-BF16 | `panels.py`, `tile_product.py` |
+| products, W4A16 | 1 to 4 bits, scales of groups | a table in a register, or shifts | `quantized_tile.py` |
+| products, W8A16 | 5 to 8 bits, scales of groups | a conversion | `quantized_tile.py` |
+| products, FP8 weights | e4m3, scales of channels, blocks | a shift, then F16C | `quantized_tile.py` |
+| products, W8A8 | int8 times int8, exactly | `vpdpbusd` (VNNI), `vpmaddwd` | `integer_tile.py` |
+| attention, one token | float32, bfloat16, int8, e4m3 | in registers; e4m3 by tiles | `paged_decode.py` |
+| attention, many tokens | the same | 8 bits by tiles | `paged_prefill.py` |
+| writing the cache | the same | int8 with scales of heads, e4m3 | `rows.py`, `coded_cells.py` |
+| a whole step | all of these together | | `whole_step.py` |"""
 
 
 def catalogue() -> list[tuple[str, Launch]]:
@@ -62,6 +82,8 @@ def catalogue() -> list[tuple[str, Launch]]:
         (128, 4, "float32"),
         (128, 4, "float16"),
         (128, 4, "bfloat16"),
+        (128, 4, "int8"),
+        (128, 4, "fp8"),
         (256, 4, "bfloat16"),
     ):
         attend, combine = _paged(width, group, dtype)
@@ -74,6 +96,9 @@ def catalogue() -> list[tuple[str, Launch]]:
     launches.append(
         ("64", kv_write(_floats(1, 2, 64), _floats(1, 2, 64), cache, cache, np.array([0], np.int32)))
     )
+    codes, scales = np.zeros((4, 2, 16, 64), np.int8), _floats(4, 2, 16)
+    new = _floats(1, 2, 64)
+    launches.append(("64", kv_write_int8(new, new, codes, codes, scales, scales, np.array([0], np.int32))))
     launches.append(("–", copy_blocks(_floats(4, 64), np.array([[0, 1]], np.int32))))
     return launches
 
@@ -84,12 +109,15 @@ def _floats(*shape: int) -> np.ndarray:
 
 def _paged(width: int, group: int, dtype: str) -> list[Launch]:
     shape = (4, 2, 16)
-    cache = _floats(*shape, width) if dtype == "float32" else np.zeros((*shape, width // 2), np.uint32)
+    words = np.zeros((*shape, width // PER_WORD[dtype]), np.uint32)
+    cache = _floats(*shape, width) if dtype == "float32" else words
+    scales = _floats(*shape) if dtype == "int8" else 1.0
     query, parts = _floats(2, 2 * group, width), _floats(2, 2 * group, 2, width)
     tables, lengths = np.zeros((2, 4), np.int32), np.zeros(2, np.int32)
     return paged_attention(
-        query, cache, cache, tables, lengths, query, parts, _floats(2, 2 * group, 2), cache_dtype=dtype
-    )
+        query, cache, cache, tables, lengths, query, parts, _floats(2, 2 * group, 2), cache_dtype=dtype,
+        key_scales=scales, value_scales=scales,
+    )  # fmt: skip
 
 
 def _quantized(bits: int, rows: int) -> Launch:
@@ -124,6 +152,7 @@ def main() -> int:
     for heads, launch in catalogue():
         for capability in CAPABILITIES:
             print(row(heads, compile_launch(launch, capability)), flush=True)
+    print(ON_A_CPU)
     return 0
 
 

@@ -18,6 +18,7 @@ import random
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -29,7 +30,7 @@ from lessons import refusals
 from lessons.catalogue import Lesson, find_lesson
 from lessons.guard import Printed, bound_memory, guarded
 from lessons.loading import SUBJECT, load_module, load_properties, load_reference
-from lessons.playing import judge_property, play_once
+from lessons.playing import FEW_STORIES, judge_property, play_once
 from lessons.shape import missing_parts
 from lessons.story import Property
 from lessons.trial import SEED
@@ -44,7 +45,14 @@ def load_subject(path: Path, source: str) -> ModuleType:
         return load_module(path, SUBJECT, source)
 
 
-def judge(lesson: Lesson, path: Path, tell: Tell, earlier: Mapping[str, Sequence[Any]], shrink: bool) -> bool:
+def judge(
+    lesson: Lesson,
+    path: Path,
+    tell: Tell,
+    earlier: Mapping[str, Sequence[Any]],
+    shrink: bool,
+    share: float,
+) -> bool:
     """Judge a file, property by property, up to the first that fails. Returns whether all passed."""
     subject = _loaded(path, tell)
     if subject is None:
@@ -63,7 +71,7 @@ def judge(lesson: Lesson, path: Path, tell: Tell, earlier: Mapping[str, Sequence
             tell({"event": "case", "number": number, "case": case})
 
         verdict = judge_property(
-            prop,
+            replace(prop, examples=max(FEW_STORIES, int(share * prop.examples))),
             str(path),
             earlier=earlier.get(prop.name, ()),
             number_of_seed=number_of_seed,
@@ -159,7 +167,11 @@ def main(arguments: Sequence[str]) -> None:
     secret = ""
     if "once" in wishes:
         judge_once(lesson, path, tell, *wishes["once"])
-    elif judge(lesson, path, tell, wishes.get("earlier", {}), wishes.get("shrink", True)):
+    elif "mutants" in wishes:
+        from lessons.mutation_judge import answer_all
+
+        answer_all(lesson, asked, tell)
+    elif judge(lesson, path, tell, wishes["earlier"], wishes["shrink"], wishes["share"]):
         tell({"event": "all passed"})
         trial = json.loads(asked.readline() or "{}")
         for known in trial.get("sources", ()):

@@ -41,7 +41,7 @@ from minivllm.trace.kernel_events import KernelTrace, write_kernel_traces
 MOST_ACCESSES = 500_000
 """Of a kernel in a check: a hundred times what its small arrays need, and a second or two."""
 RACE, UNWRITTEN, POISON = "race", "unwritten", "poison"
-BARRIER, OUT_OF_BOUNDS, NOT_A_NUMBER = "barrier", "out of bounds", "not a number"
+BARRIER, OUT_OF_BOUNDS = "barrier", "out of bounds"
 """Symptoms of kernels, beside those of `story.py`."""
 SYMPTOMS = {OutOfBounds: OUT_OF_BOUNDS, BarrierMismatch: BARRIER, TooLong: ENDLESS, NotUnderstood: CRASH}
 RIGHT = {

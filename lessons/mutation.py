@@ -8,25 +8,23 @@ changes nothing that a solution promises; `EQUIVALENT` in `mutants.py` then says
 
     python -m lessons.mutation [LESSON …]
 
-Source: DeMillo, Lipton and Sayward, "Hints on Test Data Selection" (1978). Read next: `mutant.py`.
+Source: DeMillo, Lipton and Sayward, "Hints on Test Data Selection" (1978).
+Read next: `mutation_judge.py`, which judges them; `mutant.py`.
 """
 
 from __future__ import annotations
 
 import ast
 import copy
-import os
 import sys
-import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 from lessons.catalogue import Lesson, find_lesson, lessons
 from lessons.mutant import load_mutants
-from lessons.runner import PASSED, check
+from lessons.mutation_judge import caught_by
 from lessons.shape import given_lines
+from minivllm.executor.cpu_hazards import usable_cores
 
 COMPARISONS: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
     ast.Lt: (ast.LtE, ast.GtE),
@@ -174,22 +172,14 @@ def survivors(lesson: Lesson, processes: int) -> tuple[int, list[Change]]:
     source = lesson.reference.read_text(encoding="utf-8")
     plain = ast.unparse(ast.parse(source))
     mutants = [change for change in changes(source) if change.source != plain]
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(processes) as pool:
-
-        def survives(numbered: tuple[int, Change]) -> bool:
-            number, change = numbered
-            path = Path(folder) / f"mutant_{number}.py"
-            path.write_text(change.source, encoding="utf-8")
-            return check(lesson, path, shrink=False, even_if_edited=True).code == PASSED
-
-        alive = list(pool.map(survives, enumerate(mutants)))
-    return len(mutants), [change for change, lives in zip(mutants, alive, strict=True) if lives]
+    found = caught_by(lesson, [change.source for change in mutants], processes)
+    return len(mutants), [change for change, catcher in zip(mutants, found, strict=True) if not catcher]
 
 
 def main(names: list[str]) -> None:
     for lesson in [find_lesson(name) for name in names] or lessons():
         equivalent = load_mutants(lesson).equivalent
-        count, alive = survivors(lesson, os.cpu_count() or 1)
+        count, alive = survivors(lesson, usable_cores())
         holes = [change for change in alive if change.words not in equivalent]
         caught = count - len(alive)
         share = caught / max(1, count - (len(alive) - len(holes)))
@@ -200,6 +190,8 @@ def main(names: list[str]) -> None:
         )
         for change in holes:
             print(f"    line {change.line}: {change.words}", flush=True)
+        for words in equivalent.keys() - {change.words for change in alive}:
+            print(f"    caught, or not made any more, though EQUIVALENT names it: {words}", flush=True)
 
 
 if __name__ == "__main__":

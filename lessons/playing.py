@@ -6,7 +6,8 @@ stops after a few seconds with the shortest story so far: an answer soon is wort
 **One large story** comes last: three hundred requests find what eight never do (a counter of eight bits, a
 rounding that is wrong at sixteen). It is made from the seed, not drawn, and cut where it breaks. What is left
 when parts are cut out, or what an older judge kept, may be no story at all (no prompts, no layers): it counts
-only if the right solution plays it to its end.
+only if the right solution plays it to its end. Where only an answer is wanted, and not the shortest story, it
+comes after the first few small ones: what they do not find, it finds soonest.
 
 All limits are in processor time: a busy machine must not change a verdict.
 
@@ -30,8 +31,11 @@ from lessons.story import CRASH, ENDLESS, Broken, Property, Story
 from lessons.verdict import FAILED, PASSED, UNWRITTEN, Verdict, function_of, line_of, words_of
 
 SHRINK_SECONDS = 4.0
+"""From the beginning of the first story that broke the property: one that never ends leaves time for few."""
 LARGE_STORY = 10
 """Times the limit of a small one."""
+FEW_STORIES = 10
+"""Small ones before the large one, where any story that breaks the property will do."""
 
 
 class Enough(BaseException):
@@ -57,6 +61,7 @@ def judge_property(
         is_playable: whether the right solution plays a case to its end, within so many seconds.
     """
     player = _Player(prop, file, shrink, playing, is_playable)
+    large = [prop.large(Random(number_of_seed))] if prop.large else []
 
     @seed(number_of_seed)
     @settings(
@@ -70,6 +75,8 @@ def judge_property(
     )
     @given(prop.cases)
     def run(case: Any) -> None:
+        if large and not shrink and player.count == FEW_STORIES:
+            player.play_large(large.pop())
         player.play(case)
 
     try:
@@ -79,8 +86,8 @@ def judge_property(
             except Broken:
                 raise Enough from None
         run()
-        if prop.large:
-            player.play_large(prop.large(Random(number_of_seed)))
+        for case in large:
+            player.play_large(case)
     except (Enough, Broken):
         pass
     except HypothesisException:
@@ -123,6 +130,7 @@ class _Player:
         """
         case = json.loads(json.dumps(case))
         self.count += 1
+        began = process_time()
         self._playing(case)
         found = play_once(self._prop, case, self._file, seconds)
         is_story = True
@@ -138,7 +146,7 @@ class _Player:
             raise Enough
         if self.best is None or found.size <= self.best.size:
             self.best = found
-        self._give_up = min(self._give_up, process_time() + SHRINK_SECONDS)
+        self._give_up = min(self._give_up, began + SHRINK_SECONDS)
         if not self._shrink or process_time() > self._give_up:
             raise Enough
         raise Broken(found.expected, found.got)

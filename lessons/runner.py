@@ -24,6 +24,8 @@ from lessons.seal import edited_files
 from lessons.trial import Trial, make_trial
 
 PASSED, FAILED, NOT_STARTED, NOT_IMPORTABLE = 0, 1, 2, 3
+SHARE = 1.0
+"""Of a property's small stories that are told. A test that is about something else makes do with a part."""
 
 
 @dataclass
@@ -110,7 +112,7 @@ def check(
             f"`git checkout -- lessons` brings it back; `--edited` judges by it all the same"
         )
     result = Result(lesson, path.resolve())
-    wishes = {"earlier": earlier or {}, "shrink": shrink}
+    wishes = {"earlier": earlier or {}, "shrink": shrink, "share": SHARE}
     last: dict[str, Any] = {}
     with JudgeProcess(lesson, result.path, wishes) as judge:
         for message in judge.words():

@@ -47,11 +47,13 @@ CRASH = "crash"
 ENDLESS = "endless"
 """No answer within the time or the memory that there is."""
 REFUSED = "refused"
-"""An exception where an answer belongs."""
+"""A refusal (an exception; None or False, where that says no) where an answer belongs."""
 ACCEPTED = "accepted"
-"""An answer where an exception belongs."""
+"""An answer where a refusal belongs."""
 AFTER_REFUSAL = "after refusal"
 """Something else went wrong, but after the code had refused something."""
+NOT_A_NUMBER = "not a number"
+"""NaN, where a number belongs."""
 WRONG = "wrong"
 """Another answer than the right one."""
 
@@ -133,7 +135,7 @@ class Story:
         found += [first] if first else []
         is_refusal = first == REFUSED and self._refused_in == len(self.steps)
         was_refused = self._refused_before if is_refusal else self.refusal is not None
-        found += [AFTER_REFUSAL] if was_refused and first != ACCEPTED else []
+        found += [AFTER_REFUSAL] if was_refused and first not in (ACCEPTED, AFTER_REFUSAL) else []
         return found if first else [*found, WRONG]
 
     def stopped(self, error: str) -> None:

@@ -38,8 +38,11 @@ def trace_path(name: str) -> Path:
     return folder / name
 
 
-def run_walkthrough(script: Path, folder: Path) -> None:
+def run_walkthrough(script: Path, folder: Path) -> str:
     """Run a lesson's walkthrough as a program of its own; what it writes goes into the folder.
+
+    Returns:
+        What it printed.
 
     Raises:
         ValueError: it failed, and its last words.
@@ -55,3 +58,4 @@ def run_walkthrough(script: Path, folder: Path) -> None:
     if done.returncode:
         words = "\n".join(done.stderr.strip().splitlines()[-12:])
         raise ValueError(f"{script.parent.name}/{script.name} failed:\n{words}")
+    return str(done.stdout)

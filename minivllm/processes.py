@@ -35,6 +35,8 @@ ROOT = Path(__file__).resolve().parent.parent
 """The folder of our packages."""
 LOOK_SECONDS = 0.2
 """Time between two looks at the parent."""
+MOST_FILES = 65_535
+"""That the process may have open: each connection is one. Many systems begin with 1,024."""
 START_SECONDS = 600.0
 """That a server may take: the first start on a machine compiles the kernels."""
 STOP_SECONDS = 10.0
@@ -187,3 +189,16 @@ def end_group(leader: int) -> None:
             os.killpg(leader, signal.SIGKILL)
     except (AttributeError, ProcessLookupError, PermissionError):  # Windows has no groups; it has ended
         pass
+
+
+def allow_many_files() -> None:
+    """Raise the limit of open files as far as the system lets us. As in vLLM."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -58,6 +58,13 @@ def here(monkeypatch, capsys, tmp_path):
     return run
 
 
+@pytest.fixture
+def few_stories(monkeypatch):
+    """A judge that tells few small stories of each property, for what is not about these; at night, all."""
+    if settings.get_current_profile_name() != "nightly":
+        monkeypatch.setattr("lessons.runner.SHARE", 0.1)
+
+
 def pytest_xdist_auto_num_workers(config):
     """One more than there are cores: some tests wait for a browser or a child, and leave theirs to others."""
     return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else None

@@ -18,6 +18,7 @@ LONG_FUNCTIONS = {
     "kernels_numba/cpu/fixed_sums.py:generate",
     "kernels_numba/cpu/paged_decode.py:_values_added",
     "kernels_numba/cpu/paged_decode.py:_attend",
+    "kernels_numba/cpu/paged_prefill.py:_attend",
     "kernels_numba/cpu/tile_product.py:tile",
     "kernels_numba/cpu/tile_product.py:product",
     "kernels_numba/cpu/tile_product.py:generate",

@@ -50,32 +50,44 @@ KINDS: dict[type, tuple[str, str, ModuleType]] = {
 # and so do the names of all pages on a screen of 1280 pixels.
 STYLE = """
 <style>
-.stMainBlockContainer { padding: 4.2rem clamp(1rem, 3vw, 3.5rem) 3rem; max-width: 100rem; }
+.stMainBlockContainer { padding: 3.4rem clamp(1rem, 3vw, 3.5rem) 3rem; max-width: 100rem; }
 [data-testid="stMetricValue"] { font-size: 1.45rem; }
-h1 { padding: 0.4rem 0 !important; }
+h1 { padding: 0.2rem 0 0.6rem !important; }
+.stMain h1 { font-size: 2.2rem; }
 .stMain h2 { font-size: 1.75rem; }
+.stMain button:has(> div p) { height: auto; }
+.stMain button p { white-space: normal; overflow-wrap: anywhere; }
 .stMain [data-testid="stCaptionContainer"], .stMain [data-testid="stCaptionContainer"] p { opacity: 1;
   color: light-dark(#63625F, #A9A8A3); }
 .stMain button[data-selected="true"] p { color: light-dark(#A3283A, #FF8B96); }
+.stMain code .token.string { color: light-dark(#0B6B2E, #5FD08A); }
 .stMain code .token.parameter { color: light-dark(#006C91, #55C8F0); }
 .stMain code .token.comment { color: light-dark(#5F6368, #A9A8A3); }
 .st-key-lesson-text h2 { font-size: 1.6rem; }
 .stMain code { overflow-wrap: anywhere; }
 [data-testid="stTopNavLinkContainer"] { margin: 0 -2px; }
 [data-testid="stTopNavLink"], [data-testid="stTopNavLink"] * { font-size: 13px; }
-[data-testid="stTopNavLink"] { padding: 0 5px; }
+[data-testid="stTopNavLink"] { padding: 0 3px; }
 .stMainBlockContainer > [data-testid="stVerticalBlock"] { position: relative; }
 [data-testid="stLayoutWrapper"]:has(> .st-key-language-switch) {
-  position: absolute; top: 2.9rem; right: 0; width: auto; z-index: 1;
+  position: absolute; top: 1.95rem; right: 0; width: auto; z-index: 1;
 }
 .st-key-language-switch button { min-height: 1.9rem; padding: 0 0.6rem; }
 .st-key-language-switch button p { font-size: 13px; }
+@media (min-width: 768px) { /* what is chosen above a picture takes one line */
+  .stMainBlockContainer > .stVerticalBlock > .stElementContainer > .stSelectbox {
+    display: flex; align-items: center; gap: 0.8rem; width: auto !important;
+    label { margin: 0; white-space: nowrap; }
+    > div { width: 20rem; }
+  }
+}
 @media (prefers-reduced-motion: reduce) {
   *, *::before, *::after { animation-duration: 1ms !important; transition-duration: 1ms !important; }
 }
 .stMain [class*="st-key-title-row"], .stMain h1 { padding-right: 7.6rem !important; }
 .stMain [class*="st-key-title-row"] h1 { padding-right: 0 !important; }
 @media (max-width: 767px) {
+  [data-testid="stMarkdownContainer"] :is(th, td) { padding: 0.3rem 0.35rem !important; font-size: 0.8rem; }
   [data-testid="stLayoutWrapper"]:has(> .st-key-language-switch) {
     position: fixed; top: 0.9rem; right: 1rem; z-index: 999991;
   }
@@ -183,7 +195,7 @@ def _other_kind(page: ModuleType, run: AnyRun, wanted: type) -> None:
 
 def _welcome(page: ModuleType, problem: str, kind: type) -> None:
     if problem:
-        st.error(plain(problem))
+        st.error(plain(in_words_of_the_reader(problem)))
     if kind is not Run:
         own = KINDS[kind][2]
         st.markdown(_(own.WITHOUT))

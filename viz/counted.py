@@ -12,12 +12,13 @@ Read next: `figures/metrics_board.py`, which plays them; `panels.py`, which asks
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from minivllm.trace.engine_counts import EngineCounts
+from minivllm.trace.events import TraceHeader
 from minivllm.trace.reader import Trace
-from minivllm.trace.replay import ReplayState
-from minivllm.trace.timeline import walk
+from minivllm.trace.timeline import StepRecord, walk
 
 PREFIX = "vllm:"
 COUNTERS = (
@@ -60,29 +61,40 @@ class Counted(NamedTuple):
         return found
 
 
-def count(trace: Trace) -> Counted:
-    """Count a trace. Raises what `walk` raises."""
-    counts = EngineCounts()
-    counts.emit(trace.header)
+def count(trace: Trace, records: Sequence[StepRecord] | None = None) -> Counted:
+    """Count a trace. Raises what `walk` raises.
+
+    Args:
+        records: its steps, if a timeline has them: without a swap space, nothing needs to be replayed then.
+    """
+    counts, header = EngineCounts(), trace.header
+    counts.emit(header)
     moments = []
-    for record, state in walk(trace):
+    for record, swapped in _steps(trace, records):
         for event in trace.step_events(record.step):
             counts.emit(event)
-        values = _now(state) | _counted(counts)
+        values = _now(record, swapped, header) | _counted(counts)
         moments.append(Moment(record.start, record.end, values))
     return Counted(moments, counts)
 
 
-def _now(state: ReplayState) -> dict[str, float]:
-    header = state.header
-    swapped = {state.sequences[seq].request for seq in state.blocks.host_tables}
+def _steps(trace: Trace, records: Sequence[StepRecord] | None) -> Iterator[tuple[StepRecord, int]]:
+    """Each step, and how many requests have blocks in the swap space after it."""
+    if records is not None and not trace.header.num_host_blocks:
+        yield from ((record, 0) for record in records)
+        return
+    for record, state in walk(trace):
+        yield record, len({state.sequences[seq].request for seq in state.blocks.host_tables})
+
+
+def _now(record: StepRecord, swapped: int, header: TraceHeader) -> dict[str, float]:
     host = header.num_host_blocks
     return {
-        f"{PREFIX}num_requests_running": len(state.running),
-        f"{PREFIX}num_requests_waiting": len(state.waiting),
-        f"{PREFIX}num_requests_swapped": len(swapped),
-        f"{PREFIX}kv_cache_usage_perc": state.num_used_blocks / header.num_blocks,
-        f"{PREFIX}cpu_cache_usage_perc": (host - len(state.blocks.host.free)) / host if host else 0.0,
+        f"{PREFIX}num_requests_running": record.num_running,
+        f"{PREFIX}num_requests_waiting": record.num_waiting,
+        f"{PREFIX}num_requests_swapped": swapped,
+        f"{PREFIX}kv_cache_usage_perc": record.num_used_blocks / header.num_blocks,
+        f"{PREFIX}cpu_cache_usage_perc": record.num_host_blocks / host if host else 0.0,
     }
 
 

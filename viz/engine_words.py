@@ -1,13 +1,14 @@
 """What the engine says of a run, in the reader's language.
 
-The summary of a trace, and its warnings, come from the engine, which speaks English only: its words are for
-terminals and files, too. Here their forms are listed once, with braces for what differs from run to run:
+The summary of a trace, its warnings, and why one cannot be read (`trace_words.py`) come from the
+engine, which speaks English only: its words are for terminals and files, too. Here their forms are listed
+once, with braces for what differs from run to run:
 
     "396 in prompts, 591 generated"   ─ {prompts} in prompts, {outputs} generated ─►   "提示词 396，生成 591"
 
 A sentence of another form stays English; a test holds the list to what the engine says.
 
-Read next: `minivllm/trace/run_summary.py`, which says it; `views/overview.py`.
+Read next: `minivllm/trace/run_summary.py`, which says it; `judge_words.py`, the same for the judge.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import re
 from functools import cache
 
+from viz import trace_words
 from viz.language import N_, _, current
 
 NAMES = (
@@ -22,11 +24,10 @@ NAMES = (
     N_("time per output token"), N_("inter-token latency"), N_("end-to-end latency"), N_("queue time"),
     N_("preemptions"), N_("blocks in use"), N_("saved by sharing"), N_("forks"), N_("prefix cache"),
     N_("evicted"), N_("swapped"), N_("speculation"), N_("failed steps"), N_("interrupts"), N_("wasted slots"),
-    N_("token budget used"), N_("time goes to"),
+    N_("ranks"), N_("token budget used"), N_("time goes to"),
 )  # fmt: skip
 FORMS = (
     N_("none"),
-    N_("The trace has no end mark: the run was cut off, or is still going on."),
     N_("{all} ({ended}); {refused} refused at the door"),
     N_("{all} ({finished} finished, {rest})"),
     N_("{all} ({finished} finished)"),
@@ -55,35 +56,54 @@ FORMS = (
     N_("{count} cached blocks"),
     N_("{out} blocks out, {back} back in; at most {most} in the swap space"),
     N_("{accepted} of {drafted} drafts accepted ({share}); {tokens} tokens a step with drafts"),
+    N_(
+        "{count}, which compute {computing} of the time, exchange data {exchanging}, wait for others "
+        "{waiting} and have no plan {idle}"
+    ),
     N_("{count}; their requests started again"),
     N_("{count}; after each, every request waited with nothing computed"),
     N_("{parts} (attention alone {share})"),
+    *trace_words.ERRORS,
+    *trace_words.WARNINGS,
+    *trace_words.PARTS,
 )
+
+
+Kinds = dict[str, str]
+"""Names in braces that stand for less than any text: name → what matches it."""
 
 
 def in_words_of_the_reader(text: str) -> str:
     """What the engine said, as the reader speaks."""
     if current() == "en":
         return text
-    if text in NAMES:
-        return _(text)
-    for form in _by_what_they_say():
-        if match := _pattern(form).fullmatch(text):
-            values = {name: in_words_of_the_reader(value) for name, value in match.groupdict().items()}
+    return said_in(text, (*NAMES, *FORMS))
+
+
+def said_in(text: str, forms: tuple[str, ...], kinds: Kinds | None = None) -> str:
+    """A text in the current language, if it is of one of these forms; else as it is."""
+    for form, pattern in _patterns(forms, tuple((kinds or {}).items())):
+        if match := pattern.fullmatch(text):
+            values = {name: said_in(value, forms, kinds) for name, value in match.groupdict().items()}
             return _(form).format(**values)
     return text
 
 
 @cache
-def _by_what_they_say() -> list[str]:
-    """The forms with most words of their own first: "{steps} in {duration}" fits many sentences."""
-    return sorted(FORMS, key=lambda form: -len(re.sub(r"{\w+}", "", form)))
+def _patterns(
+    forms: tuple[str, ...], kinds: tuple[tuple[str, str], ...]
+) -> list[tuple[str, re.Pattern[str]]]:
+    """Those with most words of their own first: "{steps} in {duration}" fits many sentences."""
+    in_order = sorted(forms, key=lambda form: -len(re.sub(r"{\w+}", "", form)))
+    return [(form, _pattern(form, dict(kinds))) for form in in_order]
 
 
-@cache
-def _pattern(form: str) -> re.Pattern[str]:
-    """What matches a form: `{name}` stands for any text."""
+def _pattern(form: str, kinds: Kinds) -> re.Pattern[str]:
+    """What matches a form: `{name}` stands for any text, or for what its kind says."""
     parts = re.split(r"{(\w+)}", form)
     return re.compile(
-        "".join(f"(?P<{part}>.+?)" if index % 2 else re.escape(part) for index, part in enumerate(parts))
+        "".join(
+            f"(?P<{part}>{kinds.get(part, '.+?')})" if index % 2 else re.escape(part)
+            for index, part in enumerate(parts)
+        )
     )

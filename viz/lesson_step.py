@@ -22,6 +22,7 @@ from lessons.walkthroughs import trace_folder
 from minivllm.processes import child_command, end_group, python_variables
 from minivllm.trace.reader import TraceError
 from viz import jobs, links, loading
+from viz.about import about
 from viz.jobs import Job
 from viz.language import _
 from viz.lesson_words import say
@@ -143,7 +144,7 @@ def _draw(page: str, traces: list[Path]) -> None:
         if page == compare.URL and len(traces) > 1:
             first, second = (loading.open_run(path) for path in traces[:2])
             _heading(compare, first, second.path)
-            st.markdown(compare.INTRODUCTION)
+            about(f"{_(compare.INTRODUCTION)}\n\n{_(compare.what_to_try(first, second))}")
             compare.both(first, second)
         elif page in kernels:
             _page(kernels[page], loading.open_kernel_run(_one_of(traces)))

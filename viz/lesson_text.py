@@ -23,6 +23,7 @@ import streamlit as st
 
 from lessons import catalogue
 from viz import glossary
+from viz.language import current
 from viz.still import still
 
 CODE = r"`+(?:[^`\n]|\n(?!\n))+`+"
@@ -188,7 +189,8 @@ def _linked(text: str, folder: Path) -> str:
         if language := GLOSSARIES.get(path.name):
             return f"[{words}](/glossary?lang={language})"
         if lesson := _lesson_at(path):
-            return f"[{words}](?lesson={lesson.number})"
+            # It opens in a window of its own, which would speak as the browser does.
+            return f"[{words}](?lesson={lesson.number}&lang={current()})"
         if path.name in catalogue.LANGUAGES.values():  # of a lesson that is still to be written
             return words
         try:

@@ -16,6 +16,7 @@ import streamlit as st
 from lessons.catalogue import relative
 from lessons.language import in_language
 from lessons.runner import NOT_STARTED, PASSED, Outcome, Result
+from viz.judge_words import as_judged
 from viz.language import current
 from viz.lesson_words import say
 from viz.plain import plain
@@ -92,8 +93,8 @@ def _story(outcome: Outcome) -> None:
             st.markdown(f"**{say('in story')}**: {plain(str(outcome.case)[:500])}")
         alone = say("holds alone") if outcome.holds_alone else ""
         told = (
-            ("expected", outcome.expected),
-            ("got", outcome.got),
+            ("expected", as_judged(outcome.expected)),
+            ("got", as_judged(outcome.got)),
             ("where", outcome.where),
             ("but", alone),
         )
@@ -110,8 +111,8 @@ def _rows(steps: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
     for number, step in enumerate(steps, 1):
         changed = {key: value for key, value in step["facts"].items() if before.get(key) != value}
         before = step["facts"]
-        facts = ", ".join(f"{key}={value}" for key, value in changed.items())
-        rows.append((str(number), plain(step["text"]), plain(facts)))
+        facts = ", ".join(f"{as_judged(key)}={as_judged(value)}" for key, value in changed.items())
+        rows.append((str(number), plain(as_judged(step["text"])), plain(facts)))
     left_out = len(rows) - FIRST_STEPS - LAST_STEPS
     if left_out > 0:
         rows[FIRST_STEPS : FIRST_STEPS + left_out] = [("", say("more steps", count=left_out), "")]

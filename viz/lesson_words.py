@@ -1,7 +1,7 @@
 """What the pages "Lessons" and "Glossary" say, by short names: their texts are long, and their code is not.
 
-Sentences and hints of the judge are not here: they belong to each lesson (`lessons/language.py`). What it
-says of a story (what was expected, what came) is English in every language: it is quoted from the code.
+Sentences and hints of the judge are not here: they belong to each lesson (`lessons/language.py`). Nor
+is what it says of a story (`judge_words.py`).
 
 Read next: `views/lessons.py`.
 """

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from minivllm.trace.snapshots import older_requests
 from minivllm.trace.timeline import Phase, StepRecord, Timeline
 
+KINDS = ("ttft", "inter_token", "end_to_end", "queue_time")
+
 
 @dataclass(frozen=True)
 class Latencies:
@@ -26,6 +28,8 @@ class Latencies:
     inter_token: list[float] = field(default_factory=list)
     end_to_end: list[float] = field(default_factory=list)
     queue_time: list[float] = field(default_factory=list)
+    steps: dict[str, list[int]] = field(default_factory=lambda: {name: [] for name in KINDS})
+    """For each of these lists, the step at whose end each of its durations was known."""
 
 
 # A request's id may come again once the first is finished; with its arrival it is unique.
@@ -41,6 +45,7 @@ def latencies(timeline: Timeline) -> Latencies:
     scheduled: set[_Request] = set()
     older: set[_Request] = set()
     last_token: dict[_Request, float] = {}
+    last_step: dict[_Request, int] = {}
     for record in timeline.records:
         if record.snapshot:
             scheduled, older = older_requests(record.snapshot)
@@ -48,21 +53,25 @@ def latencies(timeline: Timeline) -> Latencies:
             if request not in scheduled:
                 scheduled.add(request)
                 found.queue_time.append(record.start - request[1])
+                found.steps["queue_time"].append(record.step)
         for request in dict.fromkeys(requests[seq] for seq, _, _ in record.sampled):
             if request in last_token:
                 found.inter_token.append(record.end - last_token[request])
+                found.steps["inter_token"].append(record.step)
             elif request not in older:
                 found.ttft.append(record.end - request[1])
-            last_token[request] = record.end
+                found.steps["ttft"].append(record.step)
+            last_token[request], last_step[request] = record.end, record.step
     ended: dict[_Request, list[float]] = {}
     left_out: set[_Request] = set()
     for seq, sequence in timeline.sequences.items():
         if sequence.finish_reason in (None, "abort", "error"):
             left_out.add(requests[seq])
         ended.setdefault(requests[seq], []).append(sequence.finished_time or 0.0)
-    found.end_to_end.extend(
-        max(times) - request[1] for request, times in ended.items() if request not in left_out
-    )
+    for request, times in ended.items():
+        if request not in left_out:
+            found.end_to_end.append(max(times) - request[1])
+            found.steps["end_to_end"].append(last_step.get(request, 0))
     return found
 
 

@@ -6,7 +6,8 @@
     show(["static.jsonl", "fcfs.jsonl"], "compare")
 
 The cell holds a whole page in a frame of its own: nothing is fetched, and it still plays when the notebook is
-opened elsewhere. Click into it, then ← and → step.
+opened elsewhere (in JupyterLab once it is trusted: of a stranger's notebook it shows no frame). Click into
+it, then ← and → step.
 
 Read next: `playing.py`.
 """

@@ -11,6 +11,7 @@ from viz.views import (
     microscope,
     overview,
     prefix_tree,
+    ranks,
     roofline,
     scheduler,
     speculation,
@@ -25,6 +26,7 @@ ENGINE_PAGES = (
     prefix_tree,
     structured,
     speculation,
+    ranks,
     roofline,
     metrics,
 )

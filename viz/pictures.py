@@ -39,6 +39,7 @@ from viz.figures.roofline import roofline_captions
 from viz.figures.selected_tables import most_interesting_request
 from viz.figures.step_work import timed_work
 from viz.kernel_steps import Follow, Played, played
+from viz.metric_charts import metric_charts
 from viz.scene import Scene
 
 Options = Mapping[str, Any]
@@ -252,11 +253,15 @@ FIGURES: dict[str, Figure] = {
     "block_table": _of_request(figures.block_table, most_interesting_request),
     "kv_pictures": _of_request(figures.kv_pictures, most_interesting_request),
     "metrics_board": _of_run(lambda timeline: [figures.metrics_board(timeline)]),
+    "metric_charts": _of_run(metric_charts),
     "memory_over_time": _of_run(lambda timeline: [figures.memory_over_time(timeline)]),
     "scheduler_gantt": _of_width(figures.scheduler_gantt),
     "batch_composition": _of_width(figures.batch_composition),
     "allowed_tokens": _of_request(figures.allowed_tokens, _first_structured),
     "speculation": _of_width(figures.speculation),
+    "rank_lanes": _of_width(figures.rank_lanes, PHONE),
+    "rank_load": _of_width(figures.rank_load, PHONE),
+    "rank_ownership": _of_width(figures.rank_ownership, PHONE),
     "beam_tree": _of_request(figures.beam_tree, _first_search),
     "prefix_tree": _of_width(figures.prefix_tree, PHONE),
     "preemption_cost": Figure(_preemption_cost, (), 2),

@@ -26,8 +26,9 @@ COUNT = "num_pictures"
 # The player stands in a shadow of the page, which only such variables get into.
 STYLE = """
 <style>
-:root { --player-caption: 1.55rem; --player-zoom: 4; --player-tools: none; --player-top: 0rem; }
-:root { --player-height: calc(100vh - 19rem); }
+:root { --player-legend: none; --player-caption: 1.55rem; --player-zoom: 4;
+  --player-tools: none; --player-top: 0rem; }
+:root { --player-height: calc(100vh - 20.5rem); }
 [data-testid="stHeader"], .st-key-language-switch { display: none !important; }
 .stMainBlockContainer { padding-top: 0.8rem; max-width: none; }
 .stMainBlockContainer > .stVerticalBlock > *:not([class*="st-key-player"]):not(:has(> .st-key-presenting)) {

@@ -180,9 +180,18 @@ def as_text(prompts: tuple[str, ...]) -> str:
 
 
 def from_text(text: str) -> tuple[str, ...]:
-    """The prompts of such a field."""
+    """The prompts of such a field: `MOST_PROMPTS` of them at most."""
+    return _all_prompts(text)[:MOST_PROMPTS]
+
+
+def num_left_out(text: str) -> int:
+    """How many more than `MOST_PROMPTS` there are in such a field."""
+    return max(0, len(_all_prompts(text)) - MOST_PROMPTS)
+
+
+def _all_prompts(text: str) -> tuple[str, ...]:
     parts = (part.strip("\n") for part in PROMPT_BREAK.split(text.replace("\r\n", "\n")))
-    return tuple(part for part in parts if part.strip())[:MOST_PROMPTS]
+    return tuple(part for part in parts if part.strip())
 
 
 # ── the link ──────────────────────────────────────────────────────────────────────────────────────────
@@ -207,9 +216,13 @@ def from_link(link: str) -> RunSettings:
     if not isinstance(found, Mapping):
         return RunSettings()
     fitting: dict[str, Any] = {name: value for name, value in found.items() if _fits(name, value)}
+    for name, value in fitting.items():
+        if isinstance(getattr(RunSettings, name), float):
+            fitting[name] = float(value)  # a field for parts takes no whole number
     prompts = found.get("prompts")
     if isinstance(prompts, list) and all(isinstance(text, str) for text in prompts):
-        fitting["prompts"] = from_text(as_text(tuple(prompts)))
+        # Halves of a pair of surrogates are no characters, and cannot be sent.
+        fitting["prompts"] = from_text(as_text(tuple(prompts)).encode(errors="replace").decode())
     return replace(RunSettings(), **fitting)
 
 
@@ -230,7 +243,7 @@ def as_python(settings: RunSettings) -> str:
     """Lines that do the same, with the same tokens."""
     engine = {**settings.engine(), "trace": "run.jsonl"}
     draft = settings.speculation == "draft_model"
-    arguments = "".join(f", {name}={value!r}" for name, value in engine.items())
+    arguments = "".join(f"    {name}={value!r},\n" for name, value in engine.items())
     if draft:
         arguments = arguments.replace("'method': 'draft_model'", "'model': DRAFT_MODEL_PATH")
     sampling = ", ".join(f"{name}={value!r}" for name, value in settings.sampling().items())
@@ -241,7 +254,8 @@ def as_python(settings: RunSettings) -> str:
         "",
         f"prompts = {pformat(list(settings.prompts), width=100)}",
         f"params = SamplingParams({sampling})",
-        f"with LLM(MODEL_PATH{arguments}) as llm:",
+        f"llm = LLM(\n    MODEL_PATH,\n{arguments})",
+        "with llm:",
     ]
     if not settings.arrive_every or len(settings.prompts) < 2:
         lines.append("    llm.generate(prompts, params)")

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import ceil, floor
-from typing import Any
+from typing import Any, NamedTuple
 
 from minivllm.text import printable
 from viz.changes import Changes, Shape, Value
@@ -29,6 +29,7 @@ from viz.changes import Changes, Shape, Value
 __all__ = [
     "DEFAULTS",
     "LEGIBLE",
+    "Point",
     "Scene",
     "Shape",
     "StepAxis",
@@ -103,6 +104,19 @@ class StepAxis:
     ends: tuple[float, ...] = ()
 
 
+class Point(NamedTuple):
+    """A point of a chart: a pointer near it reads its words, and a click, or Enter, leads to its step.
+
+    Where x means steps or time (`Scene.axis`), it is near wherever its step is. A point without words tells
+    the step's caption.
+    """
+
+    x: float
+    y: float
+    step: int
+    words: str = ""
+
+
 @dataclass
 class Scene:
     """A picture of `width` × `height` units that changes from step to step.
@@ -118,9 +132,12 @@ class Scene:
         changes: for each step, which attributes of which shapes become what.
         captions: for each step, in words, what happens.
         axis: set if x means steps.
-        histories: what there is to tell of the blocks that it draws (`figures/block_history.py`).
+        histories: what there is to tell of the blocks or edges that it draws (`figures/block_history.py`,
+            `figures/prefix_cards.py`).
         filled_words: what a pointer reads about `filled`, which stands for "{filled}" in it.
-        points: x, y and step of each point of a chart: a click near one goes to its step.
+        points: of a chart, those that can be asked about; by step, where there is an axis.
+        notes: what stands below the picture on a page: "words" (with `code` and **bold** in it) and "code".
+        section: a heading above this picture on a page; "" if none begins here.
         screen: "wide" or "narrow" if there is another scene for other screens, "" if it suits all.
     """
 
@@ -131,7 +148,9 @@ class Scene:
     changes: Changes = field(default_factory=Changes)
     captions: list[str] = field(default_factory=list)
     axis: StepAxis | None = None
-    points: list[tuple[float, float, int]] = field(default_factory=list)
+    points: list[Point] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)
+    section: str = ""
     screen: str = ""
     filled_words: str = ""
     histories: dict[str, Any] | None = None
@@ -208,6 +227,8 @@ class Scene:
             "shapes": self.shapes,
             "changes": self.changes.to_data(),
             "points": self.points,
+            "notes": [(kind, printable(words)) for kind, words in self.notes],
+            "section": self.section,
             "screen": self.screen,
             "filled_words": self.filled_words,
             "axis": [self.axis.left, self.axis.step_width, list(self.axis.ends)] if self.axis else None,

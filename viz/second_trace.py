@@ -13,6 +13,7 @@ import streamlit as st
 
 from minivllm.trace.reader import TraceError
 from viz import loading
+from viz.engine_words import in_words_of_the_reader
 from viz.language import _
 from viz.loading import KernelRun, Run
 from viz.plain import plain
@@ -34,7 +35,7 @@ def second_trace(
             other = open_trace(path)
             st.query_params["with"] = str(path)
         except TraceError as error:
-            st.error(plain(error))
+            st.error(plain(in_words_of_the_reader(str(error))))
     if other is None:
         ask()
         _choose(first)

@@ -25,9 +25,12 @@ from minivllm.trace.kernel_events import is_kernel_trace
 from minivllm.trace.precision_events import is_precision
 from minivllm.trace.story_events import is_story
 from viz import folders
+from viz.addresses import Addresses
 from viz.gate import Gate
 from viz.live.connection import check_url
 from viz.live.feed import LiveFeed
+from viz.own_place import OwnPlace
+from viz.palette import DARK, colour
 
 HOST = "127.0.0.1"
 APP = ROOT / "viz" / "app.py"
@@ -43,6 +46,9 @@ SETTINGS = {
     "browser.serverAddress": HOST,
     "client.toolbarMode": "minimal",
     "logger.level": "error",
+    # Pictures that stand still bring their own ground: that of the page.
+    "theme.dark.backgroundColor": colour("page", DARK),
+    "theme.dark.secondaryBackgroundColor": colour("panel", DARK),
 }
 
 
@@ -104,7 +110,7 @@ def run_server(bound: socket.socket, ready: Callable[[], None], script: Path = A
     bootstrap.load_config_options(SETTINGS | {"server.port": bound.getsockname()[1]})
     server = Server(
         uvicorn.Config(
-            Gate(LiveFeed(app)),
+            Gate(Addresses(OwnPlace(LiveFeed(app)))),
             log_config=None,
             access_log=False,
             ws_per_message_deflate=False,

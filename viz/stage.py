@@ -46,6 +46,7 @@ def show(
     steps: Sequence[int] | None = None,
     selected: str = "",
     start: int = 0,
+    legend: Sequence[str] = (),
 ) -> None:
     """Play the scenes of a page.
 
@@ -57,6 +58,7 @@ def show(
         selected: the request for which the scenes are drawn; if the reader selects another one, the page runs
             again, with that one in `st.session_state.request`.
         start: where it begins for a reader who has not moved yet, and whom no link sends elsewhere.
+        legend: what the signs of the pictures mean, line by line, with `code` and **bold**.
     """
     places = jumps(run.timeline) if own_jumps is None else own_jumps
     timeline = run.timeline
@@ -74,6 +76,7 @@ def show(
         make_cards=make_cards,
         selected=selected,
         trace=timeline.trace,
+        legend=legend,
     )
 
 
@@ -89,6 +92,7 @@ def show_scenes(
     make_cards: Callable[[], Sequence[Mapping[str, Any]]] = list,
     selected: str = "",
     trace: Trace | None = None,
+    legend: Sequence[str] = (),
 ) -> None:
     """The same for any trace.
 
@@ -99,6 +103,7 @@ def show_scenes(
         make_cards: the cards of all requests, if these can be selected.
         selected: as for `show`.
         trace: what the pictures are of, if it is a run of the engine: it can be taken along.
+        legend: as for `show`.
     """
     key = f"player-{name}"
 
@@ -121,6 +126,7 @@ def show_scenes(
             make_cards,
             selected,
             number,
+            tuple(filter(None, legend)),
         )
     st.session_state[presenting.COUNT] = count
     if selected:
@@ -143,6 +149,7 @@ def _payload(
     _make_cards: Callable[[], Sequence[Mapping[str, Any]]],
     selected: str,
     number: int,
+    legend: tuple[str, ...],
 ) -> tuple[int, bytes]:
     """How many pictures there are on a wide screen, and all that the player gets."""
     cards, scenes = _make_cards(), _make_scenes()
@@ -158,6 +165,7 @@ def _payload(
         linked=True,
         requests=cards,
         selected=next((number for number, card in enumerate(cards) if card["id"] == selected), -1),
+        legend=legend,
     )
     return sum(scene.screen != "narrow" for scene in scenes), player.packed(data)
 

@@ -2,13 +2,12 @@
 
     SVG, PNG of the step        the player's own button (`player/take.js`): only the browser knows the step
     a page that plays           what the player was sent, with the player around it (`backends/html.py`)
-    a film of some steps        GIF, drawn by matplotlib: at most `MOST_FRAMES` pictures, evenly chosen
+    a film of some steps        GIF or MP4, drawn by matplotlib: at most `MOST_FRAMES` pictures, evenly chosen
     the run for Perfetto        `minivllm/trace/perfetto.py`
 
-Nothing is made before its button is pressed. There is no MP4: it would need an encoder, and slides, mails and
-chats play a GIF as well.
+Nothing is made before its button is pressed.
 
-Read next: `backends/html.py`.
+Read next: `backends/html.py`, `backends/mp4.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ import streamlit as st
 from minivllm.trace.perfetto import to_chrome_trace
 from minivllm.trace.reader import Trace
 from viz.backends.html import page_of
-from viz.backends.mpl import save_gif
+from viz.backends.mp4 import can_film, mp4
 from viz.language import _, current, ngettext, speaking
 from viz.plain import plain
 from viz.scene import Scene
@@ -36,6 +35,7 @@ MOST_FRAMES = 60
 FRAME_SECONDS = 0.3
 """About what matplotlib takes for one."""
 FRAMES_PER_SECOND = (2, 4, 10)
+HOW_TO_FILM = 'pip install "minivllm[video]"'
 
 
 class Picture(msgspec.Struct):
@@ -77,7 +77,7 @@ def offer(
             _("The picture of one step, as PNG or SVG: **Save picture**, beside the player's slider.")
         )
         st.download_button(
-            _("A page that plays ({size} MB, HTML)").format(size=f"{len(payload) / 1e6:.1f}"),
+            _("A page that plays ({size} MB, HTML)").format(size=f"{max(0.1, len(payload) / 1e6):.1f}"),
             lambda: page_of(sent.scenes[0].title, payload[payload.index(b"\n") + 1 :], language),
             file_name=file_name(name, "html"),
             mime="text/html",
@@ -105,11 +105,12 @@ def _film(name: str, sent: Sent, make_scenes: Callable[[], Sequence[Scene]], lan
     of = f"{start}-{last}-{len(titles)}"  # of another trace other steps are chosen
     which: Any = titles[0]
     if len(titles) > 1:
+        names = labels([sent.scenes[number].title for number in titles])
         which = st.selectbox(
             _("Film of"),
             titles,
             key=f"{key}-which-{of}",
-            format_func=lambda number: plain(sent.scenes[number].title),
+            format_func=lambda number: names[titles.index(number)],
         )
     left, right = st.columns(2)
     one = left.number_input(_("From step"), start, last, start, key=f"{key}-first-{of}")
@@ -130,18 +131,37 @@ def _film(name: str, sent: Sent, make_scenes: Callable[[], Sequence[Scene]], lan
         words += " " + most.format(most=MOST_FRAMES)
     st.markdown(words)
 
-    def film() -> bytes:
+    def film(make: Callable[[Scene, Sequence[int], float], bytes]) -> bytes:
         with speaking(language):  # this runs in a thread of its own
-            return gif(make_scenes()[which], steps, speed or FRAMES_PER_SECOND[1])
+            return make(make_scenes()[which], steps, speed or FRAMES_PER_SECOND[1])
 
     st.download_button(
         _("A film (GIF)"),
-        film,
+        partial(film, gif),
         file_name=file_name(name, "gif"),
         mime="image/gif",
         on_click="ignore",
         key=f"{key}-gif",
     )
+    if not can_film():
+        st.caption(_("A film as MP4 needs an encoder: {command}").format(command=f"`{HOW_TO_FILM}`"))
+        return
+    st.download_button(
+        _("A film (MP4)"),
+        partial(film, video),
+        file_name=file_name(name, "mp4"),
+        mime="video/mp4",
+        on_click="ignore",
+        key=f"{key}-mp4",
+    )
+
+
+def labels(titles: Sequence[str]) -> list[str]:
+    """Titles for a choice. Of two that are alike Streamlit would take the second, so they get numbers."""
+    return [
+        plain(title if titles.count(title) == 1 else f"{title} ({number})")
+        for number, title in enumerate(titles, 1)
+    ]
 
 
 def chosen_steps(first: int, last: int) -> list[int]:
@@ -154,10 +174,19 @@ def chosen_steps(first: int, last: int) -> list[int]:
 
 def gif(scene: Scene, steps: Sequence[int], per_second: float) -> bytes:
     """The steps as a GIF."""
+    from viz.backends.mpl import save_gif  # matplotlib takes a while to load, and few readers make films
+
     with tempfile.TemporaryDirectory(prefix="minivllm-film-") as folder:
         path = Path(folder) / "film.gif"
         save_gif(scene, path, steps, per_second=per_second)
         return path.read_bytes()
+
+
+def video(scene: Scene, steps: Sequence[int], per_second: float) -> bytes:
+    """The steps as an MP4."""
+    from viz.backends.mpl import pictures
+
+    return mp4(pictures(scene, steps), per_second)
 
 
 def file_name(name: str, ending: str) -> str:

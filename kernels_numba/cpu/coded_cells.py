@@ -33,6 +33,10 @@ from kernels_numba.cpu.parallel import in_parallel
 
 INT8_LARGEST, LEAST_SCALE = np.float32(127), np.float32(1e-6)
 HALF = np.float32(0.5)
+INFINITY_BITS = np.uint32(0x7F800000)
+E4M3_LARGEST_BITS, E4M3_SMALL_BITS = (np.float32(number).view(np.uint32) for number in (448, 2.0**-6))
+E4M3_ROUNDER = np.float32(2.0**14)
+"""Its neighbours among float32 are 2⁻⁹ away, as those of small numbers of e4m3 are."""
 PARALLEL_CELLS = 1 << 16
 """Numbers that are worth waking another thread for."""
 
@@ -96,7 +100,7 @@ def _code(new, slots, keys, values, num_threads):  # type: ignore[no-untyped-def
 
     def coded(new, slots, keys, values, num_threads):  # type: ignore[no-untyped-def]
         shape = new.shape[1], new.shape[2], new.shape[4]
-        write_int8(new[0].reshape(shape), new[1].reshape(shape), slots, keys, values, num_threads)
+        write_codes(new[0].reshape(shape), new[1].reshape(shape), slots, keys, values, num_threads)
 
     return coded
 
@@ -253,7 +257,9 @@ def _make_tile(cache, num_blocks):  # type: ignore[no-untyped-def]
 def open_tile(keys, values, table, first_block, num_blocks, head, copies):  # type: ignore[no-untyped-def]
     """In compiled code: some blocks of one head as numbers: keys, values, their table, their head.
 
-    Coded ones are put in `copies` [2, blocks, 1, block_size, d], float32; others are what they are.
+    Coded ones are put in `copies` [2, blocks, 1, block_size, d], float32; others are what they are. Whole
+    numbers come without their scales: `scale_rows` applies those, as `apply_scales` does where keys are read
+    one after the other. In both places a sum is of the same products, and is rounded in the same places.
     """
     raise NotImplementedError("only in compiled code")
 
@@ -287,13 +293,40 @@ def _widened_block(cache, block, head, copied):  # type: ignore[no-untyped-def]
         return lambda cache, block, head, copied: copy_block(cache, block, head, copied, 0)
 
     def widened(cache, block, head, copied):  # type: ignore[no-untyped-def]
-        source, scales = cache[0][block, head], cache[1][block, head]
+        source = cache[0][block, head]
         for t in range(len(source)):
-            row, target, scale = source[t], copied[t], scales[t]
+            row, target = source[t], copied[t]
             for c in range(len(row)):
-                target[c] = np.float32(row[c]) * scale
+                target[c] = np.float32(row[c])
 
     return widened
+
+
+def scale_rows(scores, cache, table, part, begin, stop, head, width):  # type: ignore[no-untyped-def]
+    """In compiled code: rows [.., width] of `scores`, one for each key or value, get its scale.
+
+    Of positions `begin … stop`; the first row is that of position `part`.
+    """
+    raise NotImplementedError("only in compiled code")
+
+
+@overload(scale_rows, inline="always")
+def _scale_rows(scores, cache, table, part, begin, stop, head, width):  # type: ignore[no-untyped-def]
+    if _kind(cache) != "int8":
+        return lambda scores, cache, table, part, begin, stop, head, width: None
+    return lambda scores, cache, table, part, begin, stop, head, width: _multiply_rows(
+        scores, cache[1], table, part, begin, stop, head, width
+    )
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _multiply_rows(scores, scales, table, part, begin, stop, head, width):  # type: ignore[no-untyped-def]
+    block_size = scales.shape[2]
+    for key in range(begin, stop):
+        scale = scales[table[key // block_size], head, key % block_size]
+        row = scores[(key - part) * width : (key - part + 1) * width]
+        for i in range(width):
+            row[i] *= scale
 
 
 @njit(inline="always")
@@ -324,24 +357,64 @@ def _code_head(row, codes):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=False)
+def to_e4m3(value):  # type: ignore[no-untyped-def]
+    """The byte of e4m3 for a float32: the nearest, of two the even one; what is too large becomes ±448.
+
+    As `kv_format.to_fp8`, to the bit.
+    """
+    bits = bits_of_float(value)
+    sign, magnitude = (bits >> np.uint32(24)) & np.uint32(0x80), bits & np.uint32(0x7FFFFFFF)
+    if magnitude > INFINITY_BITS:
+        return np.uint8(sign | np.uint32(0x7F))
+    magnitude = min(magnitude, E4M3_LARGEST_BITS)
+    if magnitude < E4M3_SMALL_BITS:  # without an exponent: an addition rounds to eighths of 2⁻⁶
+        shifted = bits_of_float(float_of_bits(np.int32(magnitude)) + E4M3_ROUNDER)
+        return np.uint8(sign | (shifted - bits_of_float(E4M3_ROUNDER)))
+    rounded = magnitude + np.uint32(0x7FFFF) + ((magnitude >> np.uint32(20)) & np.uint32(1))
+    return np.uint8(sign | ((rounded >> np.uint32(20)) - np.uint32(120 << 3)))
+
+
+def _write_head(row, cache, block, head, cell):  # type: ignore[no-untyped-def]
+    """In compiled code: one head of a new token, coded, into its cell."""
+    raise NotImplementedError("only in compiled code")
+
+
+@overload(_write_head)
+def _write_head_of(row, cache, block, head, cell):  # type: ignore[no-untyped-def]
+    if _kind(cache) == "fp8":
+
+        def as_floats(row, cache, block, head, cell):  # type: ignore[no-untyped-def]
+            codes = cache[0][block, head, cell]
+            for c in range(len(row)):
+                codes[c] = to_e4m3(widen(row[c]) / cache[1])
+
+        return as_floats
+
+    def as_whole_numbers(row, cache, block, head, cell):  # type: ignore[no-untyped-def]
+        cache[1][block, head, cell] = _code_head(row, cache[0][block, head, cell])
+
+    return as_whole_numbers
+
+
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=False)
 def _write_part(part, parts, new_keys, new_values, slots, keys, values):  # type: ignore[no-untyped-def]
-    """One part of `write_int8`, on one thread."""
+    """One part of `write_codes`, on one thread."""
     block_size = keys[0].shape[2]
     for row in range(part * len(slots) // parts, (part + 1) * len(slots) // parts):
         block, cell = slots[row] // block_size, slots[row] % block_size
         for head in range(new_keys.shape[1]):
-            keys[1][block, head, cell] = _code_head(new_keys[row, head], keys[0][block, head, cell])
-            values[1][block, head, cell] = _code_head(new_values[row, head], values[0][block, head, cell])
+            _write_head(new_keys[row, head], keys, block, head, cell)
+            _write_head(new_values[row, head], values, block, head, cell)
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=False)
-def write_int8(new_keys, new_values, slots, keys, values, num_threads):  # type: ignore[no-untyped-def]
+def write_codes(new_keys, new_values, slots, keys, values, num_threads):  # type: ignore[no-untyped-def]
     """Keep new tokens.
 
     Args:
         new_keys, new_values: [≥ T, kv_heads, d], float32, or bfloat16 as uint16.
         slots: [T], the cell of each token; no two have the same.
-        keys, values: pairs of codes and scales, written.
+        keys, values: pairs of codes and scales; codes are written, and the scales of whole numbers.
         num_threads: among how many to divide it.
     """
     size = len(slots) * new_keys.shape[1] * new_keys.shape[2]

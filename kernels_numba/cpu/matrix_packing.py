@@ -35,7 +35,7 @@ from kernels_numba.cpu.matrix_products import (
     STATIC_ZERO,
 )
 from kernels_numba.cpu.panels import WIDTH, padded
-from kernels_numba.cpu.quantized_tile import BYTES, NIBBLES, STEPS
+from kernels_numba.cpu.quantized_tile import BYTES, E4M3, E4M3_SHRINKS, NIBBLES, STEPS
 from kernels_numba.cpu.vectors import LANES
 
 
@@ -75,11 +75,12 @@ def pack_groups(kind: int, codes: Any, k: int, scales: Any, offsets: Any = None,
     """A matrix with a scale for each group of its inputs.
 
     Args:
-        kind: `NIBBLES` (numbers from −8 to 7) or `BYTES`; `fits` says which can be.
+        kind: `NIBBLES` (numbers from −8 to 7), `BYTES` or `E4M3`; `fits` says which can be.
         codes: the numbers [n, k] as `pack_numbers` gives them, inputs in the order of their groups.
         scales, offsets: float32 [n, groups].
         order: int64 [k]: the input that each place stands for.
     """
+    scales = scales * np.float32(E4M3_SHRINKS) if kind == E4M3 else scales
     arrays = {CODES: codes, SCALES: pack_scales(scales)}
     if offsets is not None:
         arrays[OFFSETS] = pack_scales(offsets)
@@ -125,7 +126,7 @@ def pack_scales(scales: Any) -> Any:
 
 
 def pack_numbers(kind: int, numbers: Any) -> Any:
-    """`numbers` int8 [n, k] in panels of this kind, as bytes."""
+    """`numbers` int8 [n, k] (of `E4M3` their bits) in panels of this kind, as bytes."""
     n, k = numbers.shape
     whole = np.zeros((padded(n), k), np.int8)
     whole[:n] = numbers
@@ -135,7 +136,7 @@ def pack_numbers(kind: int, numbers: Any) -> Any:
         return np.ascontiguousarray(cut.transpose(0, 2, 1, 3)).view(np.uint8)
     together = STEPS[kind]
     cut = whole.reshape(-1, vectors, LANES, k // together, together)
-    if kind == BYTES:  # [panels, steps, vectors, together, lanes]
+    if kind in (BYTES, E4M3):  # [panels, steps, vectors, together, lanes]
         return np.ascontiguousarray(cut.transpose(0, 3, 1, 4, 2)).view(np.uint8)
     words = np.zeros(cut.shape[:-1], np.uint32)
     for k_of_word in range(8):
@@ -149,7 +150,7 @@ def unpack_numbers(kind: int, codes: Any, n: int, k: int) -> Any:
     vectors = WIDTH // LANES
     if kind == INTEGERS:
         cut = codes.view(np.int8).reshape(-1, k // TOGETHER, WIDTH, TOGETHER).transpose(0, 2, 1, 3)
-    elif kind == BYTES:
+    elif kind in (BYTES, E4M3):
         cut = codes.view(np.int8).reshape(-1, k // 2, vectors, 2, LANES).transpose(0, 2, 4, 1, 3)
     else:
         assert kind == NIBBLES

@@ -9,6 +9,7 @@ kind as it runs, and all models share it; a matrix is a row of numbers and addre
     DENSE      panels of `panels.py`        theirs
     NIBBLES    4 bits each, scales of       Σ over groups  scale · Σ x · code  −  offset · Σ x
     BYTES      8 bits each     groups       (`quantized_tile.py`)
+    E4M3       8-bit floats
     INTEGERS   8 bits each, activations     scale · row's scale · (Σ u · code  −  shift · Σ code)
                rounded row by row           (`integer_tile.py`)
 
@@ -38,7 +39,7 @@ from kernels_numba.cpu.quantized_tile import NIBBLES, WIDE, group_tile, widen_st
 from kernels_numba.cpu.vectors import HAS_PAIRS, LINE_BYTES
 
 DENSE, INTEGERS = 16, 88
-"""Kinds besides `NIBBLES` and `BYTES`."""
+"""Kinds besides `NIBBLES`, `BYTES` and `E4M3`."""
 (KIND, OUTPUTS, INPUTS, GROUPS, CODES, SCALES, OFFSETS, ORDER, CODE_SUMS, ROUNDING, STATIC_SCALE,
  STATIC_ZERO, FIELDS) = range(13)  # fmt: skip
 """What stands in a matrix's row: CODES to CODE_SUMS are addresses, 0 if there is none."""

@@ -33,7 +33,7 @@ from numba import njit, types
 from numba.extending import overload
 
 from kernels_numba.cpu.arithmetic import exp_fast, multiply_add, narrow, pair_of, widen
-from kernels_numba.cpu.coded_cells import make_tile, numbers, open_tile
+from kernels_numba.cpu.coded_cells import make_tile, numbers, open_tile, scale_rows
 from kernels_numba.cpu.fixed_sums import column_dots
 from kernels_numba.cpu.parallel import in_parallel
 from kernels_numba.cpu.softmax_parts import LOWEST, PART_KEYS, UNSEEN
@@ -286,9 +286,11 @@ def _attend(query, keys, values, table, head, first_position, scale, window, out
                 column,
             )  # fmt: skip
             key += rows
+        scale_rows(scores, keys, table, part, begin, stop, head, width)
         if stop > first_position + 1 or part <= end - 1 - window:
             _hide(scores, stop - part, part, positions, np.int32(window))
         _soften(scores, stop - part, width, maxima[own], sums[own], lanes, tops, scale)
+        scale_rows(scores, values, table, part, begin, stop, head, width)
         total[own] = ZERO
         skipped = first_block * block_size  # positions before the first of `blocks`
         _add_values(

@@ -1,4 +1,4 @@
-"""A tile of sums that takes in small whole numbers, and scales at each group's end, all in registers.
+"""A tile of sums that takes in small numbers, and scales at each group's end, all in registers.
 
     for each group:  sums = 0
         for each step:   bytes ──► numbers, exactly ──► sums[r, :] += left[r, k] · number[k, :]
@@ -11,10 +11,14 @@ Numbers lie so that one load brings many, and each instruction after it makes a 
               ├ in pairs of bfloat16: the same of 16 bits, two numbers each, ready for one instruction
               └ otherwise two shifts and a conversion
     BYTES     2 steps: the vector's numbers of the even one, then of the odd one
+    E4M3      the same of 8-bit floats: shifted, they are floats of 16 bits, which processors widen
     WIDE      what the others become, written down once for many rows (`widen_steps`)
 
-Whole numbers below 256 are exact in float32 and in bfloat16, so a row comes to the same bits whichever way
-its numbers were widened, alone or in company.
+Whole numbers below 256 are exact in float32 and in bfloat16, and so are numbers of e4m3: a row comes to the
+same bits whichever way its numbers were widened, alone or in company.
+
+    e4m3     s eeee mmm              the exponent of the 16 bits is 8 less than it should be, which makes each
+    16 bits  s 0eeee mmm0000000      number 1/256 of itself (`E4M3_SHRINKS`): the scales make up for it
 
 Source: the lookup is that of FLUTE (Guo et al., 2024, arXiv 2407.10960), in a vector register. Read next:
 `matrix_products.py`, which calls these; `integer_tile.py`, where both sides are whole numbers.
@@ -46,14 +50,19 @@ from kernels_numba.cpu.vectors import (
 
 NIBBLES, BYTES, WIDE = 4, 8, 32
 """Bits that a number lies in."""
-STEPS = {NIBBLES: 8, BYTES: 2, WIDE: 2}
+E4M3 = 43
+"""Floats of 8 bits: 4 of exponent, 3 of mantissa."""
+E4M3_SHRINKS = 256.0
+STEPS = {NIBBLES: 8, BYTES: 2, E4M3: 2, WIDE: 2}
 """Of k, that lie together."""
+HAS_HALVES = LANES >= 8 and bool(FEATURES.get("f16c") or FEATURES.get("avx512f"))
+"""Can this processor widen vectors of 16-bit floats?"""
 HAS_LOOKUP = LANES == 16 and bool(FEATURES.get("avx512bw"))
 
 
 def step_bytes(kind: int, is_pairs: bool) -> int:
     """Of one vector, in one step."""
-    return {NIBBLES: 4, BYTES: 2, WIDE: 4 if is_pairs else 8}[kind] * LANES
+    return {NIBBLES: 4, BYTES: 2, E4M3: 2, WIDE: 4 if is_pairs else 8}[kind] * LANES
 
 
 def _spread(kind: Any, value: float) -> Any:
@@ -83,11 +92,12 @@ def _unpacker(builder: Any, kind: int, is_pairs: bool) -> Any:
 
     def in_bytes(pointer: Any) -> list[Any]:
         small = ir.VectorType(ir.IntType(8), LANES)
+        widened = _of_e4m3 if kind == E4M3 else _of_whole_numbers
 
         def number(part: int) -> Any:
-            return builder.sitofp(builder.sext(load(pointer, part * LANES, small), BIT_VECTOR), VECTOR)
+            return widened(builder, load(pointer, part * LANES, small))
 
-        def pair() -> Any:  # of whole numbers this small the lower half of a float32 is 0
+        def pair() -> Any:  # of numbers with so few digits the lower half of a float32 is 0
             even, odd = (builder.bitcast(number(part), BIT_VECTOR) for part in range(2))
             return builder.or_(shifted(even, 16), odd)
 
@@ -115,7 +125,23 @@ def _unpacker(builder: Any, kind: int, is_pairs: bool) -> Any:
             return [lambda part=part: pair(part) for part in range(4)]
         return [lambda k=k: number(k) for k in range(8)]
 
-    return {NIBBLES: in_nibbles, BYTES: in_bytes, WIDE: wide}[kind]
+    return {NIBBLES: in_nibbles, BYTES: in_bytes, E4M3: in_bytes, WIDE: wide}[kind]
+
+
+def _of_whole_numbers(builder: Any, numbers: Any) -> Any:
+    return builder.sitofp(builder.sext(numbers, BIT_VECTOR), VECTOR)
+
+
+def _of_e4m3(builder: Any, numbers: Any) -> Any:
+    """Each 1/`E4M3_SHRINKS` of itself."""
+    if HAS_HALVES:
+        halves = ir.VectorType(ir.IntType(16), LANES)
+        placed = builder.shl(builder.sext(numbers, halves), _spread(halves, 7))
+        bits = builder.and_(placed, _spread(halves, 0xBF80))  # but for the sign that was drawn out
+        return builder.fpext(builder.bitcast(bits, ir.VectorType(ir.HalfType(), LANES)), VECTOR)
+    bits = builder.shl(builder.sext(numbers, BIT_VECTOR), _spread(BIT_VECTOR, 20))
+    bits = builder.and_(bits, _spread(BIT_VECTOR, 0x87F00000))
+    return builder.fmul(builder.bitcast(bits, VECTOR), _spread(VECTOR, 2.0**120 / E4M3_SHRINKS))
 
 
 def _bfloat_bits(number: int) -> int:
@@ -269,7 +295,7 @@ def widen_steps(typing_context: Any, left: Any, kind: Any, codes: Any, steps: An
         _, kind, codes, steps, target = arguments
         byte = ir.IntType(8).as_pointer()
         codes, target = builder.inttoptr(codes, byte), builder.inttoptr(target, byte)
-        for some_kind in (NIBBLES, BYTES):
+        for some_kind in (NIBBLES, BYTES, E4M3):
             with builder.if_then(builder.icmp_signed("==", kind, kind.type(some_kind))):
                 _write_widened(builder, some_kind, is_pairs, codes, steps, target)
         return context.get_dummy_value()

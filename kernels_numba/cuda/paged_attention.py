@@ -21,6 +21,11 @@ once is used for all of them. With few sequences and long contexts a device has 
 there are thread blocks; then a sequence is cut into *splits*, each a thread block of its own, and a second
 kernel merges them.
 
+The number of splits follows from the batch, and with it the order of sums, and so the last bits of a result.
+Where their *size* is given instead (`split_keys`), all follows from positions: warps walk tiles of 16 tokens,
+whatever the size of blocks, and splits behind a sequence's end add nothing, exactly. Then a token's result is
+the same bits alone and in any company (`docs/batch-invariance.md`).
+
 In 8 bits a row has half the bytes again. Numbers are widened as they are loaded, and their scales are not
 multiplied into each of them: a score is multiplied by that of its key, and a weight by that of its value.
 
@@ -62,11 +67,16 @@ BLOCKS_PER_PROCESSOR = 2
 """Thread blocks for each multiprocessor, so that one computes while another waits for memory."""
 MIN_BLOCKS_PER_SPLIT = 16
 """KV-cache blocks of a split: fewer are not worth merging."""
+TILE_KEYS, SPLIT_KEYS = 16, 256
+"""Positions that a warp takes together and those of a split, where the order of sums must not depend on the
+batch: a multiple of the rows that are loaded at once, and of all warps' tiles."""
 
 
 @lru_cache(maxsize=256)
-def make_kernel(head_dim: int, group: int, cache_dtype: str) -> Callable[..., Any]:
-    """The kernel for these heads and this cache."""
+def make_kernel(
+    head_dim: int, group: int, cache_dtype: str, in_one_order: bool = False
+) -> Callable[..., Any]:
+    """The kernel for these heads and this cache; `in_one_order`, warps walk tiles instead of blocks."""
     is_wide, is_bf16 = cache_dtype == "float32", cache_dtype == "bfloat16"
     is_small, is_int8 = cache_dtype in SMALL_DTYPES, cache_dtype == "int8"
     byte_at = int8_at if is_int8 else e4m3_at
@@ -121,7 +131,7 @@ def make_kernel(head_dim: int, group: int, cache_dtype: str) -> Callable[..., An
 
     @cuda.jit(fastmath=True)
     def paged_attention(  # type: ignore[no-untyped-def]
-        query, keys, values, tables, lengths, out, log_sums, scale, split_blocks, key_scales, value_scales
+        query, keys, values, tables, lengths, out, log_sums, scale, split_keys, key_scales, value_scales
     ):
         """Grid (sequences, groups of heads, splits), block 32 · warps."""
         sequence, heads, split = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z
@@ -130,10 +140,8 @@ def make_kernel(head_dim: int, group: int, cache_dtype: str) -> Callable[..., An
         part, row_of_lane = lane % row_lanes, lane // row_lanes
         first_head = heads * group
         kv_head = first_head // (query.shape[1] // keys.shape[1])
-        block_size, length = keys.shape[2], lengths[sequence]
-        num_blocks = (length + block_size - 1) // block_size
-        first_block = split * split_blocks
-        end_block = min(num_blocks, first_block + split_blocks)
+        block_size, first_key = keys.shape[2], split * split_keys
+        end_key = min(lengths[sequence], first_key + split_keys)
 
         queries = cuda.local.array(own_shape, float32)
         total = cuda.local.array(own_shape, float32)
@@ -152,13 +160,17 @@ def make_kernel(head_dim: int, group: int, cache_dtype: str) -> Callable[..., An
                     if c < head_dim:
                         queries[g, n * per_load + e] = query[sequence, first_head + g, c] * scale
 
-        for index in range(first_block + warp, end_block, NUM_WARPS):
-            block = tables[sequence, index]
-            for first_row in range(0, block_size, rows):
+        tile = TILE_KEYS if in_one_order else block_size
+        for first in range(first_key + warp * tile, end_key, NUM_WARPS * tile):
+            block = tables[sequence, first // block_size]
+            for first_row in range(0, tile, rows):
                 row = first_row + row_of_lane
-                inside = row < block_size and index * block_size + row < length
+                position = first + row
+                inside = row < tile and position < end_key
                 key_scale = float32(1)
                 if inside:  # cells behind the last token belong to no sequence and are never read
+                    if in_one_order:
+                        block, row = tables[sequence, position // block_size], position % block_size
                     load_row(keys, block, kv_head, row, part, loaded)
                     if is_small:
                         key_scale = scale_at(key_scales, block, kv_head, row)
@@ -275,6 +287,7 @@ def paged_attention(
     log_sums: Any,
     *,
     scale: float | None = None,
+    split_keys: int | None = None,
     cache_dtype: str = "float32",
     key_scales: Any = 1.0,
     value_scales: Any = 1.0,
@@ -290,6 +303,8 @@ def paged_attention(
         parts, log_sums: [sequences, heads, splits, head_dim] and [sequences, heads, splits], float32,
             written: what each split comes to. With one split, `parts` may be `out` in that shape.
         scale: of the scores; `head_dim ** -0.5` if None.
+        split_keys: positions of a split, so that results do not depend on how many there are; None: tables
+            are cut into as many equal parts as `parts` has room for.
         cache_dtype: one of `CACHE_DTYPES`.
         key_scales, value_scales: what 8-bit numbers are multiplied by: of "int8" [blocks, kv_heads,
             block_size], float32; of "fp8" a number.
@@ -309,10 +324,12 @@ def paged_attention(
     num_splits = parts.shape[2]
     together = max(n for n in range(1, MAX_HEADS_PER_BLOCK + 1) if group % n == 0)
     factor = np.float32(head_dim**-0.5 if scale is None else scale)
-    split_blocks = -(-tables.shape[1] // num_splits)
+    block_size, room = keys.shape[2], tables.shape[1] * keys.shape[2]
+    in_one_order = split_keys is not None
+    split_keys = check_splits(split_keys, num_splits, block_size, room)
     launches = [
         Launch(
-            make_kernel(head_dim, together, cache_dtype),
+            make_kernel(head_dim, together, cache_dtype, in_one_order),
             (num_sequences, num_heads // together, num_splits),
             (32 * NUM_WARPS,),
             (
@@ -324,7 +341,7 @@ def paged_attention(
                 parts,
                 log_sums,
                 factor,
-                split_blocks,
+                split_keys,
                 key_scales,
                 value_scales,
             ),
@@ -378,6 +395,30 @@ def _check_arguments(
     if isinstance(tables, np.ndarray):  # on a GPU, the caller has checked them
         check_tables(tables, lengths, num_blocks=keys.shape[0], block_size=keys.shape[2])
     return group
+
+
+def num_fixed_splits(room: int) -> int:
+    """Splits of `SPLIT_KEYS` positions in a table that has room for so many."""
+    return max(1, -(-room // SPLIT_KEYS))
+
+
+def check_splits(split_keys: int | None, num_splits: int, block_size: int, room: int) -> int:
+    """Positions of a split: those that were asked for, or an equal part, in whole blocks, of `room`.
+
+    Raises:
+        ValueError: warps' tiles do not come out even, or the splits do not reach to the end.
+    """
+    if split_keys is None:
+        return -(-room // (num_splits * block_size)) * block_size
+    together = NUM_WARPS * TILE_KEYS
+    if split_keys < 1 or split_keys % together:
+        raise ValueError(f"split_keys must be a multiple of {together}, got {split_keys}")
+    if num_splits * split_keys < room:
+        raise ValueError(
+            f"parts must have room for {-(-room // split_keys)} splits of {split_keys} positions, as many as "
+            f"tables have room for ({room}); got {num_splits}"
+        )
+    return split_keys
 
 
 def _address(array: Any) -> int:

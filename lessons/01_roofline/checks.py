@@ -13,7 +13,7 @@ from typing import Any
 import subject
 from hypothesis import strategies as st
 
-from lessons.story import Story, cell, given_as, judged, row
+from lessons.story import ACCEPTED, AFTER_REFUSAL, CRASH, EMPTY, Story, cell, given_as, judged, row
 
 # ── cases ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -165,12 +165,16 @@ def large_batch(dice: Random) -> Any:
         "`weights = num_inputs * num_outputs`; `2 * num_tokens * weights` FLOP, and `weights * "
         "bytes_per_weight` bytes, or 0 without a token. Intensity: FLOP / bytes; 0.0 if those are 0.",
     ),
+    when={
+        EMPTY: "Without a token nothing is multiplied, and no weight is read: 0 FLOP, and 0 bytes.",
+        CRASH: "Work that moves no byte has an intensity, too. Which number does your code divide by then?",
+    },
     large=large_matrix,
 )
 def products(case: Any, story: Story) -> None:
     num_tokens, num_inputs, num_outputs, num_bytes = case
     what = f"{num_tokens} tokens times {num_inputs} × {num_outputs} weights of {num_bytes} bytes"
-    story.step(what)
+    story.step(what, empty=num_tokens == 0)
     got = subject.matrix_cost(num_tokens, num_inputs, num_outputs, num_bytes)
     weights = num_inputs * num_outputs
     right = 2 * num_tokens * weights, weights * num_bytes if num_tokens else 0
@@ -197,6 +201,9 @@ def products(case: Any, story: Story) -> None:
         "One layer has `hidden * (2 * heads + 2 * kv_heads + 3 * inner)` weights; add the cost of "
         "`hidden × vocab_size` for `num_logit_rows`.",
     ),
+    when={
+        EMPTY: "Without a token no layer is read, and without a row of logits the last matrix is not.",
+    },
     large=large_tokens,
 )
 def layers_and_logits(case: Any, story: Story) -> None:
@@ -204,7 +211,8 @@ def layers_and_logits(case: Any, story: Story) -> None:
     model = model_of(shape, story)
     board = [row(name, [f"{inputs} × {outputs}"]) for name, inputs, outputs in matrices(shape)]
     board.append(row("logits", [f"{shape['hidden_size']} × {shape['vocab_size']}"]))
-    story.step(f"{num_tokens} tokens in {shape['num_layers']} layers, logits for {num_rows}")
+    words = f"{num_tokens} tokens in {shape['num_layers']} layers, logits for {num_rows}"
+    story.step(words, empty=num_tokens == 0)
     got = subject.linear_cost(model, num_tokens, num_rows)
     compare(story, "all matrix products", got, linear(shape, num_tokens, num_rows), board)
 
@@ -253,13 +261,23 @@ def looks_at(count: int, computed: int) -> list[Any]:
         "In one loop: raise ValueError if `num_computed_tokens < 0 or num_new_tokens < 1`, count tokens and "
         "sequences, and add `attention_cost(...)`. After it: `StepCost(linear_cost(...), attention)`.",
     ),
+    when={
+        EMPTY: "A step with an empty batch costs nothing: no token goes through the weights, so no weight "
+        "is read.",
+        ACCEPTED: "That is no step, and nothing was raised. Is each pair looked at, wherever it stands in "
+        "the batch: are there fewer computed tokens than none, is there at least one new one?",
+        AFTER_REFUSAL: "The same batch cost something else before it was refused something. What does "
+        "your code add up outside of the call: in the model, in a default argument, in a global name?",
+        CRASH: "The batch may come as an iterator, which has no length and can be walked only once: count "
+        "and add up in one loop. And it may be empty.",
+    },
     large=large_batch,
 )
 def steps(case: Any, story: Story) -> None:
     shape, batch = case["model"], [tuple(pair) for pair in case["batch"]]
     model = model_of(shape, story)
     for number in range(4):
-        story.step(f"a step computes {in_words(batch)}, given as {FORMS[number]}")
+        story.step(f"a step computes {in_words(batch)}, given as {FORMS[number]}", empty=not batch)
         given = given_as(number, batch)
         story_of_step(story, shape, subject.cost(model, given), batch)
         if isinstance(given, list):
@@ -268,13 +286,12 @@ def steps(case: Any, story: Story) -> None:
         where = len(batch) // 2
         attempt = [*batch[:where], wrong, *batch[where:]]
         story.step(f"a step computes {in_words([wrong])}" + (", beside the others" if batch else ""))
-        try:
-            got: Any = subject.cost(model, given_as(where, attempt))
-            refused = False
-        except ValueError:
-            got, refused = "ValueError", True
-        story.see({"answer": "refused" if refused else "accepted"})
-        story.expect(refused, f"ValueError: {wrong[1]} new tokens after {wrong[0]} are no step", got)
+        got: Any = None
+        with story.allowing(ValueError) as answer:
+            got = subject.cost(model, given_as(where, attempt))
+        story.see({"answer": "refused" if answer.is_refused else "accepted"})
+        words = f"ValueError: {wrong[1]} new tokens after {wrong[0]} are no step"
+        story.expect(answer.is_refused, words, got, ACCEPTED)
     story.step(f"a step computes {in_words(batch)}, after the refusals")
     story_of_step(story, shape, subject.cost(model, batch), batch)
 

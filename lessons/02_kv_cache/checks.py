@@ -12,7 +12,19 @@ import numpy as np
 import subject
 from hypothesis import strategies as st
 
-from lessons.story import Story, cell, counted, given_as, judged, row, shortened
+from lessons.story import (
+    ACCEPTED,
+    AFTER_REFUSAL,
+    CRASH,
+    EMPTY,
+    Story,
+    cell,
+    counted,
+    given_as,
+    judged,
+    row,
+    shortened,
+)
 
 CLOSE = 1e-9
 """A right answer in float64 is nearer than this to the right one, in parts of the largest number around."""
@@ -68,13 +80,11 @@ def near(answer: Any, right: Any) -> Any:
 
 def refused(call: Callable[[], Any], story: Story, why: str) -> None:
     """Make a call that must raise a ValueError."""
-    try:
-        answer = call()
-    except ValueError:
-        story.see({"answer": "refused"})
-        return
-    story.see({"answer": "accepted"})
-    story.expect(False, f"ValueError: {why}", in_words(answer))
+    came: Any = None
+    with story.allowing(ValueError) as answer:
+        came = call()
+    story.see({"answer": "refused" if answer.is_refused else "accepted"})
+    story.expect(answer.is_refused, f"ValueError: {why}", in_words(came), ACCEPTED)
 
 
 def positions(count: int, steps: Sequence[int], wrong: Any = ()) -> list[Any]:
@@ -187,6 +197,10 @@ class Kept:
         "`self.cells[layer, 0, :, start:start + new] = keys`, with cells from `np.zeros((num_layers, 2, "
         "num_kv_heads, capacity, head_dim), dtype)`; read returns `[…, :length, :]`.",
     ),
+    when={
+        CRASH: "A layer without a token can be read, too: as two arrays of shape (num_kv_heads, 0, "
+        "head_dim). `np.concatenate` of an empty list raises.",
+    },
     examples=100,
     large=large_cache,
 )
@@ -245,6 +259,14 @@ ATTEMPTS = (
         "`if not 0 <= layer < num_layers: raise ValueError(…)`; compare `keys.shape` and `values.shape` with "
         "`(num_kv_heads, new, head_dim)`; `if length + new > capacity: raise ValueError(…)`; then write.",
     ),
+    when={
+        ACCEPTED: "Nothing was raised. Which attempt was it: a layer that there is not, an array of "
+        "another shape, or more tokens than there is room for? numpy fits most of them in without a word.",
+        AFTER_REFUSAL: "`ValueError` came, but something had changed by then: the length of a layer, or "
+        "the keys, before the values were looked at.",
+        CRASH: "Only `ValueError` is a refusal: a list raises `IndexError` for a layer too many, and a "
+        "matrix has no third axis. Look at `keys.ndim` before you take its shape apart.",
+    },
 )
 def refusals_change_nothing(case: Any, story: Story) -> None:
     kept = Kept(case, case["capacity"], story)
@@ -431,6 +453,12 @@ def large_attention(dice: Random) -> Any:
         "2, 1) / np.sqrt(head_dim)`; `scores[:, np.arange(n) > np.arange(n - m, n)[:, None]] = -np.inf`; "
         "softmax; `weights @ values`.",
     ),
+    when={
+        EMPTY: "There is no query: the answer is an array of shape (num_heads, 0, head_dim). If there is "
+        "no key either, the largest of no scores raises, unless it has an `initial=`.",
+        CRASH: "Write down the shape of each array in the line that raised. There may be fewer KV heads "
+        "than query heads: which axis do they share?",
+    },
     large=large_attention,
 )
 def attention_sees_what_was_before(case: Any, story: Story) -> None:
@@ -443,7 +471,8 @@ def attention_sees_what_was_before(case: Any, story: Story) -> None:
     keys, values = keys.astype(case["type"]), values.astype(case["type"])
     story.step(
         f"{counted(heads, 'query head')}, {counted(kv_heads, 'KV head')}, {counted(case['new'], 'query')}, "
-        f"{counted(n, 'key')} of {size} ({keys.dtype})"
+        f"{counted(n, 'key')} of {size} ({keys.dtype})",
+        empty=case["new"] == 0,
     )
     right = attention_by_hand(queries, keys, values)
     given = [array.copy() for array in (queries, keys, values)]
@@ -628,7 +657,7 @@ class Text:
     def prefill(self, count: int, form: int = 0) -> None:
         given = given_as(form, self.tokens[self.done : self.done + count])
         was = list(given) if isinstance(given, list) else None
-        self.story.step(self.words(count, "prefill"))
+        self.story.step(self.words(count, "prefill"), empty=count == 0)
         answer = subject.prefill(self.model, self.cache, given)
         self.story.expect(was is None or given == was, "the list of the caller to be as it was", given)
         self.compare(answer, count)
@@ -695,6 +724,10 @@ def text_of(seed: int, count: int, vocab_size: int) -> list[int]:
         "For each layer: append keys and values, read all of them, `rows = rows + attended @ layer.output`, "
         "where attended has the heads of a token side by side. In the end `rows @ model.embedding.T`.",
     ),
+    when={
+        CRASH: "Tokens may come as an iterator, which has no length and can be walked only once: first of "
+        "all, `given = list(tokens)`.",
+    },
     examples=80,
     large=lambda dice: {
         "model": LARGE_MODEL | {"seed": dice.randrange(99)}, "tokens": 300, "changed": 270, "form": 3,
@@ -739,6 +772,10 @@ STEPS = st.tuples(st.integers(0, 1), st.integers(0, 4), st.integers(0, 3)) | st.
         "`start = cache.num_tokens` once, above the loop; `model.position[start:start + len(given)]`; "
         "`attend(queries, *cache.read(number))` after `cache.append(number, keys, values)`.",
     ),
+    when={
+        EMPTY: "To prefill no token is no error: logits of shape (0, vocab_size). But `np.array([])` has "
+        "floats in it, which are no indices: `np.array(given, int)`.",
+    },
     examples=100,
     large=large_split,
 )
@@ -788,6 +825,14 @@ WRONG = (
         "`if cache.num_tokens + len(given) > cache.capacity: raise ValueError(…)` and `if any(not 0 <= token "
         "< len(model.embedding) for token in given): raise ValueError(…)`; rows of `given` alone.",
     ),
+    when={
+        ACCEPTED: "Nothing was raised. A negative token is an index from the end for numpy; a wrong one "
+        "may be the last of many; and an iterator must be counted before it is used.",
+        AFTER_REFUSAL: "`ValueError` came, but a layer had got its keys and values by then. Which check "
+        "stands behind the first `append`?",
+        CRASH: "Only `ValueError` is a refusal: for numpy, a token behind the vocabulary is an "
+        "`IndexError`, and positions that run out are too short an array.",
+    },
     examples=80,
     large=lambda dice: {
         "model": LARGE_MODEL | {"seed": dice.randrange(99)}, "steps": [200] + [1] * 60, "room": 0,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import subject
 from hypothesis import strategies as st
 
-from lessons.story import Story, cell, judged, row
+from lessons.story import ACCEPTED, AFTER_REFUSAL, CRASH, EMPTY, REFUSED, Story, cell, judged, row
 
 
 def free_runs(num_slots: int, strips: Mapping[int, tuple[int, int]]) -> list[tuple[int, int]]:
@@ -159,12 +159,14 @@ def books(allocator: Any, story: Story) -> tuple[int, list[tuple[int, int]]]:
     return free, [(gap[0], gap[1]) for gap in gaps]
 
 
-def compare_books(allocator: Any, runs: list[tuple[int, int]], story: Story, when: str = "") -> None:
+def compare_books(
+    allocator: Any, runs: list[tuple[int, int]], story: Story, when: str = "", symptom: str = ""
+) -> None:
     """The allocator must know these gaps, and no others."""
     free, gaps = books(allocator, story)
     count = sum(length for _, length in runs)
-    story.expect(free == count, f"num_free_slots to be {count}{when}", free)
-    story.expect(gaps == runs, f"these gaps{when}: {in_words(runs)}", in_words(gaps))
+    story.expect(free == count, f"num_free_slots to be {count}{when}", free, symptom)
+    story.expect(gaps == runs, f"these gaps{when}: {in_words(runs)}", in_words(gaps), symptom)
 
 
 def come_and_go(case: Any, story: Story, *, with_books: bool = True) -> Iterator[Moment]:
@@ -235,6 +237,10 @@ def no_two_strips_overlap(case: Any, story: Story) -> None:
         "Put the strip among the gaps, by address; then merge each gap that begins where the last one ends.",
         "In order: `if last.first + last.num_slots == gap.first`, the two are one; add up lengths.",
     ),
+    when={
+        CRASH: "Is there a gap before the strip that comes back, and one behind it? If not, there is no "
+        "neighbour to merge with; and perhaps there was no gap at all.",
+    },
     large=large_memory,
 )
 def gaps_are_merged(case: Any, story: Story) -> None:
@@ -253,6 +259,13 @@ def gaps_are_merged(case: Any, story: Story) -> None:
         "Compare every gap's length with what is asked for, and change nothing before one is found.",
         "For each gap: `if gap.num_slots >= num_slots`, cut and return; `return None` after the loop.",
     ),
+    when={
+        REFUSED: "There is a gap that is long enough, if only just: is it `>` or `>=`? And are two gaps "
+        "that touch one gap in your books?",
+        ACCEPTED: "No gap is as long as that, and a strip came. Is it the sum of the gaps that you compare?",
+        AFTER_REFUSAL: "None was right; what it left behind is not. What has your code changed before it "
+        "knew that no gap is long enough?",
+    },
 )
 def refused_only_if_no_gap_is_long_enough(case: Any, story: Story) -> None:
     for moment in come_and_go(case, story):
@@ -261,11 +274,12 @@ def refused_only_if_no_gap_is_long_enough(case: Any, story: Story) -> None:
         runs = free_runs(case["num_slots"], moment.before)
         longest = max((length for _, length in runs), default=0)
         if moment.answer is not None:
-            story.expect(moment.asked <= longest, f"None: the longest gap is {longest}", moment.answer)
+            wanted = f"None: the longest gap is {longest}"
+            story.expect(moment.asked <= longest, wanted, moment.answer, ACCEPTED)
             continue
         granted = f"a strip of {moment.asked}: there is a gap of {longest}"
-        story.expect(moment.asked > longest, granted, "None")
-        compare_books(moment.allocator, runs, story, ", as before the refusal")
+        story.expect(moment.asked > longest, granted, "None", REFUSED)
+        compare_books(moment.allocator, runs, story, ", as before the refusal", AFTER_REFUSAL)
 
 
 @judged(
@@ -296,6 +310,14 @@ def lowest_place_that_fits(case: Any, story: Story) -> None:
         "You must know the length of every strip anyway: a dict from first slot to length says what is held.",
         "First `if first not in self._held: raise ValueError(...)`, then `length = self._held.pop(first)`.",
     ),
+    when={
+        ACCEPTED: "Nothing was raised. Where does that slot lie: in the middle of a strip, in a gap, or "
+        "where a strip has been given back already?",
+        AFTER_REFUSAL: "`ValueError` came, but something had changed by then. Look whether the strip is "
+        "held before anything is put among the gaps.",
+        CRASH: "Only `ValueError` is a refusal: a dictionary raises `KeyError`, and a loop that finds "
+        "nothing may go on with what its variable held last.",
+    },
 )
 def what_is_not_held_cannot_come_back(case: Any, story: Story) -> None:
     case, wrong = case
@@ -310,17 +332,15 @@ def what_is_not_held_cannot_come_back(case: Any, story: Story) -> None:
         inside = [who for who, (first, length) in strips.items() if first < slot < first + length]
         what = f"inside of the strip of r{inside[0]}" if inside else "where no strip begins"
         story.step(f"give back slot {slot}, {what}")
-        raised = None
-        try:
+        with story.allowing(Exception) as answer:
             allocator.give_back(slot)
-        except Exception as error:
-            raised = error
+        raised = answer.error
         free, gaps = books(allocator, story)
         facts = {"refused": isinstance(raised, ValueError), "free": free, "gaps": in_words(gaps)}
         story.see(facts, [memory_row(num_slots, strips)])
         name = type(raised).__name__ if raised else "nothing"
         got = f"{name} was raised by giving back slot {slot}, {what}"
-        story.expect(isinstance(raised, ValueError), "ValueError", got)
+        story.expect(isinstance(raised, ValueError), "ValueError", got, CRASH if raised else ACCEPTED)
         compare_books(allocator, runs, story, ", as before")
     count = sum(length for _, length in runs)
     for who, (first, length) in strips.items():
@@ -373,7 +393,7 @@ def scene(case: Any, story: Story) -> Scene:
     if waiting and not fitting:
         kinds = ["external" if kind == "free" else kind for kind in kinds]
     queue = f"slots waited for: {', then '.join(map(str, waiting))}" if waiting else "no request waits"
-    story.step(f"sort the memory of {slots(num_slots)}; {queue}")
+    story.step(f"sort the memory of {slots(num_slots)}; {queue}", empty=not strips)
     return Scene(num_slots, strips, kinds, owners)
 
 
@@ -407,6 +427,9 @@ def counted(now: Scene, case: Any, kinds: tuple[str, ...], story: Story) -> None
         "used: the tokens that are there. reserved: those still to come. internal: the rest of the strip.",
         "For each strip: `filled`, `final - filled`, and `num_slots - final`. Sum each over all strips.",
     ),
+    when={
+        EMPTY: "No strip is held: then no slot is used, reserved or internal.",
+    },
 )
 def held_slots_by_the_future(case: Any, story: Story) -> None:
     counted(scene(case, story), case, KINDS[:3], story)
@@ -421,6 +444,12 @@ def held_slots_by_the_future(case: Any, story: Story) -> None:
         "What counts is the longest gap, not the sum of them; and only the first in the queue.",
         "Walk over the strips by address, remembering where the last one ended; and the gap at the end.",
     ),
+    when={
+        EMPTY: "No strip is held: the whole memory is one gap. The head of the queue fits into it, or all "
+        "of it is external.",
+        CRASH: "The queue may be empty: then it has no head. And there may be no strip before a gap, or "
+        "none behind it.",
+    },
     large=large_moment,
 )
 def free_slots_by_the_queue(case: Any, story: Story) -> None:

@@ -25,6 +25,8 @@ from lessons.story import (
     row,
 )
 
+FEW = 8
+"""Sequences that are all looked at after each operation."""
 counts = st.integers(0, 5)
 POOLS = st.fixed_dictionaries(
     {
@@ -270,8 +272,11 @@ def double_free_is_refused(case: Any, story: Story) -> None:
     story.expect(sorted(again or []) == sorted(blocks), "every block, once", again)
 
 
-def run(case: Any, story: Story) -> Iterator[tuple[Any, dict[int, Any], dict[int, int]]]:
-    """Sequences grow, by what `missing_blocks` says, and finish; after each, `(pool, tables, lengths)`."""
+def run(case: Any, story: Story) -> Iterator[tuple[dict[int, Any], dict[int, int], list[int]]]:
+    """Sequences grow, by what `missing_blocks` says, and finish.
+
+    After each `(tables, lengths, changed)`: of many sequences, the one to which something has happened.
+    """
     size, num_blocks = case["block_size"], case["num_blocks"]
     pool = subject.BlockPool(num_blocks)
     tables: dict[int, Any] = {}
@@ -316,7 +321,7 @@ def run(case: Any, story: Story) -> Iterator[tuple[Any, dict[int, Any], dict[int
                 ),
             ],
         )
-        yield pool, tables, lengths
+        yield tables, lengths, list(tables) if len(tables) <= FEW else [which] if which in tables else []
 
 
 @judged(
@@ -332,9 +337,9 @@ def run(case: Any, story: Story) -> Iterator[tuple[Any, dict[int, Any], dict[int
 )
 def waste_is_less_than_a_block(case: Any, story: Story) -> None:
     size = case["block_size"]
-    for _, tables, lengths in run(case, story):
-        for who, table in tables.items():
-            needed = -(-lengths[who] // size)
+    for tables, lengths, changed in run(case, story):
+        for who in changed:
+            table, needed = tables[who], -(-lengths[who] // size)
             story.expect(
                 len(table.blocks) == needed, f"{needed} blocks for {lengths[who]} tokens", len(table.blocks)
             )
@@ -361,19 +366,25 @@ def waste_is_less_than_a_block(case: Any, story: Story) -> None:
     large=large_sequences,
 )
 def slots_are_injective(case: Any, story: Story) -> None:
-    size = case["block_size"]
-    for _, tables, lengths in run(case, story):
-        used: dict[int, str] = {}
-        for who, table in tables.items():
-            for position in range(lengths[who]):
-                slot = table.slot(position)
-                name = f"token {position} of s{who}"
-                story.expect(
-                    slot not in used, f"a slot of its own for {name}", f"{slot}, as {used.get(slot)}"
-                )
-                used[slot] = name
-                right = table.blocks[position // size] * size + position % size
-                story.expect(slot == right, f"slot {right} for {name} (blocks {list(table.blocks)})", slot)
+    tables: dict[int, Any] = {}
+    lengths: dict[int, int] = {}
+    for tables, lengths, changed in run(case, story):
+        expect_slots(case["block_size"], {who: tables[who] for who in changed}, lengths, story)
+    expect_slots(case["block_size"], tables, lengths, story)
+
+
+def expect_slots(size: int, tables: dict[int, Any], lengths: dict[int, int], story: Story) -> None:
+    used: dict[int, tuple[int, int]] = {}
+    for who, table in tables.items():
+        for position in range(lengths[who]):
+            slot, name = table.slot(position), (position, who)
+            if used.setdefault(slot, name) != name:
+                wanted = "a slot of its own for token {} of s{}".format(*name)
+                story.expect(False, wanted, "{}, as token {} of s{}".format(slot, *used[slot]))
+            right = table.blocks[position // size] * size + position % size
+            if slot != right:
+                wanted = "slot {} for token {} of s{} (blocks {})".format(right, *name, list(table.blocks))
+                story.expect(False, wanted, slot)
 
 
 @judged(
@@ -388,7 +399,7 @@ def slots_are_injective(case: Any, story: Story) -> None:
 )
 def uncovered_positions_are_refused(case: Any, story: Story) -> None:
     size = case["block_size"]
-    for _, tables, _ in run(case, story):
+    for tables, _, _ in run(case, story):
         for who, table in tables.items():
             room = len(table.blocks) * size
             for position in (-1, -room, room, room + size):

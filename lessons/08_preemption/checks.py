@@ -14,7 +14,20 @@ from zlib import crc32
 import subject
 from hypothesis import strategies as st
 
-from lessons.story import Story, cell, counted, given_as, judged, row
+from lessons.story import (
+    ACCEPTED,
+    AFTER_REFUSAL,
+    CRASH,
+    EMPTY,
+    ENDLESS,
+    REFUSED,
+    Story,
+    cell,
+    counted,
+    given_as,
+    judged,
+    row,
+)
 
 NAMES = ("mia", "ali", "zoe", "ben", "eva", "kim", "dan", "ida")
 """Of requests, in order of arrival; that is not the order of the alphabet."""
@@ -311,7 +324,7 @@ def moved_out(here: list[str], number: int, memory: Any, desk: Desk, store: Stor
         if number % 3 == 0
         else here[:: -1 if number % 2 else 1]
     )
-    story.step(f"swap out {' and '.join(moving) or 'no sequence'}")
+    story.step(f"swap out {' and '.join(moving) or 'no sequence'}", empty=not moving)
     needed = desk.distinct("device", moving)
     must_be_refused = needed > desk.free("host")
     given = memory.swap_out(given_as(number, list(moving)))
@@ -399,6 +412,10 @@ def seen(tables: Any) -> str:
         "A new block comes with one reference. With n tables it must have n: `touch` it for each table, and "
         "give the first reference back at the end.",
     ),
+    when={
+        CRASH: "The sequences may come as an iterator, which can be walked only once: first of all, "
+        "`moving = list(seq_ids)`. And in which of the two pools does the line that raised look for them?",
+    },
     large=large_memory,
 )
 def both_pools_conserve(case: Any, story: Story) -> None:
@@ -495,6 +512,16 @@ def shared_blocks_are_moved_once(case: Any, story: Story) -> None:
         "that are shared count once.",
         "Compute `needed`, then `if needed > pool.num_free_blocks: return None`, before anything is changed.",
     ),
+    when={
+        EMPTY: "No sequence is to be moved: that fits always, and takes an empty list of moves. None says "
+        "that blocks are short.",
+        REFUSED: "There was room for all of it. Does a block that several of the sequences map count "
+        "once? And what a table has already is not missing.",
+        ACCEPTED: "Blocks are short, and moves came. Into which sum do the blocks go by which the tables "
+        "grow in `swap_in`?",
+        AFTER_REFUSAL: "None was right; what it left behind is not. Which block was taken, which table "
+        "changed, before your code knew?",
+    },
 )
 def all_or_nothing(case: Any, story: Story) -> None:
     for moment in operations_played(case, story):
@@ -503,12 +530,12 @@ def all_or_nothing(case: Any, story: Story) -> None:
         other = "host" if moment.kind == "out" else "device"
         if moment.must_be_refused:
             words = f"None: it takes {counted(moment.needed, 'block')}, fewer are free on the {other}"
-            story.expect(moment.is_refused, words, moment.moves)
-            after = books(moment.memory)
-            story.expect(after == moment.before, "everything as it was before the refusal", after)
+            story.expect(moment.is_refused, words, moment.moves, ACCEPTED)
+            after, wanted = books(moment.memory), "everything as it was before the refusal"
+            story.expect(after == moment.before, wanted, after, AFTER_REFUSAL)
         else:
             words = f"moves: it takes {counted(moment.needed, 'block')} on the {other}, and so many are free"
-            story.expect(not moment.is_refused, words, "None")
+            story.expect(not moment.is_refused, words, "None", REFUSED)
 
 
 def books(memory: Any) -> Any:
@@ -797,6 +824,12 @@ class Engine:
         "In `preempt`: `moves = self.memory.swap_out([request.request_id])`; if that is None, `free` it and "
         "set `num_computed_tokens = 0`, else `plan.swap_out.extend(moves)`.",
     ),
+    when={
+        CRASH: "Which request is it, and where: does it wait, does it run, or has it just been preempted "
+        "for an older one? A list that shrinks while you loop over it skips the next entry.",
+        ENDLESS: "What changes in each round of your `while`? The request that needs the blocks may be "
+        "the newest itself: once it is preempted, nobody is left to go.",
+    },
     large=large_world,
 )
 def same_as_alone(case: Any, story: Story) -> None:

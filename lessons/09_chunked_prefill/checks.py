@@ -12,7 +12,7 @@ from typing import Any
 import subject
 from hypothesis import strategies as st
 
-from lessons.story import Story, cell, counted, given_as, judged, row
+from lessons.story import ACCEPTED, CRASH, EMPTY, REFUSED, Story, cell, counted, given_as, judged, row
 
 NAMES = ("mia", "ali", "zoe", "ben", "eva", "kim", "dan", "ida")
 """Of requests, in order of arrival; that is not the order of the alphabet."""
@@ -166,7 +166,8 @@ class Engine:
             self.live.append(request)
             words.append(f"{request.name} arrives (prompt: {request.num_prompt})")
         self.coming = [item for item in self.coming if item[0] > self.step]
-        self.story.step(f"step {self.step}" + (": " if words else "") + ", ".join(words))
+        text = f"step {self.step}" + (": " if words else "") + ", ".join(words)
+        self.story.step(text, empty=not self.live)
 
     def planned(self) -> dict[str, tuple[int, int]]:
         """What `plan` says, asked twice, with the requests given in one form and then in another."""
@@ -273,6 +274,11 @@ NEAR = st.tuples(st.integers(1, 300), st.sampled_from((-1, 0, 1)), THRESHOLDS).m
         "At least one slot, and at least as many tokens as slots. A threshold of 0 means that there is none.",
         "`if not 1 <= self.max_num_seqs <= self.max_num_batched_tokens: raise ValueError(...)`",
     ),
+    when={
+        REFUSED: "These limits promise something: as many tokens as slots are enough, and a threshold may "
+        "be 0, or larger than the budget.",
+        ACCEPTED: "Which of the three was it: no slot, more slots than tokens, or a threshold below 0?",
+    },
 )
 def which_limits_are_accepted(case: Any, story: Story) -> None:
     budget, slots, threshold = case
@@ -280,15 +286,13 @@ def which_limits_are_accepted(case: Any, story: Story) -> None:
     why = "there is no slot" if slots < 1 else ""
     why = why or ("a token for each slot is more than the budget" if slots > budget else "")
     why = why or ("the threshold is negative" if threshold < 0 else "")
-    try:
+    limits: Any = None
+    with story.allowing(ValueError) as answer:
         limits = subject.Limits(budget, slots, threshold)
-        refused = False
-    except ValueError:
-        refused = True
-    story.see({"answer": "refused" if refused else "accepted"})
-    story.expect(refused or not why, f"ValueError: {why}", "accepted")
-    story.expect(why or not refused, "these limits to be accepted", "ValueError")
-    if not refused:
+    story.see({"answer": "refused" if answer.is_refused else "accepted"})
+    story.expect(answer.is_refused or not why, f"ValueError: {why}", "accepted", ACCEPTED)
+    story.expect(why or not answer.is_refused, "these limits to be accepted", "ValueError", REFUSED)
+    if not answer.is_refused:
         kept = (limits.max_num_batched_tokens, limits.max_num_seqs, limits.long_prefill_token_threshold)
         story.expect(kept == (budget, slots, threshold), "the limits as they were given", kept)
 
@@ -302,6 +306,11 @@ def which_limits_are_accepted(case: Any, story: Story) -> None:
         "Decodes use up budget, too. A request that has begun holds a slot whether it gets tokens or not.",
         "`min(left, threshold or budget, budget)` for each, and `waiting[: max_num_seqs - len(running)]`.",
     ),
+    when={
+        EMPTY: "No request is there: the plan is an empty list.",
+        CRASH: "The requests may come as an iterator, which has no length and can be walked only once: "
+        "first of all, `given = list(requests)`. And perhaps none of them runs, or none waits.",
+    },
     large=large_world,
 )
 def limits_hold(case: Any, story: Story) -> None:

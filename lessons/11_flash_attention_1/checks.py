@@ -14,7 +14,7 @@ import numpy as np
 import subject
 from hypothesis import strategies as st
 
-from lessons.story import Story, cell, counted, judged, row, shortened
+from lessons.story import CRASH, NOT_A_NUMBER, Story, cell, counted, judged, row, shortened
 
 NAMES = ("maximum", "total", "out")
 TILES = (("queries", "tile_q"), ("keys", "tile_k"))
@@ -57,7 +57,8 @@ def expect_state(story: Story, parts: Parts, right: Parts, values: Any, when: st
             texts = [shown(wanted[i]), shown(part[i])]
             if texts[0] == texts[1]:  # they differ in later digits
                 texts = [str(wanted[i]), str(part[i])]
-            story.expect(fit, f"{name} {texts[0]} in row {i}{when}", texts[1])
+            symptom = NOT_A_NUMBER if np.isnan(part[i]).any() else ""
+            story.expect(fit, f"{name} {texts[0]} in row {i}{when}", texts[1], symptom)
 
 
 def as_floats(story: Story, answer: Any, shape: tuple[int, ...], what: str) -> Any:
@@ -148,6 +149,12 @@ def see_and_expect(story: Story, answer: Any, what: str, tiles: Sequence[tuple[A
         "`shift = np.where(np.isneginf(maximum), 0, maximum)`; `weights = np.exp(scores - shift[:, None])`; "
         "`out = weights @ values / np.where(total > 0, total, 1)[:, None]`.",
     ),
+    when={
+        NOT_A_NUMBER: "NaN is -inf - (-inf), 0 / 0, or inf / inf. Look at the row: is all of it hidden, "
+        "or are its scores thousands?",
+        CRASH: "Write down the shapes in the line that raised: scores are [rows, keys], a maximum is "
+        "[rows], and `maximum[:, None]` is a column.",
+    },
 )
 def one_tile(case: Any, story: Story) -> None:
     scores, values = next(tiles_of(case))
@@ -166,6 +173,10 @@ def one_tile(case: Any, story: Story) -> None:
         "`share_a = a.total * np.exp(a.maximum - shift)`, likewise `share_b`; `total = share_a + share_b`; "
         "`out = (share_a[:, None] * a.out + share_b[:, None] * b.out) / total[:, None]`, and 0 for nothing.",
     ),
+    when={
+        NOT_A_NUMBER: "One of the two states has seen nothing in that row, or both: its maximum is -inf. "
+        "Then -inf - (-inf) is NaN, and so is 0 / 0.",
+    },
 )
 def a_stream_of_tiles(case: Any, story: Story) -> None:
     rows, width = len(case["scores"]), case["head_dim"]
@@ -338,6 +349,10 @@ def run(case: Any, story: Story, is_strict: bool = False) -> Memory:
         "`new = merge(old, state_of(queries @ keys.T / np.sqrt(head_dim), values))`, where `old` is "
         "`State(*(memory.load(name, first, end) for name in State._fields))`.",
     ),
+    when={
+        CRASH: "Look at both tiles in the line that raised: the last of either may be shorter than the "
+        "others, and it ends at `min(first + tile, length)`.",
+    },
     large=large_head(False),
 )
 def flash_is_attention(case: Any, story: Story) -> None:
@@ -356,6 +371,10 @@ def flash_is_attention(case: Any, story: Story) -> None:
         "`positions = np.arange(first, end)[:, None] + num_keys - num_queries`; "
         "`scores = np.where(np.arange(first_key, end_key) <= positions, scores, -np.inf)`.",
     ),
+    when={
+        NOT_A_NUMBER: "In a tile of keys a query may see none, and the query may see none at all. Do "
+        "`state_of` and `merge` hold for it?",
+    },
     large=large_head(True),
 )
 def causal_flash_is_attention(case: Any, story: Story) -> None:

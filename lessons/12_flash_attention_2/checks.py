@@ -12,14 +12,38 @@ import numpy as np
 import subject
 from hypothesis import strategies as st
 
-from lessons.kernels import describe_access, expect_no_fault, first_fault, run_kernel, times_written
-from lessons.story import Story, cell, counted, judged, row
+from lessons.kernels import (
+    BARRIER,
+    OUT_OF_BOUNDS,
+    RACE,
+    UNWRITTEN,
+    describe_access,
+    expect_no_fault,
+    first_fault,
+    run_kernel,
+    times_written,
+)
+from lessons.story import ENDLESS, NOT_A_NUMBER, Story, cell, counted, judged, row
 
 QUERY, KEY, VALUE, OUT = range(4)
 """Arrays of `flash2`, as the microscope numbers them; the first three are also those of `decode_split`."""
 TILE_KEYS = 16
 MOST_SHOWN = 8
 """Numbers of a row that are told; of a longer one, the first that is wrong."""
+FAULTS = {
+    OUT_OF_BOUNDS: "An index is outside of its array. The last tile may be shorter, of queries and of "
+    "keys: does the thread in the message have a query, and its loop a key?",
+    BARRIER: "Some threads wait at a barrier that others never come to. Threads without a query, or past "
+    "their last key, must come as often as the others: no `if` around it, no `return` before it.",
+    UNWRITTEN: "A cell of shared memory is read that nobody wrote: the last tile has `min(TILE_KEYS, end "
+    "- first)` keys. Or was it read before the tile had come?",
+    RACE: "Two threads touch one cell, and nothing says which is first: between the two lines in the "
+    "message belongs a barrier.",
+    NOT_A_NUMBER: "NaN is a number that was never written, 0 / 0, or -inf - (-inf). Has the query seen no "
+    "key at all, or none in this tile?",
+    ENDLESS: "Does the loop's variable reach the last key? And does each thread do only its own share?",
+}
+"""What to say first of what the microscope saw."""
 FEW, MANY = st.integers(1, 16), st.integers(17, 40)
 
 
@@ -99,7 +123,8 @@ def expect_rows(story: Story, name: str, right: Any, got: Any, near: Any, seen: 
         if texts[0] == texts[1]:  # they differ in later digits
             texts = [", ".join(map(str, numbers)) for numbers in pairs]
         where = f"{name}{list(index)}" if index else name
-        story.expect(False, f"{where} = {texts[0]}", f"{texts[1]}{first_fault(seen)}")
+        symptom = seen.faults[0].kind if seen.faults else NOT_A_NUMBER if np.isnan(got).any() else ""
+        story.expect(False, f"{where} = {texts[0]}", f"{texts[1]}{first_fault(seen)}", symptom)
 
 
 def expect_written_once(story: Story, seen: Any, names: dict[int, str]) -> None:
@@ -196,6 +221,7 @@ def run_flash(case: Any, story: Story, head: Head, count: bool = False) -> tuple
         "each takes `scores[k]`, the highest, `rescale = math.exp(maximum - highest)`, then the weights; a "
         "second barrier.",
     ),
+    when=FAULTS,
     examples=50,
     seconds=6.0,
     large=large_head(3, 40, 128, 2, False),
@@ -218,6 +244,7 @@ def flash_is_attention(case: Any, story: Story) -> None:
         "only `if seen > 0:` is there something to do. In the end, `mine[c] / total if total > 0 else "
         "float32(0)`.",
     ),
+    when=FAULTS,
     examples=80,
     seconds=6.0,
     large=large_head(20, 300, 4, 8, True),
@@ -237,6 +264,7 @@ def causal_flash_is_attention(case: Any, story: Story) -> None:
         "`for i in range(thread, count * head_dim, cuda.blockDim.x):` copies number `i % head_dim` of key "
         "`first + i // head_dim`. The loop over tiles ends at the last key that the block's last query sees.",
     ),
+    when=FAULTS,
     examples=40,
     seconds=6.0,
     large=large_head(40, 45, 3, 4, True),
@@ -274,6 +302,7 @@ def traffic_follows_the_formula(case: Any, story: Story) -> None:
         "One `cuda.syncthreads()` after the copying, one at the end of the loop's body, both outside of any "
         "`if`; the loop runs equally often for all threads of a block, also for those without a query.",
     ),
+    when=FAULTS,
     examples=40,
     seconds=6.0,
 )
@@ -358,6 +387,7 @@ def long_context(dice: Random) -> Any:
         "min(num_keys, (split + 1) * per_split), TILE_KEYS)` with the body of `flash2`; write `mine` "
         "undivided.",
     ),
+    when=FAULTS,
     examples=50,
     seconds=6.0,
     large=long_context,
@@ -445,6 +475,12 @@ def maxima_in_words(line: list[int | None]) -> str:
         "First the largest of `maxima[:, row]`; then `weight = math.exp(maxima[split, row] - maximum)`, "
         "`total += weight * sums[split, row]`, `mine += weight * parts[split, row, c]`; one division, or 0.",
     ),
+    when={
+        OUT_OF_BOUNDS: "An index is outside of its array: `maxima` and `sums` are [splits, rows], `parts` "
+        "is [splits, rows, head_dim]. The block is the row, and the thread is the number of the output.",
+        NOT_A_NUMBER: "NaN is 0 / 0, or -inf - (-inf). Has the query seen nothing in one split, or in "
+        "none of them?",
+    },
     examples=60,
     seconds=6.0,
     large=many_splits,

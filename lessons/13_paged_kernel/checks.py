@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from lessons.kernels import (
     BARRIER,
-    NOT_A_NUMBER,
     OUT_OF_BOUNDS,
     RACE,
     UNWRITTEN,
@@ -24,7 +23,7 @@ from lessons.kernels import (
     run_kernel,
     times_written,
 )
-from lessons.story import ENDLESS, Story, cell, judged, row
+from lessons.story import ENDLESS, NOT_A_NUMBER, Story, cell, judged, row
 
 KEYS, VALUES, OUT = 1, 2, 5
 """Arrays of the launch, as the microscope numbers them."""

@@ -14,7 +14,7 @@ import numpy as np
 import subject
 from hypothesis import strategies as st
 
-from lessons.story import Story, cell, counted, judged, row
+from lessons.story import ACCEPTED, AFTER_REFUSAL, CRASH, EMPTY, REFUSED, Story, cell, counted, judged, row
 
 GAP = 3
 """Pages of addresses between two reserved ranges: nobody may rely on their being side by side."""
@@ -265,7 +265,7 @@ def run(
                 missing = max(0, pages_of(case, tokens) - pages_of(case, now)) * len(regions(case))
                 if missing > free and not refusals:
                     continue
-                story.step(f"r{who} has {counted(now, 'token')}, and grows to {tokens}")
+                story.step(f"r{who} has {counted(now, 'token')}, and grows to {tokens}", empty=tokens == 0)
                 answer = kv.grow(slot, tokens)
                 is_bool = isinstance(answer, bool | np.bool_)
                 story.expect(is_bool, "True or False from grow", answer)
@@ -390,6 +390,9 @@ def addresses_are_contiguous_and_stay(case: Any, story: Story) -> None:
         "`for address in range(start + first * size, start + end * size, size): "
         "self._machine.map(address, self._free_pages.pop())`, for each layer, for keys and for values.",
     ),
+    when={
+        EMPTY: "No token needs no page: to grow to 0 tokens is done at once, and changes nothing.",
+    },
     large=large_cache,
 )
 def mapped_is_what_is_needed(case: Any, story: Story) -> None:
@@ -427,6 +430,16 @@ def mapped_is_what_is_needed(case: Any, story: Story) -> None:
         "Count what is missing in all ranges, keys and values, all layers, before the first page is mapped.",
         "`if 2 * self._num_layers * (end - first) > len(self._free_pages): return False`, before the loops.",
     ),
+    when={
+        REFUSED: "There was room. What is mapped already is not missing; and of pages and slots all that "
+        "are free may be taken, to the last.",
+        ACCEPTED: "Pages or slots were short. Do you count what is missing in keys *and* values, in *all* "
+        "layers?",
+        AFTER_REFUSAL: "The refusal was right; what it left behind is not. Was a page mapped, or a number "
+        "of tokens noted, before your code knew that all pages are there?",
+        CRASH: "More pages were taken than are free. How many do the loops take in all, in all layers, for "
+        "keys and for values? That is what is missing.",
+    },
     large=large_cache,
 )
 def a_refusal_changes_nothing(case: Any, story: Story) -> None:
@@ -437,25 +450,24 @@ def a_refusal_changes_nothing(case: Any, story: Story) -> None:
         if moment.name == "admit":
             slots = case["max_requests"] - len(moment.before)
             got = "None" if not moment.is_done else f"slot {held[moment.who].slot}"
-            story.expect(moment.is_done == (slots > 0), "a slot" if slots else "None: no slot is free", got)
+            words = "a slot" if slots else "None: no slot is free"
+            story.expect(moment.is_done == (slots > 0), words, got, REFUSED if slots else ACCEPTED)
         elif moment.name == "grow":
             can = moment.missing <= moment.free
-            words = f"pages missing: {moment.missing}, pages free: {moment.free}"
-            story.expect(moment.is_done == can, f"{can} ({words})", moment.is_done)
+            words = f"{can} (pages missing: {moment.missing}, pages free: {moment.free})"
+            story.expect(moment.is_done == can, words, moment.is_done, REFUSED if can else ACCEPTED)
         if not moment.is_done:
             calls = f"{counted(moment.maps, 'call')} of map, {moment.unmaps} of unmap"
-            story.expect(not moment.maps and not moment.unmaps, "nothing to be changed by a refusal", calls)
+            words = "nothing to be changed by a refusal"
+            story.expect(not moment.maps and not moment.unmaps, words, calls, AFTER_REFUSAL)
             free = case["num_pages"] - pages_held(case, held)
-            story.expect(
-                kv.num_free_pages == free, f"{counted(free, 'free page')}, as before", kv.num_free_pages
-            )
+            words = f"{counted(free, 'free page')}, as before"
+            story.expect(kv.num_free_pages == free, words, kv.num_free_pages, AFTER_REFUSAL)
             tokens = sum(request.num_tokens for request in held.values())
-            waste = pages_held(case, held) * case["page_bytes"] - tokens * case["token_bytes"] * len(
-                regions(case)
-            )
-            story.expect(
-                kv.wasted_bytes == waste, f"{counted(waste, 'wasted byte')}, as before", kv.wasted_bytes
-            )
+            in_tokens = tokens * case["token_bytes"] * len(regions(case))
+            waste = pages_held(case, held) * case["page_bytes"] - in_tokens
+            words = f"{counted(waste, 'wasted byte')}, as before"
+            story.expect(kv.wasted_bytes == waste, words, kv.wasted_bytes, AFTER_REFUSAL)
     for who, request in sorted(held.items()):  # after a refusal everything still works
         story.step(f"in the end r{who} grows by one page, if enough are free, and is done")
         free = case["num_pages"] - pages_held(case, held)
@@ -466,6 +478,7 @@ def a_refusal_changes_nothing(case: Any, story: Story) -> None:
             bool(answer) == (missing <= free),
             f"{missing <= free} (pages missing: {missing}, pages free: {free})",
             answer,
+            REFUSED if missing <= free else ACCEPTED,
         )
         kv.free(request.slot)
         del held[who]
@@ -484,6 +497,14 @@ def a_refusal_changes_nothing(case: Any, story: Story) -> None:
         "`for address, page in self._mapped.pop(slot).items(): self._machine.unmap(address); "
         "self._free_pages.append(page)`; and `del self._num_tokens[slot]`, and the slot is free.",
     ),
+    when={
+        ACCEPTED: "Nothing was raised. Which was it: a slot that no request has (any more), a slot that "
+        "there is not, more tokens than the longest request may have, or fewer than 0?",
+        AFTER_REFUSAL: "`ValueError` came, but pages or bytes had changed by then: look at the slot and "
+        "at the number before anything else.",
+        CRASH: "Only `ValueError` is a refusal: a dictionary without the slot raises `KeyError`, a list "
+        "beyond its end `IndexError`, and -1 is its last entry.",
+    },
 )
 def freed_is_taken_again(case: Any, story: Story) -> None:
     kv, machine = build(case, story)
@@ -498,10 +519,11 @@ def freed_is_taken_again(case: Any, story: Story) -> None:
         story.step(f"r{who} wants one token more than the longest request may have, and one less than none")
         same = (kv.num_free_pages, kv.wasted_bytes)
         for count in (case["max_tokens"] + 1, -1):
-            is_refused = raises(kv.grow, request.slot, count)
-            story.expect(is_refused, f"ValueError for {counted(count, 'token')}", "nothing was raised")
+            is_refused, words = raises(kv.grow, request.slot, count), counted(count, "token")
+            story.expect(is_refused, f"ValueError for {words}", "nothing was raised", ACCEPTED)
             now = (kv.num_free_pages, kv.wasted_bytes)
-            story.expect(now == same, "free pages {}, wasted bytes {}, as before".format(*same), now)
+            words = "free pages {}, wasted bytes {}, as before".format(*same)
+            story.expect(now == same, words, now, AFTER_REFUSAL)
     expect_refused(case, kv, machine, case["max_requests"], "there", story)
     for who, request in sorted(held.items()):
         story.step(f"r{who} is done")
@@ -532,10 +554,14 @@ def expect_refused(case: Any, kv: Any, machine: Machine, slot: int, what: str, s
     words = f"slot {slot}, which no request has" if what == "freed" else f"slot {slot}, which there is not"
     story.step(f"free {words}; let it grow")
     for call, arguments in ((kv.free, (slot,)), (kv.grow, (slot, 1)), (kv.grow, (slot, 0))):
-        story.expect(raises(call, *arguments), f"ValueError for {words}", "nothing was raised")
-    story.expect(kv.num_free_pages == free, f"{counted(free, 'free page')}, as before", kv.num_free_pages)
-    story.expect(kv.wasted_bytes == waste, f"{counted(waste, 'wasted byte')}, as before", kv.wasted_bytes)
-    story.expect(machine.table == mapped, "the same pages to be mapped as before", "others are")
+        is_refused = raises(call, *arguments)
+        story.expect(is_refused, f"ValueError for {words}", "nothing was raised", ACCEPTED)
+    words = f"{counted(free, 'free page')}, as before"
+    story.expect(kv.num_free_pages == free, words, kv.num_free_pages, AFTER_REFUSAL)
+    words = f"{counted(waste, 'wasted byte')}, as before"
+    story.expect(kv.wasted_bytes == waste, words, kv.wasted_bytes, AFTER_REFUSAL)
+    words = "the same pages to be mapped as before"
+    story.expect(machine.table == mapped, words, "others are", AFTER_REFUSAL)
 
 
 def raises(call: Any, *arguments: Any) -> bool:

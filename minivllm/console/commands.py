@@ -26,6 +26,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from minivllm import __version__
+from minivllm.console.dotted_flags import join_dotted
 from minivllm.console.locale_text import print_all_languages
 from minivllm.files import CannotWrite
 from minivllm.outputs import FailedRequestsError
@@ -178,7 +179,7 @@ def run(arguments: Sequence[str]) -> int:
     # What the engine warns of (a full disk) is one sentence, too, without a line of its source.
     warnings.formatwarning = lambda message, *rest, **more: f"warning: {printable(str(message))}\n"
     try:
-        code = app(list(arguments), prog_name="minivllm", standalone_mode=False)
+        code = app(join_dotted(arguments), prog_name="minivllm", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except typer.Abort:
         return 1

@@ -28,6 +28,8 @@ from typing import Any
 from minivllm.executor.cpu_hazards import usable_cores
 from minivllm.executor.processor import cpu_flags, cpu_name
 
+SHARE_OF_MEMORY = 0.92
+"""`gpu_memory_utilization`, as engines have it if nothing is said."""
 OK, EXTRA, FAIL = "✔", "–", "✘"
 PORT = 8501
 SMALLEST_PYTHON = (3, 11)
@@ -221,7 +223,14 @@ def check_memory() -> Check:
     fact = f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB available"
     if memory.available < 2**30:
         return Check("RAM", EXTRA, fact, "close other programs: the demo wants about 1 GiB")
-    return Check("RAM", OK, fact)
+    plain, copied = (parameters_that_fit(memory.available, width) / 1e9 for width in (2, 3))
+    room = f"room for {plain:.1f} billion parameters in 16 bits, or {copied:.1f} with a copy of 8 bits beside"
+    return Check("RAM", OK, f"{fact}: {room} (decode_weight_dtype)")
+
+
+def parameters_that_fit(num_bytes: int, bytes_each: float) -> float:
+    """Of a model, its KV cache aside: what an engine takes of the memory at most, in so many bytes each."""
+    return SHARE_OF_MEMORY * num_bytes / bytes_each
 
 
 def check_threads() -> Check:
@@ -284,12 +293,13 @@ def check_quantized_weights() -> Check:
     except Exception as error:
         return Check(name, EXTRA, f"made floats by plain torch: kernels cannot be prepared ({error})")
     small = "looked up in a register" if tiles.HAS_LOOKUP else "shifted and converted"
+    floats = "widened as 16-bit floats" if tiles.HAS_HALVES else "shifted and multiplied"
     instruction = "vpdpbusd (VNNI)" if integers.HAS_VNNI else "16-bit products (vpmaddwd)"
     return Check(
         name,
         OK,
-        f"in the compiled step; 4 bits are {small}, W8A8 is multiplied by {instruction}; FP8, and groups of "
-        "an odd size, by plain torch",
+        f"in the compiled step, and so is a second copy for decoding; 4 bits are {small}, FP8 {floats}, W8A8 "
+        f"is multiplied by {instruction}; groups of an odd size by plain torch",
     )
 
 

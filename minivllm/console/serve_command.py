@@ -43,6 +43,9 @@ Live = Annotated[bool, _option("Let the dashboard watch the engine, with the tex
 DataRouter = Annotated[
     str, _option("Which of several engines gets a request: round-robin, least-loaded or prefix-aware.")
 ]
+DataBackend = Annotated[
+    str, _option("Where several engines run: mp (processes) or ray (actors in a Ray cluster).")
+]
 Timeout = Annotated[int, _option("Seconds in which requests may finish after SIGTERM.")]
 
 
@@ -68,6 +71,7 @@ def serve(
     live: Live = False,
     otlp_traces_endpoint: Otlp = None,
     data_parallel_router: DataRouter = "round-robin",
+    data_parallel_backend: DataBackend = "mp",
     *,
     engine_settings: dict[str, Any],
 ) -> None:
@@ -98,7 +102,7 @@ def serve(
     options.enable_auto_tool_choice, options.tool_call_parser = enable_auto_tool_choice, tool_call_parser
     options.shutdown_timeout, options.live, options.app = shutdown_timeout, live, app
     options.otlp_traces_endpoint = otlp_traces_endpoint
-    options.data_parallel_router = data_parallel_router
+    options.data_parallel_router, options.data_parallel_backend = data_parallel_router, data_parallel_backend
     run(_engine_args(model_tag, engine_settings), options)
 
 

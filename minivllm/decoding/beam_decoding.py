@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from minivllm.decoding.beam_search import BeamSearch, Candidate, Hypothesis
 from minivllm.decoding.detokenizer import IncrementalDetokenizer
-from minivllm.decoding.structured.progress import Progress
+from minivllm.decoding.structured.guided_progress import begin
 from minivllm.outputs import CompletionOutput
 from minivllm.sampling_params import SamplingParams
 from minivllm.scheduling.plan import BeamStep
@@ -31,7 +31,7 @@ from minivllm.scheduling.request import Finish
 from minivllm.scheduling.request import Sequence as TokenSequence
 
 if TYPE_CHECKING:
-    from minivllm.decoding.structured.compile import Structure
+    from minivllm.decoding.structured.compile import AnyStructure
     from minivllm.decoding.structured.token_masks import TokenMask
     from minivllm.model.tokenizer import Tokenizer
 
@@ -65,7 +65,7 @@ class BeamDecoding:
         tokenizer: Tokenizer | None,
         eos_token_ids: Sequence[int],
         temperature: float = 0.0,
-        structure: Structure | None = None,
+        structure: AnyStructure | None = None,
     ) -> None:
         self.params = params
         self.beams = beams
@@ -81,7 +81,7 @@ class BeamDecoding:
 
     def _new_search(self) -> BeamSearch:
         params = self.params
-        self.structures = [Progress(self._structure)] if self._structure else []
+        self.structures = [begin(self._structure)] if self._structure else []
         return BeamSearch(
             params.width,
             max_tokens=self.max_tokens,

@@ -211,6 +211,8 @@ class EngineCore(Books):
         time, lifecycle = self.time_of(now) if self._emit else 0.0, self.lifecycle
         if self.in_flight:
             self.in_flight.popleft()
+        if self.held:
+            self.held.note_end()
         if self.cache.commit(self.leaving.named if self.in_flight else ()):
             self.scheduler.must_wait = True
         sequences = self.state.sequences
@@ -243,11 +245,8 @@ class EngineCore(Books):
             if beam_step.finish is not None:
                 beams = self.requests[beam_step.request_id].sequences
                 ended.update((beam.seq_id, beam_step.finish) for beam in beams)
-        for request_id, finish in sampled.failed:
-            request = self.requests[request_id]
-            if request.is_beam_search and request.sequences[0].num_output_tokens:
-                lifecycle.advance_beams(BeamStep(request_id, ()), changes, time)  # the search is over
-            ended.update((sequence.seq_id, finish) for sequence in request.sequences)
+        if sampled.failed:
+            ended |= self._ends_of_failed(sampled, changes, time)
         if drafted:
             lifecycle.keep_accepted(drafted, sampled)
         if self._emit and choices:
@@ -261,6 +260,21 @@ class EngineCore(Books):
         self.num_steps += 1
         self._is_changing = False
         return changes
+
+    def _ends_of_failed(self, sampled: Sampled, changes: StepChanges, time: float) -> dict[int, Finish]:
+        """How the sequences end for which no token can be chosen."""
+        ended: dict[int, Finish] = {}
+        for request_id, finish in sampled.failed:
+            request = self.requests[request_id]
+            if request.is_beam_search and request.sequences[0].num_output_tokens:
+                self.lifecycle.advance_beams(BeamStep(request_id, ()), changes, time)  # the search is over
+            ended.update((sequence.seq_id, finish) for sequence in request.sequences)
+        return ended
+
+    @property
+    def done_ahead(self) -> Sequence[Event]:
+        """What planning ahead has changed since the last step was finished; empty where nothing is told."""
+        return self.held.ahead if self.held else ()
 
     def is_over(self, request_id: str) -> bool:
         """Is it here only because a plan in flight names it? Its id is not free until that is finished."""

@@ -30,7 +30,7 @@ from minivllm.engine.engine import Engine
 from minivllm.engine.engine_args import EngineArgs
 from minivllm.engine.speculation import Speculation
 from minivllm.executor.attention.choose import backend_factory
-from minivllm.executor.batch_invariance import VARIABLE, is_wanted
+from minivllm.executor.batch_invariance import is_wanted
 from minivllm.executor.draft_model import DraftModel, check_draft_model
 from minivllm.executor.kv_storage import GIB
 from minivllm.executor.own_hardware import own_hardware
@@ -45,6 +45,7 @@ from minivllm.model.quantization.names import ALIASES, CALIBRATED
 from minivllm.model.tokenizer import Tokenizer
 from minivllm.sampling_params import SamplingParams
 from minivllm.speculative_config import SpeculativeConfig
+from minivllm.structured_outputs_config import OWN, StructuredOutputsConfig
 from minivllm.trace.events import HardwareShape
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.tee import Sink
@@ -73,6 +74,7 @@ def create_engine(args: EngineArgs, sinks: Iterable[Sink] = ()) -> Engine:
     default_params = default_sampling_params(args, generation)
     executor = load_executor(args)
     model = executor.config
+    structures_backend = StructuredOutputsConfig.of(args.structured_outputs_config).backend
     recorder = args.trace if isinstance(args.trace, Recorder | None) else Recorder(args.trace)
     max_model_len = model.check_max_model_len(args.max_model_len)
     config = scheduler_config(
@@ -96,11 +98,13 @@ def create_engine(args: EngineArgs, sinks: Iterable[Sink] = ()) -> Engine:
             "seed": args.seed,
             **executor.settings_told,
             **_speculation_words(args),
+            **({} if structures_backend == OWN else {"structured_outputs_backend": structures_backend}),
         },
         hardware=_hardware(executor) if recorder is not None else None,
         pages=pages_of(executor),
         speculation=make_speculation(args, executor),
         async_scheduling=args.async_scheduling,
+        structures_backend=structures_backend,
     )
 
 
@@ -137,27 +141,7 @@ def make_speculation(args: EngineArgs, executor: TorchExecutor | DistributedExec
 
 def load_executor(args: EngineArgs) -> TorchExecutor | DistributedExecutor:
     """The model with its weights, and the KV cache in the memory that is left."""
-    if is_wanted(args.batch_invariant):
-        _refuse_what_varies(args)
     return load_distributed(args) if args.is_parallel else load_torch_executor(args)
-
-
-def _refuse_what_varies(args: EngineArgs) -> None:
-    """What a batch-invariant engine cannot have, said before a model is loaded for nothing."""
-    refused = {
-        "tensor_parallel_size": args.tensor_parallel_size > 1,
-        "pipeline_parallel_size": args.pipeline_parallel_size > 1,
-        "reduction_parts": args.reduction_parts is not None,
-        "decode_weight_dtype": args.decode_weight_dtype is not None,
-        "kv_cache_dtype": args.kv_cache_dtype != "auto",
-        "allocator": args.allocator == "virtual_memory",
-    }
-    who = "" if args.batch_invariant else f"; {VARIABLE}=1 in the environment asks for it"
-    for name, is_refused in refused.items():
-        if is_refused:
-            raise ValueError(
-                f"batch_invariant must be False where {name} is {shown(getattr(args, name))}{who}"
-            )
 
 
 def load_torch_executor(args: EngineArgs) -> TorchExecutor:
@@ -202,12 +186,11 @@ def load_distributed(args: EngineArgs) -> DistributedExecutor:
         pipeline_parallel_size=args.pipeline_parallel_size,
         reduction_parts=args.reduction_parts,
         launcher=args.distributed_executor_backend,
+        timeout_seconds=args.distributed_timeout_seconds,
         quantization=args.quantization,
         kv_cache_dtype=args.kv_cache_dtype,
-        # Beside the trace: what the engine decided is in that one, what each rank did is in this.
-        spans_path=Path(args.trace).with_suffix(".ranks.json")
-        if isinstance(args.trace, str | Path)
-        else None,
+        record_spans=args.trace is not None,
+        batch_invariant=is_wanted(args.batch_invariant),
         limits=CacheLimits(
             max_num_seqs=args.max_num_seqs,
             max_model_len=args.max_model_len,

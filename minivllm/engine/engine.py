@@ -15,27 +15,32 @@ Source: the `LLMEngine` of vLLM. Read next: `step_loop.py`, then `core.py`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
 from contextlib import suppress
 from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
 from minivllm.config import SchedulerConfig
 from minivllm.decoding.detokenizer import token_texts
-from minivllm.decoding.structured.compile import Structure, StructureCompiler
+from minivllm.decoding.structured.compile import AnyStructure, StructureCompiler
 from minivllm.engine.admission import RequestArguments, check_request
 from minivllm.engine.engine_books import Call
+from minivllm.engine.rank_telling import RankTelling
 from minivllm.engine.request_state import RequestState, make_request_state
 from minivllm.engine.sample_step import TokenSampler
 from minivllm.engine.snapshot import make_header
 from minivllm.engine.speculation import Speculation
 from minivllm.engine.step_loop import StepLoop
-from minivllm.executor.executor import ClosableExecutor
+from minivllm.executor.executor import ClosableExecutor, RankedExecutor
 from minivllm.memory.make_cache_manager import Pages
 from minivllm.outputs import RequestOutput
 from minivllm.sampling_params import BeamSearchParams, SamplingParams
 from minivllm.scheduling.policy import SchedulingPolicy
+from minivllm.structured_outputs_config import OWN
 from minivllm.trace.events import HardwareShape, ModelShape
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.tee import Sink
@@ -45,8 +50,13 @@ if TYPE_CHECKING:
     from minivllm.executor.executor import Executor
     from minivllm.model.tokenizer import Tokenizer
 
+logger = logging.getLogger("minivllm")
+
 MOST_WORDS = 2000
 """Characters of a schema or grammar that the trace tells."""
+DRAFTS_WAIT = "waits at every step: drafts are guessed from the token before them"
+PLANS_AHEAD = "plans ahead; beam searches and forks wait for their tokens"
+"""What `async_scheduling` comes to, in the trace's header."""
 
 
 class Engine(StepLoop):
@@ -74,6 +84,7 @@ class Engine(StepLoop):
         speculation: proposes drafts, so that a step may give several tokens of a sequence; None does not.
         async_scheduling: plan each step while the one before it is computed, wherever that can be.
         overlap_stages: where the executor has several stages, let each be busy with a plan of its own.
+        structures_backend: what follows structured outputs (`structured_outputs_config.py`).
 
     Raises:
         ValueError: a number that cannot work, or no such configuration; named, with what is allowed.
@@ -106,6 +117,7 @@ class Engine(StepLoop):
         speculation: Speculation | None = None,
         async_scheduling: bool = False,
         overlap_stages: bool = True,
+        structures_backend: str = OWN,
     ) -> None:
         if not isinstance(config, SchedulerConfig):
             raise ValueError(f"config must be a SchedulerConfig, got {shown(config)}")
@@ -115,10 +127,12 @@ class Engine(StepLoop):
         self.seed = check_integer("seed", seed, at_least=0)
         self.recorder = recorder
         self.sampler, self.tokenizer, self.speculation, self._sleep = sampler, tokenizer, speculation, sleep
-        self._structures: StructureCompiler | None = None
+        self._structures = StructureCompiler(self._token_bytes, vocab_size, structures_backend)
         sinks = [*([recorder] if recorder else []), *sinks]
         # Drafts are guessed from the token before them: with speculation no step is planned ahead of it.
         is_async = async_scheduling and speculation is None
+        if async_scheduling and not is_async:
+            logger.warning("async_scheduling %s, so it gains nothing with speculative_config", DRAFTS_WAIT)
         super().__init__(
             config, executor, sinks, clock, policy, pages, is_async=is_async, overlap_stages=overlap_stages
         )
@@ -126,8 +140,14 @@ class Engine(StepLoop):
             kind = "wall" if clock is perf_counter else "virtual"
             # Addresses may be more than there is memory: the trace counts what has a number.
             num_blocks = len(self.cache.pool.ref_counts)
-            told = settings or {}
-            self._emit(make_header(config, num_blocks, model_shape, told, clock=kind, hardware=hardware))
+            told = dict(settings or {})
+            if async_scheduling:
+                told["async_scheduling"] = PLANS_AHEAD if is_async else DRAFTS_WAIT
+            header = make_header(config, num_blocks, model_shape, told, clock=kind, hardware=hardware)
+            if isinstance(executor, RankedExecutor):
+                header = replace(header, ranks=executor.rank_shapes)
+                self._ranks = RankTelling(executor, self.core, self._emit)
+            self._emit(header)
             self.core.epoch = clock()
 
     # ── requests come and go ──────────────────────────────────────────────────────────────────────────
@@ -142,7 +162,7 @@ class Engine(StepLoop):
         arrival_time: float | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
-        structure: Structure | None = None,
+        structure: AnyStructure | None = None,
     ) -> None:
         """Queue a request. It is computed by later calls of `step`. All or nothing, interrupts included.
 
@@ -183,7 +203,7 @@ class Engine(StepLoop):
         arrival_time: float | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
-        structure: Structure | None = None,
+        structure: AnyStructure | None = None,
     ) -> RequestState:
         """Check a request, and make it; nothing changes until `enqueue`. Arguments as for `add_request`.
 
@@ -223,7 +243,7 @@ class Engine(StepLoop):
             self.note_refusal(request_id, error)
             raise
 
-    def compile_structure(self, params: SamplingParams | BeamSearchParams) -> Structure | None:
+    def compile_structure(self, params: SamplingParams | BeamSearchParams) -> AnyStructure | None:
         """What structure an output must have, ready to be followed; None if it may have any.
 
         It touches nothing else of the engine: one thread beside the engine's may do it for all requests.
@@ -233,11 +253,12 @@ class Engine(StepLoop):
         """
         if isinstance(params, BeamSearchParams) or params.structured_outputs is None:
             return None
-        if self._structures is None:
-            assert self.tokenizer is not None, "it was checked that there is one"
-            self._structures = StructureCompiler(self.tokenizer.token_bytes, self.vocab_size)
         endings = () if params.ignore_eos else self.eos_token_ids
         return self._structures.compile(params.structured_outputs, (*endings, *(params.stop_token_ids or ())))
+
+    def _token_bytes(self) -> SequenceOf[bytes | None]:
+        assert self.tokenizer is not None, "it was checked that there is one"
+        return self.tokenizer.token_bytes()
 
     def enqueue(self, state: RequestState) -> None:
         """Let a request wait that `make_request` has made.
@@ -285,10 +306,14 @@ class Engine(StepLoop):
         """End the trace, if one is recorded, and other processes, if the executor has any: then no step can
         be computed any more."""
         self.end_steps()
-        if self.recorder:
-            self.recorder.close()
-        if isinstance(self.executor, ClosableExecutor):
-            self.executor.close()
+        try:
+            if isinstance(self.executor, ClosableExecutor):
+                self.executor.close()
+            if self._ranks:
+                self._ranks.tell()
+        finally:
+            if self.recorder:
+                self.recorder.close()
 
     def end_steps(self) -> None:
         """Finish what is in flight; its outputs are lost. The executor may serve another engine then."""

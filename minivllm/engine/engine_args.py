@@ -28,6 +28,7 @@ from minivllm.model.quantization.names import ROUNDINGS
 from minivllm.model.quantization.names import SETTINGS as QUANTIZATIONS
 from minivllm.scheduling.choose_policy import POLICIES, make_policy
 from minivllm.speculative_config import SpeculativeConfig
+from minivllm.structured_outputs_config import StructuredOutputsConfig
 from minivllm.trace.recorder import Recorder
 from minivllm.validation import shown
 
@@ -39,8 +40,9 @@ WITH_RANKS = frozenset(
      "long_prefill_token_threshold", "watermark", "scheduling_policy", "async_scheduling", "prefix_cache",
      "enable_prefix_caching", "swap_space", "preemption_mode", "allocator", "attention_backend",
      "trace", "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size",
-     "reduction_parts", "distributed_executor_backend", "enforce_eager", "trust_remote_code",
-     "quantization", "speculative_config", "kv_cache_dtype"]
+     "reduction_parts", "distributed_executor_backend", "distributed_timeout_seconds", "enforce_eager",
+     "trust_remote_code", "quantization", "speculative_config", "kv_cache_dtype", "batch_invariant",
+     "structured_outputs_config"]
 )  # fmt: skip
 """Settings that several ranks obey, too. A new one is refused there until it is tried and named here."""
 
@@ -215,11 +217,21 @@ class EngineArgs:
     distributed_executor_backend: Annotated[
         str | None,
         Setting(
-            "How the ranks are started: 'mp' (processes of this engine's own), or 'external_launcher' (by "
-            "torchrun, with this same program); what fits, if left out.",
-            ("mp", "external_launcher"),
+            "How the ranks are started: 'mp' (processes of this engine's own), 'external_launcher' (by "
+            "torchrun, with this same program), or 'ray' (actors of a Ray cluster: the one that is there, "
+            "or one begun for them); 'mp' or torchrun, whichever fits, if left out.",
+            ("mp", "external_launcher", "ray"),
         ),
     ] = None
+    distributed_timeout_seconds: Annotated[
+        float,
+        Setting(
+            "Longest that no rank may get on within a step, nor one of a server's several engines with a "
+            "step, before it counts as hanging: the error then says which, and at what. One that gives no "
+            "sign of life at all is noticed after 30 seconds, or after this if it is less.",
+            at_least=5,
+        ),
+    ] = 300
     quantization: Annotated[
         str | None,
         Setting(
@@ -236,6 +248,14 @@ class EngineArgs:
             "dictionary (on the command line its JSON) with 'method' ('ngram' or 'draft_model'), "
             "'num_speculative_tokens', and 'prompt_lookup_min', 'prompt_lookup_max' or 'model', and "
             "'disable_by_batch_size'."
+        ),
+    ] = None
+    structured_outputs_config: Annotated[
+        dict[str, Any] | str | StructuredOutputsConfig | None,
+        Setting(
+            "What follows structured outputs: a dictionary (on the command line its JSON) whose 'backend' is "
+            "'auto' or 'minivllm' (our own automata), or 'guidance' (llguidance: pip install "
+            "minivllm[structured]); also --structured-outputs-config.backend."
         ),
     ] = None
     decode_weight_dtype: Annotated[
@@ -255,8 +275,8 @@ class EngineArgs:
         bool,
         Setting(
             "The same logits for a request, bit for bit, whatever is computed beside it, or a refusal. "
-            "'numba-cpu' keeps to it anyway in float32 and bfloat16 without matrix units; 'torch' only if "
-            "asked, and takes longer. VLLM_BATCH_INVARIANT=1 asks for it, too."
+            "'numba-cpu' keeps to it anyway in float32 and bfloat16 without matrix units; others only if "
+            "asked, and take longer. VLLM_BATCH_INVARIANT=1 asks for it, too."
         ),
     ] = False
     trust_remote_code: Annotated[
@@ -271,6 +291,8 @@ class EngineArgs:
             if getattr(self, name) == "":
                 raise ValueError(f"{name} must be a folder or a hub id, got ''")
         self.speculative_config = SpeculativeConfig.of(self.speculative_config)
+        if self.structured_outputs_config is not None:
+            self.structured_outputs_config = StructuredOutputsConfig.of(self.structured_outputs_config)
         has_draft_model = self.speculative_config is not None and self.speculative_config.model is not None
         if has_draft_model and self.allocator == "virtual_memory":
             raise ValueError(

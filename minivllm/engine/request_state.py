@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from minivllm.decoding.beam_decoding import BeamDecoding
 from minivllm.decoding.output_state import OutputState
 from minivllm.decoding.parallel_sampling import ParallelSampling
-from minivllm.decoding.structured.progress import Progress
+from minivllm.decoding.structured.guided_progress import begin
 from minivllm.engine.admission import RequestArguments
 from minivllm.outputs import RequestMetrics, RequestOutput
 from minivllm.sampling_params import (
@@ -28,7 +28,7 @@ from minivllm.scheduling.request import Request
 from minivllm.scheduling.request import Sequence as TokenSequence
 
 if TYPE_CHECKING:
-    from minivllm.decoding.structured.compile import Structure
+    from minivllm.decoding.structured.compile import AnyStructure
     from minivllm.model.tokenizer import Tokenizer
 
 
@@ -98,7 +98,7 @@ def make_request_state(
     max_tokens: int,
     tokenizer: Tokenizer | None,
     eos_token_ids: Sequence[int],
-    structure: Structure | None = None,
+    structure: AnyStructure | None = None,
     is_told: bool = False,
 ) -> RequestState:
     """A request with its one sequence, not numbered yet, and the outputs that it asks for, not begun.
@@ -155,7 +155,7 @@ def _make_sampling(
     max_tokens: int,
     tokenizer: Tokenizer | None,
     eos_token_ids: Sequence[int],
-    structure: Structure | None,
+    structure: AnyStructure | None,
     is_told: bool,
 ) -> ParallelSampling:
     def make_output(own: SamplingParams) -> OutputState:
@@ -165,7 +165,7 @@ def _make_sampling(
             max_tokens=max_tokens,
             tokenizer=tokenizer,
             eos_token_ids=eos_token_ids,
-            structure=Progress(structure, is_told=is_told) if structure else None,
+            structure=begin(structure, is_told=is_told) if structure else None,
         )
 
     return ParallelSampling(params, make_output)
@@ -178,7 +178,7 @@ def _make_search(
     max_tokens: int,
     tokenizer: Tokenizer | None,
     eos_token_ids: Sequence[int],
-    structure: Structure | None,
+    structure: AnyStructure | None,
 ) -> BeamDecoding:
     return BeamDecoding(
         params,

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 from minivllm.decoding.parallel_sampling import SampleSlot
 from minivllm.engine.engine_books import NOTHING, Call, EngineBooks, Outbox
 from minivllm.engine.flight import Flight
+from minivllm.engine.rank_telling import RankTelling
 from minivllm.engine.request_state import RequestState
 from minivllm.engine.sample_step import StepSample, TokenSampler, advance_search, sample_step, tokens_of
 from minivllm.engine.speculation import Speculation
@@ -54,6 +55,7 @@ class StepLoop(EngineBooks):
     tokenizer: Tokenizer | None
     speculation: Speculation | None
     _sleep: Callable[[float], None]
+    _ranks: RankTelling | None = None
 
     def end_call(self) -> None:
         """Abort what is left of the call that was begun last; nothing else changes."""
@@ -174,6 +176,8 @@ class StepLoop(EngineBooks):
             seconds = flight.seconds(executed=executed, attention=attention, sampled=sampled, updated=updated)
             ended = updated if following is None else sampled
             self._emit(StepFinished(flight.plan.step, self.core.time_of(ended), seconds))
+            if self._ranks:
+                self._ranks.tell()
         if following is not None:
             self.core.begin_next(max(following.launched, sampled))
 

@@ -3,9 +3,11 @@
     backend        kept by
     ────────────   ─────────────────────────────────────────────────────────────────────────────────────────
     numba-cpu      its kernels, always: every sum has an order that is written down. `batch_invariant` also
-                   refuses help that has none: oneDNN for matrix units, whole products of 8-bit floats
+                   refuses help that has none: oneDNN for matrix units, torch for what fits in no panels
     torch          `batch_invariant`: rows in groups of a fixed size, attention token by token in fixed tiles
-    others         not: on a GPU torch multiplies, and chooses by the number of rows
+    numba-cuda,    `batch_invariant`: rows in groups as above, so that the library sees one shape; every token
+    microscope     attended to by the kernel of generated ones, in splits of a fixed size
+    torch, GPU     not: its attention there is for speed only
 
 `docs/batch-invariance.md` says what is promised and what it costs.
 
@@ -15,6 +17,7 @@ Read next: `kernels_numba/cpu/softmax_parts.py`, `runners/row_groups.py`, `atten
 from __future__ import annotations
 
 import os
+from typing import Protocol, runtime_checkable
 
 from minivllm.executor.attention.backend import AttentionBackend
 from minivllm.executor.attention.choose import BackendFactory
@@ -26,6 +29,15 @@ from minivllm.validation import shown
 
 VARIABLE = "VLLM_BATCH_INVARIANT"
 """vLLM's name of the wish: 1 in the environment."""
+
+
+@runtime_checkable
+class InOneOrder(Protocol):
+    """Attention that has an order which depends on nothing, and perhaps a faster one that does."""
+
+    def keep_one_order(self) -> None:
+        """From now on have that one only. `ValueError` if it cannot be had."""
+        ...
 
 
 def is_wanted(batch_invariant: bool) -> bool:
@@ -48,24 +60,15 @@ def invariant(factory: BackendFactory) -> BackendFactory:
     """
 
     def make(config: ModelConfig, storage: KVStorage) -> AttentionBackend:
-        if type(storage) is not KVStorage:
-            raise ValueError(
-                "batch_invariant must be False with allocator='virtual_memory' or a kv_cache_dtype of 8 "
-                f"bits: not every kernel reads {type(storage).__name__} in the same order"
-            )
         attention = factory(config, storage)
-        if storage.cells.device.type != "cpu" or attention.name not in ("torch", "numba-cpu"):
+        if type(attention) is TorchAttention and storage.device.type == "cpu":
+            return FixedTileAttention(config, storage)
+        if not isinstance(attention, InOneOrder):
             raise ValueError(
                 f"batch_invariant must be False with the attention backend {attention.name!r} on "
-                f"{storage.cells.device}: torch multiplies there, and chooses by the number of rows in which "
-                "order to sum; it can be True with 'numba-cpu' and 'torch' on a CPU"
+                f"{storage.device}: in which order it sums depends on the number of tokens"
             )
-        if type(attention) is TorchAttention:
-            return FixedTileAttention(config, storage)
-        from minivllm.executor.attention.numba_cpu_backend import NumbaCpuAttention
-
-        if isinstance(attention, NumbaCpuAttention):
-            attention.keep_one_order()
+        attention.keep_one_order()
         return attention
 
     return make

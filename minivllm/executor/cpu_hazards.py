@@ -131,7 +131,7 @@ STEP, FUSED, QUANTIZED = "step", "fused", "quantized"
 """Runners that need compiled code: `runners/compiled.py`, `runners/fused.py`, and what that multiplies
 quantised matrices with. (The first has all of it in one.)"""
 CACHES = {"auto": "", "int8_per_token_head": "int8", "fp8": "fp8"}
-"""Both runners have code of their own for each kind of KV cache; the first has none for 8-bit floats."""
+"""The first two runners have code of their own for each kind of KV cache."""
 
 
 def code_kind(dtype: Any, runner: str, kv_cache_dtype: str = "auto") -> str:

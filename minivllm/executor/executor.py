@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 
 from minivllm.scheduling.plan import StepPlan
+from minivllm.trace.events import RankShape, RanksTimed
 
 
 class ExecutorDeadError(RuntimeError):
@@ -56,6 +57,15 @@ class PipelinedExecutor(Protocol):
     def wait(self) -> Any: ...
 
     def forget(self) -> None: ...
+
+
+@runtime_checkable
+class RankedExecutor(Protocol):
+    """An executor of several ranks, which tells who owns what, and when each did what."""
+
+    rank_shapes: tuple[RankShape, ...]
+
+    def rank_times(self, epoch: float) -> list[RanksTimed]: ...
 
 
 @runtime_checkable

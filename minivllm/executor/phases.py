@@ -72,12 +72,16 @@ def _parts(item: ScheduledSequence) -> tuple[ScheduledSequence | None, Scheduled
         return item, None
     if item.start >= prompt_end:
         return None, item
-    count = prompt_end - item.start
+    return cut(item, prompt_end - item.start)
+
+
+def cut(item: ScheduledSequence, count: int) -> tuple[ScheduledSequence, ScheduledSequence]:
+    """Its first `count` tokens, fewer than it has, and the others; each with the logits after its own."""
     num_second = min(item.num_logits, item.num_tokens - count)
     first = msgspec.structs.replace(
         item, token_ids=item.token_ids[:count], num_logits=item.num_logits - num_second
     )
     second = msgspec.structs.replace(
-        item, start=prompt_end, token_ids=item.token_ids[count:], num_logits=num_second
+        item, start=item.start + count, token_ids=item.token_ids[count:], num_logits=num_second
     )
     return first, second

@@ -76,7 +76,7 @@ class SimulatedExecutor:
 
 def shape_of(plan: StepPlan) -> BatchShape:
     """All that the cost of a plan depends on."""
-    num_tokens = num_logits = context = attended = 0
+    num_tokens = num_logits = context = attended = generated = generated_rows = 0
     for item in plan.scheduled:
         count, start = len(item.token_ids), item.start
         end = start + count
@@ -85,7 +85,15 @@ def shape_of(plan: StepPlan) -> BatchShape:
         context += end
         # A token at position p attends to p + 1 tokens.
         attended += end if count == 1 else count * (start + end + 1) // 2
-    return BatchShape(num_tokens, len(plan.scheduled), num_logits, context, attended, plan.num_padding_tokens)
+        prompt_end = item.num_prompt_tokens
+        if prompt_end is not None and end > prompt_end:
+            own = end - max(start, prompt_end)
+            generated += own
+            generated_rows += min(item.num_logits, own)
+    return BatchShape(
+        num_tokens, len(plan.scheduled), num_logits, context, attended, plan.num_padding_tokens,
+        generated, generated_rows,
+    )  # fmt: skip
 
 
 class SimulatedSampler:

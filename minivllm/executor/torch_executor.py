@@ -168,9 +168,14 @@ class TorchExecutor:
 
     @property
     def model_shape(self) -> ModelShape:
-        """What the header of a trace says about the model, and about its cache as it is kept."""
+        """What the header of a trace says about the model, and about weights and cache as they are kept."""
         shape = self.config.shape(self.name, str(self.decoder.dtype).removeprefix("torch."))
-        return msgspec.structs.replace(shape, kv_bytes_per_token=self.storage.bytes_per_token)
+        own, copy = bytes_told(self.decoder), self.decoder.decode_weights
+        in_copy, in_copied_output = (0, 0) if copy is None else copy.step_bytes
+        return msgspec.structs.replace(
+            shape, kv_bytes_per_token=self.storage.bytes_per_token, layer_bytes=own[0], output_bytes=own[1],
+            decode_layer_bytes=in_copy, decode_output_bytes=in_copied_output,
+        )  # fmt: skip
 
     @property
     def settings_told(self) -> dict[str, Any]:
@@ -222,6 +227,11 @@ class TorchExecutor:
             return self._run(decode_runner, plan)
         both = torch.cat([self._run(self.runner, prompts), self._run(decode_runner, generated)])
         return both if order is None else both[order]
+
+
+def bytes_told(decoder: Decoder) -> tuple[int, int]:
+    """`step_bytes`, if the weights are quantised; of others the type of numbers says it all."""
+    return decoder.step_bytes if decoder.is_quantized else (0, 0)
 
 
 def make_cache(

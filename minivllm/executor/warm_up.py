@@ -62,12 +62,10 @@ def kinds_needed(
 ) -> list[str]:
     """The compiled code that the runners of this model need on this processor (`runners/choose.py`).
 
-    A quantised model says itself which `runners` it needs, unless its KV cache leaves no choice.
+    A quantised model says itself which `runners` it needs.
     """
-    has_step = has_compiled_step(config, kv_cache_dtype)
-    if runners:
-        runners = runners if has_step else (FUSED, QUANTIZED)
-    else:
+    if not runners:
+        has_step = has_compiled_step(config)
         runners = [STEP] if has_step else [FUSED]
         if dtype == torch.bfloat16 and has_step:
             from minivllm.executor.attention.numba_cpu_backend import has_matrix_units

@@ -141,11 +141,15 @@ class Decoder:
     def num_bytes(self) -> int:
         """Memory that the weights take, a tied matrix counted once, in the format they are stored in; with
         a copy for generated tokens, of both."""
+        layers, output = self.step_bytes
+        copy = 0 if self.decode_weights is None else self.decode_weights.num_own_bytes
+        return layers + copy + self.embedding.numel() * self.dtype.itemsize + (0 if self.tied else output)
+
+    @property
+    def step_bytes(self) -> tuple[int, int]:
+        """What a step reads of the weights, as they are stored: of the layers, and of the output matrix."""
         layers = sum(layer.num_bytes for layer in self.layers)
-        if self.decode_weights is not None:
-            layers += self.decode_weights.num_own_bytes
-        vectors = self.embedding.numel() + self.norm.weight.numel()
-        return layers + vectors * self.dtype.itemsize + (0 if self.tied else self.head.num_bytes)
+        return layers + self.norm.weight.numel() * self.dtype.itemsize, self.head.num_bytes
 
     @property
     def num_own_bytes(self) -> int:

@@ -14,6 +14,7 @@ the decoder and the sizing of the cache know no format:
                `executor/runners/quantized_panels.py`  the same, in panels for our own kernels on a CPU
                `executor/runners/kernel_matrix.py`     as they are, for our own kernel on a GPU
     float8     `quantization/float8_matrix.py`         e4m3 numbers, scales of blocks
+               `executor/runners/float8_panels.py`     the same, in panels for our own kernels on a CPU
     stacked    `quantization/stacked_matrix.py`        parts that each have a format of their own
 
 A decoder is loaded dense, unless its checkpoint is quantised; a runner that multiplies in another format

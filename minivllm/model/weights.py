@@ -25,6 +25,7 @@ import re
 import warnings
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +41,9 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 STORED_TYPES = ("F16", "BF16", "F32", "F64")
 """What plain weights can be."""
+STORED_BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "U16": 16, "I16": 16, "F16": 16,
+               "BF16": 16, "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64}  # fmt: skip
+"""Of one number, by safetensors' names of types."""
 
 _SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors", re.ASCII)
 _PLAIN_NAME = re.compile(r"[\w\-.]{1,200}\.safetensors", re.ASCII)
@@ -169,6 +173,14 @@ class Checkpoint:
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """These tensors, as they are. They lie in the mapped file: copy what shall stay."""
         return {name: tensors.get_tensor(name) for name, _, tensors in self._each(names)}
+
+    def num_bytes(self) -> dict[str, int]:
+        """Of each tensor; only the files' headers are read."""
+        sizes = {}
+        for name, _, tensors in self._each(self.file_of):
+            stored = tensors.get_slice(name)
+            sizes[name] = prod(stored.get_shape()) * STORED_BITS[stored.get_dtype()] // 8
+        return sizes
 
     def _each(self, names: Iterable[str]) -> Iterator[tuple[str, Path, Any]]:
         """These tensors, file by file: name, file, and the handle that reads it."""

@@ -25,7 +25,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
-from minivllm.decoding.structured.compile import Structure
+from minivllm.decoding.structured.compile import AnyStructure
 from minivllm.engine.create_engine import create_engine
 from minivllm.engine.engine import Engine
 from minivllm.engine.engine_args import EngineArgs
@@ -212,7 +212,7 @@ class AsyncLLM:
 
     async def _structure_of(
         self, request_id: str, params: SamplingParams | BeamSearchParams
-    ) -> Structure | None:
+    ) -> AnyStructure | None:
         """Its structure, made beside the engine's thread, so that others are served meanwhile."""
         asked = params.structured_outputs if isinstance(params, SamplingParams) else None
         if not isinstance(asked, StructuredOutputsParams) or self.tokenizer is None:
@@ -224,7 +224,7 @@ class AsyncLLM:
             await self._call(partial(Engine.note_refusal, request_id=request_id, error=error))
             raise
 
-    def _compile(self, params: SamplingParams | BeamSearchParams) -> Structure | None:
+    def _compile(self, params: SamplingParams | BeamSearchParams) -> AnyStructure | None:
         """In its thread. What waited there when the engine ended needs no structure."""
         if self._thread.end:
             raise self._thread.end

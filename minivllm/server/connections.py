@@ -13,7 +13,7 @@ import asyncio
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -25,23 +25,6 @@ from minivllm.server.responses import DIRECT
 HEADER_SECONDS = 30.0
 IDLE_LOOK_SECONDS = 0.05
 """Time between two looks at whether requests still run, while the server ends."""
-
-
-MOST_FILES = 65_535
-"""That the process may have open: each connection is one. Many systems begin with 1,024."""
-
-
-def allow_many_connections() -> None:
-    """Raise the limit of open files as far as the system lets us. As in vLLM."""
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows has no such limit
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class PromptProtocol(H11Protocol):

@@ -1,14 +1,16 @@
 """A replica: a process with an engine of its own, which works for the server that has started it.
 
     socket ── Add ──► a task around `AsyncLLM.generate` ──► all outputs of a step ── Outputs ──► socket
+    engine ── how many steps it has done ── Beat, once a second ───────────────────────────────► socket
 
 So a request has here all that it has in a server with one engine. The process ends when its server closes the
 socket, when its server ends in any way (`minivllm/processes.py`), and when its engine does: then the server
 starts another.
 
     python -m minivllm.server.replica FD        what `replica_process.py` starts
+    join_server(address, port, token)           the same in an actor of Ray's (`replica_actor.py`)
 
-Read next: `replica_process.py`, the other end of the socket.
+Read next: `replica_client.py`, the other end of the socket.
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ import logging
 import signal
 import socket
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 
 from minivllm.engine.create_engine import create_engine
@@ -33,6 +38,7 @@ from minivllm.server.replica_messages import (
     Add,
     Answer,
     Ask,
+    Beat,
     FromReplica,
     Leave,
     Outputs,
@@ -49,6 +55,7 @@ from minivllm.trace.engine_counts import EngineCounts
 
 logger = logging.getLogger(__name__)
 
+BEAT_SECONDS = 1.0
 LOOK_SECONDS = 0.05
 """Time between two looks at how many requests are in the batch, while there are any."""
 
@@ -77,9 +84,11 @@ class Replica:
         """Serve until the socket is closed, or the engine has ended."""
         self._send(Ready(self._llm.max_model_len))
         self._reading = asyncio.create_task(self._read(reader))
+        beating = asyncio.create_task(self._beat())
         try:
             await asyncio.wait([self._reading])
         finally:
+            beating.cancel()
             self._writer.close()
             self._llm.shutdown()
 
@@ -158,6 +167,11 @@ class Replica:
                 self._send(Outputs([], now))
         self._looking = None
 
+    async def _beat(self) -> None:
+        while True:
+            self._send(Beat(self._engine.num_steps, self._count_running() > 0))
+            await asyncio.sleep(BEAT_SECONDS)
+
     async def _answer(self, ask: Ask) -> None:
         try:
             if ask.what == "reset":
@@ -184,11 +198,38 @@ def run(connection: socket.socket) -> None:
         raise RuntimeError(f"a replica begins with Start, got {type(start).__name__}")
     counts = EngineCounts()
     try:
-        engine = create_engine(EngineArgs(**start.settings), sinks=[counts])
+        with beating(connection):
+            engine = create_engine(EngineArgs(**start.settings), sinks=[counts])
     except (ValueError, OSError) as error:
         connection.sendall(frame(Refused(str(error))))
         return
     asyncio.run(_serve(engine, counts, connection))
+
+
+def join_server(address: str, port: int, token: bytes) -> None:
+    """Serve whoever waits there, and knows by the token that it is us."""
+    with socket.create_connection((address, port)) as connection:
+        connection.sendall(token)
+        run(connection)
+
+
+@contextmanager
+def beating(connection: socket.socket) -> Iterator[None]:
+    """A beat a second while a model is loaded, when there is no event loop yet."""
+    is_loaded = threading.Event()
+
+    def beat() -> None:
+        with suppress(OSError):  # the server has ended
+            while not is_loaded.wait(BEAT_SECONDS):
+                connection.sendall(frame(Beat()))
+
+    thread = threading.Thread(target=beat, name="minivllm-beats", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_loaded.set()
+        thread.join()
 
 
 async def _serve(engine: Engine, counts: EngineCounts, connection: socket.socket) -> None:

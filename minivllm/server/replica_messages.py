@@ -2,6 +2,7 @@
 
     server  ── Start ─► Add, Leave, Abort, Ask … ──────────────► replica
     server  ◄── Ready or Refused, then Outputs, Failed, Answer ── replica
+    server  ◄── Beat, once a second, from the first moment on ─── replica
 
 MessagePack, each message after its length. Outputs leave the prompt out: the server has it, and it would
 cross again with every token. All outputs of a step are one message.
@@ -105,7 +106,14 @@ class Answer(msgspec.Struct, frozen=True, tag=True):
     report: EngineReport | None = None
 
 
-FromReplica: TypeAlias = Ready | Refused | Outputs | Failed | Answer
+class Beat(msgspec.Struct, frozen=True, tag=True):
+    """It lives. How many steps its engine has done, and whether any request is in its batch."""
+
+    num_steps: int = 0
+    is_busy: bool = False
+
+
+FromReplica: TypeAlias = Ready | Refused | Outputs | Failed | Answer | Beat
 
 decode_to_replica: Callable[[bytes], ToReplica] = msgspec.msgpack.Decoder(ToReplica).decode
 decode_from_replica: Callable[[bytes], FromReplica] = msgspec.msgpack.Decoder(FromReplica).decode
@@ -125,7 +133,11 @@ def frame(message: ToReplica | FromReplica) -> bytes:
 
 
 def receive(connection: socket.socket) -> bytes | None:
-    """The next message's bytes; None at the end of the connection."""
+    """The next message's bytes; None at the end of the connection.
+
+    Raises:
+        TimeoutError: the connection has a timeout, and nothing came for so long.
+    """
     head = _receive_exactly(connection, LENGTH.size)
     return None if head is None else _receive_exactly(connection, LENGTH.unpack(head)[0])
 
@@ -135,6 +147,8 @@ def _receive_exactly(connection: socket.socket, size: int) -> bytes | None:
     while len(found) < size:
         try:
             piece = connection.recv(min(size - len(found), 1 << 20))
+        except TimeoutError:
+            raise
         except OSError:  # the other side was killed
             return None
         if not piece:

@@ -9,10 +9,11 @@
 tokens; all else of a request is its replica's. The routers are the simulator's, unchanged
 (`minivllm/scheduling/router.py`).
 
-A replica that dies takes its requests along. One that nothing was told of yet is sent to another replica,
-once: a request that kills two engines is not tried on a third. All others end with an error.
+A replica that dies, or hangs and is ended, takes its requests along. One that nothing was told of yet is sent
+to another replica, once: a request that kills two engines is not tried on a third. All others end with an
+error.
 
-Source: vLLM's `DPLBAsyncMPClient`. Read next: `replica_process.py`.
+Source: vLLM's `DPLBAsyncMPClient`. Read next: `replica_client.py`.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from minivllm.sampling_params import BeamSearchParams, RequestOutputKind, Sampli
 from minivllm.scheduling.router import ROUND_ROBIN, Router, make_router
 from minivllm.server.engine_report import EngineReport
 from minivllm.server.engine_thread import EngineDeadError
+from minivllm.server.replica_client import Home, ReplicaClient
 from minivllm.server.replica_messages import (
     Abort,
     Add,
@@ -52,8 +54,8 @@ from minivllm.server.replica_messages import (
     error_of,
     frame,
 )
-from minivllm.server.replica_process import ReplicaProcess
-from minivllm.server.replica_settings import start_of, variables_of
+from minivllm.server.replica_process import ProcessHome
+from minivllm.server.replica_settings import start_of
 from minivllm.server.stream import Stream, Take
 
 logger = logging.getLogger(__name__)
@@ -78,26 +80,27 @@ class Pending:
     stream: Stream
     prompt_token_ids: array[int]
     wanted: int
-    replica: ReplicaProcess | None = None
+    replica: ReplicaClient | None = None
     life: int = 0
     was_told: bool = False
     was_sent_again: bool = False
 
 
 class Replicas:
-    """Engines in processes of their own, and a stream for each caller.
+    """Engines in programs of their own, and a stream for each caller.
 
     All but `shutdown` and `reports` belongs to one event loop: the first in which `generate` is called.
 
     Args:
         args: the settings of each; `data_parallel_size` of them are started.
         router: "round-robin", "least-loaded" or "prefix-aware".
+        backend: where they run: "mp", processes of ours, or "ray", actors in a cluster.
 
     Raises:
         ValueError: a setting that cannot work, or what kept a replica from starting, in its own words.
     """
 
-    def __init__(self, args: EngineArgs, router: str = ROUND_ROBIN) -> None:
+    def __init__(self, args: EngineArgs, router: str = ROUND_ROBIN, backend: str = "mp") -> None:
         self._router: Router = make_router(router)
         self.tokenizer: Tokenizer | None = load_tokenizer(args)
         self.default_params: SamplingParams = default_sampling_params(args, load_generation_config(args))
@@ -109,8 +112,9 @@ class Replicas:
         self._is_stopped = False
         size = args.data_parallel_size
         frame(start_of(args, 0, 0))  # what cannot be told to another process is said before any is started
+        self._home = home_of(backend, size)
         self.replicas = [
-            ReplicaProcess(index, _start_of(args, index), variables_of(index, size), self)
+            ReplicaClient(index, _start_of(args, index), self._home, self, args.distributed_timeout_seconds)
             for index in range(size)
         ]
         try:
@@ -210,12 +214,13 @@ class Replicas:
                 pending.replica.send(Leave(pending.add.number))
 
     def shutdown(self) -> None:
-        """End all processes, each after its step. Callers that still wait get an `EngineDeadError`."""
+        """End all programs, each after its step. Callers that still wait get an `EngineDeadError`."""
         self._is_stopped = True
         for replica in self.replicas:
             replica.begin_to_stop()
         for replica in self.replicas:
             replica.join()
+        self._home.close()
 
     # ── which replica gets a request ────────────────────────────────────────────────────────────────────
 
@@ -237,7 +242,7 @@ class Replicas:
                 return
         raise EngineDeadError("no engine serves: each of them is being started again")
 
-    def _part(self, pending: Pending) -> ReplicaProcess | None:
+    def _part(self, pending: Pending) -> ReplicaClient | None:
         """The replica that had it, which has it no more."""
         replica, pending.replica = pending.replica, None
         if replica:
@@ -299,6 +304,14 @@ class Replicas:
                 self._route(pending)
             except EngineDeadError:
                 pending.stream.fail(error)
+
+
+def home_of(backend: str, size: int) -> Home:
+    if backend == "mp":
+        return ProcessHome(size)
+    from minivllm.server.replica_actor import ActorHome
+
+    return ActorHome(size)
 
 
 def _start_of(args: EngineArgs, index: int) -> Callable[[int], Any]:

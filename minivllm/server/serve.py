@@ -22,10 +22,13 @@ import uvicorn
 
 from minivllm.engine.create_engine import create_engine
 from minivllm.engine.engine_args import EngineArgs
+from minivllm.executor.distributed import ray_cluster
+from minivllm.executor.torch_executor import torch_device_for
+from minivllm.processes import allow_many_files
 from minivllm.scheduling.router import ROUND_ROBIN, make_router
 from minivllm.server.app import AppOptions, make_app
 from minivllm.server.async_llm import AsyncLLM
-from minivllm.server.connections import OrderlyServer, PromptProtocol, allow_many_connections
+from minivllm.server.connections import OrderlyServer, PromptProtocol
 from minivllm.server.engine_client import EngineClient
 from minivllm.server.live import LiveEvents
 from minivllm.server.metrics import EngineCollector, MetricsCollector
@@ -35,6 +38,7 @@ from minivllm.server.request_spans import RequestSpans
 from minivllm.server.served_model import ServedModel
 from minivllm.server.tool_formats import TOOL_FORMATS
 from minivllm.trace.engine_counts import EngineCounts
+from minivllm.validation import check_choice
 
 KEY_VARIABLE = "VLLM_API_KEY"
 
@@ -55,6 +59,7 @@ class ServeOptions:
         live: `/engine/events` tells what the engine does, with the texts of all users.
         otlp_traces_endpoint: the collector that gets a span for each request.
         data_parallel_router: which of several engines gets a request (`minivllm/scheduling/router.py`).
+        data_parallel_backend: where they run: "mp" or "ray" (`replicas.py`).
     """
 
     host: str = "127.0.0.1"
@@ -71,6 +76,7 @@ class ServeOptions:
     live: bool = False
     otlp_traces_endpoint: str | None = None
     data_parallel_router: str = ROUND_ROBIN
+    data_parallel_backend: str = "mp"
     app: AppOptions = field(default_factory=AppOptions)
 
 
@@ -91,7 +97,7 @@ def serve(args: EngineArgs, options: ServeOptions) -> None:
     _check_replicas(args, options)
     spans = RequestSpans(options.otlp_traces_endpoint) if options.otlp_traces_endpoint is not None else None
     listener, metrics_listener = _listeners(options)
-    allow_many_connections()
+    allow_many_files()
     try:
         live = LiveEvents() if options.live else None
         llm, make_collector = _start_engines(args, options, spans, live)
@@ -115,13 +121,21 @@ def serve(args: EngineArgs, options: ServeOptions) -> None:
 def _check_replicas(args: EngineArgs, options: ServeOptions) -> None:
     """What several engines cannot have is refused before any of them loads a model."""
     make_router(options.data_parallel_router, "data_parallel_router")
+    check_choice("data_parallel_backend", options.data_parallel_backend, ("mp", "ray"))
     if args.data_parallel_size == 1:
+        if options.data_parallel_backend != "mp":
+            raise ValueError(
+                f"data_parallel_backend is {options.data_parallel_backend!r}, but data_parallel_size is 1: "
+                "one engine runs in the server itself"
+            )
         if options.data_parallel_router != ROUND_ROBIN:
             raise ValueError(
                 f"data_parallel_router is {options.data_parallel_router!r}, but data_parallel_size is 1: "
                 "there is nothing to choose from"
             )
         return
+    if options.data_parallel_backend == "ray":
+        ray_cluster.check("data_parallel_backend", torch_device_for(None).type)
     refused = {"live": options.live, "otlp_traces_endpoint": options.otlp_traces_endpoint is not None}
     for name, is_refused in refused.items():
         if is_refused:
@@ -136,7 +150,7 @@ def _start_engines(
 ) -> tuple[EngineClient, Callable[[str], MetricsCollector]]:
     """One engine in this process, or several in others; and what makes their metrics, given their name."""
     if args.data_parallel_size > 1:
-        replicas = Replicas(args, options.data_parallel_router)
+        replicas = Replicas(args, options.data_parallel_router, options.data_parallel_backend)
         return replicas, partial(MetricsCollector, replicas.reports)
     counts = EngineCounts(spans.note if spans else None)
     engine = create_engine(args, sinks=[counts, *([live] if live else [])])

@@ -33,6 +33,7 @@ from minivllm.trace.events import (
     BlocksTruncated,
     DraftsVerified,
     HostBlocksFreed,
+    RanksTimed,
     RequestPreempted,
     RequestQueued,
     RequestRefused,
@@ -49,6 +50,7 @@ from minivllm.trace.events import (
     TraceEnded,
 )
 from minivllm.trace.lines import words
+from minivllm.trace.rank_spans import TALKS
 from minivllm.trace.reader import refuse_event
 from minivllm.trace.snapshot_contradictions import of_snapshot
 
@@ -95,6 +97,8 @@ def contradiction(event: AnyEvent, state: ReplayState) -> str:
             return of_snapshot(event, state)
         case RequestRefused() | StepAbandoned() | TraceEnded():
             return ""
+        case RanksTimed():
+            return of_ranks(event, state.num_steps)
         case BlocksEvicted():
             return _of_evicted(event, state)
         case SequenceForked():
@@ -113,6 +117,23 @@ def contradiction(event: AnyEvent, state: ReplayState) -> str:
             return _unknown([event.seq], state) or _of_table(event, state)
         case _:
             refuse_event(event)
+
+
+def of_ranks(event: RanksTimed, num_steps: int) -> str:
+    """Why these times of ranks cannot be, after so many steps were finished."""
+    if event.step >= num_steps:
+        return f"step {event.step} is timed by ranks before it is over"
+    for one in event.ranks:
+        time = one.start
+        for what, start, end in one.talks:
+            if what not in TALKS:
+                return f"a rank does {words(what, 40)!r}, and there are only {', '.join(TALKS)}"
+            if not time <= start <= end <= one.end:
+                return f"the talks of rank {one.rank} do not follow each other within its step"
+            time = end
+        if one.end < one.start:
+            return f"rank {one.rank} ends before it begins"
+    return _repeated([one.rank for one in event.ranks], "rank")
 
 
 def _of_table(

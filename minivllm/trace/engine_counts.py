@@ -43,7 +43,7 @@ from minivllm.trace.events import (
 from minivllm.trace.request_times import RequestTimes
 from minivllm.trace.snapshots import older_requests
 from minivllm.trace.tallies import BUCKETS, Tally
-from minivllm.trace.work import batch_shape, work_of
+from minivllm.trace.work import BatchShape, batch_shape, work_of
 
 LABELLED = {
     "request_success": ("stop", "length", "abort", "error"),
@@ -87,6 +87,7 @@ class EngineCounts:
         self._is_stepping = False
         self._swapped_in: set[str] = set()  # requests whose blocks came back in this step
         self._in_step: Counter[str] = Counter()  # tokens that requests have got in this step
+        self._looked_up: Counter[str] = Counter()  # in the prefix cache, for this step
         self._batch: BatchPlanned | None = None
         self._ended: list[str] = []  # requests that are over with this step
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
@@ -142,7 +143,7 @@ class EngineCounts:
 
     def _on_blocks_shared(self, event: BlocksShared) -> None:
         if event.source == "cache" and self.header:
-            self.counters["prefix_cache_hits"] += len(event.blocks) * self.header.block_size
+            self._looked_up["prefix_cache_hits"] += len(event.blocks) * self.header.block_size
 
     def _on_swapped_in(self, event: BlocksSwappedIn) -> None:
         self._swapped_in.add(self._sequences[event.seq].request)
@@ -151,7 +152,8 @@ class EngineCounts:
         """A request that is admitted looks all its tokens up, unless its blocks have come back."""
         if self.header and self.header.prefix_cache and event.request not in self._swapped_in:
             sequences = self._requests[event.request].sequences
-            self.counters["prefix_cache_queries"] += max(self._sequences[seq].num_tokens for seq in sequences)
+            tokens = max(self._sequences[seq].num_tokens for seq in sequences)
+            self._looked_up["prefix_cache_queries"] += tokens
 
     def _on_preempted(self, event: RequestPreempted) -> None:
         self.counters["num_preemptions"] += 1
@@ -199,6 +201,7 @@ class EngineCounts:
 
     def _on_step_finished(self, event: StepFinished) -> None:
         self._note_batch()
+        self._note_lookups()
         for name, count in self._in_step.items():
             if request := self._requests.get(name):  # an interrupt may have ended it
                 self._note_tokens(request, count, event.time)
@@ -209,11 +212,13 @@ class EngineCounts:
 
     def _on_step_abandoned(self, event: StepAbandoned) -> None:
         self.counters["steps_failed"] += 1
+        self._note_lookups()
         self._batch = None
         self._is_stepping = False
 
     def _on_rebuilt(self, event: StateRebuilt) -> None:
         """Requests that the engine no longer has ended while nothing was told."""
+        self._note_lookups()
         self._end_all()
         there = {request.request: request for request in event.requests}
         for name in [name for name in self._requests if name not in there]:
@@ -251,6 +256,11 @@ class EngineCounts:
 
     # ── a step is over ────────────────────────────────────────────────────────────────────────────────
 
+    def _note_lookups(self) -> None:
+        """Of a step that was planned while another was computed they are told before that is finished."""
+        self.counters.update(self._looked_up)
+        self._looked_up.clear()
+
     def _note_batch(self) -> None:
         """What the step has computed, and for which requests it was the first."""
         batch, self._batch = self._batch, None
@@ -262,11 +272,26 @@ class EngineCounts:
                 request.num_cached_tokens = min(start, request.num_prompt_tokens)
         self.tallies["iteration_tokens_total"].add(sum(count for _, _, count in items))
         if batch and self.header and self.header.model:
-            shape = batch_shape(((start, count) for _, start, count in items), None, batch.num_padding_tokens)
-            work = work_of(self.header.model, shape)
+            work = work_of(self.header.model, self._shape_of(batch))
             self.counters["estimated_flops_per_gpu"] += round(work.flops)
             self.counters["estimated_read_bytes_per_gpu"] += round(work.weight_bytes + work.kv_read_bytes)
             self.counters["estimated_write_bytes_per_gpu"] += round(work.kv_written_bytes)
+
+    def _shape_of(self, batch: BatchPlanned) -> BatchShape:
+        """Which tokens are behind their prompts counts only where they have weights of their own."""
+        generated: list[int] = []
+        if self.header and self.header.model and self.header.model.decode_layer_bytes:
+            for seq, start, count in batch.items:
+                request = self._requests.get(self._sequences[seq].request)
+                prompt_end = request.num_prompt_tokens if request else 0
+                generated.append(start + count - max(start, prompt_end))
+        return batch_shape(
+            ((start, count) for _, start, count in batch.items),
+            None,
+            batch.num_padding_tokens,
+            sum(number for number in generated if number > 0),
+            sum(number > 0 for number in generated),
+        )
 
     def _note_tokens(self, request: RequestTimes, count: int, now: float) -> None:
         if not request.is_whole:

@@ -1,4 +1,4 @@
-"""The event vocabulary: everything a reader may learn about a run, version 5.
+"""The event vocabulary: everything a reader may learn about a run, version 6.
 
 A trace file is JSON Lines. The first line is a `TraceHeader`, every other line one event; the field
 `event` names the type, the other fields are below. Replaying the events in order rebuilds block pools,
@@ -27,6 +27,7 @@ How a run reads, step by step. Indented lines may come any number of times, in a
     TokensSampled  BeamsAdvanced            what came out
         SequenceFinished + BlocksFreed
     StepFinished
+        RanksTimed                          of a step before: what each rank did when, once all have told
     TraceEnded                              absent if the run was cut off
 
 A step that failed ends with `StepAbandoned` in place of `BatchPlanned` and all that follows it. After an
@@ -50,17 +51,21 @@ from typing import Annotated, Any
 
 import msgspec
 
-VERSION = 5
+VERSION = 6
 """2 added sharing: forks, copies, prefix caches, swapping, beams. Version 1 is a subset of it.
 3 added `StateRebuilt` and renamed what `upgrade.py` lists.
 4 added `SnapshotTaken` and `TokensAllowed`. Version 3 is a subset of it.
-5 added `DraftsVerified`, `BlocksTruncated` and `BatchPlanned.is_ahead`. Version 4 is a subset of it."""
+5 added `DraftsVerified`, `BlocksTruncated` and `BatchPlanned.is_ahead`. Version 4 is a subset of it.
+6 added `TraceHeader.ranks` and `RanksTimed`. Version 5 is a subset of it."""
 
 # What a field may be. A reader holds every line to these, so that no value of a trace is absurd.
 MOST = 10**15
 """Of anything that is counted: products of such numbers still fit a float."""
 MOST_BLOCKS = 2**22
 """Of a pool: a replay keeps a hundred bytes for each."""
+MOST_RANKS = 1024
+MOST_TALKS = 1024
+"""Of a rank in a step: a model of 128 layers takes a quarter."""
 Count = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=MOST)]
 Integer = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
@@ -92,6 +97,13 @@ class ModelShape(msgspec.Struct, frozen=True):
     """Width of the stream between layers; 0 in a trace that does not say."""
     is_tied: bool = False
     """Is the embedding the output matrix, too?"""
+    layer_bytes: Count = 0
+    """What a step reads of the layers' weights, as they are stored; 0: their numbers are of `dtype`."""
+    output_bytes: Count = 0
+    """The same of the output matrix."""
+    decode_layer_bytes: Count = 0
+    """What generated tokens read instead: a copy in fewer bits; 0: there is none."""
+    decode_output_bytes: Count = 0
 
 
 class HardwareShape(msgspec.Struct, frozen=True):
@@ -104,6 +116,46 @@ class HardwareShape(msgspec.Struct, frozen=True):
     """Bytes/s between the memory that holds weights and cache, and the processor."""
     num_devices: Positive = 1
     """Devices that work on one model; the numbers above are for one."""
+
+
+MOST_ROWS = 2**31
+Row = Annotated[int, msgspec.Meta(ge=0, le=MOST_ROWS)]
+Range = tuple[Row, Row]
+"""`(first, end)`: the end is not in it."""
+
+
+class PartShape(msgspec.Struct, frozen=True):
+    """One part of a model that ranks share, a thin model of its own; ranges of the whole model's indices."""
+
+    number: Count
+    heads: Range
+    kv_heads: Range
+    """What its heads look at: where there are fewer KV heads than parts, several parts have the same."""
+    intermediate: Range
+    """Rows of the MLP."""
+    vocabulary: Range
+    """Token ids."""
+
+
+class RankShape(msgspec.Struct, frozen=True):
+    """What one rank of several owns (`minivllm/model/parallel/layout.py`)."""
+
+    rank: Count
+    stage: Count
+    """Its place in the pipeline."""
+    tensor: Count
+    """Its place among the ranks that share the layers of its stage."""
+    layers: Range
+    parts: Annotated[tuple[PartShape, ...], msgspec.Meta(max_length=MOST_RANKS)]
+    """Its own, of each of these layers."""
+    padded_vocabulary: Row
+    """Rows that each part has for its share of the vocabulary, padding included."""
+    has_embedding: bool
+    has_head: bool
+    """Does it make logits?"""
+    weight_bytes: Count
+    cache_bytes: Count
+    """Of its KV cache: its layers and heads of every block."""
 
 
 class TraceHeader(Event, frozen=True):
@@ -130,6 +182,8 @@ class TraceHeader(Event, frozen=True):
     config: dict[str, Any] = {}
     """Every other setting of the run, for display."""
     workload: str = ""
+    ranks: Annotated[tuple[RankShape, ...], msgspec.Meta(max_length=MOST_RANKS)] = ()
+    """Who owns what, in order, where several ranks compute the model."""
 
 
 class RequestQueued(Event, frozen=True):
@@ -411,6 +465,31 @@ class StepFinished(Event, frozen=True):
     seconds: dict[str, Seconds] = {}
 
 
+class RankTime(msgspec.Struct, frozen=True):
+    """When one rank carried out a step; while it was in no talk, it computed."""
+
+    rank: Count
+    start: Seconds
+    end: Seconds
+    talks: Annotated[tuple[tuple[str, Seconds, Seconds], ...], msgspec.Meta(max_length=MOST_TALKS)] = ()
+    """`(what, start, end)` of all that it sent to others and waited for, in order: "all-gather" (parts of a
+    sum or of a lookup, from each to each), "send" and "receive" (hidden states, down the stages), "send
+    logits" and "receive logits" (to rank 0)."""
+    num_left_out: Count = 0
+    """Talks after these, in a step that has more than `MOST_TALKS`."""
+
+
+class RanksTimed(Event, frozen=True):
+    """When each rank carried out step `step`, which is over.
+
+    It comes between two later steps, or after the last one: once all ranks have told, which they do several
+    times a second. A step that failed or was interrupted may be among them, beside the one that replaced it.
+    """
+
+    step: Count
+    ranks: Annotated[tuple[RankTime, ...], msgspec.Meta(min_length=1, max_length=MOST_RANKS)]
+
+
 class StepAbandoned(Event, frozen=True):
     """The executor failed. The requests of the step start again from zero (see the events before)."""
 
@@ -556,6 +635,7 @@ AnyEvent = (
     | BeamsAdvanced
     | SequenceFinished
     | StepFinished
+    | RanksTimed
     | StepAbandoned
     | TraceEnded
 )

@@ -30,6 +30,15 @@ class HeldEvents:
         self._emit = emit
         self._is_open = False
         self._held: deque[list[Event]] = deque()
+        self._begun: list[Event] = []
+
+    @property
+    def ahead(self) -> list[Event]:
+        """What was done, of plans that were made ahead, since the last step was finished, told or not.
+
+        Without it the books say how things stood after that step.
+        """
+        return [*self._begun, *(event for events in tuple(self._held) for event in events)]
 
     def __call__(self, event: Event) -> None:
         if self._is_open:
@@ -52,12 +61,17 @@ class HeldEvents:
     def tell_next(self, beginning: Event) -> None:
         """The next held step begins, with this event: tell what belongs to it."""
         self._emit(beginning)
-        for event in self._held.popleft():
+        self._begun = self._held.popleft()
+        for event in self._begun:
             self._emit(event)
+
+    def note_end(self) -> None:
+        """The step that began last is finished: what was done for it is ahead no more."""
+        self._begun = []
 
     def spill(self) -> None:
         """No held step will begin. Tell what was done for them, without saying that there were any."""
-        self._is_open = False
+        self._is_open, self._begun = False, []
         while self._held:
             for event in self._held.popleft():
                 if not isinstance(event, BatchPlanned):
@@ -65,5 +79,5 @@ class HeldEvents:
 
     def drop(self) -> None:
         """Tell nothing of what was held: it was undone, and what comes next says how things stand."""
-        self._is_open = False
+        self._is_open, self._begun = False, []
         self._held.clear()

@@ -6,6 +6,8 @@ These tools are what performance engineers use to look at timelines; here a run 
     process 2  requests    one track per request: waiting, prefill, decode, preempted …; if it forks, one more
                            for each sequence that lives beside the first, with an arrow from its parent
     process 3  KV cache    blocks used, cached and free, slots filled and wasted, as counters
+    process 4  rank 0      if several ranks compute: a process for each, with a slice for each step and in it
+               …           one for each time that it sent, received or waited; the rest is computing
 
 All times are microseconds since the trace's header. A track's `tid` never equals its `pid`: the viewer would
 take the track for the process's main thread and hide its name. Flow arrows (`s`, `f`) are for forks alone.
@@ -23,12 +25,15 @@ from typing import Any
 import msgspec
 
 from minivllm.files import write_file
+from minivllm.trace.rank_times import Doing, rank_steps
 from minivllm.trace.reader import Trace
 from minivllm.trace.timeline import Phase, StepRecord, Timeline, make_timeline
 
-ENGINE, REQUESTS, KV_CACHE = 1, 2, 3
+ENGINE, REQUESTS, KV_CACHE, FIRST_RANK = 1, 2, 3, 4
 STEPS_TRACK = 10
 FIRST_REQUEST_TRACK = 100
+RANK_TRACK = 10_000
+"""No rank's process has this number."""
 
 Record = dict[str, Any]
 
@@ -48,6 +53,7 @@ def to_chrome_trace(trace: Trace) -> dict[str, Any]:
         records += _forks(step, timeline, lanes, tracks)
     for request in timeline.spans:
         records += _request(timeline, request, tracks[request, 0], arrivals.get(request))
+    records += _ranks(trace)
     header = msgspec.to_builtins(trace.header)
     return {"traceEvents": records, "displayTimeUnit": "ms", "otherData": header}
 
@@ -108,6 +114,28 @@ def _metadata(pid: int, tid: int, name: str, /, **args: Any) -> Record:
     return {"ph": "M", "pid": pid, "tid": tid, "name": name, "args": args}
 
 
+def _ranks(trace: Trace) -> list[Record]:
+    """A process for each rank, one slice for each step, and within it what is no computing."""
+    steps = rank_steps(trace)
+    places = {one.rank: f" · stage {one.stage}, tensor {one.tensor}" for one in trace.header.ranks}
+    records = []
+    for rank in sorted({one.rank for step in steps.values() for one in step}):
+        pid = FIRST_RANK + rank
+        name = f"rank {rank}{places.get(rank, '')}"
+        records.append(_metadata(pid, 0, "process_name", name=name))
+        records.append(_metadata(pid, 0, "process_sort_index", sort_index=pid))
+    for number, step in steps.items():
+        for one in step:
+            own = FIRST_RANK + one.rank, RANK_TRACK
+            records.append(_slice(*own, f"step {number}", one.start, one.end, step=number))
+            records += [
+                _slice(*own, str(part.doing), part.start, part.end, step=number)
+                for part in one.stretches
+                if part.doing is not Doing.COMPUTE
+            ]
+    return records
+
+
 def _slice(pid: int, tid: int, name: str, start: float, end: float, **args: Any) -> Record:
     # The viewer drops slices without a length, and a virtual clock may give a step none.
     duration = max(_microseconds(end - start), 0.001)
@@ -116,7 +144,7 @@ def _slice(pid: int, tid: int, name: str, start: float, end: float, **args: Any)
         "pid": pid,
         "tid": tid,
         "name": name,
-        "cat": "step" if pid == ENGINE else "request",
+        "cat": "request" if pid == REQUESTS else "step" if pid == ENGINE else "rank",
         "ts": _microseconds(start),
         "dur": duration,
         "args": args,

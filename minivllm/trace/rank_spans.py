@@ -1,75 +1,79 @@
-"""What each rank did when: computing, sending, waiting for others. One process of ranks a lane, on one clock.
+"""What each rank does when: noted by itself, told to rank 0 now and then, and from there to the trace.
 
-    rank 0   │ step 7 ▓▓▓▓▓▓ sum ▒ ▓▓▓▓▓▓ sum ▒▒▒▒ ▓▓▓ logits ▒▒▒ │ (plans the next one)   │ step 8 …
-    rank 1   │ step 7 ▓▓▓▓▓▓▓▓▓▓ sum ▒ ▓▓▓▓▓▓▓ sum ▒ ▓▓ logits ▒  │ idle                   │ step 8 …
+    rank 0   │ step 7 ▓▓▓▓▓▓ all-gather ▒ ▓▓▓▓▓▓ all-gather ▒▒▒▒ ▓▓▓ │ (plans the next one)   │ step 8 …
+    rank 1   │ step 7 ▓▓▓▓▓▓▓▓▓▓ all-gather ▒ ▓▓▓▓▓▓▓ all-gather ▒ ▓ │ idle                   │ step 8 …
 
-Every rank notes its own spans (`RankSpans`), rank 0 gets them at the end, and they become a file for
-ui.perfetto.dev. What of a step is in no talk is computing. Ranks of one machine share its monotonic clock, so
-nothing has to be put right; those of other machines would be off by the difference of the machines' clocks.
+What of a step is in no talk is computing. Ranks of one machine share its monotonic clock, so nothing has to
+be put right; those of other machines would be off by the difference of the machines' clocks.
 
-Read next: `minivllm/executor/distributed/groups.py`, which notes; `perfetto.py` for the engine's own view.
+All ranks carry out the same plans in the same order, so the seventh plan of one is the seventh of every
+other: that number, and not the step's, says what belongs together, for an interrupted step comes again.
+
+Read next: `rank_times.py`, which reads them from a trace; `minivllm/executor/distributed/groups.py`, which
+notes them, and `telling.py` beside it, which sends them.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from minivllm.files import write_file
+from minivllm.trace.events import MOST_TALKS, RankTime
 
-MOST_SPANS = 100_000
-"""A rank remembers its latest ones."""
-STEP = "step"
-Span = tuple[int, str, float, float]
-"""The number of the step, what was done, and when it began and ended, in seconds."""
+ALL_GATHER, SEND, RECEIVE = "all-gather", "send", "receive"
+SEND_LOGITS, RECEIVE_LOGITS = "send logits", "receive logits"
+TALKS = (ALL_GATHER, SEND, RECEIVE, SEND_LOGITS, RECEIVE_LOGITS)
+MOST_STEPS = 10_000
+"""A rank remembers its latest ones, if nobody asks."""
+Talk = tuple[str, float, float]
+"""What was done, and when it began and ended, in seconds of the machine's monotonic clock."""
+
+
+class RankStep(msgspec.Struct, frozen=True, array_like=True):
+    """One plan, carried out by one rank."""
+
+    number: int
+    """Of the plan among all that this rank has carried out."""
+    step: int
+    start: float
+    end: float
+    talks: tuple[Talk, ...]
+    num_left_out: int
+
+    def time(self, rank: int, epoch: float) -> RankTime:
+        """For the trace, in seconds since `epoch`."""
+        talks = tuple((what, _since(epoch, start), _since(epoch, end)) for what, start, end in self.talks)
+        return RankTime(rank, _since(epoch, self.start), _since(epoch, self.end), talks, self.num_left_out)
+
+
+def _since(epoch: float, moment: float) -> float:
+    return max(0.0, round(moment - epoch, 6))
 
 
 class RankSpans:
-    """Of one rank. Set `step` when one begins."""
+    """Of one rank. Its own thread notes; any other may take."""
 
     def __init__(self) -> None:
-        self.step = 0
-        self._spans: deque[Span] = deque(maxlen=MOST_SPANS)
+        self._talks: list[Talk] = []
+        self._num_talks = self._num_steps = 0
+        self._steps: deque[RankStep] = deque(maxlen=MOST_STEPS)
 
-    def note(self, what: str, begin: float, end: float) -> None:
-        self._spans.append((self.step, what, begin, end))
+    def note_talk(self, what: str, start: float, end: float) -> None:
+        """It belongs to the step that ends next."""
+        self._num_talks += 1
+        if len(self._talks) < MOST_TALKS:
+            self._talks.append((what, start, end))
 
-    def encoded(self) -> bytes:
-        return msgspec.json.encode(list(self._spans))
+    def note_step(self, step: int, start: float, end: float) -> None:
+        talks, left_out = tuple(self._talks), self._num_talks - len(self._talks)
+        self._talks, self._num_talks = [], 0
+        self._steps.append(RankStep(self._num_steps, step, start, end, talks, left_out))
+        self._num_steps += 1
 
-
-def decode_spans(message: bytes) -> list[Span]:
-    return msgspec.json.decode(message, type=list[Span])
-
-
-def write_rank_spans(path: str | Path, spans: Mapping[int, Sequence[Span]], places: Sequence[str]) -> None:
-    """A file for ui.perfetto.dev, whole or not at all: a process for each rank, named by its place."""
-    write_file(path, msgspec.json.encode(to_chrome_trace(spans, places)), "trace")
-
-
-def to_chrome_trace(spans: Mapping[int, Sequence[Span]], places: Sequence[str]) -> dict[str, Any]:
-    """The spans as Chrome trace events, from the first one on, in microseconds."""
-    start = min((span[2] for of_rank in spans.values() for span in of_rank), default=0.0)
-    records: list[dict[str, Any]] = []
-    for rank, of_rank in sorted(spans.items()):
-        pid = rank + 1
-        name = {"name": f"rank {rank} · {places[rank]}"}
-        records.append({"ph": "M", "pid": pid, "tid": 0, "name": "process_name", "args": name})
-        for step, what, begin, end in of_rank:
-            records.append(
-                {
-                    "ph": "X",
-                    "pid": pid,
-                    "tid": 10,
-                    "name": f"step {step}" if what == STEP else what,
-                    "cat": "step" if what == STEP else "talk",
-                    "ts": round((begin - start) * 1e6, 3),
-                    "dur": max(round((end - begin) * 1e6, 3), 0.001),
-                    "args": {"step": step},
-                }
-            )
-    return {"traceEvents": records, "displayTimeUnit": "ms"}
+    def take(self) -> list[RankStep]:
+        """Those that were not taken yet."""
+        taken: list[RankStep] = []
+        while self._steps:
+            taken.append(self._steps.popleft())
+        return taken

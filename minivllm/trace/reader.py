@@ -6,7 +6,7 @@ we know is refused in one sentence.
 
 Step `k` holds all events after the end of step `k - 1` up to its own `StepFinished`: requests that arrive
 between two steps belong to the second. Events after the last finished step, if there are any, form one
-unfinished step of their own.
+unfinished step of their own; what ranks tell of steps before, and the end mark, are no step.
 
 Read next: `replay.py`, which turns these events into the engine's state.
 """
@@ -20,7 +20,7 @@ from typing import Any, Never, NoReturn
 
 import msgspec
 
-from minivllm.trace.events import VERSION, AnyEvent, StepFinished, TraceEnded, TraceHeader
+from minivllm.trace.events import VERSION, AnyEvent, RanksTimed, StepFinished, TraceEnded, TraceHeader
 from minivllm.trace.lines import TraceError, open_trace, read_events, read_header, words
 from minivllm.trace.upgrade import NEWEST_RENAMED, upgrade_event
 
@@ -73,7 +73,7 @@ def make_trace(
     """Cut events into steps."""
     ends = [index + 1 for index, event in enumerate(events) if isinstance(event, StepFinished)]
     starts = [0, *ends]
-    if any(not isinstance(event, TraceEnded) for event in events[starts[-1] :]):
+    if any(not isinstance(event, TraceEnded | RanksTimed) for event in events[starts[-1] :]):
         starts.append(len(events))
     return Trace(header, events, starts, warnings or [], path)
 

@@ -29,6 +29,7 @@ from minivllm.trace.events import (
     BlocksShared,
     DraftsVerified,
     HostBlocksFreed,
+    RanksTimed,
     RebuiltRequest,
     RequestPreempted,
     RequestQueued,
@@ -224,7 +225,7 @@ class ReplayState:
             case SnapshotTaken():
                 self._restore(event)
                 self.blocks.apply(event)
-            case StepAbandoned() | TraceEnded() | TokensAllowed():
+            case StepAbandoned() | TraceEnded() | TokensAllowed() | RanksTimed():
                 pass  # events before them told what changed, or the one after it does
             case _:
                 self.blocks.apply(event)  # only blocks change; what it does not know either, it refuses

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from minivllm.trace.percentiles import Percentiles, format_seconds, percentiles_in_words
+from minivllm.trace.rank_times import TALKING, Doing, RankShare
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ class RunSummary:
     """Interrupts after which the engine rebuilt its state, and every request started again."""
     num_steps_before: int = 0
     """Steps of the run before the trace, which begins in the middle of it."""
+    rank_shares: tuple[RankShare, ...] = ()
+    """What each rank did with its time, where several computed."""
 
     @property
     def output_tokens_per_second(self) -> float | None:
@@ -137,6 +140,7 @@ class RunSummary:
                 f"({self.num_accepted_tokens / max(1, self.num_draft_tokens):.0%}); "
                 f"{1 + self.num_accepted_tokens / max(1, self.num_drafts):.2f} tokens a step with drafts",
             ),
+            (len(self.rank_shares), "ranks", self._ranks_in_words()),
             (
                 self.num_abandoned_steps,
                 "failed steps",
@@ -189,6 +193,18 @@ class RunSummary:
         share = self.peak_used_blocks / self.num_blocks
         peak = f"peak {self.peak_used_blocks:,} of {self.num_blocks:,} ({share:.0%})"
         return f"{peak}, mean {self.mean_used_blocks:,.1f}"
+
+    def _ranks_in_words(self) -> str:
+        """Each as a range: of the rank that does it least, and of the one that does it most."""
+
+        def spread(*doing: Doing) -> str:
+            found = [rank.share(*doing) for rank in self.rank_shares]
+            return f"{min(found, default=0):.0%}–{max(found, default=0):.0%}"
+
+        return (
+            f"{len(self.rank_shares)}, which compute {spread(Doing.COMPUTE)} of the time, exchange data "
+            f"{spread(*TALKING)}, wait for others {spread(Doing.WAIT)} and have no plan {spread(Doing.IDLE)}"
+        )
 
     def _step_time_in_words(self) -> str:
         # Attention is a part of the model's time, so it stays out of the whole that the shares are of.

@@ -35,6 +35,7 @@ from minivllm.trace.events import (
     BlocksTruncated,
     DraftsVerified,
     HostBlocksFreed,
+    RanksTimed,
     RequestPreempted,
     RequestQueued,
     RequestRefused,
@@ -78,6 +79,8 @@ class BatchItem:
     start: int
     num_tokens: int
     phase: Phase
+    num_generated: int = 0
+    """Of the tokens, those behind its prompt: with a second copy of the weights, they are computed by it."""
 
 
 @dataclass(slots=True)
@@ -187,8 +190,8 @@ class StepRecord:
             case StepAbandoned():
                 self.abandoned.append(event)
                 self.batch = ()
-            case StepFinished() | TraceEnded():
-                pass  # `close` takes their numbers from the state
+            case StepFinished() | TraceEnded() | RanksTimed():
+                pass  # `close` takes their numbers from the state; of ranks, `rank_times.py` tells
             case _:
                 self._note_blocks(event, state)
 
@@ -300,4 +303,5 @@ def _batch_item(state: ReplayState, seq: int, start: int, num_tokens: int, num_d
     sequence = state.sequences[seq]
     newest_only = num_tokens - num_drafts == 1 and start == len(sequence.token_ids) - 1
     phase = Phase.DECODE if newest_only and sequence.num_output_tokens else Phase.PREFILL
-    return BatchItem(seq, sequence.request, start, num_tokens, phase)
+    generated = max(0, start + num_tokens - max(start, sequence.num_prompt_tokens))
+    return BatchItem(seq, sequence.request, start, num_tokens, phase, generated)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from minivllm.trace.percentiles import Percentiles, format_seconds, percentiles
+from minivllm.trace.rank_times import rank_shares, rank_steps
 from minivllm.trace.reader import Trace
 from minivllm.trace.replay import ReplayState, SequenceState
 from minivllm.trace.run_summary import RunSummary
@@ -189,6 +190,7 @@ class _Tally:
             num_abandoned_steps=sums["abandoned"],
             num_rebuilds=sums["rebuilt"],
             num_steps_before=self.num_steps_before,
+            rank_shares=tuple(rank_shares(rank_steps(trace).values())),
         )
 
 

@@ -7,7 +7,7 @@ Only this module knows old names. It works on the plain dictionaries that a line
          ── upgrade ──► {"event": "RequestPreempted", "shortage": "batch_slots"} ──► RequestPreempted
 
 Version 1 knew no sharing. Every field that version 2 added has a default that says so. Version 3 is a subset
-of version 4, and that of version 5, so they need nothing.
+of version 4, that of version 5, and that of version 6, so they need nothing.
 
 Read next: `reader.py`, which calls this.
 """

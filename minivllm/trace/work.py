@@ -2,10 +2,14 @@
 
 One multiply and one add are two floating-point operations. Every token goes through every weight matrix once,
 so it costs 2 FLOPs for each parameter that multiplies. Weights are read from memory once a step, however many
-tokens share them; keys and values are read once for every sequence that looks at them:
+tokens share them, in as many bytes as they are stored in; keys and values are read once for every sequence
+that looks at them. In 16 bits:
 
     one token, decoded alone      2 · P FLOPs    2 · P bytes        1 FLOP a byte: waits for memory
     a prompt of 1,000 tokens  2,000 · P FLOPs    2 · P bytes    1,000 FLOPs a byte: waits for arithmetic
+
+Where generated tokens have a copy of the weights of their own (precision by phase), a step with prompts and
+generated tokens reads both.
 
 What a device can do at a given intensity (FLOPs for each byte) is its *roofline*: bandwidth · intensity, but
 never more than its peak. The two meet at the ridge.
@@ -17,15 +21,17 @@ appendix, with attention written out. Read next:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from minivllm.trace.events import ModelShape
 
 if TYPE_CHECKING:
-    from minivllm.trace.timeline import Phase, StepRecord
+    from minivllm.trace.timeline import BatchItem, Phase, StepRecord
 
-BYTES_PER_ELEMENT = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "int4": 0.5}
+BYTES_PER_ELEMENT = {
+    "float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "fp8": 1, "int4": 0.5
+}  # fmt: skip
 
 
 class BatchShape(NamedTuple):
@@ -42,10 +48,18 @@ class BatchShape(NamedTuple):
     """Pairs of a token and a token that it looks at: those before it, and itself."""
     num_padding_tokens: int = 0
     """Tokens that are computed and thrown away."""
+    num_generated_tokens: int = 0
+    """Of `num_tokens`, those that the model has written itself; the others are prompts."""
+    num_generated_rows: int = 0
+    """Of `num_logit_rows`, those after such tokens."""
 
 
 def batch_shape(
-    items: Iterable[tuple[int, int]], num_logit_rows: int | None = None, num_padding_tokens: int = 0
+    items: Iterable[tuple[int, int]],
+    num_logit_rows: int | None = None,
+    num_padding_tokens: int = 0,
+    num_generated_tokens: int = 0,
+    num_generated_rows: int = 0,
 ) -> BatchShape:
     """The shape of a batch of `(start, num_tokens)`; a row of logits for each, unless said otherwise."""
     num_items = num_tokens = context = attended = 0
@@ -57,7 +71,10 @@ def batch_shape(
         # The token at position p looks at p + 1 tokens: start + 1, … end, added up.
         attended += end if count == 1 else count * (start + end + 1) // 2
     rows = num_items if num_logit_rows is None else num_logit_rows
-    return BatchShape(num_tokens, num_items, rows, context, attended, num_padding_tokens)
+    return BatchShape(
+        num_tokens, num_items, rows, context, attended, num_padding_tokens,
+        num_generated_tokens, num_generated_rows,
+    )  # fmt: skip
 
 
 class StepWork(NamedTuple):
@@ -68,7 +85,7 @@ class StepWork(NamedTuple):
     attention_flops: float
     """Scores, and the weighted sum of values."""
     weight_bytes: float
-    """Weights, read once."""
+    """Weights, read once; once each, where there are two copies and tokens of both kinds."""
     kv_read_bytes: float
     kv_written_bytes: float
 
@@ -105,15 +122,34 @@ def hidden_size(model: ModelShape) -> int:
     return model.hidden_size or model.num_heads * model.head_dim
 
 
+def stored_bytes(model: ModelShape) -> tuple[float, float]:
+    """Of the weights in the layers, and of the output matrix."""
+    if model.layer_bytes:
+        return model.layer_bytes, model.output_bytes
+    bytes_per_element = BYTES_PER_ELEMENT.get(model.dtype, 2)
+    return bytes_per_element * parameters_in_layers(model), bytes_per_element * output_parameters(model)
+
+
+def weight_bytes_read(model: ModelShape, shape: BatchShape) -> float:
+    """What a step reads of the weights: of each copy, if it computes tokens with it."""
+    layers, output = stored_bytes(model)
+    has_prompts, prompt_rows = True, shape.num_logit_rows
+    read = 0.0
+    if model.decode_layer_bytes and shape.num_generated_tokens:
+        has_prompts = shape.num_tokens > shape.num_generated_tokens
+        prompt_rows -= shape.num_generated_rows
+        read = model.decode_layer_bytes + (model.decode_output_bytes if shape.num_generated_rows else 0)
+    return read + (layers if has_prompts else 0) + (output if prompt_rows else 0)
+
+
 def work_of(model: ModelShape, shape: BatchShape) -> StepWork:
     """The work of one step."""
-    bytes_per_element = BYTES_PER_ELEMENT.get(model.dtype, 2)
     rows = shape.num_tokens + shape.num_padding_tokens
     in_layers, in_output = parameters_in_layers(model), output_parameters(model)
     return StepWork(
         linear_flops=2.0 * (in_layers * rows + in_output * shape.num_logit_rows),
         attention_flops=4.0 * model.num_layers * model.num_heads * model.head_dim * shape.num_attended,
-        weight_bytes=bytes_per_element * (in_layers + (in_output if shape.num_logit_rows else 0)),
+        weight_bytes=weight_bytes_read(model, shape),
         kv_read_bytes=float(model.kv_bytes_per_token * shape.num_context_tokens),
         kv_written_bytes=float(model.kv_bytes_per_token * shape.num_tokens),
     )
@@ -121,10 +157,23 @@ def work_of(model: ModelShape, shape: BatchShape) -> StepWork:
 
 def work_by_phase(model: ModelShape, record: StepRecord) -> Mapping[Phase, StepWork]:
     """The work of a recorded step, prefill and decode apart, each as if it read the weights alone."""
-    parts: dict[Phase, list[tuple[int, int]]] = {}
+    parts: dict[Phase, list[BatchItem]] = {}
     for item in record.batch:
-        parts.setdefault(item.phase, []).append((item.start, item.num_tokens))
-    return {phase: work_of(model, batch_shape(items)) for phase, items in parts.items()}
+        parts.setdefault(item.phase, []).append(item)
+    return {phase: work_of(model, shape_of_items(items)) for phase, items in parts.items()}
+
+
+def shape_of_items(
+    items: Sequence[BatchItem], num_logit_rows: int | None = None, num_padding_tokens: int = 0
+) -> BatchShape:
+    """The shape of a recorded batch, or of a part of it."""
+    return batch_shape(
+        ((item.start, item.num_tokens) for item in items),
+        num_logit_rows,
+        num_padding_tokens,
+        sum(item.num_generated for item in items),
+        sum(item.num_generated > 0 for item in items),
+    )
 
 
 # ── the roofline ──────────────────────────────────────────────────────────────────────────────────────────

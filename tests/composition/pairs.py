@@ -1,6 +1,7 @@
 """Two features at once, on random requests, beside the same requests alone.
 
     same       every request has, with both features and in company, the tokens of its run alone
+    waits      the same, but with asynchronous scheduling no step of a request with both is planned ahead
     law        the same, but for drawn tokens: their law is the same, and which come is another draw
     refused    asking for both is an error that names one of them
     either     both set the same thing, so only one of them can be asked for
@@ -13,6 +14,7 @@ from __future__ import annotations
 import atexit
 import random
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from itertools import combinations_with_replacement
 from pathlib import Path
@@ -26,11 +28,15 @@ from minivllm.executor.distributed import create
 from minivllm.model.tiny import DRAFT_MODEL_PATH, MODEL_PATH
 from minivllm.quantize import Calibration, plan_quantization, quantize
 from minivllm.sampling_params import SamplingParams
+from minivllm.trace.events import BatchPlanned, Event, RequestQueued, SequenceForked
+from minivllm.trace.recorder import Recorder
 from tests.composition.features import ARITHMETIC, BASE, CHECKPOINTS, DRAFT, FEATURES, Feature
 from tests.executor.distributed.thread_ranks import start_threads
 
 PAIRS = [(a, b) for a, b in combinations_with_replacement(FEATURES, 2) if a is not b]
 RANKS = ("tensor_parallel_size", "pipeline_parallel_size")
+WITH_BOTH = 3
+"""Of a run's requests, the one that has both features."""
 COMMON = {"temperature": 0, "max_tokens": 9, "ignore_eos": True}
 Request = tuple[str, list[int], SamplingParams]
 Tokens = list[list[int]]
@@ -53,9 +59,11 @@ def try_pair(first: Feature, second: Feature) -> str:
         return "either"
     is_redrawn = settings.get("speculative_config") == DRAFT
     try:
-        requests = make_requests([{}, first.params, second.params, params], first.name + second.name)
+        kinds = [{}, first.params, second.params, params]
+        requests = make_requests(kinds, first.name + second.name)
         redrawn = [name for name, _, own in requests if is_redrawn and own.temperature > 0]
-        together = run_together(settings, requests, redrawn)
+        recorder = Recorder() if settings.get("async_scheduling") else None
+        together = run_together(settings, requests, redrawn, recorder)
     except ValueError as error:
         names = {
             str(word)
@@ -74,7 +82,20 @@ def try_pair(first: Feature, second: Feature) -> str:
             assert found == alone, (
                 f"request {name} of {first.name} with {second.name}: {found}, alone {alone}"
             )
+    if recorder and not is_planned_ahead(requests[WITH_BOTH][0], recorder.events):
+        return "waits"
     return "law" if redrawn else "same"
+
+
+def is_planned_ahead(request: str, events: Sequence[Event]) -> bool:
+    """Was a step of this request planned while another was computed?"""
+    seqs: set[int] = set()
+    for event in events:
+        if isinstance(event, RequestQueued | SequenceForked) and event.request == request:
+            seqs.add(event.seq if isinstance(event, RequestQueued) else event.child)
+        elif isinstance(event, BatchPlanned) and event.is_ahead and {seq for seq, _, _ in event.items} & seqs:
+            return True
+    return False
 
 
 def parts(settings: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
@@ -123,10 +144,12 @@ def make_requests(kinds: list[dict[str, Any]], seed: str) -> list[Request]:
     return requests
 
 
-def run_together(settings: dict[str, Any], requests: list[Request], redrawn: list[str]) -> dict[str, Tokens]:
+def run_together(
+    settings: dict[str, Any], requests: list[Request], redrawn: list[str], recorder: Recorder | None = None
+) -> dict[str, Tokens]:
     """The tokens of all outputs of each request, all at once, twice: a cache then has what it can find."""
     with patch.object(create, "start_processes", start_threads):
-        engine = create_engine(args(settings))
+        engine = create_engine(args(settings), [recorder] if recorder else [])
     try:
         once, again = _run_once(engine, requests), _run_once(engine, requests)
     finally:

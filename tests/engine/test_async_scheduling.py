@@ -21,6 +21,7 @@ from minivllm.trace.events import BatchPlanned, SequenceFinished, TokensSampled
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.replay import ReplayState
 from tests.engine.fakes import FakeExecutor, FakeSampler, expected_output, make_engine
+from tests.engine.guesses import guessing
 from tests.engine.test_sharing import EOS, expected, expected_samples, limits, play, requests
 
 
@@ -238,6 +239,21 @@ def test_what_is_in_flight_ends_whole(patient, end):
         assert list(output.outputs[0].token_ids) == expected_output([1, 2, 3], 9)
     if end != "close":
         assert engine.cache.num_free_blocks == engine.config.num_blocks
+
+
+def test_what_waits_says_so_in_the_trace_and_in_the_log(caplog):
+    for speculation, word in ((None, "plans ahead"), (guessing(), "waits at every step")):
+        recorder = Recorder()
+        engine = make_engine(recorder=recorder, async_scheduling=True, speculation=speculation)
+        play(engine, BUSY)
+        assert recorder.events[0].config["async_scheduling"].startswith(word)
+        planned = [event for event in recorder.events if isinstance(event, BatchPlanned)]
+        assert any(event.is_ahead for event in planned) == (speculation is None)
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith("async_scheduling waits at every step: drafts are guessed from")
+    recorder = Recorder()
+    make_engine(recorder=recorder)
+    assert "async_scheduling" not in recorder.events[0].config
 
 
 def test_an_engine_that_was_closed_computes_without_its_thread(patient):

@@ -16,15 +16,21 @@ from hypothesis import strategies as st
 from minivllm.config import SchedulerConfig
 from minivllm.decoding.sampler import Sampler
 from minivllm.decoding.sampling_state import SamplingState
-from minivllm.engine.create_engine import load_executor
+from minivllm.engine.create_engine import create_engine
 from minivllm.engine.engine import Engine
 from minivllm.engine.engine_args import EngineArgs
+from minivllm.engine.sample_step import sample_step
 from minivllm.engine.speculation import Speculation
 from minivllm.executor.attention.choose import backend_factory
 from minivllm.executor.attention.fixed_tiles import FixedTileAttention
-from minivllm.executor.batch_invariance import VARIABLE, is_wanted
+from minivllm.executor.attention.kernel_backend import MicroscopeAttention
+from minivllm.executor.attention.torch_backend import TorchAttention
+from minivllm.executor.batch_invariance import VARIABLE, invariant, is_wanted
+from minivllm.executor.distributed import create
 from minivllm.executor.draft_model import DraftModel
+from minivllm.executor.kv_format import AUTO, FP8, INT8
 from minivllm.executor.kv_storage import KVStorage
+from minivllm.executor.quantized_storage import make_storage, twin_of
 from minivllm.executor.runners import row_groups
 from minivllm.executor.torch_executor import DTYPES, TorchExecutor
 from minivllm.memory import blocks_needed
@@ -35,17 +41,29 @@ from minivllm.model.tiny import DRAFT_MODEL_PATH, MODEL_PATH
 from minivllm.sampling_params import SamplingParams
 from minivllm.trace.events import DraftsVerified
 from minivllm.trace.recorder import Recorder
+from tests.composition.features import CHECKPOINTS
+from tests.composition.pairs import checkpoint
+from tests.executor.distributed.thread_ranks import start_threads
+from tests.executor.test_attention import model, poison
 
 CPU = torch.device("cpu")
 LENGTHS = (1, 2, 17, 40, 270)
 COUNT = 4
 KINDS = {
-    "numba-cpu": ("numba-cpu", "float32", None),
-    "numba-cpu bfloat16": ("numba-cpu", "bfloat16", None),
-    "numba-cpu int4": ("numba-cpu", "float32", "int4"),
-    "numba-cpu int8": ("numba-cpu", "bfloat16", "int8"),
-    "torch": ("torch", "float32", None),
+    "numba-cpu": ("numba-cpu", "float32", None, AUTO),
+    "numba-cpu bfloat16": ("numba-cpu", "bfloat16", None, AUTO),
+    "numba-cpu int4": ("numba-cpu", "float32", "int4", AUTO),
+    "numba-cpu int8": ("numba-cpu", "bfloat16", "int8", AUTO),
+    "numba-cpu fp8": ("numba-cpu", "float32", "fp8", AUTO),
+    "numba-cpu int8 KV": ("numba-cpu", "float32", None, INT8),
+    "numba-cpu fp8 KV": ("numba-cpu", "float32", None, FP8),
+    "torch": ("torch", "float32", None, AUTO),
+    "torch bfloat16": ("torch", "bfloat16", None, AUTO),
+    "torch int8, int8 KV": ("torch", "float32", "int8", INT8),
 }
+"""Backend, type, how weights are rounded, and how keys and values are kept."""
+ASKED = ("torch", "fp8")
+"""Where the promise must be asked for."""
 
 
 def prompt(number):
@@ -62,15 +80,15 @@ def decoder_of(dtype, quantization):
 def make_engine(
     kind, *, block_size=16, num_blocks=None, num_host_blocks=0, trace=None, draft=None, num_drafts=3, **limits
 ):
-    backend, dtype, quantization = KINDS[kind]
+    backend, dtype, quantization, kept = KINDS[kind]
     decoder = deepcopy(decoder_of(dtype, quantization))  # a runner stores its matrices in an order of its own
     num_blocks = num_blocks or blocks_needed(1000, block_size)
-    shape = block_size, DTYPES[dtype], CPU
-    storage = KVStorage(decoder.config, num_blocks, *shape)
-    storage.cells.fill_(torch.nan)
-    host = KVStorage(decoder.config, num_host_blocks, *shape) if num_host_blocks else None
+    storage = make_storage(decoder.config, num_blocks, block_size, DTYPES[dtype], CPU, kept)
+    poison(storage)
+    host = twin_of(storage, decoder.config, num_host_blocks, CPU) if num_host_blocks else None
+    is_asked = bool({backend, quantization} & {*ASKED})
     executor = TorchExecutor(
-        decoder, storage, backend_factory(backend), host_storage=host, batch_invariant=backend == "torch"
+        decoder, storage, backend_factory(backend), host_storage=host, batch_invariant=is_asked
     )
     config = SchedulerConfig(
         num_blocks=num_blocks, block_size=block_size, num_host_blocks=num_host_blocks, **limits
@@ -96,20 +114,18 @@ def params(**more):
 def logits_of(engine, requests):
     """{request: {position: row of logits}} of requests {name: (prompt, params)}, all at once."""
     owners, rows = {}, {}
-    executor, carry_out = engine.executor, engine.executor.execute
 
-    def execute(plan):
+    def noting(plan, logits, *others):
         for name, request in engine.core.requests.items():
             owners.update((sequence.seq_id, name) for sequence in request.sequences)
-        logits = carry_out(plan)
         at = 0
         for item in plan.scheduled:
             for position in range(item.end - item.num_logits, item.end):
                 rows.setdefault(owners[item.seq_id], {})[position] = logits[at].clone()
                 at += 1
-        return logits
+        return sample_step(plan, logits, *others)
 
-    with patch.object(executor, "execute", execute):
+    with patch("minivllm.engine.step_loop.sample_step", noting):
         for name, (tokens, own) in requests.items():
             engine.add_request(str(name), tokens, own)
         while engine.has_unfinished_requests():
@@ -269,11 +285,51 @@ def test_a_shared_random_stream_is_caught(monkeypatch, is_shared):
     assert (sampled(make_engine("torch"), [1, 2, 3])["3"] == expected) == (not is_shared)
 
 
+ARGUED = {
+    "numba-cpu decoding in int8": {"attention_backend": "numba-cpu", "decode_weight_dtype": "int8"},
+    "numba-cpu decoding in fp8": {"attention_backend": "numba-cpu", "decode_weight_dtype": "fp8"},
+    "torch decoding in int4": {"attention_backend": "torch", "decode_weight_dtype": "int4"},
+    "numba-cpu in virtual memory": {"attention_backend": "numba-cpu", "allocator": "virtual_memory"},
+    "torch in virtual memory": {"attention_backend": "torch", "allocator": "virtual_memory"},
+    "torch on 2 ranks": {"attention_backend": "torch", "tensor_parallel_size": 2},
+    "numba-cpu in 2 stages": {"attention_backend": "numba-cpu", "pipeline_parallel_size": 2},
+    "in 2 parts": {"reduction_parts": 2},
+    **{f"a {name} checkpoint": {"model": name, "attention_backend": "numba-cpu"} for name in CHECKPOINTS},
+}
+
+
+@pytest.mark.parametrize("name", ARGUED)
+def test_what_was_asked_for_beside_it_keeps_the_promise(name, monkeypatch):
+    """Weights that depend on a token's place in its own sequence, other memories, ranks, other formats."""
+    monkeypatch.setattr(create, "start_processes", start_threads)
+    monkeypatch.setenv(VARIABLE, "1")
+    asked = {"model": MODEL_PATH, **ARGUED[name]}
+    if asked["model"] in CHECKPOINTS:
+        asked["model"] = checkpoint(CHECKPOINTS[asked["model"]])
+
+    def engine(**limits):
+        usual = {"num_gpu_blocks_override": 80, "dtype": "float32", "max_num_seqs": 4, "max_model_len": 304}
+        return create_engine(EngineArgs(block_size=16, **usual, **asked, **limits))
+
+    few = {number: (prompt(number), params(prompt_logprobs=0)) for number in (1, 2, 4)}
+    crowded, by_itself = engine(max_num_batched_tokens=100), engine()
+    try:
+        for number, rows in logits_of(crowded, few).items():
+            expected = logits_of(by_itself, {number: few[number]})[number]
+            assert rows.keys() == expected.keys()
+            assert all(torch.equal(row, expected[position]) for position, row in rows.items()), number
+    finally:
+        crowded.close()
+        by_itself.close()
+
+
 def test_what_cannot_keep_the_promise_is_refused_by_name():
-    decoder = decoder_of("float32", None)
-    storage = KVStorage(decoder.config, 8, 16, torch.float32, CPU)
-    with pytest.raises(ValueError, match="batch_invariant must be False with the attention backend"):
-        TorchExecutor(decoder, storage, backend_factory("microscope"), batch_invariant=True)
+    config = model((1, 1), 32, [4])
+    with pytest.raises(ValueError, match="'microscope' and a model whose layers have sliding windows"):
+        invariant(MicroscopeAttention)(config, KVStorage(config, 8, 16, torch.float32, CPU))
+    elsewhere = KVStorage(config, 8, 16, torch.float32, torch.device("meta"))
+    with pytest.raises(ValueError, match="batch_invariant must be False with the attention backend 'torch'"):
+        invariant(TorchAttention)(config, elsewhere)
 
 
 def test_the_environment_asks_for_it_too(monkeypatch):
@@ -284,21 +340,3 @@ def test_the_environment_asks_for_it_too(monkeypatch):
     monkeypatch.setenv(VARIABLE, "yes")
     with pytest.raises(ValueError, match="VLLM_BATCH_INVARIANT must be 0 or 1, got 'yes'"):
         is_wanted(True)
-
-
-@pytest.mark.parametrize(
-    "setting",
-    [
-        dict(tensor_parallel_size=2),
-        dict(pipeline_parallel_size=2),
-        dict(reduction_parts=2),
-        dict(decode_weight_dtype="int8"),
-        dict(kv_cache_dtype="fp8"),
-        dict(allocator="virtual_memory"),
-    ],
-)
-def test_what_the_environment_asks_for_is_not_dropped_beside_a_setting(setting, monkeypatch):
-    monkeypatch.setenv(VARIABLE, "1")
-    (name, value), *_ = setting.items()
-    with pytest.raises(ValueError, match=f"where {name} is {value!r}; VLLM_BATCH_INVARIANT=1"):
-        load_executor(EngineArgs(MODEL_PATH, **setting))

@@ -13,7 +13,7 @@ from minivllm.engine.engine_args import EngineArgs
 from minivllm.engine.speculation import Speculation
 from minivllm.lab.bench.overlap import idle_shares
 from minivllm.sampling_params import SamplingParams
-from minivllm.trace.events import BatchPlanned
+from minivllm.trace.events import BatchPlanned, RanksTimed, RankTime
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.replay import ReplayState
 from tests.engine.fakes import VOCAB_SIZE, FakeExecutor, FakeSampler, expected_output
@@ -176,15 +176,9 @@ def test_asynchronous_scheduling_of_stages_is_refused_by_name():
 
 
 def test_what_a_stage_does_not_compute_it_is_idle():
-    def one(rank, kind, begin, length):
-        return {"ph": "X", "pid": rank, "cat": kind, "ts": begin, "dur": length}
-
-    first = [one(1, "step", 0, 50), one(1, "step", 100, 50), one(1, "talk", 140, 10)]
-    second = [
-        one(2, "step", 0, 100),
-        one(2, "talk", 0, 50),
-        one(2, "step", 100, 100),
-        one(2, "talk", 100, 50),
-    ]
-    assert idle_shares([*first, *second], 2) == pytest.approx((0.55, 0.5))
-    assert idle_shares([*first, *second], 1) == pytest.approx((0.6, 0.5))
+    first = RanksTimed(0, (RankTime(0, 0, 50), RankTime(1, 0, 100, (("receive", 0, 50),))))
+    second = RanksTimed(
+        1, (RankTime(0, 100, 150, (("send", 140, 150),)), RankTime(1, 100, 200, (("receive", 100, 150),)))
+    )
+    assert idle_shares([first, second]) == pytest.approx((0.55, 0.5))
+    assert idle_shares([second]) == pytest.approx((0.6, 0.5))

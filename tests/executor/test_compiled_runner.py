@@ -75,6 +75,21 @@ def test_whole_numbers_in_the_cache_are_those_of_the_plain_decoder(config, plans
     assert first_layer.max() <= 1 and first_layer.float().mean() < 0.01
 
 
+@given(configs(), runs(), st.integers(0, 99), st.sampled_from([0, 0, 3]))
+@settings(deadline=None, max_examples=30)
+def test_floats_of_8_bits_in_the_cache_are_those_of_the_plain_decoder(config, plans, seed, num_padding):
+    """But for those that were near the middle of two, and what they change in later layers."""
+    compiled, plain = (
+        executor_of(config, backend, seed, kind="fp8") for backend in (NumbaCpuAttention, TorchAttention)
+    )
+    for plan in plans:
+        padded = msgspec.structs.replace(plan, num_padding_tokens=num_padding if plan.scheduled else 0)
+        torch.testing.assert_close(compiled.execute(padded), plain.execute(plan), atol=0.05, rtol=0.05)
+    ours, theirs = (executor.storage.cells[0].view(torch.uint8) for executor in (compiled, plain))
+    differ = (ours.int() - theirs.int()).abs()
+    assert differ.max() <= 1 and differ.bool().float().mean() < 0.01
+
+
 def batches(lengths, steps, tokens, num_blocks=NUM_BLOCKS):
     """Prompts of these lengths, and then so many steps of one token each; blocks lie anywhere."""
     blocks = iter(torch.randperm(num_blocks, generator=torch.Generator().manual_seed(7)).tolist())

@@ -16,7 +16,8 @@ from minivllm.executor.cpu_hazards import FUSED, QUANTIZED, STEP
 from minivllm.executor.runners.choose import quantized_runners
 from minivllm.executor.runners.compiled import CompiledRunner
 from minivllm.executor.runners.fused import FusedRunner
-from minivllm.executor.runners.quantized_panels import QuantizedPanels, in_panels
+from minivllm.executor.runners.packed_matrix import PackedMatrix
+from minivllm.executor.runners.quantized_panels import in_panels
 from minivllm.executor.torch_executor import TorchExecutor
 from minivllm.model.matrix import Matrix
 from minivllm.sampling_params import BeamSearchParams
@@ -45,11 +46,11 @@ def test_panels_and_their_plain_twin_have_the_same_logits(name: str, make_quanti
     folder, _ = make_quantized(name)
     plain, expected = logits_of(folder, TorchAttention)
     fast, found = logits_of(folder, NumbaCpuAttention)
-    is_whole = name in ("gptq-4", "gptq-3", "bytes-dynamic")  # others have parts of several kinds or orders
+    # Others have parts of several kinds or orders.
+    is_whole = name in ("gptq-4", "gptq-3", "bytes-dynamic", "fp8-block")
     assert isinstance(fast.runner, CompiledRunner if is_whole else FusedRunner)
     assert quantized_runners(plain.decoder) == ((STEP,) if is_whole else (FUSED, QUANTIZED))
-    in_panels = isinstance(fast.decoder.layers[0].mlp.down.matrix, QuantizedPanels)
-    assert in_panels == (name != "fp8-block")
+    assert isinstance(fast.decoder.layers[0].mlp.down.matrix, PackedMatrix)
     # A number that is rounded to 8 bits may be rounded the other way where sums are in another order.
     assert (found - expected).abs().max() <= (0.05 if name == "bytes-dynamic" else 1e-4)
 
@@ -59,6 +60,7 @@ def test_a_plain_checkpoint_is_rounded_on_every_runner(make_checkpoint: object) 
     for quantization, bits in (("int8", 8), ("int4", 4), ("fp8", 8)):
         plain, expected = logits_of(folder, TorchAttention, quantization=quantization)
         fast, found = logits_of(folder, NumbaCpuAttention, quantization=quantization)
+        assert isinstance(fast.runner, CompiledRunner)
         assert (found - expected).abs().max() <= 1e-4
         assert plain.decoder.quantization == fast.decoder.quantization == quantization
         matrix = plain.decoder.layers[0].mlp.down.matrix

@@ -187,8 +187,9 @@ def test_a_cache_in_8_bits_needs_code_of_its_own(monkeypatch):
     assert needed(torch.float32, "int8_per_token_head") == ["float32-int8step"]
     whole = ["bfloat16-int8step", "bfloat16-int8fused"]
     assert needed(torch.bfloat16, "int8_per_token_head") == whole
-    assert needed(torch.bfloat16, "fp8") == ["bfloat16-fp8fused"]
-    assert needed(torch.float32, "fp8", [STEP]) == ["float32-fp8fused", "float32-quantized"]
+    assert needed(torch.bfloat16, "fp8") == ["bfloat16-fp8step", "bfloat16-fp8fused"]
+    assert needed(torch.float32, "fp8", [STEP]) == ["float32-fp8step"]
+    assert needed(torch.float32, "fp8", [FUSED, QUANTIZED]) == ["float32-fp8fused", "float32-quantized"]
     assert needed(torch.float32, "int8_per_token_head", [STEP]) == ["float32-int8step"]
 
 

@@ -6,10 +6,12 @@ Not "close": equal. Every kernel's sums have an order that is written down (`ker
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels_numba.cpu import decode_items, paged_prefill, panels, rows
+from kernels_numba.cpu.coded_cells import numbers
 from kernels_numba.cpu.decode_items import plan_items
 from kernels_numba.cpu.matrix_packing import pack_groups, pack_numbers
 from kernels_numba.cpu.matrix_products import multiply_by
@@ -17,6 +19,7 @@ from kernels_numba.cpu.paged_decode import paged_decode
 from kernels_numba.cpu.paged_prefill import plan_tiles
 from kernels_numba.cpu.quantized_tile import BYTES, NIBBLES
 from kernels_numba.cpu.softmax_parts import PART_KEYS
+from minivllm.executor.kv_format import AUTO, FP8, INT8, to_fp8, to_int8
 
 SCALE = np.float32(0.3)
 ONE = np.float32(1)
@@ -32,14 +35,10 @@ def attended(query, keys, values, window, *, block_size, chunks, threads, rng):
 
     Blocks lie anywhere, and what no token may see is NaN.
     """
-    length, kv_heads, head_dim = keys.shape
+    length, kv_heads = numbers(keys).shape[:2]
     width = -(-length // block_size)
     blocks = rng.permutation(width + 3)[:width]
-    nan = 0x7FC0 if keys.dtype == np.uint16 else np.nan
-    cells = [np.full((width + 3, kv_heads, block_size, head_dim), nan, keys.dtype) for _ in range(2)]
-    for cache, own in zip(cells, (keys, values), strict=True):
-        for position in range(length):
-            cache[blocks[position // block_size], :, position % block_size] = own[position]
+    cells = [in_blocks(own, blocks, width + 3, block_size) for own in (keys, values)]
     out, table, first = np.zeros_like(query), blocks[None, :], 0
     for count in chunks:
         position = length - len(query) + first
@@ -55,25 +54,49 @@ def attended(query, keys, values, window, *, block_size, chunks, threads, rng):
     return out
 
 
+def in_blocks(own, blocks, num_blocks, block_size):
+    """Numbers, or codes and scales, by position: in blocks, with what stands for NaN where no token is."""
+    if isinstance(own, tuple):
+        codes, scales = own
+        if scales.ndim == 0:  # of all alike
+            return in_blocks(codes, blocks, num_blocks, block_size), scales[()]
+        return tuple(in_blocks(part, blocks, num_blocks, block_size) for part in own)
+    nan = {"uint16": 0x7FC0, "uint8": 0x7F, "int8": 99}.get(own.dtype.name, np.nan)
+    cache = np.full((num_blocks, own.shape[1], block_size, *own.shape[2:]), nan, own.dtype)
+    for position in range(len(own)):
+        cache[blocks[position // block_size], :, position % block_size] = own[position]
+    return cache
+
+
+def coded(values, kind):
+    """As a cache of this kind keeps float32 numbers."""
+    if kind == INT8:
+        return tuple(part.numpy() for part in to_int8(torch.from_numpy(values)))
+    return to_fp8(torch.from_numpy(values), 0.0625).numpy(), np.array(0.0625, np.float32)
+
+
 CASES = {
     "heads": st.sampled_from([(1, 1), (6, 2), (4, 1), (10, 2)]),
     "head_dim": st.sampled_from([2, 6, 32, 64, 80]),
     "length": st.integers(1, 300) | st.integers(500, 800),
     "window": st.none() | st.integers(1, 400),
     "is_bf16": st.booleans(),
+    "kind": st.sampled_from([AUTO, AUTO, INT8, FP8]),
     "size": st.sampled_from([1, 4, 7, 12, 16, 300]),
     "threads": st.integers(1, 4),
     "seed": st.integers(0, 2**32 - 1),
 }
 
 
-def results(heads, head_dim, length, window, is_bf16, size, threads, seed):
+def results(heads, head_dim, length, window, is_bf16, size, threads, seed, kind=AUTO):
     """The same tokens computed in one chunk, and divided at random."""
     rng = np.random.default_rng(seed)
     count = min(length, int(rng.integers(1, 150)))
     query = rng.standard_normal((count, heads[0], head_dim)).astype(np.float32)
     keys, values = (rng.standard_normal((length, heads[1], head_dim)).astype(np.float32) for _ in range(2))
-    tensors = [narrowed(array, is_bf16) for array in (query, keys, values)]
+    tensors = [narrowed(array, is_bf16 and kind == AUTO) for array in (query, keys, values)]
+    if kind != AUTO:  # codes are widened to the same numbers in any model's type
+        tensors[1:] = (coded(array, kind) for array in (keys, values))
     chunks, left = [], count
     while left:
         chunks.append(min(left, int(rng.choice([1, 2, 5, 33]))))

@@ -1,5 +1,7 @@
 """Products with matrices of every kind are those of their values: shapes, types, roundings, threads."""
 
+from math import gcd
+
 import numpy as np
 import pytest
 import torch
@@ -18,9 +20,12 @@ from kernels_numba.cpu.matrix_packing import (
 from kernels_numba.cpu.matrix_products import INTEGERS, KIND, OFFSETS, STATIC, multiply_by
 from kernels_numba.cpu.panels import PARALLEL_STEPS, ROWS, WIDTH, pack, padded
 from kernels_numba.cpu.quantized_tile import BYTES, NIBBLES
+from minivllm.executor.runners.float8_panels import Float8Panels
 from minivllm.executor.runners.quantized_panels import QuantizedPanels, can_lie_in_panels, in_panels
 from minivllm.model.packed import as_array
 from minivllm.model.quantization.activations import ActivationRounding
+from minivllm.model.quantization.float8_matrix import Float8Matrix
+from minivllm.model.quantization.float8_weights import Float8Weights
 from minivllm.model.quantization.integer_matrix import IntegerMatrix
 from tests.model.quantization.test_packing import random_weights
 
@@ -209,16 +214,83 @@ def test_a_matrix_in_panels_is_its_plain_twin(
     assert bool((found.float() - expected.float()).abs().max() <= tolerance)
 
 
+ALL_NUMBERS = torch.tensor([bits for bits in range(256) if bits & 0x7F != 0x7F], dtype=torch.uint8)
+"""Of e4m3: all but the two that are none."""
+
+
+def random_floats(n, k, block, seed):
+    random = torch.Generator().manual_seed(seed)
+    bits = ALL_NUMBERS[torch.randint(len(ALL_NUMBERS), (n, k), generator=random)]
+    scales = torch.rand(-(-n // block[0]), -(-k // block[1]), generator=random) / 1000
+    return Float8Weights(bits.view(torch.float8_e4m3fn), scales, block)
+
+
+@given(
+    num_rows=st.integers(0, 3 * ROWS),
+    n=SIZES,
+    k=st.sampled_from([2, 6, 64, 96, 192]),
+    block=st.sampled_from([(1, 10**6), (10**6, 10**6), (3, 128), (128, 64), (16, 48), (7, 3)]),
+    dtype=DTYPES,
+    threads=st.sampled_from([1, 2]),
+    fresh=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@settings(deadline=None)
+def test_floats_of_8_bits_are_multiplied_as_what_they_are(num_rows, n, k, block, dtype, threads, fresh, seed):
+    """Scales of channels, of the whole, and of blocks that neither rows nor inputs are made of."""
+    weights = random_floats(n, k, (min(block[0], n), min(block[1], k)), seed)
+    matrix = Float8Matrix(weights, dtype, CPU)
+    panels = in_panels(matrix)
+    if k > block[1] and gcd(k, block[1]) % 2:
+        assert panels is matrix and not can_lie_in_panels(matrix)
+        return
+    assert isinstance(panels, Float8Panels) and torch.equal(panels.dense(), matrix.dense())
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(num_rows, k, generator=random).to(dtype)
+    before = torch.randn(num_rows, padded(n), generator=random)
+    out = product(x, panels.packed, n, threads=threads, fresh=fresh, out=before.clone())
+    values = weights.dense().double()
+    expected = x.double() @ values.T + (0 if fresh else before[:, :n].double())
+    bound = x.double().abs() @ values.abs().T + 1
+    assert bool(((out[:, :n].double() - expected).abs() <= 1e-5 * bound).all())
+    assert torch.equal(out[:, n:], torch.zeros_like(out[:, n:]) if fresh else before[:, n:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_rows", [1, ROWS + 1])
+def test_every_number_of_e4m3_is_read_exactly(dtype, num_rows):
+    """The smallest too, which have no exponent; alone, and where a panel is widened for many rows."""
+    count = len(ALL_NUMBERS)
+    values = ALL_NUMBERS.view(torch.float8_e4m3fn)
+    weights = Float8Weights(values.repeat(3, 1), torch.ones(1, 1), (3, count))
+    panels = in_panels(Float8Matrix(weights, dtype, CPU))
+    x = torch.eye(count, dtype=dtype)
+    found = torch.cat(
+        [product(x[row : row + num_rows], panels.packed, 3) for row in range(0, count, num_rows)]
+    )
+    assert torch.equal(found[:, :3], values.float()[:, None].expand(-1, 3))
+
+
+def test_what_is_no_number_stays_as_it_is():
+    for bits in (0x7F, 0xFF):
+        numbers = torch.full((4, 4), bits, dtype=torch.uint8).view(torch.float8_e4m3fn)
+        matrix = Float8Matrix(Float8Weights(numbers, torch.ones(1, 1), (4, 4)), torch.float32, CPU)
+        assert in_panels(matrix) is matrix
+
+
 def test_groups_of_an_odd_size_stay_as_they_are():
     odd = IntegerMatrix(random_weights(3, 6, 4, 3, 0, zeros="any", is_ordered=False), torch.float32, CPU)
     assert not can_lie_in_panels(odd) and in_panels(odd) is odd
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [4, 8, "e4m3"])
 def test_a_row_is_multiplied_in_company_as_it_is_alone(bits, dtype):
-    weights = random_weights(100, 64, bits, 32, 0, zeros="any", is_ordered=False)
-    panels = in_panels(IntegerMatrix(weights, dtype, CPU))
+    if bits == "e4m3":
+        panels = in_panels(Float8Matrix(random_floats(100, 64, (32, 32), 0), dtype, CPU))
+    else:
+        weights = random_weights(100, 64, bits, 32, 0, zeros="any", is_ordered=False)
+        panels = in_panels(IntegerMatrix(weights, dtype, CPU))
     x = torch.randn(13, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
     together = product(x, panels.packed, 100)
     for row in range(13):

@@ -220,7 +220,7 @@ def run_paged(
 
 
 def test_reading_one_row_behind_the_last_token_is_a_read_of_poison(plant):
-    planted = plant(paged, "index * block_size + row < length", "index * block_size + row <= length")
+    planted = plant(paged, "and position < end_key", "and position <= end_key")
     world = make_world(0, [6], 4)
     faults, out = run_paged(planted, world)
     assert ("poison", "keys") in faults and ("poison", "values") in faults
@@ -230,7 +230,7 @@ def test_reading_one_row_behind_the_last_token_is_a_read_of_poison(plant):
 def test_reading_one_entry_behind_the_end_of_a_table_is_a_read_of_poison(plant):
     world = make_world(0, [8], 4)
     assert run_paged(paged, world)[0] == set()
-    planted = plant(paged, "(length + block_size - 1) // block_size", "length // block_size + 1")
+    planted = plant(paged, "+ warp * tile, end_key,", "+ warp * tile, end_key + 1,")
     assert run_paged(planted, world)[0] == {("poison", "tables")}
 
 
@@ -306,11 +306,11 @@ PAGED_NUMBERS = [
     ("total[g, c] *= rescale", "total[g, c] *= float32(1)"),
     ("warp_sums[w, g] * weight", "warp_sums[w, g]"),
     ("total[g, c] * mine + added * theirs", "total[g, c] * mine + added"),
-    ("end_block = min(num_blocks, first_block + split_blocks)", "end_block = num_blocks"),
+    ("end_key = min(lengths[sequence], first_key + split_keys)", "end_key = lengths[sequence]"),
     ("maximum + math.log(all_sums)", "maximum"),
     ("weight = math.exp(log_sums[sequence, head, split] - maximum)", "weight = float32(1)"),
     ("loaded[n * per_load + 1] = b", "loaded[n * per_load + 1] = a"),
-    ("range(first_block + warp, end_block, NUM_WARPS)", "range(first_block, end_block, NUM_WARPS)"),
+    ("range(first_key + warp * tile, end_key,", "range(first_key, end_key,"),
 ]
 
 

@@ -1,6 +1,8 @@
 """Wrong solutions that reach for the judge instead of the solution: each gets a verdict, never "passed"."""
 
+import json
 import sys
+from textwrap import indent
 
 import pytest
 
@@ -10,11 +12,12 @@ from lessons.mutant import load_mutants
 from lessons.runner import FAILED, NOT_IMPORTABLE, PASSED, check
 from lessons.trial import Trial, make_trial
 
+pytestmark = pytest.mark.usefixtures("few_stories")
+
 LESSON = find_lesson("04")
 RIGHT = LESSON.reference.read_text(encoding="utf-8")
 MUTANTS = {one.name: one.source(RIGHT) for one in load_mutants(LESSON).wrong}
 WRONG = MUTANTS["always_one_more"]
-FROM_TEXT = "exec(TEXT)\n"  # in place of a solution
 REFERENCE = str(LESSON.reference)
 
 JUDGE = {
@@ -119,21 +122,60 @@ def test_words_that_are_not_the_judges_count_for_nothing(what, tmp_path):
     assert result.code != PASSED and (result.tampering or result.problem)
 
 
+@pytest.fixture(scope="module")
+def came(tmp_path_factory):
+    """What came of each attempt to look or to read: all are made by one solution, one after another."""
+    folder = tmp_path_factory.mktemp("attempts")
+    (folder / "link.py").symlink_to(LESSON.reference)
+    skipped = {}
+    try:
+        (folder / "hard.py").hardlink_to(LESSON.reference)
+    except OSError:
+        skipped = {"by a hard link": (SKIPPED, "another disk: there are no hard links to it")}
+    attempts = "".join(
+        f"def attempt():\n{indent(code.strip(), '    ')}\nATTEMPTS[{what!r}] = attempt\n"
+        for what, code in (LOOKS | READS).items()
+    )
+    result = judged(folder, f"import sys\nATTEMPTS = {{}}\n{attempts}{TRY_ALL}")
+    assert result.code == NOT_IMPORTABLE and "all were made" in result.problem, result.problem
+    return json.loads((folder / "came.json").read_text()) | skipped
+
+
+SKIPPED = "skipped"
+TRY_ALL = """
+import json, pathlib
+came = {}
+for what, attempt in ATTEMPTS.items():
+    try:
+        came[what] = ["nothing", repr(attempt())]
+    except BaseException as error:
+        came[what] = [type(error).__name__, str(error)]
+pathlib.Path(__file__).with_name("came.json").write_text(json.dumps(came))
+raise SystemError("all were made")
+"""
+
+
 @pytest.mark.parametrize("what", LOOKS)
-def test_the_way_up_to_the_judge_is_closed(what, tmp_path):
-    result = judged(tmp_path, f"{WRONG}\nimport sys\n{LOOKS[what]}\n")
-    assert result.code == NOT_IMPORTABLE and "look into the judge" in result.problem
+def test_the_way_up_to_the_judge_is_closed(what, came):
+    error, words = came[what]
+    assert error == "Refused" and "look into the judge" in words
 
 
 @pytest.mark.parametrize("what", READS)
-def test_the_solutions_cannot_be_read_by_any_name(what, tmp_path):
-    (tmp_path / "link.py").symlink_to(LESSON.reference)
-    try:
-        (tmp_path / "hard.py").hardlink_to(LESSON.reference)
-    except OSError:
-        pytest.skip("another disk: there are no hard links to it") if what == "by a hard link" else None
-    result = judged(tmp_path, f"{READS[what]}\n{FROM_TEXT}")
-    assert result.code == NOT_IMPORTABLE and "must be your own" in result.problem, result.problem
+def test_the_solutions_cannot_be_read_by_any_name(what, came):
+    error, words = came[what]
+    if error == SKIPPED:
+        pytest.skip(words)
+    assert error == "Refused" and "must be your own" in words
+
+
+@pytest.mark.parametrize(
+    ("attempt", "words"),
+    [(LOOKS["a frame"], "look into the judge"), (READS["as a text"] + "\nexec(TEXT)", "must be your own")],
+)
+def test_who_looks_or_reads_is_not_judged(attempt, words, tmp_path):
+    result = judged(tmp_path, f"{WRONG}\nimport sys\n{attempt}\n")
+    assert result.code == NOT_IMPORTABLE and words in result.problem
 
 
 def test_what_is_shared_between_objects_is_told(tmp_path):
@@ -153,7 +195,7 @@ def test_who_takes_all_memory_gets_a_verdict_and_the_machine_keeps_some(tmp_path
     greedy = RIGHT.replace(
         "    def free_blocks(self, blocks: Iterable[int]) -> None:\n",
         "    def free_blocks(self, blocks: Iterable[int]) -> None:\n"
-        "        taken = []\n        while True:\n            taken.append(bytearray(2**24))\n",
+        "        taken = []\n        while True:\n            taken.append(bytes(2**24))\n",
     )
     assert greedy != RIGHT
     result = judged(tmp_path, greedy)
@@ -197,8 +239,8 @@ def test_a_trial_believes_only_the_whole_answer():
 
 
 def test_who_sleeps_is_given_up_and_who_works_is_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(judge_process, "SILENCE_SECONDS", 3.0)
+    monkeypatch.setattr(judge_process, "SILENCE_SECONDS", 1.5)
     asleep = judged(tmp_path, f"{RIGHT}\nimport time\ntime.sleep(1e6)\n")
     assert asleep.code == NOT_IMPORTABLE and "does it sleep" in asleep.problem
-    working = judged(tmp_path, f"{RIGHT}\nimport time\nwhile time.process_time() < 5: pass\n")
+    working = judged(tmp_path, f"{RIGHT}\nimport time\nwhile time.process_time() < 3: pass\n")
     assert working.code == PASSED, working.problem

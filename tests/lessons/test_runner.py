@@ -8,12 +8,14 @@ import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 
-from lessons import commands
-from lessons.catalogue import ROOT, find_lesson
+from lessons import commands, runner
+from lessons.catalogue import ROOT, find_lesson, lessons
 from lessons.comparing import parting
 from lessons.desk_work import keep
 from lessons.mutant import load_mutants
@@ -24,6 +26,8 @@ from lessons.work import Desk
 from minivllm.terminal import Console
 from minivllm.trace.story_events import StoryStep, read_story
 from tests import patience
+
+pytestmark = pytest.mark.usefixtures("few_stories")
 
 LESSON = find_lesson("04")
 RIGHT = LESSON.reference.read_text(encoding="utf-8")
@@ -50,9 +54,9 @@ def minivllm(folder, *arguments, **environment):
     return checked(end.value.code or 0, said.getvalue(), arguments)
 
 
-def as_process(folder, *arguments, **environment):
+def as_process(folder, *arguments, module="lessons", **environment):
     done = subprocess.run(
-        [sys.executable, "-m", "lessons", *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT.parent), "COLUMNS": "200", **environment},
         capture_output=True,
@@ -81,7 +85,7 @@ def with_in_take(line):
 
 
 def test_the_path_from_start_to_diff(tmp_path):
-    code, words = as_process(tmp_path, "list")
+    code, words = minivllm(tmp_path, "list")
     assert code == 0 and "not started" in words
     code, words = minivllm(tmp_path, "start", "4")
     assert code == 0 and "work/04_paging.py" in words
@@ -115,6 +119,22 @@ def test_the_path_from_start_to_diff(tmp_path):
     code, words = minivllm(tmp_path, "reset", "4")
     assert code == 0 and (tmp_path / "work" / "04_paging.old1.py").read_text().endswith("# mine\n")
     assert minivllm(tmp_path, "check", "4")[0] == 2
+
+
+def test_the_readmes_path_in_fresh_processes(tmp_path):
+    """The README's own commands, as a newcomer types them; at night, for every lesson."""
+    commands = re.findall(r"^minivllm (lesson \w+)( \d+)?", README.read_text(encoding="utf-8"), re.M)
+    assert [name for name, _ in commands] == ["lesson list", "lesson start", "lesson check"]
+    is_night = settings.get_current_profile_name() == "nightly"
+    for lesson in lessons() if is_night else [find_lesson(commands[-1][1].strip())]:
+        typed = [[*name.split(), *[lesson.number][: len(number)]] for name, number in commands]
+        codes, told = zip(*[as_process(tmp_path, *words, module="minivllm") for words in typed], strict=True)
+        assert codes == (0, 0, 2), told
+        assert lesson.heading() in told[0] and "Not started" in told[2]
+        path = Path(re.search(r"write : (\S+)", told[1])[1])
+        (tmp_path / path).write_text(lesson.reference.read_text(encoding="utf-8"), encoding="utf-8")
+        code, words = as_process(tmp_path, *typed[-1], module="minivllm")
+        assert code == 0 and re.search(r"(\d+)/\1 properties", words), words
 
 
 def test_start_never_overwrites(tmp_path):
@@ -213,8 +233,6 @@ def test_a_wrong_command_line_is_one_sentence(tmp_path):
 
 
 def test_edited_checks_are_refused(tmp_path, monkeypatch):
-    from lessons import runner
-
     (tmp_path / "x.py").write_text(RIGHT)
     monkeypatch.setattr(runner, "edited_files", lambda lesson: ["lessons/04_paging/checks.py"])
     with pytest.raises(ValueError, match=r"checks\.py is not as it was released"):
@@ -233,15 +251,17 @@ def test_without_hypothesis_the_one_command_is_named(tmp_path):
     assert code == 2 and 'pip install -e ".[test]"' in words
 
 
-def test_a_story_that_failed_is_tried_first(tmp_path):
+def test_a_story_that_failed_is_tried_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "SHARE", 0.2)
     check(tmp_path, load_mutants(LESSON).wrong[0].source(RIGHT))
     kept = json.loads((tmp_path / "work" / "progress.json").read_text())["04_paging"]["stories"]
     (cases,) = kept.values()
     assert len(cases) == 1
     code, words = check(tmp_path, RIGHT)
-    assert code == 0 and re.search(r"151 stories", words)
+    assert code == 0 and re.search(r"\b31 stories", words), "that one, and a fifth of 150"
 
 
+README = ROOT.parent / "README.md"
 OF_02 = find_lesson("02")
 RIGHT_02 = OF_02.reference.read_text(encoding="utf-8")
 OVERFLOWS = "\n\ndef kv_bytes(*sizes):\n    return int(np.prod((2, *sizes), dtype=np.int32))\n"

@@ -100,11 +100,9 @@ def test_counts_and_times_are_those_of_the_summary(trace):
 def test_an_engine_that_forks_preempts_swaps_aborts_and_fails_tells_both_the_same(work, data, dice):
     """And what is now, as the engine's books have it, is what the step's record has."""
     counts, kept = EngineCounts(), Kept()
-    # What is now is the engine's books: with plans in flight they are ahead of the step that is told.
-    limits_now = data.draw(limits(work)) | {"async_scheduling": False}
-    engine = make_engine(eos_token_ids=EOS, sinks=[counts, kept], **limits_now)
+    engine = make_engine(eos_token_ids=EOS, sinks=[counts, kept], **data.draw(limits(work)))
     scraped = EngineCollector(counts, engine, 'a "model"').text
-    work, moments, added = [*work, *work], [], 0
+    work, moments, added = [*work, *work], {}, 0
     while added < len(work) or engine.has_unfinished_requests():
         action = dice.choice(["add", "step", "step", "step", "abort", "fail", "step"])
         if added < len(work) and (action == "add" or not engine.has_unfinished_requests()):
@@ -120,10 +118,14 @@ def test_an_engine_that_forks_preempts_swaps_aborts_and_fails_tells_both_the_sam
             before = engine.num_steps
             engine.step()
             if engine.num_steps > before:
-                moments.append(engine_now(engine))
+                moments[engine.num_steps - 1] = engine_now(
+                    engine
+                )  # a plan too many may have been finished, too
     trace = kept.trace()
     assert_told(counts, trace)
-    for record, now in zip(make_timeline(trace).records, moments, strict=False):
+    records = make_timeline(trace).records
+    for step, now in moments.items():
+        record = records[step]
         assert [record.num_running, record.num_waiting, record.num_used_blocks / trace.header.num_blocks] == [
             now[name] for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
         ]
@@ -180,6 +182,19 @@ def test_a_step_that_fails_is_the_first_of_no_request():
     failed = next(event for event in kept.events if type(event).__name__ == "StepAbandoned")
     queued = next(event for event in kept.events if type(event).__name__ == "RequestQueued")
     assert counts.tallies["request_queue_time_seconds"].sum > failed.time - queued.time > 0
+
+
+def test_what_a_plan_takes_that_was_made_ahead_is_not_told_before_its_turn():
+    counts = EngineCounts()
+    engine = make_engine(sinks=[counts], async_scheduling=True, max_num_batched_tokens=8, prefix_cache="hash")
+    for number in range(3):
+        engine.add_request(str(number), [number] * 8, SamplingParams(max_tokens=2, ignore_eos=True))
+    engine.step()
+    now, books = engine_now(engine), engine.core.state
+    assert (now["num_requests_running"], now["num_requests_waiting"]) == (1, 2)
+    assert (len(books.running), len(books.waiting)) == (2, 1), "the books are ahead"
+    assert now["kv_cache_usage_perc"] == 2 / 64 < engine.cache.pool.num_used_blocks / 64
+    assert counts.counters["prefix_cache_queries"] == 8, "the second was not looked up yet"
 
 
 def assert_shown(shown, counts):

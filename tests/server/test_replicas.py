@@ -27,6 +27,7 @@ COMMAND = [
     *(sys.executable, "-m", "minivllm", "serve", "--port", "0", "--data-parallel-size", "2"),
     *("--attention-backend", "torch", "--enforce-eager", "--num-gpu-blocks-override", "256"),
     *("--max-model-len", "512", "--prefix-cache", "hash", "--shutdown-timeout", "60"),
+    *("--distributed-timeout-seconds", "20"),
 ]
 
 
@@ -138,7 +139,12 @@ def streaming(client):
         yield lines
 
 
-def test_a_replica_that_dies_is_replaced_and_costs_only_what_it_had_told_of(client, process):
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [(signal.SIGKILL, "has ended (signal 9)"), (signal.SIGSTOP, "has given no sign of life for 20 seconds")],
+    ids=["dies", "hangs"],
+)
+def test_a_replica_that_is_lost_is_replaced_and_costs_only_what_it_had_told_of(client, process, how, words):
     first, second = children(process.pid)
     whole = []
     with streaming(client) as one, streaming(client) as other:
@@ -151,13 +157,13 @@ def test_a_replica_that_dies_is_replaced_and_costs_only_what_it_had_told_of(clie
         for thread in silent:
             thread.start()
         patience.until(lambda: sum(metric(client, "num_requests_running").values()) == 4)
-        os.kill(second, signal.SIGKILL)
+        os.kill(second, how)
         patience.until(lambda: not patience.is_alive(second))
         assert client.get("/health").status_code == 200
         ends = sorted(list(lines)[-2:] for lines in (one, other))
     assert all(end[-1] == "data: [DONE]" for end in ends)
     assert sorted('"error"' in end[0] for end in ends) == [False, True]
-    assert any("has ended (signal 9)" in end[0] for end in ends)
+    assert any(words in end[0] for end in ends)
     for thread in silent:
         patience.join(thread)
     assert [answer.status_code for answer in whole] == [200, 200], "nothing was told: it was sent again"
@@ -228,6 +234,11 @@ def test_a_replica_has_the_servers_settings_but_a_seed_and_a_trace_of_its_own():
         (("--data-parallel-size", "2", "--tensor-parallel-size", "2"), "data_parallel_size must be 1 with"),
         (("--data-parallel-router", "least-loaded"), "but data_parallel_size is 1"),
         (("--data-parallel-size", "2", "--data-parallel-router", "dice"), "data_parallel_router must be one"),
+        (("--data-parallel-backend", "ray"), "but data_parallel_size is 1"),
+        (
+            ("--data-parallel-size", "2", "--data-parallel-backend", "x"),
+            "data_parallel_backend must be one of",
+        ),
     ],
 )
 def test_what_replicas_cannot_have_is_refused_before_a_model_is_loaded(here, flags, words):

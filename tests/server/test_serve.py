@@ -110,10 +110,10 @@ def test_a_connection_that_sends_no_request_is_closed(monkeypatch):
 def test_as_many_files_may_be_open_as_the_system_allows():
     code = """
 import resource
-from minivllm.server.connections import allow_many_connections
+from minivllm.processes import allow_many_files
 hard = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 5000)
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
-allow_many_connections()
+allow_many_files()
 print(resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard))
 """
     options = {"capture_output": True, "text": True, "check": True, "timeout": patience.SECONDS}

@@ -21,6 +21,10 @@ from minivllm.trace.events import (
     BlocksTruncated,
     DraftsVerified,
     HostBlocksFreed,
+    PartShape,
+    RankShape,
+    RanksTimed,
+    RankTime,
     RebuiltRequest,
     RebuiltSequence,
     RequestPreempted,
@@ -41,8 +45,21 @@ from minivllm.trace.events import (
     VerifiedDrafts,
 )
 
+PARTS = (PartShape(0, (0, 2), (0, 1), (0, 40), (0, 5)), PartShape(1, (2, 4), (0, 1), (40, 80), (5, 9)))
 HEADER = TraceHeader(
-    VERSION, "2026-01-01T00:00:00+00:00", "virtual", 8, 2, 4, 10, 64, num_host_blocks=4, prefix_cache="radix"
+    VERSION,
+    "2026-01-01T00:00:00+00:00",
+    "virtual",
+    8,
+    2,
+    4,
+    10,
+    64,
+    num_host_blocks=4,
+    prefix_cache="radix",
+    ranks=tuple(
+        RankShape(part.number, 0, part.number, (0, 3), (part,), 5, True, True, 4000, 800) for part in PARTS
+    ),
 )
 
 EVERY_EVENT = [
@@ -62,6 +79,13 @@ EVERY_EVENT = [
     BeamsAdvanced("a", ((0, 0, 5, -1.0, "x"), (0, 2, 6, -2.0, "y"))),
     TokensSampled(((0, 5, "x"), (2, 6, "y"), (1, 7, "z"))),
     StepFinished(0, 1.0, {"model": 1.0}),
+    RanksTimed(
+        0,
+        (
+            RankTime(0, 0.1, 0.7, (("all-gather", 0.2, 0.5), ("receive logits", 0.6, 0.7))),
+            RankTime(1, 0.1, 0.7, (("all-gather", 0.4, 0.5), ("send logits", 0.6, 0.65))),
+        ),
+    ),
     StepStarted(1, 1.0),
     BlocksSwappedOut(1, (3, 0), (0, 1)),
     RequestPreempted("b", "swap", 0, preempted_for="a"),

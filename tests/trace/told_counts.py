@@ -8,7 +8,7 @@ from minivllm.trace.events import BlocksSwappedIn, RequestScheduled, StepFinishe
 from minivllm.trace.replay import ReplayState, replay_step
 from minivllm.trace.tallies import BUCKETS
 from minivllm.trace.timeline import make_timeline
-from minivllm.trace.work import batch_shape, work_of
+from minivllm.trace.work import shape_of_items, work_of
 
 
 class Told:
@@ -61,8 +61,8 @@ class Told:
             for request in {id(self._of[seq]): self._of[seq] for seq, _, _ in record.sampled}.values():
                 request.times.append(record.end)
             if header.model:
-                items = [(item.start, item.num_tokens) for item in record.batch]
-                work = work_of(header.model, batch_shape(items, None, record.num_padding_tokens))
+                shape = shape_of_items(record.batch, None, record.num_padding_tokens)
+                work = work_of(header.model, shape)
                 self.counters["estimated_flops_per_gpu"] += work.flops
                 self.counters["estimated_read_bytes_per_gpu"] += work.weight_bytes + work.kv_read_bytes
                 self.counters["estimated_write_bytes_per_gpu"] += work.kv_written_bytes

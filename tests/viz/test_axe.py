@@ -23,6 +23,7 @@ SHOWN = {
     "prefix_tree": ("sharing",),
     "structured_output": ("structured",),
     "speculation": ("speculation",),
+    "ranks": ("pipeline-parallel",),
     "roofline": ("paging",),
     "metrics": ("paging",),
     "compare": ("static", "continuous"),
@@ -69,7 +70,8 @@ def address(page):
 def test_axe_finds_nothing_on_any_page_in_either_theme(browser, server):
     # A colour that is still on its way to another one has no contrast worth measuring.
     context = browser.new_context(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
-    window, found = context.new_page(), {}
+    window, found, console = context.new_page(), {}, []
+    window.on("console", lambda said: console.append(said.text) if said.type == "error" else None)
     for page in PAGES:
         window.emulate_media(color_scheme="light")
         window.goto(f"{server}/{address(page)}")
@@ -83,6 +85,7 @@ def test_axe_finds_nothing_on_any_page_in_either_theme(browser, server):
         window.wait_for_function(DONE)
         found[page.URL, "dark"] = window.evaluate(RUN, CONTRAST)
     context.close()
+    assert not console, "the browser has nothing to complain about"
     told = [f"{url}, {theme}: {words}" for (url, theme), all_words in found.items() for words in all_words]
     assert not told, "\n".join(told)
 

@@ -15,6 +15,7 @@ from tests.viz.trace_factory import Workload
 from viz import playing
 from viz.book import search, site, texts
 from viz.book.links import broken_links
+from viz.lesson_text import parts_of
 from viz.samples import SAMPLES
 
 LESSON = find_lesson("04")
@@ -119,6 +120,8 @@ def test_links_of_lessons_lead_to_pages_of_the_book(tmp_path):
     assert "[lesson 05](05_copy_on_write.md)" in text and "?lesson=" not in text
     assert "lesson 13 " not in text or "(13_" not in text, "a lesson that this book has not is only words"
     assert (tmp_path / "stills" / "pool.svg").is_file(), "what does not play stands still"
+    (words,) = parts_of("A [block table](../../GLOSSARY.md).", LESSON.folder)
+    assert texts._linked(words.markdown, {}) == "A [block table](../glossary.md)."
 
 
 def test_without_its_generator_it_is_said_what_to_install(monkeypatch, tmp_path):
@@ -143,6 +146,18 @@ def test_a_book_with_a_fault_is_not_written(monkeypatch, traces, tmp_path):
         with pytest.raises(ValueError, match="may have 1,000"):
             site.make_book(tmp_path / "site", [LESSON], traces, lambda line: None)
     assert not any((tmp_path / "site").iterdir())
+
+
+def test_the_workflow_publishes_what_the_command_writes():
+    yaml = pytest.importorskip("yaml")
+    flow = yaml.safe_load((texts.ROOT / ".github" / "workflows" / "book.yml").read_text())
+    steps = [step for job in flow["jobs"].values() for step in job["steps"]]
+    (uploaded,) = [step["with"]["path"] for step in steps if "upload-pages" in step.get("uses", "")]
+    commands = [step["run"] for step in steps if "run" in step]
+    assert commands[0].startswith('pip install -e ".[book]"') and commands[1:] == [
+        f"minivllm book --out {uploaded}"
+    ]
+    assert flow["permissions"] == {"contents": "read", "pages": "write", "id-token": "write"}
 
 
 # ── in a notebook ─────────────────────────────────────────────────────────────────────────────────────────

@@ -307,6 +307,31 @@ def test_the_link_follows_the_step_and_leads_back_to_it(page, server, trace_file
     at_step(other.locator(".player"), 11)
 
 
+def test_an_address_that_nearly_names_a_page_leads_to_it(page, server, trace_file):
+    page.goto(f"{server}/overview?trace={quote(str(trace_file))}&step=7")
+    expect(page.locator(".player .count")).to_have_text(re.compile(r"^step 7 of "))
+    assert "/overview" not in page.url and "Page not found" not in page.content()
+
+
+@pytest.mark.parametrize(("width", "is_beside"), [(1600, True), (1280, True), (760, False)])
+def test_the_legend_stands_beside_its_picture_where_there_is_room(
+    browser, server, trace_file, width, is_beside
+):
+    context = browser.new_context(viewport={"width": width, "height": 720})
+    window = context.new_page()
+    window.goto(f"{server}/kv_pool?trace={quote(str(trace_file))}&step=7")
+    player = window.locator(".player")
+    legend, pictures = player.locator(".legend"), player.locator(".pictures")
+    expect(legend).to_contain_text("allocated in this step")
+    beside, below = legend.bounding_box(), pictures.bounding_box()
+    if is_beside:
+        assert beside["x"] >= below["x"] + below["width"] and beside["y"] < 720
+    else:
+        assert beside["y"] >= below["y"] + below["height"]
+    assert player.locator("svg").first.bounding_box()["y"] < 720, "the picture stands above the fold"
+    context.close()
+
+
 def test_all_pages_stand_at_the_same_step(page, server, sharing_file):
     player = open_dashboard(page, server, sharing_file, 17)
     for name in ("KV pool", "Scheduler", "Beam tree", "Prefix tree", "Overview"):
@@ -336,6 +361,7 @@ def test_the_navigation_shows_all_pages_in_one_row(page, server, sharing_file):
         "Prefix tree",
         "Structured output",
         "Speculation",
+        "Ranks",
         "Roofline",
         "Metrics",
         "Compare",

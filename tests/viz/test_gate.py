@@ -1,6 +1,7 @@
 """The gate lets in our own pages and those of no other site; only files of named folders are opened."""
 
 import os
+import re
 import socket
 from http.client import HTTPConnection
 from urllib.parse import urlsplit
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from minivllm.trace.reader import TraceError
 from tests import event_loops
 from viz import folders, gate
+from viz.own_place import OwnPlace
 
 OURS = ("localhost", "127.0.0.1", "[::1]", "LOCALHOST")
 FOREIGN = (
@@ -80,6 +82,32 @@ def test_what_is_refused_never_reaches_the_pages(kind):
 
     event_loops.run(gate.Gate(app)({"type": kind, "headers": headers(["evil.example"])}, None, send))
     assert sent[0].get("status") == 403 or sent[0]["type"] == "websocket.close"
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"), [("text/html,*/*", "text/html; charset=utf-8"), ("*/*", "text/css")]
+)
+def test_a_page_is_told_where_its_server_is_and_nothing_else_is_changed(accept, kind):
+    pieces, sent, asked = (b"<html><he", b"ad>x</html>"), [], []
+
+    async def app(scope, receive, send):
+        asked.append(dict(scope["headers"]))
+        length = b"%d" % len(b"".join(pieces))
+        told = [(b"content-type", kind.encode()), (b"content-length", length)]
+        await send({"type": "http.response.start", "status": 200, "headers": told})
+        for number, piece in enumerate(pieces):
+            await send({"type": "http.response.body", "body": piece, "more_body": not number})
+
+    async def send(message):
+        sent.append(message)
+
+    asks = [(b"accept", accept.encode()), (b"accept-encoding", b"gzip")]
+    event_loops.run(OwnPlace(app)({"type": "http", "headers": asks}, None, send))
+    body = b"".join(message.get("body", b"") for message in sent)
+    assert int(dict(sent[0]["headers"])[b"content-length"]) == len(body)
+    is_page = accept != "*/*"
+    assert (b"BACKEND_BASE_URL" in body) == is_page and (b"accept-encoding" in asked[0]) != is_page
+    assert re.sub(rb"<script>.*</script>", b"", body) == b"".join(pieces)
 
 
 # ---- a server that runs --------------------------------------------------------------------------------

@@ -288,6 +288,39 @@ def test_what_a_reader_reads_goes_through_the_catalogue():
     assert left == {}
 
 
+def marked_constants():
+    """Names of texts that are marked where they are made, and must still be said."""
+    found = set()
+    for path in python_files().values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            made_by = getattr(getattr(node, "value", None), "func", None)
+            if isinstance(node, ast.Assign) and getattr(made_by, "id", "") == "N_":
+                found.add(node.targets[0].id)
+    return found
+
+
+def said_as_it_is(source, marked):
+    """Where such a text is shown without `_`."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if name in STREAMLIT_SAYS | SCENES_SAY | {"about"}:
+            names = [getattr(item, "attr", getattr(item, "id", "")) for item in node.args]
+            found += [(node.lineno, name) for name in names if name in marked]
+    return found
+
+
+def test_a_text_that_is_marked_is_also_said():
+    marked = marked_constants()
+    assert {"INTRODUCTION", "TITLE", "LEGEND"} <= marked
+    assert said_as_it_is("st.markdown(compare.INTRODUCTION)", marked)
+    assert not said_as_it_is("st.markdown(_(compare.INTRODUCTION))", marked)
+    for name, path in python_files().items():
+        assert not said_as_it_is(path.read_text(encoding="utf-8"), marked), name
+
+
 def test_a_literal_that_is_not_wrapped_is_noticed():
     def texts_in(source):
         return [text for _line, text in not_wrapped(source)]

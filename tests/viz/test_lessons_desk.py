@@ -17,7 +17,7 @@ from viz.plain import plain
 from viz.views import compare, kv_pool
 from viz.views import lessons as page
 
-pytestmark = pytest.mark.usefixtures("own_folders")
+pytestmark = pytest.mark.usefixtures("own_folders", "few_stories")
 
 
 def desk_page(**link):

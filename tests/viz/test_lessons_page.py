@@ -11,7 +11,9 @@ from tests.viz.lesson_factory import labels
 from tests.viz.test_kernel_pages import links, open_page
 from tests.viz.test_pages import words
 from viz.course_map import course_map
+from viz.language import speaking
 from viz.lesson_text import Folded, Picture, Words, body, in_theme, parts_of
+from viz.lesson_words import say
 from viz.views import lessons as page
 from viz.views.lessons import is_complete
 
@@ -155,6 +157,14 @@ def test_the_language_is_switched_and_kept_in_the_link(lesson):
     assert app.query_params["lang"] == "zh" and app.title[0].value == lesson.heading("zh")
 
 
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_texts_call_the_button_of_the_walkthrough_as_the_page_does(language):
+    with speaking(language):
+        button = f"**{say('run it')}**"
+    for lesson in catalogue.lessons():
+        assert "walkthrough.py" not in lesson.text(language) or button in lesson.text(language), lesson.name
+
+
 def test_a_text_is_taken_apart(catalogue_of, tmp_path):
     lesson = catalogue_of()
     parts = parts_of(body(lesson.text()), lesson.folder)
@@ -162,7 +172,7 @@ def test_a_text_is_taken_apart(catalogue_of, tmp_path):
     assert kinds == ["Words", "Picture", "Words", "Folded", "Folded"]
     why, picture, table, one, two = parts
     assert why.markdown.startswith("## Why") and "★" not in why.markdown
-    assert "[lesson 04](?lesson=04)" in why.markdown
+    assert "[lesson 04](?lesson=04&lang=en)" in why.markdown
     assert "`minivllm/memory/block_pool.py`" in why.markdown or "pool.py` (`minivllm" in why.markdown
     assert "one still to\nbe written," in why.markdown, "a link that leads nowhere is no link"
     assert "[the paper](https://example.org/paper.pdf)" in why.markdown and "`[a](b)`" in why.markdown

@@ -20,6 +20,9 @@ OF_SEARCHES = {
     "roofline",
     "decode_intensity",
     "preemption_cost",
+    "rank_lanes",
+    "rank_load",
+    "rank_ownership",
 }
 WALKTHROUGH = """
 from shutil import copyfile

@@ -35,7 +35,7 @@ def texts(app):
 def test_the_roof_is_that_of_the_header(known):
     app = run_page(roofline, known)
     assert not app.exception and not app.info
-    assert "Draw the roof of" not in [box.label for box in app.selectbox]
+    assert not [box.label for box in app.selectbox if "Draw the roof of" in box.label]
     assert "a CPU invented for a test" in words(app)
     assert "ridge point: 10 FLOP per byte" in texts(app)
     assert roofline.NOT_ITS_OWN not in words(app)
@@ -43,7 +43,7 @@ def test_the_roof_is_that_of_the_header(known):
 
 def test_without_hardware_there_is_no_roof_until_the_reader_chooses_a_device(tmp_path):
     app = run_page(roofline, write(tmp_path / "run.jsonl", trace_factory.make(LOAD)))
-    assert not app.exception and app.info[0].value == roofline.NO_HARDWARE
+    assert not app.exception and roofline.NO_HARDWARE in words(app)
     assert not any("ridge point" in text for text in texts(app))
     app.selectbox[0].set_value(DEVICES[2].name).run()
     assert any("ridge point" in text for text in texts(app))

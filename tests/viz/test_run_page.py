@@ -144,6 +144,8 @@ def press(app, key):
 def test_a_run_opens_on_overview_and_the_next_one_beside_it(played):
     app = open_page(run_page)
     assert not app.exception and app.title[0].value == run_page.TITLE
+    fields = [field for field in app.number_input if field.proto.default != field.value]
+    assert not fields, "a field that is drawn late shows what it holds"
     assert app.button(key="run-beside").disabled
     app.number_input(key="run-block_size").set_value(8).run()
     assert app.query_params["run"] == '{"block_size":8}'
@@ -159,6 +161,16 @@ def test_a_run_opens_on_overview_and_the_next_one_beside_it(played):
     press(app, "run-beside")
     assert not app.exception and app.title[0].value == compare.TITLE
     assert app.query_params["trace"] == first and "002-static" in app.query_params["with"]
+    anew = open_page(run_page)
+    assert not anew.button(key="run-beside").disabled, "a page that was loaded anew finds the last run"
+
+
+def test_what_is_wrong_with_a_file_is_told_by_its_name(played):
+    played[1].append("/tmp/x/broken.jsonl, line 1: not JSON")
+    app = open_page(run_page)
+    app.session_state["run upload"] = ("id", Path("/tmp/x/broken.jsonl"))
+    press(app, "run-run")
+    assert "broken" in app.error[0].value and "tmp" not in app.error[0].value
 
 
 def test_a_refusal_stands_until_the_settings_change(played):
@@ -175,7 +187,7 @@ def test_a_refusal_stands_until_the_settings_change(played):
 def test_an_example_fills_the_fields_and_the_program_follows(played):
     app = open_page(run_page)
     app.button(key="example-beams").click().run()
-    assert app.checkbox(key="run-use_beam_search").value and app.number_input(key="run-n").value == 4
+    assert app.checkbox(key="run-use_beam_search-1").value and app.number_input(key="run-n-1").value == 4
     assert "use_beam_search=True" in app.code[0].value
-    assert app.text_area(key="run-prompts").value == "Long ago, a small fox"
+    assert app.text_area(key="run-prompts-1").value == "Long ago, a small fox"
     assert "Beam search" not in words(app)

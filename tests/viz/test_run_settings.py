@@ -47,6 +47,15 @@ def test_a_strange_link_is_none(value):
         settings = from_link(link)
         assert all(getattr(settings, name) in options for name, options in CHOICES.items())
         json.dumps(settings.job("x"))
+    settings = from_link('{"prompts":["a\\ud800"],"temperature":1,"swap_mib":2}')
+    assert settings.prompts == ("a?",) and type(settings.temperature) is type(settings.swap_mib) is float
+
+
+def test_prompts_that_are_too_many_are_counted():
+    most = run_settings.MOST_PROMPTS
+    text = as_text(("a",) * (most + 3))
+    assert len(run_settings.from_text(text)) == most and run_settings.num_left_out(text) == 3
+    assert not run_settings.num_left_out(as_text(("a",) * most)) and not run_settings.num_left_out("")
 
 
 def test_prompts_that_are_too_long_for_a_link_stay_behind():

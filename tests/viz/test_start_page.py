@@ -83,7 +83,16 @@ def test_without_a_trace_the_page_links_to_what_needs_none():
 
 def test_no_page_is_a_dead_end_and_the_tour_ends_in_the_lessons():
     tour = ["start", "run", "overview", "kv_pool", "scheduler", "beam_tree", "prefix_tree", "structured"]
-    tour += ["speculation", "roofline", "metrics", "compare", "microscope", "flash_attention", "precision"]
+    tour += [
+        "speculation",
+        "ranks",
+        "roofline",
+        "metrics",
+        "compare",
+        "microscope",
+        "flash_attention",
+        "precision",
+    ]
     tour += ["lessons"]
     titles = {name: getattr(views, name).TITLE for name in tour}
     for name, following in pairwise(tour):

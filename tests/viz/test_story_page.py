@@ -170,4 +170,4 @@ def test_kernels_beside_the_story_are_linked(story_file):
     assert len(found) == 3 and story.KERNELS in words(app)
     assert "/microscope?trace=" in found[0] and names[0] in found[0]
     assert "/microscope?trace=" in found[1] and names[1] in found[1]
-    assert "/flash_attention?trace=" in found[2] and "&with=" in found[2]
+    assert "/flash_attention?trace=" in found[2] and "&with=" in found[2] and "&lang=en" in found[2]

@@ -26,12 +26,11 @@ from tests.viz.trace_factory import Workload
 from viz import loading
 from viz.backends.html import to_html
 from viz.backends.svg import to_svg
-from viz.counted import count
 from viz.figures.kernel_tiles import pieces
 from viz.figures.story import story_scenes
 from viz.kernel_side_by_side import column
 from viz.kernel_steps import choices, faults, microscope_jumps, played
-from viz.metric_panels import owner_panels, request_panels, user_panels
+from viz.metric_charts import metric_charts
 from viz.pictures import FIGURES
 from viz.stage import jumps
 from viz.views import overview
@@ -84,9 +83,7 @@ def read_run_everywhere(path):
     if not timeline.num_steps or not timeline.spans:
         return
     run = loading.Run(path, "", timeline, summary)
-    counted = count(trace)
-    panels = [*user_panels(run, counted), *owner_panels(run, counted), *request_panels(counted)]
-    assert overview._setting(run) and len(panels) == 16
+    assert overview._setting(run) and len(metric_charts(timeline, summary)) == 16
     assert jumps(timeline)
     draw_everything([path, path], [name for name in FIGURES if not name.startswith(("kernel", "curves"))])
 

@@ -1,15 +1,15 @@
-"""matplotlib: one step of a scene as a figure (PNG, PDF, a lesson's picture), or some steps as a GIF.
+"""matplotlib: one step of a scene as a figure (PNG, PDF, a lesson's picture), or some steps as a film.
 
 Too slow to step through by hand (half a second a picture), and just right for pictures that stay.
 
-Read next: `html.py`.
+Read next: `mp4.py`, the other kind of film; `html.py`.
 """
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -65,14 +65,17 @@ def to_png(scene: Scene, step: int, theme: int = LIGHT, dpi: float = 150) -> byt
     return buffer.getvalue()
 
 
+def pictures(scene: Scene, steps: Iterable[int], theme: int = LIGHT) -> Iterator[Image.Image]:
+    """The given steps, one after the other, for a film."""
+    for step in steps:
+        yield Image.open(BytesIO(to_png(scene, step, theme, dpi=UNITS_PER_INCH))).convert("RGB")
+
+
 def save_gif(
     scene: Scene, path: str | Path, steps: Iterable[int], *, per_second: float = 4, theme: int = LIGHT
 ) -> None:
     """The given steps as an animation that repeats. Raises `CannotWrite` if the file cannot be written."""
-    frames = []
-    for step in steps:
-        picture = Image.open(BytesIO(to_png(scene, step, theme, dpi=UNITS_PER_INCH)))
-        frames.append(picture.convert("RGB").quantize(64))
+    frames = [picture.quantize(64) for picture in pictures(scene, steps, theme)]
     if not frames:
         raise ValueError("a GIF needs at least one step")
     drawn = BytesIO()

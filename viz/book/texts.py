@@ -107,10 +107,10 @@ def _linked(text: str, numbers: Mapping[str, str]) -> str:
         name = numbers.get(match[2])
         return f"[{match[1]}]({name}.md)" if name else match[1]
 
-    text = re.sub(r"\[((?:[^\]`]|`[^`]*`)+)\]\(\?lesson=(\w+)\)", to_lesson, text)
+    text = re.sub(r"\[((?:[^\]`]|`[^`]*`)+)\]\(\?lesson=(\w+)[^)]*\)", to_lesson, text)
     if all((ROOT / name).is_file() for name in FILES.values()):
-        return re.sub(r"\(/glossary\?language=\w+\)", "(../glossary.md)", text)
-    return re.sub(r"\[((?:[^\]`]|`[^`]*`)+)\]\(/glossary\?language=\w+\)", r"\1", text)
+        return re.sub(r"\(/glossary\?lang=\w+\)", "(../glossary.md)", text)
+    return re.sub(r"\[((?:[^\]`]|`[^`]*`)+)\]\(/glossary\?lang=\w+\)", r"\1", text)
 
 
 def switch(page: str, language: str) -> str:
@@ -176,8 +176,9 @@ def front_page(language: str, lessons: Iterable[Lesson], others: Iterable[str]) 
             "End go to the first and the last step. What you see are recorded runs of the real engine."
         )
         contents, more = _("Lessons"), _("Look up")
+        titles = {"figures": _("The papers' figures")}  # whose page is in English
     names = "\n".join(f"lessons/{lesson.name}" for lesson in lessons)
-    rest = "\n".join(others)
+    rest = "\n".join(f"{titles[name]} <{name}>" if name in titles else name for name in others)
     return (
         f"{switch('index', language)}\n\n# minivllm\n\n{words}\n\n"
         f"```{{toctree}}\n:caption: {contents}\n:maxdepth: 1\n\n{names}\n```\n\n"

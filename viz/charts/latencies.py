@@ -18,42 +18,59 @@ from collections.abc import Sequence
 from math import floor
 
 from minivllm.trace.summary import Percentiles, format_seconds, percentiles
-from viz.charts.style import Chart
+from viz.charts.style import Chart, spread
 from viz.figures.time_axis import unit_for
 from viz.language import _
+from viz.scene import Scene
 
-MOST_POINTS = 500
+MOST_POINTS = 400
 """More than that a curve of this size cannot show."""
 MARKS = (("p50", 0.50), ("p90", 0.90), ("p99", 0.99))
 
 
-def distribution(values: Sequence[float], theme: int, fill: str = "decode") -> Chart:
-    """Durations in seconds, at least one, as a cumulative distribution with p50, p90 and p99 marked."""
-    ordered = sorted(max(0.0, value) for value in values)
+def distribution(
+    values: Sequence[float], steps: Sequence[int], title: str, fill: str, captions: Sequence[str]
+) -> Scene:
+    """Durations in seconds, at least one, as a cumulative distribution with p50, p90 and p99 marked.
+
+    Args:
+        steps: for each duration, the step in which it ended: a click on the curve leads to it.
+    """
+    cases = sorted((max(0.0, value), step) for value, step in zip(values, steps, strict=True))
+    ordered = [value for value, _step in cases]
     found = percentiles(ordered)
     unit, length = unit_for(found.p90 or ordered[-1] or 1.0)
-    chart = Chart(theme, _("duration ({unit})").format(unit=unit), _("share of cases (%)"))
-    curve = cumulative(ordered)
-    points, shares = [value / length for value, _ in curve], [100 * share for _, share in curve]
+    curve = [(value / length, 100 * share) for value, share in cumulative(ordered)]
     # The curve begins on the ground, and goes on to the right of the slowest.
-    end = points[-1] * 1.25 or 1.0
-    across, up = [points[0], *points, end], [0.0, *shares, 100.0]
-    chart.axes.plot(across, up, color=chart.ink(fill), linewidth=2)
-    chart.axes.fill_between(across, up, color=chart.ink(fill), alpha=0.15, linewidth=0)
+    end = curve[-1][0] * 1.25 or 1.0
+    across = _("duration ({unit})").format(unit=unit)
+    chart = Chart(title, across, _("share of cases (%)"), 0.0, end)
+    line = [(curve[0][0], 0.0), *curve, (end, 100.0)]
+    chart.area(line, fill, opacity=0.15)
+    chart.line(line, fill)
+    chart.top, chart.tick = 117.0, 50.0
     for name, share in MARKS:
-        value = getattr(found, name) / length
-        chart.axes.plot([value], [100 * share], "o", color=chart.ink("cursor"), markersize=5, zorder=3)
-    for (name, share), above in zip(MARKS, (58.0, 98.0, 111.0), strict=True):
+        chart.dot(getattr(found, name) / length, 100 * share)
+    for (name, share), above in zip(MARKS, (58.0, 97.0, 110.0), strict=True):
         value = getattr(found, name)
         # A curve that only rises leaves room above it to the left, and below it to the right.
         to_the_left = value / length > 0.35 * end
         height = above if to_the_left else 100 * share - 10
         words = f"{name} {format_seconds(value)}"
-        chart.note(value / length, height, words, align="right" if to_the_left else "left")
-    chart.axes.set_xlim(0, end)
-    chart.axes.set_ylim(0, 122)
-    chart.axes.set_yticks([0, 50, 100])
-    return chart
+        chart.note(value / length, height, words, "end" if to_the_left else "start")
+    _point_out(chart, cases, length)
+    return chart.scene(captions)
+
+
+def _point_out(chart: Chart, cases: Sequence[tuple[float, int]], length: float) -> None:
+    """Cases that a pointer can ask about."""
+    last = max(len(cases) - 1, 1)
+    for index in spread(len(cases)):
+        value, step = cases[index]
+        words = _(
+            "{duration}: {share:.0%} of the cases took no longer; this one ended in step {step}"
+        ).format(duration=format_seconds(value), share=index / last if len(cases) > 1 else 1.0, step=step)
+        chart.point(value / length, 100 * index / last if len(cases) > 1 else 100.0, step, words)
 
 
 def cumulative(ordered: Sequence[float]) -> list[tuple[float, float]]:

@@ -1,8 +1,8 @@
 """A run over time: throughput, queues, memory, batches, and what the time of its steps went to.
 
 x is seconds since the trace's header in all of them, so that what happens at the same place happens at the
-same time. Numbers of a step are drawn from its start to its end; throughput is counted in bins, because a
-single step says little: it has one token per sequence however long it takes.
+same time. Numbers of a step are drawn from its start to the next one's; throughput is counted in bins,
+because a single step says little: it has one token per sequence however long it takes.
 
 Read next: `views/metrics.py`.
 """
@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 from minivllm.trace.summary import format_seconds
 from minivllm.trace.timeline import Phase, StepRecord, Timeline
-from viz.charts.style import SMALL, Chart
+from viz.charts.bars import Bar, lying
+from viz.charts.style import Chart, Steps, after, spread, stairs
 from viz.counted import Moment
 from viz.figures.time_axis import unit_for
 from viz.language import N_, _
 from viz.measures import BatchUse, parked_by_step
+from viz.scene import Scene
 
 NUM_BINS = 40
 PARTS = {
@@ -29,17 +31,149 @@ PARTS = {
 }
 """Part of a step → words and colour, in the order in which a step runs."""
 
+Number = Callable[[StepRecord], float]
 
-def _chart(timeline: Timeline, theme: int, y: str) -> tuple[Chart, float, float, float]:
-    """An empty chart over the run's time, with its start, its end, and the length of its unit in seconds."""
-    start = min((sequence.queued_time for sequence in timeline.sequences.values()), default=0.0)
-    if timeline.records and (snapshot := timeline.records[0].snapshot):
-        start = max(start, snapshot.time)
-    end = max((record.end for record in timeline.records), default=0.0)
-    unit, length = unit_for(end)
-    chart = Chart(theme, _("time ({unit})").format(unit=unit), y)
-    chart.axes.set_xlim(start / length, max(end, start + 1e-9) / length)
-    return chart, start, max(end, start + 1e-9), length
+
+class OverTime:
+    """Charts of a run, whose x is its time.
+
+    Args:
+        captions: what the player says at each step.
+    """
+
+    def __init__(self, timeline: Timeline, captions: Sequence[str]) -> None:
+        self.timeline, self.captions = timeline, captions
+        self.records = timeline.records
+        start = min((sequence.queued_time for sequence in timeline.sequences.values()), default=0.0)
+        if self.records and (snapshot := self.records[0].snapshot):
+            start = max(start, snapshot.time)
+        self.start = start
+        self.end = after(start, max((record.end for record in self.records), default=0.0))
+        self.unit, self.length = unit_for(self.end)
+        starts = [record.start / self.length for record in self.records]
+        self.steps = Steps(starts, [record.end / self.length for record in self.records])
+
+    # ── charts ────────────────────────────────────────────────────────────────────────────────────────
+
+    def throughput(self, title: str) -> Scene:
+        """Output tokens per second."""
+        chart = self._chart(title, _("output tokens / s"))
+        # Bins shorter than a step would be empty every now and then, and say nothing but that.
+        count = max(1, min(NUM_BINS, len(self.records) // 3))
+        rates = binned(self.records, self.start, self.end, count)
+        width = (self.end - self.start) / count
+        edges = [(self.start + width * index) / self.length for index in range(count + 1)]
+        corners = [
+            (edge, rate) for index, rate in enumerate(rates) for edge in (edges[index], edges[index + 1])
+        ]
+        chart.area(corners, "decode", opacity=0.85)
+        mean = sum(len(record.sampled) for record in self.records) / (self.end - self.start)
+        chart.line([(edges[0], mean), (edges[-1], mean)], "ink", "5 4", 1.3, _("mean of the run"))
+
+        def rate(record: StepRecord) -> float:
+            return rates[min(max(int((record.end - self.start) / width), 0), count - 1)]
+
+        self._point_out(chart, {_("output tokens / s"): rate}, rate)
+        return chart.scene(self.captions)
+
+    def queues(self, title: str) -> Scene:
+        """Requests running, parked and waiting."""
+        parked = parked_by_step(self.timeline)
+        numbers: dict[str, tuple[Number, str, str]] = {
+            _("running"): (lambda record: record.num_running, "decode", ""),
+            _("waiting"): (lambda record: record.num_waiting, "preempted", "6 3"),
+        }
+        if any(parked):
+            numbers[_("parked")] = (lambda record: parked[record.step], "ink", "2 3")
+        return self._lines(title, _("requests"), numbers, whole=True)
+
+    def pool(self, title: str) -> Scene:
+        """Blocks in use and cached, as a share of the pool."""
+        chart = self._chart(title, _("share of the pool (%)"))
+        size = self.timeline.trace.header.num_blocks / 100
+        used = [record.num_used_blocks / size for record in self.records]
+        both = [(record.num_used_blocks + record.num_evictable_blocks) / size for record in self.records]
+        numbers: dict[str, Number] = {_("in use"): lambda record: used[record.step]}
+        if both != used:
+            words = _("cached and evictable")
+            chart.area(stairs(self.steps, both), "cached", words, stroke="outline")
+            numbers[words] = lambda record: both[record.step] - used[record.step]
+        chart.area(stairs(self.steps, used), "filled", _("in use"))
+        chart.top, chart.tick = 100.0, 50.0
+        self._point_out(chart, numbers, lambda record: both[record.step])
+        return chart.scene(self.captions)
+
+    def batch(self, title: str) -> Scene:
+        """Sequences of which each step computes a token, against the most that it may."""
+        chart = self._chart(title, _("sequences in a step"))
+        chart.whole = True
+        most = self.timeline.trace.header.max_num_seqs
+        values = [float(len(record.batch)) for record in self.records]
+        chart.line(stairs(self.steps, values), "decode")
+        if max(values) >= most / 4:
+            ends = [(chart.first, float(most)), (chart.last, float(most))]
+            chart.line(ends, "ink", "5 4", 1.3, f"max_num_seqs = {most:,}")
+        words = _("sequences")
+        self._point_out(chart, {words: lambda r: values[r.step]}, lambda record: values[record.step])
+        return chart.scene(self.captions)
+
+    def sample(self, title: str, up: str, moments: Sequence[Moment], names: Mapping[str, str]) -> Scene:
+        """Samples of `/metrics`, by what the legend calls them."""
+
+        def value(name: str) -> Number:
+            return lambda record: moments[record.step].values[name]
+
+        looks = (("line0", ""), ("line1", "9 4"), ("line2", "3 3"))
+        numbers = {
+            words: (value(name), *look) for (words, name), look in zip(names.items(), looks, strict=False)
+        }
+        return self._lines(title, up, numbers)
+
+    def hit_rate(self, title: str, moments: Sequence[Moment]) -> Scene:
+        """Prefix hits so far, of all tokens looked up so far."""
+
+        def share(record: StepRecord) -> float:
+            values = moments[record.step].values
+            queries = values["vllm:prefix_cache_queries_total"]
+            return 100 * values["vllm:prefix_cache_hits_total"] / max(queries, 1)
+
+        up = _("hits of all queries so far (%)")
+        return self._lines(title, up, {up: (share, "filled", "")}, is_explained=False)
+
+    # ── what they have in common ──────────────────────────────────────────────────────────────────────
+
+    def _chart(self, title: str, up: str) -> Chart:
+        across = _("time ({unit})").format(unit=self.unit)
+        return Chart(title, across, up, self.start / self.length, self.end / self.length, self.steps)
+
+    def _lines(
+        self,
+        title: str,
+        up: str,
+        numbers: Mapping[str, tuple[Number, str, str]],
+        *,
+        whole: bool = False,
+        is_explained: bool = True,
+    ) -> Scene:
+        """A line with steps for each number: `(value, colour, dash)` by its words."""
+        chart = self._chart(title, up)
+        chart.whole = whole
+        for words, (value, stroke, dash) in numbers.items():
+            values = [value(record) for record in self.records]
+            chart.line(stairs(self.steps, values), stroke, dash, words=words if is_explained else "")
+        told = {words: value for words, (value, _stroke, _dash) in numbers.items()}
+        self._point_out(chart, told, next(iter(told.values())))
+        return chart.scene(self.captions)
+
+    def _point_out(self, chart: Chart, numbers: Mapping[str, Number], height: Number) -> None:
+        """What a pointer reads at a step; of very many steps, at those that lie evenly."""
+        for index in spread(len(self.records)):
+            record = self.records[index]
+            told = _(", ").join(f"{words}: {value(record):,.4g}" for words, value in numbers.items())
+            told = _("step {step}, {time}: {words}").format(
+                step=record.step, time=format_seconds(record.end), words=told
+            )
+            chart.point(record.end / self.length, height(record), index, told)
 
 
 def binned(records: Sequence[StepRecord], start: float, end: float, count: int = NUM_BINS) -> list[float]:
@@ -55,216 +189,49 @@ def binned(records: Sequence[StepRecord], start: float, end: float, count: int =
     return [number / width for number in tokens]
 
 
-def throughput(timeline: Timeline, theme: int) -> Chart:
-    """Output tokens per second over time."""
-    chart, start, end, length = _chart(timeline, theme, _("output tokens / s"))
-    # Bins shorter than a step would be empty every now and then, and say nothing but that.
-    count = max(1, min(NUM_BINS, timeline.num_steps // 3))
-    rates = binned(timeline.records, start, end, count)
-    edges = [(start + (end - start) * index / count) / length for index in range(count + 1)]
-    chart.axes.stairs(rates, edges, fill=True, color=chart.ink("decode"), alpha=0.85)
-    mean = sum(len(record.sampled) for record in timeline.records) / (end - start)
-    chart.axes.axhline(
-        mean, color=chart.ink("ink"), linewidth=1, linestyle=(0, (4, 3)), label=_("mean of the run")
-    )
-    chart.legend()
-    chart.from_zero()
-    return chart
+# ── bars: sums over the whole run ─────────────────────────────────────────────────────────────────────
 
 
-def _steps(
-    chart: Chart,
-    timeline: Timeline,
-    length: float,
-    value: Callable[[StepRecord], float],
-    fill: str,
-    **look: object,
-) -> None:
-    """A number of each step as a line with steps."""
-    records = timeline.records
-    times = [record.start / length for record in records] + [records[-1].end / length]
-    values = [value(record) for record in records]
-    chart.axes.step(times, [*values, values[-1]], where="post", color=chart.ink(fill), **look)  # type: ignore[arg-type]
-
-
-def queues(timeline: Timeline, theme: int) -> Chart:
-    """Requests running, parked and waiting."""
-    chart, _start, _end, length = _chart(timeline, theme, _("requests"))
-    parked = parked_by_step(timeline)
-    _steps(chart, timeline, length, lambda r: r.num_running, "decode", linewidth=2, label=_("running"))
-    dashes = (0, (5, 2))
-    _steps(
-        chart,
-        timeline,
-        length,
-        lambda r: r.num_waiting,
-        "preempted",
-        linewidth=2,
-        label=_("waiting"),
-        linestyle=dashes,
-    )
-    if any(parked):
-        dots = (0, (1, 1.5))
-        _steps(
-            chart,
-            timeline,
-            length,
-            lambda r: parked[r.step],
-            "ink",
-            linewidth=1.8,
-            label=_("parked"),
-            linestyle=dots,
-        )
-    chart.legend()
-    chart.from_zero(whole=True)
-    return chart
-
-
-def pool(timeline: Timeline, theme: int) -> Chart:
-    """Blocks in use and cached, as a share of the pool."""
-    chart, _start, _end, length = _chart(timeline, theme, _("share of the pool (%)"))
-    size = timeline.trace.header.num_blocks / 100
-    times = [record.start / length for record in timeline.records] + [timeline.records[-1].end / length]
-    used = [record.num_used_blocks / size for record in timeline.records]
-    both = [(record.num_used_blocks + record.num_evictable_blocks) / size for record in timeline.records]
-    chart.axes.fill_between(
-        times, [*used, used[-1]], step="post", color=chart.ink("filled"), linewidth=0, label=_("in use")
-    )
-    if both != used:
-        chart.axes.fill_between(
-            times,
-            [*used, used[-1]],
-            [*both, both[-1]],
-            step="post",
-            facecolor=chart.ink("cached"),
-            edgecolor=chart.ink("outline"),
-            linewidth=0.5,
-            label=_("cached and evictable"),
-        )
-    chart.legend()
-    chart.axes.set_ylim(0, 100)
-    chart.axes.set_yticks([0, 50, 100])
-    return chart
-
-
-def batch(timeline: Timeline, theme: int) -> Chart:
-    """Sequences of which each step computes a token, against the most that it may."""
-    chart, _start, _end, length = _chart(timeline, theme, _("sequences in a step"))
-    most = timeline.trace.header.max_num_seqs
-    _steps(chart, timeline, length, lambda r: len(r.batch), "decode", linewidth=2)
-    largest = max(len(record.batch) for record in timeline.records)
-    if largest >= most / 4:
-        label = f"max_num_seqs = {most:,}"
-        chart.axes.axhline(most, color=chart.ink("ink"), linewidth=1, linestyle=(0, (4, 3)), label=label)
-        chart.legend()
-    chart.from_zero(whole=True)
-    return chart
-
-
-def step_time(seconds: dict[str, float], theme: int) -> Chart:
-    """Where the time of all steps together went, as bars."""
-    chart = Chart(theme, _("share of the steps' time (%)"), "")
+def step_time(seconds: Mapping[str, float], title: str, captions: Sequence[str]) -> Scene:
+    """Where the time of all steps together went."""
     parts = time_by_part(seconds)
     whole = sum(parts.values())
-    rows = list(PARTS)[::-1]
-    shares = [100 * parts[part] / whole for part in rows]
-    chart.axes.barh(range(len(rows)), shares, color=[chart.ink(PARTS[part][1]) for part in rows], height=0.62)
-    for index, (part, share) in enumerate(zip(rows, shares, strict=True)):
-        chart.note(share, index, f"{share:.0f} %, {format_seconds(parts[part])}")
-    chart.axes.set_yticks(
-        range(len(rows)), [_(PARTS[part][0]) for part in rows], color=chart.ink("ink"), fontsize=SMALL
-    )
-    _bare(chart, max(shares))
-    return chart
+    bars = [
+        Bar(_(words), parts[part], fill, f"{parts[part] / whole:.0%}, {format_seconds(parts[part])}")
+        for part, (words, fill) in PARTS.items()
+    ]
+    return lying(title, _("share of the steps' time (%)"), bars, captions)
 
 
-def time_by_part(seconds: dict[str, float]) -> dict[str, float]:
+def time_by_part(seconds: Mapping[str, float]) -> dict[str, float]:
     """Seconds by part, such that they add up: attention is a part of the model's time in the trace."""
     parts = {part: seconds.get(part, 0.0) for part in PARTS}
     parts["model"] = max(0.0, parts["model"] - parts["attention"])
     return parts
 
 
-def sample(
-    timeline: Timeline, moments: Sequence[Moment], names: Mapping[str, str], theme: int, y: str
-) -> Chart:
-    """Samples of `/metrics` over time, by what the legend calls them."""
-    chart, _start, _end, length = _chart(timeline, theme, y)
-    for (label, name), fill in zip(names.items(), ("line0", "line1", "line2"), strict=False):
-        _steps(
-            chart,
-            timeline,
-            length,
-            lambda record, name=name: moments[record.step].values[name],  # type: ignore[misc]
-            fill,
-            linewidth=2,
-            label=label,
-        )
-    chart.legend()
-    chart.from_zero()
-    return chart
-
-
-def hit_rate(timeline: Timeline, moments: Sequence[Moment], theme: int) -> Chart:
-    """Prefix hits so far, of all tokens looked up so far."""
-    chart, _start, _end, length = _chart(timeline, theme, _("hits of all queries so far (%)"))
-
-    def share(record: StepRecord) -> float:
-        values = moments[record.step].values
-        return (
-            100 * values["vllm:prefix_cache_hits_total"] / max(values["vllm:prefix_cache_queries_total"], 1)
-        )
-
-    _steps(chart, timeline, length, share, "filled", linewidth=2)
-    chart.from_zero()
-    return chart
-
-
-def phase_means(seconds: Sequence[float], theme: int) -> Chart:
-    """Mean seconds of a request in the queue, in prefill and in decode, as bars."""
-    unit, length = unit_for(max(seconds))
-    chart = Chart(theme, _("mean time of a request ({unit})").format(unit=unit), "", height=1.6)
-    rows = [(_("decode"), "decode"), (_("prefill"), "prefill"), (_("queue"), "preempted")]
-    lengths = [value / length for value in seconds][::-1]
-    chart.axes.barh(range(3), lengths, color=[chart.ink(fill) for _name, fill in rows], height=0.62)
-    for index, value in enumerate(reversed(seconds)):
-        chart.note(lengths[index], index, format_seconds(value))
-    chart.axes.set_yticks(range(3), [name for name, _fill in rows], color=chart.ink("ink"), fontsize=SMALL)
-    _bare(chart, max(lengths))
-    return chart
-
-
-def tokens(use: BatchUse, theme: int) -> Chart:
-    """Which tokens went through the model."""
-    chart = Chart(theme, _("tokens"), "", height=1.6)
-    rows = [
-        (_("padding"), use.padding_tokens, "wasted"),
-        (_("decode"), use.decode_tokens, Phase.DECODE.value),
-        (_("prefill"), use.prefill_tokens, Phase.PREFILL.value),
+def phase_means(seconds: Sequence[float], title: str, captions: Sequence[str]) -> Scene:
+    """Mean seconds of a request in the queue, in prefill and in decode."""
+    unit, _length = unit_for(max(seconds))
+    rows = [(_("queue"), "preempted"), (_("prefill"), "prefill"), (_("decode"), "decode")]
+    bars = [
+        Bar(name, value, fill, format_seconds(value))
+        for (name, fill), value in zip(rows, seconds, strict=True)
     ]
-    if not use.padding_tokens:
-        rows = rows[1:]
-    counts = [count for _name, count, _fill in rows]
-    bars = chart.axes.barh(
-        range(len(rows)), counts, color=[chart.ink(fill) for _name, _count, fill in rows], height=0.62
-    )
-    if use.padding_tokens:
-        bars[0].set_hatch("////")
-        bars[0].set_edgecolor(chart.ink("outline"))
-    whole = max(sum(counts), 1)
-    for index, count in enumerate(counts):
-        chart.note(count, index, f"{count:,} ({count / whole:.0%})")
-    chart.axes.set_yticks(
-        range(len(rows)), [name for name, _count, _fill in rows], color=chart.ink("ink"), fontsize=SMALL
-    )
-    _bare(chart, max(counts))
-    return chart
+    return lying(title, _("mean time of a request ({unit})").format(unit=unit), bars, captions)
 
 
-def _bare(chart: Chart, most: float) -> None:
-    """Bars that carry their numbers need no axis to read them off, but room for the numbers."""
-    chart.axes.set_xlim(0, 1.45 * most or 1)
-    chart.axes.grid(False)
-    chart.axes.spines["bottom"].set_visible(False)
-    chart.axes.set_xticks([])
-    chart.axes.tick_params(axis="y", length=0)
+def tokens(use: BatchUse, title: str, captions: Sequence[str]) -> Scene:
+    """Which tokens went through the model."""
+    rows = [
+        (_("prefill"), use.prefill_tokens, Phase.PREFILL.value),
+        (_("decode"), use.decode_tokens, Phase.DECODE.value),
+        (_("padding"), use.padding_tokens, "wasted"),
+    ]
+    whole = max(sum(count for _name, count, _fill in rows), 1)
+    bars = [
+        Bar(name, count, fill, f"{count:,} ({count / whole:.0%})")
+        for name, count, fill in rows
+        if count or fill != "wasted"
+    ]
+    return lying(title, _("tokens"), bars, captions)

@@ -24,6 +24,9 @@ from viz.figures.overview import MOST_ROWS as MOST_OVERVIEW_ROWS
 from viz.figures.overview import overview
 from viz.figures.preemption_cost import preemption_cost
 from viz.figures.prefix_tree import prefix_tree
+from viz.figures.rank_lanes import rank_lanes
+from viz.figures.rank_load import rank_load
+from viz.figures.rank_ownership import rank_ownership
 from viz.figures.request_cards import request_cards
 from viz.figures.roofline import roofline
 from viz.figures.scheduler_gantt import scheduler_gantt
@@ -55,6 +58,9 @@ __all__ = [
     "overview",
     "preemption_cost",
     "prefix_tree",
+    "rank_lanes",
+    "rank_load",
+    "rank_ownership",
     "request_cards",
     "roofline",
     "scheduler_gantt",

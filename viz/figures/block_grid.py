@@ -13,11 +13,10 @@ outline and tooltip. Read next: `block_pool.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from viz import subjects
 from viz.figures.common import NARROW, Mark
 from viz.language import _
 from viz.scene import Scene, Value, rounded
@@ -64,7 +63,7 @@ class BlockGrid:
     Args:
         blocks: the physical blocks to draw, in order.
         noun: how tooltips call a block of this pool.
-        is_touchable: a click asks about a block.
+        about: what a click on a block asks about (`subjects.py`); None if it asks nothing.
     """
 
     def __init__(
@@ -75,7 +74,7 @@ class BlockGrid:
         height: float,
         noun: str,
         *,
-        is_touchable: bool = False,
+        about: Callable[[int], str] | None = None,
     ) -> None:
         # Rows of 16, 32 or 64, so that a block's number can be told from its place.
         self.columns = 16 if len(blocks) <= 256 else 32 if len(blocks) <= 1024 else 64
@@ -103,7 +102,7 @@ class BlockGrid:
                 stroke="outline",
                 label_size=self.label_size,
                 tip=tip,
-                subject=subjects.block(block) if is_touchable else "",
+                subject=about(block) if about else "",
             )
             self.cells[block] = Cell(x, y, shape, None)
         if self.size >= ROOMY:

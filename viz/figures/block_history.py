@@ -5,8 +5,9 @@
                step 20  A lets go                              readers: B
                step 31  freed by B                             readers: none
 
-One list for each block, told once for the whole run. It is folded from the same readers and marks as the
-picture of the pool, in the same pass, and costs nothing in a step in which a block does not change hands.
+One list for each block, told once for the whole run; blocks of the swap space have theirs. It is folded from
+the same readers and marks as the picture of the pool, in the same pass, and costs nothing in a step in which
+a block does not change hands.
 
 Read next: `viz/player/panel.js`, which shows it.
 """
@@ -34,10 +35,13 @@ class BlockHistory:
     Args:
         names: of requests.
         requests: the request of each sequence.
+        is_host: its blocks are those of the swap space.
     """
 
-    def __init__(self, names: Mapping[str, Name], requests: Mapping[int, str]) -> None:
-        self.names, self.requests = names, requests
+    def __init__(
+        self, names: Mapping[str, Name], requests: Mapping[int, str], *, is_host: bool = False
+    ) -> None:
+        self.names, self.requests, self.is_host = names, requests, is_host
         self._entries: dict[int, list[tuple[int, int, int]]] = {}
         self._sentences: dict[str, int] = {}
         self._reader_lists: dict[tuple[tuple[int, int], ...], int] = {(): 0}
@@ -45,12 +49,15 @@ class BlockHistory:
 
     def note(self, record: StepRecord, blocks: Iterable[int], marks: StepMarks, readers: Readers) -> None:
         """Take over what a step did to `blocks`, those whose readers or marks changed."""
-        sources = {target: source for source, target in marks.copies}
-        cached = {block for event in record.cached for block in event.blocks}
+        sources, cached = dict[int, int](), set[int]()
+        if not self.is_host:
+            sources = {target: source for source, target in marks.copies}
+            cached = {block for event in record.cached for block in event.blocks}
+        marked = marks.host if self.is_host else marks.device
         for block in blocks:
             now = tuple(sorted(readers.of.get(block, {}).items()))
             before = self._readers.get(block, ())
-            happened = marks.device.get(block, set())
+            happened = marked.get(block, set())
             told = self._words(happened, before, now, sources.get(block), block in cached)
             if not told:
                 continue
@@ -75,7 +82,9 @@ class BlockHistory:
             lost = gained = list(now)  # freed and taken again in one step
         parts = []
         if lost:
-            if "out" in happened:
+            if self.is_host and "in" in happened:
+                words = _("swapped in again with {who}")
+            elif not self.is_host and "out" in happened:
                 words = _("swapped out with {who}")
             else:
                 words = _("{who} lets go") if len(lost) < len(before) else _("freed by {who}")
@@ -92,7 +101,9 @@ class BlockHistory:
         who, logical = self._tags(gained), gained[0][1]
         if source is not None and "copied" in happened:
             return _("a copy of block {source}, for {who}").format(source=source, who=who)
-        if "in" in happened:
+        if self.is_host:
+            words = _("swapped out for {who} as logical block {logical}")
+        elif "in" in happened:
             words = _("swapped in for {who} as logical block {logical}")
         elif "allocated" in happened:
             words = _("taken by {who} as logical block {logical}")

@@ -115,7 +115,7 @@ class BlockLooks:
         label = name.tag if name and not self.spotlight else ""
         return Look(fill="cached", label=label, mark=mark, is_evictable=True, tip=tip, detail=detail)
 
-    def of_host(self, block: int, marks: StepMarks) -> Look:
+    def of_host(self, block: int, marks: StepMarks, state: ReplayState) -> Look:
         """The same for a block of the swap space."""
         first = self.host_readers.first(block)
         references = len(self.host_readers.of.get(block, ()))
@@ -136,6 +136,8 @@ class BlockLooks:
                 block=block, words=self._owner_words(self.host_readers.of[block], seq, logical)
             ),
             detail=detail,
+            filled=filled_slots(state, self.host_readers.of[block]),
+            of=belongs_to(self.names[self.requests[reader]].number for reader in self.host_readers.of[block]),
         )
 
     def empty_shares(self, state: ReplayState) -> dict[int, float]:

@@ -17,9 +17,11 @@ Source: Kwon et al. (SOSP 2023), figures 5 to 9. Read next: `block_table.py`.
 from __future__ import annotations
 
 from math import ceil
+from typing import Any
 
 from minivllm.trace.replay import ReplayState
 from minivllm.trace.timeline import BatchItem, StepRecord, Timeline, walk
+from viz import subjects
 from viz.figures.block_grid import BlockGrid
 from viz.figures.block_history import BlockHistory
 from viz.figures.block_looks import BlockLooks
@@ -92,6 +94,7 @@ class BlockPoolPicture:
         outlined = None if is_touchable else selected
         self.looks = BlockLooks(self.header, self.names, self.requests, outlined, spotlight)
         self.history = BlockHistory(self.names, self.requests) if is_touchable else None
+        self.host_history = BlockHistory(self.names, self.requests, is_host=True) if is_touchable else None
         self.readers, self.host_readers = self.looks.readers, self.looks.host_readers
         self.changed_before: set[int] = set()
         self.host_changed_before: set[int] = set()
@@ -100,7 +103,8 @@ class BlockPoolPicture:
         self.tables = SelectedTables(self.scene, timeline, name) if name else None
         blocks = drawn_blocks(timeline)
         top = self.tables.height if self.tables else 4.0
-        self.grid = BlockGrid(self.scene, blocks, top, GRID_HEIGHT, _("Block"), is_touchable=is_touchable)
+        about = subjects.block if is_touchable else None
+        self.grid = BlockGrid(self.scene, blocks, top, GRID_HEIGHT, _("Block"), about=about)
         self.grid.add_strips(max(map(self._most_partly_filled, timeline.records), default=0))
         half = self.grid.inner / 2
         self.cell_tops = {block: (cell.x + half, cell.y + 1) for block, cell in self.grid.cells.items()}
@@ -120,7 +124,12 @@ class BlockPoolPicture:
         if self.header.num_host_blocks:
             self.host_title = self.scene.text(0, bottom + 34, "", size=15, weight="bold")
             self.host_grid = BlockGrid(
-                self.scene, drawn_host_blocks(timeline), bottom + 46, HOST_GRID_HEIGHT, _("Host block")
+                self.scene,
+                drawn_host_blocks(timeline),
+                bottom + 46,
+                HOST_GRID_HEIGHT,
+                _("Host block"),
+                about=subjects.host_block if is_touchable else None,
             )
             bottom = self.host_grid.bottom
         self.scene.height = bottom + 12
@@ -150,14 +159,26 @@ class BlockPoolPicture:
         if self.host_grid:
             self._update_host(self.host_grid, record, marks, state)
 
+    def histories(self, timeline: Timeline) -> dict[str, Any] | None:
+        """What there is to tell of all blocks; None if nothing was noted."""
+        if self.history is None or self.host_history is None:
+            return None
+        size = self.header.block_size
+        found = self.history.to_data(timeline.sequences, size)
+        if self.header.num_host_blocks:
+            found["host"] = self.host_history.to_data({}, size)
+        return found
+
     def _empty_share(self, filled: int | None) -> float:
         """Of a block with so many slots filled; 0 if nobody reads it."""
         return 0.0 if filled is None else 1 - filled / self.header.block_size
 
     def _update_host(self, grid: BlockGrid, record: StepRecord, marks: StepMarks, state: ReplayState) -> None:
         changed = self.host_readers.update(record.touched_seqs, state.blocks.host_tables) | set(marks.host)
+        if self.host_history:
+            self.host_history.note(record, changed, marks, self.host_readers)
         for block in changed | self.host_changed_before:
-            grid.draw(block, self.looks.of_host(block, marks))
+            grid.draw(block, self.looks.of_host(block, marks, state))
         self.host_changed_before = changed
         total = self.header.num_host_blocks
         words = _("Swap space in the host's memory: {host_blocks:,} of {total:,} blocks in use").format(

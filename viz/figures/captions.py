@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from minivllm.text import printable
 from minivllm.trace.events import RequestPreempted, TraceHeader
 from minivllm.trace.timeline import BatchItem, Phase, StepRecord, Timeline
 from viz.figures.captions_sharing import SHARING_SENTENCES
@@ -36,7 +37,8 @@ def captions(timeline: Timeline, names: Mapping[str, Name] | None = None) -> lis
     header = timeline.trace.header
     requests = {seq: sequence.request for seq, sequence in timeline.sequences.items()}
     return [
-        caption(record, names, requests, header, parked.get(record.step, ())) for record in timeline.records
+        printable(caption(record, names, requests, header, parked.get(record.step, ())))
+        for record in timeline.records
     ]
 
 

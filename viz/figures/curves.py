@@ -14,7 +14,7 @@ from minivllm.trace.curves import Curves
 from viz.figures.common import NARROW, clip
 from viz.figures.log_axis import LogScale, log_grid
 from viz.language import _
-from viz.scene import Scene, lines_path, rounded
+from viz.scene import Point, Scene, lines_path, rounded
 
 LEFT, RIGHT, LINE = 76.0, 12.0, 22.0
 HEIGHT = 260.0
@@ -46,6 +46,12 @@ def curves(found: Curves) -> Scene:
         now.append(scene.text(NARROW - RIGHT, at, "", size=14, anchor="end"))
         points = zip(found.x, curve.values, strict=True)
         line = [(rounded(x.place(across)), rounded(y.place(value))) for across, value in points]
+        scene.points += [
+            Point(*place, step, _("{name}: {value:.3g} at {across:,.10g}").format(
+                name=curve.name, value=value, across=across
+            ))
+            for step, (place, across, value) in enumerate(zip(line, found.x, curve.values, strict=True))
+        ]  # fmt: skip
         scene.path(lines_path(line), stroke=stroke, dash=dash, stroke_width=2.6)
     cursor = scene.path("", stroke="cursor", stroke_width=1.6)
     for step, across in enumerate(found.x):

@@ -22,7 +22,7 @@ from viz.figures.log_axis import LogScale, log_grid
 from viz.figures.roofline import BOTTOM, HEIGHT, LEFT, TOP, dots_path
 from viz.figures.step_work import PhaseWork
 from viz.language import _
-from viz.scene import Scene, rounded
+from viz.scene import Point, Scene, rounded
 
 
 def decode_intensity(timeline: Timeline, work: Sequence[PhaseWork], told: Sequence[str]) -> Scene:
@@ -45,7 +45,9 @@ def decode_intensity(timeline: Timeline, work: Sequence[PhaseWork], told: Sequen
     scene.path(line, stroke="ink", dash="5 3", stroke_width=1.4)
     dots = [(x.place(part.num_sequences), y.place(part.intensity)) for part in parts.values()]
     scene.path(dots_path(dots, Phase.DECODE), fill="decode", opacity=0.55)
-    scene.points = [(rounded(dot[0]), rounded(dot[1]), step) for dot, step in zip(dots, parts, strict=True)]
+    scene.points = [
+        Point(rounded(dot[0]), rounded(dot[1]), step) for dot, step in zip(dots, parts, strict=True)
+    ]
     scene.text(4, 18, _("dashed: if nothing but the weights had to be read"), size=14)
     mark = scene.path("", fill="decode", stroke="cursor", stroke_width=2)
     now = scene.text(NARROW - 12, 46, "", size=14, anchor="end")
@@ -65,6 +67,6 @@ def decode_intensity(timeline: Timeline, work: Sequence[PhaseWork], told: Sequen
 
 
 def _weights_only(model: ModelShape) -> float:
-    """FLOP per byte of one sequence, if nothing but the weights had to be read."""
-    work = work_of(model, batch_shape([(0, 1)]))
+    """FLOP per byte of one sequence that decodes, if nothing but the weights had to be read."""
+    work = work_of(model, batch_shape([(0, 1)], num_generated_tokens=1, num_generated_rows=1))
     return work.linear_flops / work.weight_bytes if work.weight_bytes > 0 and work.linear_flops > 0 else 1.0

@@ -24,7 +24,5 @@ def kv_pictures(timeline: Timeline, selected: str) -> list[Scene]:
     for record, state in walk(timeline.trace):
         for picture in (pool, table):
             picture.step(record, state, told[record.step])
-    if pool.history:
-        size = timeline.trace.header.block_size
-        pool.scene.histories = pool.history.to_data(timeline.sequences, size)
+    pool.scene.histories = pool.histories(timeline)
     return [pool.scene, memory_over_time(timeline, told), table.scene]

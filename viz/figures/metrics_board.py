@@ -13,11 +13,13 @@ Read next: `viz/counted.py`; `viz/views/metrics.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from math import ceil
 
 from minivllm.trace.timeline import Timeline
 from viz.counted import Counted, count
 from viz.figures.captions import captions
-from viz.figures.common import WIDE, StepCursor, step_axis_labels
+from viz.figures.common import MOST_COLUMNS, WIDE, StepCursor, step_axis_labels
 from viz.language import _
 from viz.scene import Scene, lines_path, rounded
 
@@ -41,10 +43,19 @@ IF_ANY = (
 
 
 def metrics_board(
-    timeline: Timeline, width: float = WIDE, screen: str = "", counted: Counted | None = None
+    timeline: Timeline,
+    width: float = WIDE,
+    screen: str = "",
+    counted: Counted | None = None,
+    told: Sequence[str] | None = None,
 ) -> Scene:
-    """A strip for each metric, with its number after the step; `counted` if the trace was counted before."""
-    counted = counted or count(timeline.trace)
+    """A strip for each metric, with its number after the step.
+
+    Args:
+        counted: the trace, if it was counted before.
+        told: its captions, if they were written before.
+    """
+    counted, told = counted or count(timeline.trace, timeline.records), told or captions(timeline)
     rows = shown(counted)
     bottom = TOP + ROW * len(rows)
     scene = Scene(_("What /metrics would have said"), width, bottom + 24, screen=screen)
@@ -60,9 +71,7 @@ def metrics_board(
         y = TOP + ROW * index + 15
         scene.text(LEFT, y, name, size=14)
         numbers.append(scene.text(width - 4, y, "", size=15, anchor="end", weight="bold"))
-    for moment, sentence, step in zip(
-        counted.moments, captions(timeline), range(timeline.num_steps), strict=True
-    ):
+    for moment, sentence, step in zip(counted.moments, told, range(timeline.num_steps), strict=True):
         scene.begin_step(sentence)
         cursor.move(step)
         for (name, _fill), number in zip(rows, numbers, strict=True):
@@ -75,6 +84,7 @@ def shown(counted: Counted) -> list[tuple[str, str]]:
     return [*ALWAYS, *(row for row in IF_ANY if any(moment.values[row[0]] for moment in counted.moments))]
 
 
+@lru_cache(maxsize=20_000)
 def in_words(name: str, value: float) -> str:
     """A sample's value as a person reads it."""
     return f"{value:.1%}" if name.endswith("_perc") else f"{value:,.6g}" if value % 1 else f"{value:,.0f}"
@@ -83,10 +93,13 @@ def in_words(name: str, value: float) -> str:
 def _strip(scene: Scene, values: Sequence[float], top: float, step_width: float, fill: str) -> None:
     floor = top + ROW - 8
     most = max(values, default=0.0) or 1.0
+    # Of steps that share a column, the largest: counters only grow, and peaks of gauges are not lost.
+    size = ceil(len(values) / MOST_COLUMNS)
     points: list[tuple[float, float]] = []
-    for step, value in enumerate(values):
-        x, y = LEFT + step * step_width, rounded(floor - HEIGHT * value / most)
-        points += [(rounded(x), y), (rounded(x + step_width), y)]
+    for first in range(0, len(values), max(size, 1)):
+        part = values[first : first + size]
+        y = rounded(floor - HEIGHT * max(part) / most)
+        points += [(rounded(LEFT + place * step_width), y) for place in (first, first + len(part))]
     if points:
         area = [(points[0][0], floor), *points, (points[-1][0], floor)]
         scene.path(f"{lines_path(area)}Z", fill=fill, opacity=0.25)

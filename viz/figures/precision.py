@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minivllm.trace.precision_events import GridTried, MatrixOnGrids, MatrixSampled
+from viz import subjects
 from viz.figures.common import NARROW, swatches
 from viz.language import _
 from viz.palette import ramp
@@ -213,6 +214,9 @@ def channels_scene(found: MatrixOnGrids, told: Sequence[str]) -> Scene:
     losses = [_losses(matrix, grid) for grid in found.grids]
     below = scene.path("", fill="heat5")
     scene.path(lines_path([(LEFT, middle), (NARROW - LEFT, middle)]), stroke="outline", stroke_width=1.0)
+    for index, one in enumerate(bins):
+        box = (rounded(LEFT + index * width), middle - height, rounded(width), 2 * height)
+        scene.rect(*box, fill="page", opacity=0.0, tip=_bin_words(matrix, one))
     share = scene.text(LEFT, 204, "", size=13, fill="muted")
     for grid_losses, words in zip(losses, told, strict=True):
         scene.begin_step(words)
@@ -232,6 +236,15 @@ def channels_scene(found: MatrixOnGrids, told: Sequence[str]) -> Scene:
             ),
         )
     return scene
+
+
+def _bin_words(matrix: MatrixSampled, one: range) -> str:
+    """What a pointer reads at a bar."""
+    most = max(matrix.mean_inputs[channel] for channel in one)
+    if len(one) == 1:
+        return _("input channel {first}: mean |x| {most}").format(first=one[0], most=number(most))
+    told = _("input channels {first} to {last}: mean |x| at most {most}")
+    return told.format(first=one[0], last=one[-1], most=number(most))
 
 
 def _losses(matrix: MatrixSampled, grid: GridTried) -> list[float]:
@@ -354,7 +367,7 @@ def errors_scene(found: MatrixOnGrids, told: Sequence[str]) -> Scene:
         )
     worst = max(grid.output_error for grid in found.grids) or 1.0
     cells = []
-    for grid in found.grids:
+    for step, (grid, words) in enumerate(zip(found.grids, told, strict=True)):
         column, line = sizes.index(grid.group_size), bits.index(grid.bits)
         share = (grid.output_error / worst) ** 0.5  # so that the small ones differ, too
         cells.append(
@@ -362,6 +375,7 @@ def errors_scene(found: MatrixOnGrids, told: Sequence[str]) -> Scene:
                 rounded(left + column * wide + 2), top + line * high + 2, rounded(wide - 4), high - 4,
                 fill=ramp("heat", share), radius=3, label_size=13, stroke_width=2.5,
                 label=f"{grid.output_error:.2%} · {bits_of(matrix, grid):.2f}",
+                tip=words, subject=subjects.step(step),
             )
         )  # fmt: skip
     for step, words in enumerate(told):

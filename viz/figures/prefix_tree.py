@@ -20,8 +20,10 @@ from dataclasses import dataclass
 
 from minivllm.trace.replay import ReplayState
 from minivllm.trace.timeline import StepRecord, Timeline, walk
+from viz import subjects
 from viz.figures.captions import captions
 from viz.figures.common import EDGE_MARKS, WIDE, clip, listing, names_of, plural
+from viz.figures.prefix_cards import PrefixCards
 from viz.figures.prefixes import PrefixHistory, prefix_history
 from viz.figures.readers import Readers
 from viz.language import _
@@ -77,6 +79,7 @@ def prefix_tree(timeline: Timeline, width: float = WIDE, screen: str = "") -> Sc
         picture.scene.begin_step(sentences[record.step])
         picture.update(record, state)
     picture.scene.height = picture.lowest
+    picture.scene.histories = {"edges": picture.cards.to_data(picture.drawn)}
     return picture.scene
 
 
@@ -101,6 +104,7 @@ class _PrefixTree:
         self.requests = {seq: sequence.request for seq, sequence in timeline.sequences.items()}
         self.kind = timeline.trace.header.prefix_cache
         self.scene = Scene(_("Prefix tree"), width, 0, screen=screen)
+        self.cards = PrefixCards(history, self.names)
         self.readers = Readers()
         self.blocks: dict[int, set[int]] = {}  # content → blocks that hold it now
         self.at: dict[int, int] = {}  # block → content
@@ -222,6 +226,7 @@ class _PrefixTree:
             stroke="rule",
             radius=4,
             tip=self._tip(number),
+            subject=subjects.edge(number),
         )
         bar = scene.rect(place.x + 1, place.y + BOX_HEIGHT - 6, 0, 5, fill="filled")
         cells = int((place.width - 30) / 7.4)
@@ -309,7 +314,7 @@ class _PrefixTree:
             self._rearrange(unfolded)
             dirty = set(self.shapes)
         for number in dirty & set(self.shapes):
-            self._draw(number, marks.get(number, set()))
+            self._draw(record.step, number, marks.get(number, set()))
         self.marked_before = set(marks)
         self._draw_title(state)
 
@@ -341,11 +346,13 @@ class _PrefixTree:
                 del self.at[block]
             self.gone_since[content] = step
 
-    def _draw(self, number: int, happened: set[str]) -> None:
+    def _draw(self, step: int, number: int, happened: set[str]) -> None:
         edge, shapes, place = self.history.edges[number], self.shapes[number], self.places[number]
         present = [content for content in edge.contents if self.blocks.get(content)]
         blocks = [block for content in present for block in sorted(self.blocks[content])]
         seqs = {seq for block in blocks for seq in self.readers.of.get(block, ())}
+        requests = {self.requests[seq] for seq in seqs}
+        self.cards.note(step, number, happened, requests, blocks)
         evictable = [content for content in present if not self._is_read(content)]
         share = len(present) / len(edge.contents)
         is_evictable = bool(present) and not seqs
@@ -368,7 +375,8 @@ class _PrefixTree:
         if place.is_folded:
             detail.append(facts)
         self.scene.set(shapes.facts, text="" if place.is_folded else facts)
-        self.scene.set(shapes.frame, detail=", ".join(detail), **frame)
+        of = subjects.belongs_to(self.names[request].number for request in requests)
+        self.scene.set(shapes.frame, detail=", ".join(detail), of=of, **frame)
         width = 6.0 + 9 * len(signs) if signs else 0.0
         self.scene.set(shapes.badge, label=signs, width=width, fill="ink" if signs else "none")
         # Text begins behind the signs, however many there are.

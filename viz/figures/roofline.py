@@ -27,7 +27,7 @@ from viz.figures.common import NARROW, plural, swatches
 from viz.figures.log_axis import LogScale, engineering, log_grid
 from viz.figures.step_work import PhaseWork
 from viz.language import _, sentences
-from viz.scene import Scene, bars_path, lines_path, rounded
+from viz.scene import Point, Scene, bars_path, lines_path, rounded
 
 LEFT, TOP, BOTTOM = 76.0, 70.0, 380.0
 HEIGHT = BOTTOM + 52
@@ -71,7 +71,7 @@ def roofline(timeline: Timeline, work: Sequence[PhaseWork], hardware: HardwareSh
     for phase in (Phase.PREFILL, Phase.DECODE):
         dots = [(x.place(p.intensity), y.place(p.achieved)) for p in work if p.phase is phase]
         scene.path(dots_path(dots, phase), fill=phase.value, opacity=0.55)
-    scene.points = [(rounded(x.place(p.intensity)), rounded(y.place(p.achieved)), p.step) for p in work]
+    scene.points = [Point(rounded(x.place(p.intensity)), rounded(y.place(p.achieved)), p.step) for p in work]
     entries = [
         ("prefill", _("prefill part of a step (square)"), 1.0),
         ("decode", _("decode part (diamond)"), 1.0),

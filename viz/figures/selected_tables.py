@@ -135,7 +135,7 @@ class SelectedTables:
                 tip = _("Logical block {logical} of {tag} is host block {block}")
             tip = tip.format(logical=logical, tag=self.name.tag, block=table[logical])
             fill, dash = ("panel", "3 2") if is_host else (self.name.colour, "")
-            about = "" if is_host else subjects.block(table[logical])
+            about = (subjects.host_block if is_host else subjects.block)(table[logical])
             look = {"fill": fill, "stroke": "cursor", "dash": dash, "label": f"{table[logical]}"}
             self.scene.set(self.numbers[index], text=f"{logical}", fill=f"on-{fill}")
             self.scene.set(box, **look, tip=tip, subject=about)
@@ -206,7 +206,7 @@ class SelectedTables:
             tip = _("Logical block {logical} of sequence {seq} is host block {block}")
         tip = tip.format(logical=logical, seq=seq, block=block)
         fill, dash = ("panel", "3 2") if is_host else (self.name.colour, "")
-        about = "" if is_host else subjects.block(block)
+        about = (subjects.host_block if is_host else subjects.block)(block)
         look = {"fill": fill, "stroke": "outline", "dash": dash, "label": f"{block}"}
         self.scene.set(box, **look, tip=tip, subject=about)
 

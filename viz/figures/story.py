@@ -168,7 +168,7 @@ class _Lane:
         self.scene, self.number, self.steps = scene, number, lanes_of(trace)[number]
         self.boards = _boards(self.steps)
         self.x, self.width, self.most = x, width, int((width - 20) / CHARACTER)
-        scene.text(x, top + 16, NAMES[number], size=17, weight="bold")
+        scene.text(x, top + 16, _(NAMES[number]), size=17, weight="bold")
         self.status = scene.text(x + width, top + 16, "", size=13, fill="muted", anchor="end")
         self.rule = scene.path(f"M{x:g},{top + 25:g}L{x + width:g},{top + 25:g}", stroke="outline")
         y = top + 34

@@ -35,10 +35,10 @@ OVER = 4.0
 """By so much the sign of a wrong cell stands out of it, so that the text stays readable."""
 
 WORDS = {
-    "free": "free",
+    "free": N_("free"),
     "waste": N_("waste: allocated, and of no use"),
     "new": N_("new in this step"),
-    "wrong": "wrong",
+    "wrong": N_("wrong"),
 }
 
 
@@ -194,7 +194,7 @@ def legend(scene: Scene, y: float, marks: Sequence[str]) -> float:
     """Cells as they look, with words; returns the y below them."""
     x = 0.0
     for mark in marks:
-        width = 32 + 7.6 * len(WORDS[mark]) + 16
+        width = 32 + 7.6 * text_cells(_(WORDS[mark])) + 16
         if x and x + width > scene.width:
             x, y = 0.0, y + 24
         box = (x, y, 24.0, 18.0)
@@ -208,7 +208,7 @@ def legend(scene: Scene, y: float, marks: Sequence[str]) -> float:
             scene.path(bars_path([box]), stroke="cursor", stroke_width=3)
             scene.path(bars_path([_sign(box)]), fill="page", stroke="cursor", stroke_width=1)
             scene.path(_cross(_sign(box)), stroke="cursor", stroke_width=2.4)
-        scene.text(x + 32, y + 14, WORDS[mark], size=13)
+        scene.text(x + 32, y + 14, _(WORDS[mark]), size=13)
         x += width
     return y + 30 if marks else y
 

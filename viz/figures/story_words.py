@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 from minivllm.trace.story_events import StoryStep, StoryTrace
 from viz.figures.common import clip, listing, text_cells
-from viz.language import _
+from viz.language import N_, _
 
 MOST_WORDS = 160
-NAMES = ("Yours", "The reference")
+NAMES = (N_("Yours"), N_("The reference"))
 
 
 class Fact(NamedTuple):
@@ -91,7 +91,7 @@ def verdict(story: StoryTrace, step: int) -> str:
     parts = [_("They parted in step {parted}.").format(parted=parted)]
     if names := [clip(fact.name, 40) for fact in facts_at(story, step) if fact.differs]:
         parts.append(_("Now they differ in: {names}.").format(names=listing(names)))
-    ended = [name for name, lane in zip(NAMES, lanes_of(story), strict=True) if step >= len(lane)]
+    ended = [_(name) for name, lane in zip(NAMES, lanes_of(story), strict=True) if step >= len(lane)]
     parts += [_("{name} has ended.").format(name=name) for name in ended]
     return " ".join(parts)
 
@@ -100,10 +100,12 @@ def status(lane: Sequence[StoryStep], step: int) -> str:
     """Where a lane stands while the player is at a step."""
     if not lane:
         return _("has no steps")
-    words = "stopped" if lane[-1].error else "ended"
     if step >= len(lane):
-        return _("{words} in step {step}, and stays there").format(words=words, step=len(lane) - 1)
-    return _("{words} here").format(words=words) if lane[step].error else ""
+        told = _("ended in step {step}, and stays there")
+        if lane[-1].error:
+            told = _("stopped in step {step}, and stays there")
+        return told.format(step=len(lane) - 1)
+    return _("stopped here") if lane[step].error else ""
 
 
 def fitting(values: tuple[str, str], most: int) -> tuple[str, str]:

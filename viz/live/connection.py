@@ -28,6 +28,7 @@ import msgspec
 from minivllm.text import printable
 from minivllm.trace.events import VERSION, AnyEvent, TraceHeader
 from minivllm.trace.lines import MOST_LINE_BYTES, TraceError
+from viz.engine_words import in_words_of_the_reader
 from viz.language import N_, _
 from viz.live.window import LiveWindow
 
@@ -141,7 +142,10 @@ class Connection:
                 return
             except TraceError as error:
                 self.status = Status(
-                    "refused", _("The server sends what is no trace: {error}").format(error=error)
+                    "refused",
+                    _("The server sends what is no trace: {error}").format(
+                        error=in_words_of_the_reader(str(error))
+                    ),
                 )
                 return
             except (OSError, HTTPException) as error:

@@ -149,7 +149,7 @@ class _Pool:
         looks.host_readers.update(host_tables, host_tables)
         now = {block for block in (*looks.host_readers.of, *marks.host) if block in grid.cells}
         for block in now | self._host_shown:
-            grid.draw(block, looks.of_host(block, marks))
+            grid.draw(block, looks.of_host(block, marks, state))
         self._host_shown = now
         total = self.header.num_host_blocks
         self.scene.set(

@@ -25,7 +25,9 @@ from viz.texts import texts_of_player
 HERE = Path(__file__).parent
 COMMON = ("words.js", "changes.js", "picture.js", "hands.js")
 """What every player needs."""
-TOUCH = ("view.js", "cards.js", "panel.js", "focus.js", "find.js", "range.js", "touch.js", "take.js")
+TOUCH = (
+    "view.js", "cards.js", "panel.js", "notes.js", "focus.js", "find.js", "range.js", "touch.js", "take.js",
+)  # fmt: skip
 """What a player needs whose pictures can be touched."""
 
 
@@ -97,6 +99,7 @@ def player_data(
     linked: bool = False,
     requests: Sequence[Mapping[str, Any]] = (),
     selected: int = -1,
+    legend: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What the player gets.
 
@@ -110,6 +113,7 @@ def player_data(
         linked: the page's link follows the step and the selected request.
         requests: the cards of all requests (`figures/request_cards.py`), if these can be selected.
         selected: the number of the request for which the pictures were drawn; −1 if they suit any.
+        legend: what their signs mean, in lines with `code` and **bold** in them.
     """
     captions = scenes[0].captions
     assert all(scene.num_steps == len(captions) for scene in scenes), "one step for all pictures of a page"
@@ -125,6 +129,7 @@ def player_data(
         "words": words(),
         "requests": requests,
         "selected": selected,
+        "legend": legend,
         "jumps": [{"label": printable(jump.label), "step": jump.step} for jump in jumps],
         "blocks": next((scene.histories for scene in scenes if scene.histories), None),
         "scenes": [scene.to_data() for scene in scenes],

@@ -1,6 +1,6 @@
 // Keys within a picture: once it is in focus (Tab), arrows go from one shape that can be asked about to the
 // next one in that direction, Enter selects it, + − 0 zoom, and Escape leaves. A ring shows where one is, and a
-// hidden line says what is there.
+// hidden line says what is there. In a chart, arrows go from point to point, and Enter to the step of one.
 //
 // Read next: player.js.
 
@@ -8,7 +8,7 @@ const DIRECTIONS = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], 
 const ASIDE = 3; // a shape that lies aside is as far as one so many times as far ahead
 
 class Focus {
-  // `touch`: select(subject), canTouch(subject), speak(words), leave().
+  // `touch`: select(subject), canTouch(subject), leap(step), captionOf(step), speak(words), leave().
   constructor(picture, view, say, touch) {
     Object.assign(this, { picture, view, touch, at: null });
     const { svg, scene } = picture;
@@ -23,7 +23,7 @@ class Focus {
     // A click must not take the arrow keys away from the steps.
     svg.addEventListener("mousedown", (event) => event.preventDefault());
     svg.addEventListener("keydown", (event) => this.key(event));
-    svg.addEventListener("focus", () => this.go(this.at ?? this.places()[0]?.index));
+    svg.addEventListener("focus", () => this.go(this.at ?? this.first()));
     svg.addEventListener("blur", () => this.hide());
   }
 
@@ -38,6 +38,13 @@ class Focus {
     return found.filter(({ width }) => width > 0);
   }
 
+  // Points of a chart are counted on from its shapes.
+  pointAt(index) { return this.picture.scene.points[index - this.picture.now.length]; }
+
+  first() {
+    return this.picture.scene.points.length ? this.picture.now.length : this.places()[0]?.index;
+  }
+
   go(index) {
     if (index === undefined) return;
     this.at = index;
@@ -45,14 +52,27 @@ class Focus {
     this.view.reveal(box);
     const around = { x: box.x - 2, y: box.y - 2, width: box.width + 4, height: box.height + 4 };
     for (const name in around) this.ring.setAttribute(name, around[name]);
-    this.touch.speak(this.picture.tipOf(this.picture.elements[index]) || this.picture.now[index].text || "");
+    this.touch.speak(this.wordsOf(index));
+  }
+
+  wordsOf(index) {
+    const point = this.pointAt(index);
+    if (point) return point[3] || this.touch.captionOf(point[2]);
+    return this.picture.tipOf(this.picture.elements[index]) || this.picture.now[index].text || "";
+  }
+
+  // Enter: to the step of a point, or the card of a shape.
+  ask() {
+    const point = this.pointAt(this.at);
+    if (point) this.touch.leap(point[2]);
+    else this.touch.select(this.picture.now[this.at].subject);
   }
 
   key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const direction = DIRECTIONS[event.key];
     if (direction) this.go(this.next(...direction));
-    else if (event.key === "Enter" && this.at !== null) this.touch.select(this.picture.now[this.at].subject);
+    else if (event.key === "Enter" && this.at !== null) this.ask();
     else if (event.key === "+") this.view.by(ZOOM_STEP, ...this.shares());
     else if (event.key === "-") this.view.by(1 / ZOOM_STEP, ...this.shares());
     else if (event.key === "0") this.view.reset();
@@ -71,6 +91,11 @@ class Focus {
   }
 
   next(dx, dy) {
+    const count = this.picture.scene.points.length;
+    if (count) {
+      const at = (this.at ?? this.first()) - this.picture.now.length + dx + dy;
+      return this.picture.now.length + Math.max(0, Math.min(count - 1, at));
+    }
     const places = this.places();
     const here = places.find(({ index }) => index === this.at) ?? places[0];
     if (!here) return undefined;

@@ -14,7 +14,7 @@ function make(tag, className, words) {
 }
 
 class Panel {
-  // `touch`: select(subject), move(step), tipOf(subject), filledOf(block).
+  // `touch`: select(subject), canTouch(subject), move(step), tipOf(subject), filledOf(subject).
   constructor(host, cards, say, touch) {
     Object.assign(this, { host, cards, say, touch });
     this.title = host.querySelector(".panel-title");
@@ -31,16 +31,19 @@ class Panel {
     if (!subject) return;
     const scrolled = this.body.scrollTop;
     this.body.replaceChildren();
-    if (kind === "block") this.block(number, step);
+    if (kind in this.cards.memories) this.block(kind, number, step);
+    else if (kind === "edge") this.edge(number, step);
     else this.request(number, step);
     this.body.scrollTop = isNew ? 0 : scrolled;
   }
 
-  block(block, step) {
+  // A block of the pool ("block"), or of the swap space ("host").
+  block(kind, block, step) {
     const { cards, say } = this;
-    this.title.textContent = say("Block {number}", { number: block });
-    const readers = cards.readersOf(block, step);
-    this.body.append(make("p", "", this.touch.tipOf(`block ${block}`)));
+    const memory = cards.memories[kind];
+    this.title.textContent = this.blockName(kind, block);
+    const readers = memory.readersOf(block, step);
+    this.body.append(make("p", "", this.touch.tipOf(`${kind} ${block}`)));
     if (readers.length) {
       this.heading(say("Read by"));
       for (const [request, seq, logical] of readers.slice(0, MOST_LISTED)) {
@@ -51,23 +54,52 @@ class Panel {
         this.body.append(line);
       }
       const [, seq, logical] = readers[0];
-      const text = cards.textOf(seq, logical, this.touch.filledOf(block));
-      if (text) {
-        this.heading(say("Its tokens"));
-        this.body.append(make("p", "tokens", text));
-      }
-      this.neighbours(seq, logical, step);
+      const text = cards.textOf(seq, logical, this.touch.filledOf(`${kind} ${block}`));
+      if (text) this.quote(say("Its tokens"), text);
+      this.neighbours(kind, seq, logical, step);
     }
     this.heading(say("Its history"));
-    this.history(cards.historyOf(block), step);
+    this.history(memory.historyOf(block), step);
+  }
+
+  // An edge of the prefix tree.
+  edge(number, step) {
+    const { cards, say } = this;
+    const { text, before, after, history } = cards.edges[number];
+    const { readers, blocks } = cards.edgeAt(number, step);
+    this.title.textContent = this.edgeName(number);
+    this.quote(say("Its tokens"), text);
+    if (readers.length) {
+      this.heading(say("Read by"));
+      this.line(readers.slice(0, MOST_LISTED).map((request) => this.requestButton(request)));
+    }
+    if (blocks.length) {
+      this.heading(say("Its blocks at this step"));
+      this.line(blocks.slice(0, MOST_LISTED).map((block) =>
+        (this.touch.canTouch(`block ${block}`) ? this.blockButton("block", block) : make("span", "number", block))));
+    }
+    const around = [[say("before it"), before], [say("after it"), after]].filter(([, edges]) => edges.length);
+    if (around.length) this.heading(say("In the tree"));
+    for (const [words, edges] of around) {
+      const buttons = edges.map((edge) => this.button(this.edgeName(edge), `edge ${edge}`));
+      this.line([make("span", "number", words), ...buttons]);
+    }
+    this.heading(say("Its history"));
+    this.history(history, step);
+  }
+
+  line(elements) {
+    const line = make("p", "line");
+    line.append(...elements);
+    this.body.append(line);
   }
 
   // The blocks before and after in the table of a sequence.
-  neighbours(seq, logical, step) {
+  neighbours(kind, seq, logical, step) {
     const line = make("p", "line");
     for (const [words, place] of [[this.say("before it"), logical - 1], [this.say("after it"), logical + 1]]) {
-      const block = this.cards.blockAt(seq, place, step);
-      if (block !== undefined) line.append(words, this.blockButton(block));
+      const block = this.cards.memories[kind].blockAt(seq, place, step);
+      if (block !== undefined) line.append(words, this.blockButton(kind, block));
     }
     if (!line.childNodes.length) return;
     this.heading(this.say("In the block table of sequence {seq}", { seq }));
@@ -82,13 +114,14 @@ class Panel {
     this.body.append(make("p", "", card.facts));
     if (card.prompt) this.quote(say("Its prompt"), card.prompt);
     if (card.output) this.quote(say("Its output in the end"), card.output);
-    const blocks = cards.blocksOf(number, step);
-    if (blocks.length) {
-      this.heading(say("Its blocks at this step, in logical order"));
-      const line = make("p", "line");
-      for (const [, block] of blocks.slice(0, MOST_LISTED)) line.append(this.blockButton(block));
-      if (blocks.length > MOST_LISTED) line.append(say("and {count} more", { count: blocks.length - MOST_LISTED }));
-      this.body.append(line);
+    for (const [kind, memory] of Object.entries(cards.memories)) {
+      const blocks = memory.blocksOf(number, step);
+      if (!blocks.length) continue;
+      this.heading(kind === "host"
+        ? say("Its blocks in the swap space") : say("Its blocks at this step, in logical order"));
+      const buttons = blocks.slice(0, MOST_LISTED).map(([, block]) => this.blockButton(kind, block));
+      const rest = blocks.length - MOST_LISTED;
+      this.line(rest > 0 ? [...buttons, say("and {count} more", { count: rest })] : buttons);
     }
     this.heading(say("Its phases"));
     this.history(card.history, step);
@@ -128,14 +161,22 @@ class Panel {
     return this.button(this.say("Request {name}", { name: tag }), `request ${number}`);
   }
 
-  blockButton(block) { return this.button(`${block}`, `block ${block}`); }
+  blockName(kind, block) {
+    if (kind === "host") return this.say("Host block {number}", { number: block });
+    return this.say("Block {number}", { number: block });
+  }
+
+  edgeName(edge) { return this.say("Edge {number}", { number: edge + 1 }); }
+
+  blockButton(kind, block) {
+    const button = this.button(`${block}`, `${kind} ${block}`);
+    button.setAttribute("aria-label", this.blockName(kind, block));
+    return button;
+  }
 
   button(words, subject) {
     const button = make("button", "", words);
     button.type = "button";
-    if (subject.startsWith("block")) {
-      button.setAttribute("aria-label", this.say("Block {number}", { number: words }));
-    }
     button.addEventListener("click", () => this.touch.select(subject));
     return button;
   }

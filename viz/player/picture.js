@@ -29,6 +29,7 @@ const SVG_NAMES = {
 };
 const UNSEEN = new Set(["kind", "detail", "filled", "subject", "of"]);
 const NEAR_PX = 12;
+const POINT = 10; // units around a point of a chart
 const LABEL_MOVERS = new Set(["x", "y", "width", "height", "fill", "label", "label_size"]);
 
 const paint = (name) => (name === "none" ? "none" : `var(--${name})`);
@@ -126,7 +127,7 @@ class Picture {
     if (!tip && !isTouchable) marks.push("silent");
     if (isTouchable) marks.push("touchable");
     if (isLit) marks.push("lit");
-    if (subject && subject === this.subject && subject.startsWith("block")) marks.push("chosen");
+    if (subject && subject === this.subject && /^(block|host|edge) /.test(subject)) marks.push("chosen");
     // The browser computes anew whatever is written, even if it is the same.
     const words = marks.join(" ");
     if (words === this.marks[index]) return;
@@ -143,7 +144,10 @@ class Picture {
     }
   }
 
+  // The box of a shape; after the shapes come the points of a chart.
   boxOf(index) {
+    const point = this.scene.points[index - this.now.length];
+    if (point) return { x: point[0] - POINT / 2, y: point[1] - POINT / 2, width: POINT, height: POINT };
     const shape = this.now[index];
     return shape.kind === "rect" ? shape : this.elements[index].getBBox();
   }
@@ -156,8 +160,13 @@ class Picture {
     return [shape.tip, shape.detail, filled].filter(Boolean).join(", ");
   }
 
-  // The step of the point that is nearest to a pointer, if one is near; else null.
+  // The point [x, y, step, words] of a chart that a pointer is at: the nearest one, if it is near; where x means
+  // steps, the last one up to the step there; else null.
   pointAt(clientX, clientY) {
+    if (this.scene.axis) {
+      const there = this.stepAt(clientX, clientY);
+      return this.scene.points.findLast(([, , step]) => there !== null && step <= there) ?? null;
+    }
     const box = this.svg.getBoundingClientRect();
     const seen = this.svg.viewBox.baseVal;
     const unit = seen.width / box.width;
@@ -165,16 +174,16 @@ class Picture {
     const y = seen.y + (clientY - box.top) * unit;
     let found = null;
     let least = NEAR_PX * unit;
-    for (const [pointX, pointY, step] of this.scene.points) {
-      const distance = Math.hypot(pointX - x, pointY - y);
-      if (distance < least) [least, found] = [distance, step];
+    for (const point of this.scene.points) {
+      const distance = Math.hypot(point[0] - x, point[1] - y);
+      if (distance < least) [least, found] = [distance, point];
     }
     return found;
   }
 
   // The step under a pointer, if x means steps in this picture, or a point of a chart is there; else null.
   stepAt(clientX, clientY) {
-    if (!this.scene.axis) return this.pointAt(clientX, clientY);
+    if (!this.scene.axis) return this.pointAt(clientX, clientY)?.[2] ?? null;
     const box = this.svg.getBoundingClientRect();
     const [left, stepWidth, ends] = this.scene.axis;
     const seen = this.svg.viewBox.baseVal;

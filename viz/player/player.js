@@ -31,11 +31,13 @@ class Player {
     this.count = find(".count");
     this.playButton = find(".play");
     this.speed = find(".speed select");
+    root.classList.toggle("still", this.last === 0);
     if (matchMedia("(prefers-reduced-motion: reduce)").matches) this.speed.value = "2";
     this.tip = find(".tip");
     this.slider.max = this.last;
     this.pictures = data.scenes.map((scene) => new Picture(scene));
     this.lay(find(".pictures"));
+    explain(find(".legend"), data.legend, data.scenes);
     this.touch = new Touch(this, root, data);
     this.range = this.touch.range;
     this.makeJumps(find(".jumps"), data.jumps);
@@ -51,7 +53,10 @@ class Player {
       const figure = document.createElement("figure");
       figure.className = `picture ${picture.scene.screen}`;
       figure.style.setProperty("--width", picture.scene.width);
-      figure.append(picture.svg);
+      const frame = make("div", "frame");
+      frame.append(picture.svg);
+      figure.append(frame, ...notesOf(picture.scene));
+      if (picture.scene.section) host.append(make("h2", "section", picture.scene.section));
       host.append(figure);
       const svg = picture.svg;
       if (picture.scene.axis) svg.classList.add("steps");
@@ -63,7 +68,8 @@ class Player {
         if (event.type === "pointerdown") began = event.shiftKey ? step : null;
         if (step !== null && began !== null && step !== began) this.range.choose(began, step);
         else if (step !== null) this.move(step);
-        showTip(this.tip, picture, event, place === null ? "" : this.data.captions[place]);
+        const words = picture.pointAt(event.clientX, event.clientY)?.[3];
+        showTip(this.tip, picture, event, place === null ? "" : words || this.data.captions[place]);
       };
       svg.addEventListener("pointerdown", followPointer);
       svg.addEventListener("pointermove", followPointer);
@@ -133,15 +139,20 @@ class Player {
     for (const picture of this.pictures) picture.seek(step);
     this.slider.value = step;
     this.slider.setAttribute("aria-valuetext", this.data.captions[step]);
-    const first = this.data.first || 0;
-    const place = { step: step + first, last: this.last + first };
-    this.count.textContent = this.data.steps
-      ? this.say("moment {step} of {last}", place) : this.say("step {step} of {last}", place);
+    this.count.textContent = this.placeWords(step);
     this.caption.textContent = this.data.captions[step];
     this.tip.hidden = true;
     this.touch.moved();
     remember(this.data.trace, this.shared());
     if (this.data.steps) remember(this.data.id, step);
+  }
+
+  // What one of the player's steps is called.
+  placeWords(step) {
+    const first = this.data.first || 0;
+    const place = { step: step + first, last: this.last + first };
+    return this.data.steps
+      ? this.say("moment {step} of {last}", place) : this.say("step {step} of {last}", place);
   }
 
   // The step that all pages share.

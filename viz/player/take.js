@@ -17,7 +17,7 @@ function standalone(pictures, title, caption) {
   let width = 0;
   let y = MARGIN;
   for (const picture of pictures) {
-    const copy = painted(picture.svg);
+    const copy = painted(picture);
     const { width: wide, height: high } = picture.svg.viewBox.baseVal;
     for (const [name, value] of Object.entries({ x: MARGIN, y, width: wide, height: high })) {
       copy.setAttribute(name, value);
@@ -50,8 +50,9 @@ function shaped(name, attributes) {
   return element;
 }
 
-// A copy whose colours are plain, and that has nothing which is not shown.
-function painted(svg) {
+// A copy whose colours are plain, and that has nothing which is not shown. What a pointer reads is in it as titles.
+function painted(picture) {
+  const { svg, scene } = picture;
   const copy = svg.cloneNode(true);
   const copies = [...copy.querySelectorAll("*")];
   const colours = new Map(); // var(--name) → what it is here
@@ -66,7 +67,15 @@ function painted(svg) {
       copies[index].setAttribute(name, colours.get(value));
     }
     if (element.tagName === "text") copies[index].setAttribute("xml:space", "preserve");
+    const tip = picture.tipOf(element);
+    if (tip) copies[index].append(worded("title", tip));
+    else copies[index].setAttribute("pointer-events", "none");
   });
+  for (const [cx, cy, , words] of scene.points) {
+    const point = shaped("circle", { cx, cy, r: POINT / 2, fill: "#000", "fill-opacity": 0 });
+    if (words) copy.append(point);
+    point.append(worded("title", words));
+  }
   for (const element of hidden) element.remove();
   const text = svg.querySelector("text");
   if (text) copy.setAttribute("font-family", getComputedStyle(text).fontFamily); // code has its own

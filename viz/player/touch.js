@@ -16,15 +16,21 @@ class Touch {
       select: (subject) => this.select(subject),
       canTouch: (subject) => this.canTouch(subject),
       move: (step) => player.leap(player.ours(step)),
+      leap: (place) => player.leap(place),
+      captionOf: (place) => data.captions[place],
       tipOf: (subject) => this.firstOf(subject, (picture, index) => picture.tipOf(picture.elements[index])) ?? "",
-      filledOf: (block) => this.firstOf(`block ${block}`, (picture, index) => picture.now[index].filled) ?? 0,
+      filledOf: (subject) => this.firstOf(subject, (picture, index) => picture.now[index].filled) ?? 0,
       speak: (words) => { this.spoken.textContent = words; },
       leave: () => root.focus(),
     };
     this.act = act;
     this.panel = new Panel(root.querySelector(".panel"), this.cards, this.say, act);
-    const search = (query) => findSubjects(query, this.cards, data.captions, this.say);
-    this.finder = new Finder(root.querySelector(".find"), search, act);
+    const known = {
+      cards: this.cards, captions: data.captions, first: data.first || 0, say: this.say,
+      placeWords: (place) => player.placeWords(place),
+    };
+    const search = (query) => findSubjects(query, known);
+    this.finder = new Finder(root.querySelector(".find"), search, act, this.say("Nothing matches."));
     this.range = new StepRange(root.querySelector(".range"), player.last, () => player.ranged());
     this.views = player.pictures.map((picture) => this.prepare(picture));
   }
@@ -37,7 +43,8 @@ class Touch {
     picture.svg.after(zoomControls(view, this.say));
     const touchable = (changes) => changes.values.some((value) => this.canTouch(value));
     const isTouchable = picture.scene.shapes.some((shape) => this.canTouch(shape.subject));
-    if (isTouchable || touchable(picture.scene.changes)) new Focus(picture, view, this.say, this.act);
+    const isChart = picture.scene.points.length > 0;
+    if (isTouchable || isChart || touchable(picture.scene.changes)) new Focus(picture, view, this.say, this.act);
     picture.svg.addEventListener("click", (event) => {
       const subject = picture.now[event.target.shapeNumber]?.subject;
       if (!picture.svg.dragged && this.canTouch(subject)) this.select(subject);
@@ -47,7 +54,7 @@ class Touch {
   }
 
   canTouch(subject) {
-    return Boolean(subject) && /^(block|request|step) \d+$/.test(subject) && this.cards.has(subject);
+    return Boolean(subject) && /^(block|host|edge|request|step) \d+$/.test(subject) && this.cards.has(subject);
   }
 
   // What the first shape about a subject has to say.

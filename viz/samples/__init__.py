@@ -57,6 +57,16 @@ SAMPLES = (
         ("structured_output", *ALL_RUNS),
     ),
     Sample(N_("Speculation: a small model guesses ahead"), ("speculation",), ("speculation", *ALL_RUNS)),
+    Sample(
+        N_("Two ranks that share every layer (tensor parallel)"),
+        ("tensor-parallel",),
+        ("ranks", *ALL_RUNS),
+    ),
+    Sample(
+        N_("A pipeline of two stages, with a plan in flight for each"),
+        ("pipeline-parallel",),
+        ("ranks", *ALL_RUNS),
+    ),
     Sample(N_("Paged attention, request by request"), ("paged-attention",), ("microscope",)),
     Sample(
         N_("FlashAttention 1 and 2, tile by tile"),

@@ -116,6 +116,8 @@ def _story(folder: Path) -> Path:
 BATCHES = RunSettings(arrive_every=6, num_gpu_blocks_override=64, max_num_seqs=4, max_num_batched_tokens=128)
 SIZES = "tokens=64,head_dim=32,rows=8,warps=1"
 PATTERN = '{"regex": "[A-Z][a-z]+ is (fast|slow), and [a-z ]{4,30}\\\\."}'
+RANK_PROMPTS = ("Once upon a time,", "Question: What is paging?\nAnswer:", "从前，", "A block table is")
+RANK_LIMITS = ("--max-tokens", "24", "--num-gpu-blocks-override", "40", "--max-num-batched-tokens", "64")
 MAKERS: dict[str, Maker] = {
     "paging": _demo("paging", "trace.jsonl"),
     "sharing": _demo("sharing", "sharing.jsonl"),
@@ -131,6 +133,8 @@ MAKERS: dict[str, Maker] = {
             num_gpu_blocks_override=40, max_num_batched_tokens=64, max_tokens=80, speculation="draft_model",
         )
     ),
+    "tensor-parallel": _minivllm("generate", *RANK_PROMPTS, *RANK_LIMITS, "--tensor-parallel-size", "2"),
+    "pipeline-parallel": _minivllm("generate", *RANK_PROMPTS, *RANK_LIMITS, "--pipeline-parallel-size", "2"),
     "paged-attention": _minivllm("microscope", "paged-attention"),
     "naive-attention": _minivllm("microscope", "naive-attention", "--shape", "tokens=16,head_dim=32"),
     "flash-attention-1": _minivllm("microscope", "flash-attention-1", "--shape", SIZES),

@@ -57,8 +57,8 @@ def page(run: Run) -> None:
         return [*trees, figures.block_pool(timeline, request, spotlight=True)]
 
     places = _jumps(run, request)
-    stage.show(run, f"beams-{request}", scenes, places, start=where_it_forks(places))
-    st.caption(_(LEGEND))
+    start = where_it_forks(places)
+    stage.show(run, f"beams-{request}", scenes, places, start=start, legend=[_(LEGEND)])
 
 
 def where_it_forks(places: list[Jump]) -> int:

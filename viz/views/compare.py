@@ -12,6 +12,7 @@ import streamlit as st
 from minivllm.trace.timeline import Phase, Timeline
 from viz import empty, figures, loading, stage
 from viz.about import about
+from viz.engine_words import in_words_of_the_reader
 from viz.figures.common import PHONE, WIDE
 from viz.figures.moments import Moment, merge, steps_of_first
 from viz.language import N_, _, counted
@@ -53,8 +54,10 @@ CLOCKS = N_("One clock is simulated and the other is real: their seconds are not
 
 
 def page(run: Run) -> None:
-    about(_(INTRODUCTION))
+    told = st.container()  # what to look for is known once there are two
     other = second_trace(run, loading.open_run, _ask)
+    with told:
+        about(_(INTRODUCTION) if other is None else f"{_(INTRODUCTION)}\n\n{_(what_to_try(run, other))}")
     if other is not None:
         both(run, other)
 
@@ -67,7 +70,7 @@ def _ask() -> None:
 def both(run: Run, other: Run) -> None:
     """Two runs side by side. The page has already shown the first one's warnings."""
     for warning in other.timeline.trace.warnings:
-        st.warning(f"{plain(other.path.name)}: {plain(warning)}")
+        st.warning(f"{plain(other.path.name)}: {plain(in_words_of_the_reader(warning))}")
     first, second = run.timeline, other.timeline
     if not set(first.spans) & set(second.spans):
         st.warning(_(STRANGERS))
@@ -75,13 +78,6 @@ def both(run: Run, other: Run) -> None:
         st.warning(_(OTHERS).format(what=_("; ").join(different)))
     if first.trace.header.clock != second.trace.header.clock:
         st.warning(_(CLOCKS))
-    is_any_parked = any(
-        span.phase is Phase.PARKED
-        for side in (first, second)
-        for spans in side.spans.values()
-        for span in spans
-    )
-    st.markdown(_(TRY_PARKED) if is_any_parked else _(TRY_OTHER))
     labels = side_labels(run.path, other.path)
     moments = merge(first, second)
 
@@ -113,6 +109,13 @@ def both(run: Run, other: Run) -> None:
     )
     with st.expander(_("What these numbers say")):
         st.markdown("\n".join(f"- **{row.name}**: {row.sentence}" for row in rows))
+
+
+def what_to_try(run: Run, other: Run) -> str:
+    """What there is to see in these two, in English."""
+    all_spans = [spans for side in (run, other) for spans in side.timeline.spans.values()]
+    is_any_parked = any(span.phase is Phase.PARKED for spans in all_spans for span in spans)
+    return TRY_PARKED if is_any_parked else TRY_OTHER
 
 
 def differences(first: Timeline, second: Timeline) -> list[str]:

@@ -5,6 +5,8 @@ Read next: `viz/figures/block_pool.py`.
 
 from __future__ import annotations
 
+from functools import partial
+
 import streamlit as st
 
 from viz import figures, stage
@@ -42,16 +44,14 @@ def page(run: Run) -> None:
     about(sentences([_(INTRODUCTION), *_what_else(run)]))
     request = _selected(run)
 
-    stage.show(run, "kv", lambda: figures.kv_pictures(run.timeline, request), selected=request)
-    signs = _(", ").join(f"**{MARKS[name].sign}** {MARKS[name].words}" for name in _marks_of(run))
-    told = [
-        _("{signs}; red outline: a block of the selected request. Click a block for its history.").format(
-            signs=signs
-        ),
+    legend = [
+        *(f"**{MARKS[name].sign}** {MARKS[name].words}" for name in _marks_of(run)),
+        _("Red outline: a block of the selected request. Click a block for its history."),
         _("In a block table the large number is the physical block, the small one the logical block."),
         second_series(names_of(run.timeline).values()),
     ]
-    st.caption(sentences(words for words in told if words))
+    scenes = partial(figures.kv_pictures, run.timeline, request)
+    stage.show(run, "kv", scenes, selected=request, legend=legend)
 
 
 def _what_else(run: Run) -> list[str]:

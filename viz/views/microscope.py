@@ -69,7 +69,8 @@ def page(run: KernelRun) -> None:
     def scenes() -> list[Scene]:
         return microscope_scenes(trace, shown, follow)
 
-    name = f"microscope-{follow.block}-{follow.warp}"
+    followed = [str(number) for number in follow if number is not None]
+    name = "-".join(["microscope", *followed])
     jumps = microscope_jumps(trace, shown.accesses)
     kernel_stage.show(f"{run.fingerprint}-{number}", name, scenes, jumps, shown.steps)
     _tell_faults(trace)

@@ -5,12 +5,10 @@ Read next: `viz/figures/prefix_tree.py`.
 
 from __future__ import annotations
 
-import streamlit as st
-
 from viz import empty, figures, stage
 from viz.about import about
 from viz.figures.common import EDGE_MARKS, PHONE, WIDE
-from viz.language import N_, _, sentences
+from viz.language import N_, _
 from viz.loading import Run
 
 TITLE = N_("Prefix tree")
@@ -55,6 +53,5 @@ def page(run: Run) -> None:
 
     hit = next((r.step for r in run.timeline.records if any(e.source == "cache" for e in r.shared)), None)
     first = next(record.step for record in run.timeline.records if record.cached)
-    stage.show(run, "prefixes", scenes, start=first if hit is None else hit)
-    signs = _(", ").join(f"**{mark.sign}** {mark.words}" for mark in EDGE_MARKS.values())
-    st.caption(sentences([_("{sentence}.").format(sentence=signs), _(LEGEND)]))
+    legend = [*(f"**{mark.sign}** {mark.words}" for mark in EDGE_MARKS.values()), _(LEGEND)]
+    stage.show(run, "prefixes", scenes, start=first if hit is None else hit, legend=legend)

@@ -54,8 +54,9 @@ NO_ROOF = N_("no roof")
 
 
 def page(run: Run) -> None:
-    about(f"{_(INTRODUCTION)}\n\n{_(TRY)}")
     header = run.timeline.trace.header
+    told = (INTRODUCTION, TRY) if header.hardware else (NO_HARDWARE, INTRODUCTION, TRY)
+    about("\n\n".join(_(text) for text in told))
     if header.model is None:
         st.info(_(NO_MODEL))
         empty.offer(URL)
@@ -83,12 +84,11 @@ def page(run: Run) -> None:
 
 def _chosen() -> HardwareShape | None:
     """The device against which the reader wants to hold a run that does not say where it ran."""
-    st.info(_(NO_HARDWARE))
     names = {device.name: device for device in DEVICES}
     kept = st.session_state.get("device")
     # Its own key would be forgotten when the page changes; ours is kept.
     name = st.selectbox(
-        _("Draw the roof of"),
+        _("The trace does not say on what it ran. Draw the roof of"),
         list(names),
         list(names).index(kept) if kept in names else None,
         format_func=lambda item: f"{_(item)}: {_numbers(names[item])}",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,14 @@ from viz.run_process import Done, OwnRun
 from viz.run_settings import (
     CHOICES,
     EXAMPLES,
+    MOST_PROMPTS,
     RunSettings,
     as_python,
     as_text,
     field_of,
     from_link,
     from_text,
+    num_left_out,
 )
 from viz.run_settings import to_link as link_of
 
@@ -48,6 +50,8 @@ INTRODUCTION = N_(
 )
 LINK = "run"
 KEPT = "run settings"
+FORM = "run-form"
+"""Number of the form: each time that all fields are filled anew, they are others."""
 MINE = "run is mine"
 LAST = "run before"
 LOOK_SECONDS = 0.25
@@ -69,8 +73,8 @@ OPTION_WORDS = {
     "off": N_("off"),
     "hash": N_("hash: chained blocks"),
     "radix": N_("radix: a tree"),
-    "recompute": N_("recompute: freed, and computed again"),
-    "swap": N_("swap: copied to the host's memory"),
+    "recompute": N_("recompute: computed again"),
+    "swap": N_("swap: copied to the host"),
     "ngram": N_("n-grams: what followed these words before"),
     "draft_model": N_("draft model: a smaller model guesses"),
     "torch": N_("torch: plain, starts at once"),
@@ -94,7 +98,7 @@ def page(run: object = None) -> None:
         st.session_state.pop(MINE)
         if isinstance(mine.result, Done) and not mine.result.was_stopped:
             _go_on(mine.result)
-        st.session_state["run problem"] = mine.problem
+        st.session_state["run problem"] = _by_its_name(mine.problem)
         st.session_state["run stopped"] = mine.result
     job = jobs.find(run_process.NAME)
     if job and job.is_running:
@@ -111,7 +115,6 @@ def _form() -> None:
     refused = {field_of(words): words} if words else {}
     _stopped()
     before = _kept()
-    _fill(before, only_missing=True)
     _examples()
     left, right = st.columns([5, 4], gap="large")
     with left:
@@ -127,8 +130,13 @@ def _form() -> None:
     links.keep(LINK, link_of(settings))
     with buttons:
         _buttons(settings, workload)
+        if refused and "prompts" not in refused:  # whose field is beside it
+            st.markdown(_("✘ **Not run**: {words}").format(words=plain(words)))
     with st.expander(_("The same as a program")):
-        st.caption(_("The link of this page holds the settings, too: send it, or keep it."))
+        if from_link(link_of(settings)).prompts == settings.prompts:
+            st.caption(_("The link of this page holds the settings, too: send it, or keep it."))
+        else:
+            st.caption(_("The link of this page holds the settings, but for the prompts: they are too long."))
         if workload:
             st.caption(_("Of the file's requests this program knows nothing: it shows the settings."))
         st.code(as_python(settings), language="python")
@@ -142,18 +150,18 @@ def _kept() -> RunSettings:
 
 
 def _take(settings: RunSettings) -> None:
-    """Other settings, in all fields."""
+    """Other settings, in all fields: they are other fields then."""
     st.session_state[KEPT] = settings
     st.session_state["run problem"] = ""
-    _fill(settings)
+    st.session_state[FORM] = st.session_state.get(FORM, 0) + 1
 
 
-def _fill(settings: RunSettings, *, only_missing: bool = False) -> None:
-    """What the fields hold. Streamlit forgets them when the page changes; our own copy is kept."""
-    for name, value in asdict(settings).items():
-        key = f"run-{name}"
-        if not (only_missing and key in st.session_state):
-            st.session_state[key] = as_text(value) if name == "prompts" else value
+def _key(name: str) -> str:
+    """Of a field. What it holds at first is what is kept: a value that was put into the session instead would
+    be lost where the browser draws the field only after the script has run again.
+    """
+    number = st.session_state.get(FORM, 0)
+    return f"run-{name}" + (f"-{number}" if number else "")
 
 
 def _examples() -> None:
@@ -165,8 +173,12 @@ def _examples() -> None:
 
 def _prompts(settings: RunSettings, refused: dict[str, str]) -> tuple[RunSettings, Path | None]:
     label = _("Prompts; an empty line begins the next one")
-    text = st.text_area(label, height=232, key="run-prompts", max_chars=MOST_CHARACTERS)
+    before = as_text(settings.prompts)
+    text = st.text_area(label, before, height=232, key=_key("prompts"), max_chars=MOST_CHARACTERS)
     _refusal("prompts", refused)
+    if left_out := num_left_out(text or ""):
+        words = _("The first {most} prompts are run, and {count} are left out. A file may have more.")
+        st.warning(words.format(most=MOST_PROMPTS, count=left_out))
     with st.expander(_("Or requests from a file")):
         uploaded = st.file_uploader(
             _("A workload: a JSON object a line, with arrival_seconds, prompt, output_tokens"),
@@ -190,9 +202,15 @@ def _keep_upload(file_id: str, name: str, content: bytes) -> Path:
     return kept[1]
 
 
+def _by_its_name(words: str) -> str:
+    """What is said of the upload, without the folder that we have put it into."""
+    kept = st.session_state.get("run upload")
+    return words.replace(f"{kept[1].parent}/", "") if kept else words
+
+
 def _memory(settings: RunSettings, refused: dict[str, str]) -> RunSettings:
     """How requests are scheduled, and what memory they get."""
-    choose, number = _fields(refused)
+    choose, number = _fields(settings, refused)
     found: dict[str, Any] = {
         "scheduling_policy": choose("scheduling_policy", _("Scheduling policy"), POLICY_WORDS)
     }
@@ -217,13 +235,15 @@ SAMPLING = {"temperature", "n", "use_beam_search", "seed", "speculation",
 
 
 def _sampling(settings: RunSettings, refused: dict[str, str]) -> RunSettings:
-    choose, number = _fields(refused)
+    choose, number = _fields(settings, refused)
     found: dict[str, Any] = {}
     one, two = st.columns(2)
     with one:
         found["n"] = number("n", _("Answers to each prompt"))
         found["use_beam_search"] = st.checkbox(
-            _("Search with beams: the likeliest answers"), key="run-use_beam_search"
+            _("Search with beams: the likeliest answers"),
+            settings.use_beam_search,
+            key=_key("use_beam_search"),
         )
         _refusal("use_beam_search", refused)
         found["attention_backend"] = choose("attention_backend", _("Kernels"), OPTION_WORDS)
@@ -240,15 +260,16 @@ Choose = Callable[[str, str, dict[str, str]], str]
 Number = Callable[[str, str], int | float]
 
 
-def _fields(refused: dict[str, str]) -> tuple[Choose, Number]:
-    """Makers of fields; what was refused stands below its own."""
+def _fields(settings: RunSettings, refused: dict[str, str]) -> tuple[Choose, Number]:
+    """Makers of fields that hold these settings; what was refused stands below its own."""
 
     def choose(name: str, label: str, words: dict[str, str]) -> str:
         options = CHOICES[name]
         value: str = st.selectbox(
             label,
             options,
-            key=f"run-{name}",
+            options.index(getattr(settings, name)),
+            key=_key(name),
             format_func=lambda option: _(words[option]),
         )
         _refusal(name, refused)
@@ -257,7 +278,8 @@ def _fields(refused: dict[str, str]) -> tuple[Choose, Number]:
     def number(name: str, label: str) -> int | float:
         is_whole = isinstance(getattr(RunSettings, name), int)
         step, form = (1, "%d") if is_whole else (0.1, "%g")
-        value: int | float = st.number_input(label, step=step, format=form, key=f"run-{name}")
+        before = getattr(settings, name)
+        value: int | float = st.number_input(label, value=before, step=step, format=form, key=_key(name))
         _refusal(name, refused)
         return value
 
@@ -297,9 +319,13 @@ def _buttons(settings: RunSettings, workload: Path | None) -> None:
 
 
 def _before() -> Done | None:
-    """This window's last run, if its trace is still there."""
-    before: Done | None = st.session_state.get(LAST)
-    return before if before is not None and before.path.is_file() else None
+    """This window's last run, or else the last of all, if its trace is still there.
+
+    So a page that was loaded anew finds what it had begun.
+    """
+    job = jobs.find(run_process.NAME)
+    before = st.session_state.get(LAST) or (job.result if job else None)
+    return before if isinstance(before, Done) and before.path.is_file() else None
 
 
 def _start(settings: RunSettings, workload: Path | None, beside: Path | None) -> None:
@@ -326,7 +352,10 @@ def _start(settings: RunSettings, workload: Path | None, beside: Path | None) ->
 def _running(job: Job) -> None:
     with st.container(border=True):
         if st.session_state.get(MINE) is not job:
-            st.info(_("Another window of this dashboard has this run: one goes on at a time."))
+            words = _(
+                "It was begun in another window, or before this page was loaded anew: one goes on at a time."
+            )
+            st.info(words)
         if st.button(_("Stop"), key="run-stop") and isinstance(job.told, OwnRun):
             job.told.stop()
         jobs.watch(job, _progress, LOOK_SECONDS)

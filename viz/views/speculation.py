@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import streamlit as st
-
 from viz import empty, figures, stage
 from viz.about import about
 from viz.figures.common import NARROW, PHONE
@@ -64,8 +62,8 @@ def page(run: Run) -> None:
             Jump(_("none is right"), _first(run, lambda drafts, right: not right)),
             Jump(_("last drafts"), drafted[-1].step),
         ],
+        legend=[_(LEGEND)],
     )
-    st.caption(_(LEGEND))
 
 
 def _first(run: Run, is_it: Callable[[int, int], bool]) -> int | None:

@@ -17,6 +17,7 @@ from viz import stage
 from viz.about import about
 from viz.figures.story import story_scenes
 from viz.figures.story_words import num_shown, parted_step
+from viz.judge_words import judged_in_words
 from viz.language import N_, _, current
 from viz.loading import StoryRun
 from viz.plain import code, plain
@@ -49,15 +50,17 @@ minivllm lesson see 4"""
 
 
 def page(run: StoryRun) -> None:
-    story = run.story
+    story = judged_in_words(run.story)
     header = story.header
-    st.markdown(f"**{plain(header.title)}**")
     about(_(INTRODUCTION))
     where = _("in {file}").format(file=code(header.file)) + (
         f", {code(header.where)}" if header.where else ""
     )
     st.error(
-        _("**{property}** {sentence}\n\nexpected: {expected}  \ngot: {got}  \nnoticed {where}").format(
+        _(
+            "{title} · **{property}** {sentence}\n\nexpected: {expected} · got: {got} · noticed {where}"
+        ).format(
+            title=plain(_heading(header)),
             property=plain(header.property),
             sentence=plain(_sentence(header)),
             expected=code(header.expected),
@@ -67,8 +70,15 @@ def page(run: StoryRun) -> None:
     )
     parted = parted_step(story)
     jumps = [Jump(_("where they part"), parted), Jump(_("end"), num_shown(story) - 1)]
-    stage.show_scenes(run.fingerprint, "story", lambda: story_scenes(story), jumps, first=1, start=parted)
-    st.caption(_(LEGEND))
+    stage.show_scenes(
+        run.fingerprint,
+        "story",
+        lambda: story_scenes(story),
+        jumps,
+        first=1,
+        start=parted,
+        legend=[_(LEGEND)],
+    )
     _kernels(run)
     st.markdown(_(NEXT))
     number = re.match(r"\d+", header.lesson)
@@ -77,6 +87,14 @@ def page(run: StoryRun) -> None:
         f"minivllm lesson check {lesson}\nminivllm lesson hint {lesson}",
         language="shell",
     )
+
+
+def _heading(header: StoryHeader) -> str:
+    """The lesson, as the reader speaks."""
+    try:
+        return find_lesson(header.lesson).heading(current())
+    except ValueError:
+        return header.title
 
 
 def _sentence(header: StoryHeader) -> str:
@@ -101,11 +119,12 @@ def _kernels(run: StoryRun) -> None:
         )
         return
     yours, reference = (quote(str(path)) for path in paths)
+    speaks = f"&lang={current()}"  # they open in windows of their own
     st.markdown(_(KERNELS))
     with st.container(horizontal=True):
-        st.link_button(_("Your kernel"), f"/microscope?trace={yours}")
-        st.link_button(_("The reference's kernel"), f"/microscope?trace={reference}")
+        st.link_button(_("Your kernel"), f"/microscope?trace={yours}{speaks}")
+        st.link_button(_("The reference's kernel"), f"/microscope?trace={reference}{speaks}")
         st.link_button(
             _("Both, side by side"),
-            f"/flash_attention?trace={yours}&with={reference}",
+            f"/flash_attention?trace={yours}&with={reference}{speaks}",
         )

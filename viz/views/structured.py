@@ -64,8 +64,8 @@ def page(run: Run) -> None:
             for width, screen in ((NARROW, "wide"), (PHONE, "narrow"))
         ],
         _jumps(run, request),
+        legend=[_(LEGEND)],
     )
-    st.caption(_(LEGEND))
 
 
 def _jumps(run: Run, request: str) -> list[Jump]:

@@ -16,6 +16,9 @@ Every rule is trimmed: what can never end is taken out when it is made. So from 
 some text leads to the end; and as every byte that a rule uses is a token by itself, some tokens do. No output
 can get stuck, and one that `max_tokens` cuts off is the beginning of something that parses.
 
+`structured_outputs_config` may name another engine for the same structures: `guidance.py`,
+`guided_progress.py`.
+
 Everything here is plain Python that decides; what meets the logits is in `../logits_processors.py`.
 
 Sources: Willard and Louf, "Efficient Guided Generation for Large Language Models" (2023), for automata and

@@ -4,6 +4,8 @@
                                                                      ├──► Structure
     tokenizer ──► bytes of each token ──► Vocabulary ────────────────┘
 
+With another engine (`guidance.py`) it makes a grammar of the request, and we only ask for masks.
+
 A structure is made when a request is checked, so what cannot be followed is refused before anything is
 computed. The last ones are kept: requests with the same schema share its states and masks.
 
@@ -30,6 +32,7 @@ from minivllm.decoding.structured.expressions import (
     text,
 )
 from minivllm.decoding.structured.gbnf import parse_gbnf
+from minivllm.decoding.structured.guidance import GuidanceVocabulary, GuidedStructure
 from minivllm.decoding.structured.json_schema import schema_rules
 from minivllm.decoding.structured.json_values import Layout, any_value_rules
 from minivllm.decoding.structured.pushdown import Pushdown
@@ -39,6 +42,7 @@ from minivllm.decoding.structured.structural_tags import structural_tag_rules
 from minivllm.decoding.structured.token_masks import InsideMasks, TokenMasks
 from minivllm.decoding.structured.vocabulary import Vocabulary
 from minivllm.structured_outputs import StructuredOutputsParams
+from minivllm.structured_outputs_config import OWN
 
 MOST_KEPT = 32
 JSON_SPACES = ((9, 10), (13, 13), (32, 32))
@@ -53,21 +57,29 @@ class Structure(NamedTuple):
     masks: TokenMasks
 
 
+AnyStructure = Structure | GuidedStructure
+
+
 class StructureCompiler:
     """Makes structures for one model.
 
     Args:
+        backend: which engine follows them, `structured_outputs_config.OWN` or `GUIDANCE`.
         token_bytes: gives the bytes of each token, by id (None: it has none); asked once, when first needed.
         vocab_size: ids are 0 … vocab_size - 1, whether the tokenizer knows them or not.
     """
 
-    def __init__(self, token_bytes: Callable[[], Sequence[bytes | None]], vocab_size: int) -> None:
+    def __init__(
+        self, token_bytes: Callable[[], Sequence[bytes | None]], vocab_size: int, backend: str = OWN
+    ) -> None:
         self._token_bytes = token_bytes
         self._vocab_size = vocab_size
+        self._make = self._make_own if backend == OWN else self._make_guided
         self._inside: InsideMasks | None = None
-        self._kept: OrderedDict[tuple[Any, ...], Structure] = OrderedDict()
+        self._guidance: GuidanceVocabulary | None = None
+        self._kept: OrderedDict[tuple[Any, ...], AnyStructure] = OrderedDict()
 
-    def compile(self, params: StructuredOutputsParams, endings: Iterable[int] = ()) -> Structure:
+    def compile(self, params: StructuredOutputsParams, endings: Iterable[int] = ()) -> AnyStructure:
         """The structure of an output that may end with one of the tokens `endings`.
 
         Raises:
@@ -86,10 +98,18 @@ class StructureCompiler:
             self._kept.popitem(last=False)
         return self._kept[key]
 
-    def _make(self, params: StructuredOutputsParams, endings: tuple[int, ...]) -> Structure:
+    def _all_tokens(self) -> list[bytes | None]:
+        known = list(self._token_bytes())[: self._vocab_size]
+        return [*known, *[None] * (self._vocab_size - len(known))]
+
+    def _make_guided(self, params: StructuredOutputsParams, endings: tuple[int, ...]) -> AnyStructure:
+        if self._guidance is None:
+            self._guidance = GuidanceVocabulary(self._all_tokens())
+        return GuidedStructure(params, self._guidance, endings)
+
+    def _make_own(self, params: StructuredOutputsParams, endings: tuple[int, ...]) -> AnyStructure:
         if self._inside is None:
-            known = list(self._token_bytes())[: self._vocab_size]
-            self._inside = InsideMasks(Vocabulary([*known, *[None] * (self._vocab_size - len(known))]))
+            self._inside = InsideMasks(Vocabulary(self._all_tokens()))
         single = self._inside.vocabulary.single_bytes
         pushdown = Pushdown(
             make_rules(rules_of(params), "root", None if len(single) == 256 else frozenset(single))

@@ -143,7 +143,7 @@ class _Compiler:
         ends = [item["end"]] if isinstance(item.get("end"), str) else item.get("end")
         if not isinstance(ends, list) or not ends or not all(isinstance(end, str) for end in ends):
             raise refuse(path, f"end must be a text, or a list of texts, got {ends!r:.60}")
-        place = f"{path}/content"
+        place = f"{path}/{'schema' if path.startswith('#/structures/') else 'content'}"  # as it was written
         return self._until(format_of(item.get("content"), place), place, ends)
 
     def _separated(self, item: Format, path: str) -> Expression:

@@ -70,6 +70,8 @@ def of_older_form(tag: Format) -> Format:
                 schema = json.loads(schema)
             except ValueError as error:
                 raise refuse(f"#/structures/{index}", f"schema is no JSON: {error}") from None
+        if not isinstance(schema, Mapping | bool):
+            raise refuse(f"#/structures/{index}", f"schema must be a JSON schema, got {schema!r:.60}")
         content = {"type": "json_schema", "json_schema": schema}
         tags.append({"begin": one.get("begin"), "content": content, "end": one.get("end")})
     return {"type": "triggered_tags", "triggers": tag.get("triggers"), "tags": tags}

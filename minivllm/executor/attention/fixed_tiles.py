@@ -18,12 +18,19 @@ from torch import Tensor
 
 from minivllm.executor.attention.metadata import AttentionMetadata
 from minivllm.executor.attention.torch_backend import GatheredWork, TorchAttention
+from minivllm.executor.kv_storage import KEYS, VALUES, KVStorage
+from minivllm.model.config import ModelConfig
 
 TILE_KEYS = 64
 
 
 class FixedTileAttention(TorchAttention):
     """The backend "torch" of an engine with `batch_invariant`, on a CPU."""
+
+    def __init__(self, config: ModelConfig, storage: KVStorage) -> None:
+        super().__init__(config, storage)
+        self._kv_heads = config.num_kv_heads
+        self._exact = torch.float64 if storage.dtype == torch.float64 else torch.float32
 
     def begin_step(self, metadata: AttentionMetadata) -> None:
         super().begin_step(metadata)
@@ -36,8 +43,7 @@ class FixedTileAttention(TorchAttention):
         out, metadata = torch.empty_like(query), self._metadata
         window = self.config.layer_windows[layer]
         for index, first in enumerate(metadata.first_seen(window).tolist()):
-            keys = self._tiles(self.storage.keys[layer], metadata, index, first)
-            values = self._tiles(self.storage.values[layer], metadata, index, first)
+            keys, values = (self._tiles(layer, part, metadata, index, first) for part in (KEYS, VALUES))
             for row in range(int(metadata.query_starts[index]), int(metadata.query_starts[index + 1])):
                 end = int(metadata.positions[row]) + 1
                 begin = 0 if window is None else max(0, end - window)
@@ -45,21 +51,32 @@ class FixedTileAttention(TorchAttention):
                 out[row] = attended.to(out.dtype)
         return out
 
-    def _tiles(self, cache: Tensor, metadata: AttentionMetadata, index: int, first: int) -> Tensor:
+    def _tiles(self, layer: int, part: int, metadata: AttentionMetadata, index: int, first: int) -> Tensor:
         """[tiles, kv_heads, TILE_KEYS, head_dim] of one sequence, in float32 (float64 of a float64 model).
 
         The first one has position `first` in it. What no token of the step sees is 0: it may be anything.
         """
-        end, block_size = int(metadata.context_lens[index]), self.storage.block_size
+        end, block_size, kv_heads = int(metadata.context_lens[index]), self.storage.block_size, self._kv_heads
         positions = np.arange(first, end)
-        blocks = torch.from_numpy(metadata.block_tables[index, positions // block_size])
-        cells = cache[blocks, :, torch.from_numpy(positions % block_size)]  # [n, kv_heads, head_dim]
+        blocks = metadata.block_tables[index, positions // block_size]
+        offsets = positions[:, None] % block_size
+        rows = (blocks[:, None] * kv_heads + np.arange(kv_heads)) * block_size + offsets
         begin = first // TILE_KEYS * TILE_KEYS
         num_tiles = -(-(end - begin) // TILE_KEYS)
-        exact = torch.float64 if cache.dtype == torch.float64 else torch.float32
-        whole = torch.zeros(num_tiles * TILE_KEYS, *cells.shape[1:], dtype=exact)
-        whole[first - begin : end - begin] = cells
-        return whole.view(num_tiles, TILE_KEYS, *cells.shape[1:]).transpose(1, 2).contiguous()
+        whole = torch.zeros(num_tiles * TILE_KEYS, kv_heads, self.config.head_dim, dtype=self._exact)
+        whole[first - begin : end - begin] = self._numbers(layer, part, torch.from_numpy(rows.ravel()))
+        return whole.view(num_tiles, TILE_KEYS, *whole.shape[1:]).transpose(1, 2).contiguous()
+
+    def _numbers(self, layer: int, part: int, rows: Tensor) -> Tensor:
+        """[tokens, kv_heads, head_dim] in such rows of the cells, seen as [.., head_dim]; of codes what they
+        stand for."""
+        head_dim = self.config.head_dim
+        if self._quantized is None:
+            cells = self._caches[part][layer].view(-1, head_dim).index_select(0, rows)
+        else:
+            cells = torch.empty(len(rows), head_dim, dtype=self._exact)
+            self._quantized.gather(layer, part, rows, cells)
+        return cells.view(-1, self._kv_heads, head_dim)
 
     def _attend_token(
         self, query: Tensor, keys: Tensor, values: Tensor, first_tile: int, begin: int, end: int

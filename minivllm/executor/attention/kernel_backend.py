@@ -7,8 +7,10 @@ Tensors are not copied for a kernel: it gets the same memory as another kind of 
                        `flash_attention_tensor_core` (16 bits), all such sequences at once
     every token        `kv_write` into its slot; in 8 bits `kv_write_int8`, or `kv_write` of bytes
 
-Layers with a sliding window, and prompts whose heads are too wide for tensor cores, are left to torch. Two
-backends differ only in how a launch is carried out:
+Layers with a sliding window, and prompts whose heads are too wide for tensor cores, are left to torch. With
+`keep_one_order` (`batch_invariance.py`) every token is attended to as if it were generated, by one kernel, in
+splits of a fixed size: what it gets depends on nothing but the tokens before it. Two backends differ only in
+how a launch is carried out:
 
     "numba-cuda"    compiled, on torch's own stream
     "microscope"    thread by thread in Python: the whole engine on the very kernels, to test and to show
@@ -32,7 +34,12 @@ from kernels_numba.cuda.flash_attention_2 import flash_attention_2
 from kernels_numba.cuda.kv_write import kv_write
 from kernels_numba.cuda.kv_write_int8 import kv_write_int8
 from kernels_numba.cuda.launch import Launch
-from kernels_numba.cuda.paged_attention import choose_splits, paged_attention
+from kernels_numba.cuda.paged_attention import (
+    SPLIT_KEYS,
+    choose_splits,
+    num_fixed_splits,
+    paged_attention,
+)
 from kernels_numba.cuda.tiles import HEAD_DIMS
 from minivllm.executor.attention.metadata import AttentionMetadata
 from minivllm.executor.attention.torch_backend import TorchAttention, to_device
@@ -43,6 +50,8 @@ from minivllm.model.config import ModelConfig
 
 CACHES = {"int8_per_token_head": "int8", "fp8": "fp8"}
 DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+MOST_ROWS = 256
+"""Tokens that are attended to at once in one order: each has results of its own for every split."""
 
 
 class KernelAttention(TorchAttention):
@@ -70,6 +79,20 @@ class KernelAttention(TorchAttention):
         # float32 is computed without tensor cores; 16 bits on them, whose registers hold narrower heads.
         self._can_prefill = self._dtype_name == "float32" or config.head_dim in tensor_core.HEAD_DIMS
         self._has_windows = any(window is not None for window in config.layer_windows)
+        self._split_keys: int | None = None
+
+    def keep_one_order(self) -> None:
+        """From now on a token's result is the same bits alone and in any company.
+
+        Raises:
+            ValueError: layers have sliding windows, which are torch's.
+        """
+        if self._has_windows:
+            raise ValueError(
+                f"batch_invariant must be False with the attention backend {self.name!r} and a model whose "
+                "layers have sliding windows: torch attends there, in an order that depends on the batch"
+            )
+        self._split_keys = SPLIT_KEYS
 
     @abstractmethod
     def array(self, tensor: Tensor) -> Any:
@@ -81,6 +104,9 @@ class KernelAttention(TorchAttention):
 
     def begin_step(self, metadata: AttentionMetadata) -> None:
         lengths = np.diff(metadata.query_starts)
+        if self._split_keys is not None:
+            self._plan_tokens(metadata, lengths)
+            return
         decodes, prompts = np.flatnonzero(lengths == 1), np.flatnonzero(lengths > 1)
         if self._has_windows or (len(prompts) and not self._can_prefill):
             super().begin_step(metadata)
@@ -91,6 +117,14 @@ class KernelAttention(TorchAttention):
         longest = -(-int(metadata.context_lens[decodes].max(initial=0)) // self.storage.block_size)
         self._num_splits = choose_splits(len(decodes), self.config.num_kv_heads, longest)
         self._plan_prompts(metadata, prompts, lengths[prompts])
+
+    def _plan_tokens(self, metadata: AttentionMetadata, lengths: Any) -> None:
+        """Every token by itself, with as many keys as its position says, the sequence's table before it."""
+        self._new_slots = self._integers(metadata.slot_mapping)
+        self._decode_rows, self._longest_prompt = None, 0
+        self._tables = self._integers(np.repeat(metadata.block_tables, lengths, axis=0))
+        self._lengths = self._integers(metadata.positions + 1)
+        self._num_splits = num_fixed_splits(metadata.block_tables.shape[1] * self.storage.block_size)
 
     def begin_static(self, slots: Tensor, tables: Tensor, lengths: Tensor) -> None:
         """A step in which every row decodes, whose arrays stay where they are (`runners/graphs.py`).
@@ -150,10 +184,21 @@ class KernelAttention(TorchAttention):
         return out
 
     def _decode(self, layer: int, query: Tensor) -> Tensor:
-        num_sequences, num_heads, head_dim = query.shape
         out = torch.empty_like(query)
+        if self._split_keys is None:
+            self._decode_rows_of(layer, query, self._tables, self._lengths, out)
+            return out
+        for first in range(0, len(query), MOST_ROWS):
+            rows = slice(first, first + MOST_ROWS)
+            self._decode_rows_of(layer, query[rows], self._tables[rows], self._lengths[rows], out[rows])
+        return out
+
+    def _decode_rows_of(self, layer: int, query: Tensor, tables: Any, lengths: Any, out: Tensor) -> None:
+        num_sequences, num_heads, head_dim = query.shape
         shape = (num_sequences, num_heads, self._num_splits, head_dim)
-        parts = out.view(shape) if self._num_splits == 1 else query.new_empty(shape)
+        # In one order, results of splits are always merged: one split is no other case than several.
+        is_whole = self._num_splits == 1 and self._split_keys is None
+        parts = out.view(shape) if is_whole else query.new_empty(shape)
         sums = query.new_empty(shape[:3])
         key_scales, value_scales = self._scales(layer)
         self.run(
@@ -161,17 +206,17 @@ class KernelAttention(TorchAttention):
                 self.array(query),
                 self._words(self.storage.keys[layer]),
                 self._words(self.storage.values[layer]),
-                self._tables,
-                self._lengths,
+                tables,
+                lengths,
                 self.array(out),
                 self.array(parts),
                 self.array(sums),
+                split_keys=self._split_keys,
                 cache_dtype=self._cache_name,
                 key_scales=key_scales,
                 value_scales=value_scales,
             )
         )
-        return out
 
     def _scales(self, layer: int) -> tuple[Any, Any]:
         """What keys and values in 8 bits are multiplied by."""

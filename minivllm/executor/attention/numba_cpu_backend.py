@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from kernels_numba.cpu import panels, rows
-from kernels_numba.cpu.coded_cells import write_int8
+from kernels_numba.cpu.coded_cells import write_codes
 from kernels_numba.cpu.vectors import FEATURES
 from kernels_numba.cpu.whole_step import AttentionWork, attend
 from minivllm.executor.attention.cpu_work import NO_ITEMS, NO_TILES, plan_attention
@@ -28,7 +28,7 @@ from minivllm.executor.attention.metadata import AttentionMetadata, IntArray
 from minivllm.executor.attention.torch_backend import GatheredWork, TorchAttention
 from minivllm.executor.cpu_hazards import FUSED, code_kind, compiling, set_numba_threads
 from minivllm.executor.kv_storage import KEYS, VALUES, KVStorage
-from minivllm.executor.quantized_storage import Fp8KVStorage, Int8KVStorage
+from minivllm.executor.quantized_storage import Fp8KVStorage, Int8KVStorage, QuantizedKVStorage
 from minivllm.model.config import ModelConfig
 from minivllm.model.packed import DTYPES, as_array
 
@@ -89,9 +89,9 @@ class NumbaCpuAttention(TorchAttention):
         return out
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
-        if isinstance(self.storage, Int8KVStorage):
+        if isinstance(self.storage, QuantizedKVStorage):
             keys, values = (as_array(new.contiguous()) for new in (key, value))
-            write_int8(keys, values, self._slots, *self._arrays[layer], self._num_threads)
+            write_codes(keys, values, self._slots, *self._arrays[layer], self._num_threads)
         else:
             super().write(layer, key, value)
 
@@ -125,8 +125,8 @@ class NumbaCpuAttention(TorchAttention):
         nothing = AttentionWork(none, no_tables, *NO_ITEMS, no_tables, *NO_TILES)
         with compiling(code_kind(self._dtype, FUSED, self.storage.kv_cache_dtype)):
             attend(row, *self._arrays[0], nothing, row, self._scale)
-            if isinstance(self.storage, Int8KVStorage):
-                write_int8(row, row, none, *self._arrays[0], 1)
+            if isinstance(self.storage, QuantizedKVStorage):
+                write_codes(row, row, none, *self._arrays[0], 1)
             rows.compile_all(row.dtype)
             panel, out = panels.pack(np.zeros((1, 2), row.dtype)), np.zeros((0, panels.WIDTH), np.float32)
             panels.multiply(np.zeros((0, 2), row.dtype), panel, out, False, 1)

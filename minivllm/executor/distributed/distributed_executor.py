@@ -16,21 +16,19 @@ other, and a second thread takes the logits as they come, so that neither waits 
     last stage                           stage 1 of A ──► stage 1 of B, …
     logits' thread                                   A ──►            B ──►
 
-If a rank ends, or fails, all do: keys and values are lost with it. Every request in the engine gets an error
-at once, and no process is left.
+If a rank ends, fails, or hangs (`heartbeat.py`), all end: keys and values are lost with it. Every request in
+the engine gets an error at once, and no process is left.
 
 Read next: `launch.py`, `worker.py`, `rank_executor.py`.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -40,23 +38,24 @@ from torch import Tensor
 
 from minivllm.executor.distributed.cache_limits import CacheLimits, share_of_machine
 from minivllm.executor.distributed.groups import Control, GroupPeers
+from minivllm.executor.distributed.heartbeat import IDLE, Activity, Heart, Watch
 from minivllm.executor.distributed.launch import END_SECONDS, Ranks
 from minivllm.executor.distributed.messages import RankSettings, encode_plan
 from minivllm.executor.distributed.rank_executor import RankExecutor, load_rank
+from minivllm.executor.distributed.rank_shapes import rank_shape
+from minivllm.executor.distributed.telling import TOLD_ALL, Listener
 from minivllm.executor.distributed.worker import device_of
 from minivllm.executor.executor import ExecutorDeadError, RankError
 from minivllm.executor.kv_storage import bytes_per_block
 from minivllm.executor.lane import Lane
-from minivllm.files import CannotWrite
 from minivllm.model.config import ModelConfig
 from minivllm.model.hub import resolve_model
+from minivllm.model.parallel.layout import share_of
 from minivllm.model.parallel.peers import Alone, Peers
 from minivllm.model.parallel.sharded_decoder import ShardedDecoder
 from minivllm.scheduling.plan import StepPlan
-from minivllm.trace.events import ModelShape
-from minivllm.trace.rank_spans import RankSpans, decode_spans, write_rank_spans
-
-logger = logging.getLogger("minivllm")
+from minivllm.trace.events import ModelShape, RankShape, RanksTimed
+from minivllm.trace.rank_spans import RankSpans
 
 LOOK_SECONDS = 0.1
 """Time between two looks at the other ranks, while a step takes longer."""
@@ -73,6 +72,7 @@ class DistributedExecutor:
         num_blocks, num_host_blocks: of the KV cache and of the swap space, the same on every rank.
         last_attention_seconds, last_peer_seconds: of rank 0 in the latest step: in attention, and in sending
             to other ranks and waiting for them.
+        rank_shapes: who owns what, for the header of a trace.
     """
 
     def __init__(
@@ -81,12 +81,8 @@ class DistributedExecutor:
         ranks: Ranks,
         limits: CacheLimits,
         name: str = "",
-        spans_path: Path | None = None,
     ) -> None:
         """Let all ranks load their shares.
-
-        Args:
-            spans_path: where to write at the end when each rank did what, if `settings` has it recorded.
 
         Raises:
             ValueError: files or limits that cannot work; no process is left.
@@ -98,7 +94,9 @@ class DistributedExecutor:
         self.block_size = settings.block_size
         self.device = torch.device(settings.device)
         self.last_attention_seconds = self.last_peer_seconds = 0.0
-        self._ranks, self._spans_path = ranks, spans_path
+        self._ranks = ranks
+        self.rank_shapes: tuple[RankShape, ...] = ()
+        self._listener: Listener | None = None
         self._lane = Lane("minivllm-rank-0")
         self._logits_lane = Lane("minivllm-logits")
         self.num_stages = settings.pipeline_parallel_size
@@ -108,7 +106,11 @@ class DistributedExecutor:
         self._control: Control | None = None
         self._peers: GroupPeers | None = None
         self._rank: RankExecutor | None = None
+        self._activity = Activity()
+        self._watch: Watch | None = None
+        self._heart: Heart | None = None
         self._settings_told: dict[str, Any] = {}
+        self._step_bytes = (0, 0)
         try:
             self._start(limits)
         except BaseException:
@@ -120,8 +122,17 @@ class DistributedExecutor:
         meeting.say("settings", msgspec.json.encode(self.settings))
         meeting.note("here")
         meeting.wait_for_all("here", "come")
+        self._watch = Watch(meeting, self._activity)
+        if not self._ranks.are_ours:
+            self._heart = Heart(meeting, self._activity).__enter__()
         decoder = self._wait(self._lane.submit(self._join))
-        meeting.wait_for_all("loaded", "loaded its share of the model")
+        loaded = meeting.wait_for_all("loaded", "loaded its share of the model")
+        weights = [
+            (decoder.num_bytes, *decoder.step_bytes),
+            *(msgspec.json.decode(told, type=tuple[int, int, int]) for told in loaded),
+        ]
+        if decoder.quantization:
+            self._step_bytes = sum(layers for _, layers, _ in weights), sum(output for *_, output in weights)
         sizes = limits.sizes(self.config, self.settings, decoder.num_bytes, self._ranks.num_local)
         self.num_blocks, self.num_host_blocks = sizes.num_blocks, sizes.num_host_blocks
         rank = self._rank = self._wait(
@@ -130,8 +141,20 @@ class DistributedExecutor:
         self._settings_told = self._tell(rank)
         if self.settings.record_spans and self._peers:
             rank.spans = self._peers.spans = RankSpans()
+            self._listener = Listener(meeting, rank.spans)
+        rank.activity = self._activity
+        self._activity.begin(IDLE)
         meeting.say("sizes", msgspec.json.encode(sizes))  # what had to be compiled is there for the others
-        meeting.wait_for_all("ready", "made its cache")
+        caches = [rank.storage.num_bytes, *map(int, meeting.wait_for_all("ready", "made its cache"))]
+        shares = (
+            share_of(self.config, self.settings.grid, rank, self.settings.num_parts)
+            for rank in range(len(caches))
+        )
+        self.rank_shapes = tuple(
+            rank_shape(number, share, weights[number][0], caches[number], tied=decoder.tied)
+            for number, share in enumerate(shares)
+        )
+        self._watch.expect(self.settings.timeout_seconds)
 
     def _join(self) -> ShardedDecoder:
         """In rank 0's thread: meet the others, and load."""
@@ -141,7 +164,9 @@ class DistributedExecutor:
         peers: Peers = Alone()
         if settings.grid.size > 1:
             self._control = Control(ranks.meeting.store, 0, settings.grid.size, ranks.address)
-            peers = self._peers = GroupPeers(ranks.meeting.store, settings.grid, 0, device, ranks.address)
+            where = device, ranks.address, settings.timeout_seconds
+            peers = self._peers = GroupPeers(ranks.meeting.store, settings.grid, 0, *where)
+            self._peers.activity = self._activity
         return load_rank(settings, 0, device, peers)
 
     @property
@@ -162,11 +187,12 @@ class DistributedExecutor:
 
     @property
     def model_shape(self) -> ModelShape:
-        """What the header of a trace says about the model, and about the cache of all ranks together."""
+        """What the header of a trace says about the model, and about weights and cache of all ranks."""
         shape, settings = self.config.shape(self.name, self.settings.dtype), self.settings
         everybody = share_of_machine(self.config, settings, settings.grid.size)
         kept = bytes_per_block(everybody, 1, getattr(torch, settings.dtype), settings.kv_cache_dtype)
-        return replace(shape, kv_bytes_per_token=kept)
+        layers, output = self._step_bytes
+        return replace(shape, kv_bytes_per_token=kept, layer_bytes=layers, output_bytes=output)
 
     def execute(self, plan: StepPlan) -> Tensor:
         """Logits `[sum of num_logits, vocab_size]` in plan order, float32 (float64 for a float64 model).
@@ -252,34 +278,38 @@ class DistributedExecutor:
         if self._control is not None:
             told = self._lane.submit(partial(self._control.broadcast, b""))
             wait([told], END_SECONDS)
-            self._write_spans()
+            self._hear_the_rest()
             self._ranks.wait()
         self._end()
 
-    def _write_spans(self) -> None:
-        """Those of all ranks that have told theirs in time."""
-        spans, meeting = self._peers.spans if self._peers else None, self._ranks.meeting
-        if spans is None or self._spans_path is None:
+    def rank_times(self, epoch: float) -> list[RanksTimed]:
+        """When each rank carried out the plans of which all have told since the last call, in order.
+
+        Times are in seconds since `epoch`, and what was before is left out. After `close` it is all the rest.
+        """
+        if self._listener is None:
+            return []
+        if not self._error:
+            with suppress(RuntimeError):  # the store is gone: the next plan says so
+                self._listener.listen()
+        return self._listener.take(epoch)
+
+    def _hear_the_rest(self) -> None:
+        """What ranks tell when they end: of those that do so in time."""
+        if self._listener is None:
             return
+        meeting = self._ranks.meeting
         meeting.seconds, meeting.look = END_SECONDS, lambda: None  # they end once they have told
         with suppress(RankError):
-            meeting.wait_for_all("spans", "told when it did what")
-        found = {0: decode_spans(spans.encoded())}
-        for rank in range(1, meeting.size):
-            if meeting.store.check([f"spans/{rank}"]):
-                found[rank] = decode_spans(bytes(meeting.store.get(f"spans/{rank}")))
-        grid = self.settings.grid
-        places = [grid.place(rank) for rank in range(grid.size)]
-        names = [f"stage {place.pipeline}, tensor {place.tensor}" for place in places]
-        try:
-            write_rank_spans(self._spans_path, found, names)
-        except CannotWrite as error:
-            logger.warning("%s", error)
+            meeting.wait_for_all(TOLD_ALL, "told when it did what")
+        self._listener.listen(is_last=True)
 
     def _wait(self, future: Future[Result]) -> Result:
-        """What comes out of rank 0's thread. Raises `RankError` if another rank ends first."""
+        """What comes out of rank 0's thread. Raises `RankError` if another rank ends first, or one hangs."""
         while not wait([future], LOOK_SECONDS).done:
             self._ranks.look()
+            if self._watch is not None:
+                self._watch.look()
         return future.result()
 
     def _reason(self, error: Exception) -> str:
@@ -296,8 +326,10 @@ class DistributedExecutor:
 
     def _end(self) -> None:
         """Leave nothing: no process, no port, no weights and no cache."""
+        if self._heart is not None:
+            self._heart.__exit__()
         self._ranks.kill()
         self._lane.end()
         self._logits_lane.end()
-        self._control = self._peers = self._rank = self._pending = None
+        self._control = self._peers = self._rank = self._pending = self._watch = self._heart = None
         self._launched.clear()

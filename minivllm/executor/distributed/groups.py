@@ -26,12 +26,13 @@ import torch
 from torch import Tensor
 from torch.distributed import PrefixStore, ProcessGroupGloo, Store  # type: ignore[attr-defined]
 
+from minivllm.executor.distributed.heartbeat import COMPUTING, TIMEOUT_SECONDS, Activity
 from minivllm.model.parallel.layout import Grid
 from minivllm.model.parallel.peers import Peers
-from minivllm.trace.rank_spans import RankSpans
+from minivllm.trace.rank_spans import ALL_GATHER, RECEIVE, RECEIVE_LOGITS, SEND, SEND_LOGITS, RankSpans
 
-STEP_SECONDS = 600
-"""Longest that a rank waits for another within a step."""
+MORE_SECONDS = 60.0
+"""That a message may take beyond what a rank may: it is the watch (`heartbeat.py`) that knows the names."""
 FOR_EVER = 10 * 365 * 24 * 3600
 """An idle engine's ranks wait for the next plan. If rank 0 ends meanwhile, they notice by themselves."""
 FRAME_BYTES = 4096
@@ -84,9 +85,18 @@ class GroupPeers(Peers):
     Attributes:
         seconds: spent in sending to them and waiting for them, since it was set to 0.
         spans: where it notes when that was; nowhere, if None.
+        activity: where it notes what it does now.
     """
 
-    def __init__(self, store: Store, grid: Grid, rank: int, device: torch.device, address: str) -> None:
+    def __init__(
+        self,
+        store: Store,
+        grid: Grid,
+        rank: int,
+        device: torch.device,
+        address: str,
+        seconds: float = TIMEOUT_SECONDS,
+    ) -> None:
         self._rank, self._row = rank, grid.group_of(rank, "tensor")
         column = grid.group_of(rank, "pipeline")
         place = grid.place(rank)
@@ -95,8 +105,9 @@ class GroupPeers(Peers):
         self._last_row = grid.groups("tensor")[-1]
         self.seconds = 0.0
         self.spans: RankSpans | None = None
+        self.activity = Activity()
         self._thread = get_ident()
-        where = device, address
+        where = device, address, seconds + MORE_SECONDS
         self._world = make_group(PrefixStore("world", store), rank, grid.size, *where)
         self._tensor = self._world
         if grid.pipeline > 1 and grid.tensor > 1:
@@ -108,14 +119,14 @@ class GroupPeers(Peers):
             return own
         own = own.contiguous()
         everyone = own.new_empty(len(self._row) * len(own), *own.shape[1:])
-        with self._talking("all parts"):
+        with self._talking(ALL_GATHER):
             self._tensor._allgather_base(everyone, own).wait()
         return everyone
 
     def parts_at_rank_0(self, own: Tensor) -> Tensor | None:
         if self._rank and self._rank not in self._last_row:
             return None
-        with self._talking("logits"):
+        with self._talking(SEND_LOGITS if self._rank else RECEIVE_LOGITS):
             if self._rank:
                 self._world.send([own.contiguous()], 0, LOGITS).wait()
                 return None
@@ -126,25 +137,27 @@ class GroupPeers(Peers):
         return torch.cat(found)
 
     def send_on(self, hidden: Tensor) -> None:
-        with self._talking("send on"):
+        with self._talking(SEND):
             self._world.send([hidden.contiguous()], self._next, HIDDEN).wait()
 
     def receive(self, hidden: Tensor) -> Tensor:
-        with self._talking("receive"):
+        with self._talking(RECEIVE):
             self._world.recv([hidden], self._before, HIDDEN).wait()
         return hidden
 
     @contextmanager
     def _talking(self, what: str) -> Iterator[None]:
         began = perf_counter()
+        self.activity.begin(what)
         with noticing_loss():
             yield
+        self.activity.begin(COMPUTING)
         if get_ident() != self._thread:
             return  # where plans overlap, rank 0 gets logits in another thread, and its stage does not wait
         ended = perf_counter()
         self.seconds += ended - began
         if self.spans is not None:
-            self.spans.note(what, began, ended)
+            self.spans.note_talk(what, began, ended)
 
 
 @contextmanager
@@ -156,14 +169,14 @@ def noticing_loss() -> Iterator[None]:
         raise PeerLostError(f"another rank has ended, or does not answer: {error}") from None
 
 
-def make_group(store: Store, rank: int, size: int, device: torch.device, address: str) -> Any:
+def make_group(store: Store, rank: int, size: int, device: torch.device, address: str, seconds: float) -> Any:
     """The ranks of a group, able to exchange tensors on `device`."""
     if device.type == "cpu":
-        return make_gloo(store, rank, size, address, STEP_SECONDS)
+        return make_gloo(store, rank, size, address, seconds)
     from torch.distributed import ProcessGroupNCCL  # not in builds for CPUs
 
     options = ProcessGroupNCCL.Options()
-    options._timeout = timedelta(seconds=STEP_SECONDS)
+    options._timeout = timedelta(seconds=seconds)
     return ProcessGroupNCCL(store, rank, size, options)
 
 

@@ -1,8 +1,12 @@
-"""Ways to start ranks: by the engine itself, or by `torchrun`.
+"""Ways to start ranks: by the engine itself, by `torchrun`, or by Ray.
 
     mp                   the engine starts a process for every other rank, and ends them with itself
     external_launcher    `torchrun` has started all of them, with the same program; ranks above 0 become
                          workers where the program makes its engine, and leave it from there
+    ray                  the engine has Ray start an actor for every other rank, on its machine or on others
+                         (`ray_ranks.py`)
+
+Whoever starts them, each of the others runs `worker.py`, and `Ranks` is what rank 0 has of them.
 
 Names are vLLM's. A process of ours is no fork and needs no `if __name__ == "__main__"`: it runs a module of
 its own (`worker.py`).
@@ -35,7 +39,7 @@ END_SECONDS = 5.0
 
 
 class Ranks:
-    """The processes of the other ranks; none of ours, where another program has started them.
+    """The other ranks, as rank 0 has them. Of this class itself: another program has started and ends them.
 
     Args:
         meeting: where all ranks meet, as seen from rank 0.
@@ -43,20 +47,39 @@ class Ranks:
         num_local: ranks on this machine.
     """
 
+    are_ours = False
+
     def __init__(self, meeting: Meeting, address: str, num_local: int) -> None:
         self.meeting, self.address, self.num_local = meeting, address, num_local
+
+    def look(self) -> None:
+        """Raise `RankError` if one of them has ended. Called again and again, so it takes no time."""
+
+    def wait(self) -> None:
+        """They were told to end: see them go."""
+
+    def kill(self) -> None:
+        """End them now. None is left when this returns, and the place to meet is closed."""
+        self.meeting.close()
+
+
+class Processes(Ranks):
+    """Processes of this one's own, on this machine."""
+
+    are_ours = True
+
+    def __init__(self, meeting: Meeting, address: str, num_local: int) -> None:
+        super().__init__(meeting, address, num_local)
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         self._finalizer = weakref.finalize(self, _kill, self.processes)
 
     def look(self) -> None:
-        """Raise `RankError` if one of them has ended."""
         for rank, process in self.processes.items():
             code = process.poll()
             if code is not None:
                 raise RankError(f"rank {rank} has ended ({_ending(code)})")
 
     def wait(self) -> None:
-        """They were told to end: see them go."""
         for process in self.processes.values():
             try:
                 process.wait(END_SECONDS)
@@ -65,18 +88,16 @@ class Ranks:
         self.kill()
 
     def kill(self) -> None:
-        """End them now. None is left when this returns, and the place to meet is closed."""
         self._finalizer()
-        self.meeting.close()
+        super().kill()
 
 
 def start_processes(size: int, num_threads: int, seconds: float) -> Ranks:
     """A process for each rank but the first, which is this one."""
     store, port = make_store()
     meeting = Meeting(store, 0, size, seconds=seconds)
-    ranks = Ranks(meeting, LOOPBACK, size)
-    variables = python_variables(OMP_NUM_THREADS=str(num_threads), NUMBA_NUM_THREADS=str(num_threads))
-    variables.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # ranks that wait leave the cores to those that work
+    ranks = Processes(meeting, LOOPBACK, size)
+    variables = python_variables(**rank_variables(num_threads))
     for rank in range(1, size):
         arguments = LOOPBACK, str(port), str(rank), str(size)
         ranks.processes[rank] = subprocess.Popen(
@@ -87,6 +108,16 @@ def start_processes(size: int, num_threads: int, seconds: float) -> Ranks:
         )
     meeting.look = ranks.look
     return ranks
+
+
+def rank_variables(num_threads: int) -> dict[str, str]:
+    """What the environment of a rank says about threads."""
+    return {
+        "OMP_NUM_THREADS": str(num_threads),
+        "NUMBA_NUM_THREADS": str(num_threads),
+        # Ranks that wait leave the cores to those that work.
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+    }
 
 
 def is_under_torchrun() -> bool:
@@ -134,7 +165,8 @@ def meet_under_torchrun(size: int, seconds: float) -> Ranks:
 
 
 def _work_and_leave(meeting: Meeting, address: str) -> NoReturn:
-    serve_rank(meeting, address, int(os.environ.get("LOCAL_RANK", meeting.rank)))
+    local_rank = int(os.environ.get("LOCAL_RANK", meeting.rank))
+    serve_rank(meeting, address, local_rank, watches_rank_0=True)
     sys.exit(0)
 
 

@@ -3,9 +3,9 @@
     rank 0                       the store                     rank r
     settings ─────────────────►  settings
                                  here/r  ◄──────────────────── I have come
-                                 loaded/r  ◄────────────────── my weights are in place
+                                 loaded/r  ◄────────────────── my weights are in place, so many bytes
     sizes ────────────────────►  sizes  ─────────────────────► so many blocks
-                                 ready/r  ◄─────────────────── my cache is there
+                                 ready/r  ◄─────────────────── my cache is there, so many bytes
                                  failed/r  ◄────────────────── or: what went wrong
 
 The store is torch's own (`TCPStore`): a small server in the process of rank 0, at a port that the operating
@@ -65,6 +65,11 @@ class Meeting:
             raise RankError("the ranks have ended")
         return self._store
 
+    def own_store(self) -> Store:
+        """A connection of its own to the store, for another thread, which then never waits for this one's."""
+        clone = getattr(self.store, "clone", None)  # torch 2.8
+        return clone() if clone else self.store
+
     def say(self, key: str, message: str | bytes = "") -> None:
         """For all to read."""
         self.store.set(key, message.decode() if isinstance(message, bytes) else message)
@@ -82,8 +87,8 @@ class Meeting:
         self._wait([key], lambda _: f"rank 0 has not told the others its {key}")
         return bytes(self.store.get(key))
 
-    def wait_for_all(self, key: str, what: str) -> None:
-        """Until every other rank has noted this.
+    def wait_for_all(self, key: str, what: str) -> list[bytes]:
+        """Until every other rank has noted this; what each has noted.
 
         Raises:
             RankError: a rank has not, in time, or it has failed; `what` it should have done.
@@ -95,28 +100,36 @@ class Meeting:
             return f"rank {ranks} of {self.size} has not {what} within {self.seconds:.0f} seconds"
 
         self._wait(others, late)
+        return [bytes(self.store.get(name)) for name in others]
 
     def _wait(self, keys: list[str], late: Callable[[list[str]], str]) -> None:
         end = time.monotonic() + self.seconds
         while missing := [key for key in keys if not self.store.check([key])]:
-            self.look()
-            for rank in range(self.size):
-                if self.store.check([f"failed/{rank}"]):
-                    raise RankError(f"rank {rank}: {self.store.get(f'failed/{rank}').decode()}")
+            try:
+                self.look()
+            except RankError:  # if it has told why, that is what counts
+                self._look_for_failures()
+                raise
+            self._look_for_failures()
             if time.monotonic() > end:
                 raise RankError(late(missing))
             time.sleep(LOOK_SECONDS)
 
+    def _look_for_failures(self) -> None:
+        for rank in range(self.size):
+            if self.store.check([f"failed/{rank}"]):
+                raise RankError(f"rank {rank}: {self.store.get(f'failed/{rank}').decode()}")
 
-def make_store() -> tuple[Store, int]:
-    """A store in this process, and its port: one that is free, and that only this machine can reach."""
+
+def make_store(address: str = LOOPBACK) -> tuple[Store, int]:
+    """A store in this process, and its port: one that is free, at this address of the machine only."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
-        listener.bind((LOOPBACK, 0))
+        listener.bind((address, 0))
         listener.listen(128)
         port = listener.getsockname()[1]
         # Left to itself, the store would listen at all of the machine's addresses.
         master = {"is_master": True, "master_listen_fd": listener.detach()}
-    return _store(LOOPBACK, port, **master), port
+    return _store(address, port, **master), port
 
 
 def open_store(address: str, port: int, *, is_master: bool = False, name: str = "") -> Store:

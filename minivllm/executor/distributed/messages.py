@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import astuple, replace
 
+from minivllm.executor.distributed.heartbeat import TIMEOUT_SECONDS
 from minivllm.memory.block_move import BlockMove
 from minivllm.model.parallel.layout import Grid
 from minivllm.scheduling.plan import ScheduledSequence, StepPlan
@@ -26,24 +27,29 @@ class RankSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What every rank needs to know before it can load its share."""
 
     model: str
-    """A folder, or an id on the hub."""
+    """A folder, or an id on the hub, of which another machine has a copy of its own."""
     dtype: str
     device: str
     """"cpu" or "cuda"."""
     tensor_parallel_size: int
     pipeline_parallel_size: int
+    layers: tuple[int, ...] = ()
+    """Of each stage; empty: divided evenly."""
     num_parts: int
     block_size: int
     attention_backend: str
     quantization: str | None = None
     kv_cache_dtype: str = "auto"
+    batch_invariant: bool = False
     record_spans: bool = False
+    timeout_seconds: float = TIMEOUT_SECONDS
+    """That no rank may make a move within a step (`heartbeat.py`)."""
     num_threads: int
     """Threads of each rank."""
 
     @property
     def grid(self) -> Grid:
-        return Grid(1, self.pipeline_parallel_size, self.tensor_parallel_size)
+        return Grid(1, self.pipeline_parallel_size, self.tensor_parallel_size, self.layers)
 
 
 class CacheSizes(msgspec.Struct, frozen=True):

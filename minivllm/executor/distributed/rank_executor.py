@@ -22,12 +22,16 @@ from torch import Tensor
 
 from minivllm.executor.attention.choose import backend_factory
 from minivllm.executor.attention.metadata import build_metadata
+from minivllm.executor.batch_invariance import invariant
 from minivllm.executor.block_mover import BlockMover
 from minivllm.executor.cpu_hazards import guard_step
+from minivllm.executor.distributed.fixed_rows import ROWS, check_rows, in_pieces
+from minivllm.executor.distributed.heartbeat import COMPUTING, IDLE, Activity
 from minivllm.executor.distributed.messages import CacheSizes, RankSettings
 from minivllm.executor.kv_format import scales_of_layers
 from minivllm.executor.quantized_storage import make_storage, twin_of
 from minivllm.executor.runners.eager import EagerRunner
+from minivllm.executor.runners.row_groups import in_groups
 from minivllm.model.config import ModelConfig
 from minivllm.model.hub import resolve_model
 from minivllm.model.parallel.layout import share_of
@@ -35,7 +39,7 @@ from minivllm.model.parallel.load import load_share
 from minivllm.model.parallel.peers import Peers
 from minivllm.model.parallel.sharded_decoder import ShardedDecoder
 from minivllm.scheduling.plan import StepPlan
-from minivllm.trace.rank_spans import STEP, RankSpans
+from minivllm.trace.rank_spans import RankSpans
 
 Result = TypeVar("Result")
 
@@ -60,12 +64,17 @@ class RankExecutor:
         if sizes.num_host_blocks:
             self.host_storage = twin_of(self.storage, config, sizes.num_host_blocks, torch.device("cpu"))
         self.mover = BlockMover(self.storage, self.host_storage)
-        self.attention = backend_factory(attention_backend)(config, self.storage)
+        factory, self._is_invariant = backend_factory(attention_backend), settings.batch_invariant
+        if self._is_invariant:
+            factory = invariant(factory)
+            check_rows(decoder)
+        self.attention = factory(config, self.storage)
         if attention_backend == "numba-cpu":
             self._compile()
         self.runner = EagerRunner(decoder, self.attention)
         self.last_attention_seconds = 0.0
         self.spans: RankSpans | None = None
+        self.activity = Activity()
         self._is_on_cpu = device.type == "cpu"
         logits_type = torch.float64 if decoder.dtype == torch.float64 else torch.float32
         self._no_logits = torch.empty(0, decoder.share.config.vocab_size, dtype=logits_type, device=device)
@@ -87,14 +96,20 @@ class RankExecutor:
     @torch.inference_mode()
     def logits_of(self, hidden: Tensor | None) -> Tensor:
         """The end of a step."""
-        return self._no_logits if hidden is None else self.decoder.compute_logits(hidden)
+        if hidden is None:
+            return self._no_logits
+        if self._is_invariant:
+            return in_groups(ROWS, self.decoder.compute_logits, hidden)
+        return self.decoder.compute_logits(hidden)
 
     def _noting(self, plan: StepPlan, work: Callable[[], Result]) -> Result:
-        if self.spans is None:
-            return work()
-        self.spans.step, began = plan.step, perf_counter()
+        self.activity.step = plan.step
+        self.activity.begin(COMPUTING)
+        began = perf_counter()
         result = work()
-        self.spans.note(STEP, began, perf_counter())
+        if self.spans is not None:
+            self.spans.note_step(plan.step, began, perf_counter())
+        self.activity.begin(IDLE)
         return result
 
     @torch.inference_mode()
@@ -106,10 +121,15 @@ class RankExecutor:
             self.last_attention_seconds = 0.0
             if not plan.scheduled:
                 return None
-            metadata = build_metadata(plan, self.storage.block_size)
-            hidden = self.runner.forward(metadata, plan.num_padding_tokens)
-            self.last_attention_seconds = self.attention.seconds
-            return hidden
+            if self._is_invariant:
+                return torch.cat([self._forward_piece(piece) for piece in in_pieces(plan)])
+            return self._forward_piece(plan)
+
+    def _forward_piece(self, plan: StepPlan) -> Tensor:
+        metadata = build_metadata(plan, self.storage.block_size)
+        hidden = self.runner.forward(metadata, plan.num_padding_tokens)
+        self.last_attention_seconds += self.attention.seconds
+        return hidden
 
 
 def load_rank(settings: RankSettings, rank: int, device: torch.device, peers: Peers) -> ShardedDecoder:

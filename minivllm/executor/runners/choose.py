@@ -4,13 +4,12 @@
     ────────────   ────────────────────────────────────────────────────────────────────────────────────────
     numba-cpu      compiled, all steps, quantised or not
                    compiled for small steps, fused for large ones: a processor with matrix units
-                   fused, all steps: a model that there is no compiled step for, as one of 8-bit floats, or a
-                   KV cache of these
+                   fused, all steps: a model that there is no compiled step for
     numba-cuda     graphs for decode steps, eager for the others; with `enforce_eager`, eager
-    torch          eager; with `batch_invariant`, in groups of rows (`row_groups.py`)
     all others     eager
 
-Where kernels of a GPU attend, they also multiply by quantised matrices (`kernel_matrix.py`).
+With `batch_invariant`, all but `numba-cpu` compute in groups of rows (`row_groups.py`). Where kernels of a
+GPU attend, they also multiply by quantised matrices (`kernel_matrix.py`).
 
 Compilers are imported only where they are used. Read next: `model_runner.py`, `compiled.py`.
 """
@@ -19,7 +18,6 @@ from __future__ import annotations
 
 from minivllm.executor.attention.backend import AttentionBackend
 from minivllm.executor.cpu_hazards import FUSED, QUANTIZED, STEP
-from minivllm.executor.kv_format import AUTO, INT8
 from minivllm.executor.runners.eager import EagerRunner
 from minivllm.executor.runners.model_runner import FirstSupporting, ModelRunner
 from minivllm.executor.runners.row_groups import RowGroupRunner
@@ -43,10 +41,10 @@ def choose_runner(
     """
     if attention.name == "numba-cpu":
         return _choose_cpu_runner(decoder, attention, batch_invariant)
-    if batch_invariant and attention.name == "torch":
-        return RowGroupRunner(decoder, attention)
     if attention.name in ("numba-cuda", "microscope") and decoder.is_quantized:
         _multiply_by_kernels(decoder, attention)
+    if batch_invariant:
+        return RowGroupRunner(decoder, attention)
     eager = EagerRunner(decoder, attention)
     if attention.name != "numba-cuda" or enforce_eager:
         return eager
@@ -68,10 +66,9 @@ def _multiply_by_kernels(decoder: Decoder, attention: AttentionBackend) -> None:
     decoder.replace(lambda matrix: by_kernels(matrix, attention))
 
 
-def has_compiled_step(config: ModelConfig, kv_cache_dtype: str = AUTO) -> bool:
-    """Is there a compiled step for models like this one, with such a cache?"""
-    is_plain = config.hidden_act in ("silu", "swish") and len(set(config.layer_windows)) == 1
-    return is_plain and kv_cache_dtype in (AUTO, INT8)
+def has_compiled_step(config: ModelConfig) -> bool:
+    """Is there a compiled step for models like this one?"""
+    return config.hidden_act in ("silu", "swish") and len(set(config.layer_windows)) == 1
 
 
 def quantized_runners(decoder: Decoder) -> tuple[str, ...]:
@@ -90,7 +87,7 @@ def _choose_cpu_runner(decoder: Decoder, attention: AttentionBackend, batch_inva
     assert isinstance(attention, NumbaCpuAttention)
     is_copy = has_matrix_units(decoder.dtype) and not decoder.is_quantized and not batch_invariant
     if (
-        not has_compiled_step(decoder.config, attention.storage.kv_cache_dtype)
+        not has_compiled_step(decoder.config)
         or not can_be_packed(decoder)
         or (is_copy and decoder.num_bytes > MAX_COPY_BYTES)
     ):

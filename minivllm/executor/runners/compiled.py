@@ -10,9 +10,9 @@ Attention reads keys and values where they lie, block by block. And what lies be
 the same arrays from step to step, so that no memory has to be asked for.
 
 The decoder's matrices are then in panels only, and unpacked where their rows are asked for. Quantised ones
-are in panels of their own (`quantized_panels.py`); each may be of another kind. Where a processor
-has units for matrices of this type (AMX, bfloat16), oneDNN's products are faster for many rows: there the
-fused runner (`fused.py`) computes those steps, and a copy in panels serves the small ones.
+are in panels of their own (`quantized_panels.py`, `float8_panels.py`); each may be of another kind. Where a
+processor has units for matrices of this type (AMX, bfloat16), oneDNN's products are faster for many rows:
+there the fused runner (`fused.py`) computes those steps, and a copy in panels serves the small ones.
 
 Read next: `kernels_numba/cpu/whole_step.py`.
 """
@@ -35,14 +35,10 @@ from minivllm.executor.attention.metadata import AttentionMetadata, IntArray
 from minivllm.executor.cpu_hazards import STEP, code_kind, compiling, set_numba_threads
 from minivllm.executor.kv_format import AUTO
 from minivllm.executor.kv_storage import KVStorage
-from minivllm.executor.quantized_storage import Int8KVStorage
+from minivllm.executor.quantized_storage import Fp8KVStorage, Int8KVStorage
 from minivllm.executor.runners.model_runner import ModelRunner
-from minivllm.executor.runners.quantized_panels import (
-    QuantizedPanels,
-    can_lie_in_panels,
-    in_panels,
-    rounds_apart,
-)
+from minivllm.executor.runners.packed_matrix import PackedMatrix
+from minivllm.executor.runners.quantized_panels import can_lie_in_panels, in_panels, rounds_apart
 from minivllm.model.decoder import Decoder
 from minivllm.model.layers import DecoderLayer, RMSNorm, StackedLinear
 from minivllm.model.matrix import Matrix
@@ -168,7 +164,9 @@ class CompiledRunner(ModelRunner):
 def _all_cells(storage: KVStorage) -> Any:
     """Keys and values of all layers, as the step takes them."""
     cells = as_array(storage.cells)
-    return (cells, storage.scales.numpy()) if isinstance(storage, Int8KVStorage) else cells
+    if isinstance(storage, Int8KVStorage):
+        return cells, storage.scales.numpy()
+    return (cells, np.array(storage.layer_scales, np.float32)) if isinstance(storage, Fp8KVStorage) else cells
 
 
 class PanelMatrix(Matrix):
@@ -212,10 +210,10 @@ def _can_be_packed(matrix: Matrix) -> bool:
     return weight.dtype == torch.float32 or weight.shape[1] % 2 == 0  # pairs of bfloat16
 
 
-def pack_matrix(matrix: Matrix) -> PanelMatrix | QuantizedPanels:
+def pack_matrix(matrix: Matrix) -> PanelMatrix | PackedMatrix:
     """The same matrix, as compiled steps take it."""
     panels = in_panels(matrix) if matrix.is_quantized else _in_dense_panels(matrix.dense())
-    assert isinstance(panels, PanelMatrix | QuantizedPanels)
+    assert isinstance(panels, PanelMatrix | PackedMatrix)
     return panels
 
 

@@ -1,4 +1,4 @@
-"""Quantised matrices in panels, multiplied by our own kernels as they are read.
+"""Matrices of small whole numbers in panels, multiplied by our own kernels as they are read.
 
     IntegerMatrix ──► codes less the middle, in panels     1 to 4 bits: half a byte each; 5 to 8 bits: a byte
                   ──► scales, a row for each group
@@ -8,8 +8,8 @@
 
 Where activations are rounded to whole numbers too (W8A8), both are multiplied as such, exactly. Inputs that
 were quantised in the order of their activations are put in the order of their groups, once in the matrix and
-each time in x. What cannot lie so (groups of an odd number, or of different sizes) stays as it is, and so do
-8-bit floats: `dequantized_matrix.py` multiplies them, which is the plain twin.
+each time in x. What cannot lie so (groups of an odd number, or of different sizes) stays as it is:
+`dequantized_matrix.py` multiplies it, which is the plain twin.
 
 Read next: `kernels_numba/cpu/matrix_products.py`, the kernel; `compiled.py`, whose steps multiply by these.
 """
@@ -42,10 +42,13 @@ from kernels_numba.cpu.matrix_products import (
 )
 from kernels_numba.cpu.panels import WIDTH, padded
 from kernels_numba.cpu.quantized_tile import BYTES, NIBBLES
-from minivllm.executor.cpu_hazards import QUANTIZED, code_kind, compiling, set_numba_threads
+from minivllm.executor.cpu_hazards import QUANTIZED, code_kind, compiling
+from minivllm.executor.runners.float8_panels import Float8Panels, float8_fits
+from minivllm.executor.runners.packed_matrix import PackedMatrix
 from minivllm.model.matrix import Matrix
 from minivllm.model.packed import as_array
 from minivllm.model.quantization.activations import ActivationRounding
+from minivllm.model.quantization.float8_matrix import Float8Matrix
 from minivllm.model.quantization.integer_matrix import IntegerMatrix, zeros_of
 from minivllm.model.quantization.stacked_matrix import StackedMatrix
 
@@ -53,12 +56,8 @@ BLOCK_ROWS = 16 * WIDTH
 """Of a matrix that are unpacked at a time: memory for all of them would be that of several layers."""
 
 
-class QuantizedPanels(Matrix):
-    """The weights of `matrix`, which `can_lie_in_panels`, in panels.
-
-    Attributes:
-        packed: as compiled code takes it.
-    """
+class QuantizedPanels(PackedMatrix):
+    """The weights of `matrix`, which `can_lie_in_panels`, in panels."""
 
     def __init__(self, matrix: IntegerMatrix) -> None:
         kind, middle = kind_of(matrix), 1 << (matrix.bits - 1)
@@ -95,23 +94,11 @@ class QuantizedPanels(Matrix):
         numbers = (codes.to(torch.int16) - (1 << (matrix.bits - 1))).to(torch.int8)
         return (numbers if self._order is None else numbers[:, self._order]).numpy()
 
-    @property
-    def is_quantized(self) -> bool:
-        return True
-
-    def product(self, x: Tensor, bias: Tensor | None = None, added: Tensor | None = None) -> Tensor:
-        """`x Wᵀ + bias + added`, summed in float32 and rounded to the type of `x` before what is added."""
-        left = x.contiguous()
-        if self._is_rounding_apart:
-            assert self._activations is not None
-            left = self._activations(x)
-        out = torch.empty(len(x), padded(self._num_outputs))
-        multiply_by(as_array(left), self.packed.row, out.numpy(), True, set_numba_threads())
-        product = out[:, : self._num_outputs]
-        if bias is not None:
-            product = product.add_(bias)
-        product = product.to(x.dtype)
-        return product.contiguous() if added is None else product.add_(added)
+    def _left(self, x: Tensor) -> Tensor:
+        if not self._is_rounding_apart:
+            return super()._left(x)
+        assert self._activations is not None
+        return self._activations(x)
 
     def dense(self) -> Tensor:
         kind, arrays = int(self.packed.row[KIND]), self.packed.arrays
@@ -164,7 +151,9 @@ def _rounding(activations: ActivationRounding) -> tuple[int, float, int]:
 
 
 def can_lie_in_panels(matrix: Matrix) -> bool:
-    """Is this a matrix that `QuantizedPanels` can be made of?"""
+    """Is this a matrix that `in_panels` puts into panels?"""
+    if isinstance(matrix, Float8Matrix):
+        return float8_fits(matrix)
     if not isinstance(matrix, IntegerMatrix) or matrix.words.device.type != "cpu":
         return False
     num_groups = matrix.scales.shape[1]
@@ -180,9 +169,12 @@ def in_panels(matrix: Matrix) -> Matrix:
     """The same matrix in panels, or its parts, where they can lie so."""
     if isinstance(matrix, StackedMatrix):
         return StackedMatrix([in_panels(part) for part in matrix.parts], matrix.sizes)
-    return (
-        QuantizedPanels(matrix) if isinstance(matrix, IntegerMatrix) and can_lie_in_panels(matrix) else matrix
-    )
+    if not can_lie_in_panels(matrix):
+        return matrix
+    if isinstance(matrix, Float8Matrix):
+        return Float8Panels(matrix)
+    assert isinstance(matrix, IntegerMatrix)
+    return QuantizedPanels(matrix)
 
 
 def compile_products(dtype: torch.dtype) -> None:

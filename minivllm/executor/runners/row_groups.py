@@ -51,6 +51,7 @@ class RowGroupRunner(ModelRunner):
 
     def __init__(self, decoder: Decoder, attention: AttentionBackend) -> None:
         self.decoder, self.attention = decoder, attention
+        self._device = attention.storage.device
         self.group_size = next(size for size in GROUP_SIZES if self._keeps_promise(size))
 
     def run(self, metadata: AttentionMetadata, num_padding: int) -> Tensor:
@@ -62,7 +63,8 @@ class RowGroupRunner(ModelRunner):
         if num_padding:
             attend = AttentionWithoutPadding(attention, metadata.num_tokens, num_padding)
         token_ids, positions, rows = (
-            torch.from_numpy(array) for array in (metadata.token_ids, metadata.positions, metadata.logit_rows)
+            torch.from_numpy(array).to(self._device)
+            for array in (metadata.token_ids, metadata.positions, metadata.logit_rows)
         )
         pad = [0, num_padding]
         logits = self._forward(functional.pad(token_ids, pad), functional.pad(positions, pad), attend, rows)
@@ -111,13 +113,13 @@ class RowGroupRunner(ModelRunner):
         generator = torch.Generator().manual_seed(size)
 
         def rows(width: int) -> Tensor:
-            return torch.randn(1, width, generator=generator).to(dtype).repeat(size, 1)
+            return torch.randn(1, width, generator=generator).to(self._device, dtype).repeat(size, 1)
 
         def is_same(array: Tensor) -> bool:
             return torch.equal(array, array[:1].expand_as(array))
 
         x, attended = rows(config.hidden_size), rows(config.num_heads * config.head_dim)
-        positions = torch.full((size,), 1001)
+        positions = torch.full((size,), 1001, device=self._device)
         if size == 1:
             return True
         for layer in self.decoder.layers:

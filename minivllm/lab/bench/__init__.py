@@ -12,7 +12,10 @@ over a model that is either a real folder or a random one of a known shape (`sha
     prefix-cache    looking up, acquiring and replacing prefixes, however many are known
     kv-cache        decode attention over a KV cache in 32, 16 and 8 bits
     scaling         how cost grows with batch, context, pool, queue and requests, drawn
+    overlap         plans in flight: asynchronous scheduling, and the stages of a pipeline
+    parallel        the simulator's terms for ranks, beside what ranks take here
     quantized       weights of 8 and 4 bits, beside the engine's own 16
+    invariance      the same bits for a request in any company: what that costs, by backend and type
     speculation     drafts by a model and by n-grams, beside plain decoding
     kernels         our kernels on a GPU, beside what the device can do
     serve           a server under load, ours or another, as its clients see it (`serve/`)
@@ -42,11 +45,13 @@ MEASUREMENTS = {
     "trace": "trace_overhead",
     "control-plane": "control_plane",
     "overlap": "overlap",
+    "parallel": "parallel",
     "beams": "beams",
     "prefix-cache": "prefix_lookup",
     "kv-cache": "kv_cache_reading",
     "scaling": "scaling",
     "quantized": "quantized",
+    "invariance": "invariance",
     "speculation": "speculation",
     "kernels": "kernels",
 }

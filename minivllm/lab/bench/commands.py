@@ -157,12 +157,19 @@ _add_usual("profile", "The parts of a step, each beside its floor: the least tim
 _add_usual("control-plane", "What blocks, scheduling and aborts cost, however large the pool and the queue.")
 
 _add_usual("quantized", "What weights of 8 and 4 bits are worth, beside the engine's own 16.", repeat=5)
+_add_usual(
+    "invariance", "What batch invariance costs, by backend and type, and whose bits it keeps.", repeat=5
+)
 
 
 _add_usual(
     "overlap", "What plans in flight are worth: asynchronous scheduling, and the stages of a pipeline."
 )
 
+
+_add_usual(
+    "parallel", "Ranks: what the simulator predicts for this machine, and what they take on it.", repeat=1
+)
 
 _add_usual(
     "speculation", "What drafts of a model and of n-grams are worth: the same tokens, in turns.", repeat=5

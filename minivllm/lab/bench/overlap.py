@@ -18,13 +18,10 @@ Source: Huang et al., "GPipe" (NeurIPS 2019), section 2.3. Read next: `minivllm/
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from minivllm.lab.bench.report import Header, Section, make_header, percent
@@ -32,6 +29,8 @@ from minivllm.lab.bench.timing import interleaved
 from minivllm.lab.subjects.settings import Settings
 from minivllm.lab.subjects.subject import Subject, open_subject
 from minivllm.lab.subjects.workload import BenchRequest, Played, play, warm_up
+from minivllm.trace.events import RanksTimed
+from minivllm.trace.rank_times import Doing, expected_bubble, rank_shares, times_of
 
 if TYPE_CHECKING:
     from minivllm.engine.engine import Engine
@@ -100,7 +99,7 @@ def _row(side: Side) -> list[str]:
 
 def run(settings: Settings) -> Overlap:
     """Load the model and measure both."""
-    with open_subject(settings) as subject, TemporaryDirectory(prefix="minivllm-bench-") as scratch:
+    with open_subject(settings) as subject:
         workload = subject.workload(settings)
         for ahead in (False, True):
             _play_async(subject, warm_up(workload), ahead)
@@ -112,7 +111,7 @@ def run(settings: Settings) -> Overlap:
         runs = {name: [sample.result for sample in samples[name]] for name in sides}
         off, on = (_side(name, played) for name, played in runs.items())
         ratios = [a.seconds / b.seconds for a, b in zip(*runs.values(), strict=True)]
-        stages = [_play_stages(subject, workload, Path(scratch), overlap) for overlap in (False, True)]
+        stages = [_play_stages(subject, workload, overlap) for overlap in (False, True)]
         told = [*(_tokens(played[0]) for played in runs.values()), *(tokens for _, tokens in stages)]
         others = [sample.other_cores for of_side in samples.values() for sample in of_side]
         return Overlap(
@@ -159,13 +158,12 @@ def _tokens(played: Played) -> list[tuple[int, ...]]:
 
 
 def _play_stages(
-    subject: Subject, workload: Sequence[BenchRequest], scratch: Path, overlap: bool
+    subject: Subject, workload: Sequence[BenchRequest], overlap: bool
 ) -> tuple[Side, list[tuple[int, ...]]]:
     """The requests on a pipeline of new processes."""
     from minivllm.executor.distributed.cache_limits import CacheLimits
     from minivllm.executor.distributed.create import create_distributed_executor
 
-    path = scratch / f"{overlap}.ranks.json"
     limits = CacheLimits(num_gpu_blocks_override=subject.limits.num_blocks)
     executor: DistributedExecutor = create_distributed_executor(
         subject.folder,
@@ -173,7 +171,7 @@ def _play_stages(
         block_size=subject.limits.block_size,
         pipeline_parallel_size=NUM_STAGES,
         limits=limits,
-        spans_path=path,
+        record_spans=True,
     )
     try:
         play(_engine(subject, executor, overlap_stages=overlap), warm_up(workload))
@@ -183,30 +181,11 @@ def _play_stages(
         executor.close()
     num_plans = NUM_STAGES if overlap else 1
     name = f"{num_plans} plans in flight" if overlap else "one plan at a time"
-    idle = idle_shares(json.loads(path.read_text())["traceEvents"], engine.num_steps)
-    expected = (NUM_STAGES - 1) / (num_plans + NUM_STAGES - 1)
+    idle = idle_shares(executor.rank_times(0.0)[-engine.num_steps :])
+    expected = expected_bubble(NUM_STAGES, num_plans)
     return _side(name, [played], idle=idle, expected_idle=expected), _tokens(played)
 
 
-def idle_shares(records: Sequence[dict[str, Any]], num_steps: int) -> tuple[float, ...]:
-    """Of each rank, the part of the time of its last `num_steps` steps in which it computed nothing.
-
-    Args:
-        records: what ranks did when, as `minivllm/trace/rank_spans.py` writes it.
-    """
-    slices = [record for record in records if record["ph"] == "X"]
-    ranks = sorted({record["pid"] for record in slices})
-    steps = {
-        rank: [one for one in slices if one["pid"] == rank and one["cat"] == "step"][-num_steps:]
-        for rank in ranks
-    }
-    begin = min(one["ts"] for own in steps.values() for one in own)
-    end = max(one["ts"] + one["dur"] for own in steps.values() for one in own)
-    shares = []
-    for rank, own in steps.items():
-        talks = [
-            one for one in slices if one["pid"] == rank and one["cat"] == "talk" and one["ts"] >= own[0]["ts"]
-        ]
-        busy = sum(one["dur"] for one in own) - sum(one["dur"] for one in talks)
-        shares.append(1 - busy / (end - begin))
-    return tuple(shares)
+def idle_shares(times: Sequence[RanksTimed]) -> tuple[float, ...]:
+    """Of each rank, the part of the time of these steps in which it computed nothing."""
+    return tuple(1 - rank.share(Doing.COMPUTE) for rank in rank_shares(map(times_of, times)))

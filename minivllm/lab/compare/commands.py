@@ -223,7 +223,9 @@ def precision(
     text: Annotated[
         Path | None, typer.Option(help="Judge quality on this file; on built-in held-out texts if left out.")
     ] = None,
-    texts: Annotated[int, typer.Option(help="So many texts of it.")] = 48,
+    texts: Annotated[
+        int | None, typer.Option(help="So many texts of it; 48 if left out, or all if there are fewer.")
+    ] = None,
     samples: Annotated[
         int, typer.Option(help="Texts that AWQ, GPTQ and SmoothQuant are calibrated on.")
     ] = 128,

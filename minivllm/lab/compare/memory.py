@@ -1,12 +1,13 @@
 """What paging saves: the same requests on every way to allocate the KV cache, and what sharing adds.
 
-Four questions, all answered with the real scheduler and no model (`memory_play.py`), in a memory of the size
+Five questions, all answered with the real scheduler and no model (`memory_play.py`), in a memory of the size
 that the vLLM paper had for OPT-13B on an A100:
 
     1. one sequence per request    how much of the memory is effective, reserved, wasted; how many fit at once
     2. several per request         which memory must copy, and how much, when sequences fork
     3. several, paged              how many blocks sharing saves: parallel samples, and beams
     4. 8 bits a number             how many more requests fit at once into the same bytes (`kv_cache_dtype`)
+    5. a second copy of weights    how many fewer do beside it (`decode_weight_dtype`: precision by phase)
 
 Beside the first three stand the papers' answers. `differences.py` says why they differ, from what was
 measured.
@@ -43,6 +44,8 @@ PLACED_OTHERWISE = ("oracle_buddy", "doubled, first fit")
 
 SMALLER = ("int8_per_token_head", "fp8")
 """Kinds of KV cache in 8 bits."""
+COPIES = ("int4", "int8", "fp8")
+"""Of the weights, for generated tokens."""
 
 WIDTHS = (2, 4, 6)
 COPIES_WIDTH = 4
@@ -79,6 +82,7 @@ class Run:
     width: int
     played: Played
     kv_cache_dtype: str = "auto"
+    decode_weight_dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,8 @@ class MemoryComparison:
     """Virtual memory as the machine sees it; None if there is no model, or this is not Linux."""
     smaller: tuple[Run, ...] = ()
     """Question 4: paged, other kinds of cache, on every data set."""
+    second_copy: tuple[Run, ...] = ()
+    """Question 5: paged, beside each copy that leaves room for a sequence, on every data set."""
 
     def find(self, runs: str, **wanted: object) -> Run:
         """The one run of a group that has these attributes."""
@@ -169,15 +175,17 @@ def compare_memory(
         model=tuple(model),
         residency=residency,
         smaller=tuple(runs["smaller"]),
+        second_copy=tuple(runs["second_copy"]),
     )
 
 
 def _play_all(settings: MemorySettings, progress: Progress | None) -> dict[str, list[Run]]:
     """Group → its plays, of those that need no model."""
     plan = _plan()
-    groups = ("single", "placed_otherwise", "copies", "sharing", "smaller")
+    groups = ("single", "placed_otherwise", "copies", "sharing", "smaller", "second_copy")
     runs: dict[str, list[Run]] = {group: [] for group in groups}
-    num_plays = len(plan) + len(DATA_SETS) * len(SMALLER)
+    beside = [name for name in COPIES if slots_beside(settings, name) >= settings.max_model_len]
+    num_plays = len(plan) + len(DATA_SETS) * (len(SMALLER) + len(beside))
     for number, (group, data_set, allocator, kind, width) in enumerate(plan):
         if progress:
             words = "" if kind == "single" else f", {kind} {width}"
@@ -189,6 +197,12 @@ def _play_all(settings: MemorySettings, progress: Progress | None) -> dict[str, 
                 number = len(plan) + len(runs["smaller"])
                 progress(f"{DATA_SETS[data_set].name}, {kv_cache_dtype}", number / num_plays)
             runs["smaller"].append(play(settings, "smaller", data_set, "paged", "single", 1, kv_cache_dtype))
+        for name in beside:
+            if progress:
+                number = len(plan) + len(runs["smaller"]) + len(runs["second_copy"])
+                progress(f"{DATA_SETS[data_set].name}, a copy in {name}", number / num_plays)
+            run = play(settings, "second_copy", data_set, "paged", "single", 1, decode_weight_dtype=name)
+            runs["second_copy"].append(run)
     return runs
 
 
@@ -230,6 +244,22 @@ def slots_of(settings: MemorySettings, kv_cache_dtype: str) -> int:
     return settings.num_slots * KV_BYTES_PER_TOKEN // kv_bytes_per_token(kv_cache_dtype)
 
 
+def copy_bytes(decode_weight_dtype: str) -> int:
+    """Of a second copy of OPT-13B's weights."""
+    from minivllm.lab.simulation.cards import hardware_card, model_card
+    from minivllm.lab.simulation.cost_model import CostModel
+
+    cost = CostModel(
+        hardware_card("a100-40gb"), model_card("opt-13b"), decode_weight_dtype=decode_weight_dtype
+    )
+    return round(cost.second_weight_bytes)
+
+
+def slots_beside(settings: MemorySettings, decode_weight_dtype: str) -> int:
+    """Tokens that are left to the cache beside such a copy; none if it takes more than the cache had."""
+    return max(0, settings.num_slots - -(-copy_bytes(decode_weight_dtype) // KV_BYTES_PER_TOKEN))
+
+
 def play(
     settings: MemorySettings,
     group: str,
@@ -238,6 +268,7 @@ def play(
     kind: str,
     width: int,
     kv_cache_dtype: str = "auto",
+    decode_weight_dtype: str | None = None,
 ) -> Run:
     """One play."""
     count = settings.requests * REQUESTS_FACTOR[data_set]
@@ -247,15 +278,19 @@ def play(
         count *= 2
     lengths = draw_lengths(data_set, count, settings.seed)
     block_size = 1 if allocator == "token" else settings.block_size
+    slots = slots_of(settings, kv_cache_dtype)
+    if decode_weight_dtype is not None:
+        slots = slots_beside(settings, decode_weight_dtype)
     config = SchedulerConfig(
-        slots_of(settings, kv_cache_dtype) // block_size,
+        slots // block_size,
         block_size,
         max_num_seqs=MAX_NUM_SEQS,
         max_model_len=settings.max_model_len,
     )
     memory = make_memory(allocator, config)
     one_play = MemoryPlay(memory, config, lengths, width=width, beams=kind == "beam", seed=settings.seed)
-    return Run(data_set, allocator, kind, width, one_play.run(), kv_cache_dtype)
+    played = one_play.run()
+    return Run(data_set, allocator, kind, width, played, kv_cache_dtype, decode_weight_dtype)
 
 
 def make_memory(allocator: str, config: SchedulerConfig) -> CacheManager:

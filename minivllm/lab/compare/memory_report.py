@@ -15,12 +15,15 @@ from rich.table import Table
 from minivllm.lab import papers
 from minivllm.lab.compare.differences import differences
 from minivllm.lab.compare.memory import (
+    COPIES,
     COPIES_WIDTH,
     SMALLER,
     WIDTHS,
     MemoryComparison,
     Run,
+    copy_bytes,
     kv_bytes_per_token,
+    slots_beside,
     slots_of,
 )
 from minivllm.lab.tables import print_table
@@ -61,6 +64,7 @@ def print_comparison(result: MemoryComparison, console: Console) -> None:
     print_table(sharing_table(result), console)
     if result.smaller:
         print_table(smaller_table(result), console)
+        print_table(second_copy_table(result), console)
     if result.residency is not None:
         console.print(residency_line(result.residency), highlight=False)
     lines = differences(result)
@@ -76,7 +80,7 @@ def as_data(result: MemoryComparison) -> dict[str, Any]:
         played = asdict(run.played) | {"shares": run.played.shares._asdict()}
         return asdict(run) | {"played": played}
 
-    groups = ("single", "placed_otherwise", "copies", "sharing", "model", "smaller")
+    groups = ("single", "placed_otherwise", "copies", "sharing", "model", "smaller", "second_copy")
     return {
         "settings": asdict(result.settings),
         **{group: [flat(run) for run in getattr(result, group)] for group in groups},
@@ -197,6 +201,29 @@ def smaller_table(result: MemoryComparison) -> Table:
         name = "auto (16 bits)" if kind == "auto" else kind
         slots = slots_of(result.settings, kind)
         table.add_row(name, f"{kv_bytes_per_token(kind):,}", f"{slots:,}", *cells)
+    return table
+
+
+def second_copy_table(result: MemoryComparison) -> Table:
+    """What a second copy of the weights, for generated tokens, leaves to the cache."""
+    table = _narrow_table("Beside a second copy of the weights (paged): requests at once")
+    table.add_column("decode_weight_dtype")
+    table.add_column("copy", justify="right")
+    table.add_column("tokens", justify="right")
+    for data_set in DATA_SETS:
+        table.add_column(DATA_SETS[data_set].name, justify="right")
+    before = [result.find("single", data_set=data, allocator="paged") for data in DATA_SETS]
+    plain = [run.played.requests_at_once for run in before]
+    cells = [f"{at_once:.1f}" for at_once in plain]
+    table.add_row("none", "–", f"{result.settings.num_slots:,}", *cells)
+    for name in COPIES:
+        slots = slots_beside(result.settings, name)
+        runs = [run for run in result.second_copy if run.decode_weight_dtype == name]
+        cells = ["no room"] * len(plain)
+        if runs:
+            at_once_now = [run.played.requests_at_once for run in runs]
+            cells = [f"{now:.1f} ({now / first:.2f}×)" for now, first in zip(at_once_now, plain, strict=True)]
+        table.add_row(name, f"{copy_bytes(name) / 1e9:.1f} GB", f"{slots:,}", *cells)
     return table
 
 

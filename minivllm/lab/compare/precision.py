@@ -45,6 +45,7 @@ from minivllm.quantize import Calibration, plan_quantization, quantize
 from minivllm.validation import check_choice, check_input_file, check_integer
 
 Progress = Callable[[str, float], None]
+USUAL_TEXTS = 48
 NO_SPEED = "none"
 SPEED_MODELS = (*SHAPES, NO_SPEED)
 
@@ -58,7 +59,7 @@ class PrecisionSettings:
         speed_model: the random shape whose speed is measured; "none" leaves speed out.
         variants: names with commas; all if "".
         text: a file that quality is judged on; None: the built-in held-out documents.
-        num_texts: how many texts of it.
+        num_texts: how many texts of it; None: `USUAL_TEXTS`, or all if there are fewer.
         num_samples: of the calibration of AWQ, GPTQ and SmoothQuant.
         with_clipping: also compare AWQ's clippings, calibrated on little.
     """
@@ -67,7 +68,7 @@ class PrecisionSettings:
     speed_model: str = "medium"
     variants: str = ""
     text: Path | None = None
-    num_texts: int = 48
+    num_texts: int | None = None
     num_samples: int = 128
     backend: str = "auto"
     threads: int | None = None
@@ -76,7 +77,8 @@ class PrecisionSettings:
 
     def __post_init__(self) -> None:
         check_choice("speed_model", self.speed_model, SPEED_MODELS)
-        check_integer("texts", self.num_texts, at_least=1)
+        if self.num_texts is not None:
+            check_integer("texts", self.num_texts, at_least=1)
         check_integer("samples", self.num_samples, at_least=2)
         check_integer("seed", self.seed, at_least=0)
         if self.threads is not None:
@@ -116,6 +118,7 @@ class PrecisionComparison:
     model: str
     speed_model: str
     text: str
+    num_texts: int
     num_tokens: int
     num_threads: int
     base_dtype: str
@@ -153,8 +156,8 @@ def compare_precision(
     finally:
         torch.set_num_threads(threads_before)
     return PrecisionComparison(
-        folder.name, settings.speed_model, _name_of_text(settings), sum(map(len, texts)), num_threads,
-        base_dtype(), rows, clipping,
+        folder.name, settings.speed_model, _name_of_text(settings), len(texts), sum(map(len, texts)),
+        num_threads, base_dtype(), rows, clipping,
     )  # fmt: skip
 
 
@@ -173,11 +176,15 @@ def held_out_texts(settings: PrecisionSettings, folder: Path, config: ModelConfi
     samples = read_samples(
         source,
         encode,
-        num_samples=settings.num_texts,
+        num_samples=settings.num_texts or USUAL_TEXTS,
         seq_len=config.max_model_len,
         seed=settings.seed,
         name="text",
     )
+    if settings.num_texts is not None and settings.num_texts > len(samples):
+        raise ValueError(
+            f"texts must be at most the {len(samples)} that {source} has, got {settings.num_texts}"
+        )
     texts = most_texts(samples, config.vocab_size)
     if not texts:
         raise ValueError(f"text: {source} has no text of four tokens or more")

@@ -45,7 +45,7 @@ def print_comparison(result: PrecisionComparison, console: Console) -> None:
 
 def quality_table(result: PrecisionComparison) -> Table:
     """What each takes, and what it loses."""
-    table = _table(f"{result.model} on {result.text}, {result.num_tokens:,} tokens")
+    table = _table(f"{result.model} on {result.text}, {result.num_texts} texts, {result.num_tokens:,} tokens")
     for column in ("weights", "layers", "cache", "ppl", "KL read", "written", "kept"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in result.rows:
@@ -138,7 +138,8 @@ def mebibytes(count: int | None) -> str:
 def as_data(result: PrecisionComparison) -> dict[str, Any]:
     """For a file."""
     whole = {
-        name: getattr(result, name) for name in ("model", "speed_model", "text", "num_tokens", "base_dtype")
+        name: getattr(result, name)
+        for name in ("model", "speed_model", "text", "num_texts", "num_tokens", "base_dtype")
     }
     return whole | {
         "num_threads": result.num_threads,

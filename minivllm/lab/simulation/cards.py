@@ -21,11 +21,14 @@ from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from os.path import isdir
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from minivllm.trace.events import HardwareShape, ModelShape
 from minivllm.trace.work import BYTES_PER_ELEMENT
 from minivllm.validation import check_boolean, check_choice, check_input_file, check_integer, check_number
+
+if TYPE_CHECKING:
+    from minivllm.model.config import ModelConfig
 
 CARDS_FILE = Path(__file__).parent / "cards.json"
 MOST_CHARACTERS = 2**20
@@ -111,7 +114,13 @@ class HardwareCard:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """One model: what its weights and its cache weigh."""
+    """One model: what its weights and its cache weigh.
+
+    Attributes:
+        dtype: of the weights, unless they are quantised, and of the cache.
+        layer_bytes, output_bytes: of quantised weights in the layers, and in the output matrix, as they are
+            stored, scales included; 0, both, if all are of `dtype`.
+    """
 
     title: str
     num_layers: int
@@ -124,13 +133,16 @@ class ModelCard:
     is_tied: bool
     max_position: int
     dtype: str
+    layer_bytes: int = 0
+    output_bytes: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.title, str):
             raise ValueError(f"title must be a text, got {self.title!r}")
         for field in fields(self):
             if field.type == "int":
-                check_integer(field.name, getattr(self, field.name), at_least=1, at_most=MOST)
+                least = 1 if field.default is MISSING else 0
+                check_integer(field.name, getattr(self, field.name), at_least=least, at_most=MOST)
         check_boolean("is_tied", self.is_tied)
         check_choice("dtype", self.dtype, tuple(BYTES_PER_ELEMENT))
         if self.num_heads % self.num_kv_heads:
@@ -152,7 +164,11 @@ class ModelCard:
 
     @property
     def weight_bytes(self) -> float:
-        return self.num_parameters * BYTES_PER_ELEMENT[self.dtype]
+        width = BYTES_PER_ELEMENT[self.dtype]
+        if not self.layer_bytes:
+            return self.num_parameters * width
+        embedding = 0 if self.is_tied else self.vocab_size * self.hidden_size * width
+        return self.layer_bytes + self.output_bytes + embedding
 
     def shape(self) -> ModelShape:
         """What the header of a trace says about it."""
@@ -168,6 +184,8 @@ class ModelCard:
             kv_bytes_per_token=self.kv_bytes_per_token,
             hidden_size=self.hidden_size,
             is_tied=self.is_tied,
+            layer_bytes=self.layer_bytes,
+            output_bytes=self.output_bytes,
         )
 
 
@@ -207,8 +225,8 @@ def read_card(kind: type[Card], data: Any, where: str) -> Card:
     """A card from what a JSON file holds."""
     if not isinstance(data, dict):
         raise ValueError(f"{where}: a card must be an object with named fields, got {data!r}")
-    names = [field.name for field in fields(kind) if field.default is MISSING]
-    for name in names:
+    names = [field.name for field in fields(kind)]
+    for name in (field.name for field in fields(kind) if field.default is MISSING):
         if name not in data:
             raise ValueError(f"{where}: the field {name!r} is missing; a card has {', '.join(names)}")
     for name in data:
@@ -242,6 +260,7 @@ def _from_folder(folder: Path, title: str) -> ModelCard:
 
     config = ModelConfig.from_folder(folder)
     shape = config.shape(title)
+    layers, output = _bytes_in_files(folder, config) if config.quantization else (0, 0)
     return ModelCard(
         title=title,
         num_layers=shape.num_layers,
@@ -254,7 +273,21 @@ def _from_folder(folder: Path, title: str) -> ModelCard:
         is_tied=shape.is_tied,
         max_position=config.max_position_embeddings,
         dtype=shape.dtype,
+        layer_bytes=layers,
+        output_bytes=output,
     )
+
+
+def _bytes_in_files(folder: Path, config: ModelConfig) -> tuple[int, int]:
+    """Of the weights in the layers, and of the output matrix, as the files have them: by their headers."""
+    from minivllm.model.weights import Checkpoint
+
+    checkpoint = Checkpoint(folder)
+    sizes = checkpoint.num_bytes()
+    is_tied = checkpoint.is_tied(config.tie_word_embeddings)
+    head = "model.embed_tokens." if is_tied else "lm_head."
+    layers = sum(size for name, size in sizes.items() if name.startswith(("model.layers.", "model.norm.")))
+    return layers, sum(size for name, size in sizes.items() if name.startswith(head))
 
 
 def num_kv_blocks(

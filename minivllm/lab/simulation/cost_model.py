@@ -1,6 +1,6 @@
 """How long a step takes: a roofline for the linear layers, one for attention, and what the host adds.
 
-    linear layers   max( FLOPs / compute,  bytes of weights / bandwidth )
+    linear layers   max( FLOPs / compute,  bytes of weights / bandwidth ), for each copy of the weights
     attention       max( FLOPs / compute,  bytes of keys and values / bandwidth )
     exchange        two all-reduces a layer, if several devices share one (tensor parallel)
     moves           copies within the memory, swaps over the host's link
@@ -25,7 +25,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from minivllm.lab.simulation.cards import HardwareCard, ModelCard
-from minivllm.trace.work import BYTES_PER_ELEMENT, BatchShape, output_parameters, parameters_in_layers
+from minivllm.trace.work import (
+    BYTES_PER_ELEMENT,
+    BatchShape,
+    output_parameters,
+    parameters_in_layers,
+    stored_bytes,
+)
 from minivllm.validation import check_choice, check_integer
 
 
@@ -50,8 +56,9 @@ class CostModel:
     Attributes:
         tensor_parallel_size, pipeline_parallel_size: devices = their product.
         block_size: tokens per block, for copies and swaps.
-        decode_weight_dtype: weights of steps in which each sequence computes a single token, if they are kept
-            a second time in fewer bits (precision by phase); None reads the same ones as every other step.
+        decode_weight_dtype: of the weights that generated tokens are computed with, if they are kept a second
+            time in fewer bits (precision by phase), as the engine does it: a step with prompts and generated
+            tokens is two passes, and reads both. None: they are computed with the same ones as prompts.
     """
 
     hardware: HardwareCard
@@ -68,6 +75,11 @@ class CostModel:
             width = BYTES_PER_ELEMENT[self.model.dtype]
             narrower = tuple(name for name, size in BYTES_PER_ELEMENT.items() if size < width)
             check_choice("decode_weight_dtype", self.decode_weight_dtype, narrower)
+            if self.model.layer_bytes:
+                raise ValueError(
+                    f"decode_weight_dtype is {self.decode_weight_dtype!r}, which leaves prompts weights of "
+                    f"16 or 32 bits; those of {self.model.title} are quantised: leave one of the two out"
+                )
         if self.model.num_heads % self.tensor_parallel_size:
             raise ValueError(
                 f"tensor_parallel_size must divide the {self.model.num_heads} heads of {self.model.title}, "
@@ -82,11 +94,20 @@ class CostModel:
 
     @property
     def second_weight_bytes(self) -> float:
-        """Of the weights that are kept a second time, for decoding."""
+        """Of the weights that are kept a second time, for decoding: the embedding is not."""
         if self.decode_weight_dtype is None:
             return 0.0
-        widths = BYTES_PER_ELEMENT
-        return self.model.weight_bytes * widths[self.decode_weight_dtype] / widths[self.model.dtype]
+        shape, width = self.model.shape(), self._copied_output_width
+        layers = parameters_in_layers(shape) * BYTES_PER_ELEMENT[self.decode_weight_dtype]
+        return layers + (0.0 if width is None else output_parameters(shape) * width)
+
+    @property
+    def _copied_output_width(self) -> float | None:
+        """Of the output matrix in the copy; None: both use one. As `quantization/rounding.py` has it."""
+        dtype = self.decode_weight_dtype
+        if dtype is None or dtype == "fp8" or self.model.is_tied:
+            return None
+        return BYTES_PER_ELEMENT["int8" if dtype == "int4" else dtype]
 
     @property
     def num_devices(self) -> int:
@@ -98,19 +119,19 @@ class CostModel:
         shape = model.shape()
         width = BYTES_PER_ELEMENT[model.dtype]
         decode_width = BYTES_PER_ELEMENT[self.decode_weight_dtype or model.dtype]
+        output_width = self._copied_output_width or width
         compute = hardware.peak_flops * hardware.compute_efficiency * tensor
         bandwidth = hardware.memory_bandwidth * hardware.bandwidth_efficiency * tensor
         kv_bandwidth = hardware.memory_bandwidth * hardware.attention_efficiency * tensor
         in_layers, in_output = parameters_in_layers(shape), output_parameters(shape)
-        parameters = in_layers + in_output
         ring = 2 * (tensor - 1) / tensor * model.hidden_size * width / hardware.link_bandwidth
         exchanges = 2 * model.num_layers if tensor > 1 else 0
         block_bytes = self.block_size * model.kv_bytes_per_token
         constants = {
             "_flop_seconds": 2 * in_layers / compute,
             "_logit_seconds": 2 * in_output / compute,
-            "_weight_seconds": parameters * width / bandwidth,
-            "_decode_weight_seconds": parameters * decode_width / bandwidth,
+            "_weight_seconds": sum(stored_bytes(shape)) / bandwidth,
+            "_decode_weight_seconds": (in_layers * decode_width + in_output * output_width) / bandwidth,
             "_pair_seconds": 4 * model.num_layers * model.num_heads * model.head_dim / compute,
             "_kv_seconds": model.kv_bytes_per_token / kv_bandwidth,
             "_exchange_seconds": exchanges * hardware.link_latency_seconds,
@@ -147,13 +168,18 @@ class CostModel:
         rows = shape.num_tokens + shape.num_padding_tokens
         if not rows:
             return StepTime(0.0, 0.0, 0.0, moves, overhead)
-        weights = self._weight_seconds
-        if shape.num_tokens == shape.num_sequences:
-            weights = self._decode_weight_seconds
         # A stage has a p-th of the layers, a micro-batch a p-th of the rows: and 2 p - 1 such pieces of time.
         pieces = 2 * stages - 1
-        computing = (self._flop_seconds * rows + self._logit_seconds * shape.num_logit_rows) / stages**2
-        linear = pieces * max(computing, weights / stages)
+        generated = shape.num_generated_tokens if self.decode_weight_dtype is not None else 0
+        generated_rows = shape.num_generated_rows if generated else 0
+        linear = 0.0
+        if rows > generated:
+            logits = self._logit_seconds * (shape.num_logit_rows - generated_rows)
+            computing = (self._flop_seconds * (rows - generated) + logits) / stages**2
+            linear = pieces * max(computing, self._weight_seconds / stages)
+        if generated:
+            computing = self._flop_seconds * generated + self._logit_seconds * generated_rows
+            linear += pieces * max(computing / stages**2, self._decode_weight_seconds / stages)
         pairs = self._pair_seconds * shape.num_attended / stages**2
         attention = pieces * max(pairs, self._kv_seconds * (shape.num_context_tokens + rows) / stages**2)
         exchange = pieces * (

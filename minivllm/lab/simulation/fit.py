@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from minivllm.lab.simulation.cards import HardwareCard, ModelCard
 from minivllm.lab.simulation.cost_model import CostModel
 from minivllm.trace.timeline import Timeline
-from minivllm.trace.work import BatchShape, batch_shape, work_of
+from minivllm.trace.work import BatchShape, shape_of_items, work_of
 
 Floats = NDArray[np.float64]
 
@@ -65,8 +65,7 @@ def samples_of(timeline: Timeline) -> list[Sample]:
             seconds = record.end - record.start
         if not record.batch or seconds <= 0 or record.copied or record.swapped_in or record.swapped_out:
             continue
-        items = [(item.start, item.num_tokens) for item in record.batch]
-        shape = batch_shape(items, len(record.sampled), record.num_padding_tokens)
+        shape = shape_of_items(record.batch, len(record.sampled), record.num_padding_tokens)
         samples.append(Sample(shape, seconds))
     return samples
 

@@ -112,7 +112,9 @@ class Guesses:
 def _one_each(plan: StepPlan) -> BatchShape:
     """Of a step with one token of each sequence that has drafts."""
     items = [
-        ScheduledSequence(item.seq_id, end - 1, item.token_ids[:1], item.block_table, 1)
+        ScheduledSequence(
+            item.seq_id, end - 1, item.token_ids[:1], item.block_table, 1, 0, item.num_prompt_tokens
+        )
         for item in plan.scheduled
         if item.num_draft_tokens
         for end in [item.end - item.num_draft_tokens]

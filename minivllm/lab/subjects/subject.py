@@ -8,7 +8,7 @@ Read next: `workload.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,8 +90,10 @@ class Subject:
 
 
 @contextmanager
-def open_subject(settings: Settings, quantization: str | None = None) -> Iterator[Subject]:
+def open_subject(settings: Settings, quantization: str | None = None, **how: Any) -> Iterator[Subject]:
     """Load the model that the settings name, on as many threads as they say; maybe rounded (`quantization`).
+
+    `how`: further arguments of `TorchExecutor.from_folder`.
 
     Raises:
         ValueError: no such shape or folder, or a model that cannot be loaded.
@@ -103,7 +105,7 @@ def open_subject(settings: Settings, quantization: str | None = None) -> Iterato
         threads_before = torch.get_num_threads()
         torch.set_num_threads(settings.num_threads)
         try:
-            yield _load(name, folder, settings, quantization)
+            yield _load(name, folder, settings, quantization, how)
         finally:
             torch.set_num_threads(threads_before)
 
@@ -138,7 +140,9 @@ def shipped_model() -> Path | None:
     return folder if (folder / "config.json").is_file() else None
 
 
-def _load(name: str, folder: Path, settings: Settings, quantization: str | None) -> Subject:
+def _load(
+    name: str, folder: Path, settings: Settings, quantization: str | None, how: Mapping[str, Any]
+) -> Subject:
     from minivllm.engine.create_engine import load_tokenizer, scheduler_config
     from minivllm.engine.engine_args import EngineArgs
     from minivllm.executor.torch_executor import TorchExecutor
@@ -154,6 +158,7 @@ def _load(name: str, folder: Path, settings: Settings, quantization: str | None)
         dtype=args.dtype,
         num_blocks=args.num_gpu_blocks_override,
         quantization=args.quantization,
+        **how,
     )
     limits = scheduler_config(args, executor.num_blocks, executor.config.max_model_len)
     tokenizer = None if name in SHAPES else load_tokenizer(args)

@@ -26,7 +26,7 @@ Read next: `sharded_decoder.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
@@ -36,6 +36,8 @@ import numpy as np
 from minivllm.model.config import ModelConfig
 
 AXES = ("data", "pipeline", "tensor")
+PARTITION = "VLLM_PP_LAYER_PARTITION"
+"""vLLM's variable of the environment: `7,5` gives the first of two stages seven layers."""
 DEFAULT_PARTS = 4
 """Parts, unless the model's heads or the number of ranks call for another number."""
 
@@ -50,11 +52,15 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """All ranks: `data` copies of a model, each of `pipeline` stages, each shared by `tensor` ranks."""
+    """All ranks: `data` copies of a model, each of `pipeline` stages, each shared by `tensor` ranks.
+
+    `layers` says how many each stage has; empty, they are divided evenly.
+    """
 
     data: int = 1
     pipeline: int = 1
     tensor: int = 1
+    layers: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:
@@ -152,7 +158,7 @@ def share_of(config: ModelConfig, grid: Grid, rank: int, num_parts: int) -> Shar
         config=config,
         num_parts=num_parts,
         place=place,
-        layers=split_layers(config.num_layers, grid.pipeline)[place.pipeline],
+        layers=layers_of_stages(config.num_layers, grid)[place.pipeline],
         parts=parts[place.tensor * each : (place.tensor + 1) * each],
         is_first=place.pipeline == 0,
         is_last=place.pipeline == grid.pipeline - 1,
@@ -192,11 +198,33 @@ def split_layers(num_layers: int, num_stages: int) -> list[range]:
     lengths = [short] * num_stages
     for index in range(longer):
         lengths[(num_stages - 2 - index) % num_stages] += 1
+    return _in_order(lengths)
+
+
+def layers_of_stages(num_layers: int, grid: Grid) -> list[range]:
+    """The layers of each stage: as many as `grid.layers` says, or divided evenly."""
+    return _in_order(grid.layers) if grid.layers else split_layers(num_layers, grid.pipeline)
+
+
+def _in_order(lengths: Sequence[int]) -> list[range]:
     ends = np.cumsum([0, *lengths]).tolist()
     return [range(start, stop) for start, stop in pairwise(ends)]
 
 
 # ---- what can be split --------------------------------------------------------------------------------
+
+
+def wanted_partition(environment: Mapping[str, str]) -> tuple[int, ...]:
+    """Layers of each stage, as `PARTITION` says; empty if it says nothing.
+
+    Raises:
+        ValueError: it is no list of positive numbers.
+    """
+    said = environment.get(PARTITION, "")
+    numbers = [word.strip() for word in said.split(",")] if said.strip() else []
+    if not all(word.isdecimal() and int(word) > 0 for word in numbers):
+        raise ValueError(f"{PARTITION} must be numbers of layers such as 7,5, each at least 1; got {said!r}")
+    return tuple(map(int, numbers))
 
 
 def choose_parts(config: ModelConfig, grid: Grid, wanted: int | None = None) -> int:
@@ -209,6 +237,11 @@ def choose_parts(config: ModelConfig, grid: Grid, wanted: int | None = None) -> 
         raise ValueError(
             f"pipeline_parallel_size must be at most {config.num_layers}, the layers of this model; got "
             f"{grid.pipeline}"
+        )
+    if grid.layers and (len(grid.layers) != grid.pipeline or sum(grid.layers) != config.num_layers):
+        raise ValueError(
+            f"{PARTITION} must name {grid.pipeline} numbers of layers, one for each stage, that add up to "
+            f"{config.num_layers}; got {','.join(map(str, grid.layers))}"
         )
     possible = [count for count in range(1, config.num_heads + 1) if can_split(config, count)]
     ranks = grid.tensor

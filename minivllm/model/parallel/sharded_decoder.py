@@ -153,13 +153,18 @@ class ShardedDecoder:
     @property
     def num_bytes(self) -> int:
         """Memory that this rank's weights take."""
+        layers, output = self.step_bytes
+        return layers + self.embedding.numel() * self.dtype.itemsize + (0 if self.tied else output)
+
+    @property
+    def step_bytes(self) -> tuple[int, int]:
+        """As `Decoder.step_bytes`, of this rank."""
         norms, matrices = (1 + 2 * len(self.layers)) * self.norm.weight.numel(), 0
         for layer in self.layers:
             for _, attention, mlp in self.parts_of(layer):
                 matrices += sum(linear.num_bytes for linear in linears_of(attention, mlp))
                 norms += 2 * attention.head_dim if attention.query_norm else 0
-        heads = 0 if self.tied else sum(head.num_bytes for head in self.heads)
-        return matrices + heads + (self.embedding.numel() + norms) * self.dtype.itemsize
+        return matrices + norms * self.dtype.itemsize, sum(head.num_bytes for head in self.heads)
 
     def parts_of(self, layer: ShardedLayer) -> Iterator[tuple[Part, Attention, GatedMLP]]:
         return zip(self.share.parts, layer.attentions, layer.mlps, strict=True)

@@ -162,6 +162,24 @@ def test_tools_are_called_within_text():
         assert reads("<f=sub>")[0] is reads('<f=add>{"b"')[0] is reads("x <f=add>no")[0] is False
 
 
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"schema": {"not": {}}}, "at #/structures/0/schema: json, at #: the keyword 'not'"),
+        ({"schema": 3}, "at #/structures/0: schema must be a JSON schema, got 3"),
+        ({"schema": "{"}, "at #/structures/0: schema is no JSON"),
+        ({"end": []}, "at #/structures/0: end must be a text"),
+        ({"begin": 1}, "at #/structures/0: begin must be a text"),
+        ({"content": {}}, "at #/structures/0: it has no field 'content'; it has begin, schema, end"),
+    ],
+)
+def test_what_is_wrong_with_the_older_form_is_told_by_the_clients_own_fields(change, problem):
+    one = {"begin": "<f=add>", "schema": {"type": "integer"}, "end": "</f>"} | change
+    with pytest.raises(StructureError, match=re.escape(problem)) as told:
+        structure(structural_tag={"structures": [one], "triggers": ["<f="]})
+    assert "/content" not in str(told.value)
+
+
 def test_thought_comes_first_and_ends():
     think = {"type": "tag", "begin": "<think>", "content": {"type": "any_text"}, "end": "</think>"}
     answer = {"type": "or", "elements": [{"type": "const_string", "value": word} for word in ("yes", "no")]}

@@ -3,8 +3,6 @@
 The ranks are threads here (`thread_ranks.py`); those that are processes are in `test_processes.py`.
 """
 
-import json
-
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,12 +13,18 @@ from minivllm.decoding.speculation.ngram import NgramProposer
 from minivllm.engine.engine import Engine
 from minivllm.engine.speculation import Speculation
 from minivllm.executor.attention.torch_backend import TorchAttention
-from minivllm.executor.distributed import distributed_executor
+from minivllm.executor.distributed import distributed_executor, telling
 from minivllm.executor.executor import ExecutorDeadError
 from minivllm.executor.torch_executor import TorchExecutor
-from minivllm.model.parallel.layout import Grid
+from minivllm.model.parallel.layout import Grid, share_of
 from minivllm.model.tiny import MODEL_PATH
 from minivllm.sampling_params import BeamSearchParams, SamplingParams
+from minivllm.trace.events import RanksTimed, TraceEnded
+from minivllm.trace.rank_times import rank_steps
+from minivllm.trace.reader import make_trace
+from minivllm.trace.recorder import Recorder
+from minivllm.trace.replay import Replay
+from minivllm.trace.summary import summarize
 from tests.executor.distributed.thread_ranks import executor_on_threads
 
 BLOCK_SIZE, NUM_BLOCKS = 4, 48
@@ -184,23 +188,34 @@ def test_a_closed_executor_refuses_plans():
             engine.step()
 
 
-@pytest.mark.parametrize("grid", [Grid(tensor=2), Grid(1, 2, 1)])
-def test_every_rank_tells_when_it_did_what(grid, tmp_path):
-    path = tmp_path / "run.ranks.json"
+@pytest.mark.parametrize("grid", [Grid(tensor=2), Grid(1, 2, 1)], ids=["tensor", "pipeline"])
+def test_a_trace_tells_who_owns_what_and_when_every_rank_did_what(grid, monkeypatch):
+    monkeypatch.setattr(telling, "TELL_SECONDS", 0.0)  # after every step
+    recorder = Recorder()
     sizes = {"num_gpu_blocks_override": NUM_BLOCKS, "block_size": BLOCK_SIZE}
-    with executor_on_threads(MODEL_PATH, grid, spans=path, **sizes) as executor:
-        engine = engine_on(executor)
+    with executor_on_threads(MODEL_PATH, grid, spans=True, **sizes) as executor:
+        engine = engine_on(executor, how={"recorder": recorder})
         serve(engine, [(COMMON, SamplingParams(max_tokens=3, ignore_eos=True))])
-    records = json.loads(path.read_text())["traceEvents"]
-    names = [record["args"]["name"] for record in records if record["ph"] == "M"]
-    stage = grid.pipeline - 1
-    assert names == ["rank 0 · stage 0, tensor 0", f"rank 1 · stage {stage}, tensor {1 - stage}"]
-    for rank in range(2):
-        own = [record for record in records if record["ph"] == "X" and record["pid"] == rank + 1]
-        steps = {record["args"]["step"]: record for record in own if record["cat"] == "step"}
-        assert len(steps) == engine.num_steps
-        talks = [record for record in own if record["cat"] == "talk"]
-        assert {talk["args"]["step"] for talk in talks} == set(steps)
-        for talk in talks:
-            step = steps[talk["args"]["step"]]
-            assert step["ts"] <= talk["ts"] and talk["ts"] + talk["dur"] <= step["ts"] + step["dur"] + 0.01
+        engine.close()
+    header, *events = recorder.events
+    assert isinstance(events[-1], TraceEnded)
+    assert sum(isinstance(event, RanksTimed) for event in events) == engine.num_steps
+    trace = make_trace(header, events)
+    assert trace.num_steps == engine.num_steps, "what is told after the last step is no step"
+    shares = [share_of(executor.config, grid, rank, executor.settings.num_parts) for rank in range(2)]
+    assert [(shape.stage, shape.tensor) for shape in header.ranks] == [share.place[1:] for share in shares]
+    assert [shape.layers for shape in header.ranks] == [(s.layers.start, s.layers.stop) for s in shares]
+    assert [[part.number for part in shape.parts] for shape in header.ranks] == [
+        [part.number for part in share.parts] for share in shares
+    ]
+    kept = sum(shape.cache_bytes for shape in header.ranks)
+    assert kept == executor.model_shape.kv_bytes_per_token * BLOCK_SIZE * NUM_BLOCKS
+    times = rank_steps(trace)
+    assert list(times) == list(range(engine.num_steps))
+    for step, ranks in times.items():
+        assert [one.rank for one in ranks] == [0, 1] and all(one.num_talks for one in ranks)
+        if step:
+            assert all(one.start >= before.end for one, before in zip(ranks, times[step - 1], strict=True))
+    for state in Replay(trace).walk():
+        assert state
+    assert "ranks" in dict(summarize(trace).facts())

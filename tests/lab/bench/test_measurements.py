@@ -16,6 +16,8 @@ from minivllm.lab.bench.beams import measure as measure_beams
 from minivllm.lab.bench.control_plane import measure, measure_pool, measure_queue
 from minivllm.lab.bench.field import FieldSettings
 from minivllm.lab.bench.field.measures import padding_factor
+from minivllm.lab.bench.invariance import Kind
+from minivllm.lab.bench.invariance import measure as measure_invariance
 from minivllm.lab.bench.report import as_json, print_result, write_json
 from minivllm.lab.bench.trace_overhead import typical_seconds
 from minivllm.lab.subjects.subject import find_model, open_subject
@@ -88,6 +90,22 @@ def test_small_weights_are_read_in_fewer_bytes_and_compared_with_the_plain_ones(
     assert plain.stream_ratio == plain.batch_ratio == 1
     assert int8.stream_ratio == pytest.approx(plain.stream_seconds / int8.stream_seconds)
     assert int8.floor_seconds / plain.floor_seconds == pytest.approx(int8.read_bytes / plain.read_bytes)
+    print_result(result)
+
+
+def test_batch_invariance_has_a_price_and_buys_equal_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, count in (("PROMPT_TOKENS", 40), ("STREAM_TOKENS", 4), ("BATCH_TOKENS", 6)):
+        monkeypatch.setattr(f"minivllm.lab.bench.invariance.{name}", count)
+    kinds = [Kind("numba-cpu", "float32"), Kind("torch", "float32")]
+    result = measure_invariance(replace(SMALL, repeat=1, requests=6, model=None), kinds)
+    ours, plain = result.prices
+    assert ours.other_bits == (0, 0) and plain.other_bits[1] == 0 < plain.other_bits[0] <= plain.num_compared
+    assert all(
+        cost.seconds > 0 < cost.ratio
+        for price in result.prices
+        for cost in (price.stream, price.batch, price.prompt)
+    )
+    assert json.loads(json.dumps(as_json(result)))["prices"][1]["kind"][0] == "torch"
     print_result(result)
 
 

@@ -27,8 +27,10 @@ from minivllm.lab.compare.memory import (
     Run,
     blocks_per_page,
     compare_memory,
+    copy_bytes,
     make_memory,
     play,
+    slots_beside,
     slots_of,
 )
 from minivllm.lab.compare.memory_picture import save_picture
@@ -265,6 +267,7 @@ def test_tables_json_and_picture_hold_every_run(tmp_path):
     assert "20.4% · 7.0" in text and "44.3% · … · 66.3%" in text and "All within" in text
     data = json.loads(json.dumps(as_data(result)))
     assert "int8_per_token_head" in text and len(data["smaller"]) == 4
+    assert "decode_weight_dtype" in text and "no room" in text and data["second_copy"] == []
     assert len(data["single"]) == 12 and data["single"][0]["played"]["shares"]["effective"] == 0.204
     save_picture(result, tmp_path / "memory.png")
     assert (tmp_path / "memory.png").read_bytes().startswith(b"\x89PNG")
@@ -276,6 +279,25 @@ def test_a_real_play_of_the_papers_workload_comes_near_the_papers_figures():
     assert run.played.requests_at_once == pytest.approx(papers.REQUESTS_AT_ONCE["sharegpt"]["contiguous"])
     assert run.played.shares.effective == pytest.approx(papers.EFFECTIVE["contiguous"], abs=0.05)
     assert run.played.shares.external == pytest.approx(papers.EXTERNAL["contiguous"], abs=0.01)
+
+
+def test_a_second_copy_of_the_weights_takes_its_room_or_has_none():
+    """OPT-13B: half a byte for each of 12.6 billion weights in its layers is half of what the cache had."""
+    settings = MemorySettings(100, 0, 16, papers.NUM_SLOTS)
+    assert (
+        copy_bytes("int8") == copy_bytes("fp8") == 2 * copy_bytes("int4") == pytest.approx(12.6e9, rel=0.01)
+    )
+    left = slots_beside(settings, "int4")
+    assert left == papers.NUM_SLOTS - -(-copy_bytes("int4") // papers.KV_BYTES_PER_TOKEN)
+    assert slots_beside(settings, "int8") < papers.MAX_MODEL_LEN, "no sequence fits beside it"
+    plain, beside = (
+        play(settings, "second_copy", "sharegpt", "paged", "single", 1, decode_weight_dtype=name)
+        for name in (None, "int4")
+    )
+    assert beside.decode_weight_dtype == "int4"
+    assert beside.played.requests_at_once == pytest.approx(
+        plain.played.requests_at_once * left / papers.NUM_SLOTS, rel=0.15
+    )
 
 
 def test_twice_the_requests_fit_into_the_same_bytes_of_half_the_size():

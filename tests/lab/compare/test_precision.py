@@ -152,7 +152,7 @@ def test_what_is_not_there_yet_is_left_out_by_name():
     assert variant.lacking == "no_such_setting"
     quality = Quality(1, 1.0, 0.0, 0.0, 0.0, 1.0)
     rows = [PrecisionRow(VARIANTS[0], 8, 4, 2, quality), PrecisionRow(variant, skipped="no such setting")]
-    result = PrecisionComparison("m", "none", "t", 1, 1, "float32", rows, [])
+    result = PrecisionComparison("m", "none", "t", 1, 1, 1, "float32", rows, [])
     console = Console(width=100, record=True)
     precision_report.print_comparison(result, console)
     assert f"{variant.name} is left out: no such setting" in console.export_text()
@@ -178,6 +178,7 @@ def test_clipping_loses_to_nothing_and_the_planted_mistake_loses_to_rounding(mon
         (["--threads", "100000000"], "threads must be an integer of at least 1 and at most 1024"),
         (["--speed-model", "huge"], "speed_model must be"),
         (["--texts", "0"], "texts must be"),
+        (["--texts", "129"], "texts must be at most the 128 that"),
         (["--samples", "1"], "samples must be"),
         (["--text", "nowhere.txt"], "nowhere.txt"),
         (["--plot", "p.doc"], "plot must be a file that ends in"),

@@ -32,7 +32,7 @@ def cost_models(draw, tensor=(1, 2, 4, 8), pipeline=(1, 2, 5)):
         tensor_parallel_size=draw(st.sampled_from(sizes)),
         pipeline_parallel_size=draw(st.sampled_from(pipeline)),
         block_size=draw(st.sampled_from([1, 16, 256])),
-        decode_weight_dtype=draw(st.sampled_from([None, "int8", "int4"])),
+        decode_weight_dtype=draw(st.sampled_from([None, "int8", "int4", "fp8"])),
     )
 
 
@@ -229,9 +229,12 @@ def test_a_pipeline_helps_a_large_prompt_and_not_a_decode(cost, stages, items):
         ({"pipeline_parallel_size": True}, "pipeline_parallel_size must be an integer of at least 1"),
         ({"pipeline_parallel_size": 41}, "pipeline_parallel_size must be at most the 40 layers of OPT-13B"),
         ({"block_size": 1.5}, "block_size must be an integer of at least 1, got 1.5"),
-        ({"decode_weight_dtype": "int3"}, "decode_weight_dtype must be one of 'int8', 'int4', got 'int3'"),
-        ({"decode_weight_dtype": "float16"}, "decode_weight_dtype must be one of 'int8', 'int4'"),
-        ({"decode_weight_dtype": "float32"}, "decode_weight_dtype must be one of 'int8', 'int4'"),
+        (
+            {"decode_weight_dtype": "int3"},
+            "decode_weight_dtype must be one of 'int8', 'fp8', 'int4', got 'int3'",
+        ),
+        ({"decode_weight_dtype": "float16"}, "decode_weight_dtype must be one of 'int8', 'fp8', 'int4'"),
+        ({"decode_weight_dtype": "float32"}, "decode_weight_dtype must be one of 'int8', 'fp8', 'int4'"),
     ],
 )
 def test_what_cannot_be_split_or_stored_is_refused_by_name(changes, message):

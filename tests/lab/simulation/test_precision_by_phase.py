@@ -16,20 +16,27 @@ def make_setting(dtype, **changes):
 
 
 @given(CONTEXTS, st.sampled_from(["int8", "int4"]))
-def test_only_steps_in_which_everybody_decodes_read_the_second_copy(contexts, dtype):
+def test_generated_tokens_read_the_second_copy_and_prompts_the_first(contexts, dtype):
     plain, mixed = make_setting(None).cost_model(), make_setting(dtype).cost_model()
-    decoding = batch_shape([(context, 1) for context in contexts])
-    with_a_prompt = batch_shape([*((context, 1) for context in contexts), (0, 2)])
+    decodes, count = [(context, 1) for context in contexts], len(contexts)
+    decoding = batch_shape(decodes, num_generated_tokens=count, num_generated_rows=count)
+    both = batch_shape([*decodes, (0, 2)], num_generated_tokens=count, num_generated_rows=count)
+    prompts = batch_shape([*decodes, (0, 2)])
     assert mixed.step_seconds(decoding) < plain.step_seconds(decoding)
-    assert mixed.step_seconds(with_a_prompt) == plain.step_seconds(with_a_prompt)
+    assert mixed.step_seconds(prompts) == plain.step_seconds(prompts)
+    assert mixed.step_time(both).linear == pytest.approx(
+        mixed.step_time(batch_shape([(0, 2)])).linear + mixed.step_time(decoding).linear
+    )
 
 
 def test_the_second_copy_takes_its_room_from_the_kv_cache():
     blocks = {dtype: make_setting(dtype).scheduler_config().num_blocks for dtype in (None, "int4", "int8")}
     block_bytes = 16 * make_setting(None).cost_model().model.kv_bytes_per_token
-    weight_bytes = make_setting(None).cost_model().model.weight_bytes
-    assert blocks[None] - blocks["int8"] == pytest.approx(weight_bytes / 2 / block_bytes, abs=1)
-    assert blocks[None] - blocks["int4"] == pytest.approx(weight_bytes / 4 / block_bytes, abs=1)
+    card = make_setting(None).cost_model().model
+    output = card.vocab_size * card.hidden_size  # once more the embedding, which is not copied
+    in_layers = card.num_parameters - 2 * output
+    assert blocks[None] - blocks["int8"] == pytest.approx((in_layers + output) / block_bytes, abs=1)
+    assert blocks[None] - blocks["int4"] == pytest.approx((in_layers / 2 + output) / block_bytes, abs=1)
 
 
 def test_a_lonely_answer_comes_nearly_twice_as_fast():

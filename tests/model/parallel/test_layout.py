@@ -9,13 +9,16 @@ from hypothesis import strategies as st
 from minivllm.model.config import ModelConfig
 from minivllm.model.parallel.layout import (
     AXES,
+    PARTITION,
     Grid,
     can_split,
     choose_parts,
+    layers_of_stages,
     share_of,
     split_evenly,
     split_layers,
     split_model,
+    wanted_partition,
 )
 
 sizes = st.integers(1, 4)
@@ -124,6 +127,28 @@ def test_the_last_stage_has_no_more_layers_than_any_other(layers, stages):
 
 def test_five_layers_on_two_stages():
     assert split_layers(5, 2) == [range(3), range(3, 5)]
+    assert layers_of_stages(5, Grid(pipeline=2)) == [range(3), range(3, 5)]
+    assert layers_of_stages(5, Grid(pipeline=2, layers=(4, 1))) == [range(4), range(4, 5)]
+
+
+@pytest.mark.parametrize(
+    ("said", "found"), [("", ()), (" ", ()), ("7,5", (7, 5)), (" 1 , 2,3", (1, 2, 3)), ("4", (4,))]
+)
+def test_vllms_variable_divides_the_layers(said, found):
+    assert wanted_partition({PARTITION: said}) == found
+
+
+@pytest.mark.parametrize("said", ["7;5", "7,", "0,12", "-1,13", "a,b", "1.5,2"])
+def test_a_division_that_is_none_is_refused(said):
+    with pytest.raises(ValueError, match="VLLM_PP_LAYER_PARTITION must be numbers of layers"):
+        wanted_partition({PARTITION: said})
+
+
+@pytest.mark.parametrize("layers", [(3,), (2, 2, 1), (3, 1), (5, 1)])
+def test_a_division_of_other_layers_or_stages_is_refused(layers):
+    config = config_of(heads=2, kv_heads=2, layers=5)
+    with pytest.raises(ValueError, match=r"must name 2 numbers of layers.*add up to 5"):
+        choose_parts(config, Grid(pipeline=2, layers=layers))
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,10 @@ _LOG: Any = None
 
 
 def convert(job: dict[str, Any], folder: str) -> None:
-    """A Llama checkpoint as GGUF, weights as they are; without a tokenizer, because it gets token ids."""
+    """A Llama checkpoint as GGUF, weights as they are; without a tokenizer, because it gets token ids.
+
+    With "characters" in the job (ranges of them: first, count) each token is one of them, for its server.
+    """
     gguf: Any = import_module("gguf")
     numpy: Any = import_module("numpy")
     with open(os.path.join(job["model"], "config.json")) as file:
@@ -136,8 +139,7 @@ def convert(job: dict[str, Any], folder: str) -> None:
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     plain = os.path.join(folder, "plain.gguf" if job["weights"] else "model.gguf")
     writer = gguf.GGUFWriter(plain, "llama")
-    writer.add_tokenizer_model("no_vocab")
-    writer.add_vocab_size(config["vocab_size"])
+    add_vocabulary(writer, config["vocab_size"], job.get("characters"))
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -170,6 +172,28 @@ def convert(job: dict[str, Any], folder: str) -> None:
     if job["weights"]:
         round_weights(plain, os.path.join(folder, "model.gguf"), FILE_TYPES[job["weights"]])
         os.remove(plain)
+
+
+def add_vocabulary(writer: Any, size: int, ranges: list[list[int]] | None) -> None:
+    """None, or one in which the first tokens have roles, and no two characters are ever joined."""
+    writer.add_vocab_size(size)
+    if ranges is None:
+        writer.add_tokenizer_model("no_vocab")
+        return
+    characters = [chr(first + offset) for first, count in ranges for offset in range(count)]
+    if size > len(characters):
+        raise RuntimeError(f"a vocabulary of {size} tokens has more than there are characters for")
+    normal, unknown, control = 1, 2, 3
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(characters[:size])
+    writer.add_token_scores([0.0] * size)
+    writer.add_token_types(([unknown, control, control] + [normal] * size)[:size])
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(False)
+    writer.add_add_eos_token(False)
+    writer.add_add_space_prefix(False)
 
 
 def round_weights(plain: str, rounded: str, file_type: int) -> None:

@@ -63,7 +63,8 @@ def compare(settings: OfflineSettings) -> AgainstOffline:
     with open_subject(settings) as subject:
         limits = replace(subject.limits, max_num_seqs=max(most, subject.limits.max_num_seqs))
         subject = replace(subject, limits=limits)
-        with own_server(subject.folder, settings.num_threads, _flags(settings, limits)) as server:
+        flags = [*server_flags(settings, limits), *settings.flags]
+        with own_server(subject.folder, settings.num_threads, flags) as server:
             facts, samples, found = subject.facts(), [], []
             for streams in settings.streams:
                 work = make_requests(subject, streams, settings)
@@ -89,10 +90,10 @@ def make_requests(subject: Subject, streams: int, settings: Settings) -> list[Be
     ]
 
 
-def _flags(settings: OfflineSettings, limits: SchedulerConfig) -> list[str]:
+def server_flags(settings: Settings, limits: SchedulerConfig) -> list[str]:
+    """Of a server of our own, with the limits of the engine beside it."""
     flags = ["--served-model-name", "measured", "--max-num-seqs", str(limits.max_num_seqs)]
-    flags += ["--num-gpu-blocks-override", str(limits.num_blocks), "--dtype", settings.dtype]
-    return [*flags, *settings.flags]
+    return [*flags, "--num-gpu-blocks-override", str(limits.num_blocks), "--dtype", settings.dtype]
 
 
 def _compare_one(
@@ -101,7 +102,7 @@ def _compare_one(
     async def asked(wants_ids: bool) -> Run:
         async with Client(server.url, "/v1/completions") as client:
             writer = Writer("openai", "measured", wants_ids=wants_ids)
-            return await run_load(client, Listed(_as_workload(work)), writer, has_times=False)
+            return await run_load(client, Listed(as_workload(work)), writer, has_times=False)
 
     def served() -> Side:
         cpu = server.cpu_seconds()
@@ -176,7 +177,8 @@ def _checked(run: Run) -> Run:
     return run
 
 
-def _as_workload(work: Sequence[BenchRequest]) -> tuple[WorkloadRequest, ...]:
+def as_workload(work: Sequence[BenchRequest]) -> tuple[WorkloadRequest, ...]:
+    """The same requests, all there at the start."""
     from array import array
 
     return tuple(

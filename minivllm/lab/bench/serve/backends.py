@@ -10,7 +10,7 @@ Source: the OpenAI API; the fields `ignore_eos` and `return_token_ids` are vLLM'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -75,6 +75,7 @@ def make_body(
     temperature: float = 0.0,
     ignore_eos: bool = True,
     wants_ids: bool = False,
+    more: Mapping[str, Any] | None = None,
 ) -> bytes:
     """A request as JSON, made before the run, so that making it delays nothing.
 
@@ -82,6 +83,7 @@ def make_body(
         prompt: token ids for "openai" only.
         ignore_eos: exactly so many tokens come out, where the server knows the field.
         wants_ids: the answer's token ids, too.
+        more: other fields.
     """
     body: dict[str, Any] = {"model": model, "stream": True, "stream_options": {"include_usage": True}}
     if backend == "openai":
@@ -93,4 +95,4 @@ def make_body(
         body["ignore_eos"] = True
     if wants_ids:
         body["return_token_ids"] = True
-    return msgspec.json.encode(body)
+    return msgspec.json.encode(body | dict(more or {}))

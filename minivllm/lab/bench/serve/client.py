@@ -21,6 +21,7 @@ import msgspec
 
 from minivllm.lab.bench.serve.backends import Chunk, decode
 from minivllm.lab.bench.serve.record import Record
+from minivllm.processes import allow_many_files
 from minivllm.text import shown
 
 MOST_ERROR_BYTES = 4096
@@ -58,6 +59,7 @@ class Client:
         wants_text: bool = False,
     ) -> None:
         aiohttp = import_aiohttp()
+        allow_many_files()
         self.base_url = base_url
         self._url = base_url + path
         self._wants_text = wants_text

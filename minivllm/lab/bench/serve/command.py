@@ -5,6 +5,7 @@
     minivllm bench serve --request-rates 1,2,4,8 --plot rates.svg
     minivllm bench serve --base-url http://127.0.0.1:8000 --request-rate 4 --goodput ttft:100 tpot:20
     minivllm bench serve --against-offline --streams 1,8,64      what HTTP costs beside the engine alone
+    minivllm bench serve --peer llama-cpp --python llama-cpp=/envs/lc/bin/python --streams 1,8,64
 
 Only parsing and printing. Read next: `session.py`.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,7 +42,9 @@ from minivllm.lab.bench.serve.options import (
     Model,
     ModelLen,
     OutputTokens,
+    Peers,
     Plot,
+    Pythons,
     Rate,
     Rates,
     Repeat,
@@ -97,29 +100,34 @@ def serve(
     against_offline: Against = False,
     streams: Streams = "64",
     repeat: Repeat = 3,
+    peer: Peers = None,
+    python: Pythons = None,
 ) -> None:
     """A server under load: throughput, TTFT, TPOT, ITL, goodput, in an open or a closed loop."""
     options = context.params
     if against_offline:
-        _refuse_others(context)
+        _refuse_others(context, OFFLINE_OPTIONS, "--against-offline")
         _compare(options)
+    elif peer or python:
+        _refuse_others(context, PEER_OPTIONS, "--peer")
+        _compare_servers(options)
     else:
         _measure(options)
 
 
-OFFLINE_OPTIONS = {
-    *("against_offline", "streams", "repeat", "model", "threads", "server_flags", "requests", "seed", "json"),
-}
+COMPARISON = {"streams", "repeat", "model", "threads", "server_flags", "requests", "seed", "json"}
+OFFLINE_OPTIONS = COMPARISON | {"against_offline"}
+PEER_OPTIONS = COMPARISON | {"peer", "python", "timeout"}
 
 
-def _refuse_others(context: typer.Context) -> None:
+def _refuse_others(context: typer.Context, known: set[str], what: str) -> None:
     """The comparison has a workload of its own: an option that would change nothing is refused."""
-    for name in context.params.keys() - OFFLINE_OPTIONS:
+    for name in context.params.keys() - known:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
             raise ValueError(
-                f"--{name.replace('_', '-')} has no meaning with --against-offline, which sends fixed "
-                "requests to a server of its own"
+                f"--{name.replace('_', '-')} has no meaning with {what}, which sends fixed requests to "
+                "servers of its own"
             )
 
 
@@ -258,8 +266,39 @@ def _server(base_url: str | None, options: dict[str, Any], console: Console) -> 
             yield server.url
 
 
-def _compare(options: dict[str, Any]) -> None:
+def _compare_servers(options: dict[str, Any]) -> None:
+    from minivllm.lab.bench.field.settings import parse_pythons
+    from minivllm.lab.bench.serve.beside import BesideSettings, compare_servers
+
+    pythons = parse_pythons(options["python"] or [])
+    settings = BesideSettings(
+        options["model"],
+        options["threads"],
+        options["repeat"],
+        options["requests"],
+        seed=options["seed"],
+        streams=parse_streams(options["streams"]),
+        peers=tuple(dict.fromkeys(options["peer"] or pythons)),
+        pythons=pythons,
+        timeout=options["timeout"],
+        flags=tuple(shlex.split(options["server_flags"])),
+    )
+    _print_and_write(lambda: compare_servers(settings), options["json"])
+
+
+def _print_and_write(measure: Callable[[], Any], path: Path | None) -> None:
     from minivllm.lab.bench.report import check_writable, print_result, write_json
+
+    if path is not None:
+        check_writable(path)
+    result: Any = measure()
+    print_result(result)
+    if path is not None:
+        write_json(result, path)
+        Console().print(f"Wrote {path}.")
+
+
+def _compare(options: dict[str, Any]) -> None:
     from minivllm.lab.bench.serve.against_offline import OfflineSettings, compare
 
     settings = OfflineSettings(
@@ -271,14 +310,7 @@ def _compare(options: dict[str, Any]) -> None:
         streams=parse_streams(options["streams"]),
         flags=tuple(shlex.split(options["server_flags"])),
     )
-    path = options["json"]
-    if path is not None:
-        check_writable(path)
-    result: Any = compare(settings)
-    print_result(result)
-    if path is not None:
-        write_json(result, path)
-        Console().print(f"Wrote {path}.")
+    _print_and_write(lambda: compare(settings), options["json"])
 
 
 def parse_streams(text: str) -> tuple[int, ...]:

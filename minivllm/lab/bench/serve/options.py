@@ -15,7 +15,8 @@ def _option(words: str, *names: str, panel: str) -> Any:
     return typer.Option(*names, help=words, rich_help_panel=panel)
 
 
-SERVER, LOAD, RESULT, OFFLINE = "Server", "Load", "Result", "Beside the engine alone"
+SERVER, LOAD, RESULT = "Server", "Load", "Result"
+OFFLINE = "Beside the engine alone, or other servers"
 
 Bounds = Annotated[list[str] | None, typer.Argument(metavar="NAME:MS", help="More bounds of --goodput.")]
 BaseUrl = Annotated[str | None, _option("Of any OpenAI server; ours is started if left out.", panel=SERVER)]
@@ -72,3 +73,11 @@ Plot = Annotated[Path | None, _option("Latency against rate: .svg, .png or .pdf.
 Against = Annotated[bool, _option("What HTTP costs: the same requests served and offline.", panel=OFFLINE)]
 Streams = Annotated[str, _option("Streams at once, a comparison for each.", panel=OFFLINE)]
 Repeat = Annotated[int, _option("Rounds, in which both sides take turns.", panel=OFFLINE)]
+Peers = Annotated[
+    list[str] | None,
+    _option("Beside this server (llama-cpp, vllm); may be given several times.", "--peer", panel=OFFLINE),
+]
+Pythons = Annotated[
+    list[str] | None,
+    _option("NAME=PATH: the Python of its environment.", "--python", panel=OFFLINE),
+]

@@ -15,8 +15,9 @@ Read next: `load.py`.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from minivllm.lab.bench.serve.backends import make_body
 from minivllm.lab.workloads import (
@@ -70,6 +71,7 @@ class Writer:
     Attributes:
         decode: from token ids to text; None where prompts go out as token ids.
         wants_ids: ask for the answer's token ids, which a conversation needs for its next turn.
+        more: other fields of each request.
     """
 
     backend: str
@@ -78,6 +80,7 @@ class Writer:
     temperature: float = 0.0
     ignore_eos: bool = True
     wants_ids: bool = False
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     def body(self, request: WorkloadRequest) -> bytes:
         prompt: str | Sequence[int] = request.prompt_token_ids
@@ -93,6 +96,7 @@ class Writer:
             temperature=self.temperature,
             ignore_eos=self.ignore_eos,
             wants_ids=self.wants_ids,
+            more=self.more,
         )
 
 

@@ -177,7 +177,9 @@ def prepare(plan: Plan, card: ServedCard) -> tuple[DataSet, Writer]:
 
 async def _warm_up(client: Client, plan: Plan, data: DataSet, writer: Writer, told: Told) -> None:
     """One request that must be answered, and then some that fill its pools. None of them is measured."""
-    data.workload()  # a mistake in it is said before the first request
+    workload = data.workload()  # a mistake in it is said before the first request
+    if data.is_file and (there := sum(1 for _ in workload.arrivals())) < plan.num_requests:
+        told.note(f"{plan.workload} has {there} requests that can be used, and not {plan.num_requests}.")
     requests = warm_ups(data, max(1, plan.num_warmups))
     test = Record(requests[0].request_id, 0.0, requests[0].num_output_tokens)
     await client.ask(writer.body(requests[0]), test, 0.0)

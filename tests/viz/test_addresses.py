@@ -1,0 +1,54 @@
+"""Addresses that nearly name a page lead to it; all others are left alone."""
+
+import pytest
+
+from tests import event_loops
+from viz import addresses
+from viz.app import PAGES
+
+
+def test_the_list_of_pages_is_that_of_the_dashboard():
+    assert addresses.pages() == {page.URL for page in PAGES} - {"overview"}
+    assert set(addresses.OTHER_NAMES.values()) <= {"", *addresses.pages()}
+    assert not set(addresses.OTHER_NAMES) & addresses.pages()
+
+
+@pytest.mark.parametrize(
+    ("path", "page"),
+    [
+        ("/overview", ""),
+        ("/overview/", ""),
+        ("/KV-Pool/", "kv_pool"),
+        ("/gantt", "scheduler"),
+        ("/flash-attention", "flash_attention"),
+        ("/", None),
+        ("/kv_pool", None),
+        ("/kv_pool/x", None),
+        ("/_stcore/health", None),
+        ("/static/media/a.woff2", None),
+        ("//evil.example/overview", None),
+    ],
+)
+def test_what_an_address_means(path, page):
+    assert addresses.meant(path) == page
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "there"), [("GET", "/overview", b"/?trace=a&step=3"), ("POST", "/overview", None)]
+)
+def test_the_link_keeps_its_trace_and_its_step(method, path, there):
+    sent, passed = [], []
+
+    async def app(scope, receive, send):
+        passed.append(scope["path"])
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": method, "path": path, "query_string": b"trace=a&step=3"}
+    event_loops.run(addresses.Addresses(app)(scope, None, send))
+    if there is None:
+        assert passed == [path] and not sent
+    else:
+        assert not passed and sent[0]["status"] == 307
+        assert dict(sent[0]["headers"])[b"location"] == there
