@@ -153,13 +153,12 @@ class Scheduler:
             self._schedule_waiting(request, step)
 
     def _schedule_running(self, request: Request, step: StepBuilder) -> None:
-        num_tables = len(self.cache.tables)
+        if self.in_flight and self._is_to_share(request):
+            self.must_wait = True
+            return
         spans = self._next_spans(request, step.budget)
-        if self.in_flight:
-            if len(self.cache.tables) > num_tables:  # siblings share blocks: the plan names it in any case
-                step.touched[request.request_id] = None
-            if not spans:
-                return
+        if self.in_flight and not spans:
+            return  # and no plan names it
         while not self.cache.allocate_slots(spans):
             if _drop_drafts(request):  # a guess costs no other request its place
                 spans = self._next_spans(request, step.budget)
@@ -173,6 +172,13 @@ class Scheduler:
                 return  # it has to sit this step out
             self._preempt(candidates[-1], request, "blocks", step)
         self._add_to_plan(request, spans, step)
+
+    def _is_to_share(self, request: Request) -> bool:
+        """Are siblings about to map the blocks of the first sequence, after a preemption? While a plan is in
+        flight, these may still be merged with their twins."""
+        first, *siblings = request.sequences
+        is_there = first.num_uncomputed_tokens <= 1
+        return is_there and any(sibling.seq_id not in self.cache.tables for sibling in siblings)
 
     def _is_held(self, request: Request) -> bool:
         """Must a request wait for what plans in flight will sample?"""

@@ -269,8 +269,8 @@ def test_an_engine_that_was_closed_computes_without_its_thread(patient):
 
 
 @pytest.mark.parametrize("is_short", [False, True])
-def test_a_request_whose_sibling_only_shares_blocks_is_named_by_the_plan(is_short):
-    """Else its blocks are merged with their twins while the trace does not know yet that they are shared."""
+def test_siblings_share_no_blocks_while_a_plan_is_in_flight(is_short):
+    """These may still be merged with their twins, which the trace would tell before it tells of the share."""
     recorder = Recorder()
     engine = make_engine(block_size=2, prefix_cache="hash", recorder=recorder, async_scheduling=True)
     play(engine, [([1, 2, 3], SamplingParams(max_tokens=2, temperature=0))])
