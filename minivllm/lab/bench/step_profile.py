@@ -237,7 +237,7 @@ class _Floors:
 def _places(subject: Subject) -> list[tuple[Any, str, str]]:
     """Which functions are which part of a step."""
     from minivllm.decoding.detokenizer import IncrementalDetokenizer
-    from minivllm.engine import engine
+    from minivllm.engine import step_loop
     from minivllm.engine.core import EngineCore
     from minivllm.executor import torch_executor
     from minivllm.executor.runners.compiled import CompiledRunner
@@ -256,8 +256,8 @@ def _places(subject: Subject) -> list[tuple[Any, str, str]]:
         (type(executor.attention), "__call__", ATTENTION),
         (Decoder, "forward", BETWEEN),
         (FusedRunner, "forward", BETWEEN),
-        (engine, "sample_step", SAMPLING),
-        (engine.Engine, "_update", "update"),
+        (step_loop, "sample_step", SAMPLING),
+        (step_loop.StepLoop, "_update", "update"),
         (IncrementalDetokenizer, "append", "detokenise"),
         (Recorder, "emit", "trace"),
     ]
