@@ -31,7 +31,7 @@ from minivllm.server.replica_messages import (
     receive,
 )
 from minivllm.server.replicas import Replicas
-from tests import patience
+from tests import event_loops, patience
 
 
 class ThreadProgram:
@@ -135,7 +135,7 @@ def test_a_death_costs_only_what_was_told_and_nothing_is_told_twice(size, router
         return await asyncio.gather(*(world.ask(str(n), count) for n, count in enumerate(counts)))
 
     try:
-        found = asyncio.run(ask_all())
+        found = event_loops.run(ask_all())
         for number, (count, (tokens, error)) in enumerate(zip(counts, found, strict=True)):
             assert tokens == list(range(len(tokens)))
             if error is None:
@@ -164,7 +164,7 @@ def test_a_request_that_two_replicas_die_of_is_not_tried_on_a_third():
 
     world = World(3, "round-robin", play=die)
     try:
-        tokens, error = asyncio.run(world.ask("it", 2))
+        tokens, error = event_loops.run(world.ask("it", 2))
         assert tokens == [] and "has ended" in error and sent == ["it", "it"]
     finally:
         world.replicas.shutdown()
@@ -193,7 +193,7 @@ def test_who_leaves_frees_the_replica_and_a_late_death_costs_no_later_life():
         await outputs.aclose()
 
     try:
-        asyncio.run(leave())
+        event_loops.run(leave())
         patience.until(lambda: heard == [Add, Leave])
         assert not any(replica.load for replica in world.replicas.replicas)
     finally:

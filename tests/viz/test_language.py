@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import patience
+from tests.viz.conftest import dashboard
 from tests.viz.test_browser import expect
 from tests.viz.test_kernel_pages import open_page
 from tests.viz.trace_factory import WORDS
@@ -377,12 +378,19 @@ def test_each_form_of_the_engines_sentences_is_known_as_itself():
             assert said == _(form).format(**dict.fromkeys(names, "7")), form
 
 
-def test_no_page_says_an_english_sentence_in_chinese(browser, server, sharing_file):
+@pytest.fixture
+def unused_server(tmp_path_factory):
+    """A dashboard of its own: on "Run" the common one shows what other tests have run, in English."""
+    with dashboard("--folder", tmp_path_factory.getbasetemp()) as address:
+        yield address
+
+
+def test_no_page_says_an_english_sentence_in_chinese(browser, unused_server, sharing_file):
     """All pages of a run, one after the other as the reader goes; the link keeps the language."""
     recorded = {word for piece in WORDS for word in re.findall("[A-Za-z]+", piece)}  # texts of the model
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     window = context.new_page()
-    window.goto(f"{server}/?lang=zh&trace={sharing_file}")
+    window.goto(f"{unused_server}/?lang=zh&trace={sharing_file}")
     for name in PAGES:
         visit(window, name)
         assert "lang=zh" in window.url

@@ -3,7 +3,6 @@
 One cluster for all of it: an engine has begun it, and ends it; replicas use it.
 """
 
-import asyncio
 import os
 import signal
 import time
@@ -12,6 +11,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +22,7 @@ from minivllm.executor.distributed.ray_cluster import MOST_CPUS, Bundles
 from minivllm.executor.executor import ExecutorDeadError, RankError
 from minivllm.model.tiny import MODEL_PATH
 from minivllm.server.replicas import Replicas
-from tests import patience
+from tests import event_loops, patience
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'minivllm[ray]'")
 
@@ -31,9 +31,12 @@ SMALL = {"num_gpu_blocks_override": 64, "attention_backend": "torch", "max_model
 
 @pytest.fixture(scope="module")
 def expected():
-    """One process that computes in the parts of two ranks."""
+    """One process that computes in the parts of two ranks, on as many threads as each of them has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     with LLM(MODEL_PATH, reduction_parts=2, **SMALL) as llm:
         yield llm
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +56,16 @@ def workers():
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):  # it has ended meanwhile
             found += [child] if "ray::_Worker" in " ".join(child.cmdline()) else []
+    return found
+
+
+def of_ray():
+    """Processes of the cluster: this one may have other children, of other tests."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            found += [child] if any("ray" in word.split("/") for word in child.cmdline()) else []
+            found += [child] if "".join(child.cmdline()[:1]).startswith("ray::") else []
     return found
 
 
@@ -124,7 +137,7 @@ def test_replicas_in_actors_give_the_tokens_of_one_and_one_that_dies_is_replaced
     try:
         mortal, other = [each for each in workers() if each != rank]
         assert states().count("CREATED") == 2
-        assert asyncio.run(ask_all()) == [wanted] * 5
+        assert event_loops.run(ask_all()) == [wanted] * 5
         patience.until(lambda: sorted(replica.life for replica in replicas.replicas) == [0, 1])
         patience.until(lambda: all(replica.is_ready for replica in replicas.replicas))
         assert set(replicas.reports()) == {0, 1} and {rank, other} < set(workers())
@@ -134,7 +147,7 @@ def test_replicas_in_actors_give_the_tokens_of_one_and_one_that_dies_is_replaced
 
 
 def test_a_lost_actor_ends_its_engine_and_no_process_is_left(actors):
-    processes = psutil.Process().children(recursive=True)
+    processes = of_ray()
     (rank,) = workers()
     actors.engine.add_request("it", [5, 6, 7])
     actors.engine.step()

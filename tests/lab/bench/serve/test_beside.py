@@ -22,6 +22,7 @@ from minivllm.lab.bench.serve.peer_servers import (
     as_characters,
     character,
 )
+from tests import event_loops
 from tests.lab.bench.serve.fake_server import fake_server
 from tests.lab.bench.serve.test_command import bench
 
@@ -85,7 +86,7 @@ def test_a_table_has_each_server_and_says_who_is_missing(servers):
     settings = BesideSettings(
         "nano", 1, repeat=2, requests=3, streams=(1, 3), peers=("fake", "broken", "absent"), timeout=60.0
     )
-    found = compare_servers(settings)
+    found = event_loops.call(compare_servers, settings)
     assert [(row.server, row.streams) for row in found.rows] == [
         (OURS, 1),
         ("fake", 1),
