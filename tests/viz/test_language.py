@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests import patience
-from tests.viz.conftest import dashboard
 from tests.viz.test_browser import expect
 from tests.viz.test_kernel_pages import open_page
 from tests.viz.trace_factory import WORDS
@@ -339,7 +338,8 @@ SAID_ON_A_PAGE = """() => {
   const found = new Set();
   const walk = (node) => {
     if (node.nodeType === Node.TEXT_NODE) found.add(node.textContent);
-    if (node.nodeType !== Node.ELEMENT_NODE || node.matches("code, pre, style, script, .stCode")) return;
+    if (node.nodeType !== Node.ELEMENT_NODE) return;
+    if (node.matches("code, pre, textarea, style, script, .stCode")) return; // textarea: what a visitor has typed
     for (const name of ["aria-label", "title", "alt"]) found.add(node.getAttribute(name) ?? "");
     if (node.player) gather(node.player.data);
     for (const child of [...node.childNodes, ...(node.shadowRoot?.childNodes ?? [])]) walk(child);
@@ -364,7 +364,10 @@ def visit(window, name):
         window.locator(f"[data-testid=stTopNavLink][href$='/{name}']").click()
         window.wait_for_url(re.compile(rf"/{name}\?"))
     expect(window.locator("h1")).to_be_visible()
+    expect(window.locator("[data-testid=stApp]")).to_have_attribute("data-test-script-state", "notRunning")
     expect(window.locator("[data-testid=stStatusWidget], [data-testid=stSpinner]")).to_have_count(0)
+    if name == "run":
+        expect(window.locator("textarea").first).to_be_visible()
     if name not in SILENT_PAGES:
         expect(window.locator(".player .caption").first).not_to_be_empty()
 
@@ -378,19 +381,12 @@ def test_each_form_of_the_engines_sentences_is_known_as_itself():
             assert said == _(form).format(**dict.fromkeys(names, "7")), form
 
 
-@pytest.fixture
-def unused_server(tmp_path_factory):
-    """A dashboard of its own: on "Run" the common one shows what other tests have run, in English."""
-    with dashboard("--folder", tmp_path_factory.getbasetemp()) as address:
-        yield address
-
-
-def test_no_page_says_an_english_sentence_in_chinese(browser, unused_server, sharing_file):
+def test_no_page_says_an_english_sentence_in_chinese(browser, server, sharing_file):
     """All pages of a run, one after the other as the reader goes; the link keeps the language."""
     recorded = {word for piece in WORDS for word in re.findall("[A-Za-z]+", piece)}  # texts of the model
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     window = context.new_page()
-    window.goto(f"{unused_server}/?lang=zh&trace={sharing_file}")
+    window.goto(f"{server}/?lang=zh&trace={sharing_file}")
     for name in PAGES:
         visit(window, name)
         assert "lang=zh" in window.url

@@ -71,8 +71,9 @@ def steps_of(quantized):
 def test_every_weight_is_within_half_a_step(weight, grid):
     """Also where a group is of one sign: no range is lost."""
     quantized = round_to_nearest(weight, grid)
-    # A stored scale is rounded itself, so the outermost code may end a little short of the largest weight.
-    slack = weight.abs() * torch.finfo(grid.scale_dtype).eps + 1e-30
+    # A stored scale is rounded itself, so the outermost codes may end a little short of the largest weights:
+    # by its rounding, once for each code between the two ends.
+    slack = steps_of(quantized) * grid.last_code * torch.finfo(grid.scale_dtype).eps + 1e-30
     smallest = torch.finfo(grid.scale_dtype).smallest_normal
     error = (quantized.dense() - weight).abs()
     assert (error <= steps_of(quantized) * (0.5 + ROUNDING) + slack).all(), (
