@@ -339,7 +339,7 @@ SAID_ON_A_PAGE = """() => {
   const walk = (node) => {
     if (node.nodeType === Node.TEXT_NODE) found.add(node.textContent);
     if (node.nodeType !== Node.ELEMENT_NODE) return;
-    if (node.matches("code, pre, textarea, style, script, .stCode")) return; // textarea: what a visitor has typed
+    if (node.matches("code, pre, textarea, style, script, .stCode")) return; // textarea: of the visitor
     for (const name of ["aria-label", "title", "alt"]) found.add(node.getAttribute(name) ?? "");
     if (node.player) gather(node.player.data);
     for (const child of [...node.childNodes, ...(node.shadowRoot?.childNodes ?? [])]) walk(child);
