@@ -10,12 +10,10 @@ Read next: `minivllm/decoding/speculation/proposer.py`.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from minivllm.validation import check_choice, check_int64, check_path, shown
+from minivllm.validation import check_choice, check_entries, check_int64, check_path, shown
 
 METHODS = ("ngram", "draft_model")
 NAME = "speculative_config"
@@ -103,19 +101,9 @@ class SpeculativeConfig:
         """
         if value is None or isinstance(value, SpeculativeConfig):
             return value
-        if isinstance(value, str):
-            try:
-                value = json.loads(value)
-            except (ValueError, RecursionError):
-                raise ValueError(f"{NAME} must be a dictionary or its JSON, got {shown(value)}") from None
-        known = [field.name for field in fields(cls)]
-        if not isinstance(value, Mapping):
-            raise ValueError(f"{NAME} must be a dictionary or its JSON, got {shown(value)}")
-        for name in value:
-            if name not in known:
-                raise ValueError(f"{NAME} has no entry {shown(name)}; it has {', '.join(known)}")
-        if "num_speculative_tokens" not in value:
+        entries = check_entries(NAME, value, [field.name for field in fields(cls)])
+        if "num_speculative_tokens" not in entries:
             raise ValueError(
                 f"{NAME}['num_speculative_tokens'] must be given: most drafts of a sequence in a step"
             )
-        return cls(**value)
+        return cls(**entries)

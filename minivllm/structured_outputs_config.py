@@ -11,12 +11,10 @@ Read next: `minivllm/decoding/structured/__init__.py`.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 
-from minivllm.validation import check_boolean, check_choice, shown
+from minivllm.validation import check_boolean, check_choice, check_entries
 
 NAME = "structured_outputs_config"
 OWN, GUIDANCE = "minivllm", "guidance"
@@ -64,15 +62,4 @@ class StructuredOutputsConfig:
             return cls()
         if isinstance(value, StructuredOutputsConfig):
             return value
-        if isinstance(value, str):
-            try:
-                value = json.loads(value)
-            except (ValueError, RecursionError):
-                raise ValueError(f"{NAME} must be a dictionary or its JSON, got {shown(value)}") from None
-        if not isinstance(value, Mapping):
-            raise ValueError(f"{NAME} must be a dictionary or its JSON, got {shown(value)}")
-        known = [field.name for field in fields(cls)]
-        for name in value:
-            if name not in known:
-                raise ValueError(f"{NAME} has no entry {shown(name)}; it has {', '.join(known)}")
-        return cls(**value)
+        return cls(**check_entries(NAME, value, [field.name for field in fields(cls)]))

@@ -8,9 +8,10 @@ They return the value in its one form: a number of numpy's as a number of Python
 
 from __future__ import annotations
 
+import json
 import math
 import os
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from numbers import Integral, Real
 from pathlib import Path
 from reprlib import Repr
@@ -133,6 +134,22 @@ def check_list(name: str, value: object, *, of: str, may_be_set: bool = False) -
     if isinstance(items, texts) or not isinstance(items, wanted):
         raise ValueError(f"{name} must be a list of {of}, got {shown(value)}")
     return list(items)
+
+
+def check_entries(name: str, value: object, known: Sequence[str]) -> Mapping[str, Any]:
+    """The entries of a dictionary or of its JSON, or `ValueError` naming the argument, or an entry unknown."""
+    wanted = f"{name} must be a dictionary or its JSON, got"
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise ValueError(f"{wanted} {shown(value)}") from None
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{wanted} {shown(value)}")
+    for entry in value:
+        if entry not in known:
+            raise ValueError(f"{name} has no entry {shown(entry)}; it has {', '.join(known)}")
+    return value
 
 
 def check_token_ids(name: str, value: object, *, may_be_set: bool = False) -> list[int]:
