@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 import streamlit as st
@@ -36,6 +36,7 @@ FRAME_SECONDS = 0.3
 """About what matplotlib takes for one."""
 FRAMES_PER_SECOND = (2, 4, 10)
 HOW_TO_FILM = 'pip install "minivllm[video]"'
+MakeFilm: TypeAlias = Callable[[Scene, Sequence[int], float], bytes]
 
 
 class Picture(msgspec.Struct):
@@ -131,29 +132,25 @@ def _film(name: str, sent: Sent, make_scenes: Callable[[], Sequence[Scene]], lan
         words += " " + most.format(most=MOST_FRAMES)
     st.markdown(words)
 
-    def film(make: Callable[[Scene, Sequence[int], float], bytes]) -> bytes:
+    def film(make: MakeFilm) -> bytes:
         with speaking(language):  # this runs in a thread of its own
             return make(make_scenes()[which], steps, speed or FRAMES_PER_SECOND[1])
 
-    st.download_button(
-        _("A film (GIF)"),
-        partial(film, gif),
-        file_name=file_name(name, "gif"),
-        mime="image/gif",
-        on_click="ignore",
-        key=f"{key}-gif",
-    )
-    if not can_film():
+    def offer_film(words: str, make: MakeFilm, ending: str, mime: str) -> None:
+        st.download_button(
+            words,
+            partial(film, make),
+            file_name=file_name(name, ending),
+            mime=mime,
+            on_click="ignore",
+            key=f"{key}-{ending}",
+        )
+
+    offer_film(_("A film (GIF)"), gif, "gif", "image/gif")
+    if can_film():
+        offer_film(_("A film (MP4)"), video, "mp4", "video/mp4")
+    else:
         st.caption(_("A film as MP4 needs an encoder: {command}").format(command=f"`{HOW_TO_FILM}`"))
-        return
-    st.download_button(
-        _("A film (MP4)"),
-        partial(film, video),
-        file_name=file_name(name, "mp4"),
-        mime="video/mp4",
-        on_click="ignore",
-        key=f"{key}-mp4",
-    )
 
 
 def labels(titles: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ Source: `minivllm/model/parallel/layout.py`, Megatron-LM (arXiv 1909.08053, sect
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from minivllm.trace.events import PartShape, RankShape
@@ -148,20 +148,8 @@ def _heads(band: _Band) -> None:
     total = _most(part.heads[1] for shape in band.shapes for part in shape.parts)
     band.title(_("Query heads: {count}").format(count=total))
     band.ruler(_each(total), total)
-    for shape in band.shapes:
-        words = _("query heads {numbers} of part {part}: rows of q_proj, columns of o_proj")
-        band.row(
-            shape,
-            [
-                Owned(
-                    *part.heads,
-                    _numbers(part.heads),
-                    words.format(numbers=_numbers(part.heads), part=part.number),
-                )
-                for part in shape.parts
-            ],
-            total,
-        )
+    words = _("query heads {numbers} of part {part}: rows of q_proj, columns of o_proj")
+    _part_by_part(band, lambda part: part.heads, words, total)
 
 
 def _kv_heads(band: _Band) -> None:
@@ -182,20 +170,20 @@ def _mlp_rows(band: _Band) -> None:
     total = _most(part.intermediate[1] for shape in band.shapes for part in shape.parts)
     band.title(_("Rows of the MLP: {count:,}").format(count=total))
     band.ruler([(0, "0"), (total, f"{total:,}")], total)
+    words = _("{numbers} of part {part}: rows of gate_proj and up_proj, columns of down_proj")
+    _part_by_part(band, lambda part: part.intermediate, words, total)
+
+
+def _part_by_part(
+    band: _Band, owned_by: Callable[[PartShape], tuple[int, int]], words: str, total: float
+) -> None:
+    """Of each rank what each of its parts owns, which `words` tell."""
     for shape in band.shapes:
-        words = _("{numbers} of part {part}: rows of gate_proj and up_proj, columns of down_proj")
-        band.row(
-            shape,
-            [
-                Owned(
-                    *part.intermediate,
-                    _numbers(part.intermediate),
-                    words.format(numbers=_numbers(part.intermediate), part=part.number),
-                )
-                for part in shape.parts
-            ],
-            total,
-        )
+        owned = []
+        for part in shape.parts:
+            numbers = _numbers(owned_by(part))
+            owned.append(Owned(*owned_by(part), numbers, words.format(numbers=numbers, part=part.number)))
+        band.row(shape, owned, total)
 
 
 def _vocabulary(band: _Band) -> None:
