@@ -207,7 +207,7 @@ def run(connection: socket.socket) -> None:
 
 
 def join_server(address: str, port: int, token: bytes) -> None:
-    """Serve whoever waits there, and knows by the token that it is us."""
+    """Serve the server that waits there, and knows by the token that it is us."""
     with socket.create_connection((address, port)) as connection:
         connection.sendall(token)
         run(connection)

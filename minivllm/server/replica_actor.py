@@ -90,7 +90,7 @@ class ReplicaActor:
 
 
 def _accept(listener: socket.socket, token: bytes) -> socket.socket | None:
-    """Whoever connects within a moment and has the token."""
+    """The first that connects within a moment and has the token."""
     listener.settimeout(LOOK_SECONDS)
     try:
         connection, _ = listener.accept()

@@ -25,7 +25,7 @@ ALL_GATHER, SEND, RECEIVE = "all-gather", "send", "receive"
 SEND_LOGITS, RECEIVE_LOGITS = "send logits", "receive logits"
 TALKS = (ALL_GATHER, SEND, RECEIVE, SEND_LOGITS, RECEIVE_LOGITS)
 MOST_STEPS = 10_000
-"""A rank remembers its latest ones, if nobody asks."""
+"""A rank remembers only its latest ones until it is asked."""
 Talk = tuple[str, float, float]
 """What was done, and when it began and ended, in seconds of the machine's monotonic clock."""
 

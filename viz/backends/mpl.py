@@ -165,8 +165,3 @@ def installed_fonts() -> list[str]:
     """Of the fonts above, those of this machine."""
     installed = set(get_font_names())
     return [name for name in FONTS if name in installed]
-
-
-def has_chinese() -> bool:
-    """Can this machine draw Chinese? Without such a font, its characters are boxes."""
-    return len(installed_fonts()) > 1

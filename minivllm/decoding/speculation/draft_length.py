@@ -7,7 +7,7 @@
 A step takes `base` (reading the weights, above all) and `row` for each row that it computes; both are fitted
 to the seconds of steps that only decode. With few sequences, a row is cheap beside the base, and long drafts
 pay. With many, the processor is busy: c approaches 1, each draft takes the place of a token that is sure,
-and the best number is 0. Nobody has to know at which batch size that happens.
+and the best number is 0. At which batch size that happens need not be known.
 
 A line needs two points, and a rate needs drafts: at times a step does the opposite of what is best, so that
 what was once judged useless has another chance, and what is used is compared. Such a trial has a price, too:

@@ -70,8 +70,7 @@ class DistributedExecutor:
     Attributes:
         config: the whole model's.
         num_blocks, num_host_blocks: of the KV cache and of the swap space, the same on every rank.
-        last_attention_seconds, last_peer_seconds: of rank 0 in the latest step: in attention, and in sending
-            to other ranks and waiting for them.
+        last_attention_seconds: of rank 0 in the latest step.
         rank_shapes: who owns what, for the header of a trace.
     """
 
@@ -93,7 +92,7 @@ class DistributedExecutor:
         self.name = name
         self.block_size = settings.block_size
         self.device = torch.device(settings.device)
-        self.last_attention_seconds = self.last_peer_seconds = 0.0
+        self.last_attention_seconds = 0.0
         self._ranks = ranks
         self.rank_shapes: tuple[RankShape, ...] = ()
         self._listener: Listener | None = None
@@ -262,12 +261,10 @@ class DistributedExecutor:
     def _step(self, plan: StepPlan) -> Tensor:
         """In rank 0's thread."""
         assert self._rank is not None
-        if self._control is not None and self._peers is not None:
-            self._peers.seconds = 0.0
+        if self._control is not None:
             self._control.broadcast(encode_plan(plan))
         logits = self._rank.execute(plan)
         self.last_attention_seconds = self._rank.last_attention_seconds
-        self.last_peer_seconds = self._peers.seconds if self._peers else 0.0
         return logits
 
     def close(self) -> None:

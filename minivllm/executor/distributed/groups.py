@@ -103,7 +103,6 @@ class GroupPeers(Peers):
         self._before = column[place.pipeline - 1] if place.pipeline else None
         self._next = column[place.pipeline + 1] if place.pipeline + 1 < grid.pipeline else None
         self._last_row = grid.groups("tensor")[-1]
-        self.seconds = 0.0
         self.spans: RankSpans | None = None
         self.activity = Activity()
         self._thread = get_ident()
@@ -154,10 +153,8 @@ class GroupPeers(Peers):
         self.activity.begin(COMPUTING)
         if get_ident() != self._thread:
             return  # where plans overlap, rank 0 gets logits in another thread, and its stage does not wait
-        ended = perf_counter()
-        self.seconds += ended - began
         if self.spans is not None:
-            self.spans.note_talk(what, began, ended)
+            self.spans.note_talk(what, began, perf_counter())
 
 
 @contextmanager

@@ -6,7 +6,7 @@
     ray                  the engine has Ray start an actor for every other rank, on its machine or on others
                          (`ray_ranks.py`)
 
-Whoever starts them, each of the others runs `worker.py`, and `Ranks` is what rank 0 has of them.
+However they are started, each of the others runs `worker.py`, and `Ranks` is what rank 0 has of them.
 
 Names are vLLM's. A process of ours is no fork and needs no `if __name__ == "__main__"`: it runs a module of
 its own (`worker.py`).

@@ -33,7 +33,7 @@ def serve_rank(
     Args:
         address: of this machine, for the others.
         local_rank: its number among those of this machine, if that is not its rank.
-        watches_rank_0: end once it is silent; nobody else would end this process then.
+        watches_rank_0: end once it is silent; nothing else would end this process then.
     """
     activity = Activity()
     with Heart(meeting, activity, watches_rank_0=watches_rank_0) as heart:

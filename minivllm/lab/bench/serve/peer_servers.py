@@ -172,7 +172,7 @@ def peer_server(
 
 
 def free_port() -> int:
-    """One that nobody uses now."""
+    """One that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
