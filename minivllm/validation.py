@@ -137,7 +137,7 @@ def check_list(name: str, value: object, *, of: str, may_be_set: bool = False) -
 
 
 def check_entries(name: str, value: object, known: Sequence[str]) -> Mapping[str, Any]:
-    """The entries of a dictionary or of its JSON, or `ValueError` naming the argument, or an entry unknown."""
+    """The entries of a dictionary or of its JSON, or `ValueError` naming the argument or an unknown entry."""
     wanted = f"{name} must be a dictionary or its JSON, got"
     if isinstance(value, str):
         try:
