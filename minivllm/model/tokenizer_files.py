@@ -226,7 +226,7 @@ def _whole_number(value: object) -> int | None:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise TokenizerError(f"{path} cannot be read as text: {error}") from error
 
