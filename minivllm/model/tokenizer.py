@@ -19,7 +19,7 @@ import tokenizers
 
 from minivllm.model.chat.template import ChatTemplates
 from minivllm.model.token_bytes import read_token_bytes
-from minivllm.model.tokenizer_files import TokenizerError, TokenizerFiles, is_panic, read_folder
+from minivllm.model.tokenizer_files import TokenizerError, TokenizerFiles, is_of_library, read_folder
 from minivllm.validation import check_text, shown
 
 __all__ = ["Tokenizer", "TokenizerError"]
@@ -105,7 +105,7 @@ class Tokenizer:
         try:
             ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         except BaseException as error:
-            if not is_panic(error):
+            if not is_of_library(error):
                 raise
             raise TokenizerError(f"tokenizer.json of {self._source} fails on this text: {error}") from error
         return ids
