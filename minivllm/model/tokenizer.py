@@ -10,8 +10,7 @@ Read next: `minivllm/decoding/detokenizer.py` for how text comes out token by to
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +121,12 @@ class Tokenizer:
         `clean_up_tokenization_spaces` in tokenizer_config.json has no effect, as in `transformers` 5 for the
         tokenizers of the supported models, which are BPE.
         """
-        with _of_ids(token_ids) as ids:
+        try:  # a list, as in every step, costs nothing more
+            ids = token_ids if type(token_ids) is list else _plain_ids(token_ids)
             many = [ids] if isinstance(ids, int) else ids
             return str(self._backend.decode(many, skip_special_tokens=skip_special_tokens))
+        except (TypeError, OverflowError):
+            raise _no_ids(token_ids) from None
 
     def batch_decode(self, many: Sequence[Sequence[int]], skip_special_tokens: bool = False) -> list[str]:
         return [self.decode(token_ids, skip_special_tokens) for token_ids in many]
@@ -139,10 +141,13 @@ class Tokenizer:
     def convert_ids_to_tokens(self, ids: int | Sequence[int], skip_special_tokens: bool = False) -> Any:
         """The exact names of tokens (`Ġthe`, `▁the`); None for ids without one."""
         skipped = set(self.all_special_ids) if skip_special_tokens else set()
-        with _of_ids(ids) as found:
+        try:
+            found = _plain_ids(ids)
             if isinstance(found, int):
                 return self._backend.id_to_token(found)
             return [self._backend.id_to_token(token_id) for token_id in found if token_id not in skipped]
+        except (TypeError, OverflowError):
+            raise _no_ids(ids) from None
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token given by its exact name, or None."""
@@ -227,18 +232,15 @@ class Tokenizer:
         return token, None if token is None else self.token_to_id(token)
 
 
-@contextmanager
-def _of_ids(value: object) -> Iterator[int | list[int]]:
-    """One token id or several, of Python's numbers, numpy's or a tensor's, to be handed to the library.
+def _plain_ids(value: object) -> int | list[int]:
+    """One token id or several, of Python's numbers, numpy's or a tensor's."""
+    found: Any = value.tolist() if hasattr(value, "tolist") else value
+    return found if isinstance(found, int) else list(found)
 
-    Raises:
-        ValueError: there is one that it has no room for.
-    """
-    try:
-        found: Any = value.tolist() if hasattr(value, "tolist") else value
-        yield found if isinstance(found, int) else list(found)
-    except (TypeError, OverflowError):
-        raise ValueError(f"token_ids must be integers from 0 to {LAST_ID}, got {shown(value)}") from None
+
+def _no_ids(value: object) -> ValueError:
+    """The error of token ids for which the library has no room."""
+    return ValueError(f"token_ids must be integers from 0 to {LAST_ID}, got {shown(value)}")
 
 
 def _with_mask(input_ids: list[Any]) -> dict[str, Any]:
