@@ -2,7 +2,9 @@
 
 import gc
 import os
+import shutil
 import sys
+import tempfile
 
 # Set before torch or numba start their pools: oversubscribed OpenMP threads stall small machines for seconds.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -37,6 +39,21 @@ def pytest_collectstart():
 def pytest_collection_finish():
     gc.freeze()  # and no collection need ever look at it: a full one would take half a second
     gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_temporary_folder(tmp_path_factory):
+    """What tests, and all that they start, take for the folder of temporary files.
+
+    A browser or a server that is killed leaves what it had there. It lies among pytest's own files, goes with
+    this process, and if that is killed, with the third next run.
+    """
+    folder = tmp_path_factory.mktemp("t", numbered=False)  # below it lie sockets, whose names must be short
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(folder))
+        patch.setattr(tempfile, "tempdir", str(folder))
+        yield
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
