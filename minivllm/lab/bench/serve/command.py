@@ -17,7 +17,6 @@ import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import typer
@@ -61,6 +60,7 @@ from minivllm.lab.bench.serve.options import (
     Warmups,
     Workload,
 )
+from minivllm.scratch import ScratchFolder
 from minivllm.terminal import Console
 from minivllm.validation import check_choice, check_number, check_output_file
 
@@ -256,8 +256,8 @@ def _server(base_url: str | None, options: dict[str, Any], console: Console) -> 
     from minivllm.lab.subjects.subject import find_model
 
     threads = Settings(threads=options["threads"]).num_threads
-    with TemporaryDirectory(prefix="minivllm-bench-") as scratch:
-        name, folder = find_model(options["model"], Path(scratch))
+    with ScratchFolder("bench") as scratch:
+        name, folder = find_model(options["model"], scratch)
         console.print(f"Starting a server for the model {name} on {threads} thread{'s' * (threads > 1)} …")
         flags = ["--served-model-name", name, *shlex.split(options["server_flags"])]
         if options["api_key"] is not None:
