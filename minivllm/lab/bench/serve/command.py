@@ -62,7 +62,7 @@ from minivllm.lab.bench.serve.options import (
 )
 from minivllm.scratch import ScratchFolder
 from minivllm.terminal import Console
-from minivllm.validation import check_choice, check_number, check_output_file
+from minivllm.validation import check_choice, check_number, check_output_files
 
 
 def serve(
@@ -112,6 +112,8 @@ def serve(
         _refuse_others(context, PEER_OPTIONS, "--peer")
         _compare_servers(options)
     else:
+        if is_given := next((name for name in ("streams", "repeat") if _is_given(context, name)), None):
+            raise ValueError(f"--{is_given} has no meaning without --against-offline or --peer")
         _measure(options)
 
 
@@ -123,12 +125,25 @@ PEER_OPTIONS = COMPARISON | {"peer", "python", "timeout"}
 def _refuse_others(context: typer.Context, known: set[str], what: str) -> None:
     """The comparison has a workload of its own: an option that would change nothing is refused."""
     for name in context.params.keys() - known:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+        if _is_given(context, name):
             raise ValueError(
                 f"--{name.replace('_', '-')} has no meaning with {what}, which sends fixed requests to "
                 "servers of its own"
             )
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Was this option typed?"""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _flags(options: dict[str, Any]) -> list[str]:
+    """The words of `--server-flags`. Raises `ValueError` if a quote is open."""
+    try:
+        return shlex.split(options["server_flags"])
+    except ValueError as error:
+        raise ValueError(f"server_flags cannot be cut into words: {error}") from None
 
 
 def _measure(options: dict[str, Any]) -> None:
@@ -235,7 +250,7 @@ def _files(options: dict[str, Any], plan: Any) -> tuple[Path | None, Path | None
         path = Path(f"{plan.backend}-{rate}qps-{datetime.now():%Y%m%d-%H%M%S}.json")
     if options["save_detailed"] and path is None:
         raise ValueError("save_detailed needs a file to write to: --json FILE or --save-result")
-    check_output_file("json", path)
+    check_output_files(json=path, plot=plot)
     if plot is not None:
         from minivllm.lab.drawing import check_picture
 
@@ -259,7 +274,7 @@ def _server(base_url: str | None, options: dict[str, Any], console: Console) -> 
     with ScratchFolder("bench") as scratch:
         name, folder = find_model(options["model"], scratch)
         console.print(f"Starting a server for the model {name} on {threads} thread{'s' * (threads > 1)} …")
-        flags = ["--served-model-name", name, *shlex.split(options["server_flags"])]
+        flags = ["--served-model-name", name, *_flags(options)]
         if options["api_key"] is not None:
             flags += ["--api-key", options["api_key"]]
         with own_server(folder, threads, flags) as server:
@@ -281,7 +296,7 @@ def _compare_servers(options: dict[str, Any]) -> None:
         peers=tuple(dict.fromkeys(options["peer"] or pythons)),
         pythons=pythons,
         timeout=options["timeout"],
-        flags=tuple(shlex.split(options["server_flags"])),
+        flags=tuple(_flags(options)),
     )
     _print_and_write(lambda: compare_servers(settings), options["json"])
 
@@ -308,7 +323,7 @@ def _compare(options: dict[str, Any]) -> None:
         options["requests"],
         seed=options["seed"],
         streams=parse_streams(options["streams"]),
-        flags=tuple(shlex.split(options["server_flags"])),
+        flags=tuple(_flags(options)),
     )
     _print_and_write(lambda: compare(settings), options["json"])
 
