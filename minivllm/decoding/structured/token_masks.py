@@ -1,13 +1,14 @@
 """Token masks: in a state of the automaton, which tokens may come next.
 
-A token is allowed if the automaton can read all its bytes. Most of that does not depend on the stack: within
-a string, any token of letters stays in the string, whichever object the string is in. So for each node, once:
+A token is allowed if the automaton can read all its bytes. Where any characters may come, most tokens are
+answered at once (`plain_text.py`). Of the others, most does not depend on the stack: few tokens go on after
+the quote that ends a string, whichever object it is in. So for each node, once:
 
     inside     tokens that are read without leaving the node's rule, or calling another
-    exits      rows of the vocabulary's tree where the rule might be left: after `"`, say
+    exits      branches of the vocabulary's tree where the rule might be left: after `"`, say
 
-and for each state only the subtrees below the exits are walked with the stacks: few, as few tokens go on
-after the end of a string. The mask of a state is then remembered with it.
+and for each state only what is below the exits is walked with the stacks. The mask of a state is then
+remembered with it.
 
 Source: the context-independent tokens of Dong et al., "XGrammar" (2024), section 3.1.
 Read next: `progress.py`.
@@ -18,12 +19,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from minivllm.decoding.structured.plain_text import PlainText
 from minivllm.decoding.structured.pushdown import DEEPEST, MOST_STATES, Pushdown, Stacks
 from minivllm.decoding.structured.rules import Node
-from minivllm.decoding.structured.vocabulary import Vocabulary
+from minivllm.decoding.structured.vocabulary import Branch, Vocabulary
 
 MOST_MASK_BYTES = 1 << 26
 """Of remembered masks, for one grammar."""
+FEW_TOKENS = 64
+"""Up to so many, a list of them is joined sooner than a whole mask."""
 
 
 class TokenMask:
@@ -46,10 +50,11 @@ class TokenMask:
 class Inside(NamedTuple):
     """What of the vocabulary a node can read within its rule."""
 
-    struck_out: int
-    """All other tokens, as the bytes of `TokenMask` in one large integer: then masks are joined by `&`."""
-    exits: dict[Node, list[int]]
-    """Node at which the rule might be left → rows of the tree where that is, if more bytes follow."""
+    tokens: list[int]
+    struck_out: int | None
+    """All others, where it can read many: as the bytes of `TokenMask` in one large integer, joined by `&`."""
+    exits: dict[Node, dict[int, list[Branch]]]
+    """Node at which the rule might be left → the byte that follows → branches to which it leads."""
 
 
 class InsideMasks:
@@ -57,28 +62,48 @@ class InsideMasks:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
+        self.plain_text = PlainText(vocabulary)
         self.all_struck_out = int.from_bytes(b"\1" * len(vocabulary), "little")
-        self._known: dict[Node, Inside] = {}
+        self._known: dict[tuple[Node, int], Inside] = {}
+        self._not_plain: dict[int, int] = {0: self.all_struck_out}
 
-    def of(self, node: Node) -> Inside:
-        """What a node can read by itself."""
-        found = self._known.get(node)
+    def of(self, node: Node, run: int, pushdown: Pushdown) -> Inside:
+        """What a node of this automaton can read by itself, of the tokens that are left after a run."""
+        found = self._known.get((node, run))
         if found is None:
             if (len(self._known) + 1) * len(self.vocabulary) > MOST_MASK_BYTES:
                 self._known.clear()
-            found = self._known[node] = self._make(node)
+                self.plain_text.forget()
+            found = self._known[node, run] = self._make(node, run, pushdown)
         return found
 
-    def _make(self, node: Node) -> Inside:
-        exits: dict[Node, list[int]] = {}
-        ends = self.vocabulary.ends
+    def not_plain(self, run: int) -> int:
+        """All tokens but the plain ones of a run, in one large integer."""
+        if run not in self._not_plain:
+            self._not_plain[run] = self._all_but(self.plain_text.parted(run).plain)
+        return self._not_plain[run]
 
-        def note(row: int, reached: Node) -> None:
-            if (reached.is_final or reached.calls) and ends[row] > row + 1:
-                exits.setdefault(reached, []).append(row)
+    def _make(self, node: Node, run: int, pushdown: Pushdown) -> Inside:
+        exits: dict[Node, dict[int, list[Branch]]] = {}
+        vocabulary = self.plain_text.parted(run).rest
 
-        tokens = self.vocabulary.walk(node, lambda at, byte: at.steps.get(byte), at_row=note)
-        return Inside(int.from_bytes(_struck_out(tokens, len(self.vocabulary)), "little"), exits)
+        def note(branch: Branch, reached: Node) -> None:
+            if reached.is_final or reached.calls:
+                following = pushdown.bytes_beyond(reached)
+                children = vocabulary.children(branch)
+                for byte in children if following is None else children.keys() & following:
+                    exits.setdefault(reached, {}).setdefault(byte, []).append(children[byte])
+
+        tokens = vocabulary.walk(node, lambda at: at.steps.keys(), _advance, at_branch=note)
+        struck_out = None if len(tokens) <= FEW_TOKENS else self._all_but(tokens)
+        return Inside(tokens, struck_out, exits)
+
+    def _all_but(self, tokens: Iterable[int]) -> int:
+        return int.from_bytes(_struck_out(tokens, len(self.vocabulary)), "little")
+
+
+def _advance(node: Node, byte: int) -> Node | None:
+    return node.steps.get(byte)
 
 
 class TokenMasks:
@@ -108,32 +133,51 @@ class TokenMasks:
         return found
 
     def _make(self, state: Stacks) -> TokenMask:
-        size = len(self.vocabulary)
-        pushdown = self.pushdown
+        size, pushdown = len(self.vocabulary), self.pushdown
         if state.depth + pushdown.highest > DEEPEST:  # a stack that is nearly full forbids what a node allows
-            struck_out = _struck_out(self.vocabulary.walk(state, pushdown.advance), size)
+            tokens = self.vocabulary.walk(state, pushdown.readable, pushdown.advance)
+            struck_out = _struck_out(tokens, size)
         else:
-            joined, more = self._inside.all_struck_out, list[int]()
-            for node, below in state.branches.items():
-                inside = self._inside.of(node)
-                joined &= inside.struck_out
-                for left, rows in inside.exits.items():
-                    more += self._walk_beyond(pushdown.beyond(left, below), rows)
-            struck_out = bytearray(joined.to_bytes(size, "little"))
-            for token in more:
-                struck_out[token] = 0
+            struck_out = self._joined(state)
         if state.has_empty:
             for token in self._endings:
                 struck_out[token] = 0
         return TokenMask(struck_out)
 
-    def _walk_beyond(self, state: Stacks | None, rows: Iterable[int]) -> list[int]:
-        """Tokens that are read on from `state`, from each of these rows."""
+    def _joined(self, state: Stacks) -> bytearray:
+        """What is plain, what the nodes can read by themselves, and what is read on from their exits."""
+        inside, pushdown = self._inside, self.pushdown
+        run = max(map(inside.plain_text.run, state.branches), default=0)
+        rest = inside.plain_text.parted(run).rest
+        joined, few = inside.not_plain(run), list[int]()
+        for node, below in state.branches.items():
+            own = inside.of(node, run, pushdown)
+            if own.struck_out is None:
+                few += own.tokens
+            else:
+                joined &= own.struck_out
+            for left, by_byte in own.exits.items():
+                few += self._walk_beyond(pushdown.beyond(left, below), by_byte, rest)
+        size = len(self.vocabulary)
+        if joined == inside.all_struck_out:
+            return _struck_out(few, size)
+        struck_out = bytearray(joined.to_bytes(size, "little"))
+        for token in few:
+            struck_out[token] = 0
+        return struck_out
+
+    def _walk_beyond(
+        self, state: Stacks | None, by_byte: dict[int, list[Branch]], vocabulary: Vocabulary
+    ) -> list[int]:
+        """Tokens that are read on from `state`, when each of these bytes comes next."""
         found: list[int] = []
         if state is not None:
-            ends = self.vocabulary.ends
-            for row in rows:
-                found += self.vocabulary.walk(state, self.pushdown.advance, row + 1, ends[row])
+            pushdown = self.pushdown
+            for byte in by_byte.keys() & pushdown.readable(state):
+                reached = pushdown.advance(state, byte)
+                if reached is not None:
+                    found += vocabulary.ending_at(by_byte[byte])
+                    found += vocabulary.walk(reached, pushdown.readable, pushdown.advance, by_byte[byte])
         return found
 
     def _make_room(self) -> None:
