@@ -105,7 +105,13 @@ class Pushdown:
             target = node.steps.get(byte)
             if target is not None and below.depth + (target.height or 0) <= DEEPEST:
                 seeds.append((target, below))
-        found = state.steps[byte] = self._closed(seeds) if seeds else None
+        if not seeds:
+            found = None
+        elif len(seeds) == 1 and seeds[0][0].reads_only:  # as nearly everywhere: within a name, say
+            found = self._intern(dict(seeds), False)
+        else:
+            found = self._closed(seeds)
+        state.steps[byte] = found
         return found
 
     def readable(self, state: Stacks) -> Set[int]:

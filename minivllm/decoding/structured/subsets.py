@@ -71,9 +71,8 @@ class Nondeterministic:
                     seen.add(state)
                     waiting.append(state)
         spend(len(seen))
-        return frozenset(
-            state for state in seen if self.steps[state] or self.calls[state] or state == self.final
-        )
+        steps, calls, final = self.steps, self.calls, self.final
+        return frozenset([state for state in seen if steps[state] or calls[state] or state == final])
 
 
 def _add(edges: list[list[Edge] | None], start: int, edge: Edge) -> None:

@@ -35,16 +35,19 @@ class TokenMask:
 
     Attributes:
         struck_out: [vocab_size] bytes.
-        num_allowed: how many are not.
         tensors: the same as tensors, by device, and as "ids" of what is allowed: kept by what applies them.
     """
 
-    __slots__ = ("num_allowed", "struck_out", "tensors")
+    __slots__ = ("struck_out", "tensors")
 
     def __init__(self, struck_out: bytearray) -> None:
         self.struck_out = struck_out
-        self.num_allowed = struck_out.count(0)
         self.tensors: dict[Any, Any] = {}
+
+    @property
+    def num_allowed(self) -> int:
+        """How many are not struck out."""
+        return self.struck_out.count(0)
 
 
 class Inside(NamedTuple):
@@ -64,42 +67,41 @@ class InsideMasks:
         self.vocabulary = vocabulary
         self.plain_text = PlainText(vocabulary)
         self.all_struck_out = int.from_bytes(b"\1" * len(vocabulary), "little")
-        self._known: dict[tuple[Node, int], Inside] = {}
+        self._known: dict[tuple[Node, Vocabulary], Inside] = {}
         self._not_plain: dict[int, int] = {0: self.all_struck_out}
 
-    def of(self, node: Node, run: int, pushdown: Pushdown) -> Inside:
-        """What a node of this automaton can read by itself, of the tokens that are left after a run."""
-        found = self._known.get((node, run))
+    def of(self, node: Node, tree: Vocabulary, pushdown: Pushdown) -> Inside:
+        """What a node of this automaton can read by itself, of the tokens in this tree."""
+        found = self._known.get((node, tree))
         if found is None:
             if (len(self._known) + 1) * len(self.vocabulary) > MOST_MASK_BYTES:
                 self._known.clear()
                 self.plain_text.forget()
-            found = self._known[node, run] = self._make(node, run, pushdown)
+            found = self._known[node, tree] = self._make(node, tree, pushdown)
         return found
 
     def not_plain(self, run: int) -> int:
-        """All tokens but the plain ones of a run, in one large integer."""
+        """All tokens but the plain ones of up to so many characters, in one large integer."""
         if run not in self._not_plain:
-            self._not_plain[run] = self._all_but(self.plain_text.parted(run).plain)
+            self._not_plain[run] = self._all_but(self.plain_text.tokens(run))
         return self._not_plain[run]
 
-    def _make(self, node: Node, run: int, pushdown: Pushdown) -> Inside:
+    def _make(self, node: Node, tree: Vocabulary, pushdown: Pushdown) -> Inside:
         exits: dict[Node, dict[int, list[Branch]]] = {}
-        vocabulary = self.plain_text.parted(run).rest
 
         def note(branch: Branch, reached: Node) -> None:
             if reached.is_final or reached.calls:
                 following = pushdown.bytes_beyond(reached)
-                children = vocabulary.children(branch)
+                children = tree.children(branch)
                 for byte in children if following is None else children.keys() & following:
                     exits.setdefault(reached, {}).setdefault(byte, []).append(children[byte])
 
-        tokens = vocabulary.walk(node, lambda at: at.steps.keys(), _advance, at_branch=note)
+        tokens = tree.walk(node, lambda at: at.steps.keys(), _advance, at_branch=note)
         struck_out = None if len(tokens) <= FEW_TOKENS else self._all_but(tokens)
         return Inside(tokens, struck_out, exits)
 
     def _all_but(self, tokens: Iterable[int]) -> int:
-        return int.from_bytes(_struck_out(tokens, len(self.vocabulary)), "little")
+        return int.from_bytes(_without(bytearray(b"\1") * len(self.vocabulary), tokens), "little")
 
 
 def _advance(node: Node, byte: int) -> Node | None:
@@ -119,6 +121,7 @@ class TokenMasks:
         self._inside = inside
         self._endings = tuple(token for token in endings if token < len(self.vocabulary))
         self._num_masks = 0
+        self._of_few: dict[frozenset[int], TokenMask] = {}
 
     def of(self, state: Stacks) -> TokenMask:
         """The mask in a state.
@@ -135,39 +138,40 @@ class TokenMasks:
     def _make(self, state: Stacks) -> TokenMask:
         size, pushdown = len(self.vocabulary), self.pushdown
         if state.depth + pushdown.highest > DEEPEST:  # a stack that is nearly full forbids what a node allows
-            tokens = self.vocabulary.walk(state, pushdown.readable, pushdown.advance)
-            struck_out = _struck_out(tokens, size)
+            few = self.vocabulary.walk(state, pushdown.readable, pushdown.advance)
+            others = self._inside.all_struck_out
         else:
-            struck_out = self._joined(state)
+            few, others = self._readable(state)
         if state.has_empty:
-            for token in self._endings:
-                struck_out[token] = 0
-        return TokenMask(struck_out)
+            few += self._endings
+        if others != self._inside.all_struck_out:
+            return TokenMask(_without(bytearray(others.to_bytes(size, "little")), few))
+        key = frozenset(few)
+        if key not in self._of_few:  # states that allow the same share a mask: the same letter of two names
+            self._of_few[key] = TokenMask(_without(bytearray(b"\1") * size, few))
+        return self._of_few[key]
 
-    def _joined(self, state: Stacks) -> bytearray:
-        """What is plain, what the nodes can read by themselves, and what is read on from their exits."""
+    def _readable(self, state: Stacks) -> tuple[list[int], int]:
+        """Tokens that can be read; all but many more, in one large integer.
+
+        They are what is plain, what the nodes read by themselves, and what is read on from their exits.
+        """
         inside, pushdown = self._inside, self.pushdown
-        run = max(map(inside.plain_text.run, state.branches), default=0)
-        rest = inside.plain_text.parted(run).rest
-        joined, few = inside.not_plain(run), list[int]()
+        run = inside.plain_text.run(state)
+        tree = inside.plain_text.others if run else self.vocabulary
+        few, others = list[int](), inside.not_plain(run)
         for node, below in state.branches.items():
-            own = inside.of(node, run, pushdown)
+            own = inside.of(node, tree, pushdown)
             if own.struck_out is None:
                 few += own.tokens
             else:
-                joined &= own.struck_out
+                others &= own.struck_out
             for left, by_byte in own.exits.items():
-                few += self._walk_beyond(pushdown.beyond(left, below), by_byte, rest)
-        size = len(self.vocabulary)
-        if joined == inside.all_struck_out:
-            return _struck_out(few, size)
-        struck_out = bytearray(joined.to_bytes(size, "little"))
-        for token in few:
-            struck_out[token] = 0
-        return struck_out
+                few += self._walk_beyond(pushdown.beyond(left, below), by_byte, tree)
+        return few, others
 
     def _walk_beyond(
-        self, state: Stacks | None, by_byte: dict[int, list[Branch]], vocabulary: Vocabulary
+        self, state: Stacks | None, by_byte: dict[int, list[Branch]], tree: Vocabulary
     ) -> list[int]:
         """Tokens that are read on from `state`, when each of these bytes comes next."""
         found: list[int] = []
@@ -176,19 +180,19 @@ class TokenMasks:
             for byte in by_byte.keys() & pushdown.readable(state):
                 reached = pushdown.advance(state, byte)
                 if reached is not None:
-                    found += vocabulary.ending_at(by_byte[byte])
-                    found += vocabulary.walk(reached, pushdown.readable, pushdown.advance, by_byte[byte])
+                    found += tree.ending_at(by_byte[byte])
+                    found += tree.walk(reached, pushdown.readable, pushdown.advance, by_byte[byte])
         return found
 
     def _make_room(self) -> None:
         self._num_masks += 1
         if self._num_masks * len(self.vocabulary) > MOST_MASK_BYTES or self.pushdown.num_states > MOST_STATES:
             self.pushdown.forget()
+            self._of_few.clear()
             self._num_masks = 1
 
 
-def _struck_out(allowed: Iterable[int], size: int) -> bytearray:
-    struck_out = bytearray(b"\1") * size
+def _without(struck_out: bytearray, allowed: Iterable[int]) -> bytearray:
     for token in allowed:
         struck_out[token] = 0
     return struck_out

@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 AUTOMATON, FOLLOWING, MASKS = "automaton", "following", "masks"
 PARTS = (AUTOMATON, FOLLOWING, MASKS)
 PROMPT = "A record of the archive:"
-MOST_TOKENS = 1000
+MOST_TOKENS = 1500
 AT_ONCE = 16
 KINDS: Sequence[dict[str, Any]] = (
-    {"type": "string", "maxLength": 12},
+    {"type": "string", "maxLength": 40},
     {"type": "integer", "minimum": 0, "maximum": 150},
     {"type": "boolean"},
     {"enum": ["red", "green", "blue"]},
-    {"type": "array", "items": {"type": "string", "maxLength": 8}, "maxItems": 2},
+    {"type": "array", "items": {"type": "string", "maxLength": 20}, "maxItems": 2},
 )
 
 

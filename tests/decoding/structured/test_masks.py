@@ -15,6 +15,7 @@ from minivllm.decoding.structured.vocabulary import Vocabulary
 from tests.decoding.structured.walks import EOS, allowed, compiler, complete, structure, walk
 
 TREES = 'root ::= "a" | "(" root (", " root)* ")"'
+ASCII, OTHERS, QUOTE = r"[ !#-\x5b\x5d-\x7f]", r"c ::= [^\x00-\x7f]", r'"\""'
 SHAPES = [
     {"regex": r"(ab|ba)*[0-9]{2,3}"},
     {"regex": r"[^\n]*é?"},
@@ -29,6 +30,12 @@ SHAPES = [
     {"json": {"type": "array", "items": {"type": "string", "maxLength": 17}}},
     {"regex": r"[^\x00-\x1f\"\\]{3}(x|.)"},
     {"grammar": 'root ::= any* "!"\nany ::= "a"? | [^"\\\x00-\x1f]'},
+    {"grammar": f'root ::= "(" (c "ab" | s)\ns ::= ({ASCII} | c){{0,1}} {QUOTE}\n{OTHERS}'},
+    {"grammar": f'root ::= "(" ({ASCII} | c){{0,2}} {QUOTE}\n{OTHERS} "b"?'},
+    {"grammar": f'root ::= "(" ({ASCII} | c){{0,1}} ({QUOTE} | "ab")\n{OTHERS}'},
+    {"grammar": f'root ::= "(" ({ASCII} | c){{0,1}} {QUOTE}\n{OTHERS} | "a" "b"?'},
+    {"grammar": f'root ::= "(" ({ASCII} | c){{0,1}} {QUOTE}\n{OTHERS} | ""'},
+    {"grammar": f'root ::= "(" ({ASCII} | c){{1,2}} c? {QUOTE}\n{OTHERS}'},
 ]
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: str(shape)[:40])
 
@@ -120,14 +127,14 @@ CHARACTERS = "a 0!~\x7f\x80éࠀ一\ud7ff\ue000\uffff\U00010000\U0010ffff"
     ids=str,
 )
 def test_a_run_is_what_can_be_read_whatever_the_characters_are(shape, longest):
-    """As many as tokens have at most; counted as a power of two, if there are fewer."""
+    """It counts to the length of the longest plain token."""
     vocabulary = compiler(("abcdefgh", "一二三", '"a', "\n", "ab"))
-    pushdown = structure(vocabulary, **shape).pushdown
-    plain = PlainText(structure(vocabulary, **shape).masks.vocabulary)
+    made = structure(vocabulary, **shape)
+    pushdown, plain = made.pushdown, PlainText(made.masks.vocabulary)
     state = pushdown.read(pushdown.start, b'"')
     for num_read in range(10 if longest is None else longest + 1):
         left = 8 if longest is None else min(8, longest - num_read)
-        assert max(map(plain.run, state.branches)) == (1 << left.bit_length() >> 1)
+        assert plain.run(state) == left
         for character in CHARACTERS if left else ():
             assert pushdown.read(state, character.encode()) is not None
         if left:
