@@ -114,6 +114,13 @@ class Pushdown:
         state.steps[byte] = found
         return found
 
+    def only_next(self, state: Stacks) -> Stacks | None:
+        """The state after the next byte, if there is only one that may come."""
+        if state.has_empty or len(state.branches) != 1:
+            return None
+        (node,) = state.branches
+        return self.advance(state, *node.steps) if len(node.steps) == 1 else None
+
     def readable(self, state: Stacks) -> Set[int]:
         """The bytes that may come next, and some that may not, where a stack is nearly full."""
         if state.readable is None:

@@ -17,8 +17,10 @@ Read next: `progress.py`.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
+from minivllm.decoding.structured.expressions import StructureError
 from minivllm.decoding.structured.plain_text import PlainText
 from minivllm.decoding.structured.pushdown import DEEPEST, MOST_STATES, Pushdown, Stacks
 from minivllm.decoding.structured.rules import Node
@@ -26,6 +28,8 @@ from minivllm.decoding.structured.vocabulary import Branch, Vocabulary
 
 MOST_MASK_BYTES = 1 << 26
 """Of remembered masks, for one grammar."""
+MOST_AHEAD = 64
+"""Masks that are made before they are asked for."""
 FEW_TOKENS = 64
 """Up to so many, a list of them is joined sooner than a whole mask."""
 
@@ -130,10 +134,30 @@ class TokenMasks:
             StructureError: the text can be read in too many ways.
         """
         if state.mask is None:
-            self._make_room()
-            state.mask = self._make(state)
+            self._remember(state)
+            with suppress(StructureError):  # which is raised again where it matters, if it ever does
+                self._make_ahead(state)
         found: TokenMask = state.mask
         return found
+
+    def _make_ahead(self, state: Stacks) -> None:
+        """Make the masks of the states that must come next. In the names of a schema each byte is given, and
+        twenty masks made together cost as much as five made one a step: between two steps, a processor
+        forgets what it knew of this code."""
+        for _ in range(MOST_AHEAD):
+            following = self.pushdown.only_next(state)
+            if following is None or following.mask is not None:
+                break
+            self._remember(following)
+            state = following
+
+    def _remember(self, state: Stacks) -> None:
+        self._num_masks += 1
+        if self._num_masks * len(self.vocabulary) > MOST_MASK_BYTES or self.pushdown.num_states > MOST_STATES:
+            self.pushdown.forget()
+            self._of_few.clear()
+            self._num_masks = 1
+        state.mask = self._make(state)
 
     def _make(self, state: Stacks) -> TokenMask:
         size, pushdown = len(self.vocabulary), self.pushdown
@@ -183,13 +207,6 @@ class TokenMasks:
                     found += tree.ending_at(by_byte[byte])
                     found += tree.walk(reached, pushdown.readable, pushdown.advance, by_byte[byte])
         return found
-
-    def _make_room(self) -> None:
-        self._num_masks += 1
-        if self._num_masks * len(self.vocabulary) > MOST_MASK_BYTES or self.pushdown.num_states > MOST_STATES:
-            self.pushdown.forget()
-            self._of_few.clear()
-            self._num_masks = 1
 
 
 def _without(struck_out: bytearray, allowed: Iterable[int]) -> bytearray:
