@@ -86,7 +86,7 @@ class Watched:
         rows = [
             (
                 f"{row.streams:,}",
-                "without --live" if row.watchers is None else f"{row.watchers:,}",
+                "not live" if row.watchers is None else f"{row.watchers:,}",
                 f"{row.served_tokens_per_second:,.0f}",
                 f"{row.ratio:.3f}",
                 f"{row.engine_cpu_us:,.1f} µs",
@@ -96,12 +96,11 @@ class Watched:
             )
             for row in self.rows
         ]
-        columns = (
-            "streams", "watchers", "tok/s", "ratio", "engine's CPU", "added", "event loop's CPU", "messages"
-        )  # fmt: skip
+        columns = ("streams", "watchers", "tok/s", "ratio", "engine CPU", "added", "loop CPU", "messages")
         note = (
-            "ratio, added: beside the server without --live, medians of the rounds' own. CPU per output "
-            "token. Those who watch and the client are processes of their own, and need cores, too."
+            "not live: a server without --live; ratio, added: beside it, medians of the rounds' own. CPU per "
+            "output token, of the engine's threads and of the event loop's. Those who watch and the client "
+            "are processes of their own, and need cores, too."
         )
         return [Section("Served while it is watched", columns, rows, note)]
 
@@ -132,16 +131,17 @@ def compare_watched(settings: WatchedSettings) -> Watched:
         rows, busy = [], []
         for streams in settings.streams:
             work = make_requests(subject, streams, settings)
-            found, others = _compare_one(plain, live, work, settings)
+            found, others = compare_one(plain, live, work, settings)
             rows += found
             busy += others
         facts = subject.facts()
     return Watched(make_header("watched", settings, facts, busy), tuple(rows))
 
 
-def _compare_one(
+def compare_one(
     plain: OwnServer, live: OwnServer, work: Sequence[BenchRequest], settings: WatchedSettings
 ) -> tuple[list[WatchedRow], list[float]]:
+    """A row for the server that cannot be watched, and one for each number of watchers."""
     servers = {WITHOUT: plain} | dict.fromkeys(settings.watchers, live)
     for server in (plain, live):  # warm-up: threads, pools, compiled code
         asyncio.run(_ask(server, work))

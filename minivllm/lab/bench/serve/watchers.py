@@ -16,11 +16,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import perf_counter
 from urllib.parse import urlsplit
 
 from minivllm.processes import child_command, end_in_order, python_variables
 
 READ_BYTES = 2**18
+QUIET_SECONDS = 0.3
 READY = "all of them watch"
 CUT_OFF = b"\n\n: cut off"
 ENDS = b"\n\n"
@@ -71,46 +73,63 @@ def watchers(url: str, count: int) -> Iterator[Readers]:
                 stream.close()
 
 
-async def _watch(url: str, begun: asyncio.Event) -> int:
-    """Read until it is cancelled. Raises `ValueError` with what the server said instead of events."""
-    parts = urlsplit(url)
-    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
-    messages, last = 0, b""
-    try:
-        writer.write(f"GET /engine/events HTTP/1.1\r\nHost: {parts.netloc}\r\n\r\n".encode())
-        head = await reader.readuntil(b"\r\n\r\n")
-        if b" 200 " not in head.splitlines()[0]:
-            raise ValueError(head.splitlines()[0].decode(errors="replace"))
-        while data := await reader.read(READ_BYTES):
-            data = last + data
-            if CUT_OFF in data:
-                raise ValueError("a watcher was cut off: it was too slow")
-            messages += data.count(ENDS)
-            last = data[-1:]  # the other half of an end may be in what comes next
-            begun.set()
-    except asyncio.CancelledError:
-        return messages
-    finally:
-        writer.close()
-    raise ValueError("a stream has ended")
+class _Reader:
+    """One watcher. Raises `ValueError` with what the server says instead of events."""
+
+    def __init__(self) -> None:
+        self.has_begun = asyncio.Event()
+        self.messages = 0
+        self._came = 0.0
+
+    async def read(self, url: str) -> None:
+        """Read until it is cancelled."""
+        parts = urlsplit(url)
+        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+        try:
+            writer.write(f"GET {parts.path}/engine/events HTTP/1.1\r\nHost: {parts.netloc}\r\n\r\n".encode())
+            head = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")[0]
+            if b" 200 " not in head:
+                raise ValueError(head.decode(errors="replace"))
+            last = b""
+            while data := await reader.read(READ_BYTES):
+                data = last + data
+                if CUT_OFF in data:
+                    raise ValueError("a watcher was cut off: it was too slow")
+                self.messages += data.count(ENDS)
+                self._came = perf_counter()
+                last = data[-1:]  # the other half of an end may be in what comes next
+                self.has_begun.set()
+        finally:
+            writer.close()
+        raise ValueError("a stream has ended")
+
+    async def is_quiet(self) -> None:
+        """Wait until nothing has come for a while: what was on its way has been read."""
+        while (left := self._came + QUIET_SECONDS - perf_counter()) > 0:
+            await asyncio.sleep(left)
 
 
 async def _watch_all(url: str, count: int) -> list[int]:
-    """Watch until our own input ends."""
-    begun = [asyncio.Event() for _ in range(count)]
-    tasks = [asyncio.create_task(_watch(url, event)) for event in begun]
-    until = asyncio.create_task(_told_to_stop(begun))
+    """Watch until our own input ends, and all is read."""
+    readers = [_Reader() for _ in range(count)]
+    tasks = [asyncio.create_task(reader.read(url)) for reader in readers]
+    until = asyncio.create_task(_is_over(readers))
     await asyncio.wait({until, *tasks}, return_when=asyncio.FIRST_COMPLETED)
     for task in (until, *tasks):
         task.cancel()
-    return await asyncio.gather(*tasks)
+    for end in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(end, ValueError | OSError | EOFError):
+            raise end
+    return [reader.messages for reader in readers]
 
 
-async def _told_to_stop(begun: list[asyncio.Event]) -> None:
-    for event in begun:
-        await event.wait()
+async def _is_over(readers: list[_Reader]) -> None:
+    for reader in readers:
+        await reader.has_begun.wait()
     print(READY, flush=True)
     await asyncio.to_thread(sys.stdin.read)
+    for reader in readers:
+        await reader.is_quiet()
 
 
 def main() -> None:
@@ -118,7 +137,7 @@ def main() -> None:
     url, count = sys.argv[1:]
     try:
         found = asyncio.run(_watch_all(url, int(count)))
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:
         print(error, flush=True)
         sys.exit(1)
     print(json.dumps(found))
