@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from minivllm.trace.replay import ReplayState, SequenceState
-from minivllm.trace.timeline import Phase, StepRecord, Timeline, walk
+from minivllm.trace.timeline import Phase, StepRecord, Timeline, walk_again
 from viz import subjects
 from viz.figures.captions import captions
 from viz.figures.common import NARROW, Name, clip, names_of
@@ -51,7 +51,7 @@ def overview(timeline: Timeline) -> list[Scene]:
     half = (len(requests) + 1) // 2 if len(requests) > 1 else len(requests)
     columns = [_Column(timeline, part) for part in (requests[:half], requests[half:]) if part]
     sentences = captions(timeline)
-    for record, state in walk(timeline.trace):
+    for record, state in walk_again(timeline):
         for column in columns:
             column.scene.begin_step(sentences[record.step])
             column.update(record, state)
