@@ -23,7 +23,8 @@ FORMS = (
     N_("no error"),
     N_("nothing"),
     N_("none"),
-    N_("nobody"),
+    N_("no request"),
+    N_("no sequence"),
     N_("no room"),
     N_("an answer"),
     N_("before the first step"),
@@ -232,7 +233,7 @@ FORMS = (
     N_("{what} on the device"),
     N_("{what} on the host"),
     N_("only {who} to compute"),
-    N_("nobody to compute"),
+    N_("no request to compute"),
     N_("everything as it was before the refusal"),
     # chunked prefill (09)
     N_("budget {first}, slots {last}, threshold {value}"),

@@ -30,7 +30,7 @@ LOOKS = {
 
 
 def preemption_cost(timelines: Sequence[Timeline]) -> list[Scene]:
-    """A still picture of one run or more; none if nobody was preempted."""
+    """A still picture of one run or more; none if no request was preempted."""
     costs = preemption_costs(timelines)
     if not costs:
         return []

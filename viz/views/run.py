@@ -65,7 +65,7 @@ POLICY_WORDS = {
     "tail": N_("tail: those nearly done sit out while others are admitted"),
     "waiting-served-ratio": N_("waiting-served-ratio: prompts wait until there are many of them"),
     "prefill-first": N_("prefill-first: prompts before decodes"),
-    "decode-first": N_("decode-first: nobody is admitted while others decode"),
+    "decode-first": N_("decode-first: no request is admitted while others decode"),
     "chunked": N_("chunked: decodes first, prompts fill the rest"),
     "static": N_("static: whole batches, as of old"),
 }
