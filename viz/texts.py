@@ -5,8 +5,9 @@
     viz/player/*.html   data-say="…"  data-label="…"                               ─┘
 
 Texts are found by reading the source, not by running it. New ones are added without a translation, to be
-written into the .po file; what no source says any more is taken out. A file is written only if it changes. A
-translation must have the placeholders and the `code` of its text. Needs Babel, which comes with the `dev` extra; pages do not.
+written into the .po file; what no source says any more is taken out. A file is written only if it
+changes. A translation must have the placeholders and the `code` of its text. Needs Babel, which comes with
+the `dev` extra; pages do not.
 
     python -m viz.texts            write both files, report
     python -m viz.texts --check    write nothing; 1 if something is missing, obsolete or wrong
@@ -172,7 +173,9 @@ def update(*, check: bool) -> int:
     with CATALOGUE.open("rb") as file:
         known = {_first(message.id): _first(message.string) for message in read_po(file, locale="zh")}
     # Without a date of its own, the compiled catalogue would be another one every minute.
-    wanted = Catalog(locale="zh", charset="utf-8", fuzzy=False, creation_date=LONG_AGO, revision_date=LONG_AGO)
+    wanted = Catalog(
+        locale="zh", charset="utf-8", fuzzy=False, creation_date=LONG_AGO, revision_date=LONG_AGO
+    )
     texts = all_texts()
     for text in texts:
         said = known.get(text.one, "")

@@ -842,7 +842,8 @@ def same_as_alone(case: Any, story: Story) -> None:
     "The newest goes, and only if blocks are short; its blocks go to the host if all fit there.",
     worlds(),
     hints=(
-        "Look at the step in which a request is preempted. Which of all that run came last? Was a block really missing?",
+        "Look at the step in which a request is preempted. Which of all that run came last? Was a block "
+        "really missing?",
         "The victim is the last of `self.running`, again and again, until the older one has its blocks. If "
         "it is that request itself, it is not in the plan.",
         "`while not self.memory.grow(request.request_id, request.num_tokens):`, with `victim = "

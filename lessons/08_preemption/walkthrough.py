@@ -171,7 +171,9 @@ swap, swapped = serve(NUM_BLOCKS, NUM_HOST_BLOCKS, paths[1], TRIES)
 show(swap)
 _, roomy = serve(44, 0, trace_path("08_other.jsonl"))
 assert answers == swapped == roomy
-print("\nall four say the same with recompute, with swap, and in a pool of 44 blocks, where none is preempted")
+print(
+    "\nall four say the same with recompute, with swap, and in a pool of 44 blocks, where none is preempted"
+)
 
 # %% [markdown]
 # ## What if the host is full, too?
@@ -188,8 +190,8 @@ assert still == roomy
 # %% [markdown]
 # ## Who preempts whom for ever?
 #
-# A rule that sounds fair: "the request with the least in the cache comes first". Here it is as a policy of the engine.
-# Two requests, and a pool in which only one of them fits.
+# A rule that sounds fair: "the request with the least in the cache comes first". Here it is as a policy of
+# the engine. Two requests, and a pool in which only one of them fits.
 #
 # Predict: X runs, Y waits and has nothing in the cache. What happens in the next step? And in the one after?
 

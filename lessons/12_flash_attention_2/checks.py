@@ -499,7 +499,7 @@ def merge_is_the_softmax_of_all(case: Any, story: Story) -> None:
     rows = maxima.shape[1]
     for words, order in in_orders(case):
         told = ", ".join(maxima_in_words(case["maxima"][s]) for s in order[:9])
-        story.step(f"merge_splits, {counted(len(order), 'split')} {words}, with the maxima {told}")
+        story.step(f"merge_splits, {counted(len(order), 'split')}, {words}, with the maxima {told}")
         out = np.full((rows, d), np.nan, np.float32)
         given = {"maxima": maxima[order], "sums": sums[order], "parts": parts[order], "out": out}
         seen = run_kernel(story, subject.merge_splits, (rows,), (d,), given, {"out": True})

@@ -2,12 +2,15 @@
 
 import ast
 import gzip
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 import minivllm
+from lessons import story
+from lessons.catalogue import lessons
 from minivllm.trace.lines import KINDS as KINDS_OF_TRACES
 from minivllm.trace.reader import TraceError, read_trace
 from minivllm.trace.story_events import StoryHeader, StoryStep, StoryTrace, read_story
@@ -73,6 +76,124 @@ def test_each_form_of_the_judge_is_known_as_itself():
         with speaking("zh"):
             wanted = _(form).format(**dict.fromkeys(names, "7"))
             assert as_judged(form.format(**dict.fromkeys(names, "7"))) == wanted, form
+
+
+class Judge(ast.NodeVisitor):
+    """What checks say of a story: `(line, text)`, with 7 for what is filled in.
+
+    All texts of functions, and of lists beside them: sentences, and what is filled into them. Hints and the
+    sentences of properties belong to the lesson (`lessons/language.py`), errors to the author of checks.
+    """
+
+    def __init__(self):
+        self.found = []
+
+    def visit_FunctionDef(self, node):
+        for part in node.body:
+            self.visit(part)
+
+    visit_ClassDef = visit_FunctionDef
+
+    def visit_Expr(self, node):
+        if not isinstance(node.value, ast.Constant):  # a docstring
+            self.generic_visit(node)
+
+    def visit_Raise(self, node):
+        pass
+
+    visit_Assert = visit_Compare = visit_Subscript = visit_Raise
+
+    def visit_Assign(self, node):
+        name = getattr(node.targets[0], "id", "")
+        if not (name.isupper() and isinstance(node.value, ast.Constant)):  # a name for a case
+            self.generic_visit(node)
+
+    def visit_Call(self, node):
+        if getattr(node.func, "id", "") == "counted" and isinstance(node.args[1], ast.Constant):
+            noun = node.args[1].value
+            self.found += [(node.lineno, story.counted(count, noun)) for count in (1, 7)]
+            self.visit(node.args[0])
+        else:
+            self.generic_visit(node)
+
+    def visit_Constant(self, node):
+        if isinstance(node.value, str) and SENTENCE.search(node.value):
+            self.found.append((node.lineno, whole(node.value.replace("{}", "7"))))
+
+    def visit_JoinedStr(self, node):
+        text = ""
+        for part in node.values:
+            if isinstance(part, ast.Constant):
+                text += part.value
+                continue
+            self.visit(part.value)
+            # Right behind a word stands more of the sentence, or nothing; behind "r" a number.
+            is_more = re.search(r"[a-z)]$", text) and not re.search(r"\b[prs]$", text)
+            text += "" if is_more else "7"
+        if re.search("[a-z]{2}", text):
+            self.found.append((node.lineno, whole(text)))
+
+
+def whole(text):
+    """A part that goes on after another, or before it, with that in its place."""
+    text = f"7{text}" if re.match("[,;] | ", text) else text
+    return f"{text}7" if text.endswith(" ") else text
+
+
+SENTENCE = re.compile("[A-Za-z]{2,}[,:;]? [a-z]{2,}")
+CODE = re.compile(r"`[^`]*`|\([a-z_]+(?:, [a-z_]+)*\)|7\.\w+\.jsonl")
+NOT_SAID_ALONE = re.compile(
+    r"7 FLOP|7 logits|7 slot|(load|reserve)\(.*\)|out\[7, 7\] = 7|7 \(head_dim \+ 1 for each query\)"
+    r"|more rows|fewer rows|fork to less than none|append to a stranger"
+)
+"""The same in Chinese; code; parts of a word, of a form; names of cases."""
+
+
+def judged_left(source, lesson):
+    """What a check says that pages would not say in Chinese: `(line, text, what they would say)`."""
+    judge = Judge()
+    judge.visit(ast.parse(source))
+    for line, text in judge.found:
+        with speaking("zh"):
+            said = as_judged(text, lesson)
+        left = CODE.sub("", said)
+        if SENTENCE.search(left) or (said == text and re.search("[a-z]{3}", left)):
+            yield line, text, said
+
+
+def test_whatever_the_judge_says_is_said_in_chinese():
+    for lesson in lessons():
+        hints = json.loads(lesson.sentences("zh").read_text(encoding="utf-8"))
+        left = judged_left(lesson.checks.read_text(encoding="utf-8"), lesson.name)
+        left = [one for one in left if one[1] not in hints and not NOT_SAID_ALONE.fullmatch(one[1])]
+        assert not left, f"{lesson.name}: viz/judge_forms.py has no form of these"
+    for name in ("playing", "judge_process", "kernels", "device_rules"):
+        source = (ROOT / "lessons" / f"{name}.py").read_text(encoding="utf-8")
+        assert not list(judged_left(source, "13")), name
+
+
+def test_a_sentence_of_the_judge_without_chinese_is_noticed():
+    source = 'def play(case, story):\n    """Words."""\n    story.step(f"{name} sings for {count} blocks")\n'
+    assert [text for _, text, _ in judged_left(source, "04")] == ["7 sings for 7 blocks"]
+    assert not list(judged_left('f(f"{who} waits"); f(f"{n} tokens" + ", as before the refusal")', "04"))
+
+
+def test_what_is_wrong_with_a_file_or_a_kernel_is_said_in_chinese():
+    for words in (
+        "there is no function `slot`",
+        "importing it raised ValueError: 7",
+        "importing it took more than 10 seconds: does a loop never end? (line 3, in f: while True: pass)",
+        "the solution must be your own: it may not read the reference (line 3, in f: open(path))",
+        "the judge ended before it had said all",
+        "race in blocks 0 and 1 on out[3]: thread 1 reads it (line 7) and thread 2 writes it (line 9), with "
+        "no barrier between them",
+        "thread (3, 0, 0) of block (0, 0, 0) (warp 0, lane 3) reads tile[3], which no thread has written "
+        "(line 4)",
+    ):
+        with speaking("zh"):
+            said = as_judged(words)
+        left = re.sub(r"`.*?`|while True: pass|open\(path\)", "", said)
+        assert CHINESE.search(said) and not SENTENCE.search(left), said
 
 
 def test_the_sample_of_a_failing_story_is_told_in_chinese(tmp_path):

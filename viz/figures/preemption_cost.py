@@ -23,10 +23,10 @@ from viz.language import N_, _, sentences
 from viz.scene import Scene, lines_path, rounded
 
 LOOKS = {
-    "recompute": (Phase.PREFILL, "preempted", N_("recompute: computed again (square)")),
-    "swap": (Phase.DECODE, "swapped", N_("swap: moved out and back (diamond)")),
+    "recompute": (Phase.PREFILL, "preempted", N_("recompute: computed again (square)"), N_("Recompute")),
+    "swap": (Phase.DECODE, "swapped", N_("swap: moved out and back (diamond)"), N_("Swap")),
 }
-"""Mode → shape, colour, words."""
+"""Mode → shape, colour, words of the legend, name."""
 
 
 def preemption_cost(timelines: Sequence[Timeline]) -> list[Scene]:
@@ -40,7 +40,7 @@ def preemption_cost(timelines: Sequence[Timeline]) -> list[Scene]:
     scene = Scene(_("What a preemption costs, by its tokens"), NARROW, HEIGHT)
     log_grid(scene, x, y, _("tokens that the preempted request had computed"), _("milliseconds"))
     for mode, those in costs.items():
-        shape, colour, _words = LOOKS[mode]
+        shape, colour, *_names = LOOKS[mode]
         places = [(rounded(x.place(count)), rounded(y.place(1e3 * cost))) for count, cost in those.items()]
         scene.path(lines_path(places), stroke=colour, stroke_width=1.6)
         scene.path(dots_path(places, shape, 9), fill=colour)
@@ -76,5 +76,5 @@ def _in_words(costs: dict[str, Costs]) -> str:
             _("{count:,} tokens {milliseconds:.3g} ms").format(count=count, milliseconds=1e3 * seconds)
             for count, seconds in those.items()
         ]
-        told.append(_("{mode}: {costs}.").format(mode=mode.capitalize(), costs=_(", ").join(parts)))
+        told.append(_("{mode}: {costs}.").format(mode=_(LOOKS[mode][3]), costs=_(", ").join(parts)))
     return sentences(told)
