@@ -1,9 +1,9 @@
 """What the engine refuses, and what libraries say of damaged data, in the reader's language.
 
 A page hands a run to the engine, and a trace tells of requests that were refused: the engine says why, in
-English, with the argument, its value and what is allowed (`minivllm/validation.py`). So does msgspec of a line
-that is no event. Here are the forms of these sentences; `tests/viz/test_words_of_others.py` reads the sources
-of the ones, and provokes the others.
+English, with the argument, its value and what is allowed (`minivllm/validation.py`). So does msgspec of a
+line that is no event. Here are the forms of these sentences; `tests/viz/test_words_of_others.py`
+reads the sources of the ones, and provokes the others.
 
 Read next: `engine_words.py`, the same for what a run was like.
 """

@@ -8,6 +8,7 @@ import runpy
 import sys
 from dataclasses import replace
 from functools import cache, partial
+from html import unescape
 from random import Random
 
 import pytest
@@ -25,6 +26,7 @@ from lessons.trial import SEED
 from lessons.verdict import FAILED, PASSED, UNWRITTEN
 from lessons.walkthroughs import picture_file, run_walkthrough
 from tests import patience
+from viz.language import _, speaking
 
 SYMPTOMS = {story.EMPTY, story.CRASH, story.ENDLESS, story.REFUSED, story.ACCEPTED, story.AFTER_REFUSAL}
 SYMPTOMS |= {
@@ -292,6 +294,31 @@ def test_links_and_pictures_lead_somewhere(name):
                 assert (lesson.folder / target.split("#")[0]).exists(), target
         drawn = {picture_file(file, language) for file in lesson.constants()["PICTURES"]}
         assert set(parts["pictures"]) == drawn
+
+
+def texts_of_picture(path):
+    """What a picture says; and its title, its description, and what a pointer reads."""
+    picture = re.sub(r"<style>.*?</style>", "", path.read_text(encoding="utf-8"))
+    return [unescape(text) for text in re.findall(r">([^<]+)<", picture) if text.strip()]
+
+
+NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
+QUOTED = re.compile("“[^”]*”?")
+"""What a model has read or written."""
+
+
+@each_lesson
+def test_pictures_in_chinese_show_the_same_numbers_and_say_it_in_chinese(name):
+    lesson = LESSONS[name]
+    for file in lesson.constants()["PICTURES"]:
+        english = texts_of_picture(lesson.folder / file)
+        chinese = texts_of_picture(lesson.folder / picture_file(file, "zh"))
+        assert sorted(NUMBER.findall(" ".join(english))) == sorted(NUMBER.findall(" ".join(chinese))), file
+        assert sum("一" <= letter <= "鿿" for letter in "".join(chinese)) > 10
+        with speaking("zh"):
+            assert [text for text in chinese if _(text) != text] == [], file
+        mixed = [QUOTED.sub("", text) for text in chinese if re.search("[一-鿿]", text)]
+        assert [text for text in mixed if re.search("[a-z]{3,} [a-z]{3,}", text)] == [], file
 
 
 @each_lesson

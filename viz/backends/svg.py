@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from html import escape
 
-from viz.language import current
+from viz.language import _, current
 from viz.palette import BOTH, LIGHT, colour, css_rules
 from viz.scene import LEGIBLE, Scene, Shape
 
@@ -39,7 +39,7 @@ def to_svg_column(scenes: Sequence[Scene], step: int, theme: int = BOTH) -> str:
         font = ' font-family="monospace"' if scene.title.startswith(CODE) else ""
         parts.append(f'<g transform="translate({MARGIN:g} {y:g})"{font}>{_body(scene, step, theme)}</g>')
         y += scene.height + GAP
-    title = "; ".join(dict.fromkeys(scene.title for scene in scenes))
+    title = _("; ").join(dict.fromkeys(scene.title for scene in scenes))
     return _document(width, y - GAP + MARGIN, title, scenes[0].captions[step], "".join(parts), theme)
 
 

@@ -168,7 +168,7 @@ def _tip(matrix: MatrixSampled, row: int, column: int) -> str:
     place = _("output {output}, input {input}").format(
         output=matrix.first_output + row, input=matrix.first_input + column
     )
-    return f"{place}: {number(matrix.weights[row][column])}"
+    return _("{name}: {what}").format(name=place, what=number(matrix.weights[row][column]))
 
 
 def _borders(matrix: MatrixSampled, grid: GridTried) -> list[int]:

@@ -46,7 +46,7 @@ def preemption_cost(timelines: Sequence[Timeline]) -> list[Scene]:
         scene.path(dots_path(places, shape, 9), fill=colour)
     swatches(scene, 18, [(LOOKS[mode][1], _(LOOKS[mode][2]), 1.0) for mode in costs], 4)
     words = _draw_crossing(scene, costs, x, y)
-    scene.begin_step(f"{words} {_in_words(costs)}")
+    scene.begin_step(sentences([words, *_in_words(costs)] if words else _in_words(costs)))
     return [scene]
 
 
@@ -66,10 +66,10 @@ def _draw_crossing(scene: Scene, costs: dict[str, Costs], x: LogScale, y: LogSca
         words = _("swap is cheaper from about {at:,.2g} tokens on").format(at=at) if at < 100 else ""
         words = words or _("swap is cheaper from about {at:,.0f} tokens on").format(at=round(at, -1))
     scene.text(NARROW - 12, 46, words, size=14, anchor="end")
-    return words[0].upper() + words[1:] + "."
+    return _("{sentence}.").format(sentence=words[0].upper() + words[1:])
 
 
-def _in_words(costs: dict[str, Costs]) -> str:
+def _in_words(costs: dict[str, Costs]) -> list[str]:
     told = []
     for mode, those in costs.items():
         parts = [
@@ -77,4 +77,4 @@ def _in_words(costs: dict[str, Costs]) -> str:
             for count, seconds in those.items()
         ]
         told.append(_("{mode}: {costs}.").format(mode=_(LOOKS[mode][3]), costs=_(", ").join(parts)))
-    return sentences(told)
+    return told
