@@ -357,5 +357,5 @@ def judged_in_words(story: StoryTrace) -> StoryTrace:
         got=say(story.header.got),
         where=say(story.header.where),
     )
-    lanes = ([said(step) for step in lane] for lane in (story.yours, story.reference))
-    return StoryTrace(header, *lanes, story.is_whole)
+    yours, reference = ([said(step) for step in lane] for lane in (story.yours, story.reference))
+    return StoryTrace(header, yours, reference, story.is_whole)

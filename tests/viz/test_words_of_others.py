@@ -6,18 +6,22 @@ import json
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import minivllm
 from lessons import story
 from lessons.catalogue import lessons
+from minivllm.trace.events import AnyEvent
 from minivllm.trace.lines import KINDS as KINDS_OF_TRACES
 from minivllm.trace.reader import TraceError, read_trace
 from minivllm.trace.story_events import StoryHeader, StoryStep, StoryTrace, read_story
+from minivllm.validation import check_integer, check_number
 from viz import judge_words
 from viz.engine_words import in_words_of_the_reader
 from viz.judge_words import as_judged, judged_in_words
 from viz.language import _, speaking
+from viz.refusal_words import refused_in_words
 from viz.samples import packed_path
 
 ROOT = Path(minivllm.__file__).parent.parent
@@ -217,3 +221,90 @@ def test_what_fits_no_form_stays_as_it_is_and_no_fact_is_lost():
         told = judged_in_words(StoryTrace(header, [step], []))
     assert told.yours[0] == step
     assert (told.header.expected, told.header.got) == ("3 个空闲块", "None")
+
+
+# ── what the engine refuses, and what libraries say ──────────────────────────────────────────────────
+
+REFUSING = (
+    "validation", "config", "speculative_config", "engine/admission", "console/run_requests",
+    "lab/workloads/jsonl", "lab/workloads/jsonl_line",
+)  # fmt: skip
+"""What the page "Run" hands settings and requests to."""
+PUT_TOGETHER = ("7", "7: 7", "7 7")
+TERMS = re.compile(r"(token|hub) id")
+"""As Chinese engineers call them."""
+
+
+def refusals(module):
+    """Each sentence of a ValueError, with 7 for what is filled in, and its line."""
+    for node in ast.walk(ast.parse((ROOT / "minivllm" / f"{module}.py").read_text(encoding="utf-8"))):
+        raised = node.exc if isinstance(node, ast.Raise) else None
+        if isinstance(raised, ast.Call) and getattr(raised.func, "id", "") == "ValueError" and raised.args:
+            yield sentence_with_parts(raised.args[0]), node.lineno
+
+
+def sentence_with_parts(node):
+    if not isinstance(node, ast.JoinedStr):
+        return sentence(node).replace("{}", "7")
+    text = ""
+    for part in node.values:
+        if isinstance(part, ast.Constant):
+            text += part.value
+        elif getattr(part.value, "id", "") != "several":  # which may be nothing
+            text += "7"
+    return text
+
+
+@pytest.mark.parametrize("module", REFUSING)
+def test_what_the_engine_refuses_is_said_in_chinese(module):
+    found = list(refusals(module))
+    assert found
+    with speaking("zh"):
+        said = [(line, refused_in_words(words)) for words, line in found if words not in PUT_TOGETHER]
+    left = [one for one in said if not CHINESE.search(one[1]) or SENTENCE.search(TERMS.sub("", one[1]))]
+    assert left == []
+
+
+def test_refusals_of_numbers_are_said_to_their_end():
+    for call, words in (
+        (lambda: check_integer("block_size", 0, at_least=1), "block_size 必须是不小于 1 的整数，得到的是 0"),
+        (lambda: check_integer("seed", 7, at_least=0, at_most=3), "seed 必须是0 到 3 的整数，得到的是 7"),
+        (
+            lambda: check_number("temperature", -1, at_least=0),
+            "temperature 必须是不小于 0 的有限的数，得到的是 -1",
+        ),
+    ):
+        with pytest.raises(ValueError) as caught:
+            call()
+        assert refused_in_words(str(caught.value)) == str(caught.value)
+        with speaking("zh"):
+            assert refused_in_words(str(caught.value)) == words
+
+
+DAMAGED = (
+    b"", b"[1]", b"{}", b"{1:2}", b'{"a":1,}', b'{"a" 1}', b'{"a":1 2}', b"[1 2]", b"[1,]", b"\xff",
+    b'{"x":01}', b'{"x":"\\q"}', b'{"event":"StepStarted","step":"x"}', b'{"event":"StepStarted"}',
+    b'{"event":"Nothing"}', b'{"event":"BatchPlanned","items":[[1,2]]}',
+    b'{"event":"StepStarted","step":-1,"time":0}',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("line", DAMAGED)
+def test_what_msgspec_says_of_a_damaged_line_is_said_in_chinese(line):
+    try:
+        msgspec.json.decode(line, type=AnyEvent)
+    except msgspec.DecodeError as error:
+        with speaking("zh"):
+            said = in_words_of_the_reader(str(error))
+        assert CHINESE.search(said) and not SENTENCE.search(CODE.sub("", said)), (str(error), said)
+
+
+def test_a_damaged_trace_is_refused_in_chinese_to_the_last_word(tmp_path):
+    path = tmp_path / "run.jsonl"
+    whole = gzip.decompress(packed_path("paging").read_bytes()).splitlines(keepends=True)
+    path.write_bytes(b"".join([*whole[:4], b'{"event":"StepStarted","step":"x"}\n', *whole[4:]]))
+    with pytest.raises(TraceError) as caught:
+        read_trace(path)
+    with speaking("zh"):
+        said = in_words_of_the_reader(str(caught.value)).replace(str(path), "")
+    assert "第 5 行不是" in said and not SENTENCE.search(CODE.sub("", said)), said

@@ -18,6 +18,7 @@ from viz.language import N_, _, sentences
 from viz.loading import PrecisionRun
 from viz.plain import plain
 from viz.player import Jump
+from viz.refusal_words import refused_in_words
 
 TITLE = N_("Precision")
 URL = "precision"
@@ -134,7 +135,9 @@ def _table(run: PrecisionRun) -> None:
     for row in variants:
         if row.skipped:
             st.caption(
-                _("{name} was left out: {reason}.").format(name=plain(row.name), reason=plain(row.skipped))
+                _("{name} was left out: {reason}.").format(
+                    name=plain(row.name), reason=plain(refused_in_words(row.skipped))
+                )
             )
     told = [_("{model} on {text}.").format(model=plain(header.model), text=plain(header.text)), _(LEGEND)]
     if header.speed_model:
