@@ -81,6 +81,11 @@ def in_words_of_the_reader(text: str) -> str:
     return said_in(text, (*NAMES, *FORMS))
 
 
+def as_named(text: str) -> str:
+    """What a trace calls a device, a text or a matrix, as the reader speaks."""
+    return said_in(text, trace_words.NAMED, {"count": r"\d+"})
+
+
 def said_in(text: str, forms: tuple[str, ...], kinds: Kinds | None = None) -> str:
     """A text in the current language, if it is of one of these forms; else as it is."""
     for form, pattern in patterns(forms, tuple((kinds or {}).items())):

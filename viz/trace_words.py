@@ -85,6 +85,15 @@ PARTS = (
     N_("Permission denied"),
 )
 """What stands in braces above, and the system's most frequent reasons."""
+NAMED = (
+    N_("{device}, measured"),
+    N_("{device}, 1 thread"),
+    N_("{device}, {count} threads"),
+    N_("one core of this machine"),
+    N_("the built-in held-out documents"),
+    N_("layer {count}: {what}"),
+)
+"""What traces call devices, texts and matrices."""
 DAMAGE = (
     N_("{what} - at `{place}`"),
     N_("Input data was truncated"),

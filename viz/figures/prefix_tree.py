@@ -375,7 +375,7 @@ class _PrefixTree:
             detail.append(facts)
         self.scene.set(shapes.facts, text="" if place.is_folded else facts)
         of = subjects.belongs_to(self.names[request].number for request in requests)
-        self.scene.set(shapes.frame, detail=", ".join(detail), of=of, **frame)
+        self.scene.set(shapes.frame, detail=_(", ").join(detail), of=of, **frame)
         width = 6.0 + 9 * len(signs) if signs else 0.0
         self.scene.set(shapes.badge, label=signs, width=width, fill="ink" if signs else "none")
         # Text begins behind the signs, however many there are.
