@@ -124,7 +124,7 @@ class _Memory:
         mine = array.is_shared == isinstance(self, _Shared)
         self.scene.set(self.veil, opacity=0.0 if mine else 1.0)
         if not mine:
-            self.scene.set(self.title, text=f"{self.kind}: {_(self.idle)}")
+            self.scene.set(self.title, text=_("{name}: {what}").format(name=_(self.kind), what=_(self.idle)))
             return
         verb = _(VERBS.get(access.kind, access.kind))
         self.scene.set(

@@ -15,6 +15,7 @@ from viz.figures.kernel_blocks import has_blocks, kernel_blocks
 from viz.figures.kernel_lanes import kernel_lanes
 from viz.figures.kernel_source import kernel_source
 from viz.figures.kernel_totals import kernel_totals
+from viz.judge_words import as_judged
 from viz.kernel_steps import Follow, Played, choices, faults, microscope_jumps, played
 from viz.language import N_, _
 from viz.loading import KernelRun
@@ -139,4 +140,4 @@ def _tell_faults(trace: KernelTrace) -> None:
     if not found and trace.is_whole:  # faults are told at the end
         st.success(_(NO_FAULT))
     for fault in found:
-        st.error(f"**{plain(fault.kind)}**: {plain(fault.message)}")
+        st.error(f"**{plain(as_judged(fault.kind))}**: {plain(as_judged(fault.message))}")

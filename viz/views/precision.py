@@ -13,11 +13,13 @@ from minivllm.text import printable
 from minivllm.trace.precision_events import MatrixOnGrids, VariantMeasured
 from viz import kernel_stage
 from viz.about import about
+from viz.engine_words import as_named
 from viz.figures.precision import precision_scenes
 from viz.language import N_, _, sentences
 from viz.loading import PrecisionRun
 from viz.plain import plain
 from viz.player import Jump
+from viz.refusal_words import refused_in_words
 
 TITLE = N_("Precision")
 URL = "precision"
@@ -66,11 +68,11 @@ def page(run: PrecisionRun) -> None:
                 "asymmetric grids; errors are those of the whole matrix, products with its inputs on "
                 "{text}."
             ).format(
-                name=plain(matrix.name),
+                name=plain(as_named(matrix.name)),
                 model=plain(trace.header.model),
                 outputs=matrix.num_outputs,
                 inputs=matrix.num_inputs,
-                text=plain(trace.header.text),
+                text=plain(as_named(trace.header.text)),
             )
         )
     if trace.variants:
@@ -97,7 +99,7 @@ def _choose(shown: list[MatrixOnGrids]) -> int:
         _("Matrix"),
         range(len(shown)),
         index,
-        format_func=lambda item: printable(shown[item].matrix.name),
+        format_func=lambda item: printable(as_named(shown[item].matrix.name)),
         width=360,
     )
     st.session_state.matrix = number
@@ -134,9 +136,14 @@ def _table(run: PrecisionRun) -> None:
     for row in variants:
         if row.skipped:
             st.caption(
-                _("{name} was left out: {reason}.").format(name=plain(row.name), reason=plain(row.skipped))
+                _("{name} was left out: {reason}.").format(
+                    name=plain(row.name), reason=plain(refused_in_words(row.skipped))
+                )
             )
-    told = [_("{model} on {text}.").format(model=plain(header.model), text=plain(header.text)), _(LEGEND)]
+    told = [
+        _("{model} on {text}.").format(model=plain(header.model), text=plain(as_named(header.text))),
+        _(LEGEND),
+    ]
     if header.speed_model:
         told.append(_("Speeds are those of the model *{name}*.").format(name=plain(header.speed_model)))
     st.caption(sentences(told))
