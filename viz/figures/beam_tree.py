@@ -95,10 +95,12 @@ class _BeamTree:
         if column < 0:
             return _("Beam search of {request}: it has not begun").format(request=self.name.full)
         kinds = [self.search.nodes[index].kind for index in self.search.columns[column]]
-        beams = plural(kinds.count(Kind.KEPT), "beam") if Kind.KEPT in kinds else "over"
-        words = _("Beam search of {request}: {beams}, {tokens} deep").format(
-            request=self.name.full, beams=beams, tokens=plural(column + 1, "token")
-        )
+        told = _("Beam search of {request}: over, {tokens} deep")
+        if Kind.KEPT in kinds:
+            told = _("Beam search of {request}: {beams}, {tokens} deep")
+        beams = plural(kinds.count(Kind.KEPT), "beam")
+        tokens = plural(column + 1, "token")
+        words = told.format(request=self.name.full, beams=beams, tokens=tokens)
         best = self.search.best(column)
         if best is not None:
             words = _("{words}; best finished so far: {score} by length").format(

@@ -99,7 +99,7 @@ class Strip:
 class _Memory:
     """What both kinds of memory have in common: the warp on top, a title, a cover."""
 
-    kind, idle = "", ""
+    kind = ""
 
     def __init__(self, height: float) -> None:
         self.scene = scene = Scene(
@@ -124,7 +124,7 @@ class _Memory:
         mine = array.is_shared == isinstance(self, _Shared)
         self.scene.set(self.veil, opacity=0.0 if mine else 1.0)
         if not mine:
-            self.scene.set(self.title, text=f"{self.kind}: {_(self.idle)}")
+            self.scene.set(self.title, text=_("{kind}: not in this request").format(kind=_(self.kind)))
             return
         verb = _(VERBS.get(access.kind, access.kind))
         self.scene.set(
@@ -143,7 +143,7 @@ class _Memory:
 class _Global(_Memory):
     """Sectors of 32 bytes, by address."""
 
-    kind, idle = N_("Global memory"), N_("not in this request")
+    kind = N_("Global memory")
 
     def __init__(self) -> None:
         super().__init__(TARGET + STRIP_HEIGHT + 86)
@@ -186,7 +186,7 @@ class _Global(_Memory):
 class _Shared(_Memory):
     """Banks across, turns downward."""
 
-    kind, idle = N_("Shared memory"), N_("not in this request")
+    kind = N_("Shared memory")
 
     def __init__(self) -> None:
         super().__init__(TARGET + GRID_HEIGHT + 88)

@@ -26,7 +26,7 @@ from viz.figures.common import EDGE_MARKS, WIDE, clip, listing, names_of, plural
 from viz.figures.prefix_cards import PrefixCards
 from viz.figures.prefixes import PrefixHistory, prefix_history
 from viz.figures.readers import Readers
-from viz.language import _
+from viz.language import _, ngettext
 from viz.scene import Scene, Value, rounded
 
 MOST_EDGES = 60
@@ -366,9 +366,8 @@ class _PrefixTree:
             frame |= {"stroke": "ink", "stroke_width": 2.6}
         detail = [mark.words for name, mark in EDGE_MARKS.items() if name in happened]
         if blocks:
-            detail.insert(
-                0, f"{'block' if len(blocks) == 1 else 'blocks'} {listing([*map(str, blocks)], 12)}"
-            )
+            told = ngettext("block {numbers}", "blocks {numbers}", len(blocks))
+            detail.insert(0, told.format(numbers=listing([*map(str, blocks)], 12)))
         self.scene.set(shapes.bar, width=rounded((place.width - 2) * share))
         self.scene.set(shapes.text, fill="ink" if present else "muted")
         facts = self._facts(number, present, evictable, seqs)

@@ -11,7 +11,7 @@ import streamlit as st
 
 from minivllm.text import printable
 from minivllm.trace.precision_events import MatrixOnGrids, VariantMeasured
-from viz import kernel_stage
+from viz import kernel_stage, links
 from viz.about import about
 from viz.figures.precision import precision_scenes
 from viz.language import N_, _, sentences
@@ -52,13 +52,6 @@ def page(run: PrecisionRun) -> None:
         about(f"{_(INTRODUCTION)} {_(TRY)}")
         number = _choose(shown)
         found = shown[number]
-        kernel_stage.show(
-            f"{run.fingerprint}-{number}",
-            "precision",
-            lambda: precision_scenes(found),
-            precision_jumps(found),
-            list(range(len(found.grids))),
-        )
         matrix = found.matrix
         st.caption(
             _(
@@ -72,6 +65,13 @@ def page(run: PrecisionRun) -> None:
                 inputs=matrix.num_inputs,
                 text=plain(trace.header.text),
             )
+        )
+        kernel_stage.show(
+            f"{run.fingerprint}-{number}",
+            "precision",
+            lambda: precision_scenes(found),
+            precision_jumps(found),
+            list(range(len(found.grids))),
         )
     if trace.variants:
         _table(run)
@@ -89,20 +89,8 @@ def precision_jumps(found: MatrixOnGrids) -> list[Jump]:
 
 
 def _choose(shown: list[MatrixOnGrids]) -> int:
-    if len(shown) == 1:
-        return 0
-    kept = st.session_state.get("matrix", st.query_params.get("matrix", "0"))
-    index = int(kept) if str(kept).isdecimal() and int(kept) < len(shown) else 0
-    number = st.selectbox(
-        _("Matrix"),
-        range(len(shown)),
-        index,
-        format_func=lambda item: printable(shown[item].matrix.name),
-        width=360,
-    )
-    st.session_state.matrix = number
-    st.query_params["matrix"] = str(number)
-    return number
+    names = {str(number): printable(found.matrix.name) for number, found in enumerate(shown)}
+    return int(links.select("matrix", names, _("Matrix")))
 
 
 COLUMNS: dict[str, Callable[[VariantMeasured], str]] = {
