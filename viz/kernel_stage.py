@@ -33,7 +33,6 @@ def show(
     make_scenes: Callable[[], Sequence[Scene]],
     jumps: Sequence[Jump],
     steps: Sequence[int],
-    legend: Sequence[str] = (),
 ) -> None:
     """Play the scenes of a page.
 
@@ -42,6 +41,5 @@ def show(
         name: tells these pictures from others of the same kernel.
         make_scenes: called only if this session's server has not made them before.
         steps: the number of the event at each step of the scenes.
-        legend: as for `stage.show`.
     """
-    stage.show_scenes(fingerprint, name, make_scenes, jumps, steps, component=PLAYER, legend=legend)
+    stage.show_scenes(fingerprint, name, make_scenes, jumps, steps, component=PLAYER)

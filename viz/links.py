@@ -52,7 +52,9 @@ def choice(name: str, options: tuple[str, ...], value: str, label: str, words: M
     )
 
 
-def select(name: str, options: Mapping[str, str], label: str, *, width: int = 360, otherwise: str = "") -> str:
+def select(
+    name: str, options: Mapping[str, str], label: str, *, width: int = 360, otherwise: str = ""
+) -> str:
     """A list of values, each with its words, of which one is kept in the link; of a single one, no list.
 
     Args:

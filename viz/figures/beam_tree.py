@@ -78,6 +78,10 @@ class _BeamTree:
         self.title = self.scene.text(0, 16, "", size=15, weight="bold")
         bottom = self._lay_map()
         bottom = self._lay_glass(bottom + 34)
+        if deepest >= MOST_ROWS:
+            words = _("Of each step the best {most} are drawn.").format(most=MOST_ROWS)
+            self.scene.text(4, bottom + 16, words, size=13, fill="muted")
+            bottom += 16
         self.scene.height = bottom + 8
 
     def update(self, step: int) -> None:
@@ -325,7 +329,7 @@ class _BeamTree:
         if node.kind is Kind.FINISHED:
             words = _("{score} by length").format(score=signed(node.score))
             if index == self.search.best(column):
-                words = _("{words}, best").format(words=words)
+                words = _("{score}, the best").format(score=signed(node.score))
                 look["stroke_width"] = 4.0
             self.scene.set(self.scores[slot, row], text=words)
         self.scene.set(self.boxes[slot, row], **look)

@@ -61,7 +61,10 @@ def kernel_lanes(header: KernelHeader, accesses: Sequence[WarpAccess]) -> list[S
         for picture in pictures:
             picture.scene.begin_step(sentence)
             picture.step(access, array)
-    return [picture.scene for picture in pictures]
+    scenes = [picture.scene for picture in pictures]
+    for scene in scenes[1:]:
+        scene.stacked = True
+    return scenes
 
 
 def lane_x(lane: int) -> float:
@@ -122,6 +125,7 @@ class _Memory:
     def step(self, access: WarpAccess, array: KernelArray) -> None:
         """Show the request if it goes to this memory."""
         mine = array.is_shared == isinstance(self, _Shared)
+        self.scene.idle.append(not mine)
         self.scene.set(self.veil, opacity=0.0 if mine else 1.0)
         if not mine:
             self.scene.set(self.title, text=_("{kind}: not in this request").format(kind=_(self.kind)))

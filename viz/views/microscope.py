@@ -10,8 +10,9 @@ import streamlit as st
 from minivllm.trace.kernel_events import KernelHeader, KernelTrace
 from viz import kernel_stage, links
 from viz.about import about
-from viz.figures.common import PHONE, WIDE
+from viz.figures.common import PHONE
 from viz.figures.kernel_blocks import has_blocks, kernel_blocks
+from viz.figures.kernel_captions import COLUMN
 from viz.figures.kernel_lanes import kernel_lanes
 from viz.figures.kernel_source import kernel_source
 from viz.figures.kernel_totals import kernel_totals
@@ -54,16 +55,19 @@ minivllm dashboard kernel.jsonl"""
 
 
 def page(run: KernelRun) -> None:
-    number = choose_kernel(run)
-    trace = run.traces[number]
+    introduction = st.container()
+    with st.container(key="chosen", horizontal=True, vertical_alignment="center"):
+        number = choose_kernel(run)
+        trace = run.traces[number]
+        follow = _follow(trace)
+        found = faults(trace)
+        is_right = not found and trace.is_whole  # faults are told at the end
+        st.caption(sentences([_sizes(trace.header), *([_(NO_FAULT)] if is_right else [])]))
     parts = [_(INTRODUCTION), _(TRY)]
     if any(has_blocks(array) for array in trace.header.arrays):
         parts.append(_(ABOUT_BLOCKS))
-    about(" ".join(parts))
-    follow = _follow(trace)
-    found = faults(trace)
-    is_right = not found and trace.is_whole  # faults are told at the end
-    st.caption(sentences([_sizes(trace.header), *([_(NO_FAULT)] if is_right else [])]))
+    with introduction:
+        about(" ".join(parts))
     for fault in found:
         st.error(f"**{plain(fault.kind)}**: {plain(fault.message)}")
     shown = played(trace, follow)
@@ -80,28 +84,29 @@ def page(run: KernelRun) -> None:
 
     name = f"microscope-{follow.name}"
     jumps = microscope_jumps(trace, shown.accesses)
-    legend = [_(LEGEND), _(ORDER)]
-    kernel_stage.show(f"{run.fingerprint}-{number}", name, scenes, jumps, shown.steps, legend)
+    kernel_stage.show(f"{run.fingerprint}-{number}", name, scenes, jumps, shown.steps)
 
 
 def microscope_scenes(trace: KernelTrace, shown: Played, follow: Follow) -> list[Scene]:
     """All pictures of the page; the source for wide screens and for narrow ones."""
     header, accesses = trace.header, shown.accesses
     whose = "" if follow.block is None else follow.words
+    lanes, totals = kernel_lanes(header, accesses), kernel_totals(header, accesses, whose)
+    lanes[-1].notes.append(("words", _(LEGEND)))
+    totals.notes.append(("words", _(ORDER)))
+    # Two columns: the source stands on the left of what its line does.
     return [
-        kernel_source(header, accesses, WIDE, "wide"),
+        kernel_source(header, accesses, COLUMN, "wide"),
         kernel_source(header, accesses, PHONE, "narrow"),
-        *kernel_lanes(header, accesses),
+        totals,
+        *lanes,
         *kernel_blocks(header, accesses),
-        kernel_totals(header, accesses, whose),
     ]
 
 
 def choose_kernel(run: KernelRun) -> int:
     """Which kernel of the file; asked only if there are several."""
-    kernels = {
-        str(number): f"{number + 1}. {trace.header.kernel}" for number, trace in enumerate(run.traces)
-    }
+    kernels = {str(number): f"{number + 1}. {trace.header.kernel}" for number, trace in enumerate(run.traces)}
     return int(links.select("kernel", kernels, _("Kernel")))
 
 
