@@ -29,8 +29,8 @@ from viz.figures.kernel_blocks import kernel_blocks
 from viz.figures.kernel_lanes import kernel_lanes
 from viz.figures.kernel_matrix import kernel_matrix, piece_captions
 from viz.figures.kernel_memory import array_of
-from viz.figures.kernel_softmax import kernel_softmax
 from viz.figures.kernel_scores import kernel_scores
+from viz.figures.kernel_softmax import kernel_softmax
 from viz.figures.kernel_source import kernel_source
 from viz.figures.kernel_splits import kernel_splits
 from viz.figures.kernel_tiles import Piece, pieces
