@@ -121,12 +121,11 @@ class Tokenizer:
         `clean_up_tokenization_spaces` in tokenizer_config.json has no effect, as in `transformers` 5 for the
         tokenizers of the supported models, which are BPE.
         """
-        try:  # a list, as in every step, costs nothing more
-            ids = token_ids if type(token_ids) is list else _plain_ids(token_ids)
-            many = [ids] if isinstance(ids, int) else ids
-            return str(self._backend.decode(many, skip_special_tokens=skip_special_tokens))
+        try:
+            ids = token_ids if type(token_ids) is list else _as_list(token_ids)
+            return str(self._backend.decode(ids, skip_special_tokens=skip_special_tokens))
         except (TypeError, OverflowError):
-            raise _no_ids(token_ids) from None
+            raise _not_ids(token_ids) from None
 
     def batch_decode(self, many: Sequence[Sequence[int]], skip_special_tokens: bool = False) -> list[str]:
         return [self.decode(token_ids, skip_special_tokens) for token_ids in many]
@@ -140,14 +139,13 @@ class Tokenizer:
 
     def convert_ids_to_tokens(self, ids: int | Sequence[int], skip_special_tokens: bool = False) -> Any:
         """The exact names of tokens (`Ġthe`, `▁the`); None for ids without one."""
-        skipped = set(self.all_special_ids) if skip_special_tokens else set()
         try:
-            found = _plain_ids(ids)
-            if isinstance(found, int):
-                return self._backend.id_to_token(found)
-            return [self._backend.id_to_token(token_id) for token_id in found if token_id not in skipped]
+            if isinstance(ids, int) or getattr(ids, "ndim", 1) == 0:
+                return self._backend.id_to_token(int(ids))  # type: ignore[arg-type]
+            skipped = set(self.all_special_ids) if skip_special_tokens else set()
+            return [self._backend.id_to_token(one) for one in _as_list(ids) if one not in skipped]
         except (TypeError, OverflowError):
-            raise _no_ids(ids) from None
+            raise _not_ids(ids) from None
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token given by its exact name, or None."""
@@ -232,14 +230,14 @@ class Tokenizer:
         return token, None if token is None else self.token_to_id(token)
 
 
-def _plain_ids(value: object) -> int | list[int]:
+def _as_list(value: Any) -> list[int]:
     """One token id or several, of Python's numbers, numpy's or a tensor's."""
-    found: Any = value.tolist() if hasattr(value, "tolist") else value
-    return found if isinstance(found, int) else list(found)
+    plain = value.tolist() if hasattr(value, "tolist") else value
+    return [plain] if isinstance(plain, int) else list(plain)
 
 
-def _no_ids(value: object) -> ValueError:
-    """The error of token ids for which the library has no room."""
+def _not_ids(value: object) -> ValueError:
+    """What is said of one that the library has no room for."""
     return ValueError(f"token_ids must be integers from 0 to {LAST_ID}, got {shown(value)}")
 
 
