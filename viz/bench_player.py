@@ -18,13 +18,13 @@ import importlib.util
 import random
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from minivllm.scratch import ScratchFolder
 from minivllm.trace.reader import Trace, TraceError, read_trace
 from minivllm.trace.summary import percentiles
 from minivllm.trace.timeline import make_timeline
@@ -72,8 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TraceError as error:
         print(error, file=sys.stderr)
         return 2
-    with tempfile.TemporaryDirectory() as folder:
-        page = Path(folder) / "page.html"
+    with ScratchFolder("player") as folder:
+        page = folder / "page.html"
         began = time.perf_counter()
         timeline = make_timeline(trace)
         request = next(iter(timeline.spans))

@@ -39,6 +39,8 @@ from viz.state import note_recent
 
 ENVIRONMENT = "MINIVLLM_TRACE"
 MOST_NEIGHBOURS = 50
+OF_ONE_TRACE = ("kernel", "follow", "matrix", "search", "output", "device")
+"""What is chosen on pages and kept in the link (`links.py`), and means nothing in another trace."""
 
 
 class Run(NamedTuple):
@@ -229,7 +231,7 @@ def choose(path: Path) -> None:
     """Look at another trace, from its first step on."""
     if st.session_state.get("trace") != str(path):
         st.session_state.trace = str(path)
-        for name in ("request", "first shown", "kernel", "follow", "matrix"):
+        for name in ("request", "first shown", *(f"kept {name}" for name in OF_ONE_TRACE)):
             st.session_state.pop(name, None)
         st.query_params.clear()
 

@@ -53,7 +53,9 @@ def batch_composition(
     bottom = QUEUES_TOP + QUEUES_HEIGHT
     step_axis_labels(scene, timeline.num_steps, left, bottom + 20)
     cursor = StepCursor(scene, timeline.num_steps, left, BARS_TOP, bottom)
-    # After the cursor, whose veil would dim them.
+    # After the cursor, whose veil would dim them; it does not cross the words between the two charts.
+    floor = BARS_TOP + BARS_HEIGHT + 3
+    scene.rect(left - 2, floor, width - left + 2, QUEUES_TOP - 4 - floor, fill="page")
     scene.text(left, BARS_TOP + BARS_HEIGHT + 18, words, size=13, fill="muted")
     scene.text(4, QUEUES_TOP - 12, _("requests running (line) and waiting (dashes)"), size=14)
     tokens_now = scene.text(width - 4, 18, "", size=15, anchor="end")

@@ -170,7 +170,7 @@ class BlockPoolPicture:
         return found
 
     def _empty_share(self, filled: int | None) -> float:
-        """Of a block with so many slots filled; 0 if nobody reads it."""
+        """Of a block with so many slots filled; 0 if no sequence reads it."""
         return 0.0 if filled is None else 1 - filled / self.header.block_size
 
     def _update_host(self, grid: BlockGrid, record: StepRecord, marks: StepMarks, state: ReplayState) -> None:
