@@ -40,7 +40,7 @@ LESSONS = {lesson.name: lesson for lesson in lessons()}
 A_PROGRAM = "13_paged_kernel"
 """The walkthrough that is run as a program of its own; starting one costs more than most walkthroughs."""
 LONG = ("11_flash_attention_1", "12_flash_attention_2")
-FEWER_TOKENS = ("TILE_K = 80, 32,", "TILE_K = 48, 32,")
+FEWER_TOKENS = ("TILE_K = 80, 32,", "TILE_K = 64, 32,")
 """Two walkthroughs take long under the microscope. By day they look at fewer tokens."""
 each_lesson = pytest.mark.parametrize("name", LESSONS)
 
