@@ -80,7 +80,7 @@ class JudgeProcess:
             self._process.stdin.close()
 
     def tell(self, message: dict[str, Any]) -> None:
-        """Send a line. One that nobody reads any more is no error: `words` says what has happened."""
+        """Send a line. One that the process reads no more is no error: `words` says what has happened."""
         assert self._process.stdin is not None
         with suppress(OSError):
             self._process.stdin.write(json.dumps(message).encode() + b"\n")

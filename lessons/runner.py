@@ -106,6 +106,8 @@ def check(
     Raises:
         ValueError: there is no such file, the checks were changed, or what they need is not installed.
     """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a file")
     if not path.is_file():
         raise ValueError(f"there is no {path} yet: `minivllm lesson start {lesson.number}` makes it")
     need_test_extra()

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from minivllm import guard
 from minivllm.scratch import ScratchFolder
@@ -141,7 +141,7 @@ def _wait_for_url(process: subprocess.Popen[bytes], log: Path, tell: Callable[[l
     raise ValueError(f"the server did not start within {START_SECONDS:g} seconds")
 
 
-def end_in_order(process: subprocess.Popen[bytes]) -> None:
+def end_in_order(process: subprocess.Popen[Any]) -> None:
     """SIGTERM, and if that takes too long, the end of it and of everything that it has started."""
     if process.poll() is None:
         with suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""How each sample is made: by the commands that everybody has.
+"""How each sample is made: by the commands of the command line.
 
 The pages read traces and nothing else of the engine, so it is other processes that record them: `minivllm`
 `demo`, `microscope`, `compare precision` and `generate`, a lesson's judge, and what the page "Run" starts.
@@ -37,7 +37,7 @@ def make(name: str) -> int:
     """
     with ScratchFolder("samples") as folder:
         made = MAKERS[name](folder).read_bytes()
-    content = made.replace(f"{ROOT}/".encode(), b"")  # nobody else has our folders
+    content = made.replace(f"{ROOT}/".encode(), b"")  # other machines have other folders
     packed = gzip.compress(content, mtime=0)
     write_file(packed_path(name), packed, "samples")
     return len(packed)

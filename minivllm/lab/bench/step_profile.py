@@ -16,7 +16,7 @@ there at most, and so says where to work next. Read next: `limits.py`, `minivllm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,8 +90,9 @@ class StepProfile:
 class Stopwatch:
     """Adds up the time of parts; while a part calls another one, only the other's clock runs."""
 
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(PARTS, 0.0)
+    def __init__(self, parts: Iterable[str] = PARTS, clock: Callable[[], float] = perf_counter) -> None:
+        self.seconds = dict.fromkeys(parts, 0.0)
+        self._clock = clock
         self._open: list[str] = []
         self._since = 0.0
 
@@ -114,7 +115,7 @@ class Stopwatch:
 
     def _switch(self, part: str | None) -> None:
         """Enter `part`, or leave the latest one."""
-        now = perf_counter()
+        now = self._clock()
         if self._open:
             self.seconds[self._open[-1]] += now - self._since
         self._since = now
