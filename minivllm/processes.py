@@ -20,7 +20,6 @@ import runpy
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from minivllm import guard
+from minivllm.scratch import ScratchFolder
 from minivllm.text import printable
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,7 +112,7 @@ def start_server(
     Raises:
         ValueError: it did not start, and its own words why.
     """
-    with tempfile.NamedTemporaryFile(prefix="minivllm-serve-", suffix=".log") as log:
+    with ScratchFolder("serve") as scratch, (scratch / "log").open("wb") as log:
         process = subprocess.Popen(
             child_command("-m", "minivllm", "serve", *arguments, "--port", "0"),
             env=python_variables(PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8", **variables),

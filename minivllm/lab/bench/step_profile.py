@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
@@ -32,6 +31,7 @@ from minivllm.lab.subjects.settings import Settings
 from minivllm.lab.subjects.subject import Subject, open_subject
 from minivllm.lab.subjects.workload import play, warm_up
 from minivllm.scheduling.plan import StepPlan
+from minivllm.scratch import ScratchFolder
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.work import work_of
 
@@ -142,8 +142,8 @@ class Stopwatch:
 
 def run(settings: Settings) -> StepProfile:
     """Load the model, measure the machine, and look into the steps of a run."""
-    with open_subject(settings) as subject, TemporaryDirectory(prefix="minivllm-bench-") as scratch:
-        return measure(subject, settings, Path(scratch))
+    with open_subject(settings) as subject, ScratchFolder("bench") as scratch:
+        return measure(subject, settings, scratch)
 
 
 def measure(subject: Subject, settings: Settings, scratch: Path) -> StepProfile:

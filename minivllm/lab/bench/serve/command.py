@@ -18,7 +18,6 @@ import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import typer
@@ -63,8 +62,9 @@ from minivllm.lab.bench.serve.options import (
     Watchers,
     Workload,
 )
+from minivllm.scratch import ScratchFolder
 from minivllm.terminal import Console
-from minivllm.validation import check_choice, check_number, check_output_file
+from minivllm.validation import check_choice, check_number, check_output_files
 
 
 def serve(
@@ -118,6 +118,8 @@ def serve(
         _refuse_others(context, PEER_OPTIONS, "--peer")
         _compare_servers(options)
     else:
+        if is_given := next((name for name in ("streams", "repeat") if _is_given(context, name)), None):
+            raise ValueError(f"--{is_given} has no meaning without --against-offline or --peer")
         _measure(options)
 
 
@@ -130,12 +132,25 @@ PEER_OPTIONS = COMPARISON | {"peer", "python", "timeout"}
 def _refuse_others(context: typer.Context, known: set[str], what: str) -> None:
     """The comparison has a workload of its own: an option that would change nothing is refused."""
     for name in context.params.keys() - known:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+        if _is_given(context, name):
             raise ValueError(
                 f"--{name.replace('_', '-')} has no meaning with {what}, which sends fixed requests to "
                 "servers of its own"
             )
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Was this option typed?"""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _flags(options: dict[str, Any]) -> list[str]:
+    """The words of `--server-flags`. Raises `ValueError` if a quote is open."""
+    try:
+        return shlex.split(options["server_flags"])
+    except ValueError as error:
+        raise ValueError(f"server_flags cannot be cut into words: {error}") from None
 
 
 def _measure(options: dict[str, Any]) -> None:
@@ -242,7 +257,7 @@ def _files(options: dict[str, Any], plan: Any) -> tuple[Path | None, Path | None
         path = Path(f"{plan.backend}-{rate}qps-{datetime.now():%Y%m%d-%H%M%S}.json")
     if options["save_detailed"] and path is None:
         raise ValueError("save_detailed needs a file to write to: --json FILE or --save-result")
-    check_output_file("json", path)
+    check_output_files(json=path, plot=plot)
     if plot is not None:
         from minivllm.lab.drawing import check_picture
 
@@ -263,10 +278,10 @@ def _server(base_url: str | None, options: dict[str, Any], console: Console) -> 
     from minivllm.lab.subjects.subject import find_model
 
     threads = Settings(threads=options["threads"]).num_threads
-    with TemporaryDirectory(prefix="minivllm-bench-") as scratch:
-        name, folder = find_model(options["model"], Path(scratch))
+    with ScratchFolder("bench") as scratch:
+        name, folder = find_model(options["model"], scratch)
         console.print(f"Starting a server for the model {name} on {threads} thread{'s' * (threads > 1)} …")
-        flags = ["--served-model-name", name, *shlex.split(options["server_flags"])]
+        flags = ["--served-model-name", name, *_flags(options)]
         if options["api_key"] is not None:
             flags += ["--api-key", options["api_key"]]
         with own_server(folder, threads, flags) as server:
@@ -288,7 +303,7 @@ def _compare_servers(options: dict[str, Any]) -> None:
         peers=tuple(dict.fromkeys(options["peer"] or pythons)),
         pythons=pythons,
         timeout=options["timeout"],
-        flags=tuple(shlex.split(options["server_flags"])),
+        flags=tuple(_flags(options)),
     )
     _print_and_write(lambda: compare_servers(settings), options["json"])
 
@@ -315,7 +330,7 @@ def _compare(options: dict[str, Any]) -> None:
         options["requests"],
         seed=options["seed"],
         streams=parse_numbers("streams", options["streams"]),
-        flags=tuple(shlex.split(options["server_flags"])),
+        flags=tuple(_flags(options)),
     )
     _print_and_write(lambda: compare(settings), options["json"])
 
@@ -331,7 +346,7 @@ def _compare_watched(options: dict[str, Any]) -> None:
         seed=options["seed"],
         streams=parse_numbers("streams", options["streams"]),
         watchers=parse_numbers("watchers", options["watchers"], at_least=0),
-        flags=tuple(shlex.split(options["server_flags"])),
+        flags=tuple(_flags(options)),
     )
     _print_and_write(lambda: compare_watched(settings), options["json"])
 
