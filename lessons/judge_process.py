@@ -40,10 +40,17 @@ class JudgeProcess:
 
     Args:
         wishes: the first line that it is told.
+        scratch: a folder for what it writes, and for what the learner's code takes for temporary.
     """
 
-    def __init__(self, lesson: Lesson, path: Path, wishes: dict[str, Any]) -> None:
-        variables = python_variables(PYTHONHASHSEED="0", OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1")
+    def __init__(self, lesson: Lesson, path: Path, wishes: dict[str, Any], scratch: Path) -> None:
+        variables = python_variables(
+            PYTHONHASHSEED="0",
+            OMP_NUM_THREADS="1",
+            PYTHONDONTWRITEBYTECODE="1",
+            TMPDIR=str(scratch),
+            HYPOTHESIS_STORAGE_DIRECTORY=str(scratch / "hypothesis"),  # else in the learner's folder
+        )
         self._process = subprocess.Popen(
             child_command("-m", "lessons.judge", lesson.name, str(path)),
             stdin=subprocess.PIPE,

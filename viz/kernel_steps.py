@@ -29,6 +29,11 @@ class Follow(NamedTuple):
     warp: int | None = None
 
     @property
+    def name(self) -> str:
+        """For links."""
+        return ".".join(str(number) for number in self if number is not None) or "all"
+
+    @property
     def words(self) -> str:
         if self.block is None:
             return _("all thread blocks, in order")

@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lessons.catalogue import Lesson, find_lesson, lessons
 from lessons.walkthroughs import picture_file, run_walkthrough
+from minivllm.scratch import ScratchFolder
 from viz.language import LANGUAGES, speaking
 from viz.pictures import draw, find_figure
 
@@ -41,14 +41,14 @@ def make_pictures(lesson: Lesson) -> list[Path]:
         _checked(f"{where}, picture {file}", entry, names)
     if not wanted:
         return []
-    with tempfile.TemporaryDirectory(prefix="minivllm-pictures-") as folder:
-        run_walkthrough(lesson.walkthrough, Path(folder))
+    with ScratchFolder("pictures") as folder:
+        run_walkthrough(lesson.walkthrough, folder)
         drawn = {}
         for file, entry in wanted.items():
             for language in LANGUAGES:
                 try:
                     with speaking(language):
-                        svg = _draw(entry, [Path(folder) / name for name in names])
+                        svg = _draw(entry, [folder / name for name in names])
                 except ValueError as error:
                     raise ValueError(f"{where}, picture {file}: {error}") from error
                 drawn[picture_file(file, language)] = svg

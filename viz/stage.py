@@ -167,7 +167,7 @@ def _payload(
         selected=next((number for number, card in enumerate(cards) if card["id"] == selected), -1),
         legend=legend,
     )
-    return sum(scene.screen != "narrow" for scene in scenes), player.packed(data)
+    return len(presenting.places(scenes)), player.packed(data)
 
 
 def jumps(timeline: Timeline) -> list[Jump]:
@@ -188,6 +188,7 @@ def jumps(timeline: Timeline) -> list[Jump]:
             first(lambda step: any(e.reason == "capacity" for e in records[step].evicted)),
         ),
         Jump(_("first swap"), first(lambda step: records[step].swapped_out)),
+        Jump(_("first failed step"), first(lambda step: records[step].abandoned)),
     ]
     return [
         Jump(_("first wait"), first(lambda step: records[step].num_waiting)),

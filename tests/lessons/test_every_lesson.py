@@ -115,7 +115,7 @@ def test_the_reference_passes_and_no_right_solution_is_rejected(name):
     """Stories are drawn for the reference; the first of them are told to right solutions that are others."""
     stories = {}
     told = lambda number, case: stories.setdefault(number, []).append(json.dumps(case))  # noqa: E731
-    for verdict in judged_by(name, reference(name), share=usual(0.2), is_right=True, playing=told):
+    for verdict in judged_by(name, reference(name), share=usual(0.1), is_right=True, playing=told):
         assert verdict.status == PASSED, (verdict.number, verdict.expected, verdict.got, verdict.case)
         assert verdict.stories > 5
     for place, variant in enumerate(mutants_of(name).right):

@@ -20,7 +20,7 @@ from math import ceil
 from typing import Any
 
 from minivllm.trace.replay import ReplayState
-from minivllm.trace.timeline import BatchItem, StepRecord, Timeline, walk
+from minivllm.trace.timeline import BatchItem, StepRecord, Timeline, walk_again
 from viz import subjects
 from viz.figures.block_grid import BlockGrid
 from viz.figures.block_history import BlockHistory
@@ -46,7 +46,7 @@ def block_pool(timeline: Timeline, selected: str | None = None, *, spotlight: bo
     """
     picture = BlockPoolPicture(timeline, selected, spotlight)
     sentences = captions(timeline)
-    for record, state in walk(timeline.trace):
+    for record, state in walk_again(timeline):
         picture.step(record, state, sentences[record.step])
     return picture.scene
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from minivllm.trace.replay import ReplayState
-from minivllm.trace.timeline import StepRecord, Timeline, walk
+from minivllm.trace.timeline import StepRecord, Timeline, walk_again
 from viz import subjects
 from viz.figures.captions import captions
 from viz.figures.common import EDGE_MARKS, WIDE, clip, listing, names_of, plural
@@ -75,7 +75,7 @@ def prefix_tree(timeline: Timeline, width: float = WIDE, screen: str = "") -> Sc
     """The prefix cache of a run, whichever kind it had; without one, an empty tree."""
     picture = _PrefixTree(timeline, prefix_history(timeline), width, screen)
     sentences = captions(timeline)
-    for record, state in walk(timeline.trace):
+    for record, state in walk_again(timeline):
         picture.scene.begin_step(sentences[record.step])
         picture.update(record, state)
     picture.scene.height = picture.lowest

@@ -50,14 +50,18 @@ class Player {
   lay(host) {
     host.replaceChildren();
     for (const picture of this.pictures) {
-      const figure = document.createElement("figure");
-      figure.className = `picture ${picture.scene.screen}`;
-      figure.style.setProperty("--width", picture.scene.width);
       const frame = make("div", "frame");
       frame.append(picture.svg);
-      figure.append(frame, ...notesOf(picture.scene));
-      if (picture.scene.section) host.append(make("h2", "section", picture.scene.section));
-      host.append(figure);
+      picture.frame = frame;
+      if (picture.scene.stacked) host.lastElementChild.classList.add("stack");
+      else {
+        const figure = make("figure", `picture ${picture.scene.screen}`);
+        figure.classList.toggle("broad", isBroad(picture.scene, this.data.scenes));
+        figure.style.setProperty("--width", picture.scene.width);
+        if (picture.scene.section) host.append(make("h2", "section", picture.scene.section));
+        host.append(figure);
+      }
+      host.lastElementChild.append(frame, ...notesOf(picture.scene));
       const svg = picture.svg;
       if (picture.scene.axis) svg.classList.add("steps");
       if (picture.scene.points.length) svg.classList.add("points");
@@ -124,8 +128,9 @@ class Player {
     const probe = document.createElement("p");
     probe.className = "caption";
     probe.textContent = byLength[Math.floor(0.9 * (byLength.length - 1))];
+    probe.style.minHeight = "0";
     this.caption.after(probe);
-    this.caption.style.minHeight = `${Math.min(probe.offsetHeight, window.innerHeight / 4)}px`;
+    this.caption.style.minHeight = `${Math.min(probe.offsetHeight, window.innerHeight / 6)}px`;
     probe.remove();
   }
 

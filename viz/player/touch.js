@@ -11,6 +11,9 @@ class Touch {
     Object.assign(this, { player, data, subject: "", request: -1 });
     this.say = player.say;
     this.cards = new Cards(data);
+    if (!this.cards.requests.length) { // a story, or a kernel: there are steps alone
+      root.querySelector(".find input").setAttribute("aria-label", this.say("Find a step, or words"));
+    }
     this.spoken = root.querySelector(".spoken");
     const act = {
       select: (subject) => this.select(subject),

@@ -11,7 +11,7 @@ import streamlit as st
 
 from minivllm.text import printable
 from minivllm.trace.precision_events import MatrixOnGrids, VariantMeasured
-from viz import kernel_stage
+from viz import kernel_stage, links
 from viz.about import about
 from viz.engine_words import as_named
 from viz.figures.precision import precision_scenes
@@ -54,13 +54,6 @@ def page(run: PrecisionRun) -> None:
         about(f"{_(INTRODUCTION)} {_(TRY)}")
         number = _choose(shown)
         found = shown[number]
-        kernel_stage.show(
-            f"{run.fingerprint}-{number}",
-            "precision",
-            lambda: precision_scenes(found),
-            precision_jumps(found),
-            list(range(len(found.grids))),
-        )
         matrix = found.matrix
         st.caption(
             _(
@@ -74,6 +67,13 @@ def page(run: PrecisionRun) -> None:
                 inputs=matrix.num_inputs,
                 text=plain(as_named(trace.header.text)),
             )
+        )
+        kernel_stage.show(
+            f"{run.fingerprint}-{number}",
+            "precision",
+            lambda: precision_scenes(found),
+            precision_jumps(found),
+            list(range(len(found.grids))),
         )
     if trace.variants:
         _table(run)
@@ -91,20 +91,8 @@ def precision_jumps(found: MatrixOnGrids) -> list[Jump]:
 
 
 def _choose(shown: list[MatrixOnGrids]) -> int:
-    if len(shown) == 1:
-        return 0
-    kept = st.session_state.get("matrix", st.query_params.get("matrix", "0"))
-    index = int(kept) if str(kept).isdecimal() and int(kept) < len(shown) else 0
-    number = st.selectbox(
-        _("Matrix"),
-        range(len(shown)),
-        index,
-        format_func=lambda item: printable(as_named(shown[item].matrix.name)),
-        width=360,
-    )
-    st.session_state.matrix = number
-    st.query_params["matrix"] = str(number)
-    return number
+    names = {str(number): printable(as_named(found.matrix.name)) for number, found in enumerate(shown)}
+    return int(links.select("matrix", names, _("Matrix")))
 
 
 COLUMNS: dict[str, Callable[[VariantMeasured], str]] = {
