@@ -11,6 +11,7 @@
 // `data.steps` has the first run's step at each of them: that is what is remembered and linked.
 
 const LINK_EVERY_MS = 350;
+const BESIDE_PX = 110; // of a presented picture: the bar above the player, and the zoom below
 
 class Player {
   // `ask(name, value)` tells the page that the reader wants other pictures; where no server is, nobody.
@@ -53,6 +54,7 @@ class Player {
       const figure = document.createElement("figure");
       figure.className = `picture ${picture.scene.screen}`;
       figure.style.setProperty("--width", picture.scene.width);
+      figure.style.setProperty("--height", picture.scene.height);
       const frame = make("div", "frame");
       frame.append(picture.svg);
       figure.append(frame, ...notesOf(picture.scene));
@@ -127,6 +129,15 @@ class Player {
     this.caption.after(probe);
     this.caption.style.minHeight = `${Math.min(probe.offsetHeight, window.innerHeight / 4)}px`;
     probe.remove();
+    this.fit();
+  }
+
+  // Presented, the picture takes all that controls and caption leave of the window.
+  fit() {
+    this.root.style.removeProperty("--player-height");
+    if (!getComputedStyle(this.root).getPropertyValue("--player-height")) return;
+    const taken = this.root.querySelector(".head").offsetHeight + BESIDE_PX;
+    this.root.style.setProperty("--player-height", `${window.innerHeight - taken}px`);
   }
 
   // ── moving ──────────────────────────────────────────────────────────────────────────────────────────
