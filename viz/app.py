@@ -75,10 +75,13 @@ h1 { padding: 0.2rem 0 0.6rem !important; }
 .st-key-language-switch button { min-height: 1.9rem; padding: 0 0.6rem; }
 .st-key-language-switch button p { font-size: 13px; }
 @media (min-width: 768px) { /* what is chosen above a picture takes one line */
-  .stMainBlockContainer > .stVerticalBlock > .stElementContainer > .stSelectbox {
+  .stMainBlockContainer > .stVerticalBlock > .stElementContainer > .stSelectbox, .st-key-chosen .stSelectbox {
     display: flex; align-items: center; gap: 0.8rem; width: auto !important;
     label { margin: 0; white-space: nowrap; }
     > div { width: 20rem; }
+  }
+  .st-key-chosen > .stElementContainer:has([data-testid="stCaptionContainer"]) {
+    flex: 1 1 20rem; width: auto !important; min-width: 0;
   }
 }
 @media (prefers-reduced-motion: reduce) {

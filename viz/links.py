@@ -52,6 +52,32 @@ def choice(name: str, options: tuple[str, ...], value: str, label: str, words: M
     )
 
 
+def select(
+    name: str, options: Mapping[str, str], label: str, *, width: int = 360, otherwise: str = ""
+) -> str:
+    """A list of values, each with its words, of which one is kept in the link; of a single one, no list.
+
+    Args:
+        otherwise: what stands there while nothing ("") is chosen, if that is one of the options.
+    """
+    if len(options) == 1:
+        return next(iter(options))
+    value = kept(name, options, next(iter(options)))
+    named = [option for option in options if option]
+    # A key of its own would be forgotten when the page changes.
+    chosen = st.selectbox(
+        label,
+        named,
+        named.index(value) if value else None,
+        format_func=options.__getitem__,
+        placeholder=otherwise or None,
+        width=width,
+    )
+    if (chosen or "") != value:
+        keep(name, chosen or "")
+    return chosen or ""
+
+
 def has_page(url: str) -> bool:
     """Is there a page of this name? (Pages are also drawn alone, in tests.)"""
     return url in st.session_state.get("pages", {})

@@ -29,6 +29,7 @@ from viz.figures.kernel_blocks import kernel_blocks
 from viz.figures.kernel_lanes import kernel_lanes
 from viz.figures.kernel_matrix import kernel_matrix, piece_captions
 from viz.figures.kernel_memory import array_of
+from viz.figures.kernel_scores import kernel_scores
 from viz.figures.kernel_softmax import kernel_softmax
 from viz.figures.kernel_source import kernel_source
 from viz.figures.kernel_splits import kernel_splits
@@ -221,10 +222,14 @@ def _memory(trace: KernelTrace, shown: Played, step: int, width: float) -> list[
     if not -len(shown.accesses) <= step < len(shown.accesses):
         return scenes
     is_shared = array_of(shown.accesses[step], trace.header).is_shared
-    return [scenes[-1 if is_shared else 0]]
+    chosen = scenes[-1 if is_shared else 0]
+    chosen.stacked = False  # it stands alone
+    return [chosen]
 
 
-def _of_pieces(make: Callable[[KernelTrace, list[Piece], list[str]], Scene | None]) -> Figure:
+def _of_pieces(
+    make: Callable[[KernelTrace, list[Piece], list[str]], Scene | list[Scene] | None],
+) -> Figure:
     """A figure whose steps are tiles; by default of the first kernel that has any."""
 
     def scenes(traces: Sequence[Path], options: Options, step: int) -> list[Scene]:
@@ -232,8 +237,8 @@ def _of_pieces(make: Callable[[KernelTrace, list[Piece], list[str]], Scene | Non
         default = next((number for number, trace in enumerate(kernels) if pieces(trace)), 0)
         trace = _chosen_kernel(traces[0], options, default)
         found = pieces(trace)
-        scene = make(trace, found, piece_captions(found)) if found else None
-        return [scene] if scene else []
+        made = (make(trace, found, piece_captions(found)) if found else None) or []
+        return made if isinstance(made, list) else [made]
 
     return Figure(scenes, ("kernel",))
 
@@ -277,6 +282,7 @@ FIGURES: dict[str, Figure] = {
     "kernel_blocks": _of_requests(lambda t, s, n, width: kernel_blocks(t.header, s.accesses)),
     "kernel_totals": _of_requests(lambda t, s, n, width: [kernel_totals(t.header, s.accesses)]),
     "kernel_matrix": _of_pieces(lambda t, found, told: kernel_matrix(t.header, found, told)),
+    "kernel_scores": _of_pieces(lambda t, found, told: kernel_scores(found, told)),
     "kernel_softmax": _of_pieces(_softmax),
     "kernel_shared": _of_pieces(kernel_shared),
     "kernel_traffic": _of_pieces(kernel_traffic),

@@ -36,7 +36,13 @@ PAGES = {
     "metrics": ("metrics_board", "metric_charts"),
     "compare": ("comparison",),
     "microscope": ("kernel_source", "kernel_lanes", "kernel_blocks", "kernel_totals"),
-    "flash_attention": ("kernel_matrix", "kernel_softmax", "kernel_shared", "kernel_traffic"),
+    "flash_attention": (
+        "kernel_matrix",
+        "kernel_scores",
+        "kernel_softmax",
+        "kernel_shared",
+        "kernel_traffic",
+    ),
 }
 """Page of the dashboard, by its link's name → its figures."""
 WITH_CARDS = ("overview", "kv_pool", "scheduler")

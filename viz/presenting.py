@@ -74,8 +74,19 @@ def shown(scenes: Sequence[Scene], number: int) -> Sequence[Scene]:
     """The one that is presented, of those for wide screens; all of them if `number` is 0."""
     if not number:
         return scenes
-    wide = [scene for scene in scenes if scene.screen != "narrow"]
-    return [wide[(number - 1) % len(wide)]]
+    found = places(scenes)
+    return found[(number - 1) % len(found)]
+
+
+def places(scenes: Sequence[Scene]) -> list[list[Scene]]:
+    """What stands where on a wide screen: mostly one picture in each place."""
+    found: list[list[Scene]] = []
+    for scene in scenes:
+        if scene.stacked:
+            found[-1].append(scene)
+        elif scene.screen != "narrow":
+            found.append([scene])
+    return found
 
 
 def _go(is_on: str, picture: str) -> None:

@@ -134,6 +134,8 @@ class Scene:
         axis: set if x means steps.
         histories: what there is to tell of the blocks or edges that it draws (`figures/block_history.py`,
             `figures/prefix_cards.py`).
+        idle: for each step, is there nothing to see? Empty: there always is.
+        stacked: on a page it stands where the scene before it stands: at each step one of the two is idle.
         filled_words: what a pointer reads about `filled`, which stands for "{filled}" in it.
         points: of a chart, those that can be asked about; by step, where there is an axis.
         notes: what stands below the picture on a page: "words" (with `code` and **bold** in it) and "code".
@@ -152,6 +154,8 @@ class Scene:
     notes: list[tuple[str, str]] = field(default_factory=list)
     section: str = ""
     screen: str = ""
+    idle: list[bool] = field(default_factory=list)
+    stacked: bool = False
     filled_words: str = ""
     histories: dict[str, Any] | None = None
     _now: list[Shape] = field(default_factory=list, repr=False, compare=False)
@@ -187,13 +191,7 @@ class Scene:
 
     def set(self, shape: int, **attributes: Value) -> None:
         """Change a shape in this step. What stays the same is left out of the patch."""
-        now = self._now[shape]
-        for name, value in attributes.items():
-            if now[name] != value:
-                value = self.changes.shown(value)
-                if now[name] != value:
-                    now[name] = value
-                    self.changes.add(shape, name, value)
+        self.changes.add(shape, self._now[shape], attributes)
 
     def forget_steps(self) -> None:
         """Drop all steps, and go on from the picture as it is: for a run that has no end."""
@@ -230,6 +228,8 @@ class Scene:
             "notes": [(kind, printable(words)) for kind, words in self.notes],
             "section": self.section,
             "screen": self.screen,
+            "idle": "".join(str(int(is_idle)) for is_idle in self.idle),
+            "stacked": self.stacked,
             "filled_words": self.filled_words,
             "axis": [self.axis.left, self.axis.step_width, list(self.axis.ends)] if self.axis else None,
         }

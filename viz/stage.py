@@ -167,7 +167,7 @@ def _payload(
         selected=next((number for number, card in enumerate(cards) if card["id"] == selected), -1),
         legend=legend,
     )
-    return sum(scene.screen != "narrow" for scene in scenes), player.packed(data)
+    return len(presenting.places(scenes)), player.packed(data)
 
 
 def jumps(timeline: Timeline) -> list[Jump]:

@@ -72,7 +72,7 @@ def test_a_link_may_present_and_a_page_without_pictures_does_not(file):
 
 @pytest.mark.parametrize(("number", "title"), [(1, "a"), (2, "b"), (3, "a")])
 def test_only_pictures_for_wide_screens_are_counted(number, title):
-    scenes = [SimpleNamespace(title=name, screen=screen) for name, screen in
+    scenes = [SimpleNamespace(title=name, screen=screen, stacked=False) for name, screen in
               (("a", "wide"), ("small a", "narrow"), ("b", ""), ("small b", "narrow"))]  # fmt: skip
     assert [scene.title for scene in presenting.shown(scenes, number)] == [title]
     assert presenting.shown(scenes, 0) == scenes

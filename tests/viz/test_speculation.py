@@ -15,7 +15,7 @@ from tests.engine.guesses import guessing
 from tests.lab.simulation.test_speculative import ROOMY, serve
 from tests.lab.simulation.worlds import Listed, make_request
 from viz import figures
-from viz.figures.speculation import ACCEPTED, MOST_CELLS, ROWS, STRUCK_OUT
+from viz.figures.speculation import ACCEPTED, MOST_CELLS, MOST_ROWS, STRUCK_OUT
 
 
 def run(seed, accuracy=0.6, num_requests=3):
@@ -37,7 +37,7 @@ def test_every_draft_is_drawn_as_the_trace_tells_it(seed, num_requests):
     for record in timeline.records:
         shapes = scene.at(record.step)
         boxes = [s for s in shapes if s["kind"] == "rect" and s.get("tip", "").startswith("token ")]
-        shown = [item for item in record.drafts if item.token_ids][:ROWS]
+        shown = [item for item in record.drafts if item.token_ids][:MOST_ROWS]
         assert [box["fill"] for box in boxes] == [
             ACCEPTED if place < item.num_accepted else STRUCK_OUT
             for item in shown

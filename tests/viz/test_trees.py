@@ -153,7 +153,7 @@ def test_the_glass_shows_the_nodes_of_its_steps_and_always_the_current_one(pair,
         assert sum(sign in s["tip"] for s in shown) == sum(node.kind is kind for node in wanted)
     words = [str(s["text"]) for s in shapes if s["kind"] == "text" and s["anchor"] == "middle" and s["text"]]
     assert sum(word.startswith("✓ ") for word in words) == sum(n.kind is Kind.FINISHED for n in wanted)
-    bests = [s for s in shapes if str(s.get("text", "")).endswith("by length, best")]
+    bests = [s for s in shapes if str(s.get("text", "")).endswith(", the best")]
     best = search.best(search.column_at(step))
     assert len(bests) == int(best is not None and search.nodes[best].column in columns)
 

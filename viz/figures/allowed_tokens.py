@@ -19,7 +19,7 @@ from typing import NamedTuple
 from minivllm.trace.events import AllowedTokens
 from minivllm.trace.timeline import Timeline
 from viz.figures.captions import captions
-from viz.figures.common import NARROW, StepCursor, clip, step_axis_labels, swatches
+from viz.figures.common import NARROW, StepCursor, clip, step_axis_labels, swatches, text_cells
 from viz.language import _, counted
 from viz.scene import Scene, Value, bars_path, rounded
 
@@ -159,7 +159,7 @@ class _Rows:
             }
             label_words = ("► " if is_chosen else "") + clip(words, 14)
             scene.set(label, text=label_words, **style)
-            length = min(9.2 * len(label_words), BAR - 20)
+            length = min(8.0 * text_cells(label_words), BAR - 20)
             middle = y + 9.5
             struck = f"M{BAR - 10 - length:g},{middle:g}L{BAR - 8:g},{middle:g}"
             scene.set(line, d="" if is_allowed else struck)

@@ -78,6 +78,10 @@ class _BeamTree:
         self.title = self.scene.text(0, 16, "", size=15, weight="bold")
         bottom = self._lay_map()
         bottom = self._lay_glass(bottom + 34)
+        if deepest >= MOST_ROWS:
+            words = _("Of each step the best {most} are drawn.").format(most=MOST_ROWS)
+            self.scene.text(4, bottom + 16, words, size=13, fill="muted")
+            bottom += 16
         self.scene.height = bottom + 8
 
     def update(self, step: int) -> None:
@@ -95,10 +99,12 @@ class _BeamTree:
         if column < 0:
             return _("Beam search of {request}: it has not begun").format(request=self.name.full)
         kinds = [self.search.nodes[index].kind for index in self.search.columns[column]]
-        beams = plural(kinds.count(Kind.KEPT), "beam") if Kind.KEPT in kinds else "over"
-        words = _("Beam search of {request}: {beams}, {tokens} deep").format(
-            request=self.name.full, beams=beams, tokens=plural(column + 1, "token")
-        )
+        told = _("Beam search of {request}: over, {tokens} deep")
+        if Kind.KEPT in kinds:
+            told = _("Beam search of {request}: {beams}, {tokens} deep")
+        beams = plural(kinds.count(Kind.KEPT), "beam")
+        tokens = plural(column + 1, "token")
+        words = told.format(request=self.name.full, beams=beams, tokens=tokens)
         best = self.search.best(column)
         if best is not None:
             words = _("{words}; best finished so far: {score} by length").format(
@@ -323,7 +329,7 @@ class _BeamTree:
         if node.kind is Kind.FINISHED:
             words = _("{score} by length").format(score=signed(node.score))
             if index == self.search.best(column):
-                words = _("{words}, best").format(words=words)
+                words = _("{score}, the best").format(score=signed(node.score))
                 look["stroke_width"] = 4.0
             self.scene.set(self.scores[slot, row], text=words)
         self.scene.set(self.boxes[slot, row], **look)

@@ -61,7 +61,10 @@ def kernel_lanes(header: KernelHeader, accesses: Sequence[WarpAccess]) -> list[S
         for picture in pictures:
             picture.scene.begin_step(sentence)
             picture.step(access, array)
-    return [picture.scene for picture in pictures]
+    scenes = [picture.scene for picture in pictures]
+    for scene in scenes[1:]:
+        scene.stacked = True
+    return scenes
 
 
 def lane_x(lane: int) -> float:
@@ -99,7 +102,7 @@ class Strip:
 class _Memory:
     """What both kinds of memory have in common: the warp on top, a title, a cover."""
 
-    kind, idle = "", ""
+    kind = ""
 
     def __init__(self, height: float) -> None:
         self.scene = scene = Scene(
@@ -122,9 +125,10 @@ class _Memory:
     def step(self, access: WarpAccess, array: KernelArray) -> None:
         """Show the request if it goes to this memory."""
         mine = array.is_shared == isinstance(self, _Shared)
+        self.scene.idle.append(not mine)
         self.scene.set(self.veil, opacity=0.0 if mine else 1.0)
         if not mine:
-            self.scene.set(self.title, text=f"{self.kind}: {_(self.idle)}")
+            self.scene.set(self.title, text=_("{kind}: not in this request").format(kind=_(self.kind)))
             return
         verb = _(VERBS.get(access.kind, access.kind))
         self.scene.set(
@@ -143,7 +147,7 @@ class _Memory:
 class _Global(_Memory):
     """Sectors of 32 bytes, by address."""
 
-    kind, idle = N_("Global memory"), N_("not in this request")
+    kind = N_("Global memory")
 
     def __init__(self) -> None:
         super().__init__(TARGET + STRIP_HEIGHT + 86)
@@ -186,7 +190,7 @@ class _Global(_Memory):
 class _Shared(_Memory):
     """Banks across, turns downward."""
 
-    kind, idle = N_("Shared memory"), N_("not in this request")
+    kind = N_("Shared memory")
 
     def __init__(self) -> None:
         super().__init__(TARGET + GRID_HEIGHT + 88)

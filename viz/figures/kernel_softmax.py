@@ -61,6 +61,8 @@ def kernel_softmax(found: Sequence[Piece], told: Sequence[str]) -> Scene:
     num_rows = max(1, min(MOST_ROWS, max(len(_latest(piece)) for piece in found)))
     scene = Scene(_("Running softmax of the rows of this tile"), COLUMN, TOP + num_rows * ROW + 50)
     scene.text(4, 16, _("Running softmax of these rows"), size=15, weight="bold")
+    if not is_told_late(found):
+        scene.notes.append(("words", _("A rescale is counted where there was something to rescale.")))
     for heading, x in COLUMNS.items():
         scene.text(x, 38, _(heading), size=13, fill="muted", anchor="end")
     scene.text(FACTOR, 38, _("old sum and output"), size=13, fill="muted")

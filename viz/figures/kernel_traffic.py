@@ -23,11 +23,15 @@ from viz.figures.kernel_captions import COLUMN
 from viz.figures.kernel_memory import cell
 from viz.figures.kernel_tiles import Piece, matrix_bytes, score_array
 from viz.figures.kernel_totals import Totals, add
-from viz.language import _
+from viz.language import N_, _
 from viz.scene import Scene, rounded
 
 ROW = 46.0
 BAR_LEFT, BAR_WIDTH, BAR_ROW = 176.0, 262.0, 26.0
+
+BARRIER = N_(
+    "A tile begins with the barrier before its keys were loaded, so the bytes of loading them are its own."
+)
 
 
 class Load(NamedTuple):
@@ -246,6 +250,8 @@ def kernel_traffic(trace: KernelTrace, found: Sequence[Piece], told: Sequence[st
     )
     scene.text(4, y + 16, note, size=12, fill="muted")
     scene.height = y + 26
+    if found[0].verb == "computes":
+        scene.notes.append(("words", _(BARRIER)))
     for sentence, row in zip(told, traffic, strict=True):
         scene.begin_step(sentence)
         for name, (bar, number, most) in bars.items():

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from minivllm.trace.replay import ReplayState, SequenceState
-from minivllm.trace.timeline import Phase, StepRecord, Timeline, walk
+from minivllm.trace.timeline import Phase, StepRecord, Timeline, walk_again
 from viz import subjects
 from viz.figures.captions import captions
 from viz.figures.common import NARROW, PHONE, Name, clip, names_of
@@ -52,7 +52,7 @@ def overview(timeline: Timeline) -> list[Scene]:
     columns = [_Column(timeline, part, NARROW, "half") for part in (requests[:half], requests[half:]) if part]
     columns.append(_Column(timeline, requests, PHONE, "narrow"))
     sentences = captions(timeline)
-    for record, state in walk(timeline.trace):
+    for record, state in walk_again(timeline):
         for column in columns:
             column.scene.begin_step(sentences[record.step])
             column.update(record, state)

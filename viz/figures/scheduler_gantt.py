@@ -12,7 +12,7 @@ wide screens the first words of the prompt stand beside it. Read next: `batch_co
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import ceil
 
 from minivllm.trace.timeline import Phase, Span, Timeline
@@ -55,8 +55,13 @@ LOOKS: dict[Phase, tuple[str, float, str]] = {
 SIGNS = {Phase.PREEMPTED: "×", Phase.SWAPPED: "↑"}
 
 
-def scheduler_gantt(timeline: Timeline, width: float = WIDE, screen: str = "") -> Scene:
-    """One row per request, at most `MOST_ROWS`, in order of arrival."""
+def scheduler_gantt(
+    timeline: Timeline, width: float = WIDE, screen: str = "", told: Sequence[str] | None = None
+) -> Scene:
+    """One row per request, at most `MOST_ROWS`, in order of arrival.
+
+    `told` are the captions, if they are there already.
+    """
     requests = list(timeline.spans)
     shown = requests[:MOST_ROWS]
     row = max(4.0, min(24.0, ROWS_HEIGHT / max(len(shown), 1)))
@@ -108,7 +113,7 @@ def scheduler_gantt(timeline: Timeline, width: float = WIDE, screen: str = "") -
     for number, note in enumerate(notes):
         scene.text(left, bottom + 40 + 18 * number, note, size=13, fill="muted")
     cursor = StepCursor(scene, timeline.num_steps, left, top, bottom)
-    for step, sentence in enumerate(captions(timeline)):
+    for step, sentence in enumerate(told or captions(timeline)):
         scene.begin_step(sentence)
         cursor.move(step)
     return scene

@@ -27,7 +27,7 @@ from math import ceil
 from minivllm.trace.replay import ReplayState
 from minivllm.trace.timeline import Timeline
 from viz import subjects
-from viz.figures.common import NARROW, Name, plural
+from viz.figures.common import NARROW, Name, plural, text_cells
 from viz.language import _
 from viz.scene import Scene
 
@@ -35,6 +35,7 @@ MOST_LOGICAL = 32
 MOST_TABLES = 8
 COLUMNS = 16
 BOX, GAP, TITLE = 36.0, 4.0, 24.0
+TITLE_CELL = 7.6
 ROW_LABEL, ROW_BOX, ROW_HEIGHT = 60.0, 32.0, 32.0
 ARROW_SPACE = 64.0
 
@@ -107,6 +108,8 @@ class SelectedTables:
             words = _("{words} (the last {most} are shown)").format(words=words, most=most)
         if len(shown) > MOST_TABLES:
             words = _("{words} (the first {most} tables)").format(words=words, most=MOST_TABLES)
+        if TITLE_CELL * text_cells(words) > self.scene.width:  # then without the caller's own id
+            words = words.replace(name, self.name.tag)
         return words
 
     # ── one sequence: logical blocks with arrows ──────────────────────────────────────────────────────

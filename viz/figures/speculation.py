@@ -26,7 +26,7 @@ from viz.figures.common import NARROW, clip, names_of, plural, swatches
 from viz.language import _
 from viz.scene import Scene, rounded
 
-LEFT, ROWS, ROW, TOP, BARS = 66.0, 6, 30.0, 44.0, 60.0
+LEFT, MOST_ROWS, ROW, TOP, BARS = 66.0, 6, 30.0, 44.0, 60.0
 MOST_CELLS = 6
 ACCEPTED, STRUCK_OUT = "decode", "waiting"
 
@@ -115,10 +115,11 @@ def speculation_facts(timeline: Timeline) -> SpeculationFacts:
 def speculation(timeline: Timeline, width: float = NARROW, screen: str = "") -> Scene:
     """The drafts of each step, and how they fared in the whole run."""
     facts = speculation_facts(timeline)
-    bottom = TOP + ROWS * ROW + 20 + BARS
+    num_rows = min(MOST_ROWS, max(1, *(len(record.drafts) for record in timeline.records)))
+    bottom = TOP + num_rows * ROW + 20 + BARS
     scene = Scene(_("What was guessed"), width, bottom + 74, screen=screen)
     swatches(scene, 18, [(ACCEPTED, _("accepted"), 1.0), (STRUCK_OUT, _("struck out"), 1.0)], LEFT)
-    rows = _Rows(scene, timeline)
+    rows = _Rows(scene, timeline, num_rows)
     _bars(scene, facts, rows.cell, bottom)
     _numbers(scene, facts, measured_gain(timeline), bottom + 40)
     for record, sentence in zip(timeline.records, captions(timeline), strict=True):
@@ -171,14 +172,14 @@ def _numbers(scene: Scene, facts: SpeculationFacts, gain: MeasuredGain | None, y
 class _Rows:
     """The drafts of one step, one sequence in a row."""
 
-    def __init__(self, scene: Scene, timeline: Timeline) -> None:
+    def __init__(self, scene: Scene, timeline: Timeline, num_rows: int) -> None:
         self.scene = scene
         self.timeline = timeline
         self.names = names_of(timeline)
         self.cell = (scene.width - LEFT) / (MOST_CELLS + 1)
         self.most = max(2, int((self.cell - 18) / 8.8))
         self.rows = []
-        for index in range(ROWS):
+        for index in range(num_rows):
             y = TOP + index * ROW
             name = scene.text(LEFT - 10, y + 15, "", size=15, weight="bold", anchor="end")
             cells = [
@@ -192,7 +193,7 @@ class _Rows:
                 for place in range(MOST_CELLS)
             ]
             self.rows.append((y, name, cells, scene.text(LEFT, y + 15, "", size=14, weight="bold")))
-        self.rest = scene.text(LEFT, TOP + ROWS * ROW + 6, "", size=13, fill="muted")
+        self.rest = scene.text(LEFT, TOP + num_rows * ROW + 6, "", size=13, fill="muted")
 
     def show(self, record: StepRecord) -> None:
         """Draw the drafts of one step."""
@@ -200,7 +201,7 @@ class _Rows:
         for index, (y, name, cells, said) in enumerate(self.rows):
             item = record.drafts[index] if index < len(record.drafts) else None
             self._show_row(y, name, cells, said, item, last)
-        more = len(record.drafts) - ROWS
+        more = len(record.drafts) - len(self.rows)
         words = _("and {sequences} more").format(sequences=plural(more, "sequence")) if more > 0 else ""
         self.scene.set(self.rest, text=words or ("" if record.drafts else _("no drafts in this step")))
 

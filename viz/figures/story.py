@@ -214,7 +214,8 @@ class _Lane:
     def show(self, step: int, facts: Sequence[Fact], is_parted: bool) -> None:
         scene = self.scene
         words = [_(PARTED) if is_parted else "", status(self.steps, step)]
-        scene.set(self.status, text="; ".join(filter(None, words)), fill="cursor" if is_parted else "muted")
+        told = _("; ").join(filter(None, words))
+        scene.set(self.status, text=told, fill="cursor" if is_parted else "muted")
         scene.set(
             self.rule, stroke="cursor" if is_parted else "outline", stroke_width=3 if is_parted else 1.2
         )

@@ -27,6 +27,12 @@ function notesOf({ notes }) {
   return [host];
 }
 
+// Does a picture for wide screens take all columns? One of modest width leaves room for others, where there are any.
+function isBroad(scene, scenes) {
+  const others = scenes.filter(({ screen }) => screen !== "narrow").length > 1;
+  return scene.screen === "wide" && !(scene.width <= MODEST && others);
+}
+
 // The legend: beside the pictures where there is room, else below them. Pictures of modest width leave some earlier.
 function explain(host, legend, scenes) {
   host.closest(".stage").classList.toggle("modest", scenes.every(({ width }) => width <= MODEST));

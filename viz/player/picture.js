@@ -65,6 +65,7 @@ class Picture {
     for (const [index, changes] of this.changes.seek(step, this.laid)) this.change(index, changes);
     this.step = step;
     this.svg.dataset.step = step;
+    this.frame?.classList.toggle("idle", this.scene.idle?.[step] === "1");
   }
 
   change(index, changes) {

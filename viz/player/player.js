@@ -14,7 +14,7 @@ const LINK_EVERY_MS = 350;
 const BESIDE_PX = 110; // of a presented picture: the bar above the player, and the zoom below
 
 class Player {
-  // `ask(name, value)` tells the page that the reader wants other pictures; where no server is, nobody.
+  // `ask(name, value)` tells the page that the reader wants other pictures; where no server is, it is not there.
   constructor(root, data, ask) {
     this.root = root;
     this.ask = ask;
@@ -51,15 +51,19 @@ class Player {
   lay(host) {
     host.replaceChildren();
     for (const picture of this.pictures) {
-      const figure = document.createElement("figure");
-      figure.className = `picture ${picture.scene.screen}`;
-      figure.style.setProperty("--width", picture.scene.width);
-      figure.style.setProperty("--height", picture.scene.height);
       const frame = make("div", "frame");
+      frame.style.setProperty("--height", picture.scene.height);
       frame.append(picture.svg);
-      figure.append(frame, ...notesOf(picture.scene));
-      if (picture.scene.section) host.append(make("h2", "section", picture.scene.section));
-      host.append(figure);
+      picture.frame = frame;
+      if (picture.scene.stacked) host.lastElementChild.classList.add("stack");
+      else {
+        const figure = make("figure", `picture ${picture.scene.screen}`);
+        figure.classList.toggle("broad", isBroad(picture.scene, this.data.scenes));
+        figure.style.setProperty("--width", picture.scene.width);
+        if (picture.scene.section) host.append(make("h2", "section", picture.scene.section));
+        host.append(figure);
+      }
+      host.lastElementChild.append(frame, ...notesOf(picture.scene));
       const svg = picture.svg;
       if (picture.scene.axis) svg.classList.add("steps");
       if (picture.scene.points.length) svg.classList.add("points");
@@ -126,8 +130,9 @@ class Player {
     const probe = document.createElement("p");
     probe.className = "caption";
     probe.textContent = byLength[Math.floor(0.9 * (byLength.length - 1))];
+    probe.style.minHeight = "0";
     this.caption.after(probe);
-    this.caption.style.minHeight = `${Math.min(probe.offsetHeight, window.innerHeight / 4)}px`;
+    this.caption.style.minHeight = `${Math.min(probe.offsetHeight, window.innerHeight / 6)}px`;
     probe.remove();
     this.fit();
   }

@@ -116,7 +116,8 @@ function save(blob, name) {
 function offerPictures(player, root) {
   const find = (selector) => root.querySelector(selector);
   const [opener, menu, which] = [find(".take-open"), find(".take-menu"), find(".take-which")];
-  const seen = () => player.pictures.filter((picture) => picture.svg.getBoundingClientRect().width > 0);
+  const seen = () => player.pictures.filter(({ svg }) =>
+    svg.getBoundingClientRect().width > 0 && getComputedStyle(svg).visibility === "visible");
   const open = (isOpen) => {
     menu.hidden = !isOpen;
     opener.setAttribute("aria-expanded", isOpen);

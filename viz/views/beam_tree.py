@@ -5,9 +5,7 @@ Read next: `viz/figures/beam_tree.py`.
 
 from __future__ import annotations
 
-import streamlit as st
-
-from viz import empty, figures, stage
+from viz import empty, figures, links, stage
 from viz.about import about
 from viz.figures.common import PHONE, WIDE, names_of
 from viz.language import N_, _
@@ -101,18 +99,6 @@ def _jumps(run: Run, request: str) -> list[Jump]:
 
 def _selected(run: Run, requests: list[str]) -> str:
     """The request whose search is drawn: there is a choice only if several searched."""
-    if len(requests) == 1:
-        return requests[0]
     names = names_of(run.timeline)
-    chosen = st.session_state.get("search")
-    index = requests.index(chosen) if chosen in requests else 0
-    # Its own key would be forgotten when the page changes; ours is kept.
-    request = st.selectbox(
-        _("Show the search of request"),
-        requests,
-        index,
-        format_func=lambda item: names[item].full,
-        width=360,
-    )
-    st.session_state.search = request
-    return request
+    words = {request: names[request].full for request in requests}
+    return links.select("search", words, _("Show the search of request"))

@@ -99,6 +99,8 @@ def _play(run: KernelRun, number: int, trace: KernelTrace, found: Sequence[Piece
                 shown=len(shown), found=len(found)
             )
         )
+    name = f"{plain(trace.header.kernel)} · {plain(trace.header.title)}"
+    st.caption(_("{sentence}.").format(sentence=name))
     kernel_stage.show(
         f"{run.fingerprint}-{number}",
         "flash-attention",
@@ -106,18 +108,6 @@ def _play(run: KernelRun, number: int, trace: KernelTrace, found: Sequence[Piece
         attention_jumps(shown),
         [piece.begin for piece in shown],
     )
-    name = f"{plain(trace.header.kernel)} · {plain(trace.header.title)}"
-    told = [_("{sentence}.").format(sentence=name)]
-    if is_tiled:
-        told.append(
-            _(
-                "A tile begins with the barrier before its keys were loaded, so the bytes of loading them "
-                "are its own."
-            )
-        )
-        if not is_told_late(found):
-            told.append(_("A rescale is counted where there was something to rescale."))
-    st.caption(sentences(told))
 
 
 def attention_scenes(trace: KernelTrace, found: Sequence[Piece]) -> list[Scene]:

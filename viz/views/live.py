@@ -50,7 +50,7 @@ SIGNS = N_(
 OWN = N_(
     "The dashboard can start one for you: `minivllm serve --live` with the **shipped model** and a small "
     "pool, at a free port of **this machine** (127.0.0.1), with a key of its own. It ends when you stop it, "
-    "with the dashboard, and {minutes:g} minutes after nobody watches it any more."
+    "with the dashboard, and {minutes:g} minutes after no page watches it any more."
 )
 COMPONENT = st.components.v2.component(
     "minivllm_live", html=player.live_html(), css=player.live_css() + THEME, js=player.live_javascript()

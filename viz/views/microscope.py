@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import streamlit as st
 
-from minivllm.trace.kernel_events import KernelTrace
-from viz import kernel_stage
+from minivllm.trace.kernel_events import KernelHeader, KernelTrace
+from viz import kernel_stage, links
 from viz.about import about
-from viz.figures.common import PHONE, WIDE
+from viz.figures.common import PHONE
 from viz.figures.kernel_blocks import has_blocks, kernel_blocks
+from viz.figures.kernel_captions import COLUMN
 from viz.figures.kernel_lanes import kernel_lanes
 from viz.figures.kernel_source import kernel_source
 from viz.figures.kernel_totals import kernel_totals
+from viz.judge_words import as_judged
 from viz.kernel_steps import Follow, Played, choices, faults, microscope_jumps, played
-from viz.language import N_, _
+from viz.language import N_, _, sentences
 from viz.loading import KernelRun
 from viz.plain import plain
 from viz.scene import Scene
@@ -40,6 +42,10 @@ ABOUT_BLOCKS = N_(
     "An array of blocks is reached through a **block table**: the picture of the blocks shows which lane "
     "goes to which physical block, and to which row of it."
 )
+LEGEND = N_("Lanes: blue reads, orange writes, pink changes atomically; the title says it, too.")
+ORDER = N_(
+    "The microscope runs warps one after another; a GPU may run them in any order between two barriers."
+)
 NO_FAULT = N_("No race, no read of memory that was never written, nothing out of bounds.")
 WITHOUT = N_(
     "A **trace of a kernel** holds every request that its warps made to memory. This makes one, on any "
@@ -50,13 +56,21 @@ minivllm dashboard kernel.jsonl"""
 
 
 def page(run: KernelRun) -> None:
-    number = choose_kernel(run)
-    trace = run.traces[number]
+    introduction = st.container()
+    with st.container(key="chosen", horizontal=True, vertical_alignment="center"):
+        number = choose_kernel(run)
+        trace = run.traces[number]
+        follow = _follow(trace)
+        found = faults(trace)
+        is_right = not found and trace.is_whole  # faults are told at the end
+        st.caption(sentences([_sizes(trace.header), *([_(NO_FAULT)] if is_right else [])]))
     parts = [_(INTRODUCTION), _(TRY)]
     if any(has_blocks(array) for array in trace.header.arrays):
         parts.append(_(ABOUT_BLOCKS))
-    about(" ".join(parts))
-    follow = _follow(trace)
+    with introduction:
+        about(" ".join(parts))
+    for fault in found:
+        st.error(f"**{plain(as_judged(fault.kind))}**: {plain(as_judged(fault.message))}")
     shown = played(trace, follow)
     if shown.left_out:
         st.info(
@@ -69,74 +83,48 @@ def page(run: KernelRun) -> None:
     def scenes() -> list[Scene]:
         return microscope_scenes(trace, shown, follow)
 
-    followed = [str(number) for number in follow if number is not None]
-    name = "-".join(["microscope", *followed])
+    name = f"microscope-{follow.name}"
     jumps = microscope_jumps(trace, shown.accesses)
     kernel_stage.show(f"{run.fingerprint}-{number}", name, scenes, jumps, shown.steps)
-    _tell_faults(trace)
-    header = trace.header
-    st.caption(
-        _(
-            "{title} · {grid} thread blocks of {block} threads, {shared_bytes:,} bytes of shared "
-            "memory each. Lanes: blue reads, orange writes, pink changes atomically; the title says "
-            "it, too. The microscope runs warps one after another; a GPU may run them in any order "
-            "between two barriers."
-        ).format(
-            title=plain(header.title),
-            grid=" × ".join(map(str, header.grid)),
-            block=" × ".join(map(str, header.block)),
-            shared_bytes=header.shared_bytes,
-        )
-    )
 
 
 def microscope_scenes(trace: KernelTrace, shown: Played, follow: Follow) -> list[Scene]:
     """All pictures of the page; the source for wide screens and for narrow ones."""
     header, accesses = trace.header, shown.accesses
     whose = "" if follow.block is None else follow.words
+    lanes, totals = kernel_lanes(header, accesses), kernel_totals(header, accesses, whose)
+    lanes[-1].notes.append(("words", _(LEGEND)))
+    totals.notes.append(("words", _(ORDER)))
+    # Two columns: the source stands on the left of what its line does.
     return [
-        kernel_source(header, accesses, WIDE, "wide"),
+        kernel_source(header, accesses, COLUMN, "wide"),
         kernel_source(header, accesses, PHONE, "narrow"),
-        *kernel_lanes(header, accesses),
+        totals,
+        *lanes,
         *kernel_blocks(header, accesses),
-        kernel_totals(header, accesses, whose),
     ]
 
 
 def choose_kernel(run: KernelRun) -> int:
     """Which kernel of the file; asked only if there are several."""
-    if len(run.traces) == 1:
-        return 0
-    kept = st.session_state.get("kernel", st.query_params.get("kernel", "0"))
-    index = int(kept) if str(kept).isdecimal() and int(kept) < len(run.traces) else 0
-    number = st.selectbox(
-        _("Kernel"),
-        range(len(run.traces)),
-        index,
-        format_func=lambda item: f"{item + 1}. {run.traces[item].header.kernel}",
-        width=360,
-    )
-    if number != index:
-        st.session_state.pop("follow", None)
-    st.session_state.kernel = number
-    st.query_params["kernel"] = str(number)
-    return number
+    kernels = {str(number): f"{number + 1}. {trace.header.kernel}" for number, trace in enumerate(run.traces)}
+    return int(links.select("kernel", kernels, _("Kernel")))
 
 
 def _follow(trace: KernelTrace) -> Follow:
-    found = choices(trace)
-    if len(found) == 1:
-        return found[0]
-    kept = st.session_state.get("follow")
-    index = found.index(kept) if kept in found else 0
-    chosen = st.selectbox(_("Follow"), found, index, format_func=lambda item: item.words, width=360)
-    st.session_state.follow = chosen
-    return chosen
+    found = {item.name: item for item in choices(trace)}
+    words = {name: item.words for name, item in found.items()}
+    return found[links.select("follow", words, _("Follow"))]
 
 
-def _tell_faults(trace: KernelTrace) -> None:
-    found = faults(trace)
-    if not found and trace.is_whole:  # faults are told at the end
-        st.success(_(NO_FAULT))
-    for fault in found:
-        st.error(f"**{plain(fault.kind)}**: {plain(fault.message)}")
+def _sizes(header: KernelHeader) -> str:
+    """What was launched."""
+    told = _(
+        "{title} · {grid} thread blocks of {block} threads, {shared_bytes:,} bytes of shared memory each."
+    )
+    return told.format(
+        title=plain(header.title),
+        grid=" × ".join(map(str, header.grid)),
+        block=" × ".join(map(str, header.block)),
+        shared_bytes=header.shared_bytes,
+    )

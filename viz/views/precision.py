@@ -11,13 +11,15 @@ import streamlit as st
 
 from minivllm.text import printable
 from minivllm.trace.precision_events import MatrixOnGrids, VariantMeasured
-from viz import kernel_stage
+from viz import kernel_stage, links
 from viz.about import about
+from viz.engine_words import as_named
 from viz.figures.precision import precision_scenes
 from viz.language import N_, _, sentences
 from viz.loading import PrecisionRun
 from viz.plain import plain
 from viz.player import Jump
+from viz.refusal_words import refused_in_words
 
 TITLE = N_("Precision")
 URL = "precision"
@@ -52,13 +54,6 @@ def page(run: PrecisionRun) -> None:
         about(f"{_(INTRODUCTION)} {_(TRY)}")
         number = _choose(shown)
         found = shown[number]
-        kernel_stage.show(
-            f"{run.fingerprint}-{number}",
-            "precision",
-            lambda: precision_scenes(found),
-            precision_jumps(found),
-            list(range(len(found.grids))),
-        )
         matrix = found.matrix
         st.caption(
             _(
@@ -66,12 +61,19 @@ def page(run: PrecisionRun) -> None:
                 "asymmetric grids; errors are those of the whole matrix, products with its inputs on "
                 "{text}."
             ).format(
-                name=plain(matrix.name),
+                name=plain(as_named(matrix.name)),
                 model=plain(trace.header.model),
                 outputs=matrix.num_outputs,
                 inputs=matrix.num_inputs,
-                text=plain(trace.header.text),
+                text=plain(as_named(trace.header.text)),
             )
+        )
+        kernel_stage.show(
+            f"{run.fingerprint}-{number}",
+            "precision",
+            lambda: precision_scenes(found),
+            precision_jumps(found),
+            list(range(len(found.grids))),
         )
     if trace.variants:
         _table(run)
@@ -89,20 +91,8 @@ def precision_jumps(found: MatrixOnGrids) -> list[Jump]:
 
 
 def _choose(shown: list[MatrixOnGrids]) -> int:
-    if len(shown) == 1:
-        return 0
-    kept = st.session_state.get("matrix", st.query_params.get("matrix", "0"))
-    index = int(kept) if str(kept).isdecimal() and int(kept) < len(shown) else 0
-    number = st.selectbox(
-        _("Matrix"),
-        range(len(shown)),
-        index,
-        format_func=lambda item: printable(shown[item].matrix.name),
-        width=360,
-    )
-    st.session_state.matrix = number
-    st.query_params["matrix"] = str(number)
-    return number
+    names = {str(number): printable(as_named(found.matrix.name)) for number, found in enumerate(shown)}
+    return int(links.select("matrix", names, _("Matrix")))
 
 
 COLUMNS: dict[str, Callable[[VariantMeasured], str]] = {
@@ -134,9 +124,14 @@ def _table(run: PrecisionRun) -> None:
     for row in variants:
         if row.skipped:
             st.caption(
-                _("{name} was left out: {reason}.").format(name=plain(row.name), reason=plain(row.skipped))
+                _("{name} was left out: {reason}.").format(
+                    name=plain(row.name), reason=plain(refused_in_words(row.skipped))
+                )
             )
-    told = [_("{model} on {text}.").format(model=plain(header.model), text=plain(header.text)), _(LEGEND)]
+    told = [
+        _("{model} on {text}.").format(model=plain(header.model), text=plain(as_named(header.text))),
+        _(LEGEND),
+    ]
     if header.speed_model:
         told.append(_("Speeds are those of the model *{name}*.").format(name=plain(header.speed_model)))
     st.caption(sentences(told))

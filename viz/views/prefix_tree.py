@@ -5,6 +5,7 @@ Read next: `viz/figures/prefix_tree.py`.
 
 from __future__ import annotations
 
+from minivllm.trace.timeline import Timeline
 from viz import empty, figures, stage
 from viz.about import about
 from viz.figures.common import EDGE_MARKS, PHONE, WIDE
@@ -51,7 +52,18 @@ def page(run: Run) -> None:
         ]
         return [*trees, figures.memory_over_time(timeline)]
 
-    hit = next((r.step for r in run.timeline.records if any(e.source == "cache" for e in r.shared)), None)
-    first = next(record.step for record in run.timeline.records if record.cached)
     legend = [*(f"**{mark.sign}** {mark.words}" for mark in EDGE_MARKS.values()), _(LEGEND)]
-    stage.show(run, "prefixes", scenes, start=first if hit is None else hit, legend=legend)
+    stage.show(run, "prefixes", scenes, start=where_it_hits(run.timeline), legend=legend)
+
+
+def where_it_hits(timeline: Timeline) -> int:
+    """The prefix hit at which most is cached: there is a tree to look at; without one, the first step that
+    caches anything."""
+    first = next(record.step for record in timeline.records if record.cached)
+    cached, most, best = 0, 0, first
+    for record in timeline.records:
+        cached += sum(len(event.blocks) for event in record.cached)
+        cached -= sum(len(event.blocks) for event in record.evicted)
+        if cached > most and any(event.source == "cache" for event in record.shared):
+            most, best = cached, record.step
+    return best

@@ -9,9 +9,10 @@ import streamlit as st
 
 from minivllm.trace.events import HardwareShape
 from minivllm.trace.timeline import Phase
-from viz import empty, figures, stage
+from viz import empty, figures, links, stage
 from viz.about import about
 from viz.devices import DEVICES
+from viz.engine_words import as_named
 from viz.figures.log_axis import engineering
 from viz.figures.roofline import Roof, roofline_captions
 from viz.figures.step_work import PhaseWork, timed_work
@@ -84,19 +85,11 @@ def page(run: Run) -> None:
 
 def _chosen() -> HardwareShape | None:
     """The device against which the reader wants to hold a run that does not say where it ran."""
-    names = {device.name: device for device in DEVICES}
-    kept = st.session_state.get("device")
-    # Its own key would be forgotten when the page changes; ours is kept.
-    name = st.selectbox(
-        _("The trace does not say on what it ran. Draw the roof of"),
-        list(names),
-        list(names).index(kept) if kept in names else None,
-        format_func=lambda item: f"{_(item)}: {_numbers(names[item])}",
-        placeholder=_(NO_ROOF),
-        width=640,
-    )
-    st.session_state.device = name
-    return names[name] if name else None
+    devices = {device.name: device for device in DEVICES}
+    words = {name: f"{_(name)}: {_numbers(device)}" for name, device in devices.items()}
+    label = _("The trace does not say on what it ran. Draw the roof of")
+    name = links.select("device", {"": ""} | words, label, width=640, otherwise=_(NO_ROOF))
+    return devices.get(name)
 
 
 def _numbers(hardware: HardwareShape) -> str:
@@ -119,7 +112,7 @@ def _about(hardware: HardwareShape) -> str:
         )
     return told.format(
         count=hardware.num_devices,
-        name=plain(hardware.name),
+        name=plain(as_named(hardware.name)),
         numbers=_numbers(hardware),
         ridge=roof.ridge,
     )

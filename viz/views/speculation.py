@@ -62,6 +62,7 @@ def page(run: Run) -> None:
             Jump(_("none is right"), _first(run, lambda drafts, right: not right)),
             Jump(_("last drafts"), drafted[-1].step),
         ],
+        start=drafted[0].step,
         legend=[_(LEGEND)],
     )
 

@@ -5,9 +5,7 @@ Read next: `viz/figures/allowed_tokens.py`.
 
 from __future__ import annotations
 
-import streamlit as st
-
-from viz import empty, figures, stage
+from viz import empty, figures, links, stage
 from viz.about import about
 from viz.figures.common import NARROW, PHONE, names_of
 from viz.language import N_, _
@@ -47,15 +45,9 @@ def page(run: Run) -> None:
     if not requests:
         empty.tell(URL, _(WITHOUT), HOW, "python")
         return
-    request = requests[0]
-    if len(requests) > 1:
-        names = names_of(run.timeline)
-        request = st.selectbox(
-            _("Show the output of request"),
-            requests,
-            format_func=lambda item: names[item].full,
-            width=360,
-        )
+    names = names_of(run.timeline)
+    words = {request: names[request].full for request in requests}
+    request = links.select("output", words, _("Show the output of request"))
     stage.show(
         run,
         f"structured-{request}",
