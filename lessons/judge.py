@@ -124,7 +124,7 @@ def _loaded(path: Path, tell: Tell) -> ModuleType | None:
     """The learner's file as a module; None if it cannot be judged, which is told."""
     refusals.WORK[:] = [str(path)]
     try:
-        source = path.read_text(encoding="utf-8")
+        source = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
         for line, name in refusals.refused_imports(source):
             raise refusals.Refused(f"{refusals.OWN} import {name} (line {line})")
         return load_subject(path, source)

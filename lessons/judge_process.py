@@ -40,10 +40,17 @@ class JudgeProcess:
 
     Args:
         wishes: the first line that it is told.
+        scratch: a folder for what it writes, and for what the learner's code takes for temporary.
     """
 
-    def __init__(self, lesson: Lesson, path: Path, wishes: dict[str, Any]) -> None:
-        variables = python_variables(PYTHONHASHSEED="0", OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1")
+    def __init__(self, lesson: Lesson, path: Path, wishes: dict[str, Any], scratch: Path) -> None:
+        variables = python_variables(
+            PYTHONHASHSEED="0",
+            OMP_NUM_THREADS="1",
+            PYTHONDONTWRITEBYTECODE="1",
+            TMPDIR=str(scratch),
+            HYPOTHESIS_STORAGE_DIRECTORY=str(scratch / "hypothesis"),  # else in the learner's folder
+        )
         self._process = subprocess.Popen(
             child_command("-m", "lessons.judge", lesson.name, str(path)),
             stdin=subprocess.PIPE,
@@ -73,7 +80,7 @@ class JudgeProcess:
             self._process.stdin.close()
 
     def tell(self, message: dict[str, Any]) -> None:
-        """Send a line. One that nobody reads any more is no error: `words` says what has happened."""
+        """Send a line. One that the process reads no more is no error: `words` says what has happened."""
         assert self._process.stdin is not None
         with suppress(OSError):
             self._process.stdin.write(json.dumps(message).encode() + b"\n")

@@ -17,7 +17,7 @@ import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from shutil import copyfile, rmtree
+from shutil import copyfile
 from typing import Any
 
 import numpy as np
@@ -152,8 +152,8 @@ def _with_place(fault: KernelFault, file: str) -> str:
 
 
 def keep_kernels(story: Story) -> str:
-    """Write the kernels of a story to a temporary file, and say which."""
-    folder = Path(tempfile.mkdtemp(prefix="minivllm-lesson-"))
+    """Write the kernels of a story to a temporary file, and say which. It goes with the runner's result."""
+    folder = Path(tempfile.mkdtemp())
     write_kernel_traces(folder / "kernels.jsonl", _traces(story.kernels, "your kernel"))
     return str(folder / "kernels.jsonl")
 
@@ -164,7 +164,6 @@ def write_kernels(path: Path, kept: str, twin: Story) -> tuple[str, str]:
     yours, reference = path.with_name(f"{stem}.yours.jsonl"), path.with_name(f"{stem}.reference.jsonl")
     yours.parent.mkdir(parents=True, exist_ok=True)
     copyfile(kept, yours)
-    rmtree(Path(kept).parent, ignore_errors=True)
     write_kernel_traces(reference, _traces(twin.kernels, "the reference"))
     return yours.name, reference.name
 

@@ -2,7 +2,7 @@
 
 `checks.py` says them in English, and its English is the key (as in GNU gettext): beside it `checks.zh.json`
 has the Chinese of each. What is not in there is said in English; a test sees to it that nothing is missing,
-and that nothing is left that nobody says.
+and that nothing is left that no source says.
 
 On the command line the language is `--lang`, or that of the system's locale; on the page it is the page's.
 

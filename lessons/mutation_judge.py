@@ -29,6 +29,7 @@ from lessons.playing import LARGE_STORY, judge_property, play_once
 from lessons.story import Property, Story
 from lessons.trial import SEED
 from lessons.verdict import IMPORT_SECONDS
+from minivllm.scratch import ScratchFolder
 
 FEW = 10
 """Small stories of each property that are played before the large ones."""
@@ -63,7 +64,10 @@ def _ask(lesson: Lesson, sources: Sequence[str]) -> Iterator[str]:
     left = iter(sources)
     source = next(left, None)
     while source is not None:
-        with JudgeProcess(lesson, lesson.reference, {"mutants": True}) as judge:
+        with (
+            ScratchFolder("judge") as scratch,
+            JudgeProcess(lesson, lesson.reference, {"mutants": True}, scratch) as judge,
+        ):
             answer = ""
             while source is not None and answer != LOST:
                 judge.tell({"source": source})

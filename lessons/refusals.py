@@ -3,7 +3,7 @@
     imports             of the engine's packages, by their names in the text and by any back door
     files               the references, the wrong solutions, and the engine's own source: by whatever name
                         (a link, bytes, an open descriptor's path), for the file itself is compared
-    other processes     none is started: what one reads, nobody here would see
+    other processes     none is started: what one reads, the judge would not see
     the judge's frames  no way up from one's own frame to the story that is being played, and no debugger
 
 Python tells its audit hooks of all of these (PEP 578), and a hook cannot be taken out again. A learner's code

@@ -22,6 +22,7 @@ from lessons.catalogue import Lesson
 from lessons.judge_process import JudgeProcess
 from lessons.seal import edited_files
 from lessons.trial import Trial, make_trial
+from minivllm.scratch import ScratchFolder
 
 PASSED, FAILED, NOT_STARTED, NOT_IMPORTABLE = 0, 1, 2, 3
 SHARE = 1.0
@@ -70,6 +71,8 @@ class Result:
     missing: list[str] = field(default_factory=list)
     tampering: str = ""
     """Why this pass is worth nothing, in a sentence."""
+    scratch: ScratchFolder = field(default_factory=lambda: ScratchFolder("judge"), repr=False)
+    """What the judge has written, as long as somebody has the result: kernels of a story."""
 
     @property
     def failed(self) -> Outcome | None:
@@ -103,6 +106,8 @@ def check(
     Raises:
         ValueError: there is no such file, the checks were changed, or what they need is not installed.
     """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a file")
     if not path.is_file():
         raise ValueError(f"there is no {path} yet: `minivllm lesson start {lesson.number}` makes it")
     need_test_extra()
@@ -114,7 +119,7 @@ def check(
     result = Result(lesson, path.resolve())
     wishes = {"earlier": earlier or {}, "shrink": shrink, "share": SHARE}
     last: dict[str, Any] = {}
-    with JudgeProcess(lesson, result.path, wishes) as judge:
+    with JudgeProcess(lesson, result.path, wishes, result.scratch.path) as judge:
         for message in judge.words():
             if message["event"] == "all passed":
                 result.tampering = _try_judge(judge, make_trial(lesson))
@@ -145,7 +150,7 @@ def _holds_alone(result: Result) -> bool:
     """Does the story that failed hold in a process in which it is the first?"""
     assert result.failed is not None
     wishes = {"once": [result.failed.number, result.failed.case]}
-    with JudgeProcess(result.lesson, result.path, wishes) as judge:
+    with JudgeProcess(result.lesson, result.path, wishes, result.scratch.path) as judge:
         return any(message["event"] == "once" and message["holds"] for message in judge.words())
 
 

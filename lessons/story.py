@@ -43,7 +43,7 @@ MOST_TEXT = 300
 EMPTY = "empty"
 """In a step in which something was empty: no tokens, no blocks."""
 CRASH = "crash"
-"""An exception that nobody asked for."""
+"""An exception that the contract does not ask for."""
 ENDLESS = "endless"
 """No answer within the time or the memory that there is."""
 REFUSED = "refused"

@@ -7,8 +7,8 @@ among them, in random order, with a secret that it is to say in the end.
 
     all passed ─► trial: sources, secret ─► a verdict on each ─► done, secret
 
-Nobody can have known before what the answers are. If a wrong one passes, if the right one does not, or if the
-secret does not come back, the pass is worth nothing, and the runner says so.
+No solution can have known before what the answers are. If a wrong one passes, if the right one does not, or
+if the secret does not come back, the pass is worth nothing, and the runner says so.
 
 Read next: `runner.py`.
 """

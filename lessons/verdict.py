@@ -74,8 +74,8 @@ def function_of(error: BaseException, file: str) -> str:
 def import_problem(error: BaseException, path: Path) -> str:
     """Why a file cannot be judged, in a sentence."""
     if isinstance(error, SyntaxError):
-        line = f"line {error.lineno}" if error.lineno else "somewhere"
-        return f"Python cannot read it: {error.msg} ({line}: {(error.text or '').strip()})"
+        where = f" (line {error.lineno}: {(error.text or '').strip()})" if error.lineno else ""
+        return f"Python cannot read it: {error.msg}{where}"
     if isinstance(error, UnicodeDecodeError):
         return f"it is not a text in UTF-8: {error.reason} at byte {error.start}"
     if isinstance(error, OSError) and not isinstance(error, ImportError) and not _frames(error, str(path)):

@@ -6,7 +6,7 @@ the dashboard plays. It says of itself, as constants:
     TRACES     the files that it writes, by `trace_path(...)`
     PAGE       the dashboard page that shows the first of them: "kv_pool", "compare", …
     PICTURES   {"table.svg": (figure, number of the trace, step)}: the pictures of the text, made by
-               `python -m viz.lesson_pictures`
+               `python -m viz.lesson_pictures`, in each language: `table.svg`, `table.zh.svg`
 """
 
 from __future__ import annotations
@@ -36,6 +36,12 @@ def trace_path(name: str) -> Path:
     folder = trace_folder()
     folder.mkdir(parents=True, exist_ok=True)
     return folder / name
+
+
+def picture_file(name: str, language: str) -> str:
+    """The file of one of PICTURES in a language: "table.svg" in English, "table.zh.svg" in Chinese."""
+    path = Path(name)
+    return name if language == "en" else f"{path.stem}.{language}{path.suffix}"
 
 
 def run_walkthrough(script: Path, folder: Path) -> str:

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from lessons.catalogue import Lesson, relative
 from lessons.notebook import as_notebook
 from lessons.seal import digest
@@ -26,6 +28,20 @@ from minivllm.files import CannotWrite, write_file
 
 MOST_KEPT_STORIES = 5
 ENVIRONMENT = "MINIVLLM_WORK"
+
+
+class _Known(msgspec.Struct):
+    """What `progress.json` says of a lesson, where it says it."""
+
+    state: str = ""
+    passed: int = 0
+    of: int = 0
+    checks: str = ""
+    own_property: str = ""
+    failing: str = ""
+    symptoms: list[str] = []
+    hints: dict[str, int] = {}
+    stories: dict[str, list[Any]] = {}
 
 
 def work_folder() -> Path:
@@ -98,8 +114,12 @@ class Desk:
 
     def progress(self, lesson: Lesson) -> dict[str, Any]:
         """What is known of a lesson: state, passed, of, hints, stories, failing."""
-        found = self._read().get(lesson.name, {})
-        return found if isinstance(found, dict) else {}
+        found: dict[str, Any] = self._read().get(lesson.name, {})
+        try:
+            msgspec.convert(found, _Known)
+        except msgspec.ValidationError:  # edited by hand
+            return {}
+        return found
 
     def state(self, lesson: Lesson) -> str:
         """ "not started", "started", "3/5" or "passed"."""
@@ -108,7 +128,7 @@ class Desk:
             return "not started"
         if known.get("state") == "passed":
             return "passed"
-        return f"{known['passed']}/{known['of']}" if known.get("passed") else "started"
+        return f"{known['passed']}/{known.get('of', '?')}" if known.get("passed") else "started"
 
     def note(self, lesson: Lesson, **news: Any) -> None:
         """Keep what has become known."""
@@ -142,7 +162,11 @@ class Desk:
     def _read(self) -> dict[str, Any]:
         try:
             found = json.loads(self._file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # none yet, or edited until it is no JSON: it begins anew
+        except (
+            OSError,
+            ValueError,
+            RecursionError,
+        ):  # none yet, or edited until it is no JSON: it begins anew
             return {}
         return found if isinstance(found, dict) else {}
 

@@ -4,6 +4,8 @@
     SIGTERM, or the terminal is closed             the same, with exit code 143
     the same again, before that is done            the process ends there and then
     our output is not read any more (`| head`)     silence
+    our output cannot be written (a full disk)     one line, exit code 1
+    the folder in which it runs has been removed   one line, exit code 2
 
 A program of ours is the command `minivllm`, a `python -m` of our packages, or a script in one of them (a
 lesson's walkthrough); in any other program nothing happens here. Each of our packages imports this
@@ -13,17 +15,20 @@ module before anything else, because what takes time comes afterwards. Only the 
 Why the handler raises `SystemExit` and not `KeyboardInterrupt`: libraries turn the latter into errors of
 their own, and it ends in a traceback wherever it is not expected.
 
-Read next: `minivllm/processes.py`, which starts other programs.
+Read next: `minivllm/streams.py`; `minivllm/processes.py`, which starts other programs.
 """
 
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import signal
 import sys
 from contextlib import suppress
 from itertools import pairwise
+
+from minivllm.streams import open_streams
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` itself takes longer than all of this
@@ -33,6 +38,7 @@ if TYPE_CHECKING:  # `typing` itself takes longer than all of this
 PACKAGES = ("kernels_numba", "lessons", "minivllm", "viz")
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 WORDS: dict[int, bytes] = {signal.SIGINT: b"interrupted\n", signal.SIGTERM: b"terminated\n"}
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 SHOW_CURSOR = b"\x1b[?25h"
 
 _owner = 0
@@ -51,6 +57,8 @@ def guard_our_program() -> None:
     if threading.current_thread() is not threading.main_thread():  # of `streamlit run viz/app.py`
         return
     _owner = os.getpid()
+    open_streams()
+    _check_folder()
     for number in SIGNALS:
         # What is ignored stays ignored: `nohup`, or a job in the background of a script.
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
@@ -60,6 +68,16 @@ def guard_our_program() -> None:
     atexit.register(_last_words)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # blocked by `become`
+
+
+def _check_folder() -> None:
+    """Where the current folder is gone, every relative path fails, each library in its own way."""
+    try:
+        os.getcwd()
+    except OSError:
+        with suppress(OSError):
+            os.write(2, b"error: the folder in which this runs is gone: cd to another one\n")
+        os._exit(2)
 
 
 def is_ours(arguments: list[str], original: list[str]) -> bool:
@@ -117,7 +135,16 @@ def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackT
     if issubclass(kind, BrokenPipeError):
         _drop_output()
         raise SystemExit(1)
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        _say_lost(error)
+        _drop_output()
+        raise SystemExit(1)
     sys.__excepthook__(kind, error, trace)
+
+
+def _say_lost(error: OSError) -> None:
+    with suppress(OSError):
+        os.write(2, f"error: the output cannot be written: {os.strerror(error.errno or 0)}\n".encode())
 
 
 def _ignored(lost: Any) -> None:
@@ -131,14 +158,19 @@ def _ignored(lost: Any) -> None:
 def _last_words() -> None:
     if os.getpid() != _owner:
         return
+    lost: Exception | None = None
     try:
         sys.stdout.flush()
-    except (OSError, ValueError, RuntimeError):  # no reader, closed, or interrupted in the middle of a write
+    except (OSError, ValueError, RuntimeError) as error:  # no reader, closed, interrupted within a write
+        lost = error
         _drop_output()
     if _stopped_by in WORDS:
         above = b"\n" + SHOW_CURSOR if os.isatty(2) else b""  # the terminal has written ^C
         with suppress(OSError):
             os.write(2, above + WORDS[_stopped_by])
+    elif isinstance(lost, OSError) and lost.errno in DISK_ERRORS:
+        _say_lost(lost)
+        os._exit(1)  # nothing else is left to be done, and nothing else changes the exit code here
 
 
 def _drop_output() -> None:

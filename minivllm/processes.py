@@ -20,15 +20,15 @@ import runpy
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from minivllm import guard
+from minivllm.scratch import ScratchFolder
 from minivllm.text import printable
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,7 +112,7 @@ def start_server(
     Raises:
         ValueError: it did not start, and its own words why.
     """
-    with tempfile.NamedTemporaryFile(prefix="minivllm-serve-", suffix=".log") as log:
+    with ScratchFolder("serve") as scratch, (scratch / "log").open("wb") as log:
         process = subprocess.Popen(
             child_command("-m", "minivllm", "serve", *arguments, "--port", "0"),
             env=python_variables(PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8", **variables),
@@ -141,7 +141,7 @@ def _wait_for_url(process: subprocess.Popen[bytes], log: Path, tell: Callable[[l
     raise ValueError(f"the server did not start within {START_SECONDS:g} seconds")
 
 
-def end_in_order(process: subprocess.Popen[bytes]) -> None:
+def end_in_order(process: subprocess.Popen[Any]) -> None:
     """SIGTERM, and if that takes too long, the end of it and of everything that it has started."""
     if process.poll() is None:
         with suppress(ProcessLookupError):

@@ -204,8 +204,10 @@ def _samples(folder: Path, config: ModelConfig, calibration: Calibration) -> Sam
     check_integer("samples", calibration.num_samples, at_least=1)
     seq_len = min(check_integer("seq_len", calibration.seq_len, at_least=2), config.max_model_len)
 
-    def read(source: str | Path, count: int) -> list[list[int]]:
-        samples = read_samples(source, encode, num_samples=count, seq_len=seq_len, seed=calibration.seed)
+    def read(source: str | Path, count: int, name: str = "calibration") -> list[list[int]]:
+        samples = read_samples(
+            source, encode, num_samples=count, seq_len=seq_len, seed=calibration.seed, name=name
+        )
         if (largest := max(map(max, samples))) >= config.vocab_size:
             raise ValueError(
                 f"the tokenizer gives token {largest}, but the model's vocab_size is {config.vocab_size}"
@@ -214,7 +216,9 @@ def _samples(folder: Path, config: ModelConfig, calibration: Calibration) -> Sam
 
     held_out = calibration.held_out or (HELD_OUT if calibration.source == "builtin" else None)
     if held_out is not None:
-        return Samples(read(calibration.source, calibration.num_samples), read(held_out, NUM_HELD_OUT))
+        return Samples(
+            read(calibration.source, calibration.num_samples), read(held_out, NUM_HELD_OUT, "held_out")
+        )
     samples = read(calibration.source, calibration.num_samples + NUM_HELD_OUT)
     if len(samples) < 2:
         raise ValueError("calibration: the file has one sample, and one more must be held out: add text")

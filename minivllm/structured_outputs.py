@@ -19,6 +19,7 @@ from __future__ import annotations
 import json as json_library
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from math import isfinite
 from typing import Any, NoReturn
 
 from minivllm.validation import check_boolean, check_list, check_text, shown
@@ -135,13 +136,19 @@ def _json_of(name: str, wanted: str, value: object) -> Any:
         raise ValueError(f"{name} must be {wanted}, but JSON cannot express it: {error}") from None
     text = _short_text(name, text)
     try:
-        return json_library.loads(text, parse_constant=_refuse_constant)
+        return json_library.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} must be {wanted}, but its text is no JSON: {error}") from None
 
 
 def _refuse_constant(word: str) -> NoReturn:
     raise ValueError(f"{word} is no number of JSON")
+
+
+def _finite(word: str) -> float:
+    """A number beyond any float would be an infinity, which JSON cannot write again."""
+    number = float(word)
+    return number if isfinite(number) else _refuse_constant(word)
 
 
 def _tag(value: object) -> str:

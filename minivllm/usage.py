@@ -42,8 +42,9 @@ def print_mistake(message: str) -> None:
 
 def _value_given(param: Any, arguments: Sequence[str]) -> str | None:
     """The value of an option as it was typed, which typer's messages leave out; None if it had none."""
+    found = None
     for word, following in zip(arguments, (*arguments[1:], None), strict=True):
         flag, equals, value = word.partition("=")
         if flag in getattr(param, "opts", ()):
-            return value if equals else following
-    return None
+            found = value if equals else following  # of several, the last one counts
+    return found

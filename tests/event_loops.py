@@ -6,12 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from tests import patience
 
 
-def run(coroutine):
-    """As `asyncio.run`, wherever it is called."""
-    return call(asyncio.run, coroutine)
+def run(coroutine, seconds=patience.SECONDS):
+    """As `asyncio.run`, wherever it is called. `seconds`: that it may take."""
+    return call(asyncio.run, coroutine, seconds=seconds)
 
 
-def call(function, *arguments):
+def call(function, *arguments, seconds=patience.SECONDS):
     """A function that begins an event loop of its own, wherever it is called."""
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(function, *arguments).result(patience.SECONDS)
+        return thread.submit(function, *arguments).result(seconds)

@@ -32,6 +32,7 @@ ENGINE = {
     "minivllm.quantize",
     "minivllm.sampling_params",
     "minivllm.scheduling",
+    "minivllm.scratch",
     "minivllm.structured_outputs",
     "minivllm.terminal",
     "minivllm.text",

@@ -3,6 +3,7 @@
     /overview      → /              the first page has no name of its own in Streamlit
     /KV-Pool/      → /kv_pool       other letters, other dashes, a dash at the end
     /gantt         → /scheduler     what a page shows, or was once called
+    /no/such/page  → /no-such-page  Streamlit's page finds its scripts beside itself, so not this deep
 
 A link keeps its trace and its step. All else goes on to Streamlit, which says what is not found.
 
@@ -14,8 +15,10 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
+from urllib.parse import quote
 
 from viz.gate import App, Message, Receive, Send
+from viz.own_place import asks_for_a_page
 
 VIEWS = Path(__file__).parent / "views"
 OTHER_NAMES = {
@@ -29,6 +32,8 @@ OTHER_NAMES = {
     "flash": "flash_attention", "flashattention": "flash_attention",
     "lesson": "lessons", "bug": "story", "your_bug": "story",
 }  # fmt: skip
+STREAMLITS_OWN = {"_stcore", "app", "auth", "component", "media", "static"}
+"""Below these are files and answers, which are as deep as they are."""
 SEE_THERE = 307
 
 
@@ -47,7 +52,11 @@ class Addresses:
         self.app = app
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        page = meant(scope["path"]) if scope["type"] == "http" else None
+        page = None
+        if scope["type"] == "http":
+            page = meant(scope["path"])
+            if page is None and asks_for_a_page(scope["headers"]):
+                page = flat(scope["path"])
         if page is None or scope["method"] not in ("GET", "HEAD"):
             await self.app(scope, receive, send)
             return
@@ -63,3 +72,11 @@ def meant(path: str) -> str | None:
     page = OTHER_NAMES.get(name, name)
     known = name in OTHER_NAMES or page in pages()
     return page if known and path != f"/{page}" else None
+
+
+def flat(path: str) -> str | None:
+    """For a path of several parts, a name that no page has, either; None if it is Streamlit's own."""
+    parts = [part for part in path.split("/") if part]
+    if len(parts) < 2 or parts[0] in STREAMLITS_OWN:
+        return None
+    return quote("-".join(parts), safe="")

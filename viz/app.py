@@ -70,7 +70,7 @@ h1 { padding: 0.2rem 0 0.6rem !important; }
 [data-testid="stTopNavLink"] { padding: 0 3px; }
 .stMainBlockContainer > [data-testid="stVerticalBlock"] { position: relative; }
 [data-testid="stLayoutWrapper"]:has(> .st-key-language-switch) {
-  position: absolute; top: 1.95rem; right: 0; width: auto; z-index: 1;
+  position: absolute; top: 1.77rem; right: 0; width: auto; z-index: 1;
 }
 .st-key-language-switch button { min-height: 1.9rem; padding: 0 0.6rem; }
 .st-key-language-switch button p { font-size: 13px; }
@@ -135,6 +135,9 @@ def _open() -> tuple[AnyRun | None, str]:
 
 
 def _page(page: ModuleType, run: AnyRun | None, problem: str) -> None:
+    st.set_page_config(
+        page_title=f"{_(page.TITLE)} · minivllm"
+    )  # tells tabs, and places in the history, apart
     if page in LEARN_PAGES:
         presenting.begin(may_present=False)
         page.page(run)
@@ -157,14 +160,14 @@ def _page_of_a_trace(page: ModuleType, run: AnyRun | None, problem: str) -> None
     own = {story: StoryRun, precision: PrecisionRun, **dict.fromkeys(KERNEL_PAGES, KernelRun)}
     kind = own.get(page, Run)
     if run is None:
-        st.title("minivllm" if kind is Run else _(page.TITLE))
+        st.title("minivllm" if page is overview else _(page.TITLE))
         _welcome(page, problem, kind)
         return
     can_show = isinstance(run, kind)
     if presenting.begin(may_present=can_show):
         presenting.bar(_(page.TITLE))
     with st.container(
-        key="title-row", horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"
+        key="title-row", horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"
     ):
         st.title(_(page.TITLE), width="content")
         with st.container(horizontal=True, width="content"):
@@ -176,8 +179,8 @@ def _page_of_a_trace(page: ModuleType, run: AnyRun | None, problem: str) -> None
     if not isinstance(run, kind):
         _other_kind(page, run, kind)
         return
-    for warning in loading.warnings_of(run):
-        st.warning(plain(in_words_of_the_reader(warning)))
+    if warnings := loading.warnings_of(run):  # in one box, which leaves the picture in sight
+        st.warning("  \n".join(plain(in_words_of_the_reader(warning)) for warning in warnings))
     if isinstance(run, Run):
         long_runs.chooser(run.path, *run.part)
     page.page(run)
@@ -206,6 +209,8 @@ def _welcome(page: ModuleType, problem: str, kind: type) -> None:
         st.code(own.HOW, language="shell")
         loading.chooser()
         return
+    if page is not overview:
+        st.caption(_(page.TEASER))
     st.markdown(
         _(
             "A **trace** is a file in which a run of the engine has written down everything that happened. "

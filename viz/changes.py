@@ -34,7 +34,7 @@ class Changes:
         self.values: list[Value] = []
         self._number_of_slot: dict[tuple[int, str], int] = {}
         self._number_of_value: dict[Value, int] = {}
-        self._shown: dict[Value, Value] = {}
+        """A text that may not be shown as it is has the number of what is shown for it."""
         self._starts, self._slot, self._value = array("I"), array("I"), array("I")
 
     @property
@@ -48,26 +48,35 @@ class Changes:
         """What is added from here on belongs to the next step."""
         self._starts.append(len(self._slot))
 
-    def shown(self, value: Value) -> Value:
-        """A trace may hold any text; none may act on what stands around it, in whichever backend."""
-        if not isinstance(value, str):
-            return value
-        if (known := self._shown.get(value)) is None:
-            known = self._shown[value] = printable(value)
-        return known
+    def add(self, shape: int, now: Shape, wanted: Shape) -> None:
+        """In this step, the attributes of a shape become `wanted`; those that are so in `now` are left out.
 
-    def add(self, shape: int, name: str, value: Value) -> None:
-        """In this step, an attribute becomes `value`."""
-        slot = self._number_of_slot.get((shape, name))
-        if slot is None:
-            slot = self._number_of_slot[shape, name] = len(self.slots)
-            self.slots.append((shape, name))
-        number = self._number_of_value.get(value)
-        if number is None:
-            number = self._number_of_value[value] = len(self.values)
-            self.values.append(value)
-        self._slot.append(slot)
-        self._value.append(number)
+        A long run comes here a million times: it is one loop, and calls nothing for what is known.
+        """
+        for name, value in wanted.items():
+            if now[name] == value:
+                continue
+            number = self._number_of_value.get(value)
+            if number is None:
+                number = self._new_number(value)
+            if now[name] == (shown := self.values[number]):
+                continue
+            now[name] = shown
+            slot = self._number_of_slot.get((shape, name))
+            if slot is None:
+                slot = self._number_of_slot[shape, name] = len(self.slots)
+                self.slots.append((shape, name))
+            self._slot.append(slot)
+            self._value.append(number)
+
+    def _new_number(self, value: Value) -> int:
+        """A trace may hold any text; none may act on what stands around it, in whichever backend."""
+        shown = printable(value) if isinstance(value, str) else value
+        number = self._number_of_value.setdefault(shown, len(self.values))
+        if number == len(self.values):
+            self.values.append(shown)
+        self._number_of_value[value] = number
+        return number
 
     def patch(self, step: int) -> dict[int, Shape]:
         """What one step changes: shape number → attributes."""

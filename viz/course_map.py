@@ -113,6 +113,6 @@ def in_words(lessons: Sequence[Lesson]) -> str:
     parts = []
     for lesson in lessons:
         below = course.needs(lesson, there)
-        words = _("{number} stands on {below}").format(number=lesson.number, below=", ".join(below))
+        words = _("{number} stands on {below}").format(number=lesson.number, below=_(", ").join(below))
         parts.append(words if below else _("{number} stands on none").format(number=lesson.number))
-    return "; ".join(parts) + "."
+    return _("{sentence}.").format(sentence=_("; ").join(parts))

@@ -66,6 +66,7 @@ FORMS = (
     *trace_words.ERRORS,
     *trace_words.WARNINGS,
     *trace_words.PARTS,
+    *trace_words.DAMAGE,
 )
 
 
@@ -80,9 +81,14 @@ def in_words_of_the_reader(text: str) -> str:
     return said_in(text, (*NAMES, *FORMS))
 
 
+def as_named(text: str) -> str:
+    """What a trace calls a device, a text or a matrix, as the reader speaks."""
+    return said_in(text, trace_words.NAMED, {"count": r"\d+"})
+
+
 def said_in(text: str, forms: tuple[str, ...], kinds: Kinds | None = None) -> str:
     """A text in the current language, if it is of one of these forms; else as it is."""
-    for form, pattern in _patterns(forms, tuple((kinds or {}).items())):
+    for form, pattern in patterns(forms, tuple((kinds or {}).items())):
         if match := pattern.fullmatch(text):
             values = {name: said_in(value, forms, kinds) for name, value in match.groupdict().items()}
             return _(form).format(**values)
@@ -90,10 +96,8 @@ def said_in(text: str, forms: tuple[str, ...], kinds: Kinds | None = None) -> st
 
 
 @cache
-def _patterns(
-    forms: tuple[str, ...], kinds: tuple[tuple[str, str], ...]
-) -> list[tuple[str, re.Pattern[str]]]:
-    """Those with most words of their own first: "{steps} in {duration}" fits many sentences."""
+def patterns(forms: tuple[str, ...], kinds: tuple[tuple[str, str], ...]) -> list[tuple[str, re.Pattern[str]]]:
+    """What matches each form. Those with most words of their own first: "{steps} in {duration}" fits many."""
     in_order = sorted(forms, key=lambda form: -len(re.sub(r"{\w+}", "", form)))
     return [(form, _pattern(form, dict(kinds))) for form in in_order]
 

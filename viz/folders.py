@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 from lessons.walkthroughs import trace_folder
 from lessons.work import work_folder
+from minivllm.scratch import ScratchFolder
 from minivllm.trace.reader import TraceError
 from viz.state import recent_paths, run_folder
 
@@ -48,13 +48,13 @@ def open_folders() -> list[Path]:
 
 
 @cache
-def _uploads() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="minivllm-uploads-")
+def _uploads() -> ScratchFolder:
+    return ScratchFolder("uploads")
 
 
 def upload_folder() -> Path:
     """Where uploaded files are kept until the server ends."""
-    return Path(_uploads().name)
+    return _uploads().path
 
 
 def check_may_open(path: Path) -> None:

@@ -1,20 +1,25 @@
 """What the judge says of a story, in the reader's language.
 
 The judge (`lessons/`) tells a story in English: operations, facts, what was expected and what came. The forms
-of what it says most often are listed here, as those of the engine are (`engine_words.py`); what fits none of
-them stays as it is. Names in braces stand for whatever the story has there: numbers, names of sequences, or a
-part that is a form itself ("1 block").
+of what it says most often are listed here, as those of the engine are (`engine_words.py`), the others in
+`judge_forms.py`; what fits none of them stays as it is. Names in braces stand for whatever the story has
+there: numbers, names of sequences, or a part that is a form itself ("1 block"). A text of several parts, such
+as "A waits, B waits", is said part by part, if all of them can be said.
 
 Read next: `figures/story.py`, which draws it; `lessons/*/checks.py`, which says it.
 """
 
 from __future__ import annotations
 
+import re
+from functools import lru_cache
+
 import msgspec
 
-from minivllm.trace.story_events import Row, StoryStep, StoryTrace
-from viz.engine_words import Kinds, said_in
-from viz.language import N_, current
+from minivllm.trace.story_events import Cell, Row, StoryStep, StoryTrace
+from viz.engine_words import Kinds, patterns
+from viz.judge_forms import EVERY_LESSON, KERNELS, OF_FILES, OF_LESSONS
+from viz.language import N_, _, current
 
 FORMS = (
     # every lesson
@@ -23,7 +28,8 @@ FORMS = (
     N_("no error"),
     N_("nothing"),
     N_("none"),
-    N_("nobody"),
+    N_("no request"),
+    N_("no sequence"),
     N_("no room"),
     N_("an answer"),
     N_("before the first step"),
@@ -232,7 +238,7 @@ FORMS = (
     N_("{what} on the device"),
     N_("{what} on the host"),
     N_("only {who} to compute"),
-    N_("nobody to compute"),
+    N_("no request to compute"),
     N_("everything as it was before the refusal"),
     # chunked prefill (09)
     N_("budget {first}, slots {last}, threshold {value}"),
@@ -292,32 +298,64 @@ FORMS = (
     N_("None when all slots are taken"),
     N_("a slot that no request has"),
 )
-NUMBER, NAME = r"-?[\d,.]+", r"\S+(?: \([^)]*\))?"
+NUMBER, NAME = r"-?[\d,.]+(?:e[+-]?\d+)?", r"\S+(?: \([^)]*\))?"
 KINDS: Kinds = dict.fromkeys(("count", "first", "last", "free", "peak", "bandwidth"), NUMBER) | dict.fromkeys(
     ("who", "other", "name", "one"), NAME
 )
 """What some names stand for; the others stand for any text."""
 
 
-def as_judged(text: str) -> str:
-    """A text of the judge, as the reader speaks."""
-    return said_in(text, FORMS, KINDS) if text and current() != "en" else text
+PARTS = ((" · ", " · "), ("; ", "；"), (": ", "："), (", ", "，"))
+"""What parts of a text lie between, in English and in Chinese."""
+WORD = re.compile(r"[a-z]{3,}")
+
+
+def as_judged(text: str, lesson: str = "") -> str:
+    """A text of the judge, as the reader speaks. `lesson`: its name or number, if it is of one."""
+    return _said(text, lesson[:2], current()) if text and current() != "en" else text
+
+
+@lru_cache(maxsize=4096)
+def _said(text: str, lesson: str, language: str) -> str:
+    """Of one form; or part by part; or as it is. `language` is the current one: what is kept is of one."""
+    forms = (*FORMS, *EVERY_LESSON, *OF_LESSONS.get(lesson, ()), *KERNELS, *OF_FILES)
+    for form, pattern in patterns(forms, tuple(KINDS.items())):
+        if match := pattern.fullmatch(text):
+            values = {name: _said(value, lesson, language) for name, value in match.groupdict().items()}
+            return _(form).format(**values)
+    for between, in_chinese in PARTS:
+        if between in text:
+            parts = text.split(between)
+            told = [_said(part, lesson, language) for part in parts]
+            if all(new != old or not WORD.search(old) for new, old in zip(told, parts, strict=True)):
+                return in_chinese.join(told)
+    return text
 
 
 def judged_in_words(story: StoryTrace) -> StoryTrace:
     """The whole story, as the reader speaks."""
     if current() == "en":
         return story
+
+    def say(text: str) -> str:
+        return as_judged(text, story.header.lesson)
+
+    def in_cell(cell: Cell) -> Cell:
+        return replace(cell, text=say(cell.text))
+
+    def said(step: StoryStep) -> StoryStep:
+        facts = {say(name): say(value) for name, value in step.facts.items()}
+        if len(facts) < len(step.facts):  # two names became one
+            facts = step.facts
+        board = tuple(Row(say(row.label), tuple(map(in_cell, row.cells))) for row in step.board)
+        return replace(step, text=say(step.text), facts=facts, board=board, error=say(step.error))
+
     replace = msgspec.structs.replace
-    header = replace(story.header, expected=as_judged(story.header.expected), got=as_judged(story.header.got))
-    yours, reference = ([_step(step) for step in lane] for lane in (story.yours, story.reference))
+    header = replace(
+        story.header,
+        expected=say(story.header.expected),
+        got=say(story.header.got),
+        where=say(story.header.where),
+    )
+    yours, reference = ([said(step) for step in lane] for lane in (story.yours, story.reference))
     return StoryTrace(header, yours, reference, story.is_whole)
-
-
-def _step(step: StoryStep) -> StoryStep:
-    facts = {as_judged(name): as_judged(value) for name, value in step.facts.items()}
-    if len(facts) < len(step.facts):  # two names became one
-        facts = step.facts
-    board = tuple(Row(as_judged(row.label), row.cells) for row in step.board)
-    error = as_judged(step.error)
-    return msgspec.structs.replace(step, text=as_judged(step.text), facts=facts, board=board, error=error)

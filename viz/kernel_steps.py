@@ -12,6 +12,7 @@ from typing import NamedTuple
 from minivllm.trace.kernel_events import FaultFound, KernelHeader, KernelTrace, WarpAccess
 from viz.figures.kernel_captions import line_words
 from viz.figures.kernel_memory import array_of, cell
+from viz.judge_words import as_judged
 from viz.language import _
 from viz.player import Jump
 
@@ -93,7 +94,7 @@ def microscope_jumps(trace: KernelTrace, accesses: Sequence[WarpAccess]) -> list
 
     told = [
         Jump(
-            _("{kind} in {place}").format(kind=fault.kind, place=_place(fault)),
+            _("{kind} in {place}").format(kind=as_judged(fault.kind), place=_place(fault)),
             fault_step(fault, header, accesses),
         )
         for fault in faults(trace)

@@ -9,7 +9,7 @@ is simply English. Values are never part of a key: `_(f"…")` could not be foun
 `python -m viz.texts` refuses it. The catalogue is `locale/zh/LC_MESSAGES/minivllm.po`, compiled beside it.
 
 The language belongs to a thread or task: each run of Streamlit's script says first what it speaks
-(`language_switch.py`), whoever draws without Streamlit says `with speaking("zh"):`. What is cached must have
+(`language_switch.py`), what draws without Streamlit says `with speaking("zh"):`. What is cached must have
 `current()` in its key.
 
 Read next: `language_switch.py`; `texts.py`, which keeps the catalogue.

@@ -14,7 +14,7 @@ from viz.language import LANGUAGES, current, speak
 
 NAME = "lang"
 LABEL = "Language · 语言"
-"""For screen readers: whoever looks for it may not know the language of the page."""
+"""For screen readers: the reader may not know the language of the page."""
 
 
 def speak_as_chosen() -> None:

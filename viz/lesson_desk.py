@@ -22,6 +22,7 @@ from lessons.runner import PASSED, Result, check
 from lessons.work import Desk
 from viz import jobs, lesson_verdict, links
 from viz.jobs import Job
+from viz.judge_words import as_judged
 from viz.language import current
 from viz.lesson_words import say
 from viz.plain import plain
@@ -65,7 +66,7 @@ def _start(desk: Desk, lesson: Lesson) -> None:
         try:
             desk.start(lesson)
         except (ValueError, OSError) as error:
-            st.error(plain(error))
+            st.error(plain(as_judged(str(error))))
             return
         jobs.forget(name_of_job(desk.solution(lesson)))
         st.rerun()
@@ -86,7 +87,7 @@ def _check(desk: Desk, lesson: Lesson) -> None:
     if job is not None and is_running:
         jobs.watch(job, lambda job: lesson_verdict.show_progress(job.told, job.seconds))
     elif job is not None and job.problem:
-        st.error(plain(job.problem))
+        st.error(plain(as_judged(job.problem)))
     elif job is not None:
         _found(desk, job.result)
     else:
@@ -143,7 +144,7 @@ def _hints(desk: Desk, lesson: Lesson) -> None:
     try:
         ladder = desk_work.ladder(desk, lesson, current())
     except ValueError as error:
-        st.error(plain(error))
+        st.error(plain(as_judged(str(error))))
         return
     count = len(ladder.hints)
     with st.container(border=True):
@@ -158,7 +159,7 @@ def _hints(desk: Desk, lesson: Lesson) -> None:
             try:
                 desk_work.next_hint(desk, lesson)
             except ValueError as error:
-                st.error(plain(error))
+                st.error(plain(as_judged(str(error))))
                 return
             st.rerun()
 
@@ -177,7 +178,7 @@ def _last_task(desk: Desk, lesson: Lesson) -> None:
         if catch is not None:
             name = catch.status.replace(" ", "_")
             tell = {CAUGHT: st.success, UNTOUCHED: st.info}.get(catch.status, st.error)
-            tell(say(name.replace("_", " "), words=plain(catch.words)))
+            tell(say(name.replace("_", " "), words=plain(as_judged(catch.words))))
         _quoted(path)
 
 
@@ -199,7 +200,7 @@ def _quoted(path: Path) -> None:
     try:
         st.code(desk_work.read_text(path), language="python", line_numbers=True)
     except ValueError as error:
-        st.error(plain(error))
+        st.error(plain(as_judged(str(error))))
 
 
 def _diff(desk: Desk, lesson: Lesson) -> None:
@@ -207,7 +208,7 @@ def _diff(desk: Desk, lesson: Lesson) -> None:
         try:
             lines = desk_work.diff_lines(desk, lesson)
         except ValueError as error:
-            st.error(plain(error))
+            st.error(plain(as_judged(str(error))))
             return
         if lines:
             st.code("\n".join(lines), language="diff")

@@ -1,13 +1,14 @@
 """The pictures of the lessons' texts: `python -m viz.lesson_pictures [LESSON …]`.
 
 A drawing made by hand is wrong after the next change. So each walkthrough says which figures its text shows,
-and this draws them from the traces that the walkthrough itself has just written:
+and this draws them from the traces that the walkthrough itself has just written, once in each language:
 
     TRACES = ("04_paging.jsonl",)
     PICTURES = {"table.svg": ("block_table", 0, -1)}                       figure, number of the trace, step
     PICTURES = {"table.svg": ("block_table", 0, 12, {"request": "0"})}     and options (see `pictures.py`)
 
-A negative step counts from the end. A comparison takes the trace of that number and the next one.
+A negative step counts from the end. A comparison takes the trace of that number and the next one. The
+English text has `table.svg`, the Chinese one `table.zh.svg`: of one run, so their numbers are the same.
 
 Read next: `pictures.py`.
 """
@@ -16,18 +17,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lessons.catalogue import Lesson, find_lesson, lessons
-from lessons.walkthroughs import run_walkthrough
+from lessons.walkthroughs import picture_file, run_walkthrough
+from minivllm.scratch import ScratchFolder
+from viz.language import LANGUAGES, speaking
 from viz.pictures import draw, find_figure
 
 
 def make_pictures(lesson: Lesson) -> list[Path]:
-    """Run a lesson's walkthrough, and draw what its text shows, beside the text.
+    """Run a lesson's walkthrough, and draw what its texts show, beside them.
 
     Raises:
         ValueError: the walkthrough fails, or a picture cannot be drawn, and why.
@@ -39,14 +41,17 @@ def make_pictures(lesson: Lesson) -> list[Path]:
         _checked(f"{where}, picture {file}", entry, names)
     if not wanted:
         return []
-    with tempfile.TemporaryDirectory(prefix="minivllm-pictures-") as folder:
-        run_walkthrough(lesson.walkthrough, Path(folder))
+    with ScratchFolder("pictures") as folder:
+        run_walkthrough(lesson.walkthrough, folder)
         drawn = {}
         for file, entry in wanted.items():
-            try:
-                drawn[file] = _draw(entry, [Path(folder) / name for name in names])
-            except ValueError as error:
-                raise ValueError(f"{where}, picture {file}: {error}") from error
+            for language in LANGUAGES:
+                try:
+                    with speaking(language):
+                        svg = _draw(entry, [folder / name for name in names])
+                except ValueError as error:
+                    raise ValueError(f"{where}, picture {file}: {error}") from error
+                drawn[picture_file(file, language)] = svg
     for file, svg in drawn.items():
         (lesson.folder / file).write_text(svg + "\n", encoding="utf-8")
     return [lesson.folder / file for file in drawn]

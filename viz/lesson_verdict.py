@@ -36,14 +36,14 @@ def show_progress(result: Result | None, seconds: float) -> None:
 def show_result(result: Result) -> None:
     """All that was found."""
     if result.problem:
-        st.error(say("unjudged", words=plain(result.problem)))
+        st.error(say("unjudged", words=plain(as_judged(result.problem))))
         if result.raw:
             with st.expander(say("all that Python says")):
                 st.code(result.raw, language=None)
         return
     numbers = {"passed": result.num_passed, "all": len(result.outcomes)}
     if result.tampering:
-        st.error(say("tampered", words=plain(result.tampering)))
+        st.error(say("tampered", words=plain(as_judged(result.tampering))))
     elif result.code == PASSED:
         st.success(say("all hold", **numbers))
     elif result.code == NOT_STARTED and not result.missing:
@@ -51,10 +51,10 @@ def show_result(result: Result) -> None:
     else:
         st.warning(say("some hold", **numbers))
     for words in result.missing:
-        st.error("✘ " + say("lacks", words=plain(words)))
+        st.error("✘ " + say("lacks", words=plain(as_judged(words))))
     _list(result)
     if result.failed:
-        _story(result.failed)
+        _story(result.failed, result.lesson.number)
 
 
 def _list(result: Result) -> None:
@@ -78,11 +78,11 @@ def _line(outcome: Outcome, result: Result) -> str:
     return f"{words} :gray[{more}]" if more else words
 
 
-def _story(outcome: Outcome) -> None:
+def _story(outcome: Outcome, lesson: str) -> None:
     with st.container(border=True):
         st.markdown(f"{say('smallest', number=outcome.number)}:")
         if outcome.steps:
-            rows = _rows(outcome.steps)
+            rows = _rows(outcome.steps, lesson)
             names = (say("number"), say("operation"), say("changed"))
             st.table(
                 {name: [row[column] for row in rows] for column, name in enumerate(names)},
@@ -93,9 +93,9 @@ def _story(outcome: Outcome) -> None:
             st.markdown(f"**{say('in story')}**: {plain(str(outcome.case)[:500])}")
         alone = say("holds alone") if outcome.holds_alone else ""
         told = (
-            ("expected", as_judged(outcome.expected)),
-            ("got", as_judged(outcome.got)),
-            ("where", outcome.where),
+            ("expected", as_judged(outcome.expected, lesson)),
+            ("got", as_judged(outcome.got, lesson)),
+            ("where", as_judged(outcome.where, lesson)),
             ("but", alone),
         )
         st.markdown("  \n".join(f"**{say(name)}**: {plain(words)}" for name, words in told if words))
@@ -104,15 +104,17 @@ def _story(outcome: Outcome) -> None:
             st.code("\n".join(outcome.printed.rstrip().splitlines()[:MOST_PRINTED]), language=None)
 
 
-def _rows(steps: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
+def _rows(steps: Sequence[dict[str, Any]], lesson: str) -> list[tuple[str, str, str]]:
     """Number, operation, and the facts that it changed."""
     rows = []
     before: dict[str, str] = {}
     for number, step in enumerate(steps, 1):
         changed = {key: value for key, value in step["facts"].items() if before.get(key) != value}
         before = step["facts"]
-        facts = ", ".join(f"{as_judged(key)}={as_judged(value)}" for key, value in changed.items())
-        rows.append((str(number), plain(as_judged(step["text"])), plain(facts)))
+        facts = ", ".join(
+            f"{as_judged(key, lesson)}={as_judged(value, lesson)}" for key, value in changed.items()
+        )
+        rows.append((str(number), plain(as_judged(step["text"], lesson)), plain(facts)))
     left_out = len(rows) - FIRST_STEPS - LAST_STEPS
     if left_out > 0:
         rows[FIRST_STEPS : FIRST_STEPS + left_out] = [("", say("more steps", count=left_out), "")]

@@ -29,8 +29,8 @@ from minivllm.trace.lines import begins_as, check_is_file, words
 from minivllm.trace.precision_events import PrecisionTrace, is_precision, read_precision
 from minivllm.trace.reader import TraceError, read_trace
 from minivllm.trace.story_events import StoryTrace, is_story, read_story
-from minivllm.trace.summary import RunSummary, summarize
-from minivllm.trace.timeline import Timeline, make_timeline
+from minivllm.trace.summary import RunSummary, timeline_and_summary
+from minivllm.trace.timeline import Timeline
 from viz import long_runs, samples
 from viz.folders import check_may_open, upload_folder
 from viz.language import _
@@ -176,11 +176,11 @@ def _open_cached(path: Path, modified: int, size: int, first: int) -> Run:
     trace = long_runs.stretch(path, modified, size, first) if is_long else read_trace(path)
     if not trace.num_steps:
         raise TraceError(f"{words(path)} has no steps yet: a header, and nothing that happened after it")
-    timeline = make_timeline(trace)
+    timeline, summary = timeline_and_summary(trace)
     if not timeline.spans:
         raise TraceError(f"{words(path)} holds no request that was accepted, so there is nothing to draw")
     mark = _fingerprint(path, modified, size) + (f"-{first}" if first else "")
-    return Run(path, mark, timeline, summarize(trace), (modified, size, first))
+    return Run(path, mark, timeline, summary, (modified, size, first))
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)

@@ -252,7 +252,9 @@ def request_panels(counted: Counted, told: Captions) -> list[Panel]:
     """Finished requests: how long they were, how they ended, and what their time went to."""
     counts = counted.counts
     ended = {reason: number for reason, number in counts.finished.items() if number}
-    numbers = _(", ").join(f"{reason}: {number:,}" for reason, number in ended.items())
+    numbers = _(", ").join(
+        _("{name}: {count:,}").format(name=reason, count=number) for reason, number in ended.items()
+    )
     reasons = _("Finish reasons")
     return [
         _lengths(

@@ -4,7 +4,7 @@ One colour, one meaning. **Hues are requests**: the seven hues of Okabe and Ito,
 of colour vision can tell apart, the same in both themes. The eighth request begins a second series, the same
 hues deeper; its letter tells it apart in any case. **States are neutrals**, told by how dark they are, by
 hatching and by outlines: prefill, decode, waiting, filled, wasted, cached, free. So no state ever looks like
-somebody's memory. Pictures in which no request of the engine occurs (a kernel's lanes, curves of several
+a request's memory. Pictures in which no request of the engine occurs (a kernel's lanes, curves of several
 systems) may use hues too, under names of their own.
 
 A name stands for two colours, one on a light page and one on a dark one. Text on a fill is black or white,

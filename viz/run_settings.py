@@ -6,7 +6,7 @@
         └──► Python lines that do the same
 
 The page checks nothing but types and choices: whether the settings can work is for the engine to say, in the
-words that everybody reads who sets the same elsewhere. `field_of` finds the field that they are about.
+words that it has for the same settings elsewhere. `field_of` finds the field that they are about.
 
 Read next: `run_process.py`, then `views/run.py`.
 """

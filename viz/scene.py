@@ -191,13 +191,7 @@ class Scene:
 
     def set(self, shape: int, **attributes: Value) -> None:
         """Change a shape in this step. What stays the same is left out of the patch."""
-        now = self._now[shape]
-        for name, value in attributes.items():
-            if now[name] != value:
-                value = self.changes.shown(value)
-                if now[name] != value:
-                    now[name] = value
-                    self.changes.add(shape, name, value)
+        self.changes.add(shape, self._now[shape], attributes)
 
     def forget_steps(self) -> None:
         """Drop all steps, and go on from the picture as it is: for a run that has no end."""

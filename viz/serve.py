@@ -21,6 +21,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from minivllm.processes import ROOT
+from minivllm.text import printable
 from minivllm.trace.kernel_events import is_kernel_trace
 from minivllm.trace.precision_events import is_precision
 from minivllm.trace.story_events import is_story
@@ -65,6 +66,10 @@ def serve(
             check_url(live)
         except ValueError as error:
             print(f"--live: {error}", file=sys.stderr)
+            return 2
+    for folder in more_folders:
+        if not folder.is_dir():
+            print(f"--folder: there is no folder {printable(str(folder))!r}", file=sys.stderr)
             return 2
     bound = bind(port)
     if isinstance(bound, str):

@@ -188,6 +188,7 @@ def jumps(timeline: Timeline) -> list[Jump]:
             first(lambda step: any(e.reason == "capacity" for e in records[step].evicted)),
         ),
         Jump(_("first swap"), first(lambda step: records[step].swapped_out)),
+        Jump(_("first failed step"), first(lambda step: records[step].abandoned)),
     ]
     return [
         Jump(_("first wait"), first(lambda step: records[step].num_waiting)),

@@ -13,16 +13,15 @@ Read next: `backends/html.py`, `backends/mp4.py`.
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from math import ceil
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import msgspec
 import streamlit as st
 
+from minivllm.scratch import ScratchFolder
 from minivllm.trace.perfetto import to_chrome_trace
 from minivllm.trace.reader import Trace
 from viz.backends.html import page_of
@@ -173,8 +172,8 @@ def gif(scene: Scene, steps: Sequence[int], per_second: float) -> bytes:
     """The steps as a GIF."""
     from viz.backends.mpl import save_gif  # matplotlib takes a while to load, and few readers make films
 
-    with tempfile.TemporaryDirectory(prefix="minivllm-film-") as folder:
-        path = Path(folder) / "film.gif"
+    with ScratchFolder("film") as folder:
+        path = folder / "film.gif"
         save_gif(scene, path, steps, per_second=per_second)
         return path.read_bytes()
 

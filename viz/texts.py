@@ -5,8 +5,9 @@
     viz/player/*.html   data-say="…"  data-label="…"                               ─┘
 
 Texts are found by reading the source, not by running it. New ones are added without a translation, to be
-written into the .po file; what no source says any more is taken out. A translation must have the
-placeholders and the `code` of its text. Needs Babel, which comes with the `dev` extra; pages do not.
+written into the .po file; what no source says any more is taken out. A file is written only if it
+changes. A translation must have the placeholders and the `code` of its text. Needs Babel, which comes with
+the `dev` extra; pages do not.
 
     python -m viz.texts            write both files, report
     python -m viz.texts --check    write nothing; 1 if something is missing, obsolete or wrong
@@ -22,6 +23,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 from string import Formatter
@@ -35,6 +37,7 @@ CATALOGUE = LOCALE / "zh" / "LC_MESSAGES" / f"{DOMAIN}.po"
 COMPILED = CATALOGUE.with_suffix(".mo")
 IN_JAVASCRIPT = re.compile(r'\bsay\("((?:[^"\\]|\\.)*)"')
 IN_HTML = re.compile(r'\bdata-(?:say|label)="([^"]*)"')
+LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
 HEADER = """\
 # What the dashboard says in Chinese; the words are those of GLOSSARY.zh.md.
 # Written by `python -m viz.texts`, all but the translations.
@@ -169,7 +172,10 @@ def update(*, check: bool) -> int:
 
     with CATALOGUE.open("rb") as file:
         known = {_first(message.id): _first(message.string) for message in read_po(file, locale="zh")}
-    wanted = Catalog(locale="zh", charset="utf-8", fuzzy=False)
+    # Without a date of its own, the compiled catalogue would be another one every minute.
+    wanted = Catalog(
+        locale="zh", charset="utf-8", fuzzy=False, creation_date=LONG_AGO, revision_date=LONG_AGO
+    )
     texts = all_texts()
     for text in texts:
         said = known.get(text.one, "")
@@ -181,13 +187,18 @@ def update(*, check: bool) -> int:
         return 1 if report else 0
     written = BytesIO()
     write_po(written, wanted, width=110, omit_header=True, include_lineno=False)
-    write_file(CATALOGUE, HEADER.encode() + written.getvalue(), "catalogue")
+    _write(CATALOGUE, HEADER.encode() + written.getvalue())
     for message in [message for message in wanted if message.id and not any(message.string or "")]:
         wanted.delete(message.id)  # Babel would write English plurals in its place
     compiled = BytesIO()
     write_mo(compiled, wanted)
-    write_file(COMPILED, compiled.getvalue(), "catalogue")
+    _write(COMPILED, compiled.getvalue())
     return 0
+
+
+def _write(path: Path, content: bytes) -> None:
+    if not path.is_file() or path.read_bytes() != content:
+        write_file(path, content, "catalogue")
 
 
 def faults(texts: Sequence[Text], translations: Mapping[str, str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 As those of the summary (`engine_words.py`), they are said in English by `minivllm/trace/`, for terminals and
 logs, too. What a form has in braces is taken over: a path, a number, or a part that is a form itself. What a
-library says of damaged JSON stays in its own words.
+library says of damaged JSON (msgspec, Python) is in `DAMAGE`.
 
 Read next: `minivllm/trace/lines.py`, which says most of them.
 """
@@ -60,6 +60,14 @@ WARNINGS = (
     N_("The last line ({number}) was cut off and is left out."),
     N_("The last line was cut off and is left out."),
 )
+CURVES = (
+    N_("How much of the first token is left"),
+    N_("tokens between the first one and the output"),
+    N_("influence"),
+    N_("attention: one step, whatever the distance"),
+    N_("recurrent cell, W · {factor}"),
+)
+"""What the curves of the lessons are called."""
 PARTS = (
     N_("a minivllm trace of a run"),
     N_("a trace of a kernel"),
@@ -77,3 +85,53 @@ PARTS = (
     N_("Permission denied"),
 )
 """What stands in braces above, and the system's most frequent reasons."""
+NAMED = (
+    N_("{device}, measured"),
+    N_("{device}, 1 thread"),
+    N_("{device}, {count} threads"),
+    N_("one core of this machine"),
+    N_("the built-in held-out documents"),
+    N_("layer {count}: {what}"),
+)
+"""What traces call devices, texts and matrices."""
+DAMAGE = (
+    N_("{what} - at `{place}`"),
+    N_("Input data was truncated"),
+    N_("JSON is malformed: {what} (byte {count})"),
+    N_("Expected `{wanted}`, got `{found}`"),
+    N_("Expected `array` of length {length}, got {count}"),
+    N_("Expected `array` of at least length {length}, got {count}"),
+    N_("Expected `array` of at most length {length}"),
+    N_("Expected `array` of length {length}"),
+    N_("Expected `{kind}` of length {length}"),
+    N_("Expected `{kind}` {bound}"),
+    N_("Expected `{kind}`"),
+    N_("Object missing required field `{name}`"),
+    N_("Object contains unknown field `{name}`"),
+    N_("Invalid value {value}"),
+    N_("Invalid enum value {value}"),
+    N_("Invalid UTF-8 encoded string"),
+    N_("Number out of range"),
+    N_("expected {sign}"),
+    N_("expected {sign} or {other}"),
+    N_("invalid character"),
+    N_("invalid character in unicode escape"),
+    N_("invalid escape character in string"),
+    N_("invalid escaped character"),
+    N_("invalid number"),
+    N_("invalid utf-16 surrogate pair"),
+    N_("object keys must be strings"),
+    N_("trailing characters"),
+    N_("trailing comma in array"),
+    N_("trailing comma in object"),
+    N_("unexpected end of escaped utf-16 surrogate pair"),
+    N_("unexpected end of hex escape"),
+    N_("'utf-8' codec can't decode byte {byte} in position {count}: {why}"),
+    N_("'utf-8' codec can't decode bytes in position {count}: {why}"),
+    N_("invalid start byte"),
+    N_("invalid continuation byte"),
+    N_("unexpected end of data"),
+    N_("maximum recursion depth exceeded"),
+    N_("maximum recursion depth exceeded {where}"),
+)
+"""What msgspec says of JSON that is none, or not of this type; and Python of text that is none."""

@@ -7,7 +7,8 @@ finds, and processes that compile at once may choose the same file for different
     one compiles         a function called from Python is compiled, with all that it calls, by one process
                          at a time; the others wait, say so, and find it
     code has its key     so reading needs no lock: code for other types is never taken for what was wanted
-    parts are not kept   a function that only compiled code calls is in that code (`parts.py`)
+    parts are not kept   a function that only compiled code calls is in that code (`parts.py`), unless it is
+                         a unit, which is kept by itself (`units.py`)
 
 Read next: `kernels_numba/kept_code.py`, which says where files are and what sealed means.
 """
@@ -31,11 +32,13 @@ from numba.core.event import Listener
 from kernels_numba.cpu.parts import (
     compiled_for,
     compiling,
+    compiling_part,
     forget_part,
     is_outermost,
     is_part,
     set_environments,
 )
+from kernels_numba.cpu.units import is_unit, note_unit, units_of
 from kernels_numba.kept_code import read_sealed, say_damaged, write_sealed
 
 try:
@@ -45,8 +48,8 @@ except ImportError:  # Windows
 
 logger = logging.getLogger(__name__)
 
-files_in_use: set[Path] = set()
-"""Files of the functions that this process has called from Python."""
+_locked: set[Path] = set()
+"""Folders that this process keeps others from writing to."""
 
 
 class SealedFiles(IndexDataCacheFile):  # type: ignore[misc]
@@ -129,27 +132,44 @@ _compile = Dispatcher.compile
 def _load_or_compile(self: Any, signature: Any) -> Any:
     """As Numba loads or compiles a function; if it is one of ours, no other process compiles meanwhile."""
     with global_compiler_lock:
-        if not is_outermost():
-            with compiling(self):
+        if not is_outermost() and not is_unit(self):
+            with compiling_part(self):
                 return _compile(self, signature)
         forget_part(self, signature)
-        if isinstance(self._cache, KernelCache):
+        if isinstance(self._cache, KernelCache) and compiled_for(self, signature) is None:
             return _load_or_compile_kernel(self, signature)
         return _compile(self, signature)
 
 
 def _load_or_compile_kernel(kernel: Any, signature: Any) -> Any:
-    """A function of ours that Python calls, and as parts of it all that it calls."""
+    """A function of ours that Python calls, or a unit, and as parts of it all that it calls."""
     cache = kernel._cache
     key, folder = cache.key(signature, kernel.targetctx), Path(cache.cache_path)
     with nullcontext() if cache.files.load(key) is not None else compiling_alone(folder):
-        try:
-            with compiling(kernel):
-                entry = _compile(kernel, signature)
-            set_environments(compiled_for(kernel, signature))
-            return entry
-        finally:
-            files_in_use.update(cache.files.paths(key) or [folder / "not kept"])
+        with compiling(kernel):
+            entry = _compile(kernel, signature)
+        compiled = compiled_for(kernel, signature)
+        set_environments(compiled)
+        if is_unit(kernel):
+            note_unit(kernel, tuple(compiled.signature.args))
+        return entry
+
+
+def prepare(function: Any, *arguments: Any) -> set[Path]:
+    """Compile a function of ours for such arguments, or find it, and do not call it.
+
+    Returns the files that a call needs: its own and those of its units.
+    """
+    kinds = tuple(map(function.typeof_pyval, arguments))
+    function.compile(kinds)
+    return _files_of(function, kinds)
+
+
+def _files_of(function: Any, kinds: tuple[Any, ...]) -> set[Path]:
+    cache, compiled = function._cache, compiled_for(function, kinds)
+    own = cache.files.paths(cache.key(kinds, function.targetctx))
+    files = set(own or [Path(cache.cache_path) / "not kept"])
+    return files.union(*(_files_of(needed.function, needed.types) for needed in units_of(compiled)))
 
 
 Dispatcher.compile = _load_or_compile  # type: ignore[assignment, method-assign]
@@ -158,12 +178,17 @@ Dispatcher.compile = _load_or_compile  # type: ignore[assignment, method-assign]
 @contextmanager
 def compiling_alone(folder: Path) -> Iterator[None]:
     """While this lasts, no other process compiles code that is kept in the folder."""
+    if folder in _locked:
+        yield
+        return
     with ExitStack() as stack:  # a lock is let go when its file is closed, or its process dies
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _wait_for(stack.enter_context(open(folder / "compiling.lock", "ab")))
         except OSError as error:  # compiled twice is better than not at all
             logger.info("no lock in %s: %s", folder, error)
+        _locked.add(folder)
+        stack.callback(_locked.remove, folder)
         yield
 
 

@@ -30,6 +30,7 @@ from numba.extending import overload
 
 from kernels_numba.cpu.arithmetic import bits_of_float, float_of_bits, widen
 from kernels_numba.cpu.parallel import in_parallel
+from kernels_numba.cpu.units import unit
 
 INT8_LARGEST, LEAST_SCALE = np.float32(127), np.float32(1e-6)
 HALF = np.float32(0.5)
@@ -407,6 +408,7 @@ def _write_part(part, parts, new_keys, new_values, slots, keys, values):  # type
             _write_head(new_values[row, head], values, block, head, cell)
 
 
+@unit
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=False)
 def write_codes(new_keys, new_values, slots, keys, values, num_threads):  # type: ignore[no-untyped-def]
     """Keep new tokens.

@@ -41,7 +41,7 @@ from kernels_numba.cpu.vectors import LANES
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """A matrix [n, k] that `multiply_by` takes.
+    """A matrix [n, k] that `multiply_by` takes, or `multiply_quantized`.
 
     Attributes:
         row: int64 [FIELDS].

@@ -2,7 +2,8 @@
 
 A product with few rows takes as long as its matrix takes to read, so a matrix in a quarter of the bytes is
 multiplied up to four times as fast. A model's matrices may be of several kinds, so compiled code asks for the
-kind as it runs, and all models share it; a matrix is a row of numbers and addresses, and none is copied:
+kind as it runs, and all models share it; a matrix is a row of numbers and addresses, and none is copied.
+All but the first need code that takes seconds to compile, so that is a unit which only they ask for:
 
     kind       where                        product
     ────────   ──────────────────────────   ───────────────────────────────────────────────────────────────
@@ -36,6 +37,7 @@ from kernels_numba.cpu.integer_tile import HAS_VNNI, integer_tile
 from kernels_numba.cpu.panels import PARALLEL_STEPS, ROWS, WIDTH, multiply
 from kernels_numba.cpu.parallel import in_parallel
 from kernels_numba.cpu.quantized_tile import NIBBLES, WIDE, group_tile, widen_steps
+from kernels_numba.cpu.units import address_of, call_at, unit
 from kernels_numba.cpu.vectors import HAS_PAIRS, LINE_BYTES
 
 DENSE, INTEGERS = 16, 88
@@ -212,9 +214,10 @@ def _integer_part(part, words, scales, shifts, matrix, out, fresh, columns, band
             row += rows
 
 
+@unit
 @njit(nogil=True, cache=True, error_model="numpy")
-def multiply_by(x, matrix, out, fresh, num_threads):  # type: ignore[no-untyped-def]
-    """`out = x Wᵀ`, or `out += x Wᵀ` if not `fresh`.
+def multiply_quantized(x, matrix, out, fresh, num_threads):  # type: ignore[no-untyped-def]
+    """`out = x Wᵀ`, or `out += x Wᵀ` if not `fresh`, for a matrix of any kind but `DENSE`.
 
     Args:
         x: [T, k], float32, or bfloat16 as uint16; in rows without gaps.
@@ -222,15 +225,12 @@ def multiply_by(x, matrix, out, fresh, num_threads):  # type: ignore[no-untyped-
         out: [T, padded(n)], float32; columns behind n get 0, or keep what they are.
         num_threads: among how many to divide it, by columns, and by rows if there are too few columns.
     """
-    kind, groups = matrix[KIND], matrix[GROUPS]
-    columns, bands, panels = 1, 1, out.shape[1] // WIDTH
+    groups, columns, bands, panels = matrix[GROUPS], 1, 1, out.shape[1] // WIDTH
     if num_threads > 1 and len(x) * panels * x.shape[1] >= PARALLEL_STEPS:
         columns = min(num_threads, panels)
         bands = max(1, min(num_threads // columns, len(x) // ROWS))
     parts = columns * bands
-    if kind == DENSE:
-        multiply(x, _dense_panels(x, matrix), out, fresh, num_threads)
-    elif kind == INTEGERS:
+    if matrix[KIND] == INTEGERS:
         numbers = np.empty(x.shape, np.uint8 if HAS_VNNI else np.int16)
         scales, shifts = np.empty(len(x), np.float32), np.empty(len(x), np.int32)
         _round_rows(x, matrix, numbers, scales, shifts)
@@ -239,19 +239,40 @@ def multiply_by(x, matrix, out, fresh, num_threads):  # type: ignore[no-untyped-
             in_parallel(_integer_part, parts, (words, scales, shifts, matrix, out, fresh, columns, bands))
         else:
             _integer_part(columns - 1, words, scales, shifts, matrix, out, fresh, columns, bands)
+        return
+    ordered = x
+    if matrix[ORDER]:
+        order = carray(_pointer(matrix[ORDER]), (x.shape[1],), np.int64)
+        ordered = np.empty(x.shape, x.dtype)
+        for row in range(len(x)):
+            for k in range(len(order)):
+                ordered[row, k] = x[row, order[k]]
+    sums = np.empty((len(x) if matrix[OFFSETS] else 0, groups), np.float32)
+    if matrix[OFFSETS]:
+        _sum_groups(ordered, groups, sums)
+    left = _in_pairs(ordered)
+    if parts > 1:
+        in_parallel(_multiply_part, parts, (left, matrix, sums, out, fresh, columns, bands))
     else:
-        ordered = x
-        if matrix[ORDER]:
-            order = carray(_pointer(matrix[ORDER]), (x.shape[1],), np.int64)
-            ordered = np.empty(x.shape, x.dtype)
-            for row in range(len(x)):
-                for k in range(len(order)):
-                    ordered[row, k] = x[row, order[k]]
-        sums = np.empty((len(x) if matrix[OFFSETS] else 0, groups), np.float32)
-        if matrix[OFFSETS]:
-            _sum_groups(ordered, groups, sums)
-        left = _in_pairs(ordered)
-        if parts > 1:
-            in_parallel(_multiply_part, parts, (left, matrix, sums, out, fresh, columns, bands))
-        else:
-            _multiply_part(columns - 1, left, matrix, sums, out, fresh, columns, bands)
+        _multiply_part(columns - 1, left, matrix, sums, out, fresh, columns, bands)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def multiply_by(x, matrix, out, fresh, num_threads, quantized):  # type: ignore[no-untyped-def]
+    """The same for a matrix of any kind. `quantized` is the address of the function above, as
+    `quantized_product` gives it; 0 where no matrix needs it, so that it need not be compiled."""
+    if matrix[KIND] == DENSE:
+        multiply(x, _dense_panels(x, matrix), out, fresh, num_threads)
+    else:
+        call_at(quantized, (x, matrix, out, fresh, num_threads))
+
+
+def quantized_arguments(dtype: Any) -> tuple[Any, ...]:
+    """Arguments of `multiply_quantized` for no rows of this type: what it is compiled for."""
+    x, out = np.zeros((0, 2), dtype), np.zeros((0, WIDTH), np.float32)
+    return x, np.zeros(FIELDS, np.int64), out, True, 1
+
+
+def quantized_product(dtype: Any) -> int:
+    """The address of `multiply_quantized` for activations of this type."""
+    return address_of(multiply_quantized, *quantized_arguments(dtype))

@@ -40,6 +40,7 @@ from kernels_numba.cpu.parallel import in_parallel
 from kernels_numba.cpu.row_dots import ROWS, dots
 from kernels_numba.cpu.softmax_parts import LOWEST, PART_KEYS, UNSEEN, fold
 from kernels_numba.cpu.tile_product import tile
+from kernels_numba.cpu.units import unit
 from kernels_numba.cpu.vectors import HAS_PAIRS, LANES, LINE_BYTES, MANY_REGISTERS, as_pairs
 
 ZERO = np.float32(0)
@@ -382,6 +383,7 @@ def _attend_items(  # type: ignore[no-untyped-def]
         )  # fmt: skip
 
 
+@unit
 @njit(nogil=True, cache=True, error_model="numpy")
 def paged_decode(query, keys, values, rows, tables, items, row_starts, shares, out, scale):  # type: ignore[no-untyped-def]
     """One new token of each sequence.

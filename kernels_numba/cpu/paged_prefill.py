@@ -38,6 +38,7 @@ from kernels_numba.cpu.fixed_sums import column_dots
 from kernels_numba.cpu.parallel import in_parallel
 from kernels_numba.cpu.softmax_parts import LOWEST, PART_KEYS, UNSEEN
 from kernels_numba.cpu.tile_product import add_product
+from kernels_numba.cpu.units import unit
 from kernels_numba.cpu.vectors import HAS_PAIRS, LANES, MANY_REGISTERS, as_pairs
 
 ZERO, ONE = np.float32(0), np.float32(1)
@@ -317,6 +318,7 @@ def _attend_items(thread, query, keys, values, tables, items, shares, out, scale
         )  # fmt: skip
 
 
+@unit
 @njit(nogil=True, cache=True, error_model="numpy")
 def paged_prefill(query, keys, values, tables, items, shares, out, scale):  # type: ignore[no-untyped-def]
     """Many new tokens of each sequence.

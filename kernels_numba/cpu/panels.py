@@ -28,6 +28,7 @@ from numba.extending import overload
 
 from kernels_numba.cpu.parallel import in_parallel
 from kernels_numba.cpu.tile_product import VECTORS, tile
+from kernels_numba.cpu.units import unit
 from kernels_numba.cpu.vectors import HAS_PAIRS, LANES
 
 ROWS = 6
@@ -135,6 +136,7 @@ def _multiply_part(part, x, panels, out, fresh, columns, bands):  # type: ignore
                     row += rows
 
 
+@unit
 @njit(nogil=True, cache=True, error_model="numpy")
 def multiply(x, panels, out, fresh, num_threads):  # type: ignore[no-untyped-def]
     """`out = x Wᵀ`, or `out += x Wᵀ` if not `fresh`.

@@ -10,9 +10,9 @@ because compiled code calls it is a part:
            └─ row_dots    a part
 
 It halves the time that our kernels take to compile. A part that Python calls after all is compiled again, as
-what it then is.
+what it then is. What is large and called by several functions is no part of them, but a unit (`units.py`).
 
-Source: `CPUCodeLibrary.finalize` in Numba's `numba/core/codegen.py`. Read next: `cache.py`.
+Source: `CPUCodeLibrary.finalize` in Numba's `numba/core/codegen.py`. Read next: `units.py`.
 """
 
 from __future__ import annotations
@@ -32,12 +32,37 @@ _compiling: list[str] = []
 
 @contextmanager
 def compiling(function: Any) -> Iterator[None]:
-    """While this lasts, whatever else is compiled is a part of this function, or of one around it."""
+    """While this lasts, whatever else is compiled is a part of this function: it is none itself."""
+    before = list(_compiling)
+    _compiling[:] = [function.py_func.__qualname__]
+    try:
+        with _options(function, no_cfunc_wrapper=True):
+            yield
+    finally:
+        _compiling[:] = before
+
+
+@contextmanager
+def compiling_part(function: Any) -> Iterator[None]:
+    """While this lasts, this function is compiled as a part of what is being compiled."""
     _compiling.append(function.py_func.__qualname__)
+    try:
+        with _options(function, no_cpython_wrapper=True, no_cfunc_wrapper=True):
+            yield
+    finally:
+        _compiling.pop()
+
+
+@contextmanager
+def _options(function: Any, **changed: bool) -> Iterator[None]:
+    """Other options: what nobody calls from Python or C needs no code that makes numbers of objects."""
+    compiler = function._compiler
+    before = compiler.targetoptions
+    compiler.targetoptions = {**before, **changed}
     try:
         yield
     finally:
-        _compiling.pop()
+        compiler.targetoptions = before
 
 
 def is_outermost() -> bool:
@@ -73,9 +98,18 @@ def set_environments(compiled: Any) -> None:
 class Library(JITCodeLibrary):  # type: ignore[misc]
     """The code of one function. That of a part is only what others link into theirs."""
 
+    needed: Any = None
+    """A unit's: what stands for it in the code that calls it (`units.Needed`)."""
+
     def __init__(self, codegen: Any, name: str) -> None:
         super().__init__(codegen, name)
         self.is_part = len(_compiling) > 1 or (len(_compiling) == 1 and name != _compiling[0])
+
+    def add_linking_library(self, library: Any) -> None:
+        if getattr(library, "needed", None) is None:
+            super().add_linking_library(library)
+        else:
+            self._reload_init.add(library.needed)
 
     def _optimize_final_module(self) -> None:
         if not self.is_part:

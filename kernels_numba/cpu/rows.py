@@ -22,6 +22,7 @@ Read next: `minivllm/executor/runners/fused.py`, which calls these.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from numba import njit
 from kernels_numba.cpu.arithmetic import exp_fast, narrow, widen
 from kernels_numba.cpu.fixed_sums import sum_of_squares
 from kernels_numba.cpu.parallel import in_parallel
+from kernels_numba.cpu.units import unit
 
 ONE, ZERO = np.float32(1), np.float32(0)
 PARALLEL_CELLS = 1 << 15
@@ -139,6 +141,7 @@ def _num_parts(array, num_threads):  # type: ignore[no-untyped-def]
     return num_threads if array.size >= PARALLEL_CELLS else min(num_threads, 1)
 
 
+@unit
 @njit(nogil=True, cache=True, error_model="numpy")
 def norm(x, weight, eps, out, num_threads):  # type: ignore[no-untyped-def]
     """`norm_rows` of all rows."""
@@ -149,6 +152,7 @@ def norm(x, weight, eps, out, num_threads):  # type: ignore[no-untyped-def]
         _norm_part(parts - 1, parts, x, weight, eps, out)
 
 
+@unit
 @njit(nogil=True, cache=True, error_model="numpy")
 def gate(gate_up, out, num_threads):  # type: ignore[no-untyped-def]
     """`gate_rows` of all rows."""
@@ -159,6 +163,7 @@ def gate(gate_up, out, num_threads):  # type: ignore[no-untyped-def]
         _gate_part(parts - 1, parts, gate_up, out)
 
 
+@unit
 @njit(nogil=True, cache=True, error_model="numpy")
 def rotate(qkv, pairs, positions, query_weight, key_weight, eps, slots, keys, values, queries, num_threads):  # type: ignore[no-untyped-def]
     """`rotate_rows` of all rows that have a slot. No two may have the same."""
@@ -175,13 +180,12 @@ def rotate(qkv, pairs, positions, query_weight, key_weight, eps, slots, keys, va
         )  # fmt: skip
 
 
-def compile_all(dtype: Any) -> None:
-    """Call everything once, on next to nothing, so that no later call has to wait for the compiler."""
+def compile_all(dtype: Any, prepare: Callable[..., None]) -> None:
+    """`prepare` a call of everything, so that none has to wait for the compiler."""
     one, two = np.ones((1, 2), dtype), np.ones((1, 6), dtype)
     pairs, cells, zero = np.ones((1, 2, 1), np.float32), np.ones((1, 1, 1, 2), dtype), np.zeros(1, np.int64)
-    norm(one, one[0], ONE, one.copy(), 1)
-    gate(two[:, :4], one.copy(), 1)
-    rotate(
-        two, pairs, zero, one[0, :0], one[0, :0], ONE, zero, cells, cells.copy(), np.empty((1, 1, 2), dtype),
-        1,
+    prepare(norm, one, one[0], ONE, one, 1)
+    prepare(gate, two, one, 1)
+    prepare(
+        rotate, two, pairs, zero, one[0], one[0], ONE, zero, cells, cells, np.empty((1, 1, 2), dtype), 1
     )  # fmt: skip

@@ -67,6 +67,8 @@ class Weights(NamedTuple):
     """[hidden]"""
     head: Any
     """vocab columns: [FIELDS], one matrix"""
+    quantized: int
+    """The address of what multiplies by quantised matrices, `quantized_product`, if there are any; or 0."""
 
 
 class Batch(NamedTuple):
@@ -164,7 +166,7 @@ def _keep_rows(array, wanted):  # type: ignore[no-untyped-def]
             target[c] = source[c]
 
 
-@njit(nogil=True, cache=True, error_model="numpy", inline="always")
+@njit(nogil=True, cache=True, error_model="numpy")
 def attend(queries, keys, values, work, out, scale):  # type: ignore[no-untyped-def]
     """Rows of `out` [T, heads, d] for `queries` [T, heads, d], in one layer."""
     if len(work.items):
@@ -215,7 +217,7 @@ def whole_step(batch, cells, w, room, eps, scale, num_threads, logits, clock):  
         norm(x, w.input_norm[layer], eps, normed, num_threads)
         began = _lap(clock, BETWEEN, began)
         fresh = _add_bias(w.qkv_bias[layer], qkv, True)
-        multiply_by(normed, w.qkv[layer], qkv, fresh, num_threads)
+        multiply_by(normed, w.qkv[layer], qkv, fresh, num_threads, w.quantized)
         began = _lap(clock, PRODUCTS, began)
         keys, values = layer_of(cells, layer)
         _rotate(
@@ -231,22 +233,22 @@ def whole_step(batch, cells, w, room, eps, scale, num_threads, logits, clock):  
             x, normed, attended = x[:num_tokens], normed[:num_tokens], attended[:num_tokens]
             gate_up, gated = gate_up[:num_tokens], gated[:num_tokens]
         fresh = _add_bias(w.output_bias[layer], x, False)
-        multiply_by(attended, w.output[layer], x, fresh, num_threads)
+        multiply_by(attended, w.output[layer], x, fresh, num_threads, w.quantized)
         began = _lap(clock, PRODUCTS, began)
         norm(x, w.mlp_norm[layer], eps, normed, num_threads)
         began = _lap(clock, BETWEEN, began)
         fresh = _add_bias(w.gate_up_bias[layer], gate_up, True)
-        multiply_by(normed, w.gate_up[layer], gate_up, fresh, num_threads)
+        multiply_by(normed, w.gate_up[layer], gate_up, fresh, num_threads, w.quantized)
         began = _lap(clock, PRODUCTS, began)
         gate(gate_up, gated, num_threads)
         began = _lap(clock, BETWEEN, began)
         fresh = _add_bias(w.down_bias[layer], x, False)
-        multiply_by(gated, w.down[layer], x, fresh, num_threads)
+        multiply_by(gated, w.down[layer], x, fresh, num_threads, w.quantized)
         began = _lap(clock, PRODUCTS, began)
     norm(x, w.norm, eps, normed, num_threads)
     began = _lap(clock, BETWEEN, began)
     fresh = _add_bias(w.norm[:0], logits, True)  # it has none
-    multiply_by(normed, w.head, logits, fresh, num_threads)
+    multiply_by(normed, w.head, logits, fresh, num_threads, w.quantized)
     _lap(clock, PRODUCTS, began)
 
 

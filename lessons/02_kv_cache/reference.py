@@ -138,7 +138,7 @@ class KVCache:
     def read(self, layer: int) -> tuple[Floats, Floats]:
         """All keys and all values of one layer, in the order of its tokens.
 
-        The arrays may be views of the cache or copies: whoever gets them does not write to them. When more is
+        The arrays may be views of the cache or copies: the caller does not write to them. When more is
         appended, they stay what they were.
 
         Args:

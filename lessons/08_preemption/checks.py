@@ -453,7 +453,7 @@ def every_token_is_found_again(case: Any, story: Story) -> None:
         for words, tables in (("tables", memory.tables), ("host_tables", memory.host_tables)):
             right = sorted(desk.tables["device" if words == "tables" else "host"])
             story.expect(
-                sorted(tables) == right, f"{', '.join(right) or 'nobody'} in {words}", sorted(tables)
+                sorted(tables) == right, f"{', '.join(right) or 'no sequence'} in {words}", sorted(tables)
             )
         for name in desk.tables["device"]:
             tokens = desk.tokens[name]
@@ -667,7 +667,7 @@ class Engine:
             named = self.scheduler.update(given)
             chunks = [name for name, *_ in step.chunks]
             is_list = isinstance(named, list) and sorted(map(repr, named)) == sorted(map(repr, chunks))
-            self.story.expect(is_list, f"update to name {', '.join(chunks) or 'nobody'}", named)
+            self.story.expect(is_list, f"update to name {', '.join(chunks) or 'no request'}", named)
             for request in [request for request in self.live if not request.to_come]:
                 self.scheduler.finish(request.name)
                 self.live.remove(request)
@@ -800,7 +800,7 @@ class Engine:
         self.story.see(
             {
                 "computes": ", ".join(f"{name} {count}" for name, count in computes.items()) or "nothing",
-                "preempted": ", ".join(step.preempted) or "nobody",
+                "preempted": ", ".join(step.preempted) or "none",
                 "moves": f"{len(step.out)} out, {len(step.back)} in",
             },
             [
@@ -828,7 +828,7 @@ class Engine:
         CRASH: "Which request is it, and where: does it wait, does it run, or has it just been preempted "
         "for an older one? A list that shrinks while you loop over it skips the next entry.",
         ENDLESS: "What changes in each round of your `while`? The request that needs the blocks may be "
-        "the newest itself: once it is preempted, nobody is left to go.",
+        "the newest itself: once it is preempted, no request is left to go.",
     },
     large=large_world,
 )
@@ -842,7 +842,8 @@ def same_as_alone(case: Any, story: Story) -> None:
     "The newest goes, and only if blocks are short; its blocks go to the host if all fit there.",
     worlds(),
     hints=(
-        "Look at the step in which someone goes. Who came last of all that run? Was a block really missing?",
+        "Look at the step in which a request is preempted. Which of all that run came last? Was a block "
+        "really missing?",
         "The victim is the last of `self.running`, again and again, until the older one has its blocks. If "
         "it is that request itself, it is not in the plan.",
         "`while not self.memory.grow(request.request_id, request.num_tokens):`, with `victim = "
@@ -852,8 +853,8 @@ def same_as_alone(case: Any, story: Story) -> None:
 def the_newest_goes(case: Any, story: Story) -> None:
     for step in Engine(case, story).run():
         right = step.right
-        wanted = f"{' and then '.join(right.preempted) or 'nobody'} to be preempted"
-        story.expect(step.preempted == right.preempted, wanted, ", ".join(step.preempted) or "nobody")
+        wanted = f"{' and then '.join(right.preempted) or 'no request'} to be preempted"
+        story.expect(step.preempted == right.preempted, wanted, ", ".join(step.preempted) or "none")
         wanted = f"{counted(right.num_out, 'block')} to move to the host"
         story.expect(len(step.out) == right.num_out, wanted, counted(len(step.out), "move"))
         starts = {name: start for name, start, _ in right.chunks}
@@ -870,7 +871,7 @@ def the_newest_goes(case: Any, story: Story) -> None:
     hints=(
         "Which request is the oldest, and did it compute anything? Who waits, and how many blocks are free?",
         "Running requests come first, in order of arrival. A preempted one is the first that waits. Admit "
-        "as long as the first that waits has room for all its tokens; nobody overtakes it.",
+        "as long as the first that waits has room for all its tokens; no request overtakes it.",
         "`while self.waiting:`, and for the first that waits `swap_in` if it is in "
         "`host_tables`, else `grow`; None or False ends the step.",
     ),
@@ -888,5 +889,5 @@ def the_oldest_gets_on(case: Any, story: Story) -> None:
         if step.preempted != right.preempted:
             return
         names = [name for name, *_ in right.chunks]
-        wanted = f"only {', '.join(names)} to compute" if names else "nobody to compute"
-        story.expect(sorted(planned) == sorted(names), wanted, ", ".join(planned) or "nobody")
+        wanted = f"only {', '.join(names)} to compute" if names else "no request to compute"
+        story.expect(sorted(planned) == sorted(names), wanted, ", ".join(planned) or "none")

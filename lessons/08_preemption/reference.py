@@ -107,7 +107,7 @@ class Memory:
 
     # given
     def fork(self, parent: str, child: str) -> None:
-        """`child` maps all blocks of `parent`. They are full: no one writes into a shared block."""
+        """`child` maps all blocks of `parent`. They are full: no sequence writes into a shared block."""
         self.tables[child] = list(self.tables[parent])
         self.device.touch(self.tables[child])
 
@@ -255,7 +255,7 @@ class Scheduler:
            then it is not in the plan.
         2. The waiting requests, in order of arrival, as long as there are blocks for all tokens of the next
            one. It is admitted: it runs. One that was swapped out is swapped in. The first that does not fit
-           ends the step: nobody overtakes it.
+           ends the step: no request overtakes it.
 
         It is called again only after `update` has been called with its plan; in between nothing is added, and
         nothing finishes. If there is no request, the plan is empty.

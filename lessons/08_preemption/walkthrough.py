@@ -164,14 +164,16 @@ show(recompute)
 # 16 blocks in the host's memory. C's blocks move down, and later up again.
 #
 # Predict: how many blocks are moved? How many tokens does C compute in the step in which it comes back? And
-# does anyone say something else than in a pool that holds all four?
+# does any request say something else than in a pool that holds all four?
 
 # %%
 swap, swapped = serve(NUM_BLOCKS, NUM_HOST_BLOCKS, paths[1], TRIES)
 show(swap)
 _, roomy = serve(44, 0, trace_path("08_other.jsonl"))
 assert answers == swapped == roomy
-print("\nall four say the same with recompute, with swap, and in a pool of 44 blocks, where nobody goes")
+print(
+    "\nall four say the same with recompute, with swap, and in a pool of 44 blocks, where none is preempted"
+)
 
 # %% [markdown]
 # ## What if the host is full, too?
@@ -188,8 +190,8 @@ assert still == roomy
 # %% [markdown]
 # ## Who preempts whom for ever?
 #
-# A rule that sounds fair: "whoever has least in the cache goes first". Here it is as a policy of the engine.
-# Two requests, and a pool in which only one of them fits.
+# A rule that sounds fair: "the request with the least in the cache comes first". Here it is as a policy of
+# the engine. Two requests, and a pool in which only one of them fits.
 #
 # Predict: X runs, Y waits and has nothing in the cache. What happens in the next step? And in the one after?
 
@@ -222,7 +224,7 @@ def steps_of(policy: SchedulingPolicy | None) -> tuple[int, int, list[str]]:
 for name, policy in (("fcfs", None), ("least computed first", LeastComputedFirst())):
     steps, computed, gone = steps_of(policy)
     counts = dict(Counter(gone))
-    print(f"{name}: {steps} steps, {computed:,} tokens computed, preempted: {counts or 'nobody'}")
+    print(f"{name}: {steps} steps, {computed:,} tokens computed, preempted: {counts or 'none'}")
     if gone:
         print(f"    in this order: {' '.join(gone[:12])} …")
 

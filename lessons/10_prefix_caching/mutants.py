@@ -100,7 +100,7 @@ MUTANTS = (
             if not self._num_users[block]:
 """,
         caught_by="P3",
-        tells="when a sequence ends, all its blocks may be evicted, whoever else uses them.",
+        tells="when a sequence ends, all its blocks may be evicted, whatever other sequence uses them.",
     ),
     Mutant(
         "evicts_the_newest",
@@ -221,7 +221,7 @@ MUTANTS = (
                 raise ValueError(f"block {block} is not used")
 """,
         caught_by="P7",
-        tells="it notices a block that nobody uses after it has freed others.",
+        tells="it notices a block that no sequence uses after it has freed others.",
         sly=True,
     ),
     Mutant(

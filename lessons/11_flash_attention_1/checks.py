@@ -183,7 +183,7 @@ def a_stream_of_tiles(case: Any, story: Story) -> None:
     parts: Parts = (np.full(rows, -np.inf), np.zeros(rows), np.zeros((rows, width)))
     tiles = list(tiles_of(case))
     for i, (tile, is_left) in enumerate(zip(tiles, case["sides"], strict=False)):
-        story.step(f"merge scores {words(tile[0])} {'from the left' if is_left else 'from the right'}")
+        story.step(f"merge scores {words(tile[0])}, {'from the left' if is_left else 'from the right'}")
         pair = [subject.State(*parts), subject.State(*softmax_at_once(*tile))]
         answer = subject.merge(*(pair[::-1] if is_left else pair))
         parts = see_and_expect(story, answer, "merge", tiles[: i + 1])

@@ -35,7 +35,7 @@ FAULTS = {
     "keys: does the thread in the message have a query, and its loop a key?",
     BARRIER: "Some threads wait at a barrier that others never come to. Threads without a query, or past "
     "their last key, must come as often as the others: no `if` around it, no `return` before it.",
-    UNWRITTEN: "A cell of shared memory is read that nobody wrote: the last tile has `min(TILE_KEYS, end "
+    UNWRITTEN: "A cell of shared memory is read that no thread wrote: the last tile has `min(TILE_KEYS, end "
     "- first)` keys. Or was it read before the tile had come?",
     RACE: "Two threads touch one cell, and nothing says which is first: between the two lines in the "
     "message belongs a barrier.",
@@ -293,7 +293,7 @@ def traffic_follows_the_formula(case: Any, story: Story) -> None:
 
 @judged(
     "P4",
-    "There is no race, and nothing is read that nobody wrote, with or without a full last tile.",
+    "There is no race, and nothing is read that no thread wrote, with or without a full last tile.",
     heads(st.booleans()) | heads(st.booleans(), st.sampled_from((33, 40, 64)), MANY),
     hints=(
         "The answer may be right: here threads run one by one, on a GPU not. Which two touch one cell?",
@@ -319,7 +319,7 @@ def no_race(case: Any, story: Story) -> None:
     heads(st.booleans(), keys=st.integers(24, 48)),
     hints=(
         "FlashAttention 1 divides at each visit, so that memory holds an answer. Who looks at it here?",
-        "Nobody: keep the sum of weight · value, and divide once, after the last tile. And take the largest "
+        "Nothing: keep the sum of weight · value, and divide once, after the last tile. And take the largest "
         "score of a whole tile first: then total and output are rescaled once, not for each key.",
         "Two loops over the keys of a tile: one for `scores[k]` and `highest`; then `rescale` on `total` "
         "and `mine`; then one for the weights. `out[row, c] = mine[c] / total` stands behind the loop over "
@@ -499,7 +499,7 @@ def merge_is_the_softmax_of_all(case: Any, story: Story) -> None:
     rows = maxima.shape[1]
     for words, order in in_orders(case):
         told = ", ".join(maxima_in_words(case["maxima"][s]) for s in order[:9])
-        story.step(f"merge_splits, {counted(len(order), 'split')} {words}, with the maxima {told}")
+        story.step(f"merge_splits, {counted(len(order), 'split')}, {words}, with the maxima {told}")
         out = np.full((rows, d), np.nan, np.float32)
         given = {"maxima": maxima[order], "sums": sums[order], "parts": parts[order], "out": out}
         seen = run_kernel(story, subject.merge_splits, (rows,), (d,), given, {"out": True})

@@ -214,7 +214,7 @@ MUTANTS = (
                     mine[c] *= total
 """,
         caught_by="P5",
-        tells="its output is right after every tile, which nobody has asked for.",
+        tells="its output is right after every tile, which the contract does not ask for.",
         sly=True,
     ),
     Mutant(

@@ -250,7 +250,7 @@ FAULTS = {
     "and `position % block_size` a row of a block. Has the thread in the message a token at all?",
     BARRIER: "Some threads wait at a barrier that others never come to. No `cuda.syncthreads()` within an "
     "`if` that only some of them enter, and no `return` before one.",
-    UNWRITTEN: "A cell of shared memory is read that nobody wrote: a tile has `min(head_dim, length - "
+    UNWRITTEN: "A cell of shared memory is read that no thread wrote: a tile has `min(head_dim, length - "
     "first)` scores, and not always as many as there are threads.",
     RACE: "Two threads touch one cell, and nothing says which is first: a barrier belongs between the two "
     "lines of the message.",

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from lessons.story import ACCEPTED, AFTER_REFUSAL, CRASH, EMPTY, REFUSED, Story, cell, counted, judged, row
 
 GAP = 3
-"""Pages of addresses between two reserved ranges: nobody may rely on their being side by side."""
+"""Pages of addresses between two reserved ranges: no solution may rely on their being side by side."""
 MOST_ROWS = 6
 MOST_PAGES = 999
 """Of a machine whose page table is drawn."""

@@ -2,7 +2,7 @@
 
 An address costs nothing, so each request gets ranges of addresses that are long enough for the longest one:
 for the keys of each layer, and for its values. Memory comes in pages, and a page table says which page is
-behind which address. It is the machine's own table, so whoever reads an address need not know of it:
+behind which address. It is the machine's own table, so a program that reads an address need not know of it:
 
     addresses   0    16   32   48            a range of 4 pages of 16 bytes, a token has 6 bytes
                 ▓▓▓▓ ▓▓░░ ···· ····          4 tokens are 24 bytes: two pages, the second one half empty

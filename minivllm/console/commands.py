@@ -27,7 +27,6 @@ from typer.core import TyperCommand, TyperGroup
 
 from minivllm import __version__
 from minivllm.console.dotted_flags import join_dotted
-from minivllm.console.locale_text import print_all_languages
 from minivllm.files import CannotWrite
 from minivllm.outputs import FailedRequestsError
 from minivllm.terminal import Console
@@ -175,7 +174,6 @@ def version(
 def run(arguments: Sequence[str]) -> int:
     """Run a command line and return its exit code: 0, or a sentence on stderr and 2 for a mistake of the
     user's, 1 for a result that could not be written."""
-    print_all_languages()
     # What the engine warns of (a full disk) is one sentence, too, without a line of its source.
     warnings.formatwarning = lambda message, *rest, **more: f"warning: {printable(str(message))}\n"
     try:

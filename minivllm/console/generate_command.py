@@ -84,7 +84,7 @@ def _structure(text: str | None) -> StructuredOutputsParams | None:
         return None
     try:
         asked = json.loads(typed_text(text))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"--structured-outputs must be JSON, got {text[:100]!r} ({error})") from None
     if not isinstance(asked, dict):
         raise ValueError(f"--structured-outputs must be an object of JSON, got {text[:100]!r}")

@@ -8,10 +8,7 @@ Source: PEP 383 for the surrogates, PEP 540 for why UTF-8. Read next: `commands.
 
 from __future__ import annotations
 
-import codecs
-import io
 import os
-import sys
 
 
 def typed_text(argument: str) -> str:
@@ -21,11 +18,3 @@ def typed_text(argument: str) -> str:
     except UnicodeEncodeError:
         return os.fsencode(argument).decode(errors="surrogateescape")
     return argument
-
-
-def print_all_languages() -> None:
-    """Let both output streams take any text: as UTF-8 where they know only ASCII, else escaped if need be."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            is_ascii = codecs.lookup(stream.encoding).name == "ascii"
-            stream.reconfigure(encoding="utf-8" if is_ascii else None, errors="backslashreplace")

@@ -11,7 +11,7 @@ import typer
 
 from minivllm.engine.engine_flags import with_engine_flags
 from minivllm.model.chat.content_format import CONTENT_FORMATS
-from minivllm.validation import check_choice, check_integer
+from minivllm.validation import check_choice, check_integer, check_text
 
 TOOL_CALL_PARSERS = ("hermes", "llama3_json")
 
@@ -84,6 +84,8 @@ def serve(
     if max_waiting_requests is not None:
         check_integer("max_waiting_requests", max_waiting_requests, at_least=1)
     check_choice("chat_template_content_format", chat_template_content_format, CONTENT_FORMATS)
+    for name in served_model_name or ():
+        check_text("served_model_name", name, may_be_empty=False)
     if tool_call_parser is not None:
         check_choice("tool_call_parser", tool_call_parser, TOOL_CALL_PARSERS)
     try:

@@ -82,6 +82,8 @@ def trace_export(
         Console().print("\n".join(f"Wrote {path}" for path in paths))
         return
     target = out or file.with_suffix(".perfetto.json")
+    if target.resolve() == file.resolve():
+        raise ValueError(f"out must be another file than the trace, got {str(out)!r}")
     write_perfetto(read_trace(file), target)
     Console().print(f"Wrote {target}. Open it at ui.perfetto.dev or in chrome://tracing.")
 

@@ -33,7 +33,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
@@ -128,8 +128,8 @@ def _layer_allows_one_caller() -> bool:
 
 
 STEP, FUSED, QUANTIZED = "step", "fused", "quantized"
-"""Runners that need compiled code: `runners/compiled.py`, `runners/fused.py`, and what that multiplies
-quantised matrices with. (The first has all of it in one.)"""
+"""Runners that need compiled code, `runners/compiled.py` and `runners/fused.py`, and what both multiply
+quantised matrices with."""
 CACHES = {"auto": "", "int8_per_token_head": "int8", "fp8": "fp8"}
 """The first two runners have code of their own for each kind of KV cache."""
 
@@ -139,26 +139,36 @@ def code_kind(dtype: Any, runner: str, kv_cache_dtype: str = "auto") -> str:
     return f"{str(dtype).removeprefix('torch.')}-{CACHES[kv_cache_dtype]}{runner}"
 
 
-@contextmanager
-def compiling(kind: str) -> Iterator[None]:
-    """Around the first calls of all functions of one kind (`code_kind`).
+_completed: dict[str, set[Any]] = {}
+"""The files of each kind that this process has prepared."""
 
-    Says so if one is compiled indeed, and notes that the kind is complete; torch keeps its threads.
+
+@contextmanager
+def compiling(kind: str) -> Iterator[Callable[..., None]]:
+    """Gives a function that compiles, or finds, one for some arguments: for all that are of one kind.
+
+    Says so if one is compiled indeed, and notes that the kind (`code_kind`) is complete; torch keeps its
+    threads.
     """
     import torch
     from numba.core.event import install_listener
 
     from kernels_numba.cpu import FOLDER
-    from kernels_numba.cpu.cache import Announcement, files_in_use
+    from kernels_numba.cpu.cache import Announcement, prepare
     from kernels_numba.kept_code import mark_complete
 
-    num_threads, before = torch.get_num_threads(), set(files_in_use)
+    num_threads, files = torch.get_num_threads(), set(_completed.get(kind, ()))
     text = f"compiling kernels for this machine ({kind}); it takes about half a minute, once"
+
+    def prepare_and_note(function: Any, *arguments: Any) -> None:
+        files.update(prepare(function, *arguments))
+
     try:
         with install_listener("numba:compile", Announcement(lambda: logger.warning(text))):
-            yield
+            yield prepare_and_note
     finally:
         torch.set_num_threads(num_threads)  # starting Numba's threads has changed it
-    if files := files_in_use - before:
+    if files != _completed.get(kind, set()):
         with suppress(OSError):  # where nothing can be kept, that has been said
             mark_complete(FOLDER, kind, files)
+            _completed[kind] = files

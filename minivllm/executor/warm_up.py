@@ -58,11 +58,15 @@ _processes: list[subprocess.Popen[bytes]] = []
 
 
 def kinds_needed(
-    config: ModelConfig, dtype: torch.dtype, runners: Sequence[str] = (), kv_cache_dtype: str = AUTO
+    config: ModelConfig,
+    dtype: torch.dtype,
+    runners: Sequence[str] = (),
+    kv_cache_dtype: str = AUTO,
+    further: Sequence[str] = (),
 ) -> list[str]:
     """The compiled code that the runners of this model need on this processor (`runners/choose.py`).
 
-    A quantised model says itself which `runners` it needs.
+    A quantised model says itself which `runners` it needs, and a quantised copy which `further` ones.
     """
     if not runners:
         has_step = has_compiled_step(config)
@@ -71,18 +75,22 @@ def kinds_needed(
             from minivllm.executor.attention.numba_cpu_backend import has_matrix_units
 
             runners = [*runners, *([FUSED] if has_matrix_units(dtype) else [])]
-    of_caches = {runner: AUTO if runner == QUANTIZED else kv_cache_dtype for runner in runners}
+    of_caches = {runner: AUTO if runner == QUANTIZED else kv_cache_dtype for runner in (*runners, *further)}
     return [code_kind(dtype, runner, kind) for runner, kind in of_caches.items()]
 
 
 def can_start_compiled(
-    config: ModelConfig, dtype: torch.dtype, runners: Sequence[str] = (), kv_cache_dtype: str = AUTO
+    config: ModelConfig,
+    dtype: torch.dtype,
+    runners: Sequence[str] = (),
+    kv_cache_dtype: str = AUTO,
+    further: Sequence[str] = (),
 ) -> bool:
     """May an engine use compiled code now? If not, says so, and sees to it that it is compiled beside."""
     if fcntl is None or os.environ.get(WAIT) == "1":
         return True
     folder = usual_folder()
-    needed = kinds_needed(config, dtype, runners, kv_cache_dtype)
+    needed = kinds_needed(config, dtype, runners, kv_cache_dtype, further)
     kinds = [kind for kind in needed if not is_complete(folder, kind)]
     try:
         folder.mkdir(parents=True, exist_ok=True)

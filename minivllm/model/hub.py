@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from minivllm.validation import shown
@@ -21,6 +22,8 @@ FILES_DOUBLED = ["consolidated*", "original/*"]
 """The same weights again, in the publisher's own layout: some repositories carry both."""
 
 OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".gguf")
+
+LFS_POINTER = b"version https://git-lfs"
 
 _HUB_ID = re.compile(r"[\w\-.]+(/[\w\-.]+)?")
 
@@ -58,6 +61,14 @@ def conversion_hint(folder: Path) -> str:
         f"; found {', '.join(others[:5])}, convert it to safetensors first "
         "(`transformers.AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder)`)"
     )
+
+
+def pointer_hint(path: Path) -> str:
+    """What to do about a file that `git clone` has left behind in place of a large one; else empty."""
+    with suppress(OSError), path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            return "; it is only a pointer to the file: `git lfs pull` in its folder fetches the file itself"
+    return ""
 
 
 def _local_or_fetched(kind: str, name: str, files: list[str]) -> Path:

@@ -18,13 +18,15 @@ import tokenizers
 
 from minivllm.model.chat.template import ChatTemplates
 from minivllm.model.token_bytes import read_token_bytes
-from minivllm.model.tokenizer_files import TokenizerError, TokenizerFiles, is_panic, read_folder
-from minivllm.validation import check_text
+from minivllm.model.tokenizer_files import TokenizerError, TokenizerFiles, is_of_library, read_folder
+from minivllm.validation import check_text, shown
 
 __all__ = ["Tokenizer", "TokenizerError"]
 
 NO_LIMIT_TOKENS = int(1e30)
 """What `transformers` says where a folder names no longest text."""
+LAST_ID = 2**32 - 1
+"""That the library has room for."""
 NOT_DONE_HERE = (
     "max_length",
     "padding",
@@ -102,7 +104,7 @@ class Tokenizer:
         try:
             ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         except BaseException as error:
-            if not is_panic(error):
+            if not is_of_library(error):
                 raise
             raise TokenizerError(f"tokenizer.json of {self._source} fails on this text: {error}") from error
         return ids
@@ -119,8 +121,11 @@ class Tokenizer:
         `clean_up_tokenization_spaces` in tokenizer_config.json has no effect, as in `transformers` 5 for the
         tokenizers of the supported models, which are BPE.
         """
-        token_ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
-        return str(self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens))
+        try:
+            ids = token_ids if type(token_ids) is list else _as_list(token_ids)
+            return str(self._backend.decode(ids, skip_special_tokens=skip_special_tokens))
+        except (TypeError, OverflowError):
+            raise _not_ids(token_ids) from None
 
     def batch_decode(self, many: Sequence[Sequence[int]], skip_special_tokens: bool = False) -> list[str]:
         return [self.decode(token_ids, skip_special_tokens) for token_ids in many]
@@ -134,10 +139,13 @@ class Tokenizer:
 
     def convert_ids_to_tokens(self, ids: int | Sequence[int], skip_special_tokens: bool = False) -> Any:
         """The exact names of tokens (`Ġthe`, `▁the`); None for ids without one."""
-        if isinstance(ids, int):
-            return self._backend.id_to_token(ids)
-        skipped = set(self.all_special_ids) if skip_special_tokens else set()
-        return [self.convert_ids_to_tokens(token_id) for token_id in ids if token_id not in skipped]
+        try:
+            if isinstance(ids, int) or getattr(ids, "ndim", 1) == 0:
+                return self._backend.id_to_token(int(ids))  # type: ignore[arg-type]
+            skipped = set(self.all_special_ids) if skip_special_tokens else set()
+            return [self._backend.id_to_token(one) for one in _as_list(ids) if one not in skipped]
+        except (TypeError, OverflowError):
+            raise _not_ids(ids) from None
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token given by its exact name, or None."""
@@ -220,6 +228,17 @@ class Tokenizer:
     def _special(self, name: str) -> tuple[str | None, int | None]:
         token = self.special_tokens_map.get(name)
         return token, None if token is None else self.token_to_id(token)
+
+
+def _as_list(value: Any) -> list[int]:
+    """One token id or several, of Python's numbers, numpy's or a tensor's."""
+    plain = value.tolist() if hasattr(value, "tolist") else value
+    return [plain] if isinstance(plain, int) else list(plain)
+
+
+def _not_ids(value: object) -> ValueError:
+    """What is said of one that the library has no room for."""
+    return ValueError(f"token_ids must be integers from 0 to {LAST_ID}, got {shown(value)}")
 
 
 def _with_mask(input_ids: list[Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken
 
+from minivllm.model.hub import pointer_hint
 from minivllm.model.json_file import read_json_object
 
 SPECIAL_TOKEN_NAMES = (
@@ -93,19 +94,21 @@ def _read_backend(folder: Path) -> tokenizers.Tokenizer:
         )
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
-    except BaseException as error:  # the library raises bare Exceptions
-        if not isinstance(error, Exception) and not is_panic(error):
+    except BaseException as error:
+        if not is_of_library(error):
             raise
-        raise TokenizerError(f"{path} is not a tokenizer that can be read: {error}") from error
+        hint = pointer_hint(path)
+        raise TokenizerError(f"{path} is not a tokenizer that can be read: {error}{hint}") from error
     # A file may carry the padding and truncation of its training; a prompt wants neither.
     backend.no_padding()
     backend.no_truncation()
     return backend
 
 
-def is_panic(error: BaseException) -> bool:
-    """The library is written in Rust, and its panics (a pattern that explodes, say) are no `Exception`."""
-    return type(error).__name__ == "PanicException"
+def is_of_library(error: BaseException) -> bool:
+    """The library is written in Rust: its errors are bare Exceptions, and its panics (a pattern that
+    explodes, say) are none at all."""
+    return type(error) is Exception or type(error).__name__ == "PanicException"
 
 
 def _add_tokens(
@@ -226,7 +229,7 @@ def _whole_number(value: object) -> int | None:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise TokenizerError(f"{path} cannot be read as text: {error}") from error
 

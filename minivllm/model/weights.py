@@ -33,7 +33,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from minivllm.model.hub import conversion_hint
+from minivllm.model.hub import conversion_hint, pointer_hint
 from minivllm.model.json_file import read_json_object
 from minivllm.validation import shown
 
@@ -261,9 +261,9 @@ def _open(file: Path) -> Any:
     try:
         return safe_open(str(file), framework="pt")
     except (SafetensorError, OSError) as error:
-        size = file.stat().st_size
+        size, hint = file.stat().st_size, pointer_hint(file) or "; download it again"
         raise CheckpointError(
-            f"{file} ({size} bytes) is not a complete safetensors file: {error}; download it again"
+            f"{file} ({size} bytes) is not a complete safetensors file: {error}{hint}"
         ) from None
 
 

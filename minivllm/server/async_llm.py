@@ -37,6 +37,7 @@ from minivllm.server.engine_thread import EngineDeadError, EngineThread
 from minivllm.server.stream import Stream, Take
 from minivllm.structured_outputs import StructuredOutputsParams
 from minivllm.trace.tee import Sink
+from minivllm.validation import check_text, shown
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,7 @@ class AsyncLLM:
             EngineDeadError: the engine has ended.
             Exception: what failed in the step that the request was in.
         """
+        check_text("request_id", request_id, may_be_empty=False)
         while request_id in self._leaving:  # what is on its way to the one before is not for this one
             await asyncio.wait([self._leaving[request_id]])
         if request_id in self._streams:
@@ -126,8 +128,15 @@ class AsyncLLM:
                 self._leave(request_id)
 
     async def abort(self, request_id: str | Iterable[str]) -> None:
-        """End requests now. Their callers get what there is, with reason "abort"."""
-        for name in [request_id] if isinstance(request_id, str) else list(request_id):
+        """End requests now. Their callers get what there is, with reason "abort".
+
+        Raises:
+            ValueError: it is neither a name nor several.
+        """
+        if not isinstance(request_id, Iterable):
+            raise ValueError(f"request_id must be a string or a list of them, got {shown(request_id)}")
+        names = [request_id] if isinstance(request_id, str) else list(request_id)
+        for name in [check_text("request_id", name) for name in names]:
             output = await self._call(partial(Engine.abort, request_id=name))
             if output is not None:
                 self._deliver([output])

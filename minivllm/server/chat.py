@@ -123,7 +123,9 @@ class Chat(Answering):
     def _logprobs(self, one: CompletionOutput) -> dict[str, Any] | None:
         if not self.request.logprobs or one.logprobs is None:
             return None
-        tokens = tokens_with_logprobs(one.token_ids, one.logprobs, self.request.return_tokens_as_token_ids)
+        tokens = tokens_with_logprobs(
+            one.token_ids, one.logprobs, bool(self.request.return_tokens_as_token_ids)
+        )
         return of_chat(tokens, self.request.top_logprobs or 0)
 
 

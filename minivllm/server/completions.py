@@ -5,6 +5,7 @@ Source: the OpenAI API, with vLLM's additions. Read next: `chat.py`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from minivllm.outputs import CompletionOutput, RequestOutput
@@ -20,13 +21,14 @@ class Completion(Answering):
     def __init__(self, request: CompletionRequest, model: ServedModel) -> None:
         request.check()
         answer = Answer("cmpl", "text_completion", model.name_for(request.model), request.request_id)
-        params = request.sampling_params(model.defaults, request.max_tokens, request.logprobs)
+        most = 1 if request.is_only_echo else request.max_tokens  # the engine computes no prompt for nothing
+        params = request.sampling_params(model.defaults, most, request.logprobs)
         if request.echo and request.logprobs is not None and params.prompt_logprobs is None:
             params.prompt_logprobs = request.logprobs
         prompts = [
             model.prompt(
                 prompt,
-                request.max_tokens,
+                most,
                 request.cache_salt,
                 add_special_tokens=request.add_special_tokens,
                 truncate_to=request.truncate_prompt_tokens,
@@ -38,7 +40,8 @@ class Completion(Answering):
         self._lengths: dict[int, int] = {}  # characters that a choice has told
 
     def choices(self, prompt: int, output: RequestOutput) -> list[dict[str, Any]]:
-        choices = [(prompt * self.params.n + one.index, one) for one in output.outputs]
+        told = map(_without_tokens, output.outputs) if self.request.is_only_echo else output.outputs
+        choices = [(prompt * self.params.n + one.index, one) for one in told]
         self.answer.count(prompt, output, [(index, len(one.token_ids)) for index, one in choices])
         return [self._choice(index, one, output) for index, one in choices]
 
@@ -73,10 +76,15 @@ class Completion(Answering):
     ) -> dict[str, Any] | None:
         if self.request.logprobs is None or one.logprobs is None:
             return None
-        as_ids = self.request.return_tokens_as_token_ids
+        as_ids = bool(self.request.return_tokens_as_token_ids)
         tokens = tokens_with_logprobs(one.token_ids, one.logprobs, as_ids)
         if with_prompt and output.prompt_logprobs:
             ids = output.prompt_token_ids
             first = self.model.tokenizer.decode(ids[:1]) if self.model.llm.tokenizer else ""
             tokens = [*prompt_with_logprobs(ids, output.prompt_logprobs, first, as_ids), *tokens]
         return of_completion(tokens, self.request.logprobs, offset)
+
+
+def _without_tokens(one: CompletionOutput) -> CompletionOutput:
+    """The output as if it had ended before its first token."""
+    return replace(one, text="", token_ids=[], logprobs=None if one.logprobs is None else [])

@@ -31,6 +31,9 @@ from minivllm.server.responses import ClientGone, unless_gone
 
 KEEP_ALIVE_SECONDS = 15.0
 """After so long without an event a comment is sent, so that both sides notice a connection that is gone."""
+PAUSE_SECONDS = 0.05
+"""Between two sendings to one watcher: steps of a small model are shorter, and nobody sees more than twenty a
+second. What ten watchers cost was mostly this."""
 GOODBYE_SECONDS = 1.0
 """In which a watcher that is cut off may still read why."""
 
@@ -88,6 +91,7 @@ async def _chunks(watcher: Watcher, is_running: Callable[[], bool]) -> AsyncGene
         if not chunk:
             return
         yield chunk
+        await asyncio.sleep(PAUSE_SECONDS)  # what comes meanwhile goes out together
 
 
 def open_stream(live: LiveEvents, is_running: Callable[[], bool], host: str, *, has_keys: bool) -> LiveStream:

@@ -89,8 +89,8 @@ class StreamOptions(ApiModel):
         continuous_usage_stats: in each chunk, what its choice has used so far.
     """
 
-    include_usage: bool = False
-    continuous_usage_stats: bool = False
+    include_usage: bool | None = False
+    continuous_usage_stats: bool | None = False
 
 
 class SampledRequest(ApiModel):
@@ -138,13 +138,13 @@ class SampledRequest(ApiModel):
     use_beam_search: bool | None = None
     length_penalty: float | None = None
     early_stopping: bool | str | None = None
-    stream: bool = False
+    stream: bool | None = False
     stream_options: StreamOptions | None = None
     truncate_prompt_tokens: int | None = Field(None, ge=-1)
     priority: int = 0
     cache_salt: str | None = Field(None, max_length=MAX_SALT_CHARACTERS)
-    return_token_ids: bool = False
-    return_tokens_as_token_ids: bool = False
+    return_token_ids: bool | None = False
+    return_tokens_as_token_ids: bool | None = False
     request_id: str | None = Field(None, min_length=1, max_length=MAX_NAME_CHARACTERS)
     user: str | None = None
     response_format: dict[str, Any] | None = None
@@ -202,11 +202,12 @@ class CompletionRequest(SampledRequest):
 
     Attributes:
         prompt: a text, token ids, or a list of either.
+        max_tokens: most tokens of an output; 0, with `echo`, tells only the prompt and its log-probabilities.
         suffix: refused.
     """
 
     prompt: str | Texts | Tokens | ManyTokens | None = None
-    echo: bool = False
+    echo: bool | None = False
     suffix: str | None = None
     max_tokens: int | None = 16
     logprobs: int | None = None
@@ -223,6 +224,11 @@ class CompletionRequest(SampledRequest):
         if self.suffix:
             raise ApiError("suffix is not currently supported", "suffix")
         check_logprobs("logprobs", self.logprobs)
+
+    @property
+    def is_only_echo(self) -> bool:
+        """Is nothing but the prompt asked for? So evaluation harnesses score texts."""
+        return bool(self.echo) and self.max_tokens == 0
 
     def prompts(self) -> list[str | list[int]]:
         """One prompt, or several."""

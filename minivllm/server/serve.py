@@ -252,6 +252,8 @@ def _listen_at(host: str, port: int, kind: str = "") -> socket.socket:
 def _listen(family: int, address: str | tuple[str, int], where: str) -> socket.socket:
     listener = None
     try:
+        if isinstance(address, str):
+            _remove_stale_socket(address)
         # asyncio sends what is written at once (TCP_NODELAY) only where a socket says that it speaks TCP.
         # Else a token waits until the one before is acknowledged, which clients put off for 40 milliseconds.
         protocol = 0 if isinstance(address, str) else socket.IPPROTO_TCP
@@ -260,11 +262,22 @@ def _listen(family: int, address: str | tuple[str, int], where: str) -> socket.s
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(2048)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, TypeError) as error:  # the last: a host of bytes that are no text
         if listener:
             listener.close()
         raise ValueError(f"{where} cannot be had: {getattr(error, 'strerror', None) or error}") from None
     return listener
+
+
+def _remove_stale_socket(path: str) -> None:
+    """A server that was killed leaves its socket file behind, and nobody answers there any more."""
+    if not Path(path).is_socket():
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        try:
+            asking.connect(path)
+        except ConnectionRefusedError:
+            Path(path).unlink(missing_ok=True)
 
 
 def _close(options: ServeOptions, *listeners: socket.socket | None) -> None:

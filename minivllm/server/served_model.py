@@ -61,6 +61,11 @@ class ServedModel:
         """Characters of one token at most."""
         return max(map(len, self.tokenizer.get_vocab()), default=1)
 
+    @cached_property
+    def num_token_ids(self) -> int:
+        """Ids that may have a token are below it: those of added tokens, too, and there may be holes."""
+        return 1 + max(self.tokenizer.get_vocab().values(), default=-1)
+
     @property
     def tokenizer(self) -> Tokenizer:
         if self.llm.tokenizer is None:

@@ -41,7 +41,7 @@ def add_token_routes(app: FastAPI, model: ServedModel) -> None:
     def detokenize(asked: DetokenizeRequest) -> dict[str, str]:
         """Tokens as text."""
         model.name_for(asked.model)
-        size = model.tokenizer.vocab_size
+        size = model.num_token_ids
         for index, token in enumerate(asked.tokens):
             if not 0 <= token < size:
                 raise ApiError(

@@ -23,9 +23,9 @@ from minivllm.trace.reader import Trace
 from minivllm.trace.replay import ReplayState, SequenceState
 from minivllm.trace.run_summary import RunSummary
 from minivllm.trace.snapshots import older_requests
-from minivllm.trace.timeline import Phase, StepRecord, walk
+from minivllm.trace.timeline import Phase, StepRecord, Timeline, make_timeline, walk
 
-__all__ = ["Percentiles", "RunSummary", "format_seconds", "percentiles", "summarize"]
+__all__ = ["Percentiles", "RunSummary", "format_seconds", "percentiles", "summarize", "timeline_and_summary"]
 
 PEAKS = ("num_used_blocks", "num_saved_blocks", "num_host_blocks")
 """Numbers of a step's record of which the largest is wanted."""
@@ -38,6 +38,20 @@ def summarize(trace: Trace) -> RunSummary:
     for record, state in walk(trace):
         tally.add(record, state)
     return tally.summary(trace, state)
+
+
+def timeline_and_summary(trace: Trace) -> tuple[Timeline, RunSummary]:
+    """Both in one pass. Raises what `summarize` raises."""
+    tally = _Tally()
+    last = ReplayState(trace.header)
+
+    def see(record: StepRecord, state: ReplayState) -> None:
+        nonlocal last
+        last = state
+        tally.add(record, state)
+
+    timeline = make_timeline(trace, see)
+    return timeline, tally.summary(trace, last)
 
 
 # A request's id may come again once the first is finished; with its arrival it is unique.

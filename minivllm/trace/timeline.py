@@ -12,7 +12,7 @@ users of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from minivllm.trace.reader import Trace
@@ -20,7 +20,7 @@ from minivllm.trace.replay import ReplayState, SequenceState, replay_step
 from minivllm.trace.spans import Span, SpanBuilder
 from minivllm.trace.step_record import BatchItem, Phase, StepRecord
 
-__all__ = ["BatchItem", "Phase", "Span", "StepRecord", "Timeline", "make_timeline", "walk"]
+__all__ = ["BatchItem", "Phase", "Span", "StepRecord", "Timeline", "make_timeline", "walk", "walk_again"]
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,19 @@ class Timeline:
         return len(self.records)
 
 
-def make_timeline(trace: Trace) -> Timeline:
-    """Walk a trace once and keep what there is to say about it. Raises what `walk` raises."""
+def make_timeline(trace: Trace, see: Callable[[StepRecord, ReplayState], None] | None = None) -> Timeline:
+    """Walk a trace once and keep what there is to say about it. Raises what `walk` raises.
+
+    `see` is shown every step on the way: who needs more than the timeline need not walk again.
+    """
     records: list[StepRecord] = []
     spans = SpanBuilder()
     state = ReplayState(trace.header)
     for record, state in walk(trace):
         records.append(record)
         spans.add(record, state)
+        if see:
+            see(record, state)
     sequences = dict(sorted((state.finished | state.sequences).items()))
     return Timeline(trace, records, spans.close(len(records) - 1), sequences)
 
@@ -65,4 +70,12 @@ def walk(trace: Trace) -> Iterator[tuple[StepRecord, ReplayState]]:
         record = StepRecord(step, start=state.time)
         replay_step(trace, step, state, record.note)
         record.close(state)
+        yield record, state
+
+
+def walk_again(timeline: Timeline) -> Iterator[tuple[StepRecord, ReplayState]]:
+    """The same with the records that were made before: only the state is told anew."""
+    state = ReplayState(timeline.trace.header)
+    for record in timeline.records:
+        replay_step(timeline.trace, record.step, state)
         yield record, state

@@ -6,7 +6,8 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minivllm.console.locale_text import print_all_languages, typed_text
+from minivllm.console.locale_text import typed_text
+from minivllm.streams import print_all_languages
 
 
 @given(text=st.text(st.characters(exclude_categories=("Cs",))))

@@ -209,6 +209,40 @@ def test_what_is_ignored_stays_ignored():
     assert end_of(program) == (0, "1 1\n")
 
 
+FULL = "os.dup2(os.open('/dev/full', os.O_WRONLY), {})\n"
+LOST = (1, "error: the output cannot be written: No space left on device\n")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_what_cannot_be_written_is_said_and_messages_that_cannot_be_end_nothing():
+    codes = {
+        FULL.format(1) + "print('x', flush=True)": LOST,
+        FULL.format(1) + "print('x')": LOST,
+        FULL.format(2) + "for _ in range(9): print('x' * 9999, file=sys.stderr, flush=True)\nos._exit(7)": (
+            7,
+            "",
+        ),
+    }
+    started = [our_program(code) for code in codes]
+    assert list(map(end_of, started)) == list(codes.values())
+
+
+def test_a_folder_that_is_gone_is_said_before_anything_is_looked_for_in_it(tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    removing = {"cwd": gone, "preexec_fn": gone.rmdir}
+    program = start("-c", OURS.format("print('no')"), env=processes.python_variables(), **removing)
+    assert end_of(program) == (2, "error: the folder in which this runs is gone: cd to another one\n")
+
+
+def test_a_stream_that_is_closed_leads_nowhere_and_is_no_other_file():
+    """`minivllm serve >&- 2>&-`: else our last words would be written into a client's connection."""
+    code = "print('lost', flush=True); os.write(2, b'%d' % (open(os.devnull).fileno() > 2))"
+    closing = {"preexec_fn": lambda: [os.close(number) for number in (0, 1)]}
+    program = start("-c", OURS.format(code), env=processes.python_variables(), **closing)
+    assert end_of(program) == (0, "1")
+
+
 # ---- what we start -------------------------------------------------------------------------------------
 
 CHILD = "import os, subprocess, sys, time; print(os.getpid(), subprocess.Popen([sys.executable, '-c', \

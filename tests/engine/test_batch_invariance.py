@@ -167,7 +167,7 @@ def circumstances(draw):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=max(3, settings.default.max_examples // 10))
+@settings(max_examples=max(2, settings.default.max_examples // 10))
 @given(
     where=circumstances(), order=st.permutations(range(len(LENGTHS))), count=st.integers(1, 2), data=st.data()
 )
@@ -199,7 +199,7 @@ def speculating(kind, where, order, draft, num_drafts):
 
 
 @pytest.mark.parametrize("kind", ["numba-cpu", "torch"])
-@settings(max_examples=max(3, settings.default.max_examples // 20))
+@settings(max_examples=max(2, settings.default.max_examples // 20))
 @given(where=circumstances(), order=st.permutations(range(4)), num_drafts=st.integers(1, 4))
 def test_speculating_greedy_is_plain_greedy_bit_for_bit(kind, where, order, num_drafts):
     rows, *_ = speculating(kind, where, order, DRAFT_MODEL_PATH, num_drafts)

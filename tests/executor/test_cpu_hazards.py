@@ -140,14 +140,21 @@ def test_compiling_is_announced_once_and_only_if_something_is_compiled(caplog):
 
 def test_what_was_compiled_or_found_is_complete_from_then_on(monkeypatch, tmp_path):
     monkeypatch.setattr(kernels_numba.cpu, "FOLDER", tmp_path)
-    monkeypatch.setattr(cache, "files_in_use", {tmp_path / "older"})
-    write_sealed(tmp_path / "code", b"")
-    with hazards.compiling("a-kind"):
-        cache.files_in_use.add(tmp_path / "code")
+    monkeypatch.setattr(cache, "prepare", lambda name: {tmp_path / name})
+    for name in ("code", "more"):
+        write_sealed(tmp_path / name, b"")
+    with hazards.compiling("a-kind") as prepare:
+        prepare("code")
+        prepare("more")
     assert complete_kinds(tmp_path) == ["a-kind"]
-    with pytest.raises(ZeroDivisionError), hazards.compiling("another-kind"):
-        cache.files_in_use.add(tmp_path / "other")
+    with pytest.raises(ZeroDivisionError), hazards.compiling("another-kind") as prepare:
+        prepare("code")
         _ = 1 / 0
-    with hazards.compiling("a-third-kind"):
-        cache.files_in_use.add(tmp_path / "not kept")
+    with hazards.compiling("a-third-kind") as prepare:
+        prepare("code")
+        prepare("not kept")
     assert complete_kinds(tmp_path) == ["a-kind"]
+    with hazards.compiling("a-fourth-kind") as prepare:  # in this process it was found before
+        prepare("code")
+    (tmp_path / "more").unlink()
+    assert complete_kinds(tmp_path) == ["a-fourth-kind"]

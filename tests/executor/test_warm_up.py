@@ -194,9 +194,16 @@ def test_a_cache_in_8_bits_needs_code_of_its_own(monkeypatch):
 
 
 def test_a_quantised_model_says_itself_what_it_needs():
-    needed = kinds_needed(CONFIG, torch.bfloat16, (FUSED, QUANTIZED))
-    assert needed == ["bfloat16-fused", "bfloat16-quantized"]
-    assert set(needed) <= set(ALL_KINDS)
+    for runner in (STEP, FUSED):
+        needed = kinds_needed(CONFIG, torch.bfloat16, (runner, QUANTIZED))
+        assert needed == [f"bfloat16-{runner}", "bfloat16-quantized"]
+        assert set(needed) <= set(ALL_KINDS)
+
+
+def test_a_quantised_copy_needs_what_multiplies_it_besides(monkeypatch):
+    monkeypatch.setattr("minivllm.executor.attention.numba_cpu_backend.has_matrix_units", lambda _: True)
+    needed = kinds_needed(CONFIG, torch.bfloat16, further=(STEP, QUANTIZED))
+    assert needed == ["bfloat16-step", "bfloat16-fused", "bfloat16-quantized"]
 
 
 def test_auto_is_plain_torch_until_then_and_a_name_is_obeyed(folder):

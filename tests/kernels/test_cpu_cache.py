@@ -272,11 +272,12 @@ def test_a_kind_is_complete_as_long_as_its_files_are_there_and_undamaged(kept, c
         assert not kept_code.is_complete(kept, "float32-step")
 
 
-def test_what_is_called_from_python_is_noted_with_its_files(kept):
-    before = set(cache.files_in_use)
-    twice_kept_in(kept)(3)
-    new = cache.files_in_use - before
-    assert {path.suffix for path in new} == {".nbi", ".nbc"} and all(path.is_file() for path in new)
+def test_what_is_prepared_is_known_with_its_files(kept, tmp_path):
+    files = cache.prepare(twice_kept_in(kept), 3)
+    assert {path.suffix for path in files} == {".nbi", ".nbc"} and all(path.is_file() for path in files)
+    twice = twice_kept_in(kept)
+    twice._cache.disable()
+    assert [path.name for path in cache.prepare(twice, 3j)] == ["not kept"]
 
 
 # ---- several processes -------------------------------------------------------------------------------

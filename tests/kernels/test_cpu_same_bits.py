@@ -14,7 +14,7 @@ from kernels_numba.cpu import decode_items, paged_prefill, panels, rows
 from kernels_numba.cpu.coded_cells import numbers
 from kernels_numba.cpu.decode_items import plan_items
 from kernels_numba.cpu.matrix_packing import pack_groups, pack_numbers
-from kernels_numba.cpu.matrix_products import multiply_by
+from kernels_numba.cpu.matrix_products import multiply_quantized
 from kernels_numba.cpu.paged_decode import paged_decode
 from kernels_numba.cpu.paged_prefill import plan_tiles
 from kernels_numba.cpu.quantized_tile import BYTES, NIBBLES
@@ -181,8 +181,8 @@ def test_a_product_is_the_same_alone_and_among_others(count, n, k, is_bf16, thre
     scales, offsets = (rng.random((n, 1)).astype(np.float32) for _ in range(2))
     small = pack_groups(kind, codes, 8 * k, scales, offsets if seed % 3 else None)
     x = narrowed(rng.standard_normal((count, 8 * k)).astype(np.float32), is_bf16)
-    multiply_by(x, small.row, many, True, threads)
-    multiply_by(x[row : row + 1].copy(), small.row, alone, True, 1)
+    multiply_quantized(x, small.row, many, True, threads)
+    multiply_quantized(x[row : row + 1].copy(), small.row, alone, True, 1)
     assert (many[row] == alone[0]).all()
 
 

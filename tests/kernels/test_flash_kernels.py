@@ -59,7 +59,7 @@ def starts(*numbers: int) -> Any:
 # ── naive ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@settings(max_examples=20)
+@settings(max_examples=max(10, settings.default.max_examples // 10))
 @given(
     seed=SEEDS,
     len_q=st.integers(1, 5),

@@ -17,7 +17,14 @@ from kernels_numba.cpu.matrix_packing import (
     pack_numbers,
     unpack_numbers,
 )
-from kernels_numba.cpu.matrix_products import INTEGERS, KIND, OFFSETS, STATIC, multiply_by
+from kernels_numba.cpu.matrix_products import (
+    INTEGERS,
+    KIND,
+    OFFSETS,
+    STATIC,
+    multiply_by,
+    quantized_product,
+)
 from kernels_numba.cpu.panels import PARALLEL_STEPS, ROWS, WIDTH, pack, padded
 from kernels_numba.cpu.quantized_tile import BYTES, NIBBLES
 from minivllm.executor.runners.float8_panels import Float8Panels
@@ -41,9 +48,9 @@ def random_numbers(n, k, kind, seed):
 
 
 def product(x, packed, n, *, fresh=True, threads=1, out=None):
-    """Through the compiled function; it is called as a whole, as the runners call it."""
-    out = torch.full((len(x), padded(n)), torch.nan) if out is None else out
-    multiply_by(as_array(x), packed.row, out.numpy(), fresh, threads)
+    """Through the compiled function; it is called as a whole, as a step calls it."""
+    left, out = as_array(x), torch.full((len(x), padded(n)), torch.nan) if out is None else out
+    multiply_by(left, packed.row, out.numpy(), fresh, threads, quantized_product(left.dtype))
     return out
 
 

@@ -155,7 +155,7 @@ WORLDS = st.builds(
 )
 
 
-@settings(max_examples=15)
+@settings(max_examples=max(8, settings.default.max_examples // 10))
 @given(world=WORLDS, splits=st.sampled_from([1, 1, 2, 4]), scale=st.sampled_from([None, 0.05, 0.5]))
 @example(make_world(0, [0, 1, 20], 16, (8, 1), 64, "bfloat16"), 3, None)
 @example(make_world(2, [6], 5, (5, 1)), 1, None)

@@ -8,6 +8,7 @@ import runpy
 import sys
 from dataclasses import replace
 from functools import cache, partial
+from html import unescape
 from random import Random
 
 import pytest
@@ -23,8 +24,9 @@ from lessons.shape import missing_parts, skeleton
 from lessons.story import properties_of
 from lessons.trial import SEED
 from lessons.verdict import FAILED, PASSED, UNWRITTEN
-from lessons.walkthroughs import run_walkthrough
+from lessons.walkthroughs import picture_file, run_walkthrough
 from tests import patience
+from viz.language import _, speaking
 
 SYMPTOMS = {story.EMPTY, story.CRASH, story.ENDLESS, story.REFUSED, story.ACCEPTED, story.AFTER_REFUSAL}
 SYMPTOMS |= {
@@ -113,7 +115,7 @@ def test_the_reference_passes_and_no_right_solution_is_rejected(name):
     """Stories are drawn for the reference; the first of them are told to right solutions that are others."""
     stories = {}
     told = lambda number, case: stories.setdefault(number, []).append(json.dumps(case))  # noqa: E731
-    for verdict in judged_by(name, reference(name), share=usual(0.2), is_right=True, playing=told):
+    for verdict in judged_by(name, reference(name), share=usual(0.1), is_right=True, playing=told):
         assert verdict.status == PASSED, (verdict.number, verdict.expected, verdict.got, verdict.case)
         assert verdict.stories > 5
     for place, variant in enumerate(mutants_of(name).right):
@@ -266,7 +268,8 @@ def without_code(text):
 @each_lesson
 def test_both_languages_have_the_same_parts(name):
     english, chinese = (parts_of(LESSONS[name].text(language)) for language in LANGUAGES)
-    assert english == chinese
+    pictures = [picture_file(file, "zh") for file in english["pictures"]]
+    assert english | {"pictures": pictures} == chinese
     assert len(english["headings"]) >= 9 and len(english["pictures"]) >= 2 and english["answers"] >= 3
     chinese_text = without_code(LESSONS[name].text("zh"))
     assert len(re.findall(r"[\u4e00-\u9fff]", chinese_text)) > 800
@@ -289,7 +292,33 @@ def test_links_and_pictures_lead_somewhere(name):
         for target in (*parts["links"], *parts["pictures"]):
             if not target.startswith("http"):
                 assert (lesson.folder / target.split("#")[0]).exists(), target
-    assert set(parts["pictures"]) == set(lesson.constants()["PICTURES"])
+        drawn = {picture_file(file, language) for file in lesson.constants()["PICTURES"]}
+        assert set(parts["pictures"]) == drawn
+
+
+def texts_of_picture(path):
+    """What a picture says; and its title, its description, and what a pointer reads."""
+    picture = re.sub(r"<style>.*?</style>", "", path.read_text(encoding="utf-8"))
+    return [unescape(text) for text in re.findall(r">([^<]+)<", picture) if text.strip()]
+
+
+NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
+QUOTED = re.compile("“[^”]*”?")
+"""What a model has read or written."""
+
+
+@each_lesson
+def test_pictures_in_chinese_show_the_same_numbers_and_say_it_in_chinese(name):
+    lesson = LESSONS[name]
+    for file in lesson.constants()["PICTURES"]:
+        english = texts_of_picture(lesson.folder / file)
+        chinese = texts_of_picture(lesson.folder / picture_file(file, "zh"))
+        assert sorted(NUMBER.findall(" ".join(english))) == sorted(NUMBER.findall(" ".join(chinese))), file
+        assert sum("一" <= letter <= "鿿" for letter in "".join(chinese)) > 10
+        with speaking("zh"):
+            assert [text for text in chinese if _(text) != text] == [], file
+        mixed = [QUOTED.sub("", text) for text in chinese if re.search("[一-鿿]", text)]
+        assert [text for text in mixed if re.search("[a-z]{3,} [a-z]{3,}", text)] == [], file
 
 
 @each_lesson

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lessons import commands, runner
@@ -259,6 +259,21 @@ def test_a_story_that_failed_is_tried_first(tmp_path, monkeypatch):
     assert len(cases) == 1
     code, words = check(tmp_path, RIGHT)
     assert code == 0 and re.search(r"\b31 stories", words), "that one, and a fifth of 150"
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["state", "passed", "of", "hints", "stories", "failing", "checks"]),
+        st.sampled_from([None, 3, "passed", "3", [], ["a"], {}, {"a": 1}, {"a": [1]}]),
+    )
+)
+def test_progress_that_was_edited_is_used_or_begins_anew(tmp_path_factory, known):
+    desk = Desk(tmp_path_factory.mktemp("desk"))
+    desk.solution(LESSON).write_text("")
+    (desk.folder / "progress.json").write_text(json.dumps({LESSON.name: known}))
+    assert isinstance(desk.state(LESSON), str) and isinstance(desk.stories(LESSON), dict)
+    desk.keep_story(LESSON, "a", [1])
+    assert desk.stories(LESSON)["a"][0] == [1]
 
 
 README = ROOT.parent / "README.md"

@@ -5,7 +5,9 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -346,16 +348,33 @@ def test_a_token_shown_by_itself_keeps_its_leading_space(build):
     assert ours.token_text(special) in ("<eos>", "</s>")
 
 
+def test_ids_of_any_library_are_ids_and_what_is_none_is_named():
+    ours = Tokenizer(byte_level())
+    for kind in (list, tuple, np.array, torch.tensor):
+        assert ours.decode(kind([5, 6])) == ours.decode([5, 6])
+        assert ours.convert_ids_to_tokens(kind([5, 6])) == ours.convert_ids_to_tokens([5, 6])
+    assert ours.decode(np.int64(5)) == ours.decode(5) == ours.decode(torch.tensor(5))
+    for wrong in ([-1], 2**40, "abc", None, [1.5], [None]):
+        for method in (ours.decode, ours.convert_ids_to_tokens):
+            with pytest.raises(ValueError, match=r"token_ids must be integers from 0 to 4294967295, got"):
+                method(wrong)
+
+
 EXPLODES = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
 LACKS = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "no such token", "type_id": 0}}],
          "pair": [], "special_tokens": {}}  # fmt: skip
 
 
+NO_WORDS = {"type": "BPE", "vocab": {}, "merges": [], "unk_token": "<unk>"}
+
+
 @pytest.mark.parametrize(
-    "changes", [{"pre_tokenizer": EXPLODES}, {"post_processor": LACKS}], ids=["explodes", "lacks a token"]
+    "changes",
+    [{"pre_tokenizer": EXPLODES}, {"post_processor": LACKS}, {"model": NO_WORDS}],
+    ids=["explodes", "lacks a token", "knows no word"],
 )
 def test_a_tokenizer_that_fails_on_a_text_says_whose_it_is(tmp_path, changes):
-    """The library panics, which is no `Exception`: without care it would end the process."""
+    """The library panics, which is no `Exception`, or raises a bare one: neither may end the process."""
     folder = make_folder(tmp_path / "it", byte_level(), {})
     path = folder / "tokenizer.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))

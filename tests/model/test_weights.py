@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from minivllm.executor.torch_executor import TorchExecutor
 from minivllm.model.hub import ModelNotFoundError, missing_files, resolve_model, resolve_tokenizer
+from minivllm.model.tokenizer import Tokenizer
 from minivllm.model.weights import INDEX_FILE, SINGLE_FILE, Checkpoint, CheckpointError
 from tests.model.conftest import MakeCheckpoint, Runner, expected_logits, random_tokens
 
@@ -214,6 +215,16 @@ def test_a_truncated_file_is_named(keep: int, make_checkpoint: MakeCheckpoint) -
     (folder / SINGLE_FILE).write_bytes(content[:keep])
     message = refusal(folder)
     assert SINGLE_FILE in message and f"({len(content[:keep])} bytes)" in message
+
+
+def test_a_pointer_that_a_clone_has_left_is_told_for_what_it_is(make_checkpoint: MakeCheckpoint) -> None:
+    folder, _ = make_checkpoint("llama")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    (folder / SINGLE_FILE).write_text(pointer)
+    assert "`git lfs pull` in its folder" in refusal(folder)
+    (folder / "tokenizer.json").write_text(pointer)
+    with pytest.raises(ValueError, match="`git lfs pull` in its folder"):
+        Tokenizer.from_folder(folder)
 
 
 def test_a_missing_shard_is_named(make_checkpoint: MakeCheckpoint) -> None:

@@ -121,6 +121,20 @@ def test_a_name_that_was_left_can_be_used_again_at_once(turns):
     served(scenario)
 
 
+def test_a_name_that_is_none_is_refused_before_anything_is_done_and_leaves_nothing(caplog):
+    async def scenario(llm):
+        for name in (None, 5, "", ["a"], "\ud800"):
+            with pytest.raises(ValueError, match="request_id must be"):
+                await anext(llm.generate([5], SamplingParams(), name))
+        for name in (None, 5, [5]):
+            with pytest.raises(ValueError, match="request_id must be"):
+                await llm.abort(name)
+
+    served(scenario)
+    gc.collect()
+    assert not caplog.records, "nobody has asked for an exception"
+
+
 def test_a_loop_that_is_left_without_a_word_is_aborted():
     async def scenario(llm):
         async for _ in llm.generate([4, 5], params(200), "left"):

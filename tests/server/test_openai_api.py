@@ -2,15 +2,22 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import httpx
 import openai
 import pytest
+import tokenizers
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minivllm import LLM, SamplingParams
 from minivllm.model.tiny import MODEL_PATH
+from minivllm.model.tokenizer import Tokenizer
+from minivllm.server.served_model import ServedModel
+from minivllm.server.token_routes import add_token_routes
 from tests import patience
 
 PROMPT = "Once upon"
@@ -387,6 +394,19 @@ def test_tokens_there_and_back(http):
     assert chat["count"] == 12
     assert http.post("/detokenize", json={"tokens": [-1]}).status_code == 400
     assert http.post("/tokenize", json={}).status_code == 400
+
+
+def test_tokens_that_were_added_to_a_vocabulary_can_be_shown_too():
+    """As `<|im_end|>` in Qwen's: its id is above those of the vocabulary itself."""
+    backend = tokenizers.Tokenizer.from_file(f"{MODEL_PATH}/tokenizer.json")
+    backend.add_tokens([tokenizers.AddedToken("<|added|>", special=True)])
+    model = ServedModel(SimpleNamespace(tokenizer=Tokenizer(backend)), ["it"], "", 512)
+    app = FastAPI()
+    add_token_routes(app, model)
+    with TestClient(app) as client:
+        tokens = client.post("/tokenize", json={"prompt": "a<|added|>"}).json()["tokens"]
+        assert tokens[-1] == model.tokenizer.vocab_size
+        assert "<|added|>" in client.post("/detokenize", json={"tokens": tokens}).json()["prompt"]
 
 
 def test_health_version_load_and_documentation(http):

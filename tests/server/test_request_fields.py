@@ -1,5 +1,7 @@
 """Each field of a request does what it does offline, and what it does in vLLM."""
 
+import json
+
 import httpx
 import pytest
 from hypothesis import given, settings
@@ -118,6 +120,37 @@ def test_log_probabilities_of_a_prompt_have_vllms_form_and_limit(http):
     for count, status in ((21, 400), (-1, 400), (20, 200)):
         assert complete(http, status, prompt_logprobs=count, max_tokens=1)
     assert complete(http, 400, prompt_logprobs=1, stream=True)["param"] == "prompt_logprobs"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_may_be_scored_without_an_output(http, stream):
+    """As evaluation harnesses ask: `echo` and no tokens."""
+    asked = dict(prompt=[PROMPT, "A block"], echo=True, logprobs=1, return_token_ids=True, n=2)
+    whole = complete(http, **asked, max_tokens=1)["choices"]
+    if stream:
+        body = {**asked, "temperature": 0, "max_tokens": 0, "stream": True}
+        with http.stream("POST", "/v1/completions", json=body) as response:
+            lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+        told = sorted((json.loads(line)["choices"][0] for line in lines[:-1]), key=lambda it: it["index"])
+    else:
+        answer = complete(http, **asked, max_tokens=0)
+        assert answer["usage"]["completion_tokens"] == 0
+        told = answer["choices"]
+    assert [choice["text"] for choice in told] == [PROMPT, PROMPT, "A block", "A block"]
+    for choice, longer in zip(told, whole, strict=True):
+        assert choice["token_ids"] == [] and choice["finish_reason"] == "length"
+        for name, values in choice["logprobs"].items():
+            assert values == longer["logprobs"][name][:-1]
+    assert complete(http, 400, max_tokens=0)["param"] == "max_tokens"
+
+
+def test_null_is_the_same_as_nothing_where_openais_clients_send_it(http):
+    nothing = dict(stream=None, echo=None, stream_options=None, n=None, stop=None, logprobs=None)
+    more = dict(return_token_ids=None, return_tokens_as_token_ids=None)
+    assert complete(http, **nothing, **more)["choices"] == complete(http)["choices"]
+    assert chat(http, stream=None, logprobs=None, tools=None, **more)["choices"] == chat(http)["choices"]
+    body = {"prompt": PROMPT, "stream": True, "stream_options": {"include_usage": None}}
+    assert http.post("/v1/completions", json=body).text.endswith("data: [DONE]\n\n")
 
 
 def test_a_chat_may_repeat_the_message_that_it_continues(http):

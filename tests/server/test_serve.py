@@ -144,6 +144,19 @@ def test_a_socket_file_that_is_there_stays_and_is_named(tmp_path, here):
     assert path.read_text() == "not ours"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no Unix domain sockets")
+def test_the_socket_file_of_a_server_that_was_killed_is_in_nobodys_way(tmp_path, here):
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        _, _, err = here("serve", "/no/model", "--uds", path)
+        assert "cannot be had: Address already in use" in " ".join(err.split()), "somebody answers there"
+    assert path.is_socket()
+    _, _, err = here("serve", "/no/model", "--uds", path)
+    assert "there is no folder '/no/model'" in " ".join(err.split()) and not path.exists()
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
 def test_with_a_full_disk_behind_a_proxy_it_serves_until_it_is_told_to_end_now():
     """No time to finish: a stream that runs is told so, and the server ends in order."""

@@ -34,7 +34,30 @@ def test_what_an_address_means(path, page):
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "there"), [("GET", "/overview", b"/?trace=a&step=3"), ("POST", "/overview", None)]
+    ("path", "page"),
+    [
+        ("/nowhere/at/all", "nowhere-at-all"),
+        ("/kv_pool/x", "kv_pool-x"),
+        ("//evil.example/x", "evil.example-x"),
+        ("/\\evil.example/a\r\nb", "%5Cevil.example-a%0D%0Ab"),
+        ("/nowhere", None),
+        ("/nowhere/", None),
+        ("/_stcore/health", None),
+        ("/media/film.html", None),
+    ],
+)
+def test_an_address_of_several_parts_becomes_one_that_is_told_not_to_be_there(path, page):
+    assert addresses.flat(path) == page
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "there"),
+    [
+        ("GET", "/overview", b"/?trace=a&step=3"),
+        ("POST", "/overview", None),
+        ("GET", "/no/such/page", b"/no-such-page?trace=a&step=3"),
+        ("GET", "/_stcore/health", None),
+    ],
 )
 def test_the_link_keeps_its_trace_and_its_step(method, path, there):
     sent, passed = [], []
@@ -46,6 +69,7 @@ def test_the_link_keeps_its_trace_and_its_step(method, path, there):
         sent.append(message)
 
     scope = {"type": "http", "method": method, "path": path, "query_string": b"trace=a&step=3"}
+    scope["headers"] = [(b"accept", b"text/html")]
     event_loops.run(addresses.Addresses(app)(scope, None, send))
     if there is None:
         assert passed == [path] and not sent

@@ -310,7 +310,15 @@ def test_the_link_follows_the_step_and_leads_back_to_it(page, server, trace_file
 def test_an_address_that_nearly_names_a_page_leads_to_it(page, server, trace_file):
     page.goto(f"{server}/overview?trace={quote(str(trace_file))}&step=7")
     expect(page.locator(".player .count")).to_have_text(re.compile(r"^step 7 of "))
+    expect(page).to_have_title("Overview · minivllm")
     assert "/overview" not in page.url and "Page not found" not in page.content()
+
+
+def test_an_address_that_names_nothing_says_so_however_deep_it_is(page, server):
+    page.goto(f"{server}/nowhere/at/all")
+    expect(page.get_by_role("dialog")).to_contain_text("Page not found")
+    page.get_by_role("dialog").get_by_role("button", name="Close").click()
+    expect(page.get_by_role("link", name="Start here").first).to_be_visible()
 
 
 @pytest.mark.parametrize(("width", "is_beside"), [(1600, True), (1280, True), (760, False)])

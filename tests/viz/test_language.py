@@ -280,6 +280,21 @@ def test_the_compiled_catalogue_is_that_of_the_source():
     assert not said, "python -m viz.texts"
 
 
+def test_an_unchanged_catalogue_is_not_written_again(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("babel", reason="Babel is not installed (the dev extra)")
+    found = [texts.Text("one", "", "a.py"), texts.Text("{count} x", "{count} xs", "a.py")]
+    monkeypatch.setattr(texts, "all_texts", lambda: found)
+    for name in ("CATALOGUE", "COMPILED"):
+        copy = tmp_path / getattr(texts, name).name
+        copy.write_bytes(getattr(texts, name).read_bytes())
+        monkeypatch.setattr(texts, name, copy)
+    written, real = [], texts.write_file
+    monkeypatch.setattr(texts, "write_file", lambda *given: (written.append(given[0].suffix), real(*given)))
+    assert texts.update(check=False) == 0 and written == [".po", ".mo"]
+    assert texts.update(check=False) == 0 and written == [".po", ".mo"]
+    assert "missing: a.py: one" in capsys.readouterr().out
+
+
 def test_what_a_reader_reads_goes_through_the_catalogue():
     left = {}
     for name, path in python_files().items():

@@ -15,6 +15,7 @@ from tests.viz.columns import patches_in
 from tests.viz.sharing_factory import Sharing
 from tests.viz.trace_factory import Workload
 from viz import figures, folders, loading, stage
+from viz.figures.selected_tables import most_interesting_request
 from viz.plain import plain
 from viz.views import beam_tree, kv_pool, overview, prefix_tree, scheduler
 
@@ -174,10 +175,17 @@ def test_choosing_a_request_draws_its_block_table(trace_file):
     assert "request F" in after["scenes"][2]["title"]
 
 
-def test_the_request_drawn_first_is_one_that_was_preempted(trace_file):
-    request = run_page(kv_pool, trace_file).selectbox[0].value
+def test_the_request_drawn_first_lives_at_the_step_of_the_link_so_that_nothing_is_drawn_twice(trace_file):
     timeline = loading.open_run(trace_file).timeline
-    assert any(request == event.request for record in timeline.records for event in record.preempted)
+    cards = {card["id"]: card for card in figures.request_cards(timeline)}
+    best = most_interesting_request(timeline)
+    steps = [0, cards[best]["first"], cards[best]["last"], timeline.num_steps - 1]
+    for link in [*map(str, steps), "", "²", "9" * 5000]:
+        drawn = kv_pool._living(timeline, link)
+        step = int(link) if link in map(str, steps) else 0
+        alive = [name for name, card in cards.items() if card["first"] <= step <= card["last"]]
+        assert drawn == (best if best in alive else alive[0])
+    assert run_page(kv_pool, trace_file).selectbox[0].value == kv_pool._living(timeline, "")
 
 
 def test_jumps_lead_where_they_say(trace_file):

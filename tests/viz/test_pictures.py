@@ -10,6 +10,7 @@ from tests.viz import trace_factory
 from tests.viz.kernel_factory import flash
 from tests.viz.trace_factory import Workload
 from viz import lesson_pictures
+from viz.language import speaking
 from viz.lesson_pictures import make_pictures
 from viz.pictures import FIGURES, draw
 
@@ -106,13 +107,16 @@ def test_pictures_of_a_text_are_drawn_from_what_the_walkthrough_writes(tmp_path,
         },
     )
     paths = make_pictures(made)
-    assert [path.name for path in paths] == ["first.svg", "last.svg", "both.svg"]
+    names = ["first.svg", "first.zh.svg", "last.svg", "last.zh.svg", "both.svg", "both.zh.svg"]
+    assert [path.name for path in paths] == names
     assert paths[0].read_text() == draw("block_table", [run_path], 3) + "\n"
-    assert paths[1].read_text() == draw("block_table", [run_path], -1, {"request": "req-0"}) + "\n"
-    assert "one" in texts(paths[2].read_text()) and "two" in texts(paths[2].read_text())
-    assert sorted(path.name for path in made.folder.iterdir()) == sorted(
-        ["walkthrough.py", "first.svg", "last.svg", "both.svg"]
-    )
+    assert paths[2].read_text() == draw("block_table", [run_path], -1, {"request": "req-0"}) + "\n"
+    with speaking("zh"):
+        assert paths[3].read_text() == draw("block_table", [run_path], -1, {"request": "req-0"}) + "\n"
+    assert "的块表" in paths[3].read_text() and 'lang="zh"' in paths[3].read_text()
+    for path in paths[-2:]:
+        assert "one" in texts(path.read_text()) and "two" in texts(path.read_text())
+    assert sorted(path.name for path in made.folder.iterdir()) == sorted(["walkthrough.py", *names])
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,11 @@ def test_a_port_that_does_not_exist_is_told(capsys):
     assert "ports go from 1 to 65535" in capsys.readouterr().err
 
 
+def test_a_folder_that_is_not_there_is_told(capsys, tmp_path):
+    assert serve.serve(None, 0, open_browser=False, more_folders=[tmp_path, tmp_path / "no"]) == 2
+    assert f"there is no folder '{tmp_path / 'no'}'" in capsys.readouterr().err
+
+
 def test_streamlit_stays_on_this_machine_asks_nothing_and_sends_nothing():
     from streamlit import config
 

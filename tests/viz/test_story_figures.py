@@ -191,7 +191,7 @@ def test_the_strip_shows_the_operation_of_every_step_and_a_click_goes_to_it(foun
         [bold] = [
             s
             for s in strip.at(step)
-            if s["kind"] == "text" and s["weight"] == "bold" and s["size"] == 14 and s["x"] == left
+            if s["kind"] == "text" and s["weight"] == "bold" and s["size"] == 14 and s["anchor"] == "start"
         ]
         assert bold["tip"] == clip(texts_there[0] if texts_there else "This story has no steps.", 300)
         for lane in lanes_of(found):

@@ -248,3 +248,19 @@ def long_trace(num_events: int = 20_000) -> Trace:
         if len(trace.events) >= num_events:
             return trace
         num_requests += 40
+
+
+def wide_trace() -> Trace:
+    """A run of more than 31,000 events in a pool of 987 blocks: for measuring the dashboard."""
+    return make(
+        Workload(
+            num_requests=400,
+            num_blocks=987,
+            max_num_seqs=40,
+            budget=256,
+            prompt=(60, 640),
+            output=(80, 580),
+            arrival_gap=10.0,
+            seed=5,
+        )
+    )

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from html import escape
 
+from viz.language import _, current
 from viz.palette import BOTH, LIGHT, colour, css_rules
 from viz.scene import LEGIBLE, Scene, Shape
 
@@ -38,7 +39,7 @@ def to_svg_column(scenes: Sequence[Scene], step: int, theme: int = BOTH) -> str:
         font = ' font-family="monospace"' if scene.title.startswith(CODE) else ""
         parts.append(f'<g transform="translate({MARGIN:g} {y:g})"{font}>{_body(scene, step, theme)}</g>')
         y += scene.height + GAP
-    title = "; ".join(dict.fromkeys(scene.title for scene in scenes))
+    title = _("; ").join(dict.fromkeys(scene.title for scene in scenes))
     return _document(width, y - GAP + MARGIN, title, scenes[0].captions[step], "".join(parts), theme)
 
 
@@ -46,8 +47,9 @@ def _document(width: float, height: float, title: str, caption: str, body: str, 
     size = f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}"'
     used = sorted({"page", *re.findall(r"var\(--([\w-]+)\)", body)})
     style = f"<style>{css_rules(used)}</style>" if theme == BOTH else ""
+    language = "" if current() == "en" else f' lang="{current()}"'
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" font-family="sans-serif">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img"{language} font-family="sans-serif">'
         f"<title>{_escaped(title)}</title><desc>{_escaped(caption)}</desc>{style}"
         f'<rect width="100%" height="100%" fill="{colour("page", theme)}"/>{body}</svg>'
     )

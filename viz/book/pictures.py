@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lessons.catalogue import Lesson
+from lessons.walkthroughs import picture_file
 from minivllm.files import write_file
 from viz.language import speaking
 from viz.playing import PAGES, cards_of, html_of, num_traces, scenes_of
@@ -49,10 +50,11 @@ def make_pictures(
         wanted[WHOLE] = (constants["PAGE"], 0, 0)
     for file, entry in wanted.items():
         stem = f"{lesson.number}-{Path(file).stem}"
+        name = file if file == WHOLE else picture_file(file, language)
         try:
-            yield file, _make(stem, entry, paths, folder, language)
+            yield name, _make(stem, entry, paths, folder, language)
         except ValueError as error:
-            yield file, ValueError(f"{lesson.name}: {file}: {error}")
+            yield name, ValueError(f"{lesson.name}: {name}: {error}")
 
 
 def make_samples(traces: Path, folder: Path, language: str) -> Iterator[tuple[str, list[Played]]]:

@@ -1,7 +1,7 @@
 """Search in Chinese without a dictionary: two neighbours are a word, in the index and in a query.
 
 Chinese has no spaces. A search engine either knows words, which needs a dictionary, or takes all pairs of
-neighbours: 写时复制 is 写时, 时复, 复制, and whoever searches for 复制 finds it. Latin words are words.
+neighbours: 写时复制 is 写时, 时复, 复制, and a search for 复制 finds it. Latin words are words.
 
 Read next: `site.py`, which hands this to Sphinx.
 """

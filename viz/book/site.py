@@ -14,7 +14,6 @@ Read next: `pictures.py`.
 from __future__ import annotations
 
 import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from shutil import copyfile, copytree
@@ -23,6 +22,7 @@ from lessons.catalogue import Lesson
 from lessons.walkthroughs import run_walkthrough
 from minivllm.files import CannotWrite, reason
 from minivllm.processes import child_command, python_variables
+from minivllm.scratch import ScratchFolder
 from viz.backends.html import write_player
 from viz.book import texts
 from viz.book.links import broken_links
@@ -84,10 +84,10 @@ def make_book(
         CannotWrite: the site is whole, and there is no room for it.
     """
     check_installed()
-    with tempfile.TemporaryDirectory(prefix="minivllm-book-") as folder:
-        site = Path(folder) / "site"
+    with ScratchFolder("book") as folder:
+        site = folder / "site"
         if traces is None:
-            traces = Path(folder) / "traces"
+            traces = folder / "traces"
             for lesson in lessons:
                 tell(f"{lesson.name}: its walkthrough runs")
                 traces.mkdir(parents=True, exist_ok=True)

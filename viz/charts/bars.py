@@ -11,6 +11,7 @@ from math import ceil
 
 from viz.charts.style import CELL, KEY, PLOT, RIGHT, SMALL, TOP, stand
 from viz.figures.common import PHONE, WASTE, hatch, text_cells
+from viz.language import _
 from viz.scene import Scene, rounded
 
 BAR, BAR_GAP = 20.0, 12.0
@@ -38,7 +39,7 @@ def lying(title: str, across: str, bars: Sequence[Bar], captions: Sequence[str])
         y = 32 + number * (BAR + BAR_GAP)
         box = (rounded(left), y, rounded(room * bar.length / most), BAR)
         scene.text(left - 8, y + 15, bar.name, size=SMALL, anchor="end")
-        scene.rect(*box, fill=bar.fill, tip=f"{bar.name}: {bar.words}")
+        scene.rect(*box, fill=bar.fill, tip=_("{name}: {what}").format(name=bar.name, what=bar.words))
         if bar.fill == WASTE:
             hatch(scene, [box])
         scene.text(box[0] + box[2] + 6, y + 15, bar.words, size=SMALL)
@@ -59,7 +60,7 @@ def standing(title: str, across: str, up: str, bars: Sequence[Bar], captions: Se
     for number, bar in enumerate(bars):
         x, height = RIGHT + (number + 0.5) * pitch, (PLOT - 4) * bar.length / most
         box = (rounded(x - 0.38 * pitch), rounded(bottom - height), rounded(0.76 * pitch), rounded(height))
-        scene.rect(*box, fill=bar.fill, tip=f"{bar.name}: {bar.words}")
+        scene.rect(*box, fill=bar.fill, tip=_("{name}: {what}").format(name=bar.name, what=bar.words))
         scene.text(rounded(x), box[1] - 5, bar.words, size=SMALL, anchor="middle")
         if not number % every:
             scene.text(rounded(x), bottom + 17, bar.name, size=SMALL, fill="muted", anchor="middle")

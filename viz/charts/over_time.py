@@ -169,7 +169,10 @@ class OverTime:
         """What a pointer reads at a step; of very many steps, at those that lie evenly."""
         for index in spread(len(self.records)):
             record = self.records[index]
-            told = _(", ").join(f"{words}: {value(record):,.4g}" for words, value in numbers.items())
+            told = _(", ").join(
+                _("{name}: {value:,.4g}").format(name=words, value=value(record))
+                for words, value in numbers.items()
+            )
             told = _("step {step}, {time}: {words}").format(
                 step=record.step, time=format_seconds(record.end), words=told
             )

@@ -38,8 +38,13 @@ BARS_TOP, BARS_HEIGHT = 44.0, 120.0
 QUEUES_TOP, QUEUES_HEIGHT = 228.0, 70.0
 
 
-def batch_composition(timeline: Timeline, width: float = WIDE, screen: str = "") -> Scene:
-    """Stacked bars of prefill and decode tokens against the budget; lengths of both queues."""
+def batch_composition(
+    timeline: Timeline, width: float = WIDE, screen: str = "", told: Sequence[str] | None = None
+) -> Scene:
+    """Stacked bars of prefill and decode tokens against the budget; lengths of both queues.
+
+    `told` are the captions, if they are there already.
+    """
     scene = Scene(_("Batch composition and queues"), width, QUEUES_TOP + QUEUES_HEIGHT + 28, screen=screen)
     left = rows_left(width)
     step_width = (width - left - 4) / max(timeline.num_steps, 1)
@@ -48,13 +53,15 @@ def batch_composition(timeline: Timeline, width: float = WIDE, screen: str = "")
     bottom = QUEUES_TOP + QUEUES_HEIGHT
     step_axis_labels(scene, timeline.num_steps, left, bottom + 20)
     cursor = StepCursor(scene, timeline.num_steps, left, BARS_TOP, bottom)
-    # After the cursor, whose veil would dim them.
+    # After the cursor, whose veil would dim them; it does not cross the words between the two charts.
+    floor = BARS_TOP + BARS_HEIGHT + 3
+    scene.rect(left - 2, floor, width - left + 2, QUEUES_TOP - 4 - floor, fill="page")
     scene.text(left, BARS_TOP + BARS_HEIGHT + 18, words, size=13, fill="muted")
     scene.text(4, QUEUES_TOP - 12, _("requests running (line) and waiting (dashes)"), size=14)
     tokens_now = scene.text(width - 4, 18, "", size=15, anchor="end")
     queues_now = scene.text(width - 4, QUEUES_TOP - 12, "", size=15, anchor="end")
     parked = parked_by_step(timeline)
-    for record, sentence in zip(timeline.records, captions(timeline), strict=True):
+    for record, sentence in zip(timeline.records, told or captions(timeline), strict=True):
         scene.begin_step(sentence)
         cursor.move(record.step)
         scene.set(tokens_now, text=tokens_in_words(record))

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
+from typing import NamedTuple
 
 from viz.figures.common import NARROW, Mark
 from viz.language import _
@@ -39,8 +40,7 @@ class Cell:
     number: int | None = None
 
 
-@dataclass(frozen=True)
-class Look:
+class Look(NamedTuple):
     """All that one cell shows."""
 
     fill: str = "free"

@@ -95,7 +95,7 @@ class BlockHistory:
             parts.append(self._arrival(happened, gained, source))
         if is_cached:
             parts.append(_("its tokens enter the prefix cache"))
-        return "; ".join(parts)
+        return _("; ").join(parts)
 
     def _arrival(self, happened: set[str], gained: list[tuple[int, int]], source: int | None) -> str:
         who, logical = self._tags(gained), gained[0][1]

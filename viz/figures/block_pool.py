@@ -20,7 +20,7 @@ from math import ceil
 from typing import Any
 
 from minivllm.trace.replay import ReplayState
-from minivllm.trace.timeline import BatchItem, StepRecord, Timeline, walk
+from minivllm.trace.timeline import BatchItem, StepRecord, Timeline, walk_again
 from viz import subjects
 from viz.figures.block_grid import BlockGrid
 from viz.figures.block_history import BlockHistory
@@ -46,7 +46,7 @@ def block_pool(timeline: Timeline, selected: str | None = None, *, spotlight: bo
     """
     picture = BlockPoolPicture(timeline, selected, spotlight)
     sentences = captions(timeline)
-    for record, state in walk(timeline.trace):
+    for record, state in walk_again(timeline):
         picture.step(record, state, sentences[record.step])
     return picture.scene
 
@@ -170,7 +170,7 @@ class BlockPoolPicture:
         return found
 
     def _empty_share(self, filled: int | None) -> float:
-        """Of a block with so many slots filled; 0 if nobody reads it."""
+        """Of a block with so many slots filled; 0 if no sequence reads it."""
         return 0.0 if filled is None else 1 - filled / self.header.block_size
 
     def _update_host(self, grid: BlockGrid, record: StepRecord, marks: StepMarks, state: ReplayState) -> None:

@@ -14,7 +14,7 @@ Source: Kwon et al. (SOSP 2023), figure 6. Read next: `memory.py`.
 from __future__ import annotations
 
 from minivllm.trace.replay import ReplayState, SequenceState
-from minivllm.trace.timeline import StepRecord, Timeline, walk
+from minivllm.trace.timeline import StepRecord, Timeline, walk_again
 from viz import subjects
 from viz.figures.captions import captions
 from viz.figures.common import NARROW, clip, names_of
@@ -34,7 +34,7 @@ def block_table(timeline: Timeline, selected: str) -> Scene:
     """The table of request `selected`; its newest blocks if there are too many to show."""
     picture = BlockTablePicture(timeline, selected)
     sentences = captions(timeline)
-    for record, state in walk(timeline.trace):
+    for record, state in walk_again(timeline):
         picture.step(record, state, sentences[record.step])
     return picture.scene
 

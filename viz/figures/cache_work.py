@@ -46,7 +46,7 @@ def cache_work(cached: Timeline, recomputed: Timeline) -> Scene:
     step_axis_labels(scene, count, LEFT, bottom + 20)
     cursor = StepCursor(scene, count, LEFT, BARS_TOP, bottom)
     # After the cursor, whose veil would dim them.
-    for y, words in ((BARS_TOP, f"{tallest:,}"), (BARS_TOP + 15, "tokens"), (BARS_TOP + BARS_HEIGHT, "0")):
+    for y, words in ((BARS_TOP, f"{tallest:,}"), (BARS_TOP + 15, _("tokens")), (BARS_TOP + BARS_HEIGHT, "0")):
         scene.text(LEFT - 8, y + 5, words, size=13, fill="muted", anchor="end")
     for y, words in ((TIME_TOP, format_seconds(slowest)), (bottom, "0")):
         scene.text(LEFT - 8, y + 5, words, size=13, fill="muted", anchor="end")

@@ -17,6 +17,7 @@ from viz.figures.captions_sharing import SHARING_SENTENCES
 from viz.figures.common import Name, listing, names_of, plural
 from viz.language import N_, _, counted, ngettext, sentences
 from viz.measures import num_computed_tokens
+from viz.refusal_words import refused_in_words
 
 REASONS = {
     "stop": N_("a stop token or string"),
@@ -202,7 +203,11 @@ def _preempted(record: StepRecord, names: Mapping[str, Name]) -> str:
                 )
             )
         else:
-            because = _(" (not swapped: {reason})").format(reason=event.reason) if event.reason else ""
+            because = (
+                _(" (not swapped: {reason})").format(reason=refused_in_words(event.reason))
+                if event.reason
+                else ""
+            )
             told.append(
                 _(
                     "{shortage}: {tag} is preempted, its blocks are freed, and {tokens} will be computed "
@@ -267,7 +272,7 @@ def _finished(record: StepRecord, names: Mapping[str, Name]) -> str:
 
 def _refused(record: StepRecord, names: Mapping[str, Name]) -> str:
     return sentences(
-        _("Request {request} is refused: {reason}.").format(request=request, reason=reason)
+        _("Request {request} is refused: {reason}.").format(request=request, reason=refused_in_words(reason))
         for request, reason in record.refused[:2]
     )
 

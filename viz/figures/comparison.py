@@ -81,7 +81,8 @@ def moment_captions(moments: list[Moment], first: Side, second: Side) -> list[st
     for moment in moments:
         lines = [_("At {time}").format(time=scale.words(moment.time))]
         for side, own, step in zip((first, second), told, moment.steps, strict=True):
-            lines.append(f"{side.label}: {_doing(side.timeline, own, step, moment.time)}")
+            doing = _doing(side.timeline, own, step, moment.time)
+            lines.append(_("{name}: {what}").format(name=side.label, what=doing))
         sentences.append("\n".join(lines))
     return sentences
 

@@ -8,7 +8,7 @@ Read next: `block_pool.py`.
 
 from __future__ import annotations
 
-from minivllm.trace.timeline import Timeline, walk
+from minivllm.trace.timeline import Timeline, walk_again
 from viz.figures.block_pool import BlockPoolPicture
 from viz.figures.block_table import BlockTablePicture
 from viz.figures.captions import captions
@@ -21,7 +21,7 @@ def kv_pictures(timeline: Timeline, selected: str) -> list[Scene]:
     pool = BlockPoolPicture(timeline, selected, is_touchable=True)
     table = BlockTablePicture(timeline, selected)
     told = captions(timeline)
-    for record, state in walk(timeline.trace):
+    for record, state in walk_again(timeline):
         for picture in (pool, table):
             picture.step(record, state, told[record.step])
     pool.scene.histories = pool.histories(timeline)

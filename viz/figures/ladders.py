@@ -23,13 +23,19 @@ from minivllm.trace.timeline import Timeline, walk
 from viz.figures.captions import captions
 from viz.figures.common import NARROW, names_of
 from viz.figures.selected_tables import longest_table
-from viz.language import _
+from viz.language import N_, _
 from viz.scene import Scene
 
 COLUMNS, CELL = 8, 18.0
 RUNG, BETWEEN, TOP = 24.0, 8.0, 48.0
 WIDTH, BOX, ENTRY = 310.0, 104.0, 110.0
 GRID = WIDTH - COLUMNS * CELL
+RUNGS = {
+    "tokens": N_("tokens {first}–{last}"),
+    "keys": N_("keys {first}–{last}"),
+    "values": N_("values {first}–{last}"),
+}
+"""Ranges of addresses that have a word of their own; others are called as the trace calls them."""
 MOST_RUNGS, MOST_PLACES = 24, 256
 
 
@@ -105,7 +111,11 @@ class _Ladder:
             name = owners.get(place)
             fill, label = (name.colour, name.tag) if name else ("free", "")
             self.scene.set(
-                shape, fill=fill, stroke="outline", label=label, tip=f"{place}: {label or _('free')}"
+                shape,
+                fill=fill,
+                stroke="outline",
+                label=label,
+                tip=_("{name}: {what}").format(name=place, what=label or _("free")),
             )
         members = [seq for seq in state.members.get(self.selected, []) if seq in state.tables]
         table = list(state.tables[members[0]]) if members else []
@@ -122,7 +132,9 @@ class _Ladder:
             self.scene.set(rung.arrow, d="")
             return
         first = index * self.tokens
-        label = f"{self.ranges[number]} {first}–{first + self.tokens - 1}"
+        name, last = self.ranges[number], first + self.tokens - 1
+        known = name in RUNGS
+        label = _(RUNGS[name]).format(first=first, last=last) if known else f"{name} {first}–{last}"
         fill = self.names[self.selected].colour
         self.scene.set(rung.box, fill=fill, stroke="cursor", dash="", label=label)
         self.scene.set(rung.entry, text=f"→ {block}")

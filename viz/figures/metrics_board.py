@@ -69,6 +69,7 @@ def metrics_board(
     numbers = []
     for index, (name, _fill) in enumerate(rows):  # after the cursor, whose veil would dim them
         y = TOP + ROW * index + 15
+        scene.rect(LEFT - 4, y - 15, width - LEFT + 4, 20, fill="page")  # the cursor must not cross the name
         scene.text(LEFT, y, name, size=14)
         numbers.append(scene.text(width - 4, y, "", size=15, anchor="end", weight="bold"))
     for moment, sentence, step in zip(counted.moments, told, range(timeline.num_steps), strict=True):

@@ -15,10 +15,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from minivllm.trace.replay import ReplayState, SequenceState
-from minivllm.trace.timeline import Phase, StepRecord, Timeline, walk
+from minivllm.trace.timeline import Phase, StepRecord, Timeline, walk_again
 from viz import subjects
 from viz.figures.captions import captions
-from viz.figures.common import NARROW, Name, clip, names_of
+from viz.figures.common import NARROW, PHONE, Name, clip, names_of
 from viz.figures.search import search_of, searched_requests
 from viz.language import N_, _
 from viz.scene import Scene, rounded
@@ -26,7 +26,7 @@ from viz.scene import Scene, rounded
 MOST_ROWS = 24
 ROW = 88.0
 PROMPT_CELLS, ANSWER_CELLS = 86, 80
-"""What fits into a line; a Chinese character takes two cells."""
+"""What fits into a line of `NARROW` units; a Chinese character takes two cells."""
 
 DOING = {
     Phase.WAITING: N_("waits"),
@@ -46,12 +46,13 @@ ENDED = {
 
 
 def overview(timeline: Timeline) -> list[Scene]:
-    """The first requests to arrive, in two scenes that stand side by side where there is room."""
+    """The first requests to arrive: two scenes side by side, and one of larger type for a narrow screen."""
     requests = list(timeline.spans)[:MOST_ROWS]
     half = (len(requests) + 1) // 2 if len(requests) > 1 else len(requests)
-    columns = [_Column(timeline, part) for part in (requests[:half], requests[half:]) if part]
+    columns = [_Column(timeline, part, NARROW, "half") for part in (requests[:half], requests[half:]) if part]
+    columns.append(_Column(timeline, requests, PHONE, "narrow"))
     sentences = captions(timeline)
-    for record, state in walk(timeline.trace):
+    for record, state in walk_again(timeline):
         for column in columns:
             column.scene.begin_step(sentences[record.step])
             column.update(record, state)
@@ -61,8 +62,11 @@ def overview(timeline: Timeline) -> list[Scene]:
 class _Column:
     """One column of requests."""
 
-    def __init__(self, timeline: Timeline, requests: list[str]) -> None:
-        self.scene = Scene(_("What each request says so far"), NARROW, ROW * len(requests))
+    def __init__(self, timeline: Timeline, requests: list[str], width: float, screen: str) -> None:
+        self.width, share = width, width / NARROW
+        self.prompt_cells, self.answer_cells = int(share * PROMPT_CELLS), int(share * ANSWER_CELLS)
+        title = _("What each request says so far")
+        self.scene = Scene(title, width, ROW * len(requests), screen=screen)
         self.names = names_of(timeline)
         self.settled: set[str] = set()
         """Finished requests, which never change again."""
@@ -75,7 +79,7 @@ class _Column:
 
     def _row(self, request: str, y: float) -> dict[str, int]:
         scene, name = self.scene, self.names[request]
-        scene.rect(0, y + 2, NARROW, ROW - 10, fill="panel", radius=6)
+        scene.rect(0, y + 2, self.width, ROW - 10, fill="panel", radius=6)
         return {
             "chip": scene.rect(
                 10,
@@ -90,10 +94,10 @@ class _Column:
                 subject=subjects.request(name.number),
             ),
             "doing": scene.text(64, y + 26, _("not here yet"), size=15, weight="bold", fill="muted"),
-            "count": scene.text(NARROW - 10, y + 26, "", size=14, anchor="end", fill="muted"),
+            "count": scene.text(self.width - 10, y + 26, "", size=14, anchor="end", fill="muted"),
             "prompt": scene.text(10, y + 48, "", size=14, fill="muted"),
             "answer": scene.text(10, y + 67, "", size=15),
-            "frame": scene.rect(10, y + 73, NARROW - 20, 4, fill="none"),
+            "frame": scene.rect(10, y + 73, self.width - 20, 4, fill="none"),
             "cached": scene.rect(10, y + 73, 0, 4, fill="none"),
         }
 
@@ -125,15 +129,17 @@ class _Column:
     def _show(self, row: dict[str, int], sequence: SequenceState, count: int, phase: Phase) -> None:
         name = self.names[sequence.request]
         most = sequence.num_prompt_tokens + sequence.max_tokens
-        width = NARROW - 20
+        width = self.width - 20
         doing = _(DOING[phase])
         if count > 1:
             doing = _("{doing}, {count} sequences").format(doing=doing, count=count)
         self.scene.set(row["chip"], fill=name.colour)
         self.scene.set(row["doing"], text=doing, fill="ink")
-        self.scene.set(row["count"], text=_count(sequence, name, sequence.num_output_tokens))
-        self.scene.set(row["prompt"], text=clip(_prompt(sequence), PROMPT_CELLS), tip=_prompt(sequence)[:600])
-        answer = clip(sequence.text.lstrip(), ANSWER_CELLS, keep_end=True)
+        self.scene.set(row["count"], text=self._count(sequence, name, sequence.num_output_tokens))
+        self.scene.set(
+            row["prompt"], text=clip(_prompt(sequence), self.prompt_cells), tip=_prompt(sequence)[:600]
+        )
+        answer = clip(sequence.text.lstrip(), self.answer_cells, keep_end=True)
         self.scene.set(row["answer"], text=answer)
         self.scene.set(row["frame"], fill="rule")
         share = rounded(width * sequence.num_computed_tokens / most)
@@ -157,13 +163,22 @@ class _Column:
             doing = _("{doing}, {count} outputs").format(doing=doing, count=len(outputs))
         self.scene.set(row["chip"], fill=self.names[request].colour)
         self.scene.set(row["doing"], text=doing, fill="ink")
-        self.scene.set(row["count"], text=_count(first, self.names[request], num_tokens))
-        self.scene.set(row["prompt"], text=clip(_prompt(first), PROMPT_CELLS), tip=_prompt(first)[:600])
+        self.scene.set(row["count"], text=self._count(first, self.names[request], num_tokens))
+        self.scene.set(row["prompt"], text=clip(_prompt(first), self.prompt_cells), tip=_prompt(first)[:600])
         said = "\n—\n".join(text.strip() for text in texts)
-        answer = clip(texts[0].lstrip(), ANSWER_CELLS, keep_end=True)
+        answer = clip(texts[0].lstrip(), self.answer_cells, keep_end=True)
         self.scene.set(row["answer"], text=answer, tip=said[:2000])
         self.scene.set(row["frame"], fill="none")
         self.scene.set(row["cached"], fill="none", width=0.0)
+
+    def _count(self, sequence: SequenceState, name: Name, num_output_tokens: int) -> str:
+        if self.width < NARROW:
+            return _("{prompt_tokens} + {outputs} of {max_tokens:,} tokens").format(
+                prompt_tokens=f"{sequence.num_prompt_tokens:,}",
+                outputs=f"{num_output_tokens:,}",
+                max_tokens=sequence.max_tokens,
+            )
+        return _count(sequence, name, num_output_tokens)
 
 
 def _count(sequence: SequenceState, name: Name, num_output_tokens: int) -> str:

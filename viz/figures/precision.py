@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from minivllm.trace.precision_events import GridTried, MatrixOnGrids, MatrixSampled
 from viz import subjects
+from viz.engine_words import as_named
 from viz.figures.common import NARROW, swatches
 from viz.language import _
 from viz.palette import ramp
@@ -96,10 +97,12 @@ def weights_scene(found: MatrixOnGrids, told: Sequence[str]) -> Scene:
     high = min(9.0, 150 / rows)
     block = rows * high + 34
     heading = _("{name}: outputs {output}–{last_output}, inputs {input}–{last_input}")
-    scene = Scene(_("Weights of {name}, before and after").format(name=matrix.name), NARROW, 58 + 3 * block)
+    scene = Scene(
+        _("Weights of {name}, before and after").format(name=as_named(matrix.name)), NARROW, 58 + 3 * block
+    )
     last_row, last_column = matrix.first_output + rows - 1, matrix.first_input + columns - 1
     scene.text(
-        LEFT, 16, heading.format(name=matrix.name, output=matrix.first_output, last_output=last_row,
+        LEFT, 16, heading.format(name=as_named(matrix.name), output=matrix.first_output, last_output=last_row,
                                 input=matrix.first_input, last_input=last_column), size=15, weight="bold",
     )  # fmt: skip
     most = max(abs(value) for row in matrix.weights for value in row) or 1.0
@@ -168,7 +171,7 @@ def _tip(matrix: MatrixSampled, row: int, column: int) -> str:
     place = _("output {output}, input {input}").format(
         output=matrix.first_output + row, input=matrix.first_input + column
     )
-    return f"{place}: {number(matrix.weights[row][column])}"
+    return _("{name}: {what}").format(name=place, what=number(matrix.weights[row][column]))
 
 
 def _borders(matrix: MatrixSampled, grid: GridTried) -> list[int]:
@@ -190,7 +193,7 @@ def channels_scene(found: MatrixOnGrids, told: Sequence[str]) -> Scene:
     """Bars up: inputs; bars down: which channels the error of this grid comes from."""
     matrix = found.matrix
     middle, height = 114.0, 68.0
-    scene = Scene(_("Input channels of {name}").format(name=matrix.name), NARROW, 212)
+    scene = Scene(_("Input channels of {name}").format(name=as_named(matrix.name)), NARROW, 212)
     scene.text(LEFT, 16, _("Input channels: which ones matter"), size=15, weight="bold")
     salient = salient_channels(matrix)
     entries = [
@@ -266,7 +269,7 @@ def group_scene(found: MatrixOnGrids, told: Sequence[str]) -> Scene:
     matrix = found.matrix
     channel = salient_channels(matrix)[0]
     row = matrix.first_output + matrix.row
-    scene = Scene(_("One group of {name} on its grid").format(name=matrix.name), NARROW, 214)
+    scene = Scene(_("One group of {name} on its grid").format(name=as_named(matrix.name)), NARROW, 214)
     title = _("One group: row {row}, around input {channel}").format(row=row, channel=channel)
     scene.text(LEFT, 16, title, size=15, weight="bold")
     words_of_group = scene.text(LEFT, 36, "", size=13, fill="muted")
@@ -346,7 +349,9 @@ def errors_scene(found: MatrixOnGrids, told: Sequence[str]) -> Scene:
     left, top, high = 74.0, 62.0, 34.0
     wide = (NARROW - left - LEFT) / len(sizes)
     scene = Scene(
-        _("Errors of {name} on every grid").format(name=matrix.name), NARROW, top + high * len(bits) + 10
+        _("Errors of {name} on every grid").format(name=as_named(matrix.name)),
+        NARROW,
+        top + high * len(bits) + 10,
     )
     scene.text(LEFT, 16, _("Every grid: error of products · bits a weight"), size=15, weight="bold")
     for column, size in enumerate(sizes):

@@ -23,14 +23,14 @@ from viz.language import N_, _, sentences
 from viz.scene import Scene, lines_path, rounded
 
 LOOKS = {
-    "recompute": (Phase.PREFILL, "preempted", N_("recompute: computed again (square)")),
-    "swap": (Phase.DECODE, "swapped", N_("swap: moved out and back (diamond)")),
+    "recompute": (Phase.PREFILL, "preempted", N_("recompute: computed again (square)"), N_("Recompute")),
+    "swap": (Phase.DECODE, "swapped", N_("swap: moved out and back (diamond)"), N_("Swap")),
 }
-"""Mode → shape, colour, words."""
+"""Mode → shape, colour, words of the legend, name."""
 
 
 def preemption_cost(timelines: Sequence[Timeline]) -> list[Scene]:
-    """A still picture of one run or more; none if nobody was preempted."""
+    """A still picture of one run or more; none if no request was preempted."""
     costs = preemption_costs(timelines)
     if not costs:
         return []
@@ -40,13 +40,13 @@ def preemption_cost(timelines: Sequence[Timeline]) -> list[Scene]:
     scene = Scene(_("What a preemption costs, by its tokens"), NARROW, HEIGHT)
     log_grid(scene, x, y, _("tokens that the preempted request had computed"), _("milliseconds"))
     for mode, those in costs.items():
-        shape, colour, _words = LOOKS[mode]
+        shape, colour, *_names = LOOKS[mode]
         places = [(rounded(x.place(count)), rounded(y.place(1e3 * cost))) for count, cost in those.items()]
         scene.path(lines_path(places), stroke=colour, stroke_width=1.6)
         scene.path(dots_path(places, shape, 9), fill=colour)
     swatches(scene, 18, [(LOOKS[mode][1], _(LOOKS[mode][2]), 1.0) for mode in costs], 4)
     words = _draw_crossing(scene, costs, x, y)
-    scene.begin_step(f"{words} {_in_words(costs)}")
+    scene.begin_step(sentences([words, *_in_words(costs)] if words else _in_words(costs)))
     return [scene]
 
 
@@ -66,15 +66,15 @@ def _draw_crossing(scene: Scene, costs: dict[str, Costs], x: LogScale, y: LogSca
         words = _("swap is cheaper from about {at:,.2g} tokens on").format(at=at) if at < 100 else ""
         words = words or _("swap is cheaper from about {at:,.0f} tokens on").format(at=round(at, -1))
     scene.text(NARROW - 12, 46, words, size=14, anchor="end")
-    return words[0].upper() + words[1:] + "."
+    return _("{sentence}.").format(sentence=words[0].upper() + words[1:])
 
 
-def _in_words(costs: dict[str, Costs]) -> str:
+def _in_words(costs: dict[str, Costs]) -> list[str]:
     told = []
     for mode, those in costs.items():
         parts = [
             _("{count:,} tokens {milliseconds:.3g} ms").format(count=count, milliseconds=1e3 * seconds)
             for count, seconds in those.items()
         ]
-        told.append(_("{mode}: {costs}.").format(mode=mode.capitalize(), costs=_(", ").join(parts)))
-    return sentences(told)
+        told.append(_("{mode}: {costs}.").format(mode=_(LOOKS[mode][3]), costs=_(", ").join(parts)))
+    return told

@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from minivllm.trace.replay import ReplayState
-from minivllm.trace.timeline import StepRecord, Timeline, walk
+from minivllm.trace.timeline import StepRecord, Timeline, walk_again
 from viz import subjects
 from viz.figures.captions import captions
 from viz.figures.common import EDGE_MARKS, WIDE, clip, listing, names_of, plural
@@ -75,7 +75,7 @@ def prefix_tree(timeline: Timeline, width: float = WIDE, screen: str = "") -> Sc
     """The prefix cache of a run, whichever kind it had; without one, an empty tree."""
     picture = _PrefixTree(timeline, prefix_history(timeline), width, screen)
     sentences = captions(timeline)
-    for record, state in walk(timeline.trace):
+    for record, state in walk_again(timeline):
         picture.scene.begin_step(sentences[record.step])
         picture.update(record, state)
     picture.scene.height = picture.lowest
@@ -366,8 +366,8 @@ class _PrefixTree:
             frame |= {"stroke": "ink", "stroke_width": 2.6}
         detail = [mark.words for name, mark in EDGE_MARKS.items() if name in happened]
         if blocks:
-            told = ngettext("block {numbers}", "blocks {numbers}", len(blocks))
-            detail.insert(0, told.format(numbers=listing([*map(str, blocks)], 12)))
+            words = ngettext("block {blocks}", "blocks {blocks}", len(blocks))
+            detail.insert(0, words.format(blocks=listing([*map(str, blocks)], 12)))
         self.scene.set(shapes.bar, width=rounded((place.width - 2) * share))
         self.scene.set(shapes.text, fill="ink" if present else "muted")
         facts = self._facts(number, present, evictable, seqs)
@@ -375,7 +375,7 @@ class _PrefixTree:
             detail.append(facts)
         self.scene.set(shapes.facts, text="" if place.is_folded else facts)
         of = subjects.belongs_to(self.names[request].number for request in requests)
-        self.scene.set(shapes.frame, detail=", ".join(detail), of=of, **frame)
+        self.scene.set(shapes.frame, detail=_(", ").join(detail), of=of, **frame)
         width = 6.0 + 9 * len(signs) if signs else 0.0
         self.scene.set(shapes.badge, label=signs, width=width, fill="ink" if signs else "none")
         # Text begins behind the signs, however many there are.

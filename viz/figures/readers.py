@@ -51,13 +51,11 @@ class Readers:
 
 def filled_slots(state: ReplayState, readers: Mapping[int, int]) -> int:
     """How many slots of a block hold a token: as many as the furthest of its readers has filled."""
-    size = state.header.block_size
-    ends = (
-        state.sequences[seq].num_computed_tokens - logical * size
-        for seq, logical in readers.items()
-        if seq in state.sequences
-    )
-    return max(0, min(size, max(ends, default=0)))
+    size, most = state.header.block_size, 0
+    for seq, logical in readers.items():
+        if sequence := state.sequences.get(seq):
+            most = max(most, sequence.num_computed_tokens - logical * size)
+    return min(size, most)
 
 
 @dataclass

@@ -32,13 +32,23 @@ def request_cards(timeline: Timeline) -> list[dict[str, Any]]:
             "prompt": _clipped(sequences[request][0].prompt or ""),
             "output": _clipped(sequences[request][0].text),
             "facts": _facts(sequences[request]),
-            # A request that is aborted between two steps has no phase.
-            "first": min((span.first for span in timeline.spans[request]), default=0),
-            "last": max((span.last for span in timeline.spans[request]), default=0),
+            **dict(zip(("first", "last"), life(timeline, request), strict=True)),
             "history": [[span.first, _phase(span)] for span in timeline.spans[request][:MOST_SPANS]],
         }
         for request, name in names_of(timeline).items()
     ]
+
+
+def life(timeline: Timeline, request: str) -> tuple[int, int]:
+    """The first and the last step of a request; (0, 0) if it was aborted between two steps."""
+    spans = timeline.spans[request]
+    return min((span.first for span in spans), default=0), max((span.last for span in spans), default=0)
+
+
+def lives_at(timeline: Timeline, request: str, step: int) -> bool:
+    """As the player sees it."""
+    first, last = life(timeline, request)
+    return first <= step <= last
 
 
 def _clipped(text: str) -> str:

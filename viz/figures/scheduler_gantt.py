@@ -12,7 +12,7 @@ wide screens the first words of the prompt stand beside it. Read next: `batch_co
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import ceil
 
 from minivllm.trace.timeline import Phase, Span, Timeline
@@ -37,7 +37,6 @@ from viz.scene import Scene, rounded
 
 MOST_ROWS = 200
 MOST_SIGNS = 300
-TOP = 40.0
 ROWS_HEIGHT = 430.0
 
 COMPUTING = (Phase.PREFILL, Phase.DECODE)
@@ -56,12 +55,16 @@ LOOKS: dict[Phase, tuple[str, float, str]] = {
 SIGNS = {Phase.PREEMPTED: "×", Phase.SWAPPED: "↑"}
 
 
-def scheduler_gantt(timeline: Timeline, width: float = WIDE, screen: str = "") -> Scene:
-    """One row per request, at most `MOST_ROWS`, in order of arrival."""
+def scheduler_gantt(
+    timeline: Timeline, width: float = WIDE, screen: str = "", told: Sequence[str] | None = None
+) -> Scene:
+    """One row per request, at most `MOST_ROWS`, in order of arrival.
+
+    `told` are the captions, if they are there already.
+    """
     requests = list(timeline.spans)
     shown = requests[:MOST_ROWS]
     row = max(4.0, min(24.0, ROWS_HEIGHT / max(len(shown), 1)))
-    bottom = TOP + row * len(shown)
     more = len(requests) - len(shown)
     names = names_of(timeline)
     left, deeper = rows_left(width), second_series(names[request] for request in shown)
@@ -69,19 +72,26 @@ def scheduler_gantt(timeline: Timeline, width: float = WIDE, screen: str = "") -
     if more:
         words = _("The first {drawn} of {all:,} requests are drawn.")
         notes.append(words.format(drawn=MOST_ROWS, all=len(requests)))
-    scene = Scene(_("Scheduler timeline"), width, bottom + 28 + 18 * len(notes), screen=screen)
-    _legend(scene, timeline, narrow=width < 800)
+    scene = Scene(_("Scheduler timeline"), width, 0.0, screen=screen)
+    top = 22 + _legend(scene, timeline, narrow=width < 800)
+    bottom = top + row * len(shown)
+    scene.height = bottom + 28 + 18 * len(notes)
     step_width = (width - left - 4) / max(timeline.num_steps, 1)
     prompts = prompts_of(timeline)
     every = ceil(13 / row)
     signs: list[tuple[float, float, str]] = []
     parked: list[tuple[float, float, float, float]] = []
     for index, request in enumerate(shown):
-        y = TOP + index * row
+        y = top + index * row
+        about = subjects.request(names[request].number)
+        if every > 1:  # all of them can be read once the reader has zoomed in
+            size = rounded(row * 0.9)
+            x = left - 10 - 9 * len(names[request].tag)
+            line = rounded(y + row / 2 + size * 0.36)
+            scene.text(x, line, names[request].tag, size=size, anchor="end", fill="muted", subject=about)
         if index % every == 0:
             size = min(14.0, row * every)
             line = y + row / 2 + size * 0.36
-            about = subjects.request(names[request].number)
             scene.text(left - 8, line, names[request].tag, size=size, anchor="end", subject=about)
             if left > 200:
                 words = clip(prompts.get(request, ""), PROMPT_CELLS)
@@ -102,8 +112,8 @@ def scheduler_gantt(timeline: Timeline, width: float = WIDE, screen: str = "") -
     step_axis_labels(scene, timeline.num_steps, left, bottom + 20)
     for number, note in enumerate(notes):
         scene.text(left, bottom + 40 + 18 * number, note, size=13, fill="muted")
-    cursor = StepCursor(scene, timeline.num_steps, left, TOP, bottom)
-    for step, sentence in enumerate(captions(timeline)):
+    cursor = StepCursor(scene, timeline.num_steps, left, top, bottom)
+    for step, sentence in enumerate(told or captions(timeline)):
         scene.begin_step(sentence)
         cursor.move(step)
     return scene
@@ -138,9 +148,9 @@ def draw_span(
     return box
 
 
-def _legend(scene: Scene, timeline: Timeline, narrow: bool) -> None:
-    """Only what occurs in this run."""
-    swatches(scene, 18, legend_entries([timeline], narrow), 4, hatched=True)
+def _legend(scene: Scene, timeline: Timeline, narrow: bool) -> float:
+    """Only what occurs in this run; returns the y of its last line."""
+    return swatches(scene, 18, legend_entries([timeline], narrow), 4, hatched=True)
 
 
 def legend_entries(timelines: Iterable[Timeline], narrow: bool) -> list[tuple[str, str, float]]:

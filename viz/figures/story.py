@@ -40,6 +40,8 @@ from viz.scene import Scene, StepAxis, bars_path, rounded
 BETWEEN_LANES = 40.0
 STRIP_LEFT, STRIP_TOP, STRIP_CELL, MOST_STRIP = 78.0, 30.0, 24.0, 44.0
 MOST_LISTED, LINE = 7, 23.0
+LEAST_LIST = 420.0
+"""With so much room right of the strip the list stands there, so that the lanes are sooner in sight."""
 MOST_FACTS = 12
 PARTED = N_("✘ they part here")
 FACT = 24.0
@@ -68,18 +70,21 @@ class _Strip:
     def __init__(self, trace: StoryTrace, width: float, screen: str) -> None:
         self.trace, self.parted, self.count = trace, parted_step(trace), num_shown(trace)
         self.num_lines = min(MOST_LISTED, self.count)
-        self.top = STRIP_TOP + 2 * STRIP_CELL + 22
-        height = self.top + self.num_lines * LINE + 6
-        scene = self.scene = Scene(_("The steps of the story"), width, height, screen=screen)
         self.pace = rounded(min(MOST_STRIP, (width - STRIP_LEFT - 4) / self.count))
+        end, floor = STRIP_LEFT + self.count * self.pace, STRIP_TOP + 2 * STRIP_CELL + 22
+        is_beside = width - end - STRIP_LEFT >= LEAST_LIST
+        self.left, self.top = (rounded(end + STRIP_LEFT), 4.0) if is_beside else (STRIP_LEFT, floor)
+        height = max(floor, self.top + self.num_lines * LINE + 6)
+        scene = self.scene = Scene(_("The steps of the story"), width, height, screen=screen)
         scene.text(STRIP_LEFT - 10, 16, _("step"), size=13, fill="muted", anchor="end")
         self._cells()
-        self.stripe = scene.rect(0, self.top, width, LINE, fill="panel", radius=3)
+        x = self.left - 40 if is_beside else 0.0
+        self.stripe = scene.rect(x, self.top, width - x, LINE, fill="panel", radius=3)
         self.lines = []
         for number in range(self.num_lines):
             y = self.top + number * LINE + 16
-            place = scene.text(STRIP_LEFT - 10, y, "", size=13, fill="muted", anchor="end")
-            self.lines.append((place, scene.text(STRIP_LEFT, y, "", size=14)))
+            place = scene.text(self.left - 10, y, "", size=13, fill="muted", anchor="end")
+            self.lines.append((place, scene.text(self.left, y, "", size=14)))
         self.cursor = scene.rect(
             STRIP_LEFT, STRIP_TOP - 4, self.pace, 2 * STRIP_CELL + 8, stroke="cursor", stroke_width=2.4
         )
@@ -115,14 +120,17 @@ class _Strip:
             scene.path(bars_path(bars), fill="panel", stroke="outline", stroke_width=0.8)
         x = STRIP_LEFT + (self.parted + 0.5) * pace
         scene.text(rounded(x), STRIP_TOP + 17, "✘", size=14, fill="cursor", weight="bold", anchor="middle")
-        is_left = x < scene.width - 8 * len(_(PARTED))
+        end = self.left - 40 if self.left > STRIP_LEFT else scene.width
+        is_left = x < end - 8 * len(_(PARTED))
         anchor, x = ("start", x - 5) if is_left else ("end", x + 5)
-        scene.text(rounded(x), self.top - 6, _(PARTED), size=12, fill="cursor", anchor=anchor)
+        scene.text(
+            rounded(x), STRIP_TOP + 2 * STRIP_CELL + 16, _(PARTED), size=12, fill="cursor", anchor=anchor
+        )
 
     def show(self, step: int) -> None:
         scene = self.scene
         first = max(0, min(step - self.num_lines // 2, self.count - self.num_lines))
-        most = int((scene.width - STRIP_LEFT) / (CHARACTER * 14 / 13))
+        most = int((scene.width - self.left) / (CHARACTER * 14 / 13))
         for number, (place, text) in enumerate(self.lines):
             shown = first + number
             is_parted = shown == self.parted
@@ -206,7 +214,8 @@ class _Lane:
     def show(self, step: int, facts: Sequence[Fact], is_parted: bool) -> None:
         scene = self.scene
         words = [_(PARTED) if is_parted else "", status(self.steps, step)]
-        scene.set(self.status, text="; ".join(filter(None, words)), fill="cursor" if is_parted else "muted")
+        told = _("; ").join(filter(None, words))
+        scene.set(self.status, text=told, fill="cursor" if is_parted else "muted")
         scene.set(
             self.rule, stroke="cursor" if is_parted else "outline", stroke_width=3 if is_parted else 1.2
         )

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from minivllm.trace.story_events import StoryStep, StoryTrace
 from viz.figures.common import clip, listing, text_cells
-from viz.language import N_, _
+from viz.language import N_, _, sentences
 
 MOST_WORDS = 160
 NAMES = (N_("Yours"), N_("The reference"))
@@ -93,7 +93,7 @@ def verdict(story: StoryTrace, step: int) -> str:
         parts.append(_("Now they differ in: {names}.").format(names=listing(names)))
     ended = [_(name) for name, lane in zip(NAMES, lanes_of(story), strict=True) if step >= len(lane)]
     parts += [_("{name} has ended.").format(name=name) for name in ended]
-    return " ".join(parts)
+    return sentences(parts)
 
 
 def status(lane: Sequence[StoryStep], step: int) -> str:

@@ -6,7 +6,7 @@
 
 There is one for all windows of a dashboard, with a small pool, so that blocks run short. Nothing that a
 visitor types is in its command. It ends with the dashboard, however that ends (`minivllm/processes.py`), and
-by itself when nobody has watched it for some minutes.
+by itself when no page has watched it for some minutes.
 
 Read next: `viz/views/live.py`; SECURITY.md.
 """

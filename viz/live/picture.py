@@ -1,6 +1,6 @@
 """The live pictures: the pool and the requests of one step, drawn from the state alone.
 
-The other figures are drawn once for a whole run. Here nobody knows what comes, so the shapes are laid out for
+The other figures are drawn once for a whole run. Here what comes is not known, so the shapes are laid out for
 the header's limits, and every frame shows one state in them: only what changed since the last frame travels.
 
     pool        the cells of `block_pool.py`; of a large pool, one cell for each block that holds something
@@ -61,8 +61,8 @@ class LivePicture:
 
 
 def _requests_of(state: ReplayState) -> list[str]:
-    everyone = (*state.former.values(), *state.finished.values(), *state.sequences.values())
-    return list(dict.fromkeys(sequence.request for sequence in sorted(everyone, key=lambda s: s.seq)))
+    sequences = (*state.former.values(), *state.finished.values(), *state.sequences.values())
+    return list(dict.fromkeys(sequence.request for sequence in sorted(sequences, key=lambda s: s.seq)))
 
 
 class _Pool:

@@ -146,7 +146,7 @@ class Live {
     const speed = rate ? ` · ${say("{count} tokens a second", { count: number(Math.round(rate)) })}` : "";
     const kept = { step, first: number(this.start), last: number(frame.last), seconds };
     this.count.textContent = isLive
-      ? say("step {step}", { step }) + speed : say("step {step} of {first} to {last}, {seconds} s ago", kept);
+      ? say("step {step}", { step }) + speed : say("step {step} of {first} to {last}, {seconds} s before the last", kept);
     this.playButton.textContent = isLive ? say("Pause") : say("Resume");
     this.caption.setAttribute("aria-live", isLive ? "off" : "polite");
     this.caption.textContent = frame.caption;

@@ -13,7 +13,7 @@
 const LINK_EVERY_MS = 350;
 
 class Player {
-  // `ask(name, value)` tells the page that the reader wants other pictures; where no server is, nobody.
+  // `ask(name, value)` tells the page that the reader wants other pictures; where no server is, it is not there.
   constructor(root, data, ask) {
     this.root = root;
     this.ask = ask;

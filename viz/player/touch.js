@@ -11,6 +11,9 @@ class Touch {
     Object.assign(this, { player, data, subject: "", request: -1 });
     this.say = player.say;
     this.cards = new Cards(data);
+    if (!this.cards.requests.length) { // a story, or a kernel: there are steps alone
+      root.querySelector(".find input").setAttribute("aria-label", this.say("Find a step, or words"));
+    }
     this.spoken = root.querySelector(".spoken");
     const act = {
       select: (subject) => this.select(subject),
@@ -86,7 +89,7 @@ class Touch {
   }
 
   // Where the page was drawn for another request than before, the reader has chosen that; else what was selected
-  // on another page, or what the link says. Where nobody has chosen, it is one that lives at this step.
+  // on another page, or what the link says. Where neither has chosen, it is one that lives at this step.
   restore() {
     const drawn = this.cards.requests[this.data.selected]?.id;
     const linked = this.data.linked ? new URLSearchParams(location.search).get("request") : null;

@@ -1,4 +1,4 @@
-"""How each sample is made: by the commands that everybody has.
+"""How each sample is made: by the commands of the command line.
 
 The pages read traces and nothing else of the engine, so it is other processes that record them: `minivllm`
 `demo`, `microscope`, `compare precision` and `generate`, a lesson's judge, and what the page "Run" starts.
@@ -13,13 +13,13 @@ import gzip
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from minivllm.files import write_file
 from minivllm.processes import ROOT, python_variables
+from minivllm.scratch import ScratchFolder
 from viz.run_process import PROGRAM
 from viz.run_settings import RunSettings
 from viz.samples import packed_path
@@ -35,9 +35,9 @@ def make(name: str) -> int:
     Raises:
         subprocess.CalledProcessError: a command failed.
     """
-    with tempfile.TemporaryDirectory(prefix="minivllm-samples-") as folder:
-        made = MAKERS[name](Path(folder)).read_bytes()
-    content = made.replace(f"{ROOT}/".encode(), b"")  # nobody else has our folders
+    with ScratchFolder("samples") as folder:
+        made = MAKERS[name](folder).read_bytes()
+    content = made.replace(f"{ROOT}/".encode(), b"")  # other machines have other folders
     packed = gzip.compress(content, mtime=0)
     write_file(packed_path(name), packed, "samples")
     return len(packed)

@@ -9,15 +9,19 @@ from functools import partial
 
 import streamlit as st
 
+from minivllm.trace.timeline import Timeline
 from viz import figures, stage
 from viz.about import about
 from viz.figures.common import MARKS, names_of, second_series
+from viz.figures.request_cards import lives_at
 from viz.figures.selected_tables import most_interesting_request
 from viz.language import N_, _, sentences
 from viz.loading import Run
 
 TITLE = N_("KV pool")
 URL = "kv_pool"
+MOST_DIGITS = 9
+"""Of a step in a link."""
 TEASER = N_("Where the keys and values of every token are kept.")
 
 INTRODUCTION = N_(
@@ -87,7 +91,7 @@ def _selected(run: Run) -> str:
     chosen = (
         st.session_state.get("request")
         or st.query_params.get("request")
-        or most_interesting_request(run.timeline)
+        or _living(run.timeline, st.query_params.get("step", ""))
     )
     index = requests.index(chosen) if chosen in requests else 0
     # Its own key would be forgotten when the page changes; ours is kept.
@@ -100,3 +104,14 @@ def _selected(run: Run) -> str:
     )
     st.session_state.request = request
     return request
+
+
+def _living(timeline: Timeline, step: str) -> str:
+    """The most interesting request, if it lives at the step that the link names; else the first that does.
+
+    The player would ask for it (`player/touch.js`), and all would be drawn twice.
+    """
+    at = min(int(step), timeline.num_steps - 1) if step.isdecimal() and len(step) < MOST_DIGITS else 0
+    lives = [request for request in timeline.spans if lives_at(timeline, request, at)]
+    best = most_interesting_request(timeline)
+    return best if best in lives or not lives else lives[0]

@@ -15,6 +15,7 @@ from pathlib import Path
 import streamlit as st
 
 from viz import jobs, links, loading, player
+from viz.about import about
 from viz.figures.common import MARKS
 from viz.folders import upload_folder
 from viz.language import N_, _, current
@@ -49,7 +50,7 @@ SIGNS = N_(
 OWN = N_(
     "The dashboard can start one for you: `minivllm serve --live` with the **shipped model** and a small "
     "pool, at a free port of **this machine** (127.0.0.1), with a key of its own. It ends when you stop it, "
-    "with the dashboard, and {minutes:g} minutes after nobody watches it any more."
+    "with the dashboard, and {minutes:g} minutes after no page watches it any more."
 )
 COMPONENT = st.components.v2.component(
     "minivllm_live", html=player.live_html(), css=player.live_css() + THEME, js=player.live_javascript()
@@ -59,27 +60,34 @@ COMPONENT = st.components.v2.component(
 def page(run: object = None) -> None:
     """The address, and below it what is seen there."""
     st.title(_(TITLE))
-    st.markdown(_(INTRODUCTION))
+    told = st.container()  # folded away once there is something to look at
     if "live token" not in st.session_state and (named := os.environ.get(ENVIRONMENT)):
         _connect(named, os.environ.get(KEY, ""))
     token = st.session_state.get("live token", "")
     watched = feed.find(token)
-    with st.expander(_("The server"), expanded=watched is None):
+    with told:
+        about(_about()) if watched else st.markdown(_(INTRODUCTION))
+    own = _running_here()
+    with st.expander(_("The server"), expanded=watched is None and own is None):
         _form(watched)
-        own = _own()
+        _own(own)
     if own:
         _running(own)
     if watched is None:
         return
     data = {"feed": f"{feed.PREFIX}{token}", "language": current(), "words": player.words("live")}
     COMPONENT(data=data, key=f"live-{token}")
-    signs = _(", ").join(f"**{mark.sign}** {mark.words}" for mark in MARKS.values())
-    st.caption(_(SIGNS).format(signs=signs))
-    st.caption(_(KEPT).format(minutes=window.MOST_SECONDS / 60, steps=window.MOST_STEPS))
     if st.button(
         _("Open what was seen on all pages"), help=_("As it is now; the live view goes on meanwhile.")
     ):
         _open(watched)
+
+
+def _about() -> str:
+    """What is seen, what its signs mean, and how much of it is kept."""
+    signs = _(", ").join(f"**{mark.sign}** {mark.words}" for mark in MARKS.values())
+    kept = _(KEPT).format(minutes=window.MOST_SECONDS / 60, steps=window.MOST_STEPS)
+    return "\n\n".join([_(INTRODUCTION), _(SIGNS).format(signs=signs), kept])
 
 
 def _form(watched: feed.Watched | None) -> None:
@@ -94,23 +102,29 @@ def _form(watched: feed.Watched | None) -> None:
         st.rerun()
 
 
-def _own() -> OwnServer | None:
-    """The dashboard's own server, if it runs; else how it is started."""
+def _running_here() -> OwnServer | None:
+    """The dashboard's own server, if it runs."""
+    server = getattr(jobs.find(own_server.NAME), "result", None)
+    return server if isinstance(server, OwnServer) and server.is_running else None
+
+
+def _own(server: OwnServer | None) -> None:
+    """How the dashboard's own server is asked, or how it is started."""
+    if server:
+        st.markdown(_("Ask it yourself"))
+        st.code(own_server.command(server), language="shell")
+        return
     job = jobs.find(own_server.NAME)
-    server = job.result if job else None
-    if isinstance(server, OwnServer) and server.is_running:
-        return server
     st.divider()
     st.markdown(_(OWN).format(minutes=own_server.UNWATCHED_SECONDS / 60))
     if job and job.is_running:
         jobs.watch(job, _starting)
-        return None
+        return
     if job and job.problem:
         st.error(plain(job.problem))
     if st.button(_("Start a server here")):
         jobs.start(own_server.NAME, own_server.start)
         st.rerun()
-    return None
 
 
 def _starting(job: jobs.Job) -> None:
@@ -129,19 +143,18 @@ def _running(server: OwnServer) -> None:
     token = st.session_state.get("live token", "")
     watched = feed.find(token)
     is_watched = watched is not None and watched.connection.url == server.url
-    st.success(
-        _("This dashboard runs a server at {url} (process {pid}).").format(url=server.url, pid=server.pid)
-    )
+    words = _("This dashboard runs a server at {url} (process {pid}).").format(url=server.url, pid=server.pid)
     asking = jobs.find(own_server.ASKING)
     is_asking = bool(asking and asking.is_running)
-    columns = st.columns(3)
-    if columns[0].button(_("Watch it"), disabled=is_watched) and _connect(server.url, server.key):
+    row = st.container(horizontal=True, vertical_alignment="center")
+    row.success(words)
+    if row.button(_("Watch it"), disabled=is_watched) and _connect(server.url, server.key):
         st.rerun()
     how_many = _("Send it {count} requests").format(count=len(own_server.PROMPTS))
-    if columns[1].button(how_many, disabled=is_asking):
+    if row.button(how_many, disabled=is_asking):
         jobs.start(own_server.ASKING, lambda _: own_server.ask(server))
         st.rerun()
-    if columns[2].button(_("Stop it")):
+    if row.button(_("Stop it")):
         with st.spinner(_("The server stops …")):
             server.stop()
         st.rerun()
@@ -149,8 +162,6 @@ def _running(server: OwnServer) -> None:
         jobs.watch(asking, _answering)
     elif asking and asking.problem:
         st.error(plain(asking.problem))
-    with st.expander(_("Ask it yourself")):
-        st.code(own_server.command(server), language="shell")
 
 
 def _answering(job: jobs.Job) -> None:

@@ -16,6 +16,7 @@ from viz.figures.kernel_captions import COLUMN
 from viz.figures.kernel_lanes import kernel_lanes
 from viz.figures.kernel_source import kernel_source
 from viz.figures.kernel_totals import kernel_totals
+from viz.judge_words import as_judged
 from viz.kernel_steps import Follow, Played, choices, faults, microscope_jumps, played
 from viz.language import N_, _, sentences
 from viz.loading import KernelRun
@@ -69,7 +70,7 @@ def page(run: KernelRun) -> None:
     with introduction:
         about(" ".join(parts))
     for fault in found:
-        st.error(f"**{plain(fault.kind)}**: {plain(fault.message)}")
+        st.error(f"**{plain(as_judged(fault.kind))}**: {plain(as_judged(fault.message))}")
     shown = played(trace, follow)
     if shown.left_out:
         st.info(

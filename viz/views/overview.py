@@ -137,9 +137,9 @@ def _facts(summary: RunSummary) -> None:
         (_("Refused"), f"{summary.num_refused:,}", _("Requests that could never fit, told so at once.")),
         *_sharing_facts(summary),
     ]
-    with st.container(horizontal=True, gap="small"):
+    with st.container(horizontal=True, gap="xsmall"):  # nine of them fit into a line of 1280 pixels
         for label, value, explanation in facts:
-            st.metric(label, value, help=explanation, border=True, width=127)
+            st.metric(label, value, help=explanation, border=True, width=124)
 
 
 def _sharing_facts(summary: RunSummary) -> list[tuple[str, str, str]]:

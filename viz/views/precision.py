@@ -13,11 +13,13 @@ from minivllm.text import printable
 from minivllm.trace.precision_events import MatrixOnGrids, VariantMeasured
 from viz import kernel_stage, links
 from viz.about import about
+from viz.engine_words import as_named
 from viz.figures.precision import precision_scenes
 from viz.language import N_, _, sentences
 from viz.loading import PrecisionRun
 from viz.plain import plain
 from viz.player import Jump
+from viz.refusal_words import refused_in_words
 
 TITLE = N_("Precision")
 URL = "precision"
@@ -59,11 +61,11 @@ def page(run: PrecisionRun) -> None:
                 "asymmetric grids; errors are those of the whole matrix, products with its inputs on "
                 "{text}."
             ).format(
-                name=plain(matrix.name),
+                name=plain(as_named(matrix.name)),
                 model=plain(trace.header.model),
                 outputs=matrix.num_outputs,
                 inputs=matrix.num_inputs,
-                text=plain(trace.header.text),
+                text=plain(as_named(trace.header.text)),
             )
         )
         kernel_stage.show(
@@ -89,7 +91,7 @@ def precision_jumps(found: MatrixOnGrids) -> list[Jump]:
 
 
 def _choose(shown: list[MatrixOnGrids]) -> int:
-    names = {str(number): printable(found.matrix.name) for number, found in enumerate(shown)}
+    names = {str(number): printable(as_named(found.matrix.name)) for number, found in enumerate(shown)}
     return int(links.select("matrix", names, _("Matrix")))
 
 
@@ -122,9 +124,14 @@ def _table(run: PrecisionRun) -> None:
     for row in variants:
         if row.skipped:
             st.caption(
-                _("{name} was left out: {reason}.").format(name=plain(row.name), reason=plain(row.skipped))
+                _("{name} was left out: {reason}.").format(
+                    name=plain(row.name), reason=plain(refused_in_words(row.skipped))
+                )
             )
-    told = [_("{model} on {text}.").format(model=plain(header.model), text=plain(header.text)), _(LEGEND)]
+    told = [
+        _("{model} on {text}.").format(model=plain(header.model), text=plain(as_named(header.text))),
+        _(LEGEND),
+    ]
     if header.speed_model:
         told.append(_("Speeds are those of the model *{name}*.").format(name=plain(header.speed_model)))
     st.caption(sentences(told))

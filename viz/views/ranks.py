@@ -24,7 +24,7 @@ INTRODUCTION = N_(
     "next. Below, one lane a rank, all on one clock, around the step at which you are; a click on a number "
     "leads to that step."
 )
-TRY_TENSOR = N_("Which rank waits for which? The last to come to an all-gather waits for nobody.")
+TRY_TENSOR = N_("Which rank waits for which? The last to come to an all-gather waits for none.")
 TRY_PIPELINE = N_(
     "Look at the same moment in both lanes: while one stage computes step {step}, which one does the other "
     "compute? What is empty is the **bubble**."

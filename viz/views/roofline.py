@@ -12,6 +12,7 @@ from minivllm.trace.timeline import Phase
 from viz import empty, figures, links, stage
 from viz.about import about
 from viz.devices import DEVICES
+from viz.engine_words import as_named
 from viz.figures.log_axis import engineering
 from viz.figures.roofline import Roof, roofline_captions
 from viz.figures.step_work import PhaseWork, timed_work
@@ -111,7 +112,7 @@ def _about(hardware: HardwareShape) -> str:
         )
     return told.format(
         count=hardware.num_devices,
-        name=plain(hardware.name),
+        name=plain(as_named(hardware.name)),
         numbers=_numbers(hardware),
         ridge=roof.ridge,
     )

@@ -24,6 +24,7 @@ from viz.folders import upload_folder
 from viz.jobs import Job
 from viz.language import N_, _
 from viz.plain import plain
+from viz.refusal_words import refused_in_words
 from viz.run_process import Done, OwnRun
 from viz.run_settings import (
     CHOICES,
@@ -65,7 +66,7 @@ POLICY_WORDS = {
     "tail": N_("tail: those nearly done sit out while others are admitted"),
     "waiting-served-ratio": N_("waiting-served-ratio: prompts wait until there are many of them"),
     "prefill-first": N_("prefill-first: prompts before decodes"),
-    "decode-first": N_("decode-first: nobody is admitted while others decode"),
+    "decode-first": N_("decode-first: no request is admitted while others decode"),
     "chunked": N_("chunked: decodes first, prompts fill the rest"),
     "static": N_("static: whole batches, as of old"),
 }
@@ -131,7 +132,7 @@ def _form() -> None:
     with buttons:
         _buttons(settings, workload)
         if refused and "prompts" not in refused:  # whose field is beside it
-            st.markdown(_("✘ **Not run**: {words}").format(words=plain(words)))
+            st.markdown(_("✘ **Not run**: {words}").format(words=plain(refused_in_words(words))))
     with st.expander(_("The same as a program")):
         if from_link(link_of(settings)).prompts == settings.prompts:
             st.caption(_("The link of this page holds the settings, too: send it, or keep it."))
@@ -288,7 +289,7 @@ def _fields(settings: RunSettings, refused: dict[str, str]) -> tuple[Choose, Num
 
 def _refusal(name: str, refused: dict[str, str]) -> None:
     if name in refused:
-        st.error(plain(refused[name]))
+        st.error(plain(refused_in_words(refused[name])))
 
 
 # ── running ───────────────────────────────────────────────────────────────────────────────────────────

@@ -44,8 +44,9 @@ def page(run: Run) -> None:
 
     def scenes() -> list[figures.Scene]:
         timeline = run.timeline
+        told = figures.captions(timeline)
         return [
-            draw(timeline, width, screen)
+            draw(timeline, width, screen, told)
             for width, screen in ((WIDE, "wide"), (NARROW, "narrow"))
             for draw in (figures.scheduler_gantt, figures.batch_composition)
         ]

@@ -22,6 +22,7 @@ from viz.language import N_, _, current
 from viz.loading import StoryRun
 from viz.plain import code, plain
 from viz.player import Jump
+from viz.scene import Scene
 
 TITLE = N_("Your bug")
 URL = "story"
@@ -58,7 +59,7 @@ def page(run: StoryRun) -> None:
     )
     st.error(
         _(
-            "{title} · **{property}** {sentence}\n\nexpected: {expected} · got: {got} · noticed {where}"
+            "{title} · **{property}** {sentence}  \nexpected: {expected} · got: {got} · noticed {where}"
         ).format(
             title=plain(_heading(header)),
             property=plain(header.property),
@@ -70,10 +71,16 @@ def page(run: StoryRun) -> None:
     )
     parted = parted_step(story)
     jumps = [Jump(_("where they part"), parted), Jump(_("end"), num_shown(story) - 1)]
+
+    def scenes() -> list[Scene]:
+        """The boards first: that is where one sees what is wrong."""
+        strip, lanes, narrow_strip, narrow_lanes = story_scenes(story)
+        return [lanes, strip, narrow_lanes, narrow_strip]
+
     stage.show_scenes(
         run.fingerprint,
         "story",
-        lambda: story_scenes(story),
+        scenes,
         jumps,
         first=1,
         start=parted,

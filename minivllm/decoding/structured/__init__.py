@@ -10,7 +10,8 @@ as a tree of bytes. All others are struck out before a token is chosen:
                          trees)         over bytes       of them          (a mask)            −infinity
 
     regex.py  gbnf.py   expressions.py  rules.py      pushdown.py        vocabulary.py      progress.py
-    json_schema.py …    characters.py                                    token_masks.py     (and the sampler)
+    json_schema.py …    characters.py                                    plain_text.py      (and the sampler)
+                                                                         token_masks.py
 
 Every rule is trimmed: what can never end is taken out when it is made. So from every state that is reached,
 some text leads to the end; and as every byte that a rule uses is a token by itself, some tokens do. No output

@@ -49,6 +49,17 @@ KNOWN = ANNOTATIONS | {"type", "enum", "const", "nullable"} | set(COMBINING) | {
     keyword for keywords in OF_TYPE.values() for keyword in keywords
 }  # fmt: skip
 
+COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+FORMS: Mapping[str, tuple[type, str]] = {
+    "properties": (Mapping, "an object"),
+    "required": (list, "a list of names"),
+    "enum": (list, "a list"),
+    "pattern": (str, "a regular expression"),
+    "format": (str, "a name"),
+}
+"""Keyword → what its value must be, in Python and in words."""
+
 _DATE = (
     r"\d{4}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\d|30)"
     r"|02-(?:0[1-9]|1\d|2[0-8]))"
@@ -75,10 +86,22 @@ def refuse(path: str, problem: str) -> StructureError:
 
 
 def check_keywords(schema: Mapping[str, Any], path: str) -> None:
-    """Raise `StructureError` for a keyword that is not followed."""
-    for keyword in schema:
+    """Raise `StructureError` for a keyword that is not followed, or whose value is of another form.
+
+    Schemas are joined (`json_merge.py`) before anything is made of them: here is the place to look at values.
+    """
+    for keyword, value in schema.items():
         if keyword not in KNOWN and not keyword.startswith("x-"):
             raise refuse(path, f"the keyword {keyword!r} is not supported")
+        if keyword in COUNTS:
+            count_of(schema, keyword, path)
+        elif keyword in BOUNDS:
+            bound_of(schema, keyword, path)
+        elif keyword in FORMS:
+            kind, words = FORMS[keyword]
+            is_right = isinstance(value, kind)
+            if not is_right or (keyword == "required" and not all(isinstance(name, str) for name in value)):
+                raise refuse(path, f"{keyword} must be {words}, got {value!r:.60}")
 
 
 def check_schema(schema: Any, path: str) -> Schema:
@@ -97,6 +120,14 @@ def count_of(schema: Mapping[str, Any], keyword: str, path: str) -> int | None:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise refuse(path, f"{keyword} must be an integer that is not negative, got {value!r:.60}")
+    return value
+
+
+def bound_of(schema: Mapping[str, Any], keyword: str, path: str) -> int | float:
+    """A keyword that is a number."""
+    value = schema[keyword]
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 10**18:
+        raise refuse(path, f"{keyword} must be a number of at most 18 digits, got {value!r:.60}")
     return value
 
 

@@ -123,7 +123,9 @@ class Document:
             return not values[0] & values[1]
         types = [set(types_of(item, path)) if "type" in item else None for item in (one, other)]
         if types[0] is not None and types[1] is not None:
-            wide = [kinds | ({"integer"} if "number" in kinds else set()) for kinds in types if kinds]
+            wide = [
+                kinds | ({"integer"} if "number" in kinds else set()) for kinds in types if kinds is not None
+            ]
             if not wide[0] & wide[1]:
                 return True
             if types[0] != {"object"} or types[1] != {"object"}:
@@ -135,8 +137,8 @@ class Document:
             and name in theirs
             and all(
                 self._are_apart(left, right, path, depth + 1)
-                for left in self.alternatives(mine[name], path)
-                for right in self.alternatives(theirs[name], path)
+                for left in self.alternatives(check_schema(mine[name], path), path)
+                for right in self.alternatives(check_schema(theirs[name], path), path)
             )
             for name in sorted(shared)
         )

@@ -52,10 +52,6 @@ def object_of(schema: Mapping[str, Any], path: str, maker: Maker) -> Expression:
     """An object of these properties."""
     properties = schema.get("properties", {})
     required = schema.get("required", [])
-    if not isinstance(properties, Mapping):
-        raise refuse(path, f"properties must be an object, got {properties!r:.60}")
-    if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
-        raise refuse(path, f"required must be a list of names, got {required!r:.60}")
     additional = check_schema(schema.get("additionalProperties", not properties), path)
     others = schema.get("additionalProperties", True)
     named = dict(properties) | {name: others for name in required if name not in properties}

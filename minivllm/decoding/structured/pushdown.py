@@ -19,7 +19,7 @@ Source: Lang (1974) and Tomita (1985) for sets of stacks as one graph. Read next
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import Any
 
 from minivllm.decoding.structured.expressions import StructureError
@@ -40,16 +40,18 @@ class Stacks:
         branches: top node → the stacks below it.
         has_empty: is the empty stack in it? As a state: may the text end here?
         depth: nodes of its longest stack.
+        readable: bytes that one of its nodes can read, once they were asked for.
         steps: byte → next state (None: the byte is impossible), as far as it was asked for.
         mask: what `token_masks.py` knows of it.
     """
 
-    __slots__ = ("branches", "depth", "has_empty", "mask", "steps")
+    __slots__ = ("branches", "depth", "has_empty", "mask", "readable", "steps")
 
     def __init__(self, branches: dict[Node, Stacks], has_empty: bool) -> None:
         self.branches = branches
         self.has_empty = has_empty
         self.depth: int = 1 + max(below.depth for below in branches.values()) if branches else 0
+        self.readable: Set[int] | None = None
         self.steps: dict[int, Stacks | None] = {}
         self.mask: Any = None
 
@@ -79,7 +81,9 @@ class Pushdown:
         self._known: dict[tuple[bool, frozenset[tuple[Node, Stacks]]], Stacks] = {}
         self._unions: dict[tuple[Stacks, Stacks], Stacks] = {}
         self._beyond: dict[tuple[Node, Stacks], Stacks | None] = {}
-        self.start = self._closed([(self._root.entry, self._intern({}, True))])
+        self._bytes_beyond: dict[Node, Set[int] | None] = {}
+        self._bottom = self._intern({}, True)
+        self.start = self._closed([(self._root.entry, self._bottom)])
 
     @property
     def num_states(self) -> int:
@@ -101,8 +105,38 @@ class Pushdown:
             target = node.steps.get(byte)
             if target is not None and below.depth + (target.height or 0) <= DEEPEST:
                 seeds.append((target, below))
-        found = state.steps[byte] = self._closed(seeds) if seeds else None
+        if not seeds:
+            found = None
+        elif len(seeds) == 1 and seeds[0][0].reads_only:  # as nearly everywhere: within a name, say
+            found = self._intern(dict(seeds), False)
+        else:
+            found = self._closed(seeds)
+        state.steps[byte] = found
         return found
+
+    def only_next(self, state: Stacks) -> Stacks | None:
+        """The state after the next byte, if there is only one that may come."""
+        if state.has_empty or len(state.branches) != 1:
+            return None
+        (node,) = state.branches
+        return self.advance(state, *node.steps) if len(node.steps) == 1 else None
+
+    def readable(self, state: Stacks) -> Set[int]:
+        """The bytes that may come next, and some that may not, where a stack is nearly full."""
+        if state.readable is None:
+            all_steps = [node.steps.keys() for node in state.branches]
+            state.readable = all_steps[0] if len(all_steps) == 1 else frozenset().union(*all_steps)
+        return state.readable
+
+    def bytes_beyond(self, node: Node) -> Set[int] | None:
+        """The bytes with which a text goes on from here, but for the node's own steps: those of rules that it
+        calls, and what comes after those that may be empty. None, if its rule may end: then it may be any."""
+        if node not in self._bytes_beyond:
+            found, may_end = self._reach([(node, self._bottom)])
+            if found.get(node) is self._bottom:
+                del found[node]
+            self._bytes_beyond[node] = None if may_end else frozenset().union(*(at.steps for at in found))
+        return self._bytes_beyond[node]
 
     def read(self, state: Stacks | None, data: Iterable[int]) -> Stacks | None:
         """The state after several bytes."""

@@ -65,6 +65,11 @@ class Node:
         self.height: int | None = None
 
     @property
+    def reads_only(self) -> bool:
+        """Can nothing come but a byte?"""
+        return not self.is_final and not self.calls
+
+    @property
     def is_end(self) -> bool:
         """Can nothing come but the end? Then a call that leads here need not remember to come back."""
         return self.is_final and not self.steps and not self.calls
@@ -325,10 +330,12 @@ def _find_heights(rules: Iterable[Rule]) -> None:
         for node in above.get(waiting.pop(), ()):
             if node.height == 0:  # no way is lower
                 continue
-            height = min(_heights_from(node), default=None)
+            height = _height_from(node)
             if height is not None and (node.height is None or height < node.height):
                 node.height = height
                 waiting.append(node)
+    if all(node.height is not None for node in nodes):  # as nearly always: nothing to take out
+        return
     for node in nodes:
         node.steps = {byte: target for byte, target in node.steps.items() if target.height is not None}
         node.calls = tuple(
@@ -338,12 +345,14 @@ def _find_heights(rules: Iterable[Rule]) -> None:
         )
 
 
-def _heights_from(node: Node) -> Iterable[int]:
+def _height_from(node: Node) -> int | None:
+    """The lowest way to an end, as far as it is known."""
     if node.is_final:
-        yield 0
-    for target in set(node.steps.values()):
-        if target.height is not None:
-            yield target.height
-    for rule, after in node.calls:
-        if rule.entry.height is not None and after.height is not None:
-            yield max(after.height, rule.entry.height + (not after.is_end))
+        return 0
+    found = [target.height for target in set(node.steps.values()) if target.height is not None]
+    found += [
+        max(after.height, rule.entry.height + (not after.is_end))
+        for rule, after in node.calls
+        if rule.entry.height is not None and after.height is not None
+    ]
+    return min(found, default=None)

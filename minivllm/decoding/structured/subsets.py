@@ -71,9 +71,8 @@ class Nondeterministic:
                     seen.add(state)
                     waiting.append(state)
         spend(len(seen))
-        return frozenset(
-            state for state in seen if self.steps[state] or self.calls[state] or state == self.final
-        )
+        steps, calls, final = self.steps, self.calls, self.final
+        return frozenset([state for state in seen if steps[state] or calls[state] or state == final])
 
 
 def _add(edges: list[list[Edge] | None], start: int, edge: Edge) -> None:
@@ -125,6 +124,11 @@ def _pieces(
 ) -> Iterable[tuple[int, int, frozenset[int]]]:
     """Ranges of bytes that lead to the same states, in order: where ranges overlap, they are cut."""
     spend(len(edges))
+    if len(edges) == 1:  # as nearly everywhere: a schema is mostly names
+        ((low, high, end),) = edges
+        spend(1 + (high + 1 - low) // 16)
+        yield low, high, frozenset((end,))
+        return
     begun: dict[int, list[int]] = {}  # where a range begins → the states that it leads to
     over: dict[int, list[int]] = {}  # behind where it ends → the same
     for low, high, end in edges:

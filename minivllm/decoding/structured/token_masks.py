@@ -1,13 +1,14 @@
 """Token masks: in a state of the automaton, which tokens may come next.
 
-A token is allowed if the automaton can read all its bytes. Most of that does not depend on the stack: within
-a string, any token of letters stays in the string, whichever object the string is in. So for each node, once:
+A token is allowed if the automaton can read all its bytes. Where any characters may come, most tokens are
+answered at once (`plain_text.py`). Of the others, most does not depend on the stack: few tokens go on after
+the quote that ends a string, whichever object it is in. So for each node, once:
 
     inside     tokens that are read without leaving the node's rule, or calling another
-    exits      rows of the vocabulary's tree where the rule might be left: after `"`, say
+    exits      branches of the vocabulary's tree where the rule might be left: after `"`, say
 
-and for each state only the subtrees below the exits are walked with the stacks: few, as few tokens go on
-after the end of a string. The mask of a state is then remembered with it.
+and for each state only what is below the exits is walked with the stacks. The mask of a state is then
+remembered with it.
 
 Source: the context-independent tokens of Dong et al., "XGrammar" (2024), section 3.1.
 Read next: `progress.py`.
@@ -16,14 +17,21 @@ Read next: `progress.py`.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
+from minivllm.decoding.structured.expressions import StructureError
+from minivllm.decoding.structured.plain_text import PlainText
 from minivllm.decoding.structured.pushdown import DEEPEST, MOST_STATES, Pushdown, Stacks
 from minivllm.decoding.structured.rules import Node
-from minivllm.decoding.structured.vocabulary import Vocabulary
+from minivllm.decoding.structured.vocabulary import Branch, Vocabulary
 
 MOST_MASK_BYTES = 1 << 26
 """Of remembered masks, for one grammar."""
+MOST_AHEAD = 64
+"""Masks that are made before they are asked for."""
+FEW_TOKENS = 64
+"""Up to so many, a list of them is joined sooner than a whole mask."""
 
 
 class TokenMask:
@@ -31,25 +39,29 @@ class TokenMask:
 
     Attributes:
         struck_out: [vocab_size] bytes.
-        num_allowed: how many are not.
         tensors: the same as tensors, by device, and as "ids" of what is allowed: kept by what applies them.
     """
 
-    __slots__ = ("num_allowed", "struck_out", "tensors")
+    __slots__ = ("struck_out", "tensors")
 
     def __init__(self, struck_out: bytearray) -> None:
         self.struck_out = struck_out
-        self.num_allowed = struck_out.count(0)
         self.tensors: dict[Any, Any] = {}
+
+    @property
+    def num_allowed(self) -> int:
+        """How many are not struck out."""
+        return self.struck_out.count(0)
 
 
 class Inside(NamedTuple):
     """What of the vocabulary a node can read within its rule."""
 
-    struck_out: int
-    """All other tokens, as the bytes of `TokenMask` in one large integer: then masks are joined by `&`."""
-    exits: dict[Node, list[int]]
-    """Node at which the rule might be left → rows of the tree where that is, if more bytes follow."""
+    tokens: list[int]
+    struck_out: int | None
+    """All others, where it can read many: as the bytes of `TokenMask` in one large integer, joined by `&`."""
+    exits: dict[Node, dict[int, list[Branch]]]
+    """Node at which the rule might be left → the byte that follows → branches to which it leads."""
 
 
 class InsideMasks:
@@ -57,28 +69,47 @@ class InsideMasks:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
+        self.plain_text = PlainText(vocabulary)
         self.all_struck_out = int.from_bytes(b"\1" * len(vocabulary), "little")
-        self._known: dict[Node, Inside] = {}
+        self._known: dict[tuple[Node, Vocabulary], Inside] = {}
+        self._not_plain: dict[int, int] = {0: self.all_struck_out}
 
-    def of(self, node: Node) -> Inside:
-        """What a node can read by itself."""
-        found = self._known.get(node)
+    def of(self, node: Node, tree: Vocabulary, pushdown: Pushdown) -> Inside:
+        """What a node of this automaton can read by itself, of the tokens in this tree."""
+        found = self._known.get((node, tree))
         if found is None:
             if (len(self._known) + 1) * len(self.vocabulary) > MOST_MASK_BYTES:
                 self._known.clear()
-            found = self._known[node] = self._make(node)
+                self.plain_text.forget()
+            found = self._known[node, tree] = self._make(node, tree, pushdown)
         return found
 
-    def _make(self, node: Node) -> Inside:
-        exits: dict[Node, list[int]] = {}
-        ends = self.vocabulary.ends
+    def not_plain(self, run: int) -> int:
+        """All tokens but the plain ones of up to so many characters, in one large integer."""
+        if run not in self._not_plain:
+            self._not_plain[run] = self._all_but(self.plain_text.tokens(run))
+        return self._not_plain[run]
 
-        def note(row: int, reached: Node) -> None:
-            if (reached.is_final or reached.calls) and ends[row] > row + 1:
-                exits.setdefault(reached, []).append(row)
+    def _make(self, node: Node, tree: Vocabulary, pushdown: Pushdown) -> Inside:
+        exits: dict[Node, dict[int, list[Branch]]] = {}
 
-        tokens = self.vocabulary.walk(node, lambda at, byte: at.steps.get(byte), at_row=note)
-        return Inside(int.from_bytes(_struck_out(tokens, len(self.vocabulary)), "little"), exits)
+        def note(branch: Branch, reached: Node) -> None:
+            if reached.is_final or reached.calls:
+                following = pushdown.bytes_beyond(reached)
+                children = tree.children(branch)
+                for byte in children if following is None else children.keys() & following:
+                    exits.setdefault(reached, {}).setdefault(byte, []).append(children[byte])
+
+        tokens = tree.walk(node, lambda at: at.steps.keys(), _advance, at_branch=note)
+        struck_out = None if len(tokens) <= FEW_TOKENS else self._all_but(tokens)
+        return Inside(tokens, struck_out, exits)
+
+    def _all_but(self, tokens: Iterable[int]) -> int:
+        return int.from_bytes(_without(bytearray(b"\1") * len(self.vocabulary), tokens), "little")
+
+
+def _advance(node: Node, byte: int) -> Node | None:
+    return node.steps.get(byte)
 
 
 class TokenMasks:
@@ -94,6 +125,7 @@ class TokenMasks:
         self._inside = inside
         self._endings = tuple(token for token in endings if token < len(self.vocabulary))
         self._num_masks = 0
+        self._of_few: dict[frozenset[int], TokenMask] = {}
 
     def of(self, state: Stacks) -> TokenMask:
         """The mask in a state.
@@ -102,49 +134,82 @@ class TokenMasks:
             StructureError: the text can be read in too many ways.
         """
         if state.mask is None:
-            self._make_room()
-            state.mask = self._make(state)
+            self._remember(state)
+            with suppress(StructureError):  # which is raised again where it matters, if it ever does
+                self._make_ahead(state)
         found: TokenMask = state.mask
         return found
 
-    def _make(self, state: Stacks) -> TokenMask:
-        size = len(self.vocabulary)
-        pushdown = self.pushdown
-        if state.depth + pushdown.highest > DEEPEST:  # a stack that is nearly full forbids what a node allows
-            struck_out = _struck_out(self.vocabulary.walk(state, pushdown.advance), size)
-        else:
-            joined, more = self._inside.all_struck_out, list[int]()
-            for node, below in state.branches.items():
-                inside = self._inside.of(node)
-                joined &= inside.struck_out
-                for left, rows in inside.exits.items():
-                    more += self._walk_beyond(pushdown.beyond(left, below), rows)
-            struck_out = bytearray(joined.to_bytes(size, "little"))
-            for token in more:
-                struck_out[token] = 0
-        if state.has_empty:
-            for token in self._endings:
-                struck_out[token] = 0
-        return TokenMask(struck_out)
+    def _make_ahead(self, state: Stacks) -> None:
+        """Make the masks of the states that must come next. In the names of a schema each byte is given, and
+        twenty masks made together cost as much as five made one a step: between two steps, a processor
+        forgets what it knew of this code."""
+        for _ in range(MOST_AHEAD):
+            following = self.pushdown.only_next(state)
+            if following is None or following.mask is not None:
+                break
+            self._remember(following)
+            state = following
 
-    def _walk_beyond(self, state: Stacks | None, rows: Iterable[int]) -> list[int]:
-        """Tokens that are read on from `state`, from each of these rows."""
-        found: list[int] = []
-        if state is not None:
-            ends = self.vocabulary.ends
-            for row in rows:
-                found += self.vocabulary.walk(state, self.pushdown.advance, row + 1, ends[row])
-        return found
-
-    def _make_room(self) -> None:
+    def _remember(self, state: Stacks) -> None:
         self._num_masks += 1
         if self._num_masks * len(self.vocabulary) > MOST_MASK_BYTES or self.pushdown.num_states > MOST_STATES:
             self.pushdown.forget()
+            self._of_few.clear()
             self._num_masks = 1
+        state.mask = self._make(state)
+
+    def _make(self, state: Stacks) -> TokenMask:
+        size, pushdown = len(self.vocabulary), self.pushdown
+        if state.depth + pushdown.highest > DEEPEST:  # a stack that is nearly full forbids what a node allows
+            few = self.vocabulary.walk(state, pushdown.readable, pushdown.advance)
+            others = self._inside.all_struck_out
+        else:
+            few, others = self._readable(state)
+        if state.has_empty:
+            few += self._endings
+        if others != self._inside.all_struck_out:
+            return TokenMask(_without(bytearray(others.to_bytes(size, "little")), few))
+        key = frozenset(few)
+        if key not in self._of_few:  # states that allow the same share a mask: the same letter of two names
+            self._of_few[key] = TokenMask(_without(bytearray(b"\1") * size, few))
+        return self._of_few[key]
+
+    def _readable(self, state: Stacks) -> tuple[list[int], int]:
+        """Tokens that can be read; all but many more, in one large integer.
+
+        They are what is plain, what the nodes read by themselves, and what is read on from their exits.
+        """
+        inside, pushdown = self._inside, self.pushdown
+        run = inside.plain_text.run(state)
+        tree = inside.plain_text.others if run else self.vocabulary
+        few, others = list[int](), inside.not_plain(run)
+        for node, below in state.branches.items():
+            own = inside.of(node, tree, pushdown)
+            if own.struck_out is None:
+                few += own.tokens
+            else:
+                others &= own.struck_out
+            for left, by_byte in own.exits.items():
+                few += self._walk_beyond(pushdown.beyond(left, below), by_byte, tree)
+        return few, others
+
+    def _walk_beyond(
+        self, state: Stacks | None, by_byte: dict[int, list[Branch]], tree: Vocabulary
+    ) -> list[int]:
+        """Tokens that are read on from `state`, when each of these bytes comes next."""
+        found: list[int] = []
+        if state is not None:
+            pushdown = self.pushdown
+            for byte in by_byte.keys() & pushdown.readable(state):
+                reached = pushdown.advance(state, byte)
+                if reached is not None:
+                    found += tree.ending_at(by_byte[byte])
+                    found += tree.walk(reached, pushdown.readable, pushdown.advance, by_byte[byte])
+        return found
 
 
-def _struck_out(allowed: Iterable[int], size: int) -> bytearray:
-    struck_out = bytearray(b"\1") * size
+def _without(struck_out: bytearray, allowed: Iterable[int]) -> bytearray:
     for token in allowed:
         struck_out[token] = 0
     return struck_out

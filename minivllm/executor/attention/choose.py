@@ -42,24 +42,32 @@ def backend_factory(name: str) -> BackendFactory:
     return NumbaCudaAttention if name == "numba-cuda" else MicroscopeAttention
 
 
-def automatic(config: ModelConfig, storage: KVStorage, runners: Sequence[str] = ()) -> AttentionBackend:
+def automatic(
+    config: ModelConfig, storage: KVStorage, runners: Sequence[str] = (), further: Sequence[str] = ()
+) -> AttentionBackend:
     """As `fastest`, but without waiting for a compiler: torch until that is done, in another process.
 
-    `runners`: which compiled code a quantised model needs; others are known by their config.
+    `runners`: which compiled code a quantised model needs; others are known by their config. `further`: what
+    a rounded copy of its weights needs besides.
     """
     is_ours = storage.device.type == "cpu" and storage.dtype in DTYPES
-    if is_ours and not can_start_compiled(config, storage.dtype, runners, storage.kv_cache_dtype):
+    if is_ours and not can_start_compiled(config, storage.dtype, runners, storage.kv_cache_dtype, further):
         return TorchAttention(config, storage)
     return fastest(config, storage)
 
 
 def factory_for(decoder: Decoder, factory: BackendFactory) -> BackendFactory:
     """The same, which knows what this decoder's weights need to be compiled."""
-    if factory is not automatic or not decoder.is_quantized:
+    copy = decoder.decode_weights
+    if factory is not automatic or not (decoder.is_quantized or copy):
         return factory
     from minivllm.executor.runners.choose import quantized_runners
 
-    return partial(automatic, runners=quantized_runners(decoder))
+    return partial(
+        automatic,
+        runners=quantized_runners(decoder) if decoder.is_quantized else (),
+        further=() if copy is None else quantized_runners(copy),
+    )
 
 
 def fastest(config: ModelConfig, storage: KVStorage) -> AttentionBackend:

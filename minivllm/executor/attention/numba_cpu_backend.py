@@ -123,13 +123,13 @@ class NumbaCpuAttention(TorchAttention):
         row = np.zeros((0, self.config.num_heads, self.config.head_dim), dtype)
         none, no_tables = np.zeros(0, np.int64), np.zeros((0, 1), np.int64)
         nothing = AttentionWork(none, no_tables, *NO_ITEMS, no_tables, *NO_TILES)
-        with compiling(code_kind(self._dtype, FUSED, self.storage.kv_cache_dtype)):
-            attend(row, *self._arrays[0], nothing, row, self._scale)
+        with compiling(code_kind(self._dtype, FUSED, self.storage.kv_cache_dtype)) as prepare:
+            prepare(attend, row, *self._arrays[0], nothing, row, self._scale)
             if isinstance(self.storage, QuantizedKVStorage):
-                write_codes(row, row, none, *self._arrays[0], 1)
-            rows.compile_all(row.dtype)
+                prepare(write_codes, row, row, none, *self._arrays[0], 1)
+            rows.compile_all(row.dtype, prepare)
             panel, out = panels.pack(np.zeros((1, 2), row.dtype)), np.zeros((0, panels.WIDTH), np.float32)
-            panels.multiply(np.zeros((0, 2), row.dtype), panel, out, False, 1)
+            prepare(panels.multiply, np.zeros((0, 2), row.dtype), panel, out, False, 1)
 
 
 def cells_of(storage: KVStorage, layer: int) -> tuple[Any, Any]:

@@ -23,9 +23,7 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -34,6 +32,7 @@ from typing import Any
 
 from minivllm.executor.executor import RankError
 from minivllm.processes import ROOT
+from minivllm.scratch import ScratchFolder
 
 logger = logging.getLogger("minivllm")
 
@@ -203,7 +202,7 @@ def _told_cpus() -> str:
 _lock = threading.Lock()
 _num_users = 0
 """Of the cluster that this process is in."""
-_own_folder: str | None = None
+_own_folder: ScratchFolder | None = None
 """Where the cluster that we have begun keeps its sockets; None if it is another's."""
 
 
@@ -215,19 +214,19 @@ def _enter() -> None:
         if not ray.is_initialized():
             quiet = {"log_to_driver": False, "configure_logging": False}
             # Below it lie sockets, whose names may have 107 characters.
-            folder = tempfile.mkdtemp(prefix="minivllm-", dir="/tmp")
+            folder = ScratchFolder("ray", where="/tmp")
             try:
                 ray.init(
                     num_cpus=MOST_CPUS,  # refused where there is a cluster already
                     object_store_memory=STORE_BYTES,
                     include_dashboard=False,
-                    _temp_dir=folder,
+                    _temp_dir=str(folder.path),
                     _system_config={"prestart_worker_first_driver": False},  # ours need their own variables
                     **quiet,
                 )
                 _own_folder = folder
             except ValueError:
-                shutil.rmtree(folder, ignore_errors=True)
+                folder.remove()
                 _join(quiet)
         _num_users += 1
 
@@ -248,7 +247,7 @@ def _leave() -> None:
         if _num_users or _own_folder is None:
             return
         _ray().shutdown()
-        shutil.rmtree(_own_folder, ignore_errors=True)
+        _own_folder.remove()
         _own_folder = None
 
 

@@ -76,7 +76,7 @@ def quantized_runners(decoder: Decoder) -> tuple[str, ...]:
     from minivllm.executor.runners.compiled import can_be_packed
 
     is_whole = has_compiled_step(decoder.config) and can_be_packed(decoder)
-    return (STEP,) if is_whole else (FUSED, QUANTIZED)
+    return STEP if is_whole else FUSED, QUANTIZED
 
 
 def _choose_cpu_runner(decoder: Decoder, attention: AttentionBackend, batch_invariant: bool) -> ModelRunner:

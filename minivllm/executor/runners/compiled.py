@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from kernels_numba.cpu.matrix_packing import Packed, pack_dense
+from kernels_numba.cpu.matrix_products import DENSE, KIND, quantized_product
 from kernels_numba.cpu.panels import multiply, pack, padded, unpack
 from kernels_numba.cpu.whole_step import ATTENTION, STAGES, Batch, Scratch, Weights, make_scratch, whole_step
 from minivllm.executor.attention.cpu_work import plan_attention
@@ -38,7 +39,12 @@ from minivllm.executor.kv_storage import KVStorage
 from minivllm.executor.quantized_storage import Fp8KVStorage, Int8KVStorage
 from minivllm.executor.runners.model_runner import ModelRunner
 from minivllm.executor.runners.packed_matrix import PackedMatrix
-from minivllm.executor.runners.quantized_panels import can_lie_in_panels, in_panels, rounds_apart
+from minivllm.executor.runners.quantized_panels import (
+    can_lie_in_panels,
+    compile_products,
+    in_panels,
+    rounds_apart,
+)
 from minivllm.model.decoder import Decoder
 from minivllm.model.layers import DecoderLayer, RMSNorm, StackedLinear
 from minivllm.model.matrix import Matrix
@@ -136,7 +142,10 @@ class CompiledRunner(ModelRunner):
         return set_numba_threads(1 if is_small else None)
 
     def _call(self, batch: Batch, num_threads: int, logits: Tensor, clock: Any) -> None:
-        whole_step(
+        whole_step(*self._arguments(batch, num_threads, logits, clock))
+
+    def _arguments(self, batch: Batch, num_threads: int, logits: Tensor, clock: Any) -> tuple[Any, ...]:
+        return (
             batch, self._cells, self._weights, self._room, self._eps, self._scale, num_threads,
             logits.numpy(), clock,
         )  # fmt: skip
@@ -149,7 +158,7 @@ class CompiledRunner(ModelRunner):
         )  # fmt: skip
 
     def _compile(self, dtype: torch.dtype) -> None:
-        """Once for each type of numbers on a machine, by a step without tokens; then it is found on disk."""
+        """Once for each type of numbers on a machine, for a step without tokens; then it is found on disk."""
         none = np.zeros(0, np.int64)
         empty = AttentionMetadata(
             none, none, none, np.zeros(1, np.int64), none, np.zeros((0, 1), np.int64), none
@@ -157,8 +166,8 @@ class CompiledRunner(ModelRunner):
         work = plan_attention(empty, self._window, self.config, 1)
         batch = Batch(none, self._angles.upto(none), none, none, none, work)
         logits = torch.empty(0, padded(self.config.vocab_size))
-        with compiling(code_kind(dtype, STEP, self._kv_cache_dtype)):
-            self._call(batch, 1, logits, np.zeros(len(STAGES), np.int64))
+        with compiling(code_kind(dtype, STEP, self._kv_cache_dtype)) as prepare:
+            prepare(whole_step, *self._arguments(batch, 1, logits, np.zeros(len(STAGES), np.int64)))
 
 
 def _all_cells(storage: KVStorage) -> Any:
@@ -221,6 +230,14 @@ def _in_dense_panels(weight: Tensor) -> PanelMatrix:
     return PanelMatrix(pack(as_array(weight)), weight)
 
 
+def _product_of(dtype: torch.dtype, matrices: list[Packed]) -> int:
+    """`Weights.quantized`; it is compiled if one of the matrices needs it."""
+    if all(matrix.row[KIND] == DENSE for matrix in matrices):
+        return 0
+    compile_products(dtype)
+    return quantized_product(as_array(torch.empty(0, dtype=dtype)).dtype)
+
+
 def gather_weights(decoder: Decoder, is_copy: bool) -> tuple[Weights, list[Packed]]:
     """The decoder's weights, layer by layer, and the matrices among them, which must be kept.
 
@@ -264,6 +281,7 @@ def gather_weights(decoder: Decoder, is_copy: bool) -> tuple[Weights, list[Packe
         down_bias=stack(lambda layer: layer.mlp.down.bias),
         norm=as_array(decoder.norm.weight),
         head=head.packed.row,
+        quantized=_product_of(decoder.dtype, kept),
     )
     if not is_copy:
         decoder.head = head

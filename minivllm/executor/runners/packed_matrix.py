@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels_numba.cpu.matrix_packing import Packed
-from kernels_numba.cpu.matrix_products import OUTPUTS, multiply_by
+from kernels_numba.cpu.matrix_products import OUTPUTS, multiply_quantized
 from kernels_numba.cpu.panels import padded
 from minivllm.executor.cpu_hazards import set_numba_threads
 from minivllm.model.matrix import Matrix
@@ -33,7 +33,7 @@ class PackedMatrix(Matrix):
         """`x Wᵀ + bias + added`, summed in float32 and rounded to the type of `x` before what is added."""
         num_outputs = int(self.packed.row[OUTPUTS])
         out = torch.empty(len(x), padded(num_outputs))
-        multiply_by(as_array(self._left(x)), self.packed.row, out.numpy(), True, set_numba_threads())
+        multiply_quantized(as_array(self._left(x)), self.packed.row, out.numpy(), True, set_numba_threads())
         product = out[:, :num_outputs]
         if bias is not None:
             product = product.add_(bias)

@@ -38,9 +38,10 @@ from kernels_numba.cpu.matrix_products import (
     OFFSETS,
     SCALES,
     STATIC,
-    multiply_by,
+    multiply_quantized,
+    quantized_arguments,
 )
-from kernels_numba.cpu.panels import WIDTH, padded
+from kernels_numba.cpu.panels import WIDTH
 from kernels_numba.cpu.quantized_tile import BYTES, NIBBLES
 from minivllm.executor.cpu_hazards import QUANTIZED, code_kind, compiling
 from minivllm.executor.runners.float8_panels import Float8Panels, float8_fits
@@ -179,8 +180,6 @@ def in_panels(matrix: Matrix) -> Matrix:
 
 def compile_products(dtype: torch.dtype) -> None:
     """What products with such matrices call, before the first one: once for each type, then found on disk."""
-    out = np.zeros((0, padded(1)), np.float32)
-    packed = pack_groups(BYTES, pack_numbers(BYTES, np.zeros((1, 2), np.int8)), 2, np.zeros((1, 1)))
-    with compiling(code_kind(dtype, QUANTIZED)):
+    with compiling(code_kind(dtype, QUANTIZED)) as prepare:
         for kind in {dtype, torch.float32}:  # activations that are rounded apart are float32
-            multiply_by(as_array(torch.zeros(0, 2, dtype=kind)), packed.row, out, True, 1)
+            prepare(multiply_quantized, *quantized_arguments(as_array(torch.empty(0, dtype=kind)).dtype))

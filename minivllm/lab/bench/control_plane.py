@@ -6,7 +6,8 @@ operation the costs at all sizes are put side by side; *flatness* is the dearest
 A scan of the free list would make it a thousand. It is not quite 1, because the free list of a large pool no
 longer fits into the processor's caches; the row "only look up" touches no block and shows what noise is.
 
-The other question is what share of a step deciding is, beside a real model with a full batch.
+The other questions are what share of a step deciding is, beside a real model with a full batch; and what
+structured output adds to a step (`structured_share.py`).
 
 Read next: `churn.py` for how a steady state is made, then `minivllm/memory/block_pool.py`.
 """
@@ -19,6 +20,7 @@ from statistics import median
 
 from minivllm.lab.bench.churn import LOOK_UP, PoolRig, QueueRig
 from minivllm.lab.bench.report import Header, Section, make_header, microseconds, milliseconds, percent
+from minivllm.lab.bench.structured_share import StructureShare, measure_structures, structures_section
 from minivllm.lab.bench.timing import no_garbage_collection, timed
 from minivllm.lab.subjects.settings import Settings
 from minivllm.lab.subjects.subject import Subject, open_subject
@@ -72,12 +74,15 @@ class ControlPlane:
     schedule_seconds: float
     """One `schedule` with so many running, and none waiting."""
     step: StepShare
+    structures: tuple[StructureShare, ...]
+    """What structured output adds; empty for a model without a tokenizer."""
 
     def sections(self) -> list[Section]:
         return [
             _series_section("Blocks: cost of a call by size of the pool", self.pool, "blocks"),
             _series_section("Queue: cost of a call by number of waiting requests", self.queue, "waiting"),
             _step_section(self),
+            *([structures_section(self.structures)] if self.structures else []),
         ]
 
 
@@ -103,9 +108,18 @@ def measure(
     with no_garbage_collection():
         rig = QueueRig(num_running, 0, settings.seed)
         schedule_seconds = median(rig.schedule_round() for _ in range(rounds))
-    others = [step.other_cores, pool.other_cores, queue.other_cores]
+    structures = timed(lambda: measure_structures(subject, settings.repeat))
+    others = [sample.other_cores for sample in (step, pool, queue, structures)]
     header = make_header("control-plane", settings, subject.facts(), others)
-    return ControlPlane(header, pool.result, queue.result, num_running, schedule_seconds, step.result)
+    return ControlPlane(
+        header,
+        pool.result,
+        queue.result,
+        num_running,
+        schedule_seconds,
+        step.result,
+        structures.result,
+    )
 
 
 def measure_pool(sizes: Sequence[int], rounds: int, seed: int) -> tuple[Series, ...]:

@@ -16,12 +16,11 @@ there at most, and so says where to work next. Read next: `limits.py`, `minivllm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
@@ -32,6 +31,7 @@ from minivllm.lab.subjects.settings import Settings
 from minivllm.lab.subjects.subject import Subject, open_subject
 from minivllm.lab.subjects.workload import play, warm_up
 from minivllm.scheduling.plan import StepPlan
+from minivllm.scratch import ScratchFolder
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.work import work_of
 
@@ -90,8 +90,9 @@ class StepProfile:
 class Stopwatch:
     """Adds up the time of parts; while a part calls another one, only the other's clock runs."""
 
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(PARTS, 0.0)
+    def __init__(self, parts: Iterable[str] = PARTS, clock: Callable[[], float] = perf_counter) -> None:
+        self.seconds = dict.fromkeys(parts, 0.0)
+        self._clock = clock
         self._open: list[str] = []
         self._since = 0.0
 
@@ -114,7 +115,7 @@ class Stopwatch:
 
     def _switch(self, part: str | None) -> None:
         """Enter `part`, or leave the latest one."""
-        now = perf_counter()
+        now = self._clock()
         if self._open:
             self.seconds[self._open[-1]] += now - self._since
         self._since = now
@@ -141,8 +142,8 @@ class Stopwatch:
 
 def run(settings: Settings) -> StepProfile:
     """Load the model, measure the machine, and look into the steps of a run."""
-    with open_subject(settings) as subject, TemporaryDirectory(prefix="minivllm-bench-") as scratch:
-        return measure(subject, settings, Path(scratch))
+    with open_subject(settings) as subject, ScratchFolder("bench") as scratch:
+        return measure(subject, settings, scratch)
 
 
 def measure(subject: Subject, settings: Settings, scratch: Path) -> StepProfile:

@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from minivllm.lab.bench.report import Header, Section, make_header, milliseconds, percent
@@ -33,6 +32,7 @@ from minivllm.lab.subjects.settings import Settings
 from minivllm.lab.subjects.subject import Subject, open_subject
 from minivllm.lab.subjects.workload import BenchRequest, Played, play, warm_up
 from minivllm.outputs import RequestOutput
+from minivllm.scratch import ScratchFolder
 from minivllm.trace.recorder import Recorder
 
 
@@ -100,8 +100,8 @@ class Throughput:
 
 def run(settings: Settings) -> Throughput:
     """Load the model and measure it."""
-    with open_subject(settings) as subject, TemporaryDirectory(prefix="minivllm-bench-") as scratch:
-        return measure(subject, settings, Path(scratch))
+    with open_subject(settings) as subject, ScratchFolder("bench") as scratch:
+        return measure(subject, settings, scratch)
 
 
 def measure(subject: Subject, settings: Settings, scratch: Path) -> Throughput:

@@ -20,13 +20,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 
 from minivllm.lab.bench.report import Header, Section, make_header, percent
 from minivllm.lab.bench.timing import timed
 from minivllm.lab.subjects.settings import Settings
 from minivllm.lab.subjects.subject import Subject, open_subject
 from minivllm.lab.subjects.workload import Played, play_side_by_side, warm_up
+from minivllm.scratch import ScratchFolder
 from minivllm.trace.recorder import Recorder
 
 
@@ -69,8 +69,8 @@ class TraceOverhead:
 
 def run(settings: Settings) -> TraceOverhead:
     """Load the model and measure it."""
-    with open_subject(settings) as subject, TemporaryDirectory(prefix="minivllm-bench-") as scratch:
-        return measure(subject, settings, Path(scratch))
+    with open_subject(settings) as subject, ScratchFolder("bench") as scratch:
+        return measure(subject, settings, scratch)
 
 
 def measure(subject: Subject, settings: Settings, scratch: Path) -> TraceOverhead:

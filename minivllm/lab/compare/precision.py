@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 
@@ -42,6 +41,7 @@ from minivllm.model.hub import resolve_model
 from minivllm.model.quantization.texts import BUILTIN, HELD_OUT, read_samples, read_texts
 from minivllm.model.tokenizer import Tokenizer
 from minivllm.quantize import Calibration, plan_quantization, quantize
+from minivllm.scratch import ScratchFolder
 from minivllm.validation import check_choice, check_input_file, check_integer
 
 Progress = Callable[[str, float], None]
@@ -148,8 +148,8 @@ def compare_precision(
     threads_before = torch.get_num_threads()
     torch.set_num_threads(settings.threads or usable_cores())
     try:
-        with compiling_first(), TemporaryDirectory(prefix="minivllm-precision-") as scratch:
-            work = _Work(settings, folder, Path(scratch), texts)
+        with compiling_first(), ScratchFolder("precision") as scratch:
+            work = _Work(settings, folder, scratch, texts)
             rows = [_row(work, variant, progress, n / len(chosen)) for n, variant in enumerate(chosen)]
             clipping = compare_clipping(work.reference, folder, texts) if settings.with_clipping else []
         num_threads = torch.get_num_threads()

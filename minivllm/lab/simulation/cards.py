@@ -247,7 +247,7 @@ def _ours() -> dict[str, dict[str, Any]]:
 def _from_file(name: str, what: str) -> Any:
     path = check_input_file(f"{what} card", name)
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             return json.loads(file.read(MOST_CHARACTERS))
     except OSError as error:
         raise ValueError(f"{what} card {name!r} cannot be read: {error.strerror}") from error

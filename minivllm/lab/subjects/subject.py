@@ -12,13 +12,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from minivllm.config import SchedulerConfig
 from minivllm.lab.subjects.settings import Settings
 from minivllm.lab.subjects.shapes import SHAPES, write_checkpoint
 from minivllm.lab.subjects.workload import BenchRequest, make_workload
+from minivllm.scratch import ScratchFolder
 
 if TYPE_CHECKING:
     from minivllm.engine.engine import Engine
@@ -98,8 +98,8 @@ def open_subject(settings: Settings, quantization: str | None = None, **how: Any
     Raises:
         ValueError: no such shape or folder, or a model that cannot be loaded.
     """
-    with TemporaryDirectory(prefix="minivllm-bench-") as scratch:
-        name, folder = find_model(settings.model, Path(scratch))
+    with ScratchFolder("bench") as scratch:
+        name, folder = find_model(settings.model, scratch)
         import torch
 
         threads_before = torch.get_num_threads()

@@ -17,6 +17,7 @@ Read next: `jsonl_line.py` for what is refused, then `parse.py`.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +97,7 @@ def read_jsonl(
             for number, text in enumerate(iter(lambda: file.readline(MOST_LINE_BYTES + 1), b""), 1):
                 if len(text) > MOST_LINE_BYTES:
                     raise ValueError(f"{path}, line {number}, has more than {MOST_LINE_BYTES:,} bytes")
+                text = text.removeprefix(codecs.BOM_UTF8 if number == 1 else b"")  # some editors begin so
                 if not text.strip():
                     continue
                 try:

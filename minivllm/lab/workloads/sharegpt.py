@@ -11,6 +11,7 @@ Source of the form and of the rules: vLLM's `benchmark_serving.py`. Read next: `
 
 from __future__ import annotations
 
+import codecs
 import random
 from array import array
 from collections.abc import Iterator, Sequence
@@ -91,7 +92,7 @@ def _pairs(path: str | Path) -> Iterator[tuple[str, str]]:
 
 def _entries(path: str | Path) -> Sequence[Any]:
     try:
-        data = check_input_file("workload", path).read_bytes()
+        data = check_input_file("workload", path).read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     if not data.strip():

@@ -1,6 +1,7 @@
 """Schemas: every output is JSON that a validator of JSON Schema accepts; what is not followed is named."""
 
 import json
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from minivllm.decoding.structured.expressions import StructureError
 from minivllm.decoding.structured.integers import integer
+from minivllm.decoding.structured.json_keywords import KNOWN
 from minivllm.decoding.structured.pushdown import Pushdown
 from minivllm.decoding.structured.rules import make_rules
 from minivllm.structured_outputs import StructuredOutputsParams
@@ -249,12 +251,40 @@ def test_what_a_schema_allows(schema, yes, no):
         ({"properties": {"a": 3}}, "#/properties/a: a schema must be an object"),
         ({"anyOf": []}, "anyOf must be a list that is not empty"),
         ({"required": "a"}, "required must be a list of names"),
+        ({"allOf": [{"required": 5}, {"required": ["a"]}]}, "at #/allOf/0: required must be a list of names"),
+        ({"oneOf": [{"required": [[1]]}, {"required": [[1]]}]}, "required must be a list of names"),
+        ({"allOf": [{"minLength": "a"}, {"minLength": 1}]}, "at #/allOf/0: minLength must be an integer"),
+        ({"allOf": [{"minimum": None}, {"minimum": 1}]}, "at #/allOf/0: minimum must be a number"),
+        ({"allOf": [{"enum": 5}, {"enum": [5]}]}, "at #/allOf/0: enum must be a list"),
+        ({"allOf": [{"properties": [1]}, {"properties": {}}]}, "properties must be an object"),
+        (
+            {
+                "oneOf": [
+                    {"properties": {"a": 5}, "required": ["a"]},
+                    {"properties": {"a": 6}, "required": ["a"]},
+                ]
+            },
+            "a schema must be an object",
+        ),
+        ({"oneOf": [{"type": []}, {"type": ["string"]}, {"type": []}], "maxLength": -1}, "maxLength must be"),
+        ({"type": "string", "format": ["date"]}, "format must be a name"),
         (False, "no text"),
     ],
 )
 def test_what_is_not_followed_is_refused_by_its_name_and_place(schema, problem):
     with pytest.raises(StructureError, match=problem):
         structure(json=schema)
+
+
+ODD = st.sampled_from([None, True, -1, 2.5, "a", [], ["a"], [[1]], {}, {"a": 5}, [{"type": []}], 10**30])
+KEYWORDS = sorted(KNOWN - {"discriminator"})
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(KEYWORDS), ODD, max_size=3), min_size=1, max_size=3),
+       st.sampled_from(["allOf", "anyOf", "oneOf", "prefixItems"]))  # fmt: skip
+def test_keywords_of_any_form_are_followed_or_refused_by_their_place(schemas, keyword):
+    with suppress(StructureError):
+        structure(json={keyword: schemas})
 
 
 def test_white_space_is_what_was_asked_for():

@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from minivllm.decoding.structured import pushdown as pushdowns
 from minivllm.decoding.structured.compile import StructureCompiler
 from minivllm.decoding.structured.expressions import StructureError
+from minivllm.decoding.structured.plain_text import PlainText
 from minivllm.decoding.structured.progress import Progress
 from minivllm.decoding.structured.vocabulary import Vocabulary
 from tests.decoding.structured.walks import EOS, allowed, compiler, complete, structure, walk
 
 TREES = 'root ::= "a" | "(" root (", " root)* ")"'
+ASCII, OTHERS, QUOTE = r"[ !#-\x5b\x5d-\x7f]", r"c ::= [^\x00-\x7f]", r'"\""'
 SHAPES = [
     {"regex": r"(ab|ba)*[0-9]{2,3}"},
     {"regex": r"[^\n]*é?"},
@@ -24,6 +26,16 @@ SHAPES = [
     {"json_object": True},
     {"json": {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "null"}}}},
     {"json": {"type": "array", "items": {"type": ["string", "boolean"]}, "maxItems": 3}},
+    {"json": {"type": "string", "minLength": 2, "maxLength": 5}},
+    {"json": {"type": "array", "items": {"type": "string", "maxLength": 17}}},
+    {"regex": r"[^\x00-\x1f\"\\]{3}(x|.)"},
+    {"grammar": 'root ::= any* "!"\nany ::= "a"? | [^"\\\x00-\x1f]'},
+    {"grammar": f'root ::= "(" (c "ab" | s)\ns ::= ({ASCII} | c){{0,1}} {QUOTE}\n{OTHERS}'},
+    {"grammar": f'root ::= "(" ({ASCII} | c){{0,2}} {QUOTE}\n{OTHERS} "b"?'},
+    {"grammar": f'root ::= "(" ({ASCII} | c){{0,1}} ({QUOTE} | "ab")\n{OTHERS}'},
+    {"grammar": f'root ::= "(" ({ASCII} | c){{0,1}} {QUOTE}\n{OTHERS} | "a" "b"?'},
+    {"grammar": f'root ::= "(" ({ASCII} | c){{0,1}} {QUOTE}\n{OTHERS} | ""'},
+    {"grammar": f'root ::= "(" ({ASCII} | c){{1,2}} c? {QUOTE}\n{OTHERS}'},
 ]
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: str(shape)[:40])
 
@@ -84,13 +96,49 @@ def test_the_state_is_a_function_of_the_tokens(shape):
 @given(st.lists(st.binary(max_size=4), max_size=40))
 def test_the_tree_has_every_token_once_and_walks_like_a_list(tokens):
     tree = Vocabulary([token or None for token in tokens])
-    assert sorted(token for row in tree.tokens for token in row) == [i for i, t in enumerate(tokens) if t]
+    even = set(range(0, 256, 2))
 
-    def advance(done, byte):
-        return [*done, byte] if byte % 2 == 0 else None
+    def walk(tree, readable, **more):
+        return sorted(tree.walk((), lambda done: readable, lambda done, byte: (*done, byte), **more))
 
-    wanted = [i for i, token in enumerate(tokens) if token and all(byte % 2 == 0 for byte in token)]
-    assert sorted(tree.walk([], advance)) == wanted
+    assert walk(tree, set(range(256))) == [i for i, token in enumerate(tokens) if token]
+    wanted = [i for i, token in enumerate(tokens) if token and even.issuperset(token)]
+    assert walk(tree, even) == wanted
+    assert walk(tree.without(set(wanted[::2])), even) == wanted[1::2]
+    seen = []
+    walk(tree, even, at_branch=lambda branch, done: seen.append(bytes(done)))
+    longer = {token[:end] for token in tokens for end in range(1, len(token))}
+    assert sorted(seen) == sorted(start for start in longer if even.issuperset(start))
+
+
+CHARACTERS = "a 0!~\x7f\x80éࠀ一\ud7ff\ue000\uffff\U00010000\U0010ffff"
+
+
+@pytest.mark.parametrize(
+    ("shape", "longest"),
+    [
+        ({"json": {"type": "string"}}, None),
+        ({"json": {"type": "string", "maxLength": 5}}, 5),
+        ({"json": {"type": "string", "maxLength": 20}}, 20),
+        ({"regex": '"[^z]*"'}, 0),
+        ({"regex": '"([ -~]|[^ -~]x)*"'}, 0),
+        ({"regex": '"([^"\x00-\x1f]{4})*"'}, None),
+    ],
+    ids=str,
+)
+def test_a_run_is_what_can_be_read_whatever_the_characters_are(shape, longest):
+    """It counts to the length of the longest plain token."""
+    vocabulary = compiler(("abcdefgh", "一二三", '"a', "\n", "ab"))
+    made = structure(vocabulary, **shape)
+    pushdown, plain = made.pushdown, PlainText(made.masks.vocabulary)
+    state = pushdown.read(pushdown.start, b'"')
+    for num_read in range(10 if longest is None else longest + 1):
+        left = 8 if longest is None else min(8, longest - num_read)
+        assert plain.run(state) == left
+        for character in CHARACTERS if left else ():
+            assert pushdown.read(state, character.encode()) is not None
+        if left:
+            state = pushdown.read(state, CHARACTERS[num_read % len(CHARACTERS)].encode())
 
 
 @cache

@@ -192,6 +192,11 @@ def test_what_is_no_json_object_is_refused_with_its_line(path, line):
         read(path)
 
 
+def test_a_mark_at_the_beginning_and_other_ends_of_lines_mean_nothing(path):
+    path.write_bytes(b"\xef\xbb\xbf" + f"{json.dumps(GOOD)}\r\n\r\n{json.dumps(GOOD)}\r\n".encode())
+    assert [line.number for line in read(path).lines] == [1, 3]
+
+
 def test_texts_need_a_tokenizer(path):
     path.write_text('{"arrival_seconds": 0, "prompt": "Hi", "output_tokens": 1}', encoding="utf-8")
     (request,) = read(path).arrivals()

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from minivllm.lab.bench.field.child import Child, PeerError
 from minivllm.lab.bench.field.job import fingerprint, make_job, write_model
@@ -19,6 +18,7 @@ from minivllm.lab.bench.field.result import Participant
 from minivllm.lab.bench.field.roster import HERE, Peer, environment
 from minivllm.lab.bench.field.settings import FieldSettings
 from minivllm.lab.subjects.subject import Subject
+from minivllm.scratch import ScratchFolder
 
 
 @dataclass
@@ -59,11 +59,11 @@ def start_peers(
     participants = Participants({name: Participant(name) for name in pythons})
     device = subject.executor.device.type
     dtype = subject.executor.model_shape.dtype
-    with TemporaryDirectory(prefix="minivllm-field-", ignore_cleanup_errors=True) as scratch:
-        model = write_model(subject, Path(scratch) / "model")
+    with ScratchFolder("field") as scratch:
+        model = write_model(subject, scratch / "model")
         cache = Path(settings.cache or scratch).expanduser().absolute() / fingerprint(model)
         cache.mkdir(parents=True, exist_ok=True)
-        job = Path(scratch) / "job.json"
+        job = scratch / "job.json"
         contents = make_job(subject, model, cache, settings, measures)
         job.write_text(json.dumps(contents), encoding="utf-8")
         try:

@@ -106,7 +106,7 @@ def _compare_one(
 
     def served() -> Side:
         cpu = server.cpu_seconds()
-        run = _checked(asyncio.run(asked(wants_ids=False)))
+        run = checked(asyncio.run(asked(wants_ids=False)))
         return _side(run, server.cpu_seconds() - cpu)
 
     def offline() -> Side:
@@ -115,7 +115,7 @@ def _compare_one(
     asyncio.run(asked(wants_ids=False))  # warm-up of both: threads, pools, compiled code
     play_alone(subject, warm_up(work))
     alone = play_alone(subject, work)[1]
-    run = _checked(asyncio.run(asked(wants_ids=True)))
+    run = checked(asyncio.run(asked(wants_ids=True)))
     ids = {record.request_id: record.token_ids for record in run.records}
     identical = sum(ids[name] == tokens for name, tokens in alone.items())
     samples = interleaved(repeat, {"offline": offline, "served": served})
@@ -168,7 +168,7 @@ def _side(run: Run, cpu_seconds: float) -> Side:
     )
 
 
-def _checked(run: Run) -> Run:
+def checked(run: Run) -> Run:
     """A run in which every request came back with all its tokens. Raises `ValueError`."""
     for record in run.records:
         if record.error or record.output_tokens != record.wanted_tokens:

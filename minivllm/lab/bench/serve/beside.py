@@ -17,7 +17,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
@@ -43,6 +42,7 @@ from minivllm.lab.bench.timing import interleaved, percentile
 from minivllm.lab.subjects.settings import Settings
 from minivllm.lab.subjects.subject import Subject, open_subject
 from minivllm.lab.subjects.workload import BenchRequest
+from minivllm.scratch import ScratchFolder
 from minivllm.validation import check_choice, check_number
 
 OURS = "minivllm"
@@ -127,7 +127,7 @@ def compare_servers(settings: BesideSettings) -> Beside:
     most = max(settings.streams)
     with ExitStack() as stack:
         subject = stack.enter_context(open_subject(settings))
-        scratch = Path(stack.enter_context(TemporaryDirectory(prefix="minivllm-servers-")))
+        scratch = stack.enter_context(ScratchFolder("servers"))
         limits = replace(subject.limits, max_num_seqs=max(most, subject.limits.max_num_seqs))
         subject = replace(subject, limits=limits)
         flags = [*server_flags(settings, limits), *settings.flags]

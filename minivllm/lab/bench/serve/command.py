@@ -5,6 +5,7 @@
     minivllm bench serve --request-rates 1,2,4,8 --plot rates.svg
     minivllm bench serve --base-url http://127.0.0.1:8000 --request-rate 4 --goodput ttft:100 tpot:20
     minivllm bench serve --against-offline --streams 1,8,64      what HTTP costs beside the engine alone
+    minivllm bench serve --watchers 0,1,10 --streams 64          what being watched costs
     minivllm bench serve --peer llama-cpp --python llama-cpp=/envs/lc/bin/python --streams 1,8,64
 
 Only parsing and printing. Read next: `session.py`.
@@ -17,7 +18,6 @@ import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import typer
@@ -59,10 +59,12 @@ from minivllm.lab.bench.serve.options import (
     Tokenizer,
     VocabSize,
     Warmups,
+    Watchers,
     Workload,
 )
+from minivllm.scratch import ScratchFolder
 from minivllm.terminal import Console
-from minivllm.validation import check_choice, check_number, check_output_file
+from minivllm.validation import check_choice, check_number, check_output_files
 
 
 def serve(
@@ -98,6 +100,7 @@ def serve(
     save_detailed: Detailed = False,
     plot: Plot = None,
     against_offline: Against = False,
+    watchers: Watchers = None,
     streams: Streams = "64",
     repeat: Repeat = 3,
     peer: Peers = None,
@@ -108,27 +111,46 @@ def serve(
     if against_offline:
         _refuse_others(context, OFFLINE_OPTIONS, "--against-offline")
         _compare(options)
+    elif watchers is not None:
+        _refuse_others(context, WATCHED_OPTIONS, "--watchers")
+        _compare_watched(options)
     elif peer or python:
         _refuse_others(context, PEER_OPTIONS, "--peer")
         _compare_servers(options)
     else:
+        if is_given := next((name for name in ("streams", "repeat") if _is_given(context, name)), None):
+            raise ValueError(f"--{is_given} has no meaning without --against-offline or --peer")
         _measure(options)
 
 
 COMPARISON = {"streams", "repeat", "model", "threads", "server_flags", "requests", "seed", "json"}
 OFFLINE_OPTIONS = COMPARISON | {"against_offline"}
+WATCHED_OPTIONS = COMPARISON | {"watchers"}
 PEER_OPTIONS = COMPARISON | {"peer", "python", "timeout"}
 
 
 def _refuse_others(context: typer.Context, known: set[str], what: str) -> None:
     """The comparison has a workload of its own: an option that would change nothing is refused."""
     for name in context.params.keys() - known:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+        if _is_given(context, name):
             raise ValueError(
                 f"--{name.replace('_', '-')} has no meaning with {what}, which sends fixed requests to "
                 "servers of its own"
             )
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Was this option typed?"""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _flags(options: dict[str, Any]) -> list[str]:
+    """The words of `--server-flags`. Raises `ValueError` if a quote is open."""
+    try:
+        return shlex.split(options["server_flags"])
+    except ValueError as error:
+        raise ValueError(f"server_flags cannot be cut into words: {error}") from None
 
 
 def _measure(options: dict[str, Any]) -> None:
@@ -235,7 +257,7 @@ def _files(options: dict[str, Any], plan: Any) -> tuple[Path | None, Path | None
         path = Path(f"{plan.backend}-{rate}qps-{datetime.now():%Y%m%d-%H%M%S}.json")
     if options["save_detailed"] and path is None:
         raise ValueError("save_detailed needs a file to write to: --json FILE or --save-result")
-    check_output_file("json", path)
+    check_output_files(json=path, plot=plot)
     if plot is not None:
         from minivllm.lab.drawing import check_picture
 
@@ -256,10 +278,10 @@ def _server(base_url: str | None, options: dict[str, Any], console: Console) -> 
     from minivllm.lab.subjects.subject import find_model
 
     threads = Settings(threads=options["threads"]).num_threads
-    with TemporaryDirectory(prefix="minivllm-bench-") as scratch:
-        name, folder = find_model(options["model"], Path(scratch))
+    with ScratchFolder("bench") as scratch:
+        name, folder = find_model(options["model"], scratch)
         console.print(f"Starting a server for the model {name} on {threads} thread{'s' * (threads > 1)} …")
-        flags = ["--served-model-name", name, *shlex.split(options["server_flags"])]
+        flags = ["--served-model-name", name, *_flags(options)]
         if options["api_key"] is not None:
             flags += ["--api-key", options["api_key"]]
         with own_server(folder, threads, flags) as server:
@@ -277,11 +299,11 @@ def _compare_servers(options: dict[str, Any]) -> None:
         options["repeat"],
         options["requests"],
         seed=options["seed"],
-        streams=parse_streams(options["streams"]),
+        streams=parse_numbers("streams", options["streams"]),
         peers=tuple(dict.fromkeys(options["peer"] or pythons)),
         pythons=pythons,
         timeout=options["timeout"],
-        flags=tuple(shlex.split(options["server_flags"])),
+        flags=tuple(_flags(options)),
     )
     _print_and_write(lambda: compare_servers(settings), options["json"])
 
@@ -307,18 +329,34 @@ def _compare(options: dict[str, Any]) -> None:
         options["repeat"],
         options["requests"],
         seed=options["seed"],
-        streams=parse_streams(options["streams"]),
-        flags=tuple(shlex.split(options["server_flags"])),
+        streams=parse_numbers("streams", options["streams"]),
+        flags=tuple(_flags(options)),
     )
     _print_and_write(lambda: compare(settings), options["json"])
 
 
-def parse_streams(text: str) -> tuple[int, ...]:
+def _compare_watched(options: dict[str, Any]) -> None:
+    from minivllm.lab.bench.serve.watched import WatchedSettings, compare_watched
+
+    settings = WatchedSettings(
+        options["model"],
+        options["threads"],
+        options["repeat"],
+        options["requests"],
+        seed=options["seed"],
+        streams=parse_numbers("streams", options["streams"]),
+        watchers=parse_numbers("watchers", options["watchers"], at_least=0),
+        flags=tuple(_flags(options)),
+    )
+    _print_and_write(lambda: compare_watched(settings), options["json"])
+
+
+def parse_numbers(name: str, text: str, at_least: int = 1) -> tuple[int, ...]:
     """The numbers of "1,8,64". Raises `ValueError` for what is none."""
     from minivllm.validation import check_integer
 
     try:
         found = tuple(int(word) for word in text.split(","))
     except ValueError:
-        raise ValueError(f"streams must be numbers such as 1,8,64, got {text!r}") from None
-    return tuple(check_integer("streams", number, at_least=1) for number in found)
+        raise ValueError(f"{name} must be numbers such as 1,8,64, got {text!r}") from None
+    return tuple(check_integer(name, number, at_least=at_least) for number in found)

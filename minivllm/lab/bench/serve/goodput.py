@@ -38,7 +38,7 @@ def parse_goodput(words: Sequence[str]) -> dict[str, float]:
         try:
             value = float(number)
         except ValueError:
-            value = float("nan")
+            raise ValueError(f"goodput {name} must be a number of milliseconds, got {number!r}") from None
         bounds[name] = check_number(f"goodput {name}", value, more_than=0)
     return bounds
 

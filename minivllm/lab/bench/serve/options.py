@@ -16,7 +16,7 @@ def _option(words: str, *names: str, panel: str) -> Any:
 
 
 SERVER, LOAD, RESULT = "Server", "Load", "Result"
-OFFLINE = "Beside the engine alone, or other servers"
+OFFLINE = "Beside the engine alone, other servers, or while it is watched"
 
 Bounds = Annotated[list[str] | None, typer.Argument(metavar="NAME:MS", help="More bounds of --goodput.")]
 BaseUrl = Annotated[str | None, _option("Of any OpenAI server; ours is started if left out.", panel=SERVER)]
@@ -71,6 +71,10 @@ Detailed = Annotated[bool, _option("Every request, too.", "--save-detailed", pan
 Plot = Annotated[Path | None, _option("Latency against rate: .svg, .png or .pdf.", panel=RESULT)]
 
 Against = Annotated[bool, _option("What HTTP costs: the same requests served and offline.", panel=OFFLINE)]
+Watchers = Annotated[
+    str | None,
+    _option("What the live view costs: so many read /engine/events, 0,1,10.", panel=OFFLINE),
+]
 Streams = Annotated[str, _option("Streams at once, a comparison for each.", panel=OFFLINE)]
 Repeat = Annotated[int, _option("Rounds, in which both sides take turns.", panel=OFFLINE)]
 Peers = Annotated[

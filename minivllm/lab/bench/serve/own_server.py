@@ -13,10 +13,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
 from minivllm.processes import start_server
+
+
+class ThreadSeconds(NamedTuple):
+    """CPU time of a server."""
+
+    loop: float
+    """Of its main thread, in which the event loop runs."""
+    engine: float
+    """Of all others: the engine's, and those that compute with it."""
+
+    def __sub__(self, other: ThreadSeconds) -> ThreadSeconds:
+        return ThreadSeconds(self.loop - other.loop, self.engine - other.engine)
 
 
 @dataclass(frozen=True)
@@ -30,6 +43,12 @@ class OwnServer:
         """CPU time that it has used, on all its threads."""
         times = psutil.Process(self.pid).cpu_times()
         return float(times.user + times.system)
+
+    def thread_seconds(self) -> ThreadSeconds:
+        """CPU time of its threads, to a hundredth of a second."""
+        seconds = {one.id: one.user_time + one.system_time for one in psutil.Process(self.pid).threads()}
+        loop = seconds.pop(self.pid, 0.0)  # on Linux, the main thread has the number of the process
+        return ThreadSeconds(loop, sum(seconds.values()))
 
     def resident_bytes(self) -> int:
         return int(psutil.Process(self.pid).memory_info().rss)

@@ -159,6 +159,8 @@ URL = ("--base-url", "http://127.0.0.1:1")
         ((*URL, "--threads", "2"), "for a server of our own"),
         (("--against-offline", "--request-rate", "2"), "--request-rate has no meaning"),
         (("--against-offline", "--streams", "8,x"), "streams must be numbers"),
+        (("--watchers", "0,-1"), "watchers must be an integer of at least 0"),
+        (("--watchers", "1", "--max-concurrency", "2"), "--max-concurrency has no meaning with --watchers"),
         (("--output-tokens", "3"), "output_tokens is for files"),
         (("--workload", "nonsense"), "workload 'nonsense': there are sharegpt"),
         (("--workload", "/no/file.json"), "workload '/no/file.json' cannot be read"),
