@@ -22,7 +22,9 @@ from types import ModuleType
 from typing import Any
 
 from lessons.catalogue import Lesson, find_lesson
+from lessons.judge_process import written_in
 from minivllm.processes import child_command, python_variables
+from minivllm.scratch import ScratchFolder
 
 MOST_SECONDS = 60.0
 EXAMPLES = 200
@@ -71,15 +73,16 @@ def judge_own_property(lesson: Lesson, path: Path) -> Catch:
     """Judge the learner's property, in a process of its own."""
     command = child_command("-m", "lessons.catching", lesson.name, str(path))
     try:
-        done = subprocess.run(
-            command,
-            env=python_variables(OMP_NUM_THREADS="1"),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=MOST_SECONDS,
-            check=False,
-            start_new_session=True,
-        )
+        with ScratchFolder("judge") as scratch:
+            done = subprocess.run(
+                command,
+                env=python_variables(OMP_NUM_THREADS="1", **written_in(scratch)),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=MOST_SECONDS,
+                check=False,
+                start_new_session=True,
+            )
         return Catch(**json.loads(done.stdout.splitlines()[-1]))
     except subprocess.TimeoutExpired:
         return Catch(BROKEN, f"it gave no answer within {MOST_SECONDS:g} seconds")

@@ -48,8 +48,7 @@ class JudgeProcess:
             PYTHONHASHSEED="0",
             OMP_NUM_THREADS="1",
             PYTHONDONTWRITEBYTECODE="1",
-            TMPDIR=str(scratch),
-            HYPOTHESIS_STORAGE_DIRECTORY=str(scratch / "hypothesis"),  # else in the learner's folder
+            **written_in(scratch),
         )
         self._process = subprocess.Popen(
             child_command("-m", "lessons.judge", lesson.name, str(path)),
@@ -128,6 +127,11 @@ class JudgeProcess:
         except psutil.Error:
             return 0.0
         return float(times.user + times.system)
+
+
+def written_in(scratch: Path) -> dict[str, str]:
+    """Variables of a process that judges: what it writes lies there, and not where the learner works."""
+    return {"TMPDIR": str(scratch), "HYPOTHESIS_STORAGE_DIRECTORY": str(scratch / "hypothesis")}
 
 
 def _as_message(line: bytes) -> dict[str, Any]:
