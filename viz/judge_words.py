@@ -226,7 +226,7 @@ FORMS = (
     N_("one entry for {who}"),
     N_("{who} twice"),
     # preemption (08)
-    N_("a device with {first}, a host with {last}; a block has room for {what}"),
+    N_("a device with {device}, a host with {host}; a block has room for {what}"),
     N_("{who} grows to {what}"),
     N_("{who} is forked from {other}"),
     N_("swap out {what}"),
@@ -308,6 +308,8 @@ KINDS: Kinds = dict.fromkeys(("count", "first", "last", "free", "peak", "bandwid
 PARTS = ((" · ", " · "), ("; ", "；"), (": ", "："), (", ", "，"))
 """What parts of a text lie between, in English and in Chinese."""
 WORD = re.compile(r"[a-z]{3,}")
+VERDICT = re.compile("expected (?P<expected>.+), got (?P<got>.+)", re.DOTALL)
+RAISED = re.compile(r"\w+(?:Error|Exception|Interrupt): ")
 
 
 def as_judged(text: str, lesson: str = "") -> str:
@@ -318,12 +320,21 @@ def as_judged(text: str, lesson: str = "") -> str:
 @lru_cache(maxsize=4096)
 def _said(text: str, lesson: str, language: str) -> str:
     """Of one form; or part by part; or as it is. `language` is the current one: what is kept is of one."""
+    if match := VERDICT.fullmatch(text):
+        values = {name: _said(value, lesson, language) for name, value in match.groupdict().items()}
+        return _("expected {expected}, got {got}").format(**values)
+    raised = RAISED.match(text)  # the rest is the learner's
+    if ", " in text and not raised:
+        parts = text.split(", ")
+        told = [_said(part, lesson, language) for part in parts]
+        if all(new != old for new, old in zip(told, parts, strict=True)):
+            return "，".join(told)  # several sentences: no form may reach from one into the next
     forms = (*FORMS, *EVERY_LESSON, *OF_LESSONS.get(lesson, ()), *KERNELS, *OF_FILES)
     for form, pattern in patterns(forms, tuple(KINDS.items())):
-        if match := pattern.fullmatch(text):
+        if (not raised or form.startswith(raised[0])) and (match := pattern.fullmatch(text)):
             values = {name: _said(value, lesson, language) for name, value in match.groupdict().items()}
             return _(form).format(**values)
-    for between, in_chinese in PARTS:
+    for between, in_chinese in () if raised else PARTS:
         if between in text:
             parts = text.split(between)
             told = [_said(part, lesson, language) for part in parts]

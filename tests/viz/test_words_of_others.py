@@ -182,6 +182,16 @@ def test_a_sentence_of_the_judge_without_chinese_is_noticed():
     assert not list(judged_left('f(f"{who} waits"); f(f"{n} tokens" + ", as before the refusal")', "04"))
 
 
+def test_no_form_reaches_from_one_sentence_into_the_next_nor_into_the_learners_words():
+    with speaking("zh"):
+        arrivals = as_judged("step 0: mia arrives (prompt: 1), ali arrives (prompt: 2)", "07")
+        assert arrivals == "第 0 步：mia 到达（提示词：1），ali 到达（提示词：2）"
+        told = as_judged(
+            "expected cache A, position 0, to be 7, got OverflowError: 240 out of bounds for int8", "02"
+        )
+        assert told == "应为：缓存 A，位置 0，应为 7；得到：OverflowError: 240 out of bounds for int8"
+
+
 def test_what_is_wrong_with_a_file_or_a_kernel_is_said_in_chinese():
     for words in (
         "there is no function `slot`",
