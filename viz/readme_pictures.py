@@ -44,7 +44,7 @@ class Shot:
 
 
 SHOTS = {
-    "kv-pool": Shot("kv_pool", ("paging",), jump="first preemption", request="8"),
+    "kv-pool": Shot("kv_pool", ("paging",), jump="first preemption", request="8", size=(1120, 730)),
     "beam-tree": Shot("beam_tree", ("sharing",), size=(1280, 1000)),
     "prefix-tree": Shot("prefix_tree", ("sharing",), step=150, size=(1280, 1000)),
     "compare": Shot("compare", ("static", "continuous"), size=(1280, 1250), step=60),

@@ -54,8 +54,8 @@ def test_your_bug_in_a_browser(browser, server, story_file, scheme):
 
     # A click on the strip goes to that step.
     strip = player.locator("svg.steps").first
-    box, axis = strip.bounding_box(), scenes[0].axis
-    scale = box["width"] / scenes[0].width
+    box, axis = strip.bounding_box(), scenes[1].axis
+    scale = box["width"] / scenes[1].width
     strip.click(position={"x": (axis.left + 0.5 * axis.step_width) * scale, "y": 40 * scale})
     at_step(player, 0)
 

@@ -60,8 +60,9 @@ def story(trace: StoryTrace, width: float = WIDE, screen: str = "") -> list[Scen
 
 
 def story_scenes(trace: StoryTrace) -> list[Scene]:
-    """For both kinds of screens."""
-    return [*story(trace, WIDE, "wide"), *story(trace, PHONE, "narrow")]
+    """For both kinds of screens, the lanes first: there one sees what is wrong."""
+    pictures = story(trace, WIDE, "wide"), story(trace, PHONE, "narrow")
+    return [scene for strip, lanes in pictures for scene in (lanes, strip)]
 
 
 class _Strip:

@@ -11,6 +11,7 @@
 // `data.steps` has the first run's step at each of them: that is what is remembered and linked.
 
 const LINK_EVERY_MS = 350;
+const BESIDE_PX = 110; // of a presented picture: the bar above the player, and the zoom below
 
 class Player {
   // `ask(name, value)` tells the page that the reader wants other pictures; where no server is, it is not there.
@@ -51,6 +52,7 @@ class Player {
     host.replaceChildren();
     for (const picture of this.pictures) {
       const frame = make("div", "frame");
+      frame.style.setProperty("--height", picture.scene.height);
       frame.append(picture.svg);
       picture.frame = frame;
       if (picture.scene.stacked) host.lastElementChild.classList.add("stack");
@@ -132,6 +134,15 @@ class Player {
     this.caption.after(probe);
     this.caption.style.minHeight = `${Math.min(probe.offsetHeight, window.innerHeight / 6)}px`;
     probe.remove();
+    this.fit();
+  }
+
+  // Presented, the picture takes all that controls and caption leave of the window.
+  fit() {
+    this.root.style.removeProperty("--player-height");
+    if (!getComputedStyle(this.root).getPropertyValue("--player-height")) return;
+    const taken = this.root.querySelector(".head").offsetHeight + BESIDE_PX;
+    this.root.style.setProperty("--player-height", `${window.innerHeight - taken}px`);
   }
 
   // ── moving ──────────────────────────────────────────────────────────────────────────────────────────

@@ -22,7 +22,6 @@ from viz.language import N_, _, current
 from viz.loading import StoryRun
 from viz.plain import code, plain
 from viz.player import Jump
-from viz.scene import Scene
 
 TITLE = N_("Your bug")
 URL = "story"
@@ -72,15 +71,10 @@ def page(run: StoryRun) -> None:
     parted = parted_step(story)
     jumps = [Jump(_("where they part"), parted), Jump(_("end"), num_shown(story) - 1)]
 
-    def scenes() -> list[Scene]:
-        """The boards first: that is where one sees what is wrong."""
-        strip, lanes, narrow_strip, narrow_lanes = story_scenes(story)
-        return [lanes, strip, narrow_lanes, narrow_strip]
-
     stage.show_scenes(
         run.fingerprint,
         "story",
-        scenes,
+        lambda: story_scenes(story),
         jumps,
         first=1,
         start=parted,
