@@ -97,10 +97,18 @@ def _user_caches() -> Path:
     if given := os.environ.get("NUMBA_CACHE_DIR"):
         return Path(given)
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        return Path(os.environ.get("LOCALAPPDATA") or _home() / "AppData" / "Local")
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return _home() / "Library" / "Caches"
+    return Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache")
+
+
+def _home() -> Path:
+    """A user without a home, as in many containers, has the null device, in which no folder can be made."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path(os.devnull)
 
 
 # ---- sealed files ------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ class Result:
     tampering: str = ""
     """Why this pass is worth nothing, in a sentence."""
     scratch: ScratchFolder = field(default_factory=lambda: ScratchFolder("judge"), repr=False)
-    """What the judge has written, as long as somebody has the result: kernels of a story."""
+    """What the judge has written, as long as the result is held: kernels of a story."""
 
     @property
     def failed(self) -> Outcome | None:

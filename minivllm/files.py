@@ -10,6 +10,7 @@ A trace grows line by line and cannot wait for its end: `trace/recorder.py`.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -46,7 +47,7 @@ def check_new_folder(path: str | Path, name: str) -> Path:
 
     An empty folder may be there, and the folder around it must.
     """
-    place = Path(path).expanduser()
+    place = Path(os.path.expanduser(path))
     try:
         if place.exists() and (not place.is_dir() or any(place.iterdir())):
             raise ValueError(f"{name} must be a new or an empty folder, but {str(path)!r} is there already")
@@ -64,7 +65,7 @@ def new_folder(path: str | Path, name: str) -> Iterator[Path]:
     Raises:
         CannotWrite: the disk is full, or the place is taken.
     """
-    place = Path(path).expanduser()
+    place = Path(os.path.expanduser(path))
     beside = place.with_name(f".{token_hex(8)}.tmp")
     try:
         beside.mkdir()
@@ -77,6 +78,14 @@ def new_folder(path: str | Path, name: str) -> Iterator[Path]:
     finally:  # an interrupt, too, leaves nothing behind
         if beside.exists():
             shutil.rmtree(beside, ignore_errors=True)
+
+
+def home_folder() -> Path:
+    """The user's own; where there is none, as in many containers, the null device, which can hold nothing."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path(os.devnull)
 
 
 def reason(error: Exception) -> str:

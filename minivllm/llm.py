@@ -24,12 +24,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
-from tqdm.auto import tqdm
-
 from minivllm.engine.admission import NO_DRAFTS
 from minivllm.engine.create_engine import create_engine
 from minivllm.engine.engine_args import EngineArgs
 from minivllm.engine.engine_books import Call
+from minivllm.engine.progress import ProgressBar
 from minivllm.engine.prompts import NO_TOKENIZER, Prompt, TokenizedPrompt, tokenize_prompt
 from minivllm.engine.request_state import RequestState
 from minivllm.engine.settings import documented, takes_settings
@@ -310,7 +309,7 @@ class LLM:
 
     def _drain(self, ids: list[str], call: Call, use_tqdm: bool) -> list[RequestOutput]:
         done: dict[str, RequestOutput] = {}
-        with tqdm(total=len(ids), desc="Generating", unit="request", disable=not use_tqdm) as bar:
+        with ProgressBar(total=len(ids), desc="Generating", unit="request", disable=not use_tqdm) as bar:
             for request_id in ids:
                 while request_id not in done:
                     if request_id not in self.engine.requests:

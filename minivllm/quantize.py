@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minivllm.files import CannotWrite, check_new_folder, new_folder
+from minivllm.files import CannotWrite, check_new_folder, home_folder, new_folder
 from minivllm.model.config import ModelConfig
 from minivllm.model.decoder import Decoder
 from minivllm.model.hub import resolve_model, resolve_tokenizer
@@ -190,10 +190,10 @@ def torch_dtype(config: ModelConfig) -> torch.dtype:
 def user_caches() -> Path:
     """The user's folder for what can be made again."""
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        return Path(os.environ.get("LOCALAPPDATA") or home_folder() / "AppData" / "Local")
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return home_folder() / "Library" / "Caches"
+    return Path(os.environ.get("XDG_CACHE_HOME") or home_folder() / ".cache")
 
 
 def _samples(folder: Path, config: ModelConfig, calibration: Calibration) -> Samples:

@@ -89,7 +89,7 @@ def _make(purpose: str, place: Path) -> tuple[Path, int | None]:
 
 def _try_to_lock(path: Path) -> int | None:
     """The file that holds a folder as long as it is open; None if another process has it."""
-    number = os.open(path, os.O_RDONLY)  # not inherited by programs that we start
+    number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)  # not inherited by programs that we start
     try:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

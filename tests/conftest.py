@@ -15,7 +15,7 @@ os.environ.setdefault("MINIVLLM_WAIT_FOR_COMPILER", "1")  # the same runner in e
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests import bounds
+from tests import bounds, left_behind, patience
 
 settings.register_profile(
     "default",
@@ -45,11 +45,12 @@ def pytest_collection_finish():
 def own_temporary_folder(tmp_path_factory):
     """What tests, and all that they start, take for the folder of temporary files.
 
-    A browser or a server that is killed leaves what it had there. It lies among pytest's own files, goes with
-    this process, and if that is killed, with the third next run.
+    A browser or a server that is killed leaves what it had there. It goes with this process, and if that is
+    killed, together with whatever it had started.
     """
     folder = tmp_path_factory.mktemp("t", numbered=False)  # below it lie sockets, whose names must be short
-    with pytest.MonkeyPatch.context() as patch:
+    command = [sys.executable, "-I", "-S", left_behind.__file__, str(os.getpid()), str(folder)]
+    with pytest.MonkeyPatch.context() as patch, patience.running(command, start_new_session=True):
         patch.setenv("TMPDIR", str(folder))
         patch.setattr(tempfile, "tempdir", str(folder))
         yield

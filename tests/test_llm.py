@@ -1,7 +1,9 @@
 """`LLM` as vLLM's users know it, on the shipped model."""
 
+import errno
 import inspect
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -158,6 +160,22 @@ def test_as_many_params_as_prompts_or_one_for_all(llm):
     with pytest.raises(ValueError, match="sampling_params must be a SamplingParams or a list of them"):
         llm.generate([PROMPT], {"temperature": 0}, use_tqdm=False)
     assert llm.generate([], greedy(), use_tqdm=False) == []
+
+
+class Full:
+    """A stream on a disk that is full."""
+
+    def write(self, *text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    flush = write
+
+
+@pytest.mark.parametrize("stream", [None, Full()], ids=["closed", "full"])
+def test_a_progress_bar_that_cannot_be_written_costs_no_output(llm, monkeypatch, stream):
+    monkeypatch.setattr(sys, "stderr", stream)
+    [output] = llm.generate(["Once upon"], SamplingParams(max_tokens=2, temperature=0))
+    assert output.outputs[0].text == " a time"
 
 
 def test_an_interrupted_generate_leaves_nothing_behind(llm, monkeypatch):

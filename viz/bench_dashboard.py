@@ -105,15 +105,15 @@ def drawn(page: Any, title: str) -> None:
 
 
 @contextmanager
-def dashboard(*arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def dashboard(*arguments: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """A dashboard that has just been started: where it answers, and its process."""
     process = subprocess.Popen(
         child_command("-m", "viz.serve", "--port", "0", "--no-browser", *arguments),
-        env=python_variables(), stdout=subprocess.PIPE, text=True, start_new_session=True,
+        env=python_variables(), stdout=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     try:
         assert process.stdout is not None
-        said = process.stdout.readline()
+        said = process.stdout.readline().decode()
         found = ADDRESS.search(said)
         if not found:
             raise SystemExit(f"The dashboard did not start: {said}")
@@ -123,14 +123,14 @@ def dashboard(*arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
 
 
 @contextmanager
-def timed(what: str, process: subprocess.Popen[str]) -> Iterator[None]:
+def timed(what: str, process: subprocess.Popen[bytes]) -> Iterator[None]:
     began, before = time.perf_counter(), worked(process)
     yield
     seconds = time.perf_counter() - began
     print(f"{what:<22} {seconds:6.2f} s   processors {worked(process) - before:6.2f} s", flush=True)
 
 
-def worked(process: subprocess.Popen[str]) -> float:
+def worked(process: subprocess.Popen[bytes]) -> float:
     """Processor seconds of a process and its children that have ended; NaN where the system is silent."""
     try:
         fields = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()

@@ -32,7 +32,8 @@ class Changes:
     def __init__(self) -> None:
         self.slots: list[tuple[int, str]] = []
         self.values: list[Value] = []
-        self._number_of_slot: dict[tuple[int, str], int] = {}
+        self._number_of_slot: dict[int, dict[str, int]] = {}
+        """By shape and attribute."""
         self._number_of_value: dict[Value, int] = {}
         """A text that may not be shown as it is has the number of what is shown for it."""
         self._starts, self._slot, self._value = array("I"), array("I"), array("I")
@@ -53,6 +54,7 @@ class Changes:
 
         A long run comes here a million times: it is one loop, and calls nothing for what is known.
         """
+        slots = self._number_of_slot.setdefault(shape, {})
         for name, value in wanted.items():
             if now[name] == value:
                 continue
@@ -62,9 +64,9 @@ class Changes:
             if now[name] == (shown := self.values[number]):
                 continue
             now[name] = shown
-            slot = self._number_of_slot.get((shape, name))
+            slot = slots.get(name)
             if slot is None:
-                slot = self._number_of_slot[shape, name] = len(self.slots)
+                slot = slots[name] = len(self.slots)
                 self.slots.append((shape, name))
             self._slot.append(slot)
             self._value.append(number)

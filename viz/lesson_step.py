@@ -46,7 +46,6 @@ def show(lesson: Lesson) -> None:
         st.error(_("{place} cannot be read: {error}").format(place=plain(_place(lesson)), error=plain(error)))
         return
     traces = [trace_folder() / Path(name).name for name in constants.get("TRACES", ())]
-    st.markdown(say("about step", file=_place(lesson)))
     _run_it(lesson, is_there=all(path.is_file() for path in traces))
     if traces and all(path.is_file() for path in traces):
         _draw(str(constants.get("PAGE", "")), traces)
@@ -66,11 +65,14 @@ def _run_it(lesson: Lesson, is_there: bool) -> None:
     name = ("walkthrough", str(printed_file(lesson).resolve()))
     job = jobs.find(name)
     is_running = job is not None and job.is_running
-    if not is_there and not is_running:
-        st.caption(say("not run"))
     label = say("run it again" if is_there else "run it")
     kind: Any = "secondary" if is_there else "primary"
-    if st.button(label, key=f"run-{lesson.name}", type=kind, disabled=is_running):
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(say("about step", file=_place(lesson)), width="stretch")
+        is_asked = st.button(label, key=f"run-{lesson.name}", type=kind, disabled=is_running)
+    if not is_there and not is_running:
+        st.caption(say("not run"))
+    if is_asked:
         jobs.start(name, lambda job: run_walkthrough(lesson, job))
         st.rerun()
     if job is not None and is_running:

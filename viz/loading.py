@@ -272,7 +272,7 @@ def chooser(take: Callable[[Path], None] = choose, key: str = "open") -> None:
         typed = st.text_input(_("Path of a trace"), placeholder="minivllm-out/trace.jsonl")
         submitted = st.form_submit_button(_("Open"))
     if submitted and typed.strip():
-        take(Path(typed.strip()).expanduser())
+        take(Path(os.path.expanduser(typed.strip())))
         st.rerun()
     uploaded = st.file_uploader(
         _("Or upload one"),

@@ -15,6 +15,7 @@ Read next: `kernels_numba/kept_code.py`, which says where files are and what sea
 
 from __future__ import annotations
 
+import gc
 import logging
 import pickle
 from collections.abc import Callable, Iterator
@@ -146,13 +147,26 @@ def _load_or_compile_kernel(kernel: Any, signature: Any) -> Any:
     cache = kernel._cache
     key, folder = cache.key(signature, kernel.targetctx), Path(cache.cache_path)
     with nullcontext() if cache.files.load(key) is not None else compiling_alone(folder):
-        with compiling(kernel):
+        with compiling(kernel), _without_collector():
             entry = _compile(kernel, signature)
         compiled = compiled_for(kernel, signature)
         set_environments(compiled)
         if is_unit(kernel):
             note_unit(kernel, tuple(compiled.signature.args))
         return entry
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """While this lasts, Python looks for no garbage. A compiler makes so many objects that it would look all
+    the time: a sixth of the time that compiling takes, for a hundred megabytes."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def prepare(function: Any, *arguments: Any) -> set[Path]:

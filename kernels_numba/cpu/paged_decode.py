@@ -44,6 +44,8 @@ from kernels_numba.cpu.units import unit
 from kernels_numba.cpu.vectors import HAS_PAIRS, LANES, LINE_BYTES, MANY_REGISTERS, as_pairs
 
 ZERO = np.float32(0)
+NOTHING, ONE_PAIR = np.int64(0), np.int64(1)
+"""To fetch, and to add. (A literal would be a type of its own, and the function be compiled for it, too.)"""
 AHEAD = 2
 """Blocks by which rows are fetched in advance."""
 HALF_PART = PART_KEYS // 2
@@ -225,8 +227,8 @@ def _values_added(values, room, table, part, begin, stop, head, total, group, wi
                 if offset % 2 or count == 1:  # half a pair, at an end
                     _pair_rows(values, table, head, part + 2 * pair, begin, stop, pairs[pair])
                     _add(
-                        factors, pair, HALF_PART, pairs.reshape(-1), pair * width, 1, total, group, width,
-                        width, pair * width,
+                        factors, pair, HALF_PART, pairs.reshape(-1), pair * width, ONE_PAIR, total, group,
+                        width, width, pair * width,
                     )  # fmt: skip
                     key += 1
                     continue
@@ -307,7 +309,7 @@ def _attend(query, keys, values, table, first, end, head, scale, is_folded, maxi
             count = (stop - key + ROWS - 1) // ROWS * ROWS
             _score(
                 queries, key_pairs, (key - part) * size // per_number, size // per_number, count, scores,
-                key - part, group, PART_KEYS, key_rows, 0, 0,
+                key - part, group, PART_KEYS, key_rows, NOTHING, NOTHING,
             )  # fmt: skip
             key = stop
         while key < stop:

@@ -31,7 +31,9 @@ from kernels_numba.cpu.rows import gate, norm, rotate
 
 STAGES = ("products", "attention", "between")
 """What is timed apart."""
-PRODUCTS, ATTENTION, BETWEEN = range(3)
+PRODUCTS, ATTENTION, BETWEEN = (np.int64(stage) for stage in range(3))
+YES, NO = np.bool_(True), np.bool_(False)
+"""Literals would be types of their own, and functions be compiled for each."""
 
 
 class Weights(NamedTuple):
@@ -143,18 +145,15 @@ def make_scratch(
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _add_bias(bias, out, fresh):  # type: ignore[no-untyped-def]
-    """`out`, if it is `fresh`, becomes `bias`, otherwise grows by it. Is it still fresh then?
-
-    (One type for the answer, so that `multiply` is compiled for one.)
-    """
+    """`out`, if it is `fresh`, becomes `bias`, otherwise grows by it. Is it still fresh then?"""
     if len(bias):
         for row in range(len(out)):
             for c in range(len(bias)):
                 out[row, c] = widen(bias[c]) + (np.float32(0) if fresh else out[row, c])
             if fresh:
                 out[row, len(bias) :] = np.float32(0)
-        return len(bias) < 0
-    return bool(fresh)
+        return NO
+    return fresh
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -216,7 +215,7 @@ def whole_step(batch, cells, w, room, eps, scale, num_threads, logits, clock):  
     for layer in range(num_layers):
         norm(x, w.input_norm[layer], eps, normed, num_threads)
         began = _lap(clock, BETWEEN, began)
-        fresh = _add_bias(w.qkv_bias[layer], qkv, True)
+        fresh = _add_bias(w.qkv_bias[layer], qkv, YES)
         multiply_by(normed, w.qkv[layer], qkv, fresh, num_threads, w.quantized)
         began = _lap(clock, PRODUCTS, began)
         keys, values = layer_of(cells, layer)
@@ -232,22 +231,22 @@ def whole_step(batch, cells, w, room, eps, scale, num_threads, logits, clock):  
             _keep_rows(attended, batch.wanted)
             x, normed, attended = x[:num_tokens], normed[:num_tokens], attended[:num_tokens]
             gate_up, gated = gate_up[:num_tokens], gated[:num_tokens]
-        fresh = _add_bias(w.output_bias[layer], x, False)
+        fresh = _add_bias(w.output_bias[layer], x, NO)
         multiply_by(attended, w.output[layer], x, fresh, num_threads, w.quantized)
         began = _lap(clock, PRODUCTS, began)
         norm(x, w.mlp_norm[layer], eps, normed, num_threads)
         began = _lap(clock, BETWEEN, began)
-        fresh = _add_bias(w.gate_up_bias[layer], gate_up, True)
+        fresh = _add_bias(w.gate_up_bias[layer], gate_up, YES)
         multiply_by(normed, w.gate_up[layer], gate_up, fresh, num_threads, w.quantized)
         began = _lap(clock, PRODUCTS, began)
         gate(gate_up, gated, num_threads)
         began = _lap(clock, BETWEEN, began)
-        fresh = _add_bias(w.down_bias[layer], x, False)
+        fresh = _add_bias(w.down_bias[layer], x, NO)
         multiply_by(gated, w.down[layer], x, fresh, num_threads, w.quantized)
         began = _lap(clock, PRODUCTS, began)
     norm(x, w.norm, eps, normed, num_threads)
     began = _lap(clock, BETWEEN, began)
-    fresh = _add_bias(w.norm[:0], logits, True)  # it has none
+    fresh = _add_bias(w.norm[:0], logits, YES)  # it has none
     multiply_by(normed, w.head, logits, fresh, num_threads, w.quantized)
     _lap(clock, PRODUCTS, began)
 

@@ -387,7 +387,7 @@ def find_chromium() -> Iterator[str]:
     yield from (path for path in map(shutil.which, CHROMIUM_NAMES) if path)
     own = os.environ.get("PLAYWRIGHT_BROWSERS_PATH")
     caches = (".cache/ms-playwright", "Library/Caches/ms-playwright", "AppData/Local/ms-playwright")
-    for folder in [Path(own)] if own else [Path.home() / cache for cache in caches]:
+    for folder in [Path(own)] if own else [Path(os.path.expanduser("~")) / cache for cache in caches]:
         yield from (str(path) for path in sorted(folder.glob("chromium*")))
 
 

@@ -19,8 +19,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm.auto import tqdm
-
 from minivllm.config import SchedulerConfig
 from minivllm.decoding.sampler import Sampler
 from minivllm.decoding.speculation.draft_length import DraftLength
@@ -28,6 +26,7 @@ from minivllm.decoding.speculation.ngram import NgramProposer
 from minivllm.decoding.speculation.proposer import Proposer
 from minivllm.engine.engine import Engine
 from minivllm.engine.engine_args import EngineArgs
+from minivllm.engine.progress import ProgressBar
 from minivllm.engine.speculation import Speculation
 from minivllm.executor.attention.choose import backend_factory
 from minivllm.executor.batch_invariance import is_wanted
@@ -212,7 +211,7 @@ def calibrated_model(args: EngineArgs) -> str | Path:
         return args.model
     from minivllm.quantize import quantized_folder  # a second of imports, for those who ask for it
 
-    with tqdm(desc=f"{method}: calibrating, once", unit=" layers") as bar:
+    with ProgressBar(desc=f"{method}: calibrating, once", unit=" layers") as bar:
 
         def progress(result: LayerResult, num_layers: int) -> None:
             bar.total = num_layers

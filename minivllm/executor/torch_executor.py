@@ -15,6 +15,7 @@ Read next: `minivllm/executor/attention/metadata.py`, then `minivllm/executor/ru
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -258,7 +259,7 @@ def make_host_storage(swap_space_bytes: int, config: ModelConfig, storage: KVSto
 
 def name_of(path: str | Path, folder: Path) -> str:
     """What a model is called: its folder's name, or its id on the hub, whose folder is named by a commit."""
-    return folder.resolve().name if Path(path).expanduser().is_dir() else str(path)
+    return folder.resolve().name if os.path.isdir(os.path.expanduser(path)) else str(path)
 
 
 def torch_device_for(device: str | None) -> torch.device:

@@ -10,8 +10,7 @@ Read next: `minivllm/decoding/detokenizer.py` for how text comes out token by to
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +121,11 @@ class Tokenizer:
         `clean_up_tokenization_spaces` in tokenizer_config.json has no effect, as in `transformers` 5 for the
         tokenizers of the supported models, which are BPE.
         """
-        with _of_ids(token_ids) as ids:
-            many = [ids] if isinstance(ids, int) else ids
-            return str(self._backend.decode(many, skip_special_tokens=skip_special_tokens))
+        try:
+            ids = token_ids if type(token_ids) is list else _as_list(token_ids)
+            return str(self._backend.decode(ids, skip_special_tokens=skip_special_tokens))
+        except (TypeError, OverflowError):
+            raise _not_ids(token_ids) from None
 
     def batch_decode(self, many: Sequence[Sequence[int]], skip_special_tokens: bool = False) -> list[str]:
         return [self.decode(token_ids, skip_special_tokens) for token_ids in many]
@@ -138,11 +139,13 @@ class Tokenizer:
 
     def convert_ids_to_tokens(self, ids: int | Sequence[int], skip_special_tokens: bool = False) -> Any:
         """The exact names of tokens (`Ġthe`, `▁the`); None for ids without one."""
-        skipped = set(self.all_special_ids) if skip_special_tokens else set()
-        with _of_ids(ids) as found:
-            if isinstance(found, int):
-                return self._backend.id_to_token(found)
-            return [self._backend.id_to_token(token_id) for token_id in found if token_id not in skipped]
+        try:
+            if isinstance(ids, int) or getattr(ids, "ndim", 1) == 0:
+                return self._backend.id_to_token(int(ids))  # type: ignore[arg-type]
+            skipped = set(self.all_special_ids) if skip_special_tokens else set()
+            return [self._backend.id_to_token(one) for one in _as_list(ids) if one not in skipped]
+        except (TypeError, OverflowError):
+            raise _not_ids(ids) from None
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token given by its exact name, or None."""
@@ -227,18 +230,15 @@ class Tokenizer:
         return token, None if token is None else self.token_to_id(token)
 
 
-@contextmanager
-def _of_ids(value: object) -> Iterator[int | list[int]]:
-    """One token id or several, of Python's numbers, numpy's or a tensor's, to be handed to the library.
+def _as_list(value: Any) -> list[int]:
+    """One token id or several, of Python's numbers, numpy's or a tensor's."""
+    plain = value.tolist() if hasattr(value, "tolist") else value
+    return [plain] if isinstance(plain, int) else list(plain)
 
-    Raises:
-        ValueError: there is one that it has no room for.
-    """
-    try:
-        found: Any = value.tolist() if hasattr(value, "tolist") else value
-        yield found if isinstance(found, int) else list(found)
-    except (TypeError, OverflowError):
-        raise ValueError(f"token_ids must be integers from 0 to {LAST_ID}, got {shown(value)}") from None
+
+def _not_ids(value: object) -> ValueError:
+    """What is said of one that the library has no room for."""
+    return ValueError(f"token_ids must be integers from 0 to {LAST_ID}, got {shown(value)}")
 
 
 def _with_mask(input_ids: list[Any]) -> dict[str, Any]:

@@ -8,6 +8,8 @@
 
          : still here                           where nothing happens for a while
 
+What has come goes out at most ten times a second, however fast the steps are.
+
 The events hold the texts of all users. So where the server asks for a key, this path asks for it, too; and
 where it does not, the path answers only to an address or to localhost. A page of another site whose name was
 made to point here (DNS rebinding) could read it otherwise.
@@ -31,9 +33,9 @@ from minivllm.server.responses import ClientGone, unless_gone
 
 KEEP_ALIVE_SECONDS = 15.0
 """After so long without an event a comment is sent, so that both sides notice a connection that is gone."""
-PAUSE_SECONDS = 0.05
-"""Between two sendings to one watcher: steps of a small model are shorter, and nobody sees more than twenty a
-second. What ten watchers cost was mostly this."""
+PAUSE_SECONDS = 0.1
+"""Between two sendings to one watcher. Steps of a small model are far shorter, and nobody sees more than ten
+a second; but each sending to each watcher takes its time from the event loop."""
 GOODBYE_SECONDS = 1.0
 """In which a watcher that is cut off may still read why."""
 

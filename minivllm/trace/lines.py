@@ -14,6 +14,7 @@ Read next: `reader.py`.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,7 +109,7 @@ def read_header(
     Raises:
         TraceError: the file is empty, is something else, or its header is damaged or absurd.
     """
-    line = _read_line(path, file, 1)
+    line = _read_line(path, file, 1).removeprefix(codecs.BOM_UTF8)  # some editors begin a file with a mark
     if not line.strip() and not _has_more(file):
         raise TraceError(f"{words(path)} is empty: a trace has at least a header line")
     if line.startswith(b"data: "):

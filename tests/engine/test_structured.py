@@ -1,6 +1,7 @@
 """Structured output in the engine: every output parses, and says the same in any company and any memory."""
 
 import re
+from array import array
 
 import pytest
 from hypothesis import given, settings
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from minivllm import LLM, StructuredOutputsParams
 from minivllm.decoding.sampler import Sampler
 from minivllm.decoding.structured import pushdown
+from minivllm.engine.speculation import Speculation
 from minivllm.sampling_params import SamplingParams
 from minivllm.trace.events import RequestQueued, RequestRefused, TokensAllowed, TokensSampled
 from minivllm.trace.reader import make_trace
@@ -16,6 +18,7 @@ from minivllm.trace.recorder import Recorder
 from minivllm.trace.timeline import make_timeline
 from tests.engine.ascii_tokenizer import AsciiTokenizer
 from tests.engine.fakes import VOCAB_SIZE, FakeExecutor, make_engine
+from tests.engine.guesses import Guesser
 from tests.engine.test_interrupts import Interrupt
 from tests.engine.test_sharing import EOS, follow, limits, play
 
@@ -111,6 +114,45 @@ def test_every_output_matches_in_any_company_and_any_memory(work, data):
                 assert re.fullmatch(asked.regex, output.text, re.ASCII), output
             if asked and output.finish_reason != "stop":
                 assert output.finish_reason == "length" and len(output.token_ids) == params.max_tokens
+
+
+class Knowing(Guesser):
+    """Guesses what is said without drafts, as often as `accuracy` says, and else anything."""
+
+    def __init__(self, seed, accuracy, is_late, said):
+        super().__init__(seed, accuracy, is_late)
+        self.said = said
+
+    def guesses(self, tokens, count):
+        end = len(tokens) + count
+        right = next((said for said in self.said if said[: len(tokens)] == [*tokens]), [])[len(tokens) : end]
+        right += [0] * (count - len(right))
+        others = [self.random.randrange(VOCAB_SIZE) for _ in right]
+        return array(
+            "i",
+            [a if self.random.random() < self.accuracy else b for a, b in zip(right, others, strict=True)],
+        )
+
+
+@settings(max_examples=max(20, settings().max_examples // 3))
+@given(
+    work=st.lists(st.tuples(prompts, samplings), min_size=1, max_size=3),
+    data=st.data(),
+    seed=st.integers(0, 99),
+    count=st.integers(1, 5),
+    accuracy=st.sampled_from([0.0, 0.7, 1.0]),
+    is_late=st.booleans(),
+)
+def test_drafts_change_no_token(work, data, seed, count, accuracy, is_late):
+    alone = [[list(output.token_ids) for output in run(prompt, params)] for prompt, params in work]
+    said = [
+        [*prompt, *tokens] for (prompt, _), outputs in zip(work, alone, strict=True) for tokens in outputs
+    ]
+    speculation = Speculation(Knowing(seed, accuracy, is_late, said), count)
+    engine = make(speculation=speculation, **data.draw(limits(work)))
+    done = play(engine, work, after_step=engine.check_invariants)
+    assert done == {str(number): outputs for number, outputs in enumerate(alone)}
+    assert engine.cache.num_free_blocks == engine.config.num_blocks
 
 
 @settings(max_examples=max(10, settings().max_examples // 3))

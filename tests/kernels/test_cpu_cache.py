@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 from kernels_numba import kept_code
 from kernels_numba.cpu import FOLDER, cache, rows
 from kernels_numba.kept_code import DamagedError, read_sealed, write_sealed
+from minivllm.files import CannotWrite, check_new_folder, new_folder
+from minivllm.quantize import user_caches
 from tests import patience
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +88,24 @@ def test_a_folder_that_cannot_be_written_is_a_warning_and_works(package, tmp_pat
     assert folder.is_dir() and tmp_path not in folder.parents
     assert "set NUMBA_CACHE_DIR" in caplog.text
     folder.rmdir()
+
+
+def test_a_user_without_a_home_has_a_folder_too(package, monkeypatch, caplog):
+    """As in containers that run under any number: there is no HOME, and nobody of that number."""
+    for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def nobody(number):
+        raise KeyError(number)
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    folder = kept_code.cache_folder()
+    assert folder.is_dir() and "set NUMBA_CACHE_DIR" in caplog.text
+    folder.rmdir()
+    with pytest.raises(CannotWrite), new_folder(user_caches() / "minivllm", "cache"):
+        pass
+    with pytest.raises(ValueError, match=r"there is no folder"):
+        check_new_folder("~/a/b", "out")
 
 
 def test_the_setting_of_all_other_code_stays_as_it_was(tmp_path):

@@ -119,6 +119,7 @@ def test_the_path_from_start_to_diff(tmp_path):
     code, words = minivllm(tmp_path, "reset", "4")
     assert code == 0 and (tmp_path / "work" / "04_paging.old1.py").read_text().endswith("# mine\n")
     assert minivllm(tmp_path, "check", "4")[0] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["work"], "the judge leaves nothing there"
 
 
 def test_the_readmes_path_in_fresh_processes(tmp_path):

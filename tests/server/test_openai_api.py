@@ -102,7 +102,9 @@ def test_a_stream_says_what_the_whole_answer_says(http, data):
         if body["logprobs"] is not None:
             for name in ("tokens", "token_logprobs", "top_logprobs"):
                 joined = [item for c in own for item in (c["logprobs"] or {}).get(name, [])]
-                assert joined == choice["logprobs"][name]
+                for told, item in zip(joined, choice["logprobs"][name], strict=True):
+                    # A prompt computed in other company has the same numbers but for their last bits.
+                    assert told == (item if name == "tokens" else pytest.approx(item, abs=1e-3))
 
 
 def test_logprobs_have_vllms_form(http):

@@ -59,6 +59,12 @@ def test_a_file_that_is_no_trace_is_refused_by_every_reader(name, tmp_path):
         refused(read, path)
 
 
+def test_a_mark_that_an_editor_has_put_before_a_trace_means_nothing(tmp_path):
+    path = tmp_path / "run.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + header() + b"\r\n")
+    assert read_trace(path).header.num_blocks == 8
+
+
 def test_gzip_is_called_by_its_name(tmp_path):
     path = tmp_path / "run.jsonl.gz"
     path.write_bytes(FILES["gzip"])

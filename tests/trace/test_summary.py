@@ -31,7 +31,7 @@ from minivllm.trace.events import (
 )
 from minivllm.trace.reader import make_trace
 from minivllm.trace.replay import Replay
-from minivllm.trace.summary import format_seconds, percentiles, summarize
+from minivllm.trace.summary import format_seconds, percentiles, summarize, timeline_and_summary
 from minivllm.trace.timeline import make_timeline
 from tests.viz.strategies import cut_traces, sharing_traces, traces
 
@@ -135,6 +135,8 @@ def test_totals_agree_with_plain_recomputation(trace):
     assert 0 <= summary.mean_waste < 1 and 0 <= summary.mean_budget_use <= 1
     assert summary.peak_used_blocks <= summary.num_blocks
     assert len(summary.lines()) == len(summary.facts())
+    in_one_pass = timeline_and_summary(trace)
+    assert in_one_pass[0].records == timeline.records and in_one_pass[1].lines() == summary.lines()
 
 
 @given(sharing_traces)

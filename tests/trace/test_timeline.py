@@ -21,7 +21,7 @@ from minivllm.trace.events import (
 )
 from minivllm.trace.reader import TraceError, make_trace
 from minivllm.trace.replay import Replay, ReplayState
-from minivllm.trace.timeline import Phase, make_timeline, walk
+from minivllm.trace.timeline import Phase, make_timeline, walk, walk_again
 from tests.trace.interrupted_factory import interrupted_traces
 from tests.viz import sharing_factory, trace_factory
 from tests.viz.sharing_factory import Sharing
@@ -41,9 +41,11 @@ def filled_slots(trace, state):
 
 @given(st.one_of(traces, cut_traces, interrupted_traces))
 def test_records_agree_with_the_replayed_state_after_every_step(trace):
-    for (record, state), (step, replayed) in zip(walk(trace), Replay(trace).walk(), strict=True):
+    walks = zip(walk(trace), walk_again(make_timeline(trace)), Replay(trace).walk(), strict=True)
+    for (record, state), (kept, told_again), (step, replayed) in walks:
         assert record.step == step
-        assert state.snapshot() == replayed.snapshot()
+        assert state.snapshot() == told_again.snapshot() == replayed.snapshot()
+        assert record == kept
         assert record.num_used_blocks == sum(count > 0 for count in replayed.ref_counts)
         idle = [block for block in replayed.blocks.cached if not replayed.ref_counts[block]]
         assert record.num_evictable_blocks == len(idle)

@@ -76,6 +76,10 @@ def test_a_page_about_kernels_in_a_browser(browser, server, paged_file, flash_fi
         for number, scene in enumerate(scenes):
             shown = [(s["fill"], s["stroke"], s["text"], s["d"]) for s in drawn(player, number)]
             assert shown == wanted(scene, step), scene.title
+        seen = player.locator(".stack > .frame").evaluate_all(
+            "frames => frames.map((frame) => getComputedStyle(frame).visibility)"
+        )
+        assert seen == ["hidden" if scene.idle[step] else "visible" for scene in scenes if scene.idle]
 
     # In the dark, what is written is light, and stands out from what is behind it.
     inks = player.evaluate("""player => [...player.querySelectorAll(".caption, svg > text")]

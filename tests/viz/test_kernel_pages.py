@@ -196,12 +196,16 @@ def test_one_block_can_be_followed_and_the_place_is_kept(file):
     assert not app.exception and set(after["steps"]) < set(before["steps"])
     assert after["trace"] == before["trace"] and after["id"] != before["id"]
     assert all("of thread block 2 " in caption for caption in after["captions"])
+    assert app.query_params["follow"] == "2"
+    [again] = payloads(open_page(microscope, file("racy"), follow="2"))
+    assert again["steps"] == after["steps"], "a link leads to what its sender saw"
 
 
 def test_faults_are_told_with_a_jump_to_each(file):
     app = open_page(microscope, file("racy"))
     assert not app.exception and microscope.NO_FAULT not in words(app)
-    assert {error.value.split("**")[1] for error in app.error} == {"race", "unwritten"}
+    [told] = app.error
+    assert {line.split("**")[1] for line in told.value.splitlines()} == {"race", "unwritten"}
     [data] = payloads(app)
     jumps = {jump["label"]: jump["step"] for jump in data["jumps"]}
     for label in ("race in line", "unwritten in line"):

@@ -22,6 +22,7 @@ from viz.views import kv_pool
 
 VIZ = Path(texts.__file__).parent
 SILENT = {
+    "bench_dashboard.py",
     "bench_player.py",
     "book/__main__.py",
     "book/links.py",

@@ -76,7 +76,7 @@ def wanted_cells(board):
 
 @pytest.mark.parametrize("screen", SCREENS)
 @given(stories)
-@settings(max_examples=15)
+@settings(max_examples=max(8, settings.default.max_examples // 2))
 def test_the_boards_are_those_of_the_trace(screen, found):
     scene = pictures(found, screen)[1]
     assert scene.num_steps == max(1, found.num_steps)
@@ -94,7 +94,7 @@ def test_the_boards_are_those_of_the_trace(screen, found):
 
 @pytest.mark.parametrize("screen", SCREENS)
 @given(stories)
-@settings(max_examples=15)
+@settings(max_examples=max(8, settings.default.max_examples // 2))
 def test_marks_are_drawn_on_their_cells_in_shapes_and_not_only_in_colours(screen, found):
     scene = pictures(found, screen)[1]
     looks = {"waste": ("outline", "none"), "new": ("none", "ink"), "wrong": ("cursor", "none")}
@@ -130,7 +130,7 @@ def test_marks_are_drawn_on_their_cells_in_shapes_and_not_only_in_colours(screen
 
 @pytest.mark.parametrize("screen", SCREENS)
 @given(stories)
-@settings(max_examples=15)
+@settings(max_examples=max(8, settings.default.max_examples // 2))
 def test_facts_are_those_of_the_step_and_what_differs_is_marked_in_both_lanes(screen, found):
     scene = pictures(found, screen)[1]
     for step in range(scene.num_steps):
@@ -163,7 +163,7 @@ def test_facts_are_those_of_the_step_and_what_differs_is_marked_in_both_lanes(sc
 
 @pytest.mark.parametrize("screen", SCREENS)
 @given(stories)
-@settings(max_examples=15)
+@settings(max_examples=max(8, settings.default.max_examples // 2))
 def test_the_parted_step_is_marked_and_says_what_was_expected_and_what_came(screen, found):
     strip, lanes = pictures(found, screen)
     parted = max(0, min(found.header.parted, strip.num_steps - 1))
@@ -180,7 +180,7 @@ def test_the_parted_step_is_marked_and_says_what_was_expected_and_what_came(scre
 
 
 @given(stories)
-@settings(max_examples=15)
+@settings(max_examples=max(8, settings.default.max_examples // 2))
 def test_the_strip_shows_the_operation_of_every_step_and_a_click_goes_to_it(found):
     strip = pictures(found, "wide")[0]
     left, pace = strip.axis.left, strip.axis.step_width
@@ -201,7 +201,7 @@ def test_the_strip_shows_the_operation_of_every_step_and_a_click_goes_to_it(foun
 
 @pytest.mark.parametrize("screen", SCREENS)
 @given(stories)
-@settings(max_examples=15)
+@settings(max_examples=max(8, settings.default.max_examples // 2))
 def test_nothing_is_outside_of_the_scene_at_any_step(screen, found):
     for scene in pictures(found, screen):
         for step in range(scene.num_steps):
@@ -228,7 +228,7 @@ def boxes_of(shape):
 
 @pytest.mark.parametrize("screen", SCREENS)
 @given(stories)
-@settings(max_examples=15)
+@settings(max_examples=max(8, settings.default.max_examples // 2))
 def test_labels_fit_their_cells_and_cells_do_not_overlap(screen, found):
     scene = pictures(found, screen)[1]
     for step in range(scene.num_steps):

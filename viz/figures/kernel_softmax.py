@@ -23,6 +23,7 @@ MOST_ROWS = 16
 ROW, TOP = 21.0, 46.0
 NOTHING = -1e29
 """A maximum below it: no key of this query has been visible yet."""
+COUNTED = N_("A rescale is counted where there was something to rescale.")
 LATE = N_("This kernel notes its rows only at their end.")
 COLUMNS = {N_("query"): 60.0, N_("maximum m"): 170.0, N_("sum l"): 270.0}
 FACTOR, FACTOR_WIDTH = 330.0, 84.0
@@ -61,8 +62,7 @@ def kernel_softmax(found: Sequence[Piece], told: Sequence[str]) -> Scene:
     num_rows = max(1, min(MOST_ROWS, max(len(_latest(piece)) for piece in found)))
     scene = Scene(_("Running softmax of the rows of this tile"), COLUMN, TOP + num_rows * ROW + 50)
     scene.text(4, 16, _("Running softmax of these rows"), size=15, weight="bold")
-    if not is_told_late(found):
-        scene.notes.append(("words", _("A rescale is counted where there was something to rescale.")))
+    scene.notes += [] if is_told_late(found) else [("words", _(COUNTED))]
     for heading, x in COLUMNS.items():
         scene.text(x, 38, _(heading), size=13, fill="muted", anchor="end")
     scene.text(FACTOR, 38, _("old sum and output"), size=13, fill="muted")
@@ -95,9 +95,8 @@ def kernel_softmax(found: Sequence[Piece], told: Sequence[str]) -> Scene:
             for text, words in zip(own, numbers, strict=True):
                 scene.set(text, text=words)
             is_marked = mark_of[update.query]
-            label = _("nothing yet") if is_first else f"× {update.rescale:.3g}"
-            if is_late:
-                label = _("not told")
+            known = _("nothing yet") if is_first else f"× {update.rescale:.3g}"
+            label = _("not told") if is_late else known
             scene.set(
                 factor,
                 label=label,

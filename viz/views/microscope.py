@@ -5,9 +5,11 @@ Read next: `viz/figures/kernel_lanes.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import streamlit as st
 
-from minivllm.trace.kernel_events import KernelHeader, KernelTrace
+from minivllm.trace.kernel_events import FaultFound, KernelHeader, KernelTrace
 from viz import kernel_stage, links
 from viz.about import about
 from viz.figures.common import PHONE
@@ -69,8 +71,7 @@ def page(run: KernelRun) -> None:
         parts.append(_(ABOUT_BLOCKS))
     with introduction:
         about(" ".join(parts))
-    for fault in found:
-        st.error(f"**{plain(as_judged(fault.kind))}**: {plain(as_judged(fault.message))}")
+    _tell_faults(found)
     shown = played(trace, follow)
     if shown.left_out:
         st.info(
@@ -115,6 +116,20 @@ def _follow(trace: KernelTrace) -> Follow:
     found = {item.name: item for item in choices(trace)}
     words = {name: item.words for name, item in found.items()}
     return found[links.select("follow", words, _("Follow"))]
+
+
+def _tell_faults(found: Sequence[FaultFound]) -> None:
+    """One box with the first of each kind, so that the picture stays in sight; behind it, all of them."""
+    first: dict[str, str] = {}
+    lines = []
+    for fault in found:
+        lines.append(f"**{plain(as_judged(fault.kind))}**: {plain(as_judged(fault.message))}")
+        first.setdefault(fault.kind, lines[-1])
+    if found:
+        st.error("  \n".join(first.values()))
+    if len(found) > len(first):
+        with st.expander(_("All {count:,} faults").format(count=len(found))):
+            st.markdown("\n".join(f"- {line}" for line in lines))
 
 
 def _sizes(header: KernelHeader) -> str:

@@ -57,9 +57,10 @@ class TokenMask:
 class Inside(NamedTuple):
     """What of the vocabulary a node can read within its rule."""
 
-    tokens: list[int]
+    few: list[int]
+    """Tokens that it can read, if they are few."""
     struck_out: int | None
-    """All others, where it can read many: as the bytes of `TokenMask` in one large integer, joined by `&`."""
+    """Otherwise, all others: as the bytes of `TokenMask` in one large integer, joined by `&`."""
     exits: dict[Node, dict[int, list[Branch]]]
     """Node at which the rule might be left → the byte that follows → branches to which it leads."""
 
@@ -101,8 +102,9 @@ class InsideMasks:
                     exits.setdefault(reached, {}).setdefault(byte, []).append(children[byte])
 
         tokens = tree.walk(node, lambda at: at.steps.keys(), _advance, at_branch=note)
-        struck_out = None if len(tokens) <= FEW_TOKENS else self._all_but(tokens)
-        return Inside(tokens, struck_out, exits)
+        if len(tokens) <= FEW_TOKENS:
+            return Inside(tokens, None, exits)
+        return Inside([], self._all_but(tokens), exits)
 
     def _all_but(self, tokens: Iterable[int]) -> int:
         return int.from_bytes(_without(bytearray(b"\1") * len(self.vocabulary), tokens), "little")
@@ -141,9 +143,8 @@ class TokenMasks:
         return found
 
     def _make_ahead(self, state: Stacks) -> None:
-        """Make the masks of the states that must come next. In the names of a schema each byte is given, and
-        twenty masks made together cost as much as five made one a step: between two steps, a processor
-        forgets what it knew of this code."""
+        """Make the masks of the states that must come next, as in the names of a schema: made together, each
+        costs a fraction of one that is made alone, after a step of the model has filled the caches."""
         for _ in range(MOST_AHEAD):
             following = self.pushdown.only_next(state)
             if following is None or following.mask is not None:
@@ -187,7 +188,7 @@ class TokenMasks:
         for node, below in state.branches.items():
             own = inside.of(node, tree, pushdown)
             if own.struck_out is None:
-                few += own.tokens
+                few += own.few
             else:
                 others &= own.struck_out
             for left, by_byte in own.exits.items():

@@ -7,7 +7,8 @@ over a model that is either a real folder or a random one of a known shape (`sha
     field           the same requests through every other engine that can be installed, in turns with ours
     profile         the parts of a step, each beside its floor: the least time that this machine needs for it
     trace           the same run with and without a trace file
-    control-plane   what a block, a scheduling decision and an abort cost, however large the pool or the queue
+    control-plane   what a block, a scheduling decision and an abort cost, however large the pool and
+                    the queue, and what structured output adds to a step
     beams           beam search with shared blocks, and with a full copy at each fork
     prefix-cache    looking up, acquiring and replacing prefixes, however many are known
     kv-cache        decode attention over a KV cache in 32, 16 and 8 bits

@@ -154,7 +154,10 @@ def field(
 
 _add_usual("trace", "What recording a trace costs.", repeat=5)
 _add_usual("profile", "The parts of a step, each beside its floor: the least time that this machine needs.")
-_add_usual("control-plane", "What blocks, scheduling and aborts cost, however large the pool and the queue.")
+_add_usual(
+    "control-plane",
+    "What blocks, scheduling and aborts cost, however large the pool and the queue; and structured output.",
+)
 
 _add_usual("quantized", "What weights of 8 and 4 bits are worth, beside the engine's own 16.", repeat=5)
 _add_usual(

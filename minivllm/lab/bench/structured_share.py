@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 AUTOMATON, FOLLOWING, MASKS = "automaton", "following", "masks"
 PARTS = (AUTOMATON, FOLLOWING, MASKS)
+NUM_PROPERTIES = 20
 PROMPT = "A record of the archive:"
 MOST_TOKENS = 1500
 AT_ONCE = 16
@@ -45,9 +46,9 @@ KINDS: Sequence[dict[str, Any]] = (
 )
 
 
-def schema_of_twenty(family: str) -> dict[str, Any]:
-    """An object of twenty properties, whose names begin with the family's."""
-    names = [f"{family}_property_{number}" for number in range(20)]
+def schema_of(family: str, num_properties: int = NUM_PROPERTIES) -> dict[str, Any]:
+    """An object of so many properties, whose names begin with the family's."""
+    names = [f"{family}_property_{number}" for number in range(num_properties)]
     properties = {name: KINDS[number % len(KINDS)] for number, name in enumerate(names)}
     return {"type": "object", "properties": properties, "required": names}
 
@@ -67,43 +68,45 @@ class StructureShare:
     """What all parts add to the time of the steps."""
 
 
-def measure_structures(subject: Subject, repeat: int) -> tuple[StructureShare, ...]:
+def measure_structures(
+    subject: Subject, repeat: int, *, num_properties: int = NUM_PROPERTIES, at_once: int = AT_ONCE
+) -> tuple[StructureShare, ...]:
     """All kinds of requests, `repeat` times; none, if the model has no tokenizer."""
     if subject.tokenizer is None:
         return ()
-    _run(subject.engine(), ["warm"])  # pools, threads, compiled code
-    rounds = [_round(subject, number) for number in range(repeat)]
+
+    def one_round(number: int) -> list[StructureShare]:
+        """One of each; names of their own make the schemas of a round new."""
+        engine = subject.engine()
+        a, b, c = (schema_of(f"{letter}{number}", num_properties) for letter in "abc")
+        with no_garbage_collection():
+            return [
+                _measured("first of all", engine, [a]),
+                _measured("first of a schema", engine, [b]),
+                _measured("later", engine, [b]),
+                _measured(f"{at_once} at once, first of a schema", engine, [c] * at_once),
+            ]
+
+    _run(subject.engine(), [schema_of("warm", num_properties)])  # pools, threads, compiled code
+    rounds = [one_round(number) for number in range(repeat)]
     return tuple(map(_typical, zip(*rounds, strict=True)))
 
 
-def _round(subject: Subject, number: int) -> list[StructureShare]:
-    """One of each; names of their own make the schemas of a round new."""
-    engine = subject.engine()
-    a, b, c = (f"{letter}{number}" for letter in "abc")
-    with no_garbage_collection():
-        return [
-            _measured("first of all", engine, [a]),
-            _measured("first of a schema", engine, [b]),
-            _measured("later", engine, [b]),
-            _measured(f"{AT_ONCE} at once, first of a schema", engine, [c] * AT_ONCE),
-        ]
-
-
-def _measured(requests: str, engine: Engine, families: Sequence[str]) -> StructureShare:
+def _measured(requests: str, engine: Engine, schemas: Sequence[dict[str, Any]]) -> StructureShare:
     from minivllm.decoding.structured.progress import Progress
 
     watch = Stopwatch(PARTS, thread_time)
     places = ((type(engine), "compile_structure", AUTOMATON), (Progress, "append", FOLLOWING))
     began = thread_time()
     with watch.around(*places, (Progress, "mask", MASKS)):
-        num_steps, num_tokens = _run(engine, families)
+        num_steps, num_tokens = _run(engine, schemas)
     cost = sum(watch.seconds.values())
     others = thread_time() - began - cost
     return StructureShare(requests, num_tokens, others / num_steps, watch.seconds, cost / others)
 
 
-def _run(engine: Engine, families: Sequence[str]) -> tuple[int, int]:
-    """A request for each family's schema: steps, and tokens of the first output.
+def _run(engine: Engine, schemas: Sequence[dict[str, Any]]) -> tuple[int, int]:
+    """A request for each schema: steps, and tokens of the first output.
 
     Raises:
         RuntimeError: an output is no whole object of its schema: its share would be another one.
@@ -111,14 +114,13 @@ def _run(engine: Engine, families: Sequence[str]) -> tuple[int, int]:
     from minivllm.sampling_params import RequestOutputKind, SamplingParams
     from minivllm.structured_outputs import StructuredOutputsParams
 
-    tokenizer = engine.tokenizer
-    assert tokenizer is not None, "it was checked"
-    prompt = tokenizer.encode(PROMPT)
-    for index, family in enumerate(families):
+    assert engine.tokenizer is not None, "it was checked"
+    prompt = engine.tokenizer.encode(PROMPT)
+    for index, schema in enumerate(schemas):
         params = SamplingParams(
             temperature=0.0,
             max_tokens=MOST_TOKENS,
-            structured_outputs=StructuredOutputsParams(json=schema_of_twenty(family)),
+            structured_outputs=StructuredOutputsParams(json=schema),
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         engine.add_request(f"structured-{index}", prompt, params)
@@ -127,11 +129,11 @@ def _run(engine: Engine, families: Sequence[str]) -> tuple[int, int]:
         outputs += engine.step()
         steps += 1
     for output in outputs:
-        found: Any = None
+        text, found = output.outputs[0].text, None
         with suppress(ValueError):
-            found = json.loads(output.outputs[0].text)
-        if not isinstance(found, dict) or len(found) != len(schema_of_twenty("")["properties"]):
-            raise RuntimeError(f"an output is not whole: {output.outputs[0].text!r:.200}")
+            found = json.loads(text)
+        if not isinstance(found, dict) or [*found] != schemas[0]["required"]:
+            raise RuntimeError(f"an output is not whole: {text!r:.200}")
     return steps, len(outputs[0].outputs[0].token_ids)
 
 

@@ -8,6 +8,7 @@ Read next: `workload.py`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -122,7 +123,7 @@ def find_model(name: str | None, scratch: Path) -> tuple[str, Path]:
         name = "nano"
     if name in SHAPES:
         return name, write_checkpoint(name, scratch / name)
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if not folder.is_dir():
         raise ValueError(
             f"model must be {', '.join(SHAPES)}, or a folder with config.json and *.safetensors; got {name!r}"

@@ -19,6 +19,7 @@ from minivllm.lab.bench.field.measures import padding_factor
 from minivllm.lab.bench.invariance import Kind
 from minivllm.lab.bench.invariance import measure as measure_invariance
 from minivllm.lab.bench.report import as_json, print_result, write_json
+from minivllm.lab.bench.structured_share import measure_structures, structures_section
 from minivllm.lab.bench.trace_overhead import typical_seconds
 from minivllm.lab.subjects.subject import find_model, open_subject
 from minivllm.lab.subjects.workload import BenchRequest, Played, make_workload, play, play_side_by_side
@@ -192,6 +193,18 @@ def test_the_control_plane_is_measured_at_every_size() -> None:
     assert result.step.num_sequences == 3
     assert 0 < result.step.schedule_share < result.step.control_plane_share < 1
     print_result(result)
+
+
+def test_structures_are_made_once_and_every_output_is_a_whole_object() -> None:
+    """A run raises, if one is not."""
+    with open_subject(replace(SMALL, model=None)) as subject:
+        first, new, later, together = measure_structures(subject, 1, num_properties=2, at_once=2)
+    assert all(one.share > 0 and one.step_seconds > 0 and one.num_tokens > 20 for one in (first, new, later))
+    assert later.num_tokens == new.num_tokens
+    section = structures_section((first, new, later, together))
+    assert [row[0] for row in section.rows][-1] == "2 at once, first of a schema"
+    with open_subject(SMALL) as subject:
+        assert not measure_structures(subject, 1), "nano has no tokenizer"
 
 
 def test_the_rigs_keep_the_books_of_a_real_control_plane() -> None:

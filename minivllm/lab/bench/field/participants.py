@@ -6,6 +6,7 @@ Read next: `child.py`.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -61,7 +62,7 @@ def start_peers(
     dtype = subject.executor.model_shape.dtype
     with ScratchFolder("field") as scratch:
         model = write_model(subject, scratch / "model")
-        cache = Path(settings.cache or scratch).expanduser().absolute() / fingerprint(model)
+        cache = Path(os.path.expanduser(settings.cache or scratch)).absolute() / fingerprint(model)
         cache.mkdir(parents=True, exist_ok=True)
         job = scratch / "job.json"
         contents = make_job(subject, model, cache, settings, measures)

@@ -123,7 +123,7 @@ def environment(python: Path, peer: Peer, threads: int, device: str = "cpu") -> 
 
 
 def _check_python(name: str, given: str) -> Path:
-    path = Path(given).expanduser().absolute()  # not resolved: an environment is known by its link
+    path = Path(os.path.expanduser(given)).absolute()  # not resolved: an environment is known by its link
     if not path.is_file():
         raise ValueError(f"python: {name}: there is no file {given}")
     if not os.access(path, os.X_OK):

@@ -6,6 +6,7 @@
     backends.py   the two forms of the OpenAI API
     results.py    records ──► throughput, latencies, goodput: vLLM's names
     doubts.py     what makes a run something else than it is called
+    watched.py    the same requests while nobody, one and ten watch; also `against_offline.py`, `beside.py`
 
 A run that lies is worse than none. So a rate is what was really sent, and not what was asked for; requests
 that failed are counted and shown; a client that was too busy to look at its clock says so; and warming up

@@ -8,6 +8,7 @@ Read next: `report.py`.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -233,7 +234,7 @@ def _tokenizer(plan: Plan, card: ServedCard) -> Tokenizer | None:
     from minivllm.model.tokenizer import Tokenizer
 
     if plan.tokenizer is not None:
-        return Tokenizer.from_folder(Path(plan.tokenizer).expanduser())
+        return Tokenizer.from_folder(Path(os.path.expanduser(plan.tokenizer)))
     if card.folder is not None and (card.folder / "tokenizer.json").is_file():
         return Tokenizer.from_folder(card.folder)
     return None
