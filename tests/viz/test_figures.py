@@ -285,6 +285,23 @@ def test_answers_grow_and_unarrived_requests_are_not_given_away(tight):
     assert ends.count("finished (length)") == len(tight.sequences)
 
 
+def test_a_narrow_screen_has_all_requests_in_one_column(tight):
+    *columns, narrow = figures.overview(tight)
+    assert {scene.screen for scene in columns} == {"half"} and narrow.screen == "narrow"
+
+    def tags(*scenes):
+        return [s["label"] for scene in scenes for s in scene.at(0) if s["kind"] == "rect" and s["label"]]
+
+    assert tags(narrow) == tags(*columns)
+
+
+def test_every_row_of_a_crowded_timeline_has_its_name():
+    """Small ones, to be read once the reader has zoomed in."""
+    timeline = make_timeline(trace_factory.make(Workload(num_requests=90, output=(1, 3), arrival_gap=0.5)))
+    texts = {s["text"] for s in figures.scheduler_gantt(timeline).at(0) if s["kind"] == "text"}
+    assert texts >= {name.tag for name in names_of(timeline).values()}
+
+
 # ── captions and names ────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -83,20 +83,7 @@ def scheduler_gantt(
     parked: list[tuple[float, float, float, float]] = []
     for index, request in enumerate(shown):
         y = top + index * row
-        about = subjects.request(names[request].number)
-        if every > 1:  # all of them can be read once the reader has zoomed in
-            size = rounded(row * 0.9)
-            x = left - 10 - 9 * len(names[request].tag)
-            line = rounded(y + row / 2 + size * 0.36)
-            scene.text(x, line, names[request].tag, size=size, anchor="end", fill="muted", subject=about)
-        if index % every == 0:
-            size = min(14.0, row * every)
-            line = y + row / 2 + size * 0.36
-            scene.text(left - 8, line, names[request].tag, size=size, anchor="end", subject=about)
-            if left > 200:
-                words = clip(prompts.get(request, ""), PROMPT_CELLS)
-                whole = clip(prompts.get(request, ""), 300)
-                scene.text(4, rounded(line), words, size=min(12.0, size), fill="muted", tip=whole)
+        _name(scene, names[request], prompts.get(request, ""), index % every == 0, every, y, row)
         if index and row >= 10:
             scene.path(f"M{left:g},{y:g}L{width:g},{y:g}", stroke="rule", stroke_width=0.6)
         for span in timeline.spans[request]:
@@ -117,6 +104,23 @@ def scheduler_gantt(
         scene.begin_step(sentence)
         cursor.move(step)
     return scene
+
+
+def _name(scene: Scene, name: Name, prompt: str, is_large: bool, every: int, y: float, row: float) -> None:
+    """The name of a row that begins at `y`, and how its prompt begins: large at every so many rows."""
+    left, about = rows_left(scene.width), subjects.request(name.number)
+    if every > 1:  # all of them can be read once the reader has zoomed in
+        size = rounded(row * 0.9)
+        x, line = left - 10 - 9 * len(name.tag), rounded(y + row / 2 + size * 0.36)
+        scene.text(x, line, name.tag, size=size, anchor="end", fill="muted", subject=about)
+    if not is_large:
+        return
+    size = min(14.0, row * every)
+    line = y + row / 2 + size * 0.36
+    scene.text(left - 8, line, name.tag, size=size, anchor="end", subject=about)
+    if left > 200:
+        tip = clip(prompt, 300)
+        scene.text(4, rounded(line), clip(prompt, PROMPT_CELLS), size=min(12.0, size), fill="muted", tip=tip)
 
 
 def prompts_of(timeline: Timeline) -> dict[str, str]:
