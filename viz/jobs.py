@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Hashable
 from contextvars import copy_context
 from dataclasses import dataclass, field
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import streamlit as st
@@ -35,6 +35,8 @@ class Job:
     """Why there is no result, in a sentence."""
     is_running: bool = True
     began: float = field(default_factory=monotonic)
+    is_settled: bool = False
+    """Does no browser ask for a look at it any more?"""
 
     @property
     def seconds(self) -> float:
@@ -90,6 +92,18 @@ def watch(job: Job, show: Callable[[Job], None], look_seconds: float = LOOK_SECO
             st.rerun()
 
     look()
+
+
+def settle(job: Job, look_seconds: float = LOOK_SECONDS) -> None:
+    """To be said before another page is opened than the one on which a job was watched.
+
+    A browser that is busy may still have a look under way, and Streamlit would answer it after the other page
+    is there: with the page that was left, and empty. So the page is run once more, which drops such looks.
+    """
+    if not job.is_settled:
+        job.is_settled = True
+        sleep(look_seconds)
+        st.rerun()
 
 
 def _do(job: Job, work: Callable[[Job], Any]) -> None:

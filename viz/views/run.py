@@ -96,6 +96,7 @@ def page(run: object = None) -> None:
     st.markdown(_(INTRODUCTION))
     mine: Job | None = st.session_state.get(MINE)
     if mine is not None and not mine.is_running:
+        jobs.settle(mine, LOOK_SECONDS)
         st.session_state.pop(MINE)
         if isinstance(mine.result, Done) and not mine.result.was_stopped:
             _go_on(mine.result)
