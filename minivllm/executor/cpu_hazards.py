@@ -158,7 +158,7 @@ def compiling(kind: str) -> Iterator[Callable[..., None]]:
     from kernels_numba.kept_code import mark_complete
 
     num_threads, files = torch.get_num_threads(), set(_completed.get(kind, ()))
-    text = f"compiling kernels for this machine ({kind}); it takes about half a minute, once"
+    text = f"compiling kernels for this machine ({kind}); it takes ten to twenty seconds, once"
 
     def prepare_and_note(function: Any, *arguments: Any) -> None:
         files.update(prepare(function, *arguments))

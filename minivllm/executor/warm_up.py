@@ -1,7 +1,8 @@
 """The first second: kernels are compiled beside a run that does not wait for them.
 
-Compiling takes half a minute of a core, once for each type of numbers on a machine. An engine that finds no
-compiled code computes with plain torch, and one other process compiles meanwhile, however many engines start:
+Compiling takes ten to twenty seconds of a core, once for each type of numbers on a machine. An engine that
+finds no compiled code computes with plain torch, and one other process compiles meanwhile, however many
+engines start:
 
     engine ── is the code there? ─┬─ yes ── our kernels
                                   └─ no ─── plain torch until the engine's end, and a line that says so

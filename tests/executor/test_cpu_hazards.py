@@ -134,7 +134,7 @@ def test_compiling_is_announced_once_and_only_if_something_is_compiled(caplog):
             with numba.core.event.trigger_event("numba:compile"):
                 pass
     assert caplog.messages == [
-        "compiling kernels for this machine (a-kind); it takes about half a minute, once"
+        "compiling kernels for this machine (a-kind); it takes ten to twenty seconds, once"
     ]
 
 

@@ -131,7 +131,7 @@ def _starting(job: jobs.Job) -> None:
     st.info(
         _(
             "The server starts ({seconds:.0f} s). The first time on a machine it compiles its "
-            "kernels, which takes a minute or two."
+            "kernels, which takes half a minute."
         ).format(seconds=job.seconds)
     )
     if job.told:

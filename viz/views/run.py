@@ -79,7 +79,7 @@ OPTION_WORDS = {
     "ngram": N_("n-grams: what followed these words before"),
     "draft_model": N_("draft model: a smaller model guesses"),
     "torch": N_("torch: plain, starts at once"),
-    "auto": N_("auto: the fastest, compiled on first use in a minute or two"),
+    "auto": N_("auto: the fastest, compiled on first use in half a minute"),
 }
 STATUS_WORDS = {
     "waiting": N_("waits"),
