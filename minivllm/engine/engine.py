@@ -271,7 +271,7 @@ class Engine(StepLoop):
         if self.core.is_over(state.request.request_id):
             self._land()
         pieces: SequenceOf[str] = ()
-        if self._tells_texts and self.tokenizer:
+        if self._tells_prompt_texts and self.tokenizer:
             pieces = token_texts(self.tokenizer, state.prompt_token_ids)
         asked = state.params.structured_outputs
         structure = asked.words[:MOST_WORDS] if self._tells_texts and asked else ""

@@ -82,7 +82,9 @@ class EngineBooks:
         )
         emit = make_emit(sinks)
         self._emit = emit = HeldEvents(emit) if emit and flights.max_in_flight > 1 else emit
-        self._tells_texts = any(getattr(sink, "wants_texts", True) for sink in sinks)
+        with_texts = [sink for sink in sinks if getattr(sink, "wants_texts", True)]
+        self._tells_texts = bool(with_texts)
+        self._tells_prompt_texts = any(getattr(sink, "wants_prompt_texts", True) for sink in with_texts)
         self.core = EngineCore(
             config, emit, policy=policy, make_cache=lambda: make_cache_manager(config, emit, pages)
         )

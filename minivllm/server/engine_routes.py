@@ -57,9 +57,10 @@ def add_engine_routes(app: FastAPI, model: ServedModel) -> None:
 
 def add_live_route(app: FastAPI, model: ServedModel, live: LiveEvents, *, has_keys: bool) -> None:
     """The engine's events, for those who watch it."""
+    live.tokenizer = model.llm.tokenizer
 
     @app.get("/engine/events", response_model=None)
     async def engine_events(request: Request) -> Response:
         """What the engine does from now on, as server-sent events: a trace, with the texts of all users."""
         host = request.headers.get("host", "")
-        return open_stream(live, lambda: model.llm.is_running, host, has_keys=has_keys)
+        return await open_stream(live, lambda: model.llm.is_running, host, has_keys=has_keys)

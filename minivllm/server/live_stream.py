@@ -8,7 +8,8 @@
 
          : still here                           where nothing happens for a while
 
-What has come goes out at most ten times a second, however fast the steps are.
+What has come goes out ten times a second, however fast the steps are: straight to the connection, if that has
+taken all that was sent before, and else when it has.
 
 The events hold the texts of all users. So where the server asks for a key, this path asks for it, too; and
 where it does not, the path answers only to an address or to localhost. A page of another site whose name was
@@ -28,14 +29,14 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from minivllm.server.errors import ApiError
-from minivllm.server.live import LiveError, LiveEvents, Watcher, comment
-from minivllm.server.responses import ClientGone, unless_gone
+from minivllm.server.live import Hop, LiveError, LiveEvents, Watcher, comment
+from minivllm.server.responses import ClientGone, chunk_writer, unless_gone, write_now
 
 KEEP_ALIVE_SECONDS = 15.0
 """After so long without an event a comment is sent, so that both sides notice a connection that is gone."""
 PAUSE_SECONDS = 0.1
-"""Between two sendings to one watcher. Steps of a small model are far shorter, and nobody sees more than ten
-a second; but each sending to each watcher takes its time from the event loop."""
+"""In which what happens is gathered, and then goes out together. Steps of a small model are far shorter, and
+nobody sees more than ten a second; but each sending to each watcher takes its time from the event loop."""
 GOODBYE_SECONDS = 1.0
 """In which a watcher that is cut off may still read why."""
 
@@ -57,7 +58,7 @@ class LiveStream(Response):
         self._is_running = is_running
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sending = asyncio.ensure_future(unless_gone(self._send_all(send), receive))
+        sending = asyncio.ensure_future(unless_gone(self._send_all(scope, send), receive))
         cut = asyncio.ensure_future(self._watcher.is_cut.wait())
         try:
             await asyncio.wait({sending, cut}, return_when=asyncio.FIRST_COMPLETED)
@@ -72,11 +73,12 @@ class LiveStream(Response):
             with suppress(asyncio.CancelledError, ClientGone, OSError):
                 await sending
 
-    async def _send_all(self, send: Send) -> None:
+    async def _send_all(self, scope: Scope, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        write, self._watcher.write_now = chunk_writer(scope, send), write_now(scope)
         async with aclosing(_chunks(self._watcher, self._is_running)) as chunks:
             async for chunk in chunks:
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                await write(chunk)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -86,6 +88,8 @@ async def _chunks(watcher: Watcher, is_running: Callable[[], bool]) -> AsyncGene
             async with asyncio.timeout(KEEP_ALIVE_SECONDS):
                 chunk = await watcher.next()
         except TimeoutError:
+            if watcher.has_written():
+                continue
             if not is_running():
                 yield comment("the engine has ended")
                 return
@@ -93,10 +97,20 @@ async def _chunks(watcher: Watcher, is_running: Callable[[], bool]) -> AsyncGene
         if not chunk:
             return
         yield chunk
-        await asyncio.sleep(PAUSE_SECONDS)  # what comes meanwhile goes out together
 
 
-def open_stream(live: LiveEvents, is_running: Callable[[], bool], host: str, *, has_keys: bool) -> LiveStream:
+def paced(hop: Callable[..., None]) -> Hop:
+    """The way from the engine's thread to the event loop, where work waits so long that more has come."""
+    return lambda work: hop(_do_later, work)
+
+
+def _do_later(work: Callable[[], None]) -> None:
+    asyncio.get_running_loop().call_later(PAUSE_SECONDS, work)
+
+
+async def open_stream(
+    live: LiveEvents, is_running: Callable[[], bool], host: str, *, has_keys: bool
+) -> LiveStream:
     """Answer someone who wants to watch.
 
     Args:
@@ -113,6 +127,7 @@ def open_stream(live: LiveEvents, is_running: Callable[[], bool], host: str, *, 
             status=403,
             kind="PermissionDeniedError",
         )
+    await live.prepare()
     try:
         return LiveStream(live, is_running)
     except LiveError as error:

@@ -31,6 +31,7 @@ from minivllm.server.async_llm import AsyncLLM
 from minivllm.server.connections import OrderlyServer, PromptProtocol
 from minivllm.server.engine_client import EngineClient
 from minivllm.server.live import LiveEvents
+from minivllm.server.live_stream import paced
 from minivllm.server.metrics import EngineCollector, MetricsCollector
 from minivllm.server.metrics_port import metrics_served
 from minivllm.server.replicas import Replicas
@@ -156,7 +157,7 @@ def _start_engines(
     engine = create_engine(args, sinks=[counts, *([live] if live else [])])
     llm = AsyncLLM(engine)
     if live:
-        live.hop = llm.hop
+        live.hop = paced(llm.hop)
     return llm, partial(EngineCollector, counts, engine)
 
 

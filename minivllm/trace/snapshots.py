@@ -33,7 +33,7 @@ def take_snapshot(state: ReplayState) -> SnapshotTaken:
         members={request: tuple(seqs) for request, seqs in state.members.items()},
         first_sequences=dict(state.first_sequences),
         sequences=tuple(map(_in_snapshot, state.sequences.values())),
-        former=tuple(_in_snapshot(sequence) for sequence in _owners(state)),
+        former=tuple(_in_snapshot(sequence) for sequence in cache_owners(state)),
         free=tuple(_runs(blocks.device.free)),
         tables={seq: tuple(table) for seq, table in blocks.tables.items()},
         cached=tuple(
@@ -49,7 +49,7 @@ def forget_finished(state: ReplayState, *, keep: int = 0) -> None:
 
     To be called between two steps.
     """
-    former = {sequence.seq: sequence for sequence in _owners(state)}
+    former = {sequence.seq: sequence for sequence in cache_owners(state)}
     latest = dict(islice(reversed(state.finished.items()), keep))
     state.finished = dict(reversed(latest.items()))
     state.former = {seq: sequence for seq, sequence in former.items() if seq not in latest}
@@ -70,7 +70,7 @@ def older_requests(snapshot: SnapshotTaken) -> tuple[set[tuple[str, float]], set
     return scheduled, with_tokens
 
 
-def _owners(state: ReplayState) -> Iterator[SequenceState]:
+def cache_owners(state: ReplayState) -> Iterator[SequenceState]:
     """Finished sequences whose tokens the prefix cache holds."""
     for seq in dict.fromkeys(entry.seq for entry in state.blocks.cached.values()):
         if seq not in state.sequences:

@@ -31,8 +31,9 @@ class Sink(Protocol):
     def emit(self, event: Event) -> None:
         """Take one event. It is called within the step, so it should return within microseconds.
 
-        A sink that has caught all its own errors says so by an attribute `is_safe = True`. One that does not
-        look at the texts of a prompt's tokens says `wants_texts = False`: to make them takes 10 µs a token.
+        A sink that has caught all its own errors says so by an attribute `is_safe = True`. One that looks at
+        no texts says `wants_texts = False`, and one that does not look at those of a prompt's tokens
+        `wants_prompt_texts = False`: to make them takes up to 10 µs a token.
         """
 
 

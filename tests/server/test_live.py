@@ -65,7 +65,8 @@ class Follower:
 
 def live_engine(**settings):
     """An engine that is watched, with its steps passed on at once."""
-    live = LiveEvents(**{k: settings.pop(k) for k in ("most_unsent_bytes",) if k in settings})
+    of_live = settings.keys() & {"most_unsent_bytes", "most_kept"}
+    live = LiveEvents(**{name: settings.pop(name) for name in of_live})
     live.hop = lambda work: work()
     return make_engine(sinks=[live], **settings), live
 
@@ -74,7 +75,8 @@ def live_engine(**settings):
 @settings(max_examples=25)
 @given(work=requests, data=st.data())
 def test_whenever_a_watcher_joins_it_replays_the_engines_state_after_every_step(work, data):
-    engine, live = live_engine(**data.draw(limits(work)))
+    most_kept = data.draw(st.sampled_from([0, 20, 2**18]))
+    engine, live = live_engine(most_kept=most_kept, **data.draw(limits(work)))
     watching, added = [], 0
     actions = ["add", "step", "step", "step", "join", "abort", "fail", "interrupt", "reset", "leave"]
     while added < len(work) or engine.has_unfinished_requests():
@@ -127,11 +129,11 @@ def test_while_nobody_watches_steps_wait_and_a_watcher_misses_none():
 
 
 def test_what_has_finished_is_forgotten():
-    engine, live = live_engine(num_blocks=64)
+    engine, live = live_engine(num_blocks=64, most_kept=500)
     for number in range(600):
         engine.add_request(f"{number}", [1, 2, 3], greedy(1))
         engine.step()
-    live.take_in()
+        assert live._num_told - live._num_replayed < 520, "what is kept is bounded, too"
     assert len(live._state.finished) <= 260
     assert not json.loads(lines_of(arrived(live.join()))[1])["former"], "nothing of them is cached"
 
@@ -151,7 +153,7 @@ def test_a_watcher_that_does_not_read_is_cut_off_and_the_others_are_not():
 
 
 def test_a_fault_of_the_live_view_ends_it_and_not_the_engine(monkeypatch, caplog):
-    engine, live = live_engine(num_blocks=64)
+    engine, live = live_engine(num_blocks=64, most_kept=0)
     follower = Follower(live)
     engine.add_request("a", [1, 2, 3], greedy(4))
     monkeypatch.setattr(ReplayState, "apply", lambda *_: 1 / 0)
