@@ -14,8 +14,7 @@ that has come in a tenth of a second is encoded once, however many watch, and wr
 connections. No lock is needed: the engine's thread appends, the loop takes. A watcher that does not read what
 is sent is cut off: the engine never waits for it.
 
-Source: server-sent events, WHATWG HTML, section 9.2. Read next: `live_stream.py`, which sends them;
-`minivllm/trace/snapshots.py`.
+Read next: `watcher.py`; `live_stream.py`, which answers a watcher; `minivllm/trace/snapshots.py`.
 """
 
 from __future__ import annotations
@@ -26,11 +25,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import msgspec
 
 from minivllm.decoding.detokenizer import Decoder, token_texts
+from minivllm.server.watcher import Watcher, comment
 from minivllm.trace.events import (
     AnyEvent,
     BatchPlanned,
@@ -46,15 +46,12 @@ from minivllm.trace.events import (
 from minivllm.trace.replay import ReplayState
 from minivllm.trace.snapshots import cache_owners, forget_finished, take_snapshot
 
-if TYPE_CHECKING:
-    from minivllm.server.answers import WriteNow
-
 logger = logging.getLogger(__name__)
 
 MOST_UNSENT_BYTES = 8 * 2**20
 """What may wait for one watcher; of a small model, minutes of a busy server."""
 MOST_KEPT = 2**18
-"""Events and tokens that are kept until they are replayed: tens of MiB, and minutes of a small model."""
+"""Events and tokens that are kept until they are replayed: some 35 MiB, and a tenth of a second's work."""
 STEPS_AT_ONCE = 32
 """Steps that are replayed before others have their turns: a millisecond."""
 MOST_FINISHED = 256
@@ -68,77 +65,6 @@ Hop = Callable[[Callable[[], None]], None]
 
 class LiveError(RuntimeError):
     """There is nothing to watch, and why."""
-
-
-class Watcher:
-    """What has come for one watcher and is not sent yet. Lives in the event loop.
-
-    Attributes:
-        is_cut: set once this watcher gets no more, because it was too slow.
-        write_now: the short way to its connection, without a task's turn; it returns False where the
-            connection is behind.
-    """
-
-    def __init__(self, most_bytes: int) -> None:
-        self.is_cut = asyncio.Event()
-        self.write_now: WriteNow | None = None
-        self._chunks: deque[bytes] = deque()
-        self._num_bytes = 0
-        self._most_bytes = most_bytes
-        self._is_over = False
-        self._has_come = asyncio.Event()
-        self._is_waiting = False  # whoever sends has sent all
-        self._has_written = False
-
-    def begin(self, first: bytes) -> None:
-        """Forget what has come: all of it is in this, which does not count as unread."""
-        self._chunks, self._num_bytes = deque([first]), 0
-        self._has_come.set()
-
-    def put(self, chunk: bytes) -> None:
-        """Write it, or keep it until it is sent, or cut the watcher off."""
-        if self._is_over:
-            return
-        if self._is_waiting and not self._chunks and self.write_now and self.write_now(lambda: chunk):
-            self._has_written = True
-            return
-        if self._num_bytes + len(chunk) > self._most_bytes:
-            self._chunks.clear()
-            self.is_cut.set()
-            mib = self._most_bytes / 2**20
-            self.end(comment(f"cut off: more than {mib:g} MiB were not read"))
-            return
-        self._chunks.append(chunk)
-        self._num_bytes += len(chunk)
-        self._has_come.set()
-
-    def end(self, last: bytes) -> None:
-        """Nothing comes after this."""
-        if not self._is_over:
-            self._chunks.append(last)
-            self._is_over = True
-            self._has_come.set()
-
-    async def next(self) -> bytes:
-        """All that has come; nothing (`b""`) at the end."""
-        while not self._chunks:
-            if self._is_over:
-                return b""
-            self._has_come.clear()
-            self._is_waiting = True
-            try:
-                await self._has_come.wait()
-            finally:
-                self._is_waiting = False
-        chunks = b"".join(self._chunks)
-        self._chunks.clear()
-        self._num_bytes = 0
-        return chunks
-
-    def has_written(self) -> bool:
-        """Was anything written the short way since this was asked last?"""
-        has_written, self._has_written = self._has_written, False
-        return has_written
 
 
 class LiveEvents:
@@ -317,8 +243,3 @@ class LiveEvents:
         for watcher in self._watchers:
             watcher.end(last)
         self._watchers.clear()
-
-
-def comment(words: str) -> bytes:
-    """A line of the stream that is no event: for people, and for programs that want to know why it ends."""
-    return b": " + " ".join(words.split()).encode(errors="replace") + b"\n\n"

@@ -29,8 +29,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from minivllm.server.errors import ApiError
-from minivllm.server.live import Hop, LiveError, LiveEvents, Watcher, comment
+from minivllm.server.live import Hop, LiveError, LiveEvents
 from minivllm.server.responses import ClientGone, chunk_writer, unless_gone, write_now
+from minivllm.server.watcher import Watcher, comment
 
 KEEP_ALIVE_SECONDS = 15.0
 """After so long without an event a comment is sent, so that both sides notice a connection that is gone."""

@@ -1,5 +1,6 @@
 """Whenever a watcher joins, what it gets replays to the engine's own state; and it holds up nothing."""
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -16,6 +17,7 @@ from minivllm.server import live_stream
 from minivllm.server.app import AppOptions
 from minivllm.server.live import LiveError, LiveEvents
 from minivllm.server.live_stream import _is_address
+from minivllm.server.watcher import Watcher
 from minivllm.trace.events import AnyEvent, TraceHeader
 from minivllm.trace.reader import read_trace
 from minivllm.trace.replay import Replay, ReplayState
@@ -152,6 +154,33 @@ def test_a_watcher_that_does_not_read_is_cut_off_and_the_others_are_not():
     assert quick.state.snapshot() == engine.snapshot()
 
 
+@given(st.lists(st.sampled_from(["put", "put", "turn", "behind", "caught up"]), max_size=30))
+def test_what_goes_the_short_way_overtakes_nothing(actions):
+    async def sent():
+        watcher, sent, is_behind = Watcher(10**6), [], False
+        watcher.write_now = lambda make: not is_behind and not sent.append(make())
+
+        async def send():
+            while chunk := await watcher.next():
+                await asyncio.sleep(0)
+                sent.append(chunk)
+
+        sending = asyncio.ensure_future(send())
+        for number, action in enumerate(actions):
+            if action == "put":
+                watcher.put(b"%d " % number)
+            elif action == "turn":
+                await asyncio.sleep(0)
+            else:
+                is_behind = action == "behind"
+        watcher.end(b"end")
+        await sending
+        return b"".join(sent)
+
+    puts = [number for number, action in enumerate(actions) if action == "put"]
+    assert asyncio.run(sent()) == b"".join(b"%d " % number for number in puts) + b"end"
+
+
 def test_a_fault_of_the_live_view_ends_it_and_not_the_engine(monkeypatch, caplog):
     engine, live = live_engine(num_blocks=64, most_kept=0)
     follower = Follower(live)
@@ -214,7 +243,12 @@ def test_a_stream_is_a_trace_with_the_texts_of_the_answers(watched, tmp_path):
     path.write_bytes(b"\n".join(lines_of(seen)) + b"\n")
     trace = read_trace(path)
     *_, (_, state) = Replay(trace).walk()
-    assert [sequence.text for sequence in state.finished.values()] == [text]
+    (sequence,) = state.finished.values()
+    assert sequence.text == text
+    # The engine makes no texts of prompts; the live view does, for those that come and those that were there.
+    assert not watched.engine._tells_prompt_texts
+    (former,) = json.loads(lines_of(seen)[1])["former"]
+    assert "".join(sequence.prompt_pieces) == "".join(former["prompt_pieces"]) == "<s>Once upon a time"
     assert trace.header.block_size == watched.engine.config.block_size
 
 
