@@ -190,6 +190,10 @@ class ReplayState:
             raise TraceError(f"{type(event).__name__}: {problem}")
         if before is not None:
             before(event, self)
+        self._change(event)
+
+    def _change(self, event: AnyEvent) -> None:
+        """What an event that fits makes of the state."""
         match event:
             case StepStarted():
                 self.step, self.time, self.batch, self.drafts = event.step, event.time, (), {}
