@@ -20,7 +20,7 @@ from tests import bounds, left_behind, patience
 settings.register_profile(
     "default",
     deadline=None,
-    max_examples=20,
+    max_examples=15,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.register_profile("nightly", settings.get_profile("default"), max_examples=3000)

@@ -35,7 +35,7 @@ class Changes:
         self._number_of_slot: dict[int, dict[str, int]] = {}
         """By shape and attribute."""
         self._number_of_value: dict[Value, int] = {}
-        """A text that may not be shown as it is has the number of what is shown for it."""
+        """A text that may not be shown as it is has none (`_new_number`)."""
         self._starts, self._slot, self._value = array("I"), array("I"), array("I")
 
     @property
@@ -61,9 +61,10 @@ class Changes:
             number = self._number_of_value.get(value)
             if number is None:
                 number = self._new_number(value)
-            if now[name] == (shown := self.values[number]):
-                continue
-            now[name] = shown
+                value = self.values[number]
+                if now[name] == value:
+                    continue
+            now[name] = value
             slot = slots.get(name)
             if slot is None:
                 slot = slots[name] = len(self.slots)
@@ -71,13 +72,34 @@ class Changes:
             self._slot.append(slot)
             self._value.append(number)
 
+    def add_one(self, shape: int, now: Shape, name: str, value: Value) -> None:
+        """`add` for a single attribute: half of all changes come alone."""
+        if now[name] == value:
+            return
+        number = self._number_of_value.get(value)
+        if number is None:
+            number = self._new_number(value)
+            value = self.values[number]
+            if now[name] == value:
+                return
+        now[name] = value
+        slots = self._number_of_slot.setdefault(shape, {})
+        slot = slots.get(name)
+        if slot is None:
+            slot = slots[name] = len(self.slots)
+            self.slots.append((shape, name))
+        self._slot.append(slot)
+        self._value.append(number)
+
     def _new_number(self, value: Value) -> int:
-        """A trace may hold any text; none may act on what stands around it, in whichever backend."""
+        """The number of a new value, or of what is shown for a text that may not be shown as it is.
+
+        A trace may hold any text; none may act on what stands around it, in whichever backend.
+        """
         shown = printable(value) if isinstance(value, str) else value
         number = self._number_of_value.setdefault(shown, len(self.values))
         if number == len(self.values):
             self.values.append(shown)
-        self._number_of_value[value] = number
         return number
 
     def patch(self, step: int) -> dict[int, Shape]:

@@ -73,7 +73,7 @@ def checked(language: str) -> str:
 
 def _(text: str) -> str:
     """A text in the current language."""
-    return _catalogue(current()).gettext(text)
+    return _catalogue(_current.get()).gettext(text)
 
 
 def ngettext(one: str, many: str, count: int) -> str:

@@ -36,6 +36,7 @@ from viz.folders import check_may_open, upload_folder
 from viz.language import _
 from viz.offered import offered
 from viz.state import note_recent
+from viz.uncollected import without_collections
 
 ENVIRONMENT = "MINIVLLM_TRACE"
 MOST_NEIGHBOURS = 50
@@ -173,10 +174,11 @@ def _looked_at(path: Path) -> tuple[int, int]:
 @st.cache_resource(max_entries=4, show_spinner=False)
 def _open_cached(path: Path, modified: int, size: int, first: int) -> Run:
     is_long = long_runs.is_long(size)
-    trace = long_runs.stretch(path, modified, size, first) if is_long else read_trace(path)
-    if not trace.num_steps:
-        raise TraceError(f"{words(path)} has no steps yet: a header, and nothing that happened after it")
-    timeline, summary = timeline_and_summary(trace)
+    with without_collections():
+        trace = long_runs.stretch(path, modified, size, first) if is_long else read_trace(path)
+        if not trace.num_steps:
+            raise TraceError(f"{words(path)} has no steps yet: a header, and nothing that happened after it")
+        timeline, summary = timeline_and_summary(trace)
     if not timeline.spans:
         raise TraceError(f"{words(path)} holds no request that was accepted, so there is nothing to draw")
     mark = _fingerprint(path, modified, size) + (f"-{first}" if first else "")

@@ -193,6 +193,10 @@ class Scene:
         """Change a shape in this step. What stays the same is left out of the patch."""
         self.changes.add(shape, self._now[shape], attributes)
 
+    def set_one(self, shape: int, name: str, value: Value) -> None:
+        """The same for one attribute, where a long run changes it at every step."""
+        self.changes.add_one(shape, self._now[shape], name, value)
+
     def forget_steps(self) -> None:
         """Drop all steps, and go on from the picture as it is: for a run that has no end."""
         self.changes = Changes()

@@ -22,6 +22,7 @@ from viz.language import _, current
 from viz.loading import Run
 from viz.player import Jump
 from viz.scene import Scene
+from viz.uncollected import without_collections
 
 # The player's neutrals are those of Streamlit's theme here, and its head stops below Streamlit's own header.
 THEME = (
@@ -152,22 +153,24 @@ def _payload(
     legend: tuple[str, ...],
 ) -> tuple[int, bytes]:
     """How many pictures there are on a wide screen, and all that the player gets."""
-    cards, scenes = _make_cards(), _make_scenes()
     player_id = f"{fingerprint}-{name}-{selected}-{language}" + (f"-{number}" if number else "")
-    data = player.player_data(
-        player_id,
-        fingerprint,
-        presenting.shown(scenes, number),
-        _jumps,
-        _steps,
-        first,
-        start,
-        linked=True,
-        requests=cards,
-        selected=next((number for number, card in enumerate(cards) if card["id"] == selected), -1),
-        legend=legend,
-    )
-    return len(presenting.places(scenes)), player.packed(data)
+    with without_collections():
+        cards, scenes = _make_cards(), _make_scenes()
+        data = player.player_data(
+            player_id,
+            fingerprint,
+            presenting.shown(scenes, number),
+            _jumps,
+            _steps,
+            first,
+            start,
+            linked=True,
+            requests=cards,
+            selected=next((number for number, card in enumerate(cards) if card["id"] == selected), -1),
+            legend=legend,
+        )
+        packed = player.packed(data)
+    return len(presenting.places(scenes)), packed
 
 
 def jumps(timeline: Timeline) -> list[Jump]:

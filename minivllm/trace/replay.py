@@ -170,19 +170,30 @@ class ReplayState:
         """Device blocks that a table maps."""
         return self.header.num_blocks - len(self.free) - self.blocks.num_evictable
 
-    def apply(self, event: AnyEvent, before: Callable[[AnyEvent, ReplayState], None] | None = None) -> None:
+    def apply(
+        self,
+        event: AnyEvent,
+        before: Callable[[AnyEvent, ReplayState], None] | None = None,
+        *,
+        is_known_to_fit: bool = False,
+    ) -> None:
         """Let one event happen.
 
         Args:
             before: is told of the event, with this state, once the event is known to fit it.
+            is_known_to_fit: it was applied to this very state before, so it need not be looked at again.
 
         Raises:
             TraceError: it contradicts what came before, and how, or it is not an event of `AnyEvent`.
         """
-        if problem := contradiction(event, self):
+        if not is_known_to_fit and (problem := contradiction(event, self)):
             raise TraceError(f"{type(event).__name__}: {problem}")
         if before is not None:
             before(event, self)
+        self._change(event)
+
+    def _change(self, event: AnyEvent) -> None:
+        """What an event that fits makes of the state."""
         match event:
             case StepStarted():
                 self.step, self.time, self.batch, self.drafts = event.step, event.time, (), {}
@@ -319,7 +330,7 @@ class ReplayState:
         for seq, start, count in self.batch:
             if sequence := self.sequences.get(seq) or self.finished.get(seq):
                 sequence.num_computed_tokens = start + count - self.drafts.get(seq, 0)
-                if sequence.num_output_tokens and sequence.first_token_time is None:
+                if sequence.first_token_time is None and sequence.num_output_tokens:
                     sequence.first_token_time = event.time
 
     def _rebuild(self, event: StateRebuilt) -> None:
@@ -383,18 +394,20 @@ def replay_step(
     step: int,
     state: ReplayState,
     before: Callable[[AnyEvent, ReplayState], None] | None = None,
+    *,
+    is_known_to_fit: bool = False,
 ) -> None:
     """Let a step's events happen to the state before it.
 
     Args:
-        before: as for `ReplayState.apply`.
+        before, is_known_to_fit: as for `ReplayState.apply`.
 
     Raises:
         TraceError: an event contradicts what came before; with its place in the file.
     """
     for index, event in enumerate(trace.step_events(step), trace.starts[step]):
         try:
-            state.apply(event, before)
+            state.apply(event, before, is_known_to_fit=is_known_to_fit)
         except TraceError as error:
             raise TraceError(
                 f"{trace.place(index)}, contradicts what came before ({error}): the file was changed after "

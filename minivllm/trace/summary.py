@@ -74,24 +74,29 @@ class _Latencies:
     steps_with_tokens: Counter[_Request] = field(default_factory=Counter)
     older: set[_Request] = field(default_factory=set)
     """Those that had got their first token before the trace began."""
+    request_of: dict[int, _Request] = field(default_factory=dict)
+    """By sequence, of those met so far."""
 
     def add(self, record: StepRecord, state: ReplayState) -> None:
         if record.snapshot:
             self.scheduled, self.older = older_requests(record.snapshot)
-
-        def request_of(seq: int) -> _Request:
-            return _request_of(state.sequences.get(seq) or state.finished[seq])
-
-        for request in dict.fromkeys(request_of(item.seq) for item in record.batch):
+        for request in self._requests_of([item.seq for item in record.batch], state):
             if request not in self.scheduled:
                 self.scheduled.add(request)
                 self.queue_times.append(record.start - request[1])
-        for request in dict.fromkeys(request_of(seq) for seq, _, _ in record.sampled):
+        for request in self._requests_of([seq for seq, _, _ in record.sampled], state):
             if request in self.last_token_time:
                 self.inter_token.append(record.end - self.last_token_time[request])
             self.first_token_time.setdefault(request, record.end)
             self.last_token_time[request] = record.end
             self.steps_with_tokens[request] += 1
+
+    def _requests_of(self, seqs: list[int], state: ReplayState) -> dict[_Request, None]:
+        """Each once, in the order of its first sequence."""
+        for seq in seqs:
+            if seq not in self.request_of:
+                self.request_of[seq] = _request_of(state.sequences.get(seq) or state.finished[seq])
+        return dict.fromkeys(self.request_of[seq] for seq in seqs)
 
     def ttft(self) -> Percentiles:
         known = (item for item in self.first_token_time.items() if item[0] not in self.older)

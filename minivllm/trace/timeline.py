@@ -74,8 +74,11 @@ def walk(trace: Trace) -> Iterator[tuple[StepRecord, ReplayState]]:
 
 
 def walk_again(timeline: Timeline) -> Iterator[tuple[StepRecord, ReplayState]]:
-    """The same with the records that were made before: only the state is told anew."""
+    """The same with the records that were made before: only the state is told anew.
+
+    The first walk has seen that the events fit each other.
+    """
     state = ReplayState(timeline.trace.header)
     for record in timeline.records:
-        replay_step(timeline.trace, record.step, state)
+        replay_step(timeline.trace, record.step, state, is_known_to_fit=True)
         yield record, state

@@ -205,6 +205,8 @@ def test_nothing_is_drawn_outside_the_picture(trace):
         *figures.overview(timeline),
     ):
         for shape in scene.at(trace.num_steps - 1):
+            if shape.get("width") == 0 or shape.get("text") == "":
+                continue  # of an edge that is folded: nothing is seen of it
             if shape["kind"] == "rect":
                 assert -2 <= shape["x"] <= shape["x"] + shape["width"] <= scene.width + 2
                 assert -2 <= shape["y"] <= shape["y"] + shape["height"] <= scene.height + 2

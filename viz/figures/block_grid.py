@@ -14,7 +14,7 @@ outline and tooltip. Read next: `block_pool.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import NamedTuple
 
@@ -36,7 +36,8 @@ class Cell:
     x: float
     y: float
     shape: int
-    badge: int | None
+    free_tip: str
+    badge: int | None = None
     number: int | None = None
 
 
@@ -104,13 +105,13 @@ class BlockGrid:
                 tip=tip,
                 subject=about(block) if about else "",
             )
-            self.cells[block] = Cell(x, y, shape, None)
+            self.cells[block] = Cell(x, y, shape, tip)
         if self.size >= ROOMY:
             for block, cell in self.cells.items():
                 badge = scene.rect(cell.x - 1, cell.y - 1, 0, 13, label_size=12)
                 x, y = cell.x + self.inner - 3, cell.y + 10
                 number = scene.text(x, y, f"{block}", size=9, anchor="end", fill="on-free")
-                self.cells[block] = Cell(cell.x, cell.y, cell.shape, badge, number)
+                self.cells[block] = replace(cell, badge=badge, number=number)
         self._arrows: list[tuple[int, int]] = []
         self._free_strips: list[int] = []
         self._strips: dict[int, int] = {}
@@ -148,7 +149,7 @@ class BlockGrid:
             "stroke": "ink" if mark else "outline",
             "stroke_width": self.bold if mark else 1.0,
             "dash": mark.dash if mark else "",
-            "tip": look.tip or _("{noun} {block}: free").format(noun=self.noun, block=block),
+            "tip": look.tip or cell.free_tip,
             "detail": look.detail,
             "filled": look.filled,
             "of": look.of,
@@ -175,7 +176,7 @@ class BlockGrid:
     def fill(self, block: int, filled: int) -> None:
         """Of a block that is drawn, only the number of its filled slots has changed."""
         if cell := self.cells.get(block):
-            self.scene.set(cell.shape, filled=filled)
+            self.scene.set_one(cell.shape, "filled", filled)
 
     def draw_strips(self, empty: Mapping[int, float]) -> None:
         """Show the empty share of the blocks in `empty`, and of no others."""
@@ -186,24 +187,22 @@ class BlockGrid:
 
         A block keeps its strip until it is full: then only what really changes is told.
         """
+        for block in [block for block, share in empty.items() if not share and block in self._strips]:
+            strip = self._strips.pop(block)
+            self.scene.set_one(strip, "width", 0.0)
+            self._free_strips.append(strip)
         for block, share in empty.items():
-            if not share and block in self._strips:
-                strip = self._strips.pop(block)
-                self.scene.set(strip, width=0.0)
-                self._free_strips.append(strip)
-        for block, share in empty.items():
-            cell = self.cells.get(block) if share else None
-            if cell is None:
+            if not share or (cell := self.cells.get(block)) is None:
                 continue
-            if block not in self._strips:
-                self._strips[block] = self._free_strips.pop()
-                self.scene.set(self._strips[block], **self._strip_box(cell))
-            strip = self._strips[block]
+            strip = self._strips.get(block, -1)
+            if strip < 0:
+                strip = self._strips[block] = self._free_strips.pop()
+                self.scene.set(strip, **self._strip_box(cell))
             if self.size >= LABELLED:
                 width = rounded(max(0.0, self.inner * share - 1))
                 self.scene.set(strip, x=rounded(cell.x + self.inner * (1 - share)), width=width)
             else:
-                self.scene.set(strip, height=rounded((self.inner - 2) * share))
+                self.scene.set_one(strip, "height", rounded((self.inner - 2) * share))
 
     def _strip_box(self, cell: Cell) -> dict[str, float]:
         """What stays the same while a block fills up."""

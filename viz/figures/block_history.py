@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from typing import Any
 
 from minivllm.trace.replay import SequenceState
@@ -118,12 +119,9 @@ class BlockHistory:
     def to_data(self, sequences: Mapping[int, SequenceState], block_size: int) -> dict[str, Any]:
         """For the player: columns, one entry after the other, those of a block together."""
         blocks = sorted(self._entries)
-        starts, columns = array("I"), [array("I") for _column in range(3)]
-        for block in blocks:
-            starts.append(len(columns[0]))
-            for entry in self._entries[block]:
-                for numbers, number in zip(columns, entry, strict=True):
-                    numbers.append(number)
+        starts = array("I", [0, *accumulate(len(self._entries[block]) for block in blocks)][:-1])
+        entries = [entry for block in blocks for entry in self._entries[block]]
+        columns = [array("I", [entry[index] for entry in entries]) for index in range(3)]
         number_of = {request: index for index, request in enumerate(self.names)}
         return {
             "blocks": blocks,

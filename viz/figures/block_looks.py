@@ -45,6 +45,8 @@ class BlockLooks:
         self.selected = selected
         self.spotlight = spotlight
         self.readers, self.host_readers = Readers(), Readers()
+        self._told: dict[int, tuple[dict[int, int], str, str]] = {}
+        """Block → its readers when it was looked at last, and the words that only they decide."""
         self.filled_words = _("{filled} of {size} slots filled").replace("{size}", f"{header.block_size}")
 
     def of(self, block: int, marks: StepMarks, state: ReplayState) -> Look:
@@ -60,34 +62,41 @@ class BlockLooks:
             self.requests[reader] == self.selected for reader in readers
         )
         words = [mark.words] if mark else []
-        words += [
-            _("copied from block {source}").format(source=source)
-            for source, target in marks.copies
-            if target == block
-        ][-1:]
+        if sources := [source for source, target in marks.copies if target == block]:
+            words.append(_("copied from block {source}").format(source=sources[-1]))
         if block in state.blocks.cached:
             words.append(_("in the prefix cache"))
         is_lit = is_selected or not self.spotlight
         if self.spotlight and is_selected:
             name = self.names[self.selected or ""]
+        tip, of = self._tell(block, readers, seq, logical)
         return Look(
             fill=name.colour if is_lit else "waiting",
             label=name.tag if is_lit else "",
             references=len(readers) if is_lit else 0,
             mark=mark if is_lit else None,
             is_selected=is_selected and not self.spotlight,
-            tip=_("Block {block}: {words}").format(
-                block=block, words=self._owner_words(readers, seq, logical)
-            ),
-            detail=_(", ").join(words),
+            tip=tip,
+            detail=_(", ").join(words) if words else "",
             filled=filled_slots(state, readers),
-            of=belongs_to(self.names[self.requests[reader]].number for reader in readers),
+            of=of,
         )
 
     def filled(self, block: int, state: ReplayState) -> int | None:
         """How many slots of a block hold a token; None if no table maps it."""
         readers = self.readers.of.get(block)
         return filled_slots(state, readers) if readers else None
+
+    def _tell(self, block: int, readers: dict[int, int], seq: int, logical: int) -> tuple[str, str]:
+        """`Look.tip` and `Look.of` of a block that is read. It is looked at again when its mark goes: then
+        its readers are mostly the same, and so are the words."""
+        before, tip, of = self._told.get(block, ({}, "", ""))
+        if readers != before:
+            words = self._owner_words(readers, seq, logical)
+            tip = _("Block {block}: {words}").format(block=block, words=words)
+            of = belongs_to(self.names[self.requests[reader]].number for reader in readers)
+            self._told[block] = dict(readers), tip, of
+        return tip, of
 
     def _owner_words(self, readers: dict[int, int], seq: int, logical: int) -> str:
         words = _("request {name}, logical block {logical}").format(

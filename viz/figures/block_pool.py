@@ -16,11 +16,10 @@ Source: Kwon et al. (SOSP 2023), figures 5 to 9. Read next: `block_table.py`.
 
 from __future__ import annotations
 
-from math import ceil
 from typing import Any
 
 from minivllm.trace.replay import ReplayState
-from minivllm.trace.timeline import BatchItem, StepRecord, Timeline, walk_again
+from minivllm.trace.timeline import StepRecord, Timeline, walk_again
 from viz import subjects
 from viz.figures.block_grid import BlockGrid
 from viz.figures.block_history import BlockHistory
@@ -146,7 +145,7 @@ class BlockPoolPicture:
             self.history.note(record, changed, marks, self.readers)
         for block in changed | self.changed_before:
             self.grid.draw(block, self.looks.of(block, marks, state))
-        growing = {block for item in record.batch for block in self._written(item, state)}
+        growing = self._growing(record, state)
         filled = {block: self.looks.filled(block, state) for block in changed | growing}
         for block in growing - changed:
             self.grid.fill(block, filled[block] or 0)
@@ -186,11 +185,14 @@ class BlockPoolPicture:
         )
         self.scene.set(self.host_title, text=words)
 
-    def _written(self, item: BatchItem, state: ReplayState) -> list[int]:
-        """The blocks that receive this step's keys and values of one sequence."""
-        size = self.header.block_size
-        table = state.tables.get(item.seq, [])
-        return table[item.start // size : ceil((item.start + item.num_tokens) / size)]
+    def _growing(self, record: StepRecord, state: ReplayState) -> set[int]:
+        """The blocks that receive this step's keys and values."""
+        size, tables = self.header.block_size, state.tables
+        growing: set[int] = set()
+        for item in record.batch:
+            first, last = item.start // size, (item.start + item.num_tokens - 1) // size
+            growing.update(tables.get(item.seq, ())[first : last + 1])
+        return growing
 
     def _most_partly_filled(self, record: StepRecord) -> int:
         """So many blocks may have an empty part: one of each table, and those that are only reserved."""

@@ -32,10 +32,10 @@ class PoolStrip:
         size, total = self.header.block_size, self.header.num_blocks
         unit = NARROW / (total * size)
         filled, used = record.num_filled_slots, record.num_used_blocks * size
-        self.scene.set(self.shapes["filled"], width=rounded(filled * unit))
-        self.scene.set(self.shapes["wasted"], x=rounded(filled * unit), width=rounded((used - filled) * unit))
-        waste = (rounded(filled * unit), self.y, rounded((used - filled) * unit), 14.0)
-        self.scene.set(self.hatching, d=hatch_path([waste]))
+        end, waste = rounded(filled * unit), rounded((used - filled) * unit)
+        self.scene.set_one(self.shapes["filled"], "width", end)
+        self.scene.set(self.shapes["wasted"], x=end, width=waste)
+        self.scene.set_one(self.hatching, "d", hatch_path([(end, self.y, waste, 14.0)]))
         words = [_("{count:,} blocks in use").format(count=record.num_used_blocks)]
         if "cached" in self.shapes:
             evictable = record.num_evictable_blocks

@@ -31,9 +31,9 @@ class Readers:
         changed: set[int] = set()
         for seq in seqs:
             old, new = self._tables.pop(seq, []), list(tables.get(seq, ()))
-            same = 0
-            while same < min(len(old), len(new)) and old[same] == new[same]:
-                same += 1
+            same = min(len(old), len(new))
+            if old[:same] != new[:same]:  # mostly a table has only grown
+                same = next(index for index in range(same) if old[index] != new[index])
             for block in old[same:]:
                 del self.of[block][seq]
             for logical, block in enumerate(new[same:], same):
@@ -46,16 +46,20 @@ class Readers:
     def first(self, block: int) -> tuple[int, int] | None:
         """The reader that arrived first: `(seq, logical)`; None if there is no reader."""
         readers = self.of.get(block)
-        return min(readers.items()) if readers else None
+        if not readers:
+            return None
+        return min(readers.items()) if len(readers) > 1 else next(iter(readers.items()))
 
 
 def filled_slots(state: ReplayState, readers: Mapping[int, int]) -> int:
     """How many slots of a block hold a token: as many as the furthest of its readers has filled."""
-    size, most = state.header.block_size, 0
+    size, sequences, most = state.header.block_size, state.sequences, 0
     for seq, logical in readers.items():
-        if sequence := state.sequences.get(seq):
-            most = max(most, sequence.num_computed_tokens - logical * size)
-    return min(size, most)
+        if sequence := sequences.get(seq):
+            filled = sequence.num_computed_tokens - logical * size
+            if filled > most:
+                most = filled
+    return most if most < size else size
 
 
 @dataclass
@@ -108,6 +112,8 @@ HOST_DEPARTURES: tuple[str, ...] = ("in",)
 
 def mark_of(happened: set[str], references: int, *, is_host: bool = False) -> Mark | None:
     """The mark of a block: of what happened to it in this step, what led to its present state."""
+    if not happened:
+        return None
     if references:
         names = HOST_ARRIVALS if is_host else ARRIVALS
     else:

@@ -124,7 +124,7 @@ def test_the_simulator_decides_as_the_engine_with_a_simulated_executor_does(work
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "chunked", "priority", "static(timeout_seconds=0)"])
-@settings(max_examples=settings.default.max_examples // 20)
+@settings(max_examples=max(1, settings.default.max_examples // 20))
 @given(workload=workloads(most=6))
 def test_the_simulator_decides_as_the_engine_with_the_shipped_model_does(executor, policy, workload):
     config = SchedulerConfig(

@@ -9,6 +9,7 @@ from minivllm.lab.bench.serve.watched import Watched, WatchedSettings, compare_o
 from minivllm.lab.bench.serve.watchers import watchers
 from minivllm.lab.subjects.workload import BenchRequest
 from minivllm.server.live import LiveEvents
+from tests import event_loops
 from tests.server.conftest import RunningServer
 
 
@@ -17,14 +18,16 @@ def server():
     running = RunningServer(live=LiveEvents())
     running.model.names.append("measured")
     yield running
-    running.server_loop_call(running.model.live.end)
+    if running.model.live.num_watchers:
+        running.server_loop_call(running.model.live.end)
     running.stop()
 
 
 def test_all_sides_send_the_same_and_those_who_watch_read_every_step(server):
     own = OwnServer(server.url, os.getpid())
     work = [BenchRequest(f"it-{index}", (5, 6, 7 + index), 12) for index in range(2)]
-    rows, _ = compare_one(own, own, work, WatchedSettings(repeat=1, watchers=(0, 3)))
+    settings = WatchedSettings(repeat=1, watchers=(0, 3))
+    rows, _ = event_loops.call(compare_one, own, own, work, settings)
     assert [(row.streams, row.watchers) for row in rows] == [(2, None), (2, 0), (2, 3)]
     assert rows[0].ratio == 1 and rows[0].engine_added == 0
     assert rows[0].messages == rows[1].messages == 0
