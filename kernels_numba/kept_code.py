@@ -28,8 +28,11 @@ from functools import cache
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
-from tempfile import TemporaryFile, mkdtemp
+from tempfile import TemporaryFile
 from uuid import uuid4
+
+from minivllm.scratch import ScratchFolder
+from minivllm.user_caches import user_caches
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +41,8 @@ CPU_INFO = Path("/proc/cpuinfo")
 CHOSEN_BY_USER = ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "NUMBA_ENABLE_AVX", "NUMBA_OPT")
 """Variables that change what Numba compiles."""
 CHECKSUM_BYTES = sha256().digest_size
+_instead: list[ScratchFolder] = []
+"""Of this process, whose usual folder cannot be written: they go when it ends."""
 
 
 # ---- the folder --------------------------------------------------------------------------------------
@@ -51,7 +56,8 @@ def cache_folder() -> Path:
         with TemporaryFile(dir=folder):
             return folder
     except OSError as error:
-        temporary = Path(mkdtemp(prefix="minivllm-kernels-"))
+        _instead.append(ScratchFolder("kernels"))
+        temporary = _instead[-1].path
         logger.warning(
             "compiled code cannot be kept in %s (%s): it goes to %s, and the next start compiles again; "
             "set NUMBA_CACHE_DIR to a folder that can be written",
@@ -66,7 +72,8 @@ def usual_folder() -> Path:
     """Where compiled code is kept, if that folder can be written."""
     where = str(SOURCES)  # Numba keeps apart what lies in different folders
     whole = sha256("\n".join((source_hash(), where, *_surroundings())).encode())
-    return _user_caches() / "minivllm" / f"kernels-{whole.hexdigest()[:16]}"
+    caches = Path(os.environ.get("NUMBA_CACHE_DIR") or user_caches())
+    return caches / "minivllm" / f"kernels-{whole.hexdigest()[:16]}"
 
 
 def source_hash() -> str:
@@ -91,24 +98,6 @@ def _surroundings() -> tuple[str, ...]:
     chosen = [f"{name}={os.environ.get(name, '')}" for name in CHOSEN_BY_USER]
     machine = (sys.platform, platform.machine(), platform.processor())
     return (*versions, sys.version, *machine, *sorted(set(known)), *chosen)
-
-
-def _user_caches() -> Path:
-    if given := os.environ.get("NUMBA_CACHE_DIR"):
-        return Path(given)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or _home() / "AppData" / "Local")
-    if sys.platform == "darwin":
-        return _home() / "Library" / "Caches"
-    return Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache")
-
-
-def _home() -> Path:
-    """A user without a home, as in many containers, has the null device, in which no folder can be made."""
-    try:
-        return Path.home()
-    except RuntimeError:
-        return Path(os.devnull)
 
 
 # ---- sealed files ------------------------------------------------------------------------------------

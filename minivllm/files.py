@@ -80,14 +80,6 @@ def new_folder(path: str | Path, name: str) -> Iterator[Path]:
             shutil.rmtree(beside, ignore_errors=True)
 
 
-def home_folder() -> Path:
-    """The user's own; where there is none, as in many containers, the null device, which can hold nothing."""
-    try:
-        return Path.home()
-    except RuntimeError:
-        return Path(os.devnull)
-
-
 def reason(error: Exception) -> str:
     """Why, in the system's words and without the path, which messages name themselves."""
     return getattr(error, "strerror", None) or str(error)

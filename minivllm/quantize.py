@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -27,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minivllm.files import CannotWrite, check_new_folder, home_folder, new_folder
+from minivllm.files import CannotWrite, check_new_folder, new_folder
 from minivllm.model.config import ModelConfig
 from minivllm.model.decoder import Decoder
 from minivllm.model.hub import resolve_model, resolve_tokenizer
@@ -44,6 +43,7 @@ from minivllm.model.quantization.settings import QuantizationSettings, make_sett
 from minivllm.model.quantization.texts import HELD_OUT, read_samples
 from minivllm.model.tokenizer import Tokenizer
 from minivllm.model.weights import Checkpoint
+from minivllm.user_caches import user_caches
 from minivllm.validation import check_integer, shown
 
 NUM_HELD_OUT = 32
@@ -185,15 +185,6 @@ def torch_dtype(config: ModelConfig) -> torch.dtype:
     """The type that the checkpoint was saved for."""
     dtype: torch.dtype = getattr(torch, config.dtype)
     return dtype
-
-
-def user_caches() -> Path:
-    """The user's folder for what can be made again."""
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or home_folder() / "AppData" / "Local")
-    if sys.platform == "darwin":
-        return home_folder() / "Library" / "Caches"
-    return Path(os.environ.get("XDG_CACHE_HOME") or home_folder() / ".cache")
 
 
 def _samples(folder: Path, config: ModelConfig, calibration: Calibration) -> Samples:

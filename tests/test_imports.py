@@ -37,6 +37,7 @@ ENGINE = {
     "minivllm.terminal",
     "minivllm.text",
     "minivllm.trace",
+    "minivllm.uncollected",
     "minivllm.usage",
     "minivllm.validation",
 }

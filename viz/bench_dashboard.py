@@ -22,7 +22,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +29,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import psutil
+
 from minivllm.processes import child_command, end_in_order, python_variables
+from minivllm.scratch import ScratchFolder
 from minivllm.trace.reader import Trace, TraceError, read_trace
 from viz import state
 from viz.bench_player import FLAGS, SHOWN, about, find_browser, press_keys, trace_factory
@@ -50,10 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     browser = find_browser()
     if browser is None:
         return 2
-    with tempfile.TemporaryDirectory() as name:
-        os.environ[state.ENVIRONMENT] = name  # nothing that is measured is remembered
+    with ScratchFolder("dashboard") as folder:
+        os.environ[state.ENVIRONMENT] = str(folder)  # nothing that is measured is remembered
         try:
-            large = given.trace or invented(Path(name) / "large.jsonl")
+            large = given.trace or invented(folder / "large.jsonl")
             print(f"large: {about(read_trace(large))}")
         except TraceError as error:
             print(error, file=sys.stderr)
@@ -131,12 +133,9 @@ def timed(what: str, process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 def worked(process: subprocess.Popen[bytes]) -> float:
-    """Processor seconds of a process and its children that have ended; NaN where the system is silent."""
-    try:
-        fields = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except OSError:
-        return float("nan")
-    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    """Processor seconds of a process and its children that have ended."""
+    times = psutil.Process(process.pid).cpu_times()
+    return float(times.user + times.system + times.children_user + times.children_system)
 
 
 if __name__ == "__main__":

@@ -76,8 +76,6 @@ Kinds = dict[str, str]
 
 def in_words_of_the_reader(text: str) -> str:
     """What the engine said, as the reader speaks."""
-    if current() == "en":
-        return text
     return said_in(text, (*NAMES, *FORMS))
 
 
@@ -88,6 +86,8 @@ def as_named(text: str) -> str:
 
 def said_in(text: str, forms: tuple[str, ...], kinds: Kinds | None = None) -> str:
     """A text in the current language, if it is of one of these forms; else as it is."""
+    if current() == "en":
+        return text
     for form, pattern in patterns(forms, tuple((kinds or {}).items())):
         if match := pattern.fullmatch(text):
             values = {name: said_in(value, forms, kinds) for name, value in match.groupdict().items()}

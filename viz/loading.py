@@ -31,12 +31,12 @@ from minivllm.trace.reader import TraceError, read_trace
 from minivllm.trace.story_events import StoryTrace, is_story, read_story
 from minivllm.trace.summary import RunSummary, timeline_and_summary
 from minivllm.trace.timeline import Timeline
+from minivllm.uncollected import without_collections
 from viz import long_runs, samples
 from viz.folders import check_may_open, upload_folder
 from viz.language import _
 from viz.offered import offered
 from viz.state import note_recent
-from viz.uncollected import without_collections
 
 ENVIRONMENT = "MINIVLLM_TRACE"
 MOST_NEIGHBOURS = 50

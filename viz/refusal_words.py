@@ -11,7 +11,7 @@ Read next: `engine_words.py`, the same for what a run was like.
 from __future__ import annotations
 
 from viz.engine_words import said_in
-from viz.language import N_, current
+from viz.language import N_
 from viz.trace_words import DAMAGE
 
 REFUSALS = (
@@ -119,4 +119,4 @@ KINDS = {"name": r"[\w.\[\]']+", "count": r"-?[\d,.]+"}
 
 def refused_in_words(text: str) -> str:
     """Why the engine refused something, as the reader speaks; as it is, if it is of no known form."""
-    return text if current() == "en" else said_in(text, (*REFUSALS, *DAMAGE), KINDS)
+    return said_in(text, (*REFUSALS, *DAMAGE), KINDS)

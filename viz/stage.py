@@ -17,12 +17,12 @@ import streamlit as st
 
 from minivllm.trace.reader import Trace
 from minivllm.trace.timeline import Timeline
+from minivllm.uncollected import without_collections
 from viz import figures, player, presenting, take_away
 from viz.language import _, current
 from viz.loading import Run
 from viz.player import Jump
 from viz.scene import Scene
-from viz.uncollected import without_collections
 
 # The player's neutrals are those of Streamlit's theme here, and its head stops below Streamlit's own header.
 THEME = (

@@ -20,7 +20,7 @@ from kernels_numba import kept_code
 from kernels_numba.cpu import FOLDER, cache, rows
 from kernels_numba.kept_code import DamagedError, read_sealed, write_sealed
 from minivllm.files import CannotWrite, check_new_folder, new_folder
-from minivllm.quantize import user_caches
+from minivllm.user_caches import user_caches
 from tests import patience
 
 ROOT = Path(__file__).parents[2]

@@ -21,6 +21,8 @@ from statistics import median
 from time import perf_counter
 from typing import Generic, TypeVar
 
+from minivllm.uncollected import without_collections
+
 T = TypeVar("T")
 
 
@@ -40,14 +42,9 @@ def no_garbage_collection() -> Iterator[None]:
 
     It takes milliseconds, and what a run keeps is no garbage anyway.
     """
-    was_enabled = gc.isenabled()
     gc.collect()
-    gc.disable()
-    try:
+    with without_collections():
         yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def timed(call: Callable[[], T]) -> Sample[T]:

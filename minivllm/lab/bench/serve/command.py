@@ -294,18 +294,22 @@ def _compare_servers(options: dict[str, Any]) -> None:
 
     pythons = parse_pythons(options["python"] or [])
     settings = BesideSettings(
-        options["model"],
-        options["threads"],
-        options["repeat"],
-        options["requests"],
-        seed=options["seed"],
-        streams=parse_numbers("streams", options["streams"]),
+        **_comparison(options),
         peers=tuple(dict.fromkeys(options["peer"] or pythons)),
         pythons=pythons,
         timeout=options["timeout"],
-        flags=tuple(_flags(options)),
     )
     _print_and_write(lambda: compare_servers(settings), options["json"])
+
+
+def _comparison(options: dict[str, Any]) -> dict[str, Any]:
+    """What all comparisons are told: the model, the requests, and how the servers are started."""
+    names = ("model", "threads", "repeat", "requests", "seed")
+    return {
+        **{name: options[name] for name in names},
+        "streams": parse_numbers("streams", options["streams"]),
+        "flags": tuple(_flags(options)),
+    }
 
 
 def _print_and_write(measure: Callable[[], Any], path: Path | None) -> None:
@@ -323,15 +327,7 @@ def _print_and_write(measure: Callable[[], Any], path: Path | None) -> None:
 def _compare(options: dict[str, Any]) -> None:
     from minivllm.lab.bench.serve.against_offline import OfflineSettings, compare
 
-    settings = OfflineSettings(
-        options["model"],
-        options["threads"],
-        options["repeat"],
-        options["requests"],
-        seed=options["seed"],
-        streams=parse_numbers("streams", options["streams"]),
-        flags=tuple(_flags(options)),
-    )
+    settings = OfflineSettings(**_comparison(options))
     _print_and_write(lambda: compare(settings), options["json"])
 
 
@@ -339,14 +335,8 @@ def _compare_watched(options: dict[str, Any]) -> None:
     from minivllm.lab.bench.serve.watched import WatchedSettings, compare_watched
 
     settings = WatchedSettings(
-        options["model"],
-        options["threads"],
-        options["repeat"],
-        options["requests"],
-        seed=options["seed"],
-        streams=parse_numbers("streams", options["streams"]),
+        **_comparison(options),
         watchers=parse_numbers("watchers", options["watchers"], at_least=0),
-        flags=tuple(_flags(options)),
     )
     _print_and_write(lambda: compare_watched(settings), options["json"])
 

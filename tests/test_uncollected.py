@@ -5,7 +5,7 @@ from threading import Barrier, Thread
 
 import pytest
 
-from viz.uncollected import without_collections
+from minivllm.uncollected import without_collections
 
 
 def test_it_rests_inside_and_goes_on_behind_even_behind_an_error():

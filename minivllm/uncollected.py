@@ -1,14 +1,15 @@
-"""Building without garbage collections: while a trace is read or scenes are made, Python's collector rests.
+"""Python's garbage collector at rest: while traces are read, scenes made, kernels compiled, calls timed.
 
-Both allocate a million objects that all stay. CPython's collector counts allocations: it walks over the young
-objects after every 700 of them, and from time to time over all there are, the cached runs among them. Here it
-would find nothing, and it stops all threads meanwhile: about a fifteenth of the time until a first picture.
-What is no longer referred to is freed at once as always; only cycles wait, until the collector goes on.
+Building allocates a million objects that all stay. CPython's collector counts allocations: it walks over the
+young objects after every 700 of them, and from time to time over all there are, the cached runs among them.
+Here it would find nothing, and it stops all threads meanwhile: a fifteenth of the time until a first picture,
+a sixth of compiling. What is no longer referred to is freed at once as always; only cycles wait, until the
+collector goes on.
 
     with without_collections():         may be nested, and several threads may be inside: the last one that
         scenes = make_scenes()          leaves lets the collector go on, if it was on before
 
-Source: the documentation of `gc`. Read next: `stage.py` and `loading.py`, which use it.
+Source: the documentation of `gc`.
 """
 
 from __future__ import annotations
