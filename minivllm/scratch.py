@@ -1,10 +1,10 @@
 """Folders for a while: each goes with its block or its process, and what a killed one left, with the next.
 
 A process that is killed removes nothing, and a server that always ends in this way would fill the disk. So
-whoever makes a folder here first removes those whose owners are gone:
+a process that makes a folder here first removes those whose owners are gone:
 
     minivllm-uploads-x3k9_w2a.scratch     locked; the system lets go of the lock when the owner ends
-    minivllm-bench-0qd81k7z.scratch       nobody holds it: removed
+    minivllm-bench-0qd81k7z.scratch       no process holds it: removed
 
 Nothing else is touched: no other name, no link, no folder of another user. A lock says more than a process's
 number, which may be another's by now, or of another container that shares the disk.

@@ -1,4 +1,4 @@
-"""The standard streams of a program of ours: they take any text, and are nobody else's.
+"""The standard streams of a program of ours: they take any text, and are no other file's.
 
     closed by the caller (`>&-`)            lead nowhere, so that no file of ours gets their number
     a locale that knows only ASCII          is written to in UTF-8, of which ASCII is a part

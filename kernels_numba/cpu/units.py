@@ -12,7 +12,7 @@ The linker knows names, and only those of this process. So what calls units note
 found on disk they are found or compiled before it is loaded, and the linker learns where they are.
 
 A unit that few runs need is not even named by what calls it, but called at an address that it is given
-(`call_at`); whoever gives it compiles the unit (`address_of`). A call takes some nanoseconds, a unit at least
+(`call_at`), by a caller that compiles it (`address_of`). A call takes some nanoseconds, a unit at least
 a microsecond.
 
 Read next: `cache.py`.
@@ -97,7 +97,7 @@ def _address(function: Any, types: tuple[Any, ...]) -> int:
 def call_at(typing_context: Any, address: Any, arguments: Any) -> Any:
     """In compiled code: call the function at this address, which returns nothing, with a tuple of arguments.
 
-    Nobody checks that it was compiled for arguments of these types.
+    It is not checked that it was compiled for arguments of these types.
     """
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:

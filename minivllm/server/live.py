@@ -8,8 +8,8 @@ A watcher first gets the state as it is (`SnapshotTaken`), then what happens. Wi
 stream is a trace file, which every reader of traces opens.
 
 The engine's thread only keeps events in a list, a list a step. All else is done in the event loop, and as
-rarely as can be: while nobody watches, nothing is done until very much is kept, and then the oldest is
-replayed. The texts of a prompt's tokens are made when someone is to see them. While there are watchers, all
+rarely as can be: without watchers, nothing is done until very much is kept, and then the oldest is
+replayed. The texts of a prompt's tokens are made when a watcher is to see them. While there are watchers, all
 that has come in a tenth of a second is encoded once, however many watch, and written straight to their
 connections. No lock is needed: the engine's thread appends, the loop takes. A watcher that does not read what
 is sent is cut off: the engine never waits for it.
@@ -78,7 +78,7 @@ class LiveEvents:
     """
 
     wants_prompt_texts = False
-    """They are made here, once someone is to see them."""
+    """They are made here, once a watcher is to see them."""
 
     def __init__(self, most_unsent_bytes: int = MOST_UNSENT_BYTES, most_kept: int = MOST_KEPT) -> None:
         self.hop: Hop = lambda work: None

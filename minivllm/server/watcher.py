@@ -3,8 +3,8 @@
     events, encoded ── put ──┬── write_now ──► its connection     it has taken all that came before
                              └── next ──► a task ──► its connection      it is behind, and this waits
 
-The short way needs no turn of a task: with ten watchers, those were most of what sending cost. Whoever is
-behind by too much is cut off, with a comment that says so.
+The short way needs no turn of a task: with ten watchers, those were most of what sending cost. A watcher
+that is behind by too much is cut off, with a comment that says so.
 
 Source: server-sent events, WHATWG HTML, section 9.2. Read next: `live_stream.py`.
 """
@@ -36,7 +36,7 @@ class Watcher:
         self._most_bytes = most_bytes
         self._is_over = False
         self._has_come = asyncio.Event()
-        self._is_waiting = False  # whoever sends has sent all
+        self._is_waiting = False  # its task has sent all
         self._has_written = False
 
     def begin(self, first: bytes) -> None:

@@ -30,7 +30,7 @@ class Branch:
         first, inner, end: they are `in_order[first:end]` of the vocabulary; those from `inner` on have more
             bytes than they share.
         depth: how many bytes they share.
-        children: by the next byte; `Vocabulary.children` makes them. None: nobody has asked yet.
+        children: by the next byte; `Vocabulary.children` makes them. None: not asked for yet.
     """
 
     __slots__ = ("children", "depth", "end", "first", "inner")
