@@ -1,4 +1,4 @@
-"""Settings for all tests: few threads, and a profile for long runs (`--hypothesis-profile=nightly`)."""
+"""Settings for all tests: few threads, and how much of them runs (`profiles.py`)."""
 
 import gc
 import os
@@ -13,18 +13,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MINIVLLM_WAIT_FOR_COMPILER", "1")  # the same runner in every run, compiled or not
 
 import pytest
-from hypothesis import HealthCheck, settings
 
-from tests import bounds, left_behind, patience
+from tests import bounds, left_behind, patience, profiles
 
-settings.register_profile(
-    "default",
-    deadline=None,
-    max_examples=15,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
-settings.register_profile("nightly", settings.get_profile("default"), max_examples=3000)
-settings.load_profile("default")
+profiles.register()
 
 
 # A hundred programs are started, which find each other's bytecode.
@@ -79,7 +71,7 @@ def here(monkeypatch, capsys, tmp_path):
 @pytest.fixture
 def few_stories(monkeypatch):
     """A judge that tells few small stories of each property, for what is not about these; at night, all."""
-    if settings.get_current_profile_name() != "nightly":
+    if not profiles.is_night():
         monkeypatch.setattr("lessons.runner.SHARE", 0.1)
 
 
@@ -114,6 +106,6 @@ def pytest_collection_modifyitems(config, items):
     place = {f"tests/{name}": number for number, name in enumerate(FIRST)}
     items.sort(key=lambda item: place.get(item.nodeid.split("::")[0], len(place)))
     # A hundred times as many examples may take more than the five minutes that a hanging test is given.
-    if config.getoption("--hypothesis-profile", default=None) == "nightly":
+    if profiles.is_night():
         for item in items:
             item.add_marker(pytest.mark.timeout(7200), append=False)

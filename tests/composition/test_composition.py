@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from tests import profiles
 from tests.composition.features import FEATURES, digest
 from tests.composition.make_table import PAGE, words_of_page
 from tests.composition.pairs import PAIRS, try_pair
@@ -23,17 +24,16 @@ def test_the_page_is_made_from_these_features():
     assert {found[a.name, b.name] for a, b in PAIRS} == {"same", "waits", "law", "refused", "either"}
 
 
-def chosen(config):
+def chosen():
     """By day a sample, another one after each change of the features; all of them every night."""
     found = words_of_page()
     worth_it = [pair for pair in PAIRS if found[pair[0].name, pair[1].name] != "either"]
-    is_nightly = config.getoption("--hypothesis-profile", default=None) == "nightly"
-    return PAIRS if is_nightly else random.Random(digest()).sample(worth_it, BY_DAY)
+    return PAIRS if profiles.is_night() else random.Random(digest()).sample(worth_it, BY_DAY)
 
 
-def test_pairs_do_what_the_page_says(request):
+def test_pairs_do_what_the_page_says():
     found = words_of_page()
-    for first, second in chosen(request.config):
+    for first, second in chosen():
         assert try_pair(first, second) == found[first.name, second.name], (first.name, second.name)
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import llvmlite.binding as llvm
 import pytest
-from hypothesis import settings
 
-from tests import patience
+from tests import patience, profiles
 
 ROOT = Path(__file__).parents[2]
 TESTED = (
@@ -27,7 +26,7 @@ AVX2 = f"{OLD},+avx,+avx2,+fma,+bmi,+bmi2,+f16c,+lzcnt,+movbe"
 AVX512 = f"{AVX2},+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512cd"
 
 
-@pytest.mark.skipif(settings.get_current_profile_name() != "nightly", reason="a minute each: at night only")
+@pytest.mark.skipif(not profiles.is_night(), reason="a minute each: at night only")
 @pytest.mark.parametrize(
     ("name", "features"), [("nehalem", OLD), ("haswell", AVX2), ("skylake-avx512", AVX512)]
 )
@@ -73,7 +72,7 @@ print(TOGETHER, *sorted({"vpdpbusd", "vpmaddwd", "pmaddwd"}.intersection(text.sp
 )
 def test_whole_numbers_are_multiplied_by_the_instruction_that_there_is(name, features, expected, tmp_path):
     """Nothing is executed, so any processor will do."""
-    if name not in ("cascadelake", "haswell") and settings.get_current_profile_name() != "nightly":
+    if name not in ("cascadelake", "haswell") and not profiles.is_night():
         pytest.skip("two of them by day")
     told = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-c", WRITTEN]

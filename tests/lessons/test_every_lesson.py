@@ -12,7 +12,6 @@ from html import unescape
 from random import Random
 
 import pytest
-from hypothesis import settings
 
 from lessons import kernels, story
 from lessons.catalogue import LANGUAGES, lessons
@@ -25,7 +24,7 @@ from lessons.story import properties_of
 from lessons.trial import SEED
 from lessons.verdict import FAILED, PASSED, UNWRITTEN
 from lessons.walkthroughs import picture_file, run_walkthrough
-from tests import patience
+from tests import patience, profiles
 from viz.language import _, speaking
 
 SYMPTOMS = {story.EMPTY, story.CRASH, story.ENDLESS, story.REFUSED, story.ACCEPTED, story.AFTER_REFUSAL}
@@ -89,13 +88,9 @@ def judged_by(name, source, only=None, share=1.0, is_right=False, playing=lambda
     ]
 
 
-def is_night():
-    return settings.get_current_profile_name() == "nightly"
-
-
 def usual(share):
     """The share of a property's stories that is enough every day; at night, all of them."""
-    return 1.0 if is_night() else share
+    return 1.0 if profiles.is_night() else share
 
 
 def wrong_solutions():
@@ -124,7 +119,7 @@ def test_the_reference_passes_and_no_right_solution_is_rejected(name):
         for turn, prop in enumerate(load_properties(lesson, subject)):
             large = [json.dumps(prop.large(Random(SEED)))] if prop.large else []
             small = [case for case in stories[prop.number] if case not in large]
-            if not is_night():
+            if not profiles.is_night():
                 small = small[: max(5, len(small) // 2)]
                 # They take long: each solution is told some of them, the next solution others.
                 large = large if (turn + place) % 4 == 0 else []
@@ -334,7 +329,7 @@ def test_the_text_names_the_commands_of_its_own_lesson(name):
 def short_walkthrough(lesson, folder):
     """The walkthrough, or one that takes less time."""
     source = lesson.walkthrough.read_text(encoding="utf-8")
-    if lesson.name not in LONG or is_night():
+    if lesson.name not in LONG or profiles.is_night():
         return lesson.walkthrough
     assert source.count(FEWER_TOKENS[0]) == 1
     path = folder / "walkthrough.py"

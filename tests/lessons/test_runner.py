@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lessons import commands, runner
@@ -25,7 +25,7 @@ from lessons.story import judged
 from lessons.work import Desk
 from minivllm.terminal import Console
 from minivllm.trace.story_events import StoryStep, read_story
-from tests import patience
+from tests import patience, profiles
 
 pytestmark = pytest.mark.usefixtures("few_stories")
 
@@ -126,8 +126,7 @@ def test_the_readmes_path_in_fresh_processes(tmp_path):
     """The README's own commands, as a newcomer types them; at night, for every lesson."""
     commands = re.findall(r"^minivllm (lesson \w+)( \d+)?", README.read_text(encoding="utf-8"), re.M)
     assert [name for name, _ in commands] == ["lesson list", "lesson start", "lesson check"]
-    is_night = settings.get_current_profile_name() == "nightly"
-    for lesson in lessons() if is_night else [find_lesson(commands[-1][1].strip())]:
+    for lesson in lessons() if profiles.is_night() else [find_lesson(commands[-1][1].strip())]:
         typed = [[*name.split(), *[lesson.number][: len(number)]] for name, number in commands]
         codes, told = zip(*[as_process(tmp_path, *words, module="minivllm") for words in typed], strict=True)
         assert codes == (0, 0, 2), told

@@ -14,14 +14,13 @@ from textwrap import dedent
 
 import openai
 import pytest
-from hypothesis import settings
 
-from tests import event_loops, patience
+from tests import event_loops, patience, profiles
 from tests.model.chat.chat_templates_for_tests import FAMILIES
 from tests.server.conftest import RunningServer
 from tests.server.test_tools_over_http import ROME, ScriptedExecutor
 
-IS_NIGHT = settings.get_current_profile_name() == "nightly"
+IS_NIGHT = profiles.is_night()
 QUESTION = [{"role": "user", "content": "What is a block table?"}]
 ANSWER = "A block table maps the logical"
 OTHER_PYTHON = os.environ.get("MINIVLLM_CLIENTS_PYTHON", sys.executable)

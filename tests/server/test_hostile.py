@@ -7,14 +7,13 @@ import socket
 import httpx
 import psutil
 import pytest
-from hypothesis import settings
 
 from minivllm.server import guards
 from minivllm.server.app import AppOptions
-from tests import patience
+from tests import patience, profiles
 from tests.server.conftest import RunningServer
 
-IS_NIGHT = settings.get_current_profile_name() == "nightly"
+IS_NIGHT = profiles.is_night()
 MOST_MIB = 500
 """That all of it together may add to the process, which is also the client's."""
 JSON = {"Content-Type": "application/json"}

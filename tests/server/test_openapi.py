@@ -15,9 +15,9 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from minivllm.server.answer_forms import ChatAnswer, CompletionAnswer, ErrorAnswer
-from tests import patience
+from tests import patience, profiles
 
-IS_NIGHT = settings.get_current_profile_name() == "nightly"
+IS_NIGHT = profiles.is_night()
 EXAMPLES = 250 if IS_NIGHT else 8
 """For each of the operations."""
 LENIENT = {"suppress_health_check": list(HealthCheck), "deadline": None}

@@ -12,12 +12,11 @@ from collections import Counter
 import aiohttp
 import httpx
 import psutil
-from hypothesis import settings
 
-from tests import event_loops, patience
+from tests import event_loops, patience, profiles
 from tests.server.conftest import RunningServer
 
-IS_NIGHT = settings.get_current_profile_name() == "nightly"
+IS_NIGHT = profiles.is_night()
 NUM_CLIENTS = 200
 SECONDS = 1800 if IS_NIGHT else 120
 RUSH_SECONDS = 8

@@ -4,12 +4,13 @@ import json
 from urllib.parse import quote
 
 import pytest
-from hypothesis import settings as profile
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 from playwright.sync_api import expect
 
-NUM_SLOW_RUNS = 12 if profile.get_current_profile_name() == "nightly" else 0
+from tests import profiles
+
+NUM_SLOW_RUNS = 12 if profiles.is_night() else 0
 
 
 def test_a_run_opens_on_overview_its_pool_follows_who_lives_and_is_presented(page, server):

@@ -15,17 +15,17 @@ from textwrap import dedent
 
 import pytest
 import torch
-from hypothesis import settings
 from safetensors.torch import load_file
 
 from minivllm.executor.attention.torch_backend import TorchAttention
 from minivllm.executor.torch_executor import TorchExecutor
 from minivllm.model.tiny import MODEL_PATH
 from minivllm.quantize import Calibration, plan_quantization, quantize
+from tests import profiles
 from tests.model.conftest import Runner
 
 pytestmark = pytest.mark.skipif(
-    settings.get_current_profile_name() != "nightly", reason="minutes each, and tools of their own: at night"
+    not profiles.is_night(), reason="minutes each, and tools of their own: at night"
 )
 SECONDS = 3000
 TOKENS = list(range(5, 45))
