@@ -28,7 +28,7 @@ def shipped():
         yield llm, model
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen3"])
+@pytest.fixture(scope="module", params=profiles.by_day(["qwen3"], ["llama", "qwen3"]))
 def checkpoint(request, tmp_path_factory):
     """A random checkpoint in which an eighth of the vocabulary ends a sequence: (folder, model, endings)."""
     endings = random.Random(0).sample(range(VOCAB_SIZE), VOCAB_SIZE // 8)
