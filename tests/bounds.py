@@ -84,5 +84,5 @@ def _end(config):
     os.write(_stderr, f"\nSIGTERM while there ran:{names}\n".encode())
     for node in config.pluginmanager.getplugin("dsession").nodemanager.group:
         node._io.popen.terminate()
-        node._io.popen.wait(timeout=10)  # one stack after the other
+        node._io.popen.wait(timeout=GRACE_SECONDS)  # one stack after the other
     pytest.exit("SIGTERM")

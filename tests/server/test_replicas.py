@@ -26,7 +26,7 @@ LONG = {"prompt": "Once upon", "max_tokens": 400, "ignore_eos": True, "temperatu
 COMMAND = [
     *(sys.executable, "-m", "minivllm", "serve", "--port", "0", "--data-parallel-size", "2"),
     *("--attention-backend", "torch", "--enforce-eager", "--num-gpu-blocks-override", "256"),
-    *("--max-model-len", "512", "--prefix-cache", "hash", "--shutdown-timeout", "60"),
+    *("--max-model-len", "512", "--prefix-cache", "hash", "--shutdown-timeout", str(patience.SECONDS)),
     *("--distributed-timeout-seconds", "20"),
 ]
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from minivllm import LLM, SamplingParams
 from minivllm.engine.engine_args import EngineArgs
 from minivllm.executor.distributed import ray_cluster
+from minivllm.executor.distributed.heartbeat import TIMEOUT_SECONDS
 from minivllm.executor.distributed.ray_cluster import MOST_CPUS, Bundles
 from minivllm.executor.executor import ExecutorDeadError, RankError
 from minivllm.model.tiny import MODEL_PATH
@@ -115,7 +116,8 @@ def test_more_than_the_cluster_has_is_refused_and_nothing_is_left(actors):
         RankError, match=rf"no room for 2 bundles of {wanted} CPUs: \d+ of its {MOST_CPUS} CPUs"
     ):
         Bundles(2, wanted, "PACK", seconds=0.1)
-    assert states() == ["CREATED", "REMOVED"] and len(workers()) == 1
+    patience.until(lambda: states() == ["CREATED", "REMOVED"])
+    assert len(workers()) == 1
 
 
 def test_replicas_in_actors_give_the_tokens_of_one_and_one_that_dies_is_replaced(actors, expected):
@@ -156,7 +158,7 @@ def test_a_lost_actor_ends_its_engine_and_no_process_is_left(actors):
     for _ in range(2):
         with pytest.raises(ExecutorDeadError, match=r"rank 1 has ended \(its actor has died\)"):
             actors.engine.step()
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < TIMEOUT_SECONDS / 2, "its end was seen, and no silence"
     assert actors.engine.abort("it") is not None
     assert not ray.is_initialized(), "it was ours, and nobody else is in it"
     assert rank in processes
