@@ -147,7 +147,8 @@ def test_a_death_costs_only_what_was_told_and_nothing_is_told_twice(size, router
         assert [replica.num_running for replica in world.replicas.replicas] == [0] * size
         assert world.replicas.num_unfinished_requests == 0 and not world.replicas._by_number
         patience.until(lambda: all(replica.is_ready for replica in world.replicas.replicas))
-        reports = world.replicas.reports()
+        reports = {}
+        patience.until(lambda: reports.update(world.replicas.reports()) or len(reports) == size)
         assert {index: report.counters["index"] for index, report in reports.items()} == {
             index: index for index in range(size)
         }

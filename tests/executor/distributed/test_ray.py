@@ -142,7 +142,8 @@ def test_replicas_in_actors_give_the_tokens_of_one_and_one_that_dies_is_replaced
         assert event_loops.run(ask_all()) == [wanted] * 5
         patience.until(lambda: sorted(replica.life for replica in replicas.replicas) == [0, 1])
         patience.until(lambda: all(replica.is_ready for replica in replicas.replicas))
-        assert set(replicas.reports()) == {0, 1} and {rank, other} < set(workers())
+        patience.until(lambda: set(replicas.reports()) == {0, 1})
+        assert {rank, other} < set(workers())
     finally:
         replicas.shutdown()
     patience.until(lambda: workers() == [rank] and states().count("CREATED") == 1)
