@@ -132,7 +132,8 @@ def test_a_name_that_is_none_is_refused_before_anything_is_done_and_leaves_nothi
 
     served(scenario)
     gc.collect()
-    assert not caplog.records, "nobody has asked for an exception"
+    ours = [record for record in caplog.records if record.name.split(".")[0] in ("asyncio", "minivllm")]
+    assert not ours, "nobody has asked for an exception"
 
 
 def test_a_loop_that_is_left_without_a_word_is_aborted():

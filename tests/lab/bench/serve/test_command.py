@@ -91,13 +91,10 @@ def test_what_a_server_does_not_say_is_doubted(capsys):
     assert "not an open loop" in out
 
 
-def closed_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
-
-
 def test_a_server_that_is_not_there_is_a_sentence(capsys):
-    code, _, err = bench(capsys, "--base-url", f"http://127.0.0.1:{closed_port()}", *QUICK)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # a port that is nobody else's, and at which nobody listens
+        code, _, err = bench(capsys, "--base-url", f"http://127.0.0.1:{nobody.getsockname()[1]}", *QUICK)
     assert code == 2 and "cannot be reached" in err
 
 
