@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 import time
-from contextlib import suppress
 from types import SimpleNamespace
 
 import psutil
@@ -41,11 +40,7 @@ def tokens(llm):
 
 def workers():
     """Processes of ranks that this one has started."""
-    found = []
-    for child in psutil.Process().children():
-        with suppress(psutil.Error):  # another one, which has ended meanwhile
-            found += [child] if launch.WORKER in " ".join(child.cmdline()) else []
-    return found
+    return patience.children(launch.WORKER)
 
 
 def listening():

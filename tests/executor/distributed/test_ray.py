@@ -53,11 +53,7 @@ def actors(expected):
 
 def workers():
     """Processes in which actors of ours are."""
-    found = []
-    for child in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):  # it has ended meanwhile
-            found += [child] if "ray::_Worker" in " ".join(child.cmdline()) else []
-    return found
+    return patience.children("ray::_Worker")
 
 
 def of_ray():

@@ -2,11 +2,10 @@
 
 import os
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 
 from minivllm.lab.bench.field import llama_cpp_peer
@@ -107,9 +106,7 @@ def test_a_table_has_each_server_and_says_who_is_missing(servers):
     assert "made up" in section.note and "broken is left out" in section.note and len(section.rows) == 4
     asked = [len(one["prompt"]) for one in servers.asked]
     assert all(isinstance(one["prompt"], list) for one in servers.asked) and len(asked) == (1 + 3) * (1 + 2)
-    for child in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):  # another one, which has ended meanwhile
-            assert "server.py" not in " ".join(child.cmdline()), "they are ended"
+    assert not patience.children("server.py"), "they are ended"
 
 
 def test_each_token_is_a_character_of_its_own():

@@ -3,11 +3,10 @@
 import json
 import socket
 
-import psutil
 import pytest
 
 from minivllm.console.commands import run
-from tests import event_loops
+from tests import event_loops, patience
 from tests.lab.bench.serve.fake_server import answer, event, fake_server, head, models, whole
 
 QUICK = ["--num-prompts", "6", "--workload", "fixed:5,3", "--vocab-size", "100", "--num-warmups", "2"]
@@ -192,4 +191,4 @@ def test_our_own_server_is_started_compared_with_the_engine_alone_and_ended(caps
     told = json.loads(path.read_text())
     assert code == 0 and "Served against the engine alone" in out
     assert [(one["streams"], one["identical"]) for one in told["comparisons"]] == [(1, 1), (2, 2)]
-    assert not [child for child in psutil.Process().children(recursive=True) if "serve" in child.cmdline()]
+    assert not patience.children("minivllm serve")
