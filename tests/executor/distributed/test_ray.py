@@ -4,6 +4,7 @@ One cluster for all of it: an engine has begun it, and ends it; replicas use it.
 """
 
 import os
+import secrets
 import signal
 import time
 from contextlib import suppress
@@ -28,6 +29,14 @@ from tests import event_loops, patience
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'minivllm[ray]'")
 
 SMALL = {"num_gpu_blocks_override": 64, "attention_backend": "torch", "max_model_len": 64}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_token():
+    """Of the cluster. Ray would write one to the user's home, and so might another suite that begins now."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        yield
 
 
 @pytest.fixture(scope="module")
