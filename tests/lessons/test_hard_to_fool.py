@@ -99,10 +99,10 @@ TEXT = ThreadPoolExecutor(1).submit(open, {REFERENCE!r}).result().read()
 }
 
 
-def judged(tmp_path, source):
+def judged(tmp_path, source, shrink=False):
     path = tmp_path / "solution.py"
     path.write_text(source, encoding="utf-8")
-    return check(LESSON, path, even_if_edited=True)
+    return check(LESSON, path, shrink=shrink, even_if_edited=True)
 
 
 @pytest.mark.parametrize("what", JUDGE)
@@ -184,9 +184,9 @@ def test_what_is_shared_between_objects_is_told(tmp_path):
         "        FREED.extend(given)\n        if len(FREED) > 40:\n            return\n"
         "        self._held.difference_update(given)",
     )
-    result = judged(tmp_path, shared)
+    result = judged(tmp_path, shared, shrink=True)
     assert result.code == FAILED and result.failed.holds_alone
-    result = judged(tmp_path, WRONG)
+    result = judged(tmp_path, WRONG, shrink=True)
     assert result.code == FAILED and not result.failed.holds_alone
 
 

@@ -102,7 +102,7 @@ def test_how_it_failed(play, symptoms):
     prop = judged("P1", "It holds.", st.just(0), hints=("a", "b", "c"), seconds=seconds)(
         lambda case, story: play(story)
     )
-    verdict = judge_property(prop, __file__, shrink=False)
+    verdict = judge_property(prop, __file__, shrink=0)
     assert verdict.symptoms == symptoms
     if play in (needless_refusal, needless_refusal_after_one_that_was_right):
         assert "raise ValueError(value)" in verdict.where, "the line that refused"
