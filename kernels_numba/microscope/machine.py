@@ -126,7 +126,8 @@ class Machine:
     def _exchange(self, wait: Wait, group: Mapping[int, Lane], whole: bool) -> None:
         """From the values of all lanes to their answers; `whole`: all living lanes of the warp are here."""
         try:
-            answers = wait.exchange({number: lane.given for number, lane in group.items()})
+            exchange = next(iter(group.values())).exchange
+            answers = exchange({number: lane.given for number, lane in group.items()})
         except LaneMissing as missing:
             asking, giver = missing.args
             raise BarrierMismatch(

@@ -57,8 +57,6 @@ class Wait:
     mask: int
     position: int
     """Where in the source: two barriers in different places are two barriers."""
-    exchange: Callable[[dict[int, Any]], dict[int, Any]]
-    """From the values of all that take part to their answers; keys are lanes, or threads of the block."""
     orders_memory: bool
 
 
@@ -68,6 +66,7 @@ class Lane:
     __slots__ = (
         "answer",
         "block_epoch",
+        "exchange",
         "given",
         "has_ended",
         "index",
@@ -87,6 +86,8 @@ class Lane:
         self.wait: Wait | None = None
         self.given: Any = None
         """To the others that wait for the same."""
+        self.exchange: Callable[[dict[int, Any]], dict[int, Any]] = dict
+        """From what all of them give to their answers; keys are lanes, or threads of the block."""
         self.answer: Any = None
         self.loops: list[int] = []
         """Iteration of each `for` loop that it is in, outermost first."""
@@ -120,8 +121,8 @@ class Running:
         lane, key = self.lane, (what, mask, position)
         wait = self._waits.get(key)
         if wait is None:
-            wait = self._waits[key] = Wait(what, scope, mask, position, exchange, orders_memory)
-        lane.wait, lane.given = wait, given
+            wait = self._waits[key] = Wait(what, scope, mask, position, orders_memory)
+        lane.wait, lane.given, lane.exchange = wait, given, exchange
         getcurrent().parent.switch()
         return lane.answer
 
