@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from minivllm.processes import ROOT
-from tests import conftest, patience
+from tests import conftest, patience, trees
 
 HANG = """
 import os, signal, time
@@ -57,10 +58,15 @@ def test_a_test_that_no_exception_ends_is_ended_with_its_process_shown_and_named
 
 
 def test_a_suite_that_is_terminated_says_what_ran_and_where_it_stood(suite, tmp_path):
-    with suite() as process, patience.speaking(process):
+    said = ""
+    with suite("-v") as process, patience.speaking(process):
         patience.until((tmp_path / "began").exists)
+        for letter in iter(lambda: process.stdout.read(1), ""):
+            said += letter
+            if "test_that_hangs" in said:  # the process that knows all workers has heard of it
+                break
         process.send_signal(signal.SIGTERM)
-        said = process.stdout.read()
+        said += process.stdout.read()
     assert process.wait(patience.SECONDS) == 2
     assert "SIGTERM while there ran:\n    test_hang.py::test_that_hangs\n" in said
     assert "in sleeps_for_ever" in said and "no tests ran in" in said
@@ -98,9 +104,15 @@ NO_WAIT = {  # of this name, and yet no wait, or one that is bounded elsewhere
 }
 
 
+MAY_WAIT = re.compile(rf"\.({'|'.join(WAITS)})\(\s*\)|\bsubprocess\.|\bhttpx\.")
+"""Stands in every file with such a call, and in few others: those need not be parsed."""
+
+
 def waits_in(path):
     """Calls that wait for another thread or process for as long as that may take."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    if not MAY_WAIT.search(path.read_text(encoding="utf-8")):
+        return
+    tree = trees.of(path)
     awaited = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Await)}
     for call in ast.walk(tree):
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and id(call) not in awaited:
