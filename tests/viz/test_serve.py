@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from minivllm.processes import ROOT
-from tests import patience
+from tests import patience, profiles
 from viz import folders, serve
 
 
@@ -73,7 +73,10 @@ def started(*arguments):
     return patience.running(command, cwd=ROOT, **pipes)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+CAUGHT, UNCAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP), (signal.SIGKILL,)
+
+
+@pytest.mark.parametrize("number", profiles.by_day([CAUGHT[0], *UNCAUGHT], [*CAUGHT, *UNCAUGHT]))
 def test_however_the_dashboard_ends_its_port_is_free_again(number):
     with serve.bind(0) as probe:
         port = probe.getsockname()[1]
