@@ -104,7 +104,7 @@ FIRST = [
 ]  # fmt: skip
 """Files that take long, so that at the end no process is left with one; among them, wherever there are others
 in between, those that wait for kernels to be compiled, which one process does at a time.
-Two that mostly wait come early, too, while others have enough to do: the soak takes two minutes anywhere."""
+Two that mostly wait come early, too, while others have enough to do: the soak takes as long anywhere."""
 
 
 def pytest_collection_modifyitems(config, items):
