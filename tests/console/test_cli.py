@@ -175,9 +175,9 @@ def test_a_mistake_is_one_sentence(arguments, message, tmp_path, here):
 
 
 def test_a_mistake_is_the_same_in_a_process_of_its_own(tmp_path):
-    result = minivllm("simulate", "--block-size", "0", cwd=tmp_path)
-    assert result.returncode == 2
-    assert result.stderr.strip() == "error: block_size must be an integer of at least 1, got 0"
+    result = minivllm("trace", "summary", "nothing.jsonl", cwd=tmp_path)
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr == "error: nothing.jsonl cannot be read: No such file or directory\n"
 
 
 def imported_by(*arguments):
