@@ -25,7 +25,7 @@ sys.dont_write_bytecode = False
 
 
 COLLECT_AFTER = (700, 10, 100)
-"""A tenth as many full collections as at (700, 10, 10): they took a thirtieth of the time of tests of engines."""
+"""A tenth as many full collections as at (700, 10, 10): a thirtieth of the time of tests with engines."""
 
 
 def pytest_collectstart():
