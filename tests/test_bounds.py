@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from minivllm.processes import ROOT
-from tests import conftest, patience
+from tests import conftest, patience, trees
 
 HANG = """
 import os, signal, time
@@ -118,9 +119,15 @@ NO_WAIT = {  # of this name, and yet no wait, or one that is bounded elsewhere
 }
 
 
+MAY_WAIT = re.compile(rf"\.({'|'.join(WAITS)})\(\s*\)|\bsubprocess\.|\bhttpx\.")
+"""Stands in every file with such a call, and in few others: those need not be parsed."""
+
+
 def waits_in(path):
     """Calls that wait for another thread or process for as long as that may take."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    if not MAY_WAIT.search(path.read_text(encoding="utf-8")):
+        return
+    tree = trees.of(path)
     awaited = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Await)}
     for call in ast.walk(tree):
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and id(call) not in awaited:

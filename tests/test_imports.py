@@ -4,13 +4,12 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
-
-from tests import patience
+from tests import patience, trees
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("minivllm", "kernels_numba", "viz", "lessons")
@@ -87,6 +86,7 @@ def read_rooms() -> list[Room]:
 
 
 ROOMS = read_rooms()
+ROOM_AT = {place: room for room in ROOMS for place in room.paths}
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
@@ -96,24 +96,14 @@ def relative(path: Path) -> str:
 
 def room_of(path: Path) -> Room | None:
     """The room with the longest path that holds a file: a file may have a row of its own."""
-    holding = [
-        (len(place.parts), room)
-        for room in ROOMS
-        for place in room.paths
-        if path == place or path.is_relative_to(place)
-    ]
-    return max(holding, key=lambda pair: pair[0])[1] if holding else None
+    return next((ROOM_AT[place] for place in (path, *path.parents) if place in ROOM_AT), None)
 
 
 @cache
 def imports_of(path: Path) -> frozenset[str]:
     """Full names of the modules that a file imports when it runs (not those for type checkers only)."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            node.body = []
     names = set()
-    for node in ast.walk(tree):
+    for node in trees.statements(trees.of(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -124,12 +114,13 @@ def imports_of(path: Path) -> frozenset[str]:
     return frozenset(names)
 
 
+@cache
 def is_module(name: str) -> bool:
     place = ROOT / name.replace(".", "/")
     return name.split(".")[0] in PACKAGES and (place.is_dir() or place.with_suffix(".py").is_file())
 
 
-def is_allowed(name: str, path: Path, room: Room) -> bool:
+def is_allowed(name: str, room: Room) -> bool:
     own = {".".join(place.relative_to(ROOT).with_suffix("").parts) for place in room.paths}
     return any(
         name == allowed or (name.startswith(f"{allowed}.") and allowed != "minivllm")
@@ -144,18 +135,24 @@ def test_the_table_is_read():
             assert place.exists(), f"CONTRIBUTING names {relative(place)}, which is not there"
 
 
-@pytest.mark.parametrize("path", FILES, ids=relative)
-def test_every_file_imports_only_what_its_room_may(path):
+def test_every_file_imports_only_what_its_room_may():
+    faults = [fault for path in FILES for fault in faults_of(path)]
+    assert not faults, "\n".join(faults)
+
+
+def faults_of(path: Path) -> Iterator[str]:
     room = room_of(path)
-    assert room is not None, f"{relative(path)} is in no room of CONTRIBUTING's table"
-    for name in imports_of(path):
-        if name.split(".")[0] in PACKAGES:
-            assert is_allowed(name, path, room), f"{relative(path)} imports {name}"
-    libraries = {name.split(".")[0] for name in imports_of(path)}
-    if room.is_plain:
-        assert not libraries & TENSOR_LIBRARIES, f"{relative(path)} is no plain Python"
-    if room.has_no_clock:
-        assert not libraries & CLOCKS, f"{relative(path)} looks at a clock"
+    if room is None:
+        yield f"{relative(path)} is in no room of CONTRIBUTING's table"
+        return
+    for name in sorted(imports_of(path)):
+        library = name.split(".")[0]
+        if library in PACKAGES and not is_allowed(name, room):
+            yield f"{relative(path)} imports {name}"
+        if room.is_plain and library in TENSOR_LIBRARIES:
+            yield f"{relative(path)} is no plain Python: it imports {name}"
+        if room.has_no_clock and library in CLOCKS:
+            yield f"{relative(path)} looks at a clock: it imports {name}"
 
 
 def test_there_is_no_circle():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import patience
+from tests import patience, trees
 
 ROOT = Path(__file__).parent.parent
 MAX_LINES = 60
@@ -37,7 +37,7 @@ LONG_FUNCTIONS = {
 
 def functions(package):
     for path in sorted((ROOT / package).rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in trees.statements(trees.of(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 yield f"{path.relative_to(ROOT).as_posix()}:{node.name}", node.end_lineno - node.lineno + 1
 

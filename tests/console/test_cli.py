@@ -175,9 +175,9 @@ def test_a_mistake_is_one_sentence(arguments, message, tmp_path, here):
 
 
 def test_a_mistake_is_the_same_in_a_process_of_its_own(tmp_path):
-    result = minivllm("generate", "x", "--block-size", "0", cwd=tmp_path)
-    assert result.returncode == 2
-    assert result.stderr.strip() == "error: block_size must be an integer of at least 1, got 0"
+    result = minivllm("trace", "summary", "nothing.jsonl", cwd=tmp_path)
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr == "error: nothing.jsonl cannot be read: No such file or directory\n"
 
 
 def imported_by(*arguments):
@@ -192,18 +192,38 @@ def imported_by(*arguments):
     return set(modules.split()), printed
 
 
-HELP_OF = [(), *((name,) for name in COMMANDS if name != "lesson")]
+HELP_OF_ALL = """
+import sys
+from minivllm.console.commands import run
+
+for name in sys.argv[1:]:
+    run([name, "--help"])
+    print("MODULES", *sys.modules, end="\\0")
+"""
 
 
-@pytest.mark.parametrize("command", HELP_OF, ids=lambda command: "".join(command) or "minivllm")
-def test_help_imports_no_library_that_computes_or_draws(command):
-    modules, printed = imported_by(*command, "--help")
-    assert "Usage: minivllm" in printed
-    assert not modules & HEAVY
+def test_help_imports_no_library_that_computes_or_draws():
+    """Of all commands, one after the other in one process: the first that imports one is named."""
+    names = [name for name in COMMANDS if name != "lesson"]
+    command = [sys.executable, "-c", HELP_OF_ALL, *names]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=patience.SECONDS, check=True)
+    *told, _ = done.stdout.split("\0")
+    for name, one in zip(names, told, strict=True):
+        printed, _, modules = one.partition("MODULES ")
+        assert f"Usage: minivllm {name}" in printed
+        heavy = set(modules.split()) & HEAVY
+        assert not heavy, f"minivllm {name} --help imports {heavy}"
 
 
-def test_the_overview_imports_no_command_either():
-    modules, printed = imported_by("--help")
+@pytest.fixture(scope="module")
+def overview():
+    """The modules that `minivllm --help` imports, and what it prints."""
+    return imported_by("--help")
+
+
+def test_the_overview_imports_no_command_either(overview):
+    modules, printed = overview
+    assert "Usage: minivllm" in printed and not modules & HEAVY
     ours = {
         name for name in modules if name.startswith(("minivllm.lab", "minivllm.engine", "viz", "lessons"))
     }
@@ -223,7 +243,7 @@ def test_the_overview_and_the_command_say_the_same(name):
     assert sentence.startswith(COMMANDS[name].help)
 
 
-def test_python_dash_m_minivllm_is_the_same_program():
+def test_python_dash_m_minivllm_is_the_same_program(overview):
     done = subprocess.run(
         [sys.executable, "-m", "minivllm", "--help"],
         capture_output=True,
@@ -232,7 +252,7 @@ def test_python_dash_m_minivllm_is_the_same_program():
         check=False,
     )
     assert done.returncode == 0
-    assert done.stdout == minivllm("--help").stdout
+    assert done.stdout == overview[1]
 
 
 def test_generate_has_a_flag_for_every_setting_of_the_engine_with_its_help_and_default():

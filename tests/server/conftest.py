@@ -24,10 +24,11 @@ MAX_BODY = 200_000
 class RunningServer:
     """A server in a thread of its own, and the engine behind it."""
 
-    def __init__(self, options=None, live=None, spans=None):
+    def __init__(self, options=None, live=None, spans=None, model_path=MODEL_PATH):
         counts = EngineCounts(spans.note if spans else None)
         args = EngineArgs(
-            MODEL_PATH,
+            model_path,
+            tokenizer=str(MODEL_PATH),
             attention_backend="torch",
             enforce_eager=True,
             num_gpu_blocks_override=256,
@@ -36,7 +37,7 @@ class RunningServer:
         )
         self.engine = create_engine(args, sinks=[counts, *([live] if live else [])])
         self.llm = AsyncLLM(self.engine)
-        self.model = ServedModel(self.llm, ["tiny", "minivllm-tiny"], str(MODEL_PATH), 512)
+        self.model = ServedModel(self.llm, ["tiny", "minivllm-tiny"], str(model_path), 512)
         self.model.metrics = EngineCollector(counts, self.engine, "tiny")
         if live:
             live.hop, self.model.live = self.llm.hop, live

@@ -1,8 +1,8 @@
 """Real clients, as their users use them, against the real server.
 
-What takes long to import runs in a process of its own. `litellm` and `llm` run at night, and where they are
-installed: beside us (`pip install 'minivllm[clients]'`), or in an environment whose Python is named by
-`MINIVLLM_CLIENTS_PYTHON`.
+What takes long to import runs in a process of its own, and LangChain not by day. `litellm` and `llm` run at
+night, and where they are installed: beside us (`pip install 'minivllm[clients]'`), or in an environment whose
+Python is named by `MINIVLLM_CLIENTS_PYTHON`.
 """
 
 import asyncio
@@ -123,6 +123,7 @@ LANGCHAIN = """
 """
 
 
+@pytest.mark.skipif(profiles.is_day(), reason="takes long to import")
 def test_langchain_invokes_streams_and_calls_functions(running, calling):
     pytest.importorskip("langchain_openai")
     found = result_of(LANGCHAIN, running.url, calling.url)

@@ -20,7 +20,7 @@ from minivllm.server.replica_messages import Failed, decode_params, encode_param
 from minivllm.server.replica_settings import start_of
 from minivllm.structured_outputs import StructuredOutputsParams
 from minivllm.trace.recorder import Recorder
-from tests import patience
+from tests import patience, profiles
 
 LONG = {"prompt": "Once upon", "max_tokens": 400, "ignore_eos": True, "temperature": 0}
 COMMAND = [
@@ -189,6 +189,7 @@ def test_when_the_server_is_told_to_end_requests_finish_and_no_process_is_left(c
     assert len(replicas) == 2 and not any(map(patience.is_alive, replicas))
 
 
+@pytest.mark.skipif(profiles.is_day(), reason="by day, of any child: tests/console/test_stopping.py")
 def test_a_server_that_is_killed_leaves_no_process():
     with patience.running(COMMAND, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
         patience.until(lambda: len(children(process.pid)) == 2)

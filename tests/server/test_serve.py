@@ -122,21 +122,6 @@ print(resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard))
     assert done.stdout == "True\n"
 
 
-@pytest.mark.skipif(os.name == "nt", reason="no Unix domain sockets")
-def test_a_unix_socket_serves_too(tmp_path):
-    path = tmp_path / "socket"
-    command = [sys.executable, "-m", "minivllm", "serve", "--uds", str(path), *QUICK]
-    with patience.running(command, stderr=subprocess.PIPE, text=True) as found:
-        with patience.speaking(found):
-            assert any("is served at" in line for line in found.stderr)
-        transport = httpx.HTTPTransport(uds=str(path), retries=5)
-        with httpx.Client(transport=transport, timeout=patience.SECONDS) as client:
-            assert client.get("http://local/health").status_code == 200
-        found.terminate()
-        assert found.wait(timeout=patience.SECONDS) == 0
-    assert not path.exists()
-
-
 def test_a_socket_file_that_is_there_stays_and_is_named(tmp_path, here):
     path = tmp_path / "taken"
     path.write_text("not ours")
@@ -159,28 +144,37 @@ def test_the_socket_file_of_a_server_that_was_killed_is_in_nobodys_way(tmp_path,
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
-def test_with_a_full_disk_behind_a_proxy_it_serves_until_it_is_told_to_end_now():
+def test_at_a_unix_socket_with_a_full_disk_behind_a_proxy_it_serves_until_it_is_told_to_end_now(tmp_path):
     """No time to finish: a stream that runs is told so, and the server ends in order."""
-    command = [sys.executable, "-m", "minivllm", "serve", "--port", "0", "--root-path", "/llm"]
+    path = tmp_path / "socket"
+    command = [sys.executable, "-m", "minivllm", "serve", "--uds", str(path), "--root-path", "/llm"]
     command += ["--trace", "/dev/full", "--tool-call-parser", "hermes", *QUICK]
-    with patience.running(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as found:
+    with (
+        patience.running(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as found,
+        client_at(path) as client,
+    ):
         with patience.speaking(found):
-            lines = iter(found.stderr)
-            address = next(filter(None, (re.search(r"is served at (http://\S+)", line) for line in lines)))[1]
-        options = {"timeout": patience.SECONDS}
+            assert any("is served at" in line for line in found.stderr)
         body = {"prompt": "Once upon", "max_tokens": 60, "ignore_eos": True, "stream": True}
-        assert httpx.get(f"{address}/openapi.json", **options).json()["servers"] == [{"url": "/llm"}]
-        assert httpx.get(f"{address}/llm/health", **options).status_code == 200
-        with httpx.stream("POST", f"{address}/v1/completions", json=body, **options) as response:
+        assert client.get("/openapi.json").json()["servers"] == [{"url": "/llm"}]
+        assert client.get("/llm/health").status_code == 200
+        with client.stream("POST", "/v1/completions", json=body) as response:
             assert list(response.iter_lines())[-2] == "data: [DONE]"
         body |= {"prompt": ["Once upon"] * 1000, "max_tokens": 400}  # far more than can be done until then
-        with httpx.stream("POST", f"{address}/llm/v1/completions", json=body, **options) as response:
+        with client.stream("POST", "/llm/v1/completions", json=body) as response:
             events = response.iter_lines()
             next(events)
             found.send_signal(signal.SIGINT)
             *_, error, done = filter(None, events)
         assert "the server is shutting down" in error and done == "data: [DONE]"
         assert found.wait(timeout=patience.SECONDS) == 0
+    assert not path.exists()
+
+
+def client_at(path):
+    """A client of a server at a Unix domain socket."""
+    transport = httpx.HTTPTransport(uds=str(path), retries=5)
+    return httpx.Client(transport=transport, base_url="http://local", timeout=patience.SECONDS)
 
 
 def test_what_is_written_is_sent_at_once():

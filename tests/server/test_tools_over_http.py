@@ -8,7 +8,7 @@ import torch
 
 from minivllm.console.serve_command import TOOL_CALL_PARSERS
 from minivllm.engine.engine_args import EngineArgs
-from minivllm.model.tiny import MODEL_PATH
+from minivllm.model.tiny import DRAFT_MODEL_PATH, MODEL_PATH
 from minivllm.server.serve import ServeOptions, _served
 from minivllm.server.tool_formats import HERMES, LLAMA3_JSON, TOOL_FORMATS
 from tests import patience
@@ -57,7 +57,7 @@ class ScriptedExecutor:
 
 @pytest.fixture(scope="module")
 def served():
-    server = RunningServer()
+    server = RunningServer(model_path=DRAFT_MODEL_PATH)  # a small one: what it would say, nobody hears
     server.model.chat_template = FAMILIES["qwen3"]
     server.model.tool_format = server.model.format_of_template()
     assert server.model.tool_format is HERMES

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from minivllm.processes import ROOT
-from tests import patience
+from tests import patience, profiles
 from viz import folders, serve
 
 
@@ -98,7 +98,10 @@ def is_free(port):
     return True
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+CAUGHT, UNCAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP), (signal.SIGKILL,)
+
+
+@pytest.mark.parametrize("number", profiles.by_day([CAUGHT[0], *UNCAUGHT], [*CAUGHT, *UNCAUGHT]))
 def test_however_the_dashboard_ends_its_port_is_free_again(number):
     with dashboard() as (process, port, line):
         with patience.speaking(process):
