@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,13 +77,14 @@ class Desk:
         fresh = not self.solution(lesson).exists()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            # Whole or not at all: half a file would lie there already when the disk has room again.
             if fresh:
-                shutil.copyfile(lesson.exercise, self.solution(lesson))
+                write_file(self.solution(lesson), lesson.exercise.read_bytes(), "work")
             if not self.own_property(lesson).exists():
-                self.own_property(lesson).write_text(template(lesson), encoding="utf-8")
+                write_file(self.own_property(lesson), template(lesson), "work")
             if not self.notebook(lesson).exists():
                 script = lesson.walkthrough.read_text(encoding="utf-8")
-                self.notebook(lesson).write_text(as_notebook(script), encoding="utf-8")
+                write_file(self.notebook(lesson), as_notebook(script), "work")
         except OSError as error:
             raise ValueError(
                 f"work: {relative(self.folder)} cannot be written to: {error.strerror}"

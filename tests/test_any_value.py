@@ -137,7 +137,8 @@ def test_beam_search_params(values):
         serves(engine)
 
 
-REQUEST = ("request_id", "prompt_token_ids", "params", "prompt", "arrival_time", "priority", "cache_salt")
+REQUEST = ("request_id", "prompt_token_ids", "params", "prompt", "arrival_time", "priority", "cache_salt",
+           "structure")  # fmt: skip
 
 
 @given(values=some_of(REQUEST), policy=st.sampled_from(["fcfs", "priority", "shortest-remaining"]))
@@ -152,6 +153,14 @@ def test_a_request_of_the_engine(values, policy):
         engine.enqueue(state)
         assert state.prompt_token_ids == [int(token) for token in request["prompt_token_ids"]]
     assert attempt(values, lambda **_: engine.abort(values.get("request_id", "it"))) is None or state
+    serves(engine)
+
+
+@given(call=anything)
+def test_a_step_for_a_caller(call):
+    engine = new_engine()
+    if attempt({"call": call}, engine.step) is None:
+        assert call is not None
     serves(engine)
 
 

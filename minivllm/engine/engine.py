@@ -212,6 +212,10 @@ class Engine(StepLoop):
         """
         params = self.default_params if params is None else params
         try:
+            if not isinstance(structure, AnyStructure | None):
+                raise ValueError(
+                    f"structure must be what compile_structure returns, or None, got {shown(structure)}"
+                )
             arguments = RequestArguments.checked(
                 request_id,
                 prompt,

@@ -39,6 +39,7 @@ from minivllm.outputs import RequestOutput
 from minivllm.scheduling.plan import NextToken, Sampled, StepPlan, fill_pending
 from minivllm.scheduling.policy import PolicyError
 from minivllm.trace.events import StepFinished
+from minivllm.validation import shown
 
 if TYPE_CHECKING:
     from minivllm.model.tokenizer import Tokenizer
@@ -80,8 +81,13 @@ class StepLoop(EngineBooks):
             One output for each request that got a token (or, with `output_kind=FINAL_ONLY` and for beam
             searches, that finished); empty if there is nothing to do. Outputs that do not belong to `call`
             are returned by the next plain step.
+
+        Raises:
+            ValueError: `call` is none; nothing has changed.
         """
         if call is not self._call:
+            if call is not None and not isinstance(call, frozenset):
+                raise ValueError(f"call must be what begin_call returned, or None, got {shown(call)}")
             self.end_call()
             self._call = call
         if self._is_busy:

@@ -251,11 +251,13 @@ def _architecture(raw: Mapping[str, Any]) -> str:
 
 def _quantization(raw: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """How weights are quantised, None if they are not; only the method is looked at here."""
-    settings = raw.get("quantization_config") or raw.get("compression_config")
-    if settings is None or settings == {}:
+    keys = ("quantization_config", "compression_config")
+    key = next((name for name in keys if raw.get(name) not in (None, {})), None)
+    if key is None:
         return None
+    settings = raw[key]
     if not isinstance(settings, Mapping):
-        raise ValueError(f"quantization_config must be an object, got {shown(settings)}")
+        raise ValueError(f"{key} must be an object, got {shown(settings)}")
     method_name(settings)
     return settings
 

@@ -1,4 +1,6 @@
-"""A JSON object from a file that came from somewhere else: read in bounded memory, or refused by its name.
+"""Small files that came from somewhere else: read in bounded memory, or refused by their names.
+
+Most of them hold a JSON object; a chat template is a text.
 
 Read next: `minivllm/model/config.py`, which takes the object apart.
 """
@@ -19,15 +21,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is missing, or is not what it should be; the message begins with its path.
     """
-    try:
-        if not path.is_file():  # a pipe would be waited for
-            lack = "is not a file" if path.exists() else "no such file"
-            raise ValueError(f"{path}: {lack}; a model folder needs a {path.name}")
-        if (size := path.stat().st_size) > MAX_JSON_BYTES:
-            raise ValueError(f"{path} has {size:,} bytes; a {path.name} has at most {MAX_JSON_BYTES:,}")
-        content = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    content = _read_bytes(path)
     try:
         value = json.loads(content.decode("utf-8-sig"))  # some editors begin a file with a mark
     except RecursionError:
@@ -37,3 +31,27 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, found a {type(value).__name__}")
     return value
+
+
+def read_text(path: Path) -> str:
+    """The text in a small file.
+
+    Raises:
+        ValueError: the file is missing, or is not what it should be; the message begins with its path.
+    """
+    try:
+        return _read_bytes(path).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} cannot be read as text: {error}") from None
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            lack = "is not a file" if path.exists() else "no such file"
+            raise ValueError(f"{path}: {lack}; a model folder needs a {path.name}")
+        if (size := path.stat().st_size) > MAX_JSON_BYTES:
+            raise ValueError(f"{path} has {size:,} bytes; a {path.name} has at most {MAX_JSON_BYTES:,}")
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None

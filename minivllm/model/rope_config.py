@@ -86,7 +86,11 @@ def read_rope(raw: Mapping[str, Any], max_positions: int, head_dim: int) -> Rope
             )
     if given.get("mrope_section") is not None:
         raise ValueError(f"mrope_section (positions of images) is not supported; {spelling} has it")
-    rope_type = next((given[key] for key in ("rope_type", "type") if given.get(key) is not None), "default")
+    rope_type = next((given[key] for key in ("rope_type", "type") if given.get(key) is not None), None)
+    if rope_type is None:
+        if given.get("factor") is not None:  # by which recipe? Ignored, it would give other texts
+            raise ValueError(f"rope_type is missing in {spelling}, which has factor {shown(given['factor'])}")
+        rope_type = "default"
     if isinstance(rope_type, str):
         rope_type = OLDER_NAMES.get(rope_type, rope_type)
     check_choice(f"rope_type in {spelling}", rope_type, ROPE_TYPES)

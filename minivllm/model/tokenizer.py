@@ -19,7 +19,7 @@ import tokenizers
 from minivllm.model.chat.template import ChatTemplates
 from minivllm.model.token_bytes import read_token_bytes
 from minivllm.model.tokenizer_files import TokenizerError, TokenizerFiles, is_of_library, read_folder
-from minivllm.validation import check_text, shown
+from minivllm.validation import check_list, check_text, shown
 
 __all__ = ["Tokenizer", "TokenizerError"]
 
@@ -133,9 +133,10 @@ class Tokenizer:
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
         """The ids of tokens given by their exact names; an unknown one has the unknown token's, or None."""
         if isinstance(tokens, str):
-            token_id = self.token_to_id(tokens)
+            token_id = self.token_to_id(check_text("tokens", tokens))
             return self.unk_token_id if token_id is None else token_id
-        return [self.convert_tokens_to_ids(token) for token in tokens]
+        names = check_list("tokens", tokens, of="tokens by their names")
+        return [self.convert_tokens_to_ids(check_text("tokens", name)) for name in names]
 
     def convert_ids_to_tokens(self, ids: int | Sequence[int], skip_special_tokens: bool = False) -> Any:
         """The exact names of tokens (`Ġthe`, `▁the`); None for ids without one."""

@@ -25,7 +25,8 @@ import tokenizers
 from tokenizers import AddedToken
 
 from minivllm.model.hub import pointer_hint
-from minivllm.model.json_file import read_json_object
+from minivllm.model.json_file import read_json_object, read_text
+from minivllm.validation import check_text
 
 SPECIAL_TOKEN_NAMES = (
     "bos_token",
@@ -187,6 +188,10 @@ def _token(value: Any, where: str) -> AddedToken:
     record = {"content": value} if isinstance(value, str) else value
     if not isinstance(record, Mapping) or not isinstance(record.get("content"), str):
         raise TokenizerError(f"{where} must be a token or a record of one, got {value!r:.100}")
+    try:
+        check_text(where, record["content"])
+    except ValueError as error:  # JSON can write half of a surrogate pair
+        raise TokenizerError(str(error)) from None
     is_complete = "__type" in record  # other records do not say `special`, and mean it
     record = {"special": not is_complete, **{key: item for key, item in record.items() if key != "__type"}}
     try:
@@ -229,9 +234,9 @@ def _whole_number(value: object) -> int | None:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
-    except (OSError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"{path} cannot be read as text: {error}") from error
+        return read_text(path)
+    except ValueError as error:
+        raise TokenizerError(str(error)) from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -333,6 +334,21 @@ def test_a_remembered_story_that_the_right_solution_cannot_play_is_dropped(tmp_p
     desk.keep_story(OF_02, "bytes_by_formula", NO_STORY)
     assert check_02(tmp_path, RIGHT_02)[0] == 0
     assert desk.stories(OF_02)["bytes_by_formula"] == []
+
+
+def test_a_disk_that_fills_while_a_lesson_is_started_leaves_no_half_of_a_file(tmp_path):
+    desk, lesson = Desk(tmp_path / "work"), find_lesson("04")
+    most = lesson.exercise.stat().st_size + 100
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))  # files grow to this, and then writes fail
+    try:
+        with pytest.raises(ValueError, match="work: cannot write to"):
+            desk.start(lesson)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {path.name for path in desk.folder.iterdir()} == {"04_paging.py", "04_paging_property.py"}
+    assert not desk.start(lesson), "the exercise lay there, whole"
+    assert json.loads(desk.notebook(lesson).read_text(encoding="utf-8"))["cells"]
 
 
 def test_lanes_part_where_facts_differ_or_one_stops():

@@ -149,6 +149,7 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
         ["original_max_position_embeddings", "'64'"],
     ),
     ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, ["rope_parameters"]),
+    ({"rope_scaling": {"factor": 4}}, ["rope_type is missing", "rope_scaling", "factor 4"]),
     ({"rope_scaling": {"type": "linear"}}, ["factor", "linear"]),
     ({"rope_scaling": {"type": "linear", "factor": 0}}, ["factor", "linear", "0"]),
     (
@@ -163,6 +164,8 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ),
     ({"quantization_config": {"bits": 4}}, ["quantization_config.quant_method", "missing"]),
     ({"quantization_config": True}, ["quantization_config", "True"]),
+    ({"quantization_config": False}, ["quantization_config", "False"]),
+    ({"compression_config": []}, ["compression_config", "[]"]),
 ]
 
 

@@ -3,6 +3,7 @@
 # ruff: noqa: E501 (tables of files)
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -296,6 +297,8 @@ def test_padding_and_truncation_of_the_training_are_forgotten(tmp_path):
             '{"<x>": "y"}',
             "added_tokens.json: the id of '<x>' must be an integer, got 'y'",
         ),
+        ("tokenizer_config.json", '{"pad_token": "\\ud800"}', "pad_token in .* is none .a lone surrogate"),
+        ("chat_template.jinja", b"\xff", "chat_template.jinja cannot be read as text"),
         (
             "chat_template.json",
             '{"chat_template": 5}',
@@ -311,6 +314,26 @@ def test_a_broken_folder_is_refused_by_the_name_of_the_file(tmp_path, file, cont
         (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(TokenizerError, match=words):
         Tokenizer.from_folder(folder)
+
+
+def test_a_template_that_is_a_pipe_or_gigantic_is_never_read(tmp_path):
+    folder = make_folder(tmp_path / "it", byte_level(), {})
+    with (folder / "chat_template.jinja").open("wb") as file:
+        file.truncate(3 << 30)  # a hole, which takes no space
+    with pytest.raises(TokenizerError, match=r"chat_template\.jinja has 3,221,225,472 bytes"):
+        Tokenizer.from_folder(folder)
+    with pytest.raises(ValueError, match=r"chat_template\.jinja has 3,221,225,472 bytes"):
+        Tokenizer(byte_level()).chat_templates.load(folder / "chat_template.jinja")
+    (folder / "additional_chat_templates").mkdir()
+    os.mkfifo(folder / "additional_chat_templates" / "tool_use.jinja")
+    with pytest.raises(TokenizerError, match=r"tool_use\.jinja: is not a file"):
+        Tokenizer.from_folder(folder)
+
+
+@pytest.mark.parametrize("tokens", [5, None, b"a", [5], ["a", None], torch.tensor([1]), "\ud800", ["\ud800"]])
+def test_what_is_no_name_of_a_token_is_refused_as_such(tokens):
+    with pytest.raises(ValueError, match="tokens"):
+        Tokenizer(byte_level()).convert_tokens_to_ids(tokens)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from minivllm.model.chat.messages import (
     read_messages,
 )
 from minivllm.model.chat.sandbox import CompiledTemplate
+from minivllm.model.json_file import read_text
 from minivllm.validation import check_boolean, check_choice, check_input_file
 
 ARGUMENTS = (
@@ -108,7 +109,7 @@ class ChatTemplates:
         if not isinstance(template, str | Path):
             raise ValueError(f"chat_template must be a template's text or path, got {template!r:.100}")
         try:
-            return check_input_file("chat_template", template).read_text(encoding="utf-8-sig")
+            return read_text(check_input_file("chat_template", template))
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"chat_template must be a template's text or its file, got {str(template)!r:.100}: {error}"
