@@ -242,5 +242,14 @@ def test_who_sleeps_is_given_up_and_who_works_is_waited_for(tmp_path, monkeypatc
     monkeypatch.setattr(judge_process, "SILENCE_SECONDS", 1.5)
     asleep = judged(tmp_path, f"{RIGHT}\nimport time\ntime.sleep(1e6)\n")
     assert asleep.code == NOT_IMPORTABLE and "does it sleep" in asleep.problem
+    seconds, seen = judge_process.JudgeProcess._processor_seconds, []
+
+    def as_if_alone(process):
+        """Whoever works gets ahead, as on a machine that has nothing else to do; it is asked, too."""
+        seen.append(seconds(process))
+        return seen[-1] + len(seen) * judge_process.IDLE_SHARE * judge_process.SILENCE_SECONDS
+
+    monkeypatch.setattr(judge_process.JudgeProcess, "_processor_seconds", as_if_alone)
     working = judged(tmp_path, f"{RIGHT}\nimport time\nwhile time.process_time() < 3: pass\n")
     assert working.code == PASSED, working.problem
+    assert max(seen) > min(seen), "its work was seen"

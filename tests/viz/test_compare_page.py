@@ -15,6 +15,7 @@ from minivllm.trace.reader import read_trace
 from minivllm.trace.timeline import make_timeline
 from tests import patience
 from tests.viz import static_factory, trace_factory
+from tests.viz.narrow import fits
 from tests.viz.test_pages import payloads, run_app, run_page, sharing_file, trace_file, words
 from tests.viz.trace_factory import Workload
 from viz import loading
@@ -338,7 +339,4 @@ def test_the_new_pages_do_not_scroll_sideways(page, server, folder, path, width)
     else:
         page.goto(f"{server}/{path}?trace={quote(str(folder / 'static.jsonl'))}")
         expect(page.locator("img[alt], .player svg").locator("visible=true").first).to_be_visible()
-    sizes = page.evaluate(
-        "[document.documentElement, document.querySelector('[data-testid=stMain]')].map(e => e.scrollWidth)"
-    )
-    assert max(sizes) <= width
+    fits(page, width)

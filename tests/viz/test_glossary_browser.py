@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from minivllm.processes import ROOT
+from tests.viz.narrow import fits
 from tests.viz.servers import answering
 from tests.viz.test_browser import expect
 from tests.viz.test_glossary import CHINESE, ENGLISH
@@ -83,9 +84,7 @@ def test_a_change_of_language_keeps_what_was_typed(window_at):
 def test_nothing_is_wider_than_a_phone(window_at, theme):
     window = window_at("", {"width": 375, "height": 800}, theme)
     expect(window.locator(".glossary .count")).to_have_text("3 of 3 terms")
-    width = window.evaluate("""() => Math.max(...[document.documentElement,
-      document.querySelector("[data-testid=stMain]")].map(e => e.scrollWidth))""")
-    assert width <= 375
+    fits(window, 375)
 
 
 @pytest.fixture

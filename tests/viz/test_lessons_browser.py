@@ -5,6 +5,7 @@ import re
 import pytest
 
 from lessons.catalogue import lessons
+from tests.viz.narrow import fits
 from tests.viz.servers import dashboard
 from tests.viz.test_browser import expect
 from viz.views import start
@@ -45,11 +46,6 @@ def button(page, name):
 
 def heading(page, name):
     expect(page.get_by_role("heading", name=name, exact=True)).to_be_visible()
-
-
-def sideways(page):
-    return page.evaluate("""() => Math.max(...[document.documentElement,
-      document.querySelector("[data-testid=stMain]")].map(e => e.scrollWidth))""")
 
 
 def test_a_newcomer_comes_by_clicks_alone_to_a_lesson_that_is_judged(window, own_server, desk):
@@ -126,5 +122,5 @@ def test_nothing_is_wider_than_a_phone(browser, own_server, part, theme):
         page.goto(f"{own_server}/{path}")
         expect(page.locator("h1").first).to_be_visible()
         page.wait_for_timeout(500)
-        assert sideways(page) <= PHONE["width"], path
+        fits(page, PHONE["width"])
     context.close()

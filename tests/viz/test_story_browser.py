@@ -6,6 +6,7 @@ from urllib.parse import quote
 import pytest
 
 from minivllm.trace.story_events import write_story
+from tests.viz.narrow import fits
 from tests.viz.story_factory import paging
 from tests.viz.test_browser import drawn, expect, wanted
 from viz.figures.story import story_scenes
@@ -70,10 +71,7 @@ def test_your_bug_in_a_browser(browser, server, story_file, scheme):
 
     # On a phone nothing is wider than the screen.
     page.set_viewport_size(PHONE)
-    page.wait_for_timeout(300)
-    widths = page.evaluate("""() => [document.documentElement, document.querySelector("[data-testid=stMain]")]
-      .map(e => e.scrollWidth)""")
-    assert max(widths) <= PHONE["width"]
+    fits(page, PHONE["width"])
     for step in (0, 2):
         page.keyboard.press("Home" if step == 0 else "End")
         at_step(player, step)
