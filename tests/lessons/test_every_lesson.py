@@ -43,7 +43,11 @@ A_PROGRAM = "13_paged_kernel"
 SMALLER = {
     "01_roofline": {'model="small"': 'model="nano"'},
     "11_flash_attention_1": {"TILE_K = 80, 32,": "TILE_K = 40, 32,", "query[48:64]": "query[24:40]"},
-    "12_flash_attention_2": {"TILE_K = 80, 32,": "TILE_K = 40, 32,", '"context": 64': '"context": 32'},
+    "12_flash_attention_2": {
+        "TILE_K = 80, 32, 32,": "TILE_K = 44, 32, 8,",
+        "rows=8, warps=4": "rows=4, warps=2",
+        '"context": 64': '"context": 32',
+    },
 }
 """Walkthroughs that take long: a model of 109 MB, and two under the microscope. By day they look at less."""
 each_lesson = pytest.mark.parametrize("name", LESSONS)

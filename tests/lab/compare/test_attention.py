@@ -6,13 +6,19 @@ import pytest
 from rich.console import Console
 
 from kernels_numba.cuda.tiles import Tiles
-from minivllm.lab.compare.attention import Case, Counted, compare_attention, count, fit, naive_formula
+from minivllm.lab.compare.attention import Case, Counted, cases, compare_attention, count, fit, naive_formula
 from minivllm.lab.compare.attention_picture import as_data, print_counts, save_picture, sentences
+from tests import profiles
 
 
 @pytest.fixture(scope="module")
 def results():
-    return compare_attention(64)
+    """By day, heads of 64 columns are counted at half the length: their cases take as long as all others."""
+    with pytest.MonkeyPatch.context() as patch:
+        if profiles.is_day():
+            shorter = [case._replace(tokens=32) if case.head_dim == 64 else case for case in cases(64)]
+            patch.setattr("minivllm.lab.compare.attention.cases", lambda longest: shorter)
+        return compare_attention(64)
 
 
 def test_naive_attention_moves_every_array_once_for_each_kernel(results):
