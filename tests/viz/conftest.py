@@ -1,6 +1,7 @@
 """A real Chromium and a real dashboard for the browser tests; skipped with a reason where there is none."""
 
 import shutil
+from contextlib import contextmanager
 
 import pytest
 
@@ -119,11 +120,21 @@ def browser():
 @pytest.fixture
 def page(browser):
     """A window; at the end, no script may have failed in it."""
-    context = browser.new_context()
+    with watched_window(browser) as window:
+        kept = [other for other in window.context.pages if other is not window]
+        yield window
+        for other in window.context.pages:  # those that the test opened beside it, too
+            if other not in kept:
+                other.close()
+
+
+@contextmanager
+def watched_window(browser, **options):
+    """A window in which no script may fail."""
+    context = browser.new_context(**options)
     window = context.new_page()
     errors = []
     window.on("pageerror", lambda error: errors.append(str(error)))
     yield window
-    for other in window.context.pages:
-        other.close()
+    context.close()
     assert not errors
