@@ -10,7 +10,7 @@ import pytest
 
 from minivllm.trace.reader import read_trace
 from minivllm.trace.timeline import make_timeline
-from tests.viz.conftest import watched_window
+from tests.viz.conftest import SIZE, watched_window
 from viz import figures
 from viz.backends.html import save_html
 from viz.player import Jump
@@ -35,12 +35,17 @@ def scenes(timeline):
     ]
 
 
-@pytest.fixture
-def player(page, scenes, tmp_path):
-    """The player of a self-contained page, just opened."""
-    path = tmp_path / "page.html"
+@pytest.fixture(scope="module")
+def saved(scenes, tmp_path_factory):
+    path = tmp_path_factory.mktemp("player") / "page.html"
     save_html(path, "A run", scenes, [Jump("third step", 3), Jump("nowhere", None)])
-    page.goto(path.as_uri())
+    return path
+
+
+@pytest.fixture
+def player(page, saved):
+    """The player of a self-contained page, just opened."""
+    page.goto(saved.as_uri())
     found = page.locator(".player")
     expect(found.locator(".count")).to_contain_text("step 0 of")
     return found
@@ -310,7 +315,7 @@ def go_to(window, name):
 @pytest.fixture
 def pool(kept_open):
     """It stands at the KV pool, on a wide screen, in daylight; its player."""
-    kept_open.set_viewport_size({"width": 1200, "height": 900})
+    kept_open.set_viewport_size(SIZE)
     kept_open.emulate_media(color_scheme="light")
     go_to(kept_open, "KV pool")
     return kept_open.locator(".player")
@@ -374,7 +379,7 @@ def test_all_pages_stand_at_the_same_step_and_none_scrolls_sideways_on_a_phone(p
         page.keyboard.press("ArrowLeft")
         page.set_viewport_size({"width": 380, "height": 800})
         assert widest(page) <= 380, name
-        page.set_viewport_size({"width": 1200, "height": 900})
+        page.set_viewport_size(SIZE)
 
 
 def test_the_navigation_shows_all_pages_in_one_row(pool):

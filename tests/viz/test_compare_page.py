@@ -15,7 +15,7 @@ from minivllm.trace.reader import read_trace
 from minivllm.trace.timeline import make_timeline
 from tests import patience
 from tests.viz import static_factory, trace_factory
-from tests.viz.conftest import watched_window
+from tests.viz.conftest import SIZE, watched_window
 from tests.viz.test_browser import go_to, widest
 from tests.viz.test_pages import payloads, run_app, run_page, sharing_file, trace_file, words
 from tests.viz.trace_factory import Workload
@@ -291,7 +291,7 @@ def kept_open(browser, server, runs):
 @pytest.fixture
 def player(kept_open):
     """It compares, and stands at the first moment."""
-    kept_open.set_viewport_size({"width": 1200, "height": 900})
+    kept_open.set_viewport_size(SIZE)
     go_to(kept_open, "Compare")
     found = kept_open.locator(".player")
     expect(found.locator(".count")).to_contain_text("moment")
