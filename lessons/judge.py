@@ -50,7 +50,7 @@ def judge(
     path: Path,
     tell: Tell,
     earlier: Mapping[str, Sequence[Any]],
-    shrink: bool,
+    shrink: float,
     share: float,
 ) -> bool:
     """Judge a file, property by property, up to the first that fails. Returns whether all passed."""
@@ -117,7 +117,7 @@ def judge_known(lesson: Lesson, path: Path, number: str, source: str) -> bool:
     """Whether a solution of which we know what it is passes one property here, after the learner's."""
     subject = load_module(path, SUBJECT, source)
     prop = next(one for one in load_properties(lesson, subject) if one.number == number)
-    return judge_property(prop, str(path), number_of_seed=SEED, shrink=False).status == PASSED
+    return judge_property(prop, str(path), number_of_seed=SEED, shrink=0).status == PASSED
 
 
 def _loaded(path: Path, tell: Tell) -> ModuleType | None:

@@ -26,12 +26,10 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import HypothesisException
 
 from lessons.guard import Printed, TooLong, guarded, too_much_memory
-from lessons.shrinking import shorter_stories
+from lessons.shrinking import SHRINK_SECONDS, shorter_stories
 from lessons.story import CRASH, ENDLESS, Broken, Property, Story
 from lessons.verdict import FAILED, PASSED, UNWRITTEN, Verdict, function_of, line_of, words_of
 
-SHRINK_SECONDS = 4.0
-"""From the beginning of the first story that broke the property: one that never ends leaves time for few."""
 LARGE_STORY = 10
 """Times the limit of a small one."""
 FEW_STORIES = 10
@@ -48,7 +46,7 @@ def judge_property(
     *,
     earlier: Sequence[Any] = (),
     number_of_seed: int = 0,
-    shrink: bool = True,
+    shrink: float = SHRINK_SECONDS,
     playing: Callable[[Any], None] = lambda case: None,
     is_playable: Callable[[Any, float], bool] = lambda case, seconds: True,
 ) -> Verdict:
@@ -57,6 +55,7 @@ def judge_property(
     Args:
         file: of the code that is judged; an error there is the learner's.
         earlier: cases that failed before, to be tried first.
+        shrink: seconds in which a shorter story that breaks it is looked for; 0 if any will do.
         playing: told of each case before it is played.
         is_playable: whether the right solution plays a case to its end, within so many seconds.
     """
@@ -107,7 +106,7 @@ class _Player:
         self,
         prop: Property,
         file: str,
-        shrink: bool,
+        shrink: float,
         playing: Callable[[Any], None],
         is_playable: Callable[[Any, float], bool],
     ) -> None:
@@ -146,7 +145,7 @@ class _Player:
             raise Enough
         if self.best is None or found.size <= self.best.size:
             self.best = found
-        self._give_up = min(self._give_up, began + SHRINK_SECONDS)
+        self._give_up = min(self._give_up, began + self._shrink)
         if not self._shrink or process_time() > self._give_up:
             raise Enough
         raise Broken(found.expected, found.got)

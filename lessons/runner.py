@@ -21,6 +21,7 @@ from typing import Any
 from lessons.catalogue import Lesson
 from lessons.judge_process import JudgeProcess
 from lessons.seal import edited_files
+from lessons.shrinking import SHRINK_SECONDS
 from lessons.trial import Trial, make_trial
 from minivllm.scratch import ScratchFolder
 
@@ -117,7 +118,7 @@ def check(
             f"`git checkout -- lessons` brings it back; `--edited` judges by it all the same"
         )
     result = Result(lesson, path.resolve())
-    wishes = {"earlier": earlier or {}, "shrink": shrink, "share": SHARE}
+    wishes = {"earlier": earlier or {}, "shrink": SHRINK_SECONDS if shrink else 0, "share": SHARE}
     last: dict[str, Any] = {}
     with JudgeProcess(lesson, result.path, wishes, result.scratch.path) as judge:
         for message in judge.words():

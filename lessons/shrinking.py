@@ -15,6 +15,9 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any
 
+SHRINK_SECONDS = 4.0
+"""From the beginning of the first story that broke the property: one that never ends leaves time for few."""
+
 
 def shorter_stories(case: Any) -> Generator[Any, bool | None, None]:
     """The case, then shorter ones that differ from the last broken one in one list; told what each did.

@@ -18,6 +18,8 @@ import pytest
 
 GRACE_SECONDS = 60
 """Between the end of a test's time and the end of its process."""
+STACK_SECONDS = 60
+"""Longest that a worker takes to show its stacks and end, when the whole suite ends."""
 _running: set[str] = set()
 _stderr = 2
 
@@ -84,5 +86,5 @@ def _end(config):
     os.write(_stderr, f"\nSIGTERM while there ran:{names}\n".encode())
     for node in config.pluginmanager.getplugin("dsession").nodemanager.group:
         node._io.popen.terminate()
-        node._io.popen.wait(timeout=10)  # one stack after the other
+        node._io.popen.wait(timeout=STACK_SECONDS)  # one stack after the other
     pytest.exit("SIGTERM")

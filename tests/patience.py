@@ -3,7 +3,9 @@
 import subprocess
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+
+import psutil
 
 SECONDS = 400
 """Less than a test has (pyproject.toml), so that what did not come is what is said."""
@@ -44,6 +46,15 @@ def until(happens):
     while not happens():
         assert time.monotonic() < deadline, "it never came"
         time.sleep(0.005)
+
+
+def children(word):
+    """Processes below this one that have this word in their command; one that ends meanwhile has none."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            found += [child] if word in " ".join(child.cmdline()) else []
+    return found
 
 
 def is_alive(pid):

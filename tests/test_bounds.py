@@ -16,20 +16,39 @@ HANG = """
 import os, signal, time
 from pathlib import Path
 
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])  # as in code of C: no exception comes through
+
 def sleeps_for_ever():
     Path("began").touch()
     time.sleep(1000)
 
 def test_that_hangs():
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])  # as in code of C: no exception comes through
     sleeps_for_ever()
 """
+# How long a test takes until it hangs, or its name to reach the first process, is the machine's affair.
 CONFTEST = """
-from tests import bounds
+import faulthandler, os, threading
+from pathlib import Path
+import pytest
+from tests import bounds, patience
 bounds.GRACE_SECONDS = 0.1
+dump_later = faulthandler.dump_traceback_later
+
+def dump_once_it_hangs(seconds, **how):
+    def wait():
+        patience.until(Path("began").exists)
+        dump_later(seconds, **how)
+    threading.Thread(target=wait, daemon=True).start()
+
+faulthandler.dump_traceback_later = dump_once_it_hangs
 
 def pytest_configure(config):
     config.pluginmanager.register(bounds)
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logstart():
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        Path("told").touch()
 """
 SILENT = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(ROOT)}
 
@@ -58,7 +77,8 @@ def test_a_test_that_no_exception_ends_is_ended_with_its_process_shown_and_named
 
 def test_a_suite_that_is_terminated_says_what_ran_and_where_it_stood(suite, tmp_path):
     with suite() as process, patience.speaking(process):
-        patience.until((tmp_path / "began").exists)
+        for sign in ("began", "told"):
+            patience.until((tmp_path / sign).exists)
         process.send_signal(signal.SIGTERM)
         said = process.stdout.read()
     assert process.wait(patience.SECONDS) == 2

@@ -28,7 +28,7 @@ def test_what_a_killed_run_has_started_is_ended_its_files_are_removed_and_nothin
         assert all(map(patience.is_alive, (ours, below, other))) and folder.exists()
     try:
         patience.until(lambda: not folder.exists())
-        assert not patience.is_alive(ours) and not patience.is_alive(below)
+        patience.until(lambda: not patience.is_alive(ours) and not patience.is_alive(below))
         assert patience.is_alive(other)
     finally:
         subprocess.run(["kill", "-9", str(other)], check=False, timeout=patience.SECONDS)

@@ -6,6 +6,7 @@ from threading import Barrier, Thread
 import pytest
 
 from minivllm.uncollected import without_collections
+from tests import patience
 
 
 def test_it_rests_inside_and_goes_on_behind_even_behind_an_error():
@@ -34,14 +35,14 @@ def test_the_last_thread_that_leaves_lets_it_go_on():
 
     def stay_longer():
         with without_collections():
-            both_inside.wait(60)
-            first_left.wait(60)
+            both_inside.wait(patience.SECONDS)
+            first_left.wait(patience.SECONDS)
             seen.append(gc.isenabled())
 
     thread = Thread(target=stay_longer)
     thread.start()
     with without_collections():
-        both_inside.wait(60)
-    first_left.wait(60)
-    thread.join(60)
+        both_inside.wait(patience.SECONDS)
+    first_left.wait(patience.SECONDS)
+    patience.join(thread)
     assert seen == [False] and gc.isenabled()

@@ -18,11 +18,13 @@ Source: NVIDIA, PTX ISA, `ld`, `cvt`. Read next: `paged_attention.py`.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba.cuda.extending import intrinsic
+from numpy.typing import NDArray
 
 try:
     from numba.cuda import cgutils
@@ -109,21 +111,23 @@ low_half = _half("low_half", 0)
 high_half = _half("high_half", 16)
 
 
-def half_as_float(bits: int, is_bf16: bool) -> np.float32:
-    """Of 16 bits."""
+@cache
+def all_halves(is_bf16: bool) -> NDArray[np.float32]:
+    """What any 16 bits stand for, by these bits."""
+    bits = np.arange(1 << 16, dtype=np.uint32)
     if is_bf16:
-        return np.float32(np.array([bits << 16], np.uint32).view(np.float32)[0])
-    return np.float32(np.array([bits], np.uint16).view(np.float16)[0])
+        return (bits << 16).view(np.float32)
+    return bits.astype(np.uint16).view(np.float16).astype(np.float32)
 
 
 @means(low_half)
-def _(lane: Any, word: Any, is_bf16: bool) -> np.float32:
-    return half_as_float(int(word) & 0xFFFF, is_bf16)
+def _(lane: Any, word: Any, is_bf16: bool) -> Any:
+    return all_halves(is_bf16)[int(word) & 0xFFFF]
 
 
 @means(high_half)
-def _(lane: Any, word: Any, is_bf16: bool) -> np.float32:
-    return half_as_float(int(word) >> 16, is_bf16)
+def _(lane: Any, word: Any, is_bf16: bool) -> Any:
+    return all_halves(is_bf16)[int(word) >> 16]
 
 
 def _byte(name: str, convert: Any) -> Any:

@@ -25,7 +25,7 @@ import numpy as np
 from llvmlite import ir
 from numba.cuda.extending import intrinsic
 
-from kernels_numba.cuda.instructions import as_tuple, call_ptx, element_address, half_as_float, types
+from kernels_numba.cuda.instructions import all_halves, as_tuple, call_ptx, element_address, types
 from kernels_numba.meanings import means
 
 _i32, _i64, _f32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
@@ -70,22 +70,19 @@ multiply_add_bf16 = _multiply_add("multiply_add_bf16", "bf16")
 def _product_of_warp(values: dict[int, Any], is_bf16: bool) -> dict[int, Any]:
     a, b = np.zeros((16, 16), np.float32), np.zeros((16, 8), np.float32)
     c = np.zeros((16, 8), np.float32)
-
-    def pair(word: Any) -> list[np.float32]:
-        return [half_as_float(int(word) & 0xFFFF, is_bf16), half_as_float(int(word) >> 16, is_bf16)]
-
-    for lane, words in values.items():
-        g, t = lane >> 2, 2 * (lane & 3)
-        a[g, t : t + 2], a[g + 8, t : t + 2] = pair(words[0]), pair(words[1])
-        a[g, t + 8 : t + 10], a[g + 8, t + 8 : t + 10] = pair(words[2]), pair(words[3])
-        b[t : t + 2, g], b[t + 8 : t + 10, g] = pair(words[4]), pair(words[5])
-        c[g, t : t + 2], c[g + 8, t : t + 2] = words[6:8], words[8:10]
+    lanes = np.array(list(values))
+    words = np.array([given[:6] for given in values.values()], np.uint32)
+    sums = np.array([given[6:] for given in values.values()], np.float32)
+    halves = all_halves(is_bf16)[np.stack((words & 0xFFFF, words >> 16))]  # [2, lanes, 6]
+    g, t = lanes >> 2, 2 * (lanes & 3)
+    for i, half in enumerate(halves):
+        a[g, t + i], a[g + 8, t + i] = half[:, 0], half[:, 1]
+        a[g, t + 8 + i], a[g + 8, t + 8 + i] = half[:, 2], half[:, 3]
+        b[t + i, g], b[t + 8 + i, g] = half[:, 4], half[:, 5]
+        c[g, t + i], c[g + 8, t + i] = sums[:, i], sums[:, 2 + i]
     d = a @ b + c
-    answers = {}
-    for lane in values:
-        g, t = lane >> 2, 2 * (lane & 3)
-        answers[lane] = (d[g, t], d[g, t + 1], d[g + 8, t], d[g + 8, t + 1])
-    return answers
+    answers = zip(d[g, t], d[g, t + 1], d[g + 8, t], d[g + 8, t + 1], strict=True)
+    return dict(zip(values, answers, strict=True))
 
 
 @means(multiply_add_f16)

@@ -24,7 +24,7 @@ from kernels_numba.microscope.faults import NotUnderstood
 from kernels_numba.microscope.memory import DeviceArray
 from kernels_numba.microscope.memory_spaces import ConstantMemory, LocalMemory, SharedMemory
 from kernels_numba.microscope.recording import Recording
-from kernels_numba.microscope.threads import WARP_SIZE, Dim3, LaneMissing, Wait
+from kernels_numba.microscope.threads import WARP_SIZE, Dim3, LaneMissing
 
 
 class CudaModule:
@@ -35,7 +35,6 @@ class CudaModule:
     def __init__(self, recording: Recording, shared: SharedMemory) -> None:
         self._running = recording.running
         self._source = recording.source
-        self._kernel_code = recording.source.kernel_code
         self.shared = shared
         self.local = LocalMemory(recording)
         self.const = ConstantMemory()
@@ -123,13 +122,7 @@ class CudaModule:
         return self._collective("eq_sync", "warp", bool(predicate), _same(lambda v: len(set(v)) == 1), mask)
 
     def _shuffle(self, what: str, mask: int, value: Any, source: int) -> Any:
-        def exchange(values: dict[int, Any]) -> dict[int, Any]:
-            for lane, (_, giver) in values.items():
-                if 0 <= giver < WARP_SIZE and giver not in values:
-                    raise LaneMissing(lane, giver)
-            return {lane: values.get(giver, (own,))[0] for lane, (own, giver) in values.items()}
-
-        return self._collective(what, "warp", (value, source), exchange, mask)
+        return self._collective(what, "warp", (value, source), _shuffled, mask)
 
     def _collective(
         self,
@@ -140,13 +133,8 @@ class CudaModule:
         mask: int = FULL_MASK,
         orders_memory: bool = False,
     ) -> Any:
-        frame = sys._getframe(2)
-        while frame.f_code not in self._kernel_code:
-            assert frame.f_back is not None
-            frame = frame.f_back
-        position = self._source.position(frame)
-        wait = Wait(what, scope, int(mask), position, value, exchange, orders_memory)
-        return self._running.lane.wait_for(wait)
+        position = self._source.position(self._source.kernel_frame(sys._getframe(2)))
+        return self._running.wait_for(what, scope, int(mask), position, value, exchange, orders_memory)
 
     # ── arithmetic ────────────────────────────────────────────────────────────────────────────────────
 
@@ -207,6 +195,14 @@ class _Atomics:
 
 def _nothing(values: dict[int, Any]) -> dict[int, Any]:
     return dict.fromkeys(values)
+
+
+def _shuffled(values: dict[int, Any]) -> dict[int, Any]:
+    """Each lane gives a value and names another lane, whose value it gets; of lanes outside, its own."""
+    for lane, (_, giver) in values.items():
+        if 0 <= giver < WARP_SIZE and giver not in values:
+            raise LaneMissing(lane, giver)
+    return {lane: values.get(giver, (own,))[0] for lane, (own, giver) in values.items()}
 
 
 def _same(function: Callable[[Any], Any]) -> Callable[[dict[int, Any]], dict[int, Any]]:

@@ -21,7 +21,6 @@ from typing import Any
 from kernels_numba.microscope.accesses import WRITE
 from kernels_numba.microscope.memory import DeviceArray
 from kernels_numba.microscope.recording import Recording
-from kernels_numba.microscope.threads import Wait
 
 FULL_MASK = 0xFFFFFFFF
 
@@ -43,8 +42,7 @@ class ExecutingLane:
     ) -> Any:
         """An operation of the whole warp, such as a matrix product: each lane gives a value and gets one."""
         position = self._recording.source.position(self._kernel_frame())
-        wait = Wait(what, "warp", FULL_MASK, position, value, exchange, orders_memory=False)
-        return self._recording.running.lane.wait_for(wait)
+        return self._recording.running.wait_for(what, "warp", FULL_MASK, position, value, exchange, False)
 
     def copy_later(
         self,

@@ -94,19 +94,20 @@ class Machine:
     def _complete_in_warp(self, warp: Sequence[Lane]) -> list[Lane]:
         """Lanes whose shuffle or barrier all others of its mask have reached; they have their answers."""
         alive = 0  # a bit for each lane
-        groups: dict[Any, dict[int, Lane]] = {}
+        groups: dict[Wait, dict[int, Lane]] = {}
         for lane in warp:
             if lane.has_ended:
                 continue
             alive |= 1 << lane.lane
             if (wait := lane.wait) is not None and wait.scope == "warp":
-                self._check_mask(lane, wait)
-                groups.setdefault((wait.what, wait.mask, wait.position), {})[lane.lane] = lane
+                if not wait.mask >> lane.lane & 1:
+                    raise self._mask_names_others(lane, wait)
+                groups.setdefault(wait, {})[lane.lane] = lane
         ready: list[Lane] = []
-        for (_, mask, _), group in groups.items():
+        for wait, group in groups.items():
             here = sum(1 << number for number in group)
-            if not mask & alive & ~here:
-                self._exchange(group, whole=here == alive)
+            if not wait.mask & alive & ~here:
+                self._exchange(wait, group, whole=here == alive)
                 ready += group.values()
         return ready
 
@@ -116,39 +117,35 @@ class Machine:
         Raises:
             BarrierMismatch: with the places at which they wait.
         """
-        waits = [lane.wait for lane in waiting]
-        same = {(wait.what, wait.position) for wait in waits if wait is not None and wait.scope == "block"}
-        if len(same) != 1 or any(wait is None or wait.scope != "block" for wait in waits):
+        wait, *others = {lane.wait for lane in waiting}
+        if others or wait is None or wait.scope != "block":
             raise BarrierMismatch(self._who_waits_where(waiting))
-        self._exchange({lane.number: lane for lane in waiting}, whole=True)
+        self._exchange(wait, {lane.number: lane for lane in waiting}, whole=True)
         return list(waiting)
 
-    def _exchange(self, group: Mapping[int, Lane], whole: bool) -> None:
+    def _exchange(self, wait: Wait, group: Mapping[int, Lane], whole: bool) -> None:
         """From the values of all lanes to their answers; `whole`: all living lanes of the warp are here."""
-        first = next(iter(group.values())).wait
-        assert first is not None
         try:
-            answers = first.exchange({number: lane.wait.value for number, lane in group.items() if lane.wait})
+            answers = wait.exchange({number: lane.given for number, lane in group.items()})
         except LaneMissing as missing:
             asking, giver = missing.args
             raise BarrierMismatch(
-                f"{self._running.name_of(group[asking])} takes part in {first.what} (line "
-                f"{self._line(first)}) and asks for the value of lane {giver}, which has ended or takes no "
+                f"{self._running.name_of(group[asking])} takes part in {wait.what} (line "
+                f"{self._line(wait)}) and asks for the value of lane {giver}, which has ended or takes no "
                 "part"
             ) from None
         for number, lane in group.items():
             lane.answer = answers[number]
-            if first.orders_memory and first.scope == "block":
+            if wait.orders_memory and wait.scope == "block":
                 lane.block_epoch += 1
-            elif first.orders_memory and whole:
+            elif wait.orders_memory and whole:
                 lane.warp_epoch += 1
 
-    def _check_mask(self, lane: Lane, wait: Wait) -> None:
-        if not wait.mask >> lane.lane & 1:
-            raise BarrierMismatch(
-                f"{self._running.name_of(lane)} takes part in {wait.what} (line {self._line(wait)}), and the "
-                f"mask {wait.mask:#010x} does not name it"
-            )
+    def _mask_names_others(self, lane: Lane, wait: Wait) -> BarrierMismatch:
+        return BarrierMismatch(
+            f"{self._running.name_of(lane)} takes part in {wait.what} (line {self._line(wait)}), and the "
+            f"mask {wait.mask:#010x} does not name it"
+        )
 
     def _who_waits_where(self, waiting: Sequence[Lane]) -> str:
         places: dict[tuple[str, int], list[Lane]] = {}

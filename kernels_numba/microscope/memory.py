@@ -25,6 +25,7 @@ class DeviceArray:
 
     __slots__ = (
         "_accessed",
+        "_counted",
         "_position",
         "dtype",
         "info",
@@ -40,6 +41,7 @@ class DeviceArray:
     def __init__(self, recording: Recording, info: ArrayInfo, view: NDArray[Any], start: int = 0) -> None:
         self.recording = recording
         self._accessed, self._position = recording.accessed, recording.source.position
+        self._counted = recording.counted
         self.info = info
         self.view = view
         self.shape, self.dtype, self.ndim, self.size = view.shape, view.dtype, view.ndim, view.size
@@ -50,16 +52,16 @@ class DeviceArray:
         return int(self.shape[0])
 
     def __getitem__(self, index: Any) -> Any:
-        if type(index) is tuple:
-            is_part = len(index) < self.ndim or slice in map(type, index)
-        else:
-            is_part = self.ndim > 1 or type(index) is slice
-        if is_part:
-            return self._part(index)
         frame = sys._getframe(1)
-        flat = self._flat(index, frame)
+        if (len(index) if type(index) is tuple else 1) < self.ndim:
+            return self._part(index, frame)
+        try:
+            flat = self._flat(index, frame)
+        except TypeError:  # a slice, which is no number
+            return self._part(index, frame)
         self._accessed(self.info, READ, flat, 1, self._position(frame))
-        return self.recording.as_number(self.view[index])
+        value = self.view[index]
+        return value if self._counted is None else self.recording.as_number(value)
 
     def __setitem__(self, index: Any, value: Any) -> None:
         frame = sys._getframe(1)
@@ -95,8 +97,7 @@ class DeviceArray:
             )
         return (*(int(i) for i in index[:-1]), slice(first, first + count)), flat
 
-    def _part(self, index: Any) -> DeviceArray:
-        frame = sys._getframe(2)
+    def _part(self, index: Any, frame: FrameType) -> DeviceArray:
         for i, size in zip(index if isinstance(index, tuple) else (index,), self.shape, strict=False):
             if not isinstance(i, slice) and not 0 <= i < size:
                 raise self._outside(index, frame)

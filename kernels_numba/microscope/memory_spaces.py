@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import dis
 import sys
-from types import FrameType
+from functools import cache
+from types import CodeType, FrameType
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ class SharedMemory:
         data = np.full(shape, np.nan if kind.kind == "f" else 0, kind)
         arrays, known = self.recording.arrays, self._newest.get(key)
         if known is None:
-            name = self._free_name(_assigned_name(frame) or "shared")
+            name = self._free_name(_assigned_name(frame.f_code, frame.f_lasti) or "shared")
             info = ArrayInfo(len(arrays), name, data, is_shared=True)
             arrays.append(info)
         else:  # declared at the same place in another block: other memory, one account
@@ -122,9 +123,10 @@ def numpy_dtype(name: Any) -> np.dtype[Any]:
     return kind
 
 
-def _assigned_name(frame: FrameType) -> str | None:
+@cache
+def _assigned_name(code: CodeType, offset: int) -> str | None:
     """The variable that the array is about to be stored in: the instruction after the call says so."""
-    for instruction in dis.get_instructions(frame.f_code):
-        if instruction.offset > frame.f_lasti and instruction.opname != "CACHE":
+    for instruction in dis.get_instructions(code):
+        if instruction.offset > offset and instruction.opname != "CACHE":
             return str(instruction.argval) if instruction.opname == "STORE_FAST" else None
     return None

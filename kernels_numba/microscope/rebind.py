@@ -59,7 +59,7 @@ class _Rebinding:
             raise NotUnderstood(f"a kernel must be a Python function, got {function!r}")
         if plain in self._rebound:
             return self._rebound[plain]
-        self._recording.source.kernel_code.add(plain.__code__)
+        self._recording.source.add_kernel_code(plain.__code__)
         names = dict(plain.__globals__)
         closure = tuple(CellType() for _ in plain.__closure__ or ())
         new = FunctionType(plain.__code__, names, plain.__name__, plain.__defaults__, closure or None)
@@ -98,7 +98,9 @@ def counted_range(running: Running) -> Callable[..., Iterator[int]]:
         loops.append(0)
         try:
             for iteration, value in enumerate(range(*(int(bound) for bound in bounds))):
-                loops[depth:] = [iteration]
+                if len(loops) > depth + 1:  # of a loop inside, which was left half-way
+                    del loops[depth + 1 :]
+                loops[depth] = iteration
                 yield value
         finally:
             del loops[depth:]

@@ -66,14 +66,12 @@ class Recording:
         end = flat + count
         if info.written is not None:
             # An atomic reads, too.
-            if kind != WRITE and 0 in info.written[flat:end]:
-                first = info.written.index(0, flat)
+            if kind != WRITE and (first := info.written.find(0, flat, end)) >= 0:
                 self._note_fault("unwritten", info, first, position, "which no thread has written")
             if kind != READ:
                 info.written[flat:end] = b"\1" * count
         if info.poison is not None:
-            if kind != WRITE and 1 in info.poison[flat:end]:
-                first = info.poison.index(1, flat)
+            if kind != WRITE and (first := info.poison.find(1, flat, end)) >= 0:
                 self._note_fault("poison", info, first, position, "which it should not look at")
             if kind != READ:
                 info.poison[flat:end] = bytes(count)
@@ -157,24 +155,34 @@ class SourcePlaces:
     """Positions in the source, as numbers: `places[position(frame)]` is where a frame stands."""
 
     def __init__(self) -> None:
-        self.kernel_code: set[CodeType] = set()
-        """Of the kernel and its device functions."""
         self.places: list[Place] = []
         self._positions: dict[tuple[int, int], int] = {}
         """By the identity of some code, whose hash takes long, and an offset in it."""
+        self._offsets: dict[int, list[Any]] = {}
+        """By the identity of some code: lines and columns of its instructions."""
+        self._kernel_code: set[int] = set()
+        """The kernel and its device functions, by their identity."""
         self._codes: list[CodeType] = []
+        """They live, so no others get their identities."""
+
+    def add_kernel_code(self, code: CodeType) -> None:
+        """This is code of the kernel, or of a device function."""
+        self._codes.append(code)
+        self._kernel_code.add(id(code))
 
     def position(self, frame: FrameType) -> int:
         """The number of a place. Python rewrites code as it runs, so one place may have several offsets."""
         code, offset = frame.f_code, frame.f_lasti
         number = self._positions.get((id(code), offset))
         if number is None:
-            line, end_line, column, end = list(code.co_positions())[offset // 2]
+            if id(code) not in self._offsets:
+                self._codes.append(code)
+                self._offsets[id(code)] = list(code.co_positions())
+            line, end_line, column, end = self._offsets[id(code)][offset // 2]
             end = end if end_line == line else FAR_RIGHT
             place = Place(code.co_filename, line or 0, column or 0, end or 0)
             if place not in self.places:
                 self.places.append(place)
-            self._codes.append(code)  # it lives, so no other gets its identity
             number = self._positions[id(code), offset] = self.places.index(place)
         return number
 
@@ -184,7 +192,7 @@ class SourcePlaces:
 
     def kernel_frame(self, frame: FrameType) -> FrameType:
         """The innermost caller that is code of the kernel."""
-        while frame.f_code not in self.kernel_code:
+        while id(frame.f_code) not in self._kernel_code:
             assert frame.f_back is not None
             frame = frame.f_back
         return frame

@@ -14,7 +14,8 @@ Nothing here knows memory or the machine: this is what both need. Read next: `ac
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from greenlet import getcurrent
 
@@ -43,8 +44,12 @@ class LaneMissing(Exception):
     """A lane asks for the value of one that takes no part: the two numbers."""
 
 
-class Wait(NamedTuple):
-    """What a thread waits for: the rest of its thread block, or those lanes of its warp that `mask` names."""
+@dataclass(frozen=True, eq=False, slots=True)
+class Wait:
+    """What a thread waits for: the rest of its thread block, or those lanes of its warp that `mask` names.
+
+    One object for all threads that wait for the same (`Running.wait_for`).
+    """
 
     what: str
     scope: str
@@ -52,7 +57,6 @@ class Wait(NamedTuple):
     mask: int
     position: int
     """Where in the source: two barriers in different places are two barriers."""
-    value: Any
     exchange: Callable[[dict[int, Any]], dict[int, Any]]
     """From the values of all that take part to their answers; keys are lanes, or threads of the block."""
     orders_memory: bool
@@ -64,6 +68,7 @@ class Lane:
     __slots__ = (
         "answer",
         "block_epoch",
+        "given",
         "has_ended",
         "index",
         "lane",
@@ -80,29 +85,45 @@ class Lane:
         self.warp, self.lane = divmod(number, WARP_SIZE)
         self.has_ended = False
         self.wait: Wait | None = None
+        self.given: Any = None
+        """To the others that wait for the same."""
         self.answer: Any = None
         self.loops: list[int] = []
         """Iteration of each `for` loop that it is in, outermost first."""
         self.block_epoch = self.warp_epoch = 0
         """Barriers passed so far: what happened before one is seen by all after it."""
 
-    def wait_for(self, wait: Wait) -> Any:
-        """Give control back to the machine; returns once all that take part have come."""
-        self.wait = wait
-        getcurrent().parent.switch()
-        return self.answer
-
 
 class Running:
     """Which thread runs, of which block of which grid. The machine sets it, everything else reads it."""
 
-    __slots__ = ("block", "block_index", "block_size", "grid_size", "lane")
+    __slots__ = ("_waits", "block", "block_index", "block_size", "grid_size", "lane")
 
     def __init__(self, grid_size: Dim3, block_size: Dim3) -> None:
         self.grid_size, self.block_size = grid_size, block_size
         self.block_index, self.block = Dim3(0, 0, 0), 0
         """Coordinates and number of the thread block."""
         self.lane = Lane(0, Dim3(0, 0, 0))
+        self._waits: dict[tuple[str, int, int], Wait] = {}
+
+    def wait_for(
+        self,
+        what: str,
+        scope: str,
+        mask: int,
+        position: int,
+        given: Any,
+        exchange: Callable[[dict[int, Any]], dict[int, Any]],
+        orders_memory: bool,
+    ) -> Any:
+        """The lane that runs gives control back to the machine; returns once all that take part have come."""
+        lane, key = self.lane, (what, mask, position)
+        wait = self._waits.get(key)
+        if wait is None:
+            wait = self._waits[key] = Wait(what, scope, mask, position, exchange, orders_memory)
+        lane.wait, lane.given = wait, given
+        getcurrent().parent.switch()
+        return lane.answer
 
     def who(self) -> str:
         """The thread that runs."""

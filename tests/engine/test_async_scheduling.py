@@ -20,6 +20,7 @@ from minivllm.scheduling.scheduler import Scheduler
 from minivllm.trace.events import BatchPlanned, SequenceFinished, TokensSampled
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.replay import ReplayState
+from tests import patience
 from tests.engine.fakes import FakeExecutor, FakeSampler, expected_output, make_engine
 from tests.engine.guesses import guessing
 from tests.engine.test_sharing import EOS, expected, expected_samples, limits, play, requests
@@ -184,7 +185,7 @@ class Patient(FakeExecutor):
         self.let, self.threads = Event(), set()
 
     def execute(self, plan):
-        assert not plan.step or self.let.wait(30), "nobody came while this step was computed"
+        assert not plan.step or self.let.wait(patience.SECONDS), "nobody came while this step was computed"
         self.threads.add(get_ident())
         return super().execute(plan)
 

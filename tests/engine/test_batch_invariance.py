@@ -41,6 +41,7 @@ from minivllm.model.tiny import DRAFT_MODEL_PATH, MODEL_PATH
 from minivllm.sampling_params import SamplingParams
 from minivllm.trace.events import DraftsVerified
 from minivllm.trace.recorder import Recorder
+from tests import profiles
 from tests.composition.features import CHECKPOINTS
 from tests.composition.pairs import checkpoint
 from tests.executor.distributed.thread_ranks import start_threads
@@ -62,6 +63,10 @@ KINDS = {
     "torch int8, int8 KV": ("torch", "float32", "int8", INT8),
 }
 """Backend, type, how weights are rounded, and how keys and values are kept."""
+KINDS_BY_DAY = [
+    "numba-cpu", "numba-cpu bfloat16", "numba-cpu int4", "numba-cpu fp8 KV", "torch", "torch int8, int8 KV",
+]  # fmt: skip
+"""Each backend, each type, and of weights and caches some of each size."""
 
 
 def prompt(number):
@@ -166,7 +171,7 @@ def circumstances(draw):
     }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", profiles.by_day(KINDS_BY_DAY, KINDS))
 @settings(max_examples=max(2, settings.default.max_examples // 10))
 @given(
     where=circumstances(), order=st.permutations(range(len(LENGTHS))), count=st.integers(1, 2), data=st.data()
@@ -296,7 +301,10 @@ ARGUED = {
 }
 
 
-@pytest.mark.parametrize("name", ARGUED)
+ARGUED_BY_DAY = [name for name in ARGUED if "checkpoint" not in name or "gptq" in name]
+
+
+@pytest.mark.parametrize("name", profiles.by_day(ARGUED_BY_DAY, ARGUED))
 def test_what_was_asked_for_beside_it_keeps_the_promise(name, monkeypatch):
     """Weights that depend on a token's place in its own sequence, other memories, ranks, other formats."""
     monkeypatch.setattr(create, "start_processes", start_threads)

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 from minivllm import LLM, SamplingParams
 from minivllm.model.tiny import MODEL_PATH
 from minivllm.sampling_params import BeamSearchParams
+from tests import profiles
 from tests.decoding.test_beam_search import PENALTIES, their_search
 
 TEXTS = ["Once upon a time,", "Question: What is a KV cache?\nAnswer:", "从前，", "The"]
@@ -27,7 +28,7 @@ def shipped():
         yield llm, model
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen3"])
+@pytest.fixture(scope="module", params=profiles.by_day(["qwen3"], ["llama", "qwen3"]))
 def checkpoint(request, tmp_path_factory):
     """A random checkpoint in which an eighth of the vocabulary ends a sequence: (folder, model, endings)."""
     endings = random.Random(0).sample(range(VOCAB_SIZE), VOCAB_SIZE // 8)
@@ -142,7 +143,7 @@ def as_generated(sequences, prompt):
     return [(tuple(item.tokens[len(prompt) :]), item.cum_logprob, item.score) for item in sequences]
 
 
-@pytest.mark.parametrize("beam_width", range(1, 9))
+@pytest.mark.parametrize("beam_width", profiles.by_day([1, 3, 8], range(1, 9)))
 def test_the_shipped_model_finds_the_same_sequences(shipped, beam_width):
     llm, model = shipped
     tokenizer = llm.get_tokenizer()
@@ -155,7 +156,7 @@ def test_the_shipped_model_finds_the_same_sequences(shipped, beam_width):
         ]
 
 
-@pytest.mark.parametrize("beam_width", [2, 5, 8])
+@pytest.mark.parametrize("beam_width", profiles.by_day([5], [2, 5, 8]))
 def test_in_single_precision_too(beam_width):
     model = AutoModelForCausalLM.from_pretrained(MODEL_PATH, dtype=torch.float32).eval()
     with LLM(MODEL_PATH, dtype="float32", num_gpu_blocks_override=64) as llm:
@@ -165,7 +166,7 @@ def test_in_single_precision_too(beam_width):
             assert_found_as_transformers(model, prompt, search, found, tolerance=1e-4)
 
 
-@pytest.mark.parametrize("block_size", [1, 3, 16])
+@pytest.mark.parametrize("block_size", profiles.by_day([3], [1, 3, 16]))
 def test_random_models_find_the_same_whatever_the_search(checkpoint, block_size):
     folder, model, endings = checkpoint
     prompts, searches = random_requests(20, endings, seed=block_size)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from minivllm import BeamSearchParams, SamplingParams
 from minivllm.sampling_params import RequestOutputKind
+from tests import patience
 from tests.engine.fakes import expected_output, make_llm
 from tests.engine.test_interrupts import ROOT, Interrupt
 
@@ -35,7 +36,7 @@ def in_a_thread(function, *arguments):
     found = []
     thread = Thread(target=lambda: found.append(function(*arguments)), daemon=True)
     thread.start()
-    thread.join(timeout=60)
+    thread.join(patience.SECONDS)
     assert found, "it never came back, or it failed"
     return found[0]
 
@@ -57,7 +58,7 @@ def test_each_of_several_threads_gets_its_own_outputs():
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(timeout=60)
+            patience.join(thread)
     finally:
         sys.setswitchinterval(interval)
     assert [len(found[number]) for number in range(4)] == [4] * 4

@@ -10,7 +10,7 @@ PROGRAM = """
 import faulthandler, sys
 from lessons.guard import Printed, TooLong, guarded
 
-faulthandler.dump_traceback_later(60, exit=True)
+faulthandler.dump_traceback_later(300, exit=True)
 
 def call(value=1):
     return lambda: value

@@ -99,10 +99,10 @@ TEXT = ThreadPoolExecutor(1).submit(open, {REFERENCE!r}).result().read()
 }
 
 
-def judged(tmp_path, source):
+def judged(tmp_path, source, shrink=False):
     path = tmp_path / "solution.py"
     path.write_text(source, encoding="utf-8")
-    return check(LESSON, path, even_if_edited=True)
+    return check(LESSON, path, shrink=shrink, even_if_edited=True)
 
 
 @pytest.mark.parametrize("what", JUDGE)
@@ -184,9 +184,9 @@ def test_what_is_shared_between_objects_is_told(tmp_path):
         "        FREED.extend(given)\n        if len(FREED) > 40:\n            return\n"
         "        self._held.difference_update(given)",
     )
-    result = judged(tmp_path, shared)
+    result = judged(tmp_path, shared, shrink=True)
     assert result.code == FAILED and result.failed.holds_alone
-    result = judged(tmp_path, WRONG)
+    result = judged(tmp_path, WRONG, shrink=True)
     assert result.code == FAILED and not result.failed.holds_alone
 
 
@@ -242,5 +242,14 @@ def test_who_sleeps_is_given_up_and_who_works_is_waited_for(tmp_path, monkeypatc
     monkeypatch.setattr(judge_process, "SILENCE_SECONDS", 1.5)
     asleep = judged(tmp_path, f"{RIGHT}\nimport time\ntime.sleep(1e6)\n")
     assert asleep.code == NOT_IMPORTABLE and "does it sleep" in asleep.problem
+    seconds, seen = judge_process.JudgeProcess._processor_seconds, []
+
+    def as_if_alone(process):
+        """Whoever works gets ahead, as on a machine that has nothing else to do; it is asked, too."""
+        seen.append(seconds(process))
+        return seen[-1] + len(seen) * judge_process.IDLE_SHARE * judge_process.SILENCE_SECONDS
+
+    monkeypatch.setattr(judge_process.JudgeProcess, "_processor_seconds", as_if_alone)
     working = judged(tmp_path, f"{RIGHT}\nimport time\nwhile time.process_time() < 3: pass\n")
     assert working.code == PASSED, working.problem
+    assert max(seen) > min(seen), "its work was seen"

@@ -133,7 +133,10 @@ def test_the_readmes_path_in_fresh_processes(tmp_path):
         assert lesson.heading() in told[0] and "Not started" in told[2]
         path = Path(re.search(r"write : (\S+)", told[1])[1])
         (tmp_path / path).write_text(lesson.reference.read_text(encoding="utf-8"), encoding="utf-8")
-        code, words = as_process(tmp_path, *typed[-1], module="minivllm")
+        if profiles.is_day():  # the judge is one all the same
+            code, words = minivllm(tmp_path, *typed[-1][1:])
+        else:
+            code, words = as_process(tmp_path, *typed[-1], module="minivllm")
         assert code == 0 and re.search(r"(\d+)/\1 properties", words), words
 
 

@@ -2,8 +2,8 @@
 
 import re
 import shutil
-import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -59,17 +59,17 @@ def prometheus(server, tmp_path_factory):
     text = re.sub(r"(scrape|evaluation)_interval: \w+", r"\1_interval: 500ms", text)
     text = text.replace("alerts.yml", str(ALERTS))
     (folder / "prometheus.yml").write_text(text, encoding="utf-8")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
     command = ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
-    command += [f"--web.listen-address={address}", "--log.level=error"]
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with (
-        patience.running(command, **silent),
-        httpx.Client(base_url=f"http://{address}", timeout=patience.SECONDS) as client,
-    ):
-        patience.until(lambda: is_ready(client))
-        yield client
+    command += ["--web.listen-address=127.0.0.1:0", "--log.level=info"]  # it says which port it has
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with patience.running(command, **pipes) as process:
+        with patience.speaking(process):
+            lines = (re.search(r"Listening on.* address=(127\S+)", line) for line in process.stderr)
+            address = next(filter(None, lines))[1]
+        threading.Thread(target=process.stderr.read, daemon=True).start()  # or the pipe would be full
+        with httpx.Client(base_url=f"http://{address}", timeout=patience.SECONDS) as client:
+            patience.until(lambda: is_ready(client))
+            yield client
 
 
 def is_ready(client):

@@ -21,7 +21,7 @@ KINDS = tuple(RequestOutputKind)
 def served(scenario, **limits):
     """Run `scenario(llm)` in an event loop; afterwards nothing may be left of it."""
     engine = make_engine(**limits)
-    before = threading.active_count()
+    before = set(threading.enumerate())
 
     async def run():
         llm = AsyncLLM(engine)
@@ -38,7 +38,7 @@ def served(scenario, **limits):
     result = event_loops.run(run())
     engine.check_invariants()
     assert engine.cache.pool.num_used_blocks == 0, "a block was lost"
-    assert threading.active_count() == before
+    assert not set(threading.enumerate()) - before
     return result
 
 
@@ -132,7 +132,8 @@ def test_a_name_that_is_none_is_refused_before_anything_is_done_and_leaves_nothi
 
     served(scenario)
     gc.collect()
-    assert not caplog.records, "nobody has asked for an exception"
+    ours = [record for record in caplog.records if record.name.split(".")[0] in ("asyncio", "minivllm")]
+    assert not ours, "nobody has asked for an exception"
 
 
 def test_a_loop_that_is_left_without_a_word_is_aborted():
@@ -182,7 +183,7 @@ def test_a_beam_search_is_one_more_request():
 
 def test_an_abort_by_name_gives_the_caller_what_there_is():
     async def scenario(llm):
-        outputs = llm.generate([1, 2], params(200), "mine")
+        outputs = llm.generate([1, 2], params(99_000), "mine")  # not done before the abort
         told = list((await anext(outputs)).outputs[0].token_ids)
         await llm.abort("mine")
         async for output in outputs:
@@ -190,8 +191,8 @@ def test_an_abort_by_name_gives_the_caller_what_there_is():
         await llm.abort("never there")
         return told, output.outputs[0].finish_reason
 
-    told, reason = served(scenario)
-    assert reason == "abort" and told == expected_output([1, 2], 200)[: len(told)]
+    told, reason = served(scenario, num_blocks=25_001)
+    assert reason == "abort" and told == expected_output([1, 2], len(told))
 
 
 def test_a_request_that_cannot_be_served_is_refused_and_its_name_is_free_again():

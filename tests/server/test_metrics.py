@@ -25,6 +25,7 @@ from minivllm.trace.events import RequestQueued
 from minivllm.trace.reader import make_trace
 from minivllm.trace.tallies import BUCKETS, Tally
 from minivllm.trace.timeline import make_timeline
+from tests import patience
 from tests.engine.fakes import make_engine
 from tests.engine.guesses import guessing
 from tests.engine.test_sharing import EOS, limits, requests
@@ -308,7 +309,7 @@ def test_answers_are_counted_by_route_and_no_client_makes_a_series(running):
     import httpx
 
     def ask(path, method="POST", **asked):
-        return httpx.request(method, f"{running.url}{path}", timeout=60, **asked)
+        return httpx.request(method, f"{running.url}{path}", timeout=patience.SECONDS, **asked)
 
     for length in (1, 2):
         ask("/v1/completions", json={"prompt": "a", "max_tokens": length})

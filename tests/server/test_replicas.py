@@ -26,7 +26,7 @@ LONG = {"prompt": "Once upon", "max_tokens": 400, "ignore_eos": True, "temperatu
 COMMAND = [
     *(sys.executable, "-m", "minivllm", "serve", "--port", "0", "--data-parallel-size", "2"),
     *("--attention-backend", "torch", "--enforce-eager", "--num-gpu-blocks-override", "256"),
-    *("--max-model-len", "512", "--prefix-cache", "hash", "--shutdown-timeout", "60"),
+    *("--max-model-len", "512", "--prefix-cache", "hash", "--shutdown-timeout", str(patience.SECONDS)),
     *("--distributed-timeout-seconds", "20"),
 ]
 
@@ -66,12 +66,17 @@ def children(parent):
 
 
 def metric(client, name):
-    """The values of a metric, by engine."""
-    shown = client.get("/metrics").text
-    return {
-        int(engine): float(value)
-        for engine, value in re.findall(rf'^vllm:{name}{{[^\n]*engine="(\d+)"[^\n]*}} (\S+)$', shown, re.M)
-    }
+    """The values of a metric, by engine, once both have answered in time."""
+    found = {}
+
+    def all_answer():
+        shown = client.get("/metrics").text
+        pattern = rf'^vllm:{name}{{[^\n]*engine="(\d+)"[^\n]*}} (\S+)$'
+        found.update({int(engine): float(value) for engine, value in re.findall(pattern, shown, re.M)})
+        return len(found) == 2
+
+    patience.until(all_answer)
+    return found
 
 
 BODIES = [

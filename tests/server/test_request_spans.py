@@ -59,7 +59,9 @@ class Collector:
 
 
 @pytest.fixture
-def collector():
+def collector(monkeypatch):
+    for name in ("EXPORT_SECONDS", "SHUTDOWN_SECONDS"):  # it is there, and may take its time
+        monkeypatch.setattr(request_spans, name, patience.SECONDS)
     found = Collector()
     yield found
     found.close()
@@ -159,7 +161,9 @@ def test_a_span_that_cannot_be_made_is_logged_once_and_costs_nothing(caplog):
     for name in "ab":
         engine.add_request(name, [1], SamplingParams(max_tokens=1))
         engine.step()
-    assert counts.finished["length"] == 2 and len(caplog.records) == 1
+    assert counts.finished["length"] == 2
+    # Exporters of other tests may still complain of what is away.
+    assert [record.name.split(".")[0] for record in caplog.records].count("minivllm") == 1
     spans.shutdown()
 
 

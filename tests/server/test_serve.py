@@ -23,7 +23,7 @@ QUICK = ("--attention-backend", "torch", "--enforce-eager", "--num-gpu-blocks-ov
 def process():
     """A server at a free port; it ends with the module."""
     command = [sys.executable, "-m", "minivllm.entrypoints.openai.api_server", "--port", "0"]
-    command += ["--shutdown-timeout", "60", "--live", "--metrics-port", "0", *QUICK]
+    command += ["--shutdown-timeout", str(patience.SECONDS), "--live", "--metrics-port", "0", *QUICK]
     with patience.running(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as found:
         yield found
 
@@ -99,6 +99,7 @@ def test_a_connection_that_sends_no_request_is_closed(monkeypatch):
             with socket.create_connection(listener.getsockname(), timeout=patience.SECONDS) as slow:
                 slow.sendall(b"GET / HT")
                 assert slow.recv(100) == b""
+            monkeypatch.undo()  # the next one may take its time
             address = f"http://127.0.0.1:{listener.getsockname()[1]}/"
             assert httpx.get(address, timeout=patience.SECONDS).status_code == 200
         finally:
@@ -172,7 +173,7 @@ def test_with_a_full_disk_behind_a_proxy_it_serves_until_it_is_told_to_end_now()
         assert httpx.get(f"{address}/llm/health", **options).status_code == 200
         with httpx.stream("POST", f"{address}/v1/completions", json=body, **options) as response:
             assert list(response.iter_lines())[-2] == "data: [DONE]"
-        body |= {"prompt": ["Once upon"] * 64, "max_tokens": 400}  # far more than can be done until then
+        body |= {"prompt": ["Once upon"] * 1000, "max_tokens": 400}  # far more than can be done until then
         with httpx.stream("POST", f"{address}/llm/v1/completions", json=body, **options) as response:
             events = response.iter_lines()
             next(events)

@@ -31,6 +31,7 @@ class RecordedServer:
         self.state = ReplayState(header)
         self.status = 200
         self.raw = b""
+        self.lock = threading.Lock()  # who comes while steps are told sees all of them, or none
         recorded = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -56,8 +57,10 @@ class RecordedServer:
             handler.wfile.write(self.raw)
             return
         queue = SimpleQueue()
-        self.send(handler, [self.header, take_snapshot(self.state)])
-        self.streams.append(queue)
+        with self.lock:
+            snapshot = take_snapshot(self.state)
+            self.streams.append(queue)
+        self.send(handler, [self.header, snapshot])
         while (events := queue.get()) is not None:
             self.send(handler, events)
 
@@ -69,13 +72,14 @@ class RecordedServer:
 
     def tell(self, *steps):
         """These steps happen; None: the connection ends."""
-        for step in steps:
-            for event in step or ():
-                self.state.apply(event)
-            for queue in self.streams:
-                queue.put(step)
-        if None in steps:
-            self.streams.clear()
+        with self.lock:
+            for step in steps:
+                for event in step or ():
+                    self.state.apply(event)
+                for queue in self.streams:
+                    queue.put(step)
+                if step is None:
+                    self.streams.clear()
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from minivllm.trace.timeline import make_timeline
 from tests import patience
 from tests.viz import static_factory, trace_factory
 from tests.viz.conftest import SIZE, watched_window
-from tests.viz.test_browser import go_to, widest
+from tests.viz.narrow import fits
+from tests.viz.test_browser import go_to
 from tests.viz.test_pages import payloads, run_app, run_page, sharing_file, trace_file, words
 from tests.viz.trace_factory import Workload
 from viz import loading
@@ -362,4 +363,4 @@ def test_the_pages_that_measure_do_not_scroll_sideways(player):
         expect(page.locator("img[alt], .player svg").locator("visible=true").first).to_be_visible()
         for width in (380, 1000, 1200):
             page.set_viewport_size({"width": width, "height": 800})
-            assert widest(page) <= width, (name, width)
+            fits(page, width)

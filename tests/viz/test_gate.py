@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minivllm.trace.reader import TraceError
-from tests import event_loops
+from tests import event_loops, patience
 from viz import folders, gate
 from viz.own_place import OwnPlace
 
@@ -121,7 +121,7 @@ UPGRADE = {
 
 
 def asked(server, path, **given):
-    connection = HTTPConnection(urlsplit(server).netloc, timeout=60)
+    connection = HTTPConnection(urlsplit(server).netloc, timeout=patience.SECONDS)
     try:
         connection.request("GET", path, headers=given)
         answer = connection.getresponse()

@@ -23,7 +23,7 @@ def test_the_same_work_is_not_done_twice_at_once(request):
     def work(job):
         calls.append(job)
         job.tell("half")
-        assert go.wait(30)
+        assert go.wait(patience.SECONDS)
         return "done"
 
     first, second = (jobs.start(request.node.name, work) for _ in range(2))

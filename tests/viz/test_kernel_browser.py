@@ -6,7 +6,9 @@ from urllib.parse import quote
 import pytest
 
 from minivllm.trace.kernel_events import write_kernel_traces
+from tests import patience
 from tests.viz.kernel_factory import flash, traces
+from tests.viz.narrow import fits
 from tests.viz.test_browser import drawn, expect, wanted
 from viz.figures.kernel_tiles import pieces
 from viz.kernel_steps import Follow, played
@@ -91,13 +93,14 @@ def test_a_page_about_kernels_in_a_browser(browser, server, paged_file, flash_fi
 
     # On a phone nothing is wider than the screen.
     page.set_viewport_size(PHONE)
-    page.wait_for_timeout(300)
-    widths = page.evaluate("""() => [document.documentElement, document.querySelector("[data-testid=stMain]")]
-      .map(e => e.scrollWidth)""")
-    assert max(widths) <= PHONE["width"]
-    boxes = player.evaluate("""player => [...player.querySelectorAll(
-      "button, input, .caption, svg, svg > text")]
-      .map(e => e.getBoundingClientRect()).filter(b => b.width).map(b => [b.left, b.right])""")
-    assert len(boxes) > 20 and all(left >= 0 and right <= PHONE["width"] for left, right in boxes)
+    fits(page, PHONE["width"])
+
+    def all_on_the_screen():
+        boxes = player.evaluate("""player => [...player.querySelectorAll(
+          "button, input, .caption, svg, svg > text")]
+          .map(e => e.getBoundingClientRect()).filter(b => b.width).map(b => [b.left, b.right])""")
+        return len(boxes) > 20 and all(left >= 0 and right <= PHONE["width"] for left, right in boxes)
+
+    patience.until(all_on_the_screen)
     context.close()
     assert not errors

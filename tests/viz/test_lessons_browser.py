@@ -7,6 +7,7 @@ import pytest
 
 from lessons.catalogue import lessons
 from tests import profiles
+from tests.viz.narrow import fits
 from tests.viz.servers import answering
 from tests.viz.test_axe import DONE
 from tests.viz.test_browser import expect
@@ -57,11 +58,6 @@ def button(page, name):
 
 def heading(page, name):
     expect(page.get_by_role("heading", name=name, exact=True)).to_be_visible()
-
-
-def sideways(page):
-    return page.evaluate("""() => Math.max(...[document.documentElement,
-      document.querySelector("[data-testid=stMain]")].map(e => e.scrollWidth))""")
 
 
 def test_a_newcomer_comes_by_clicks_alone_to_a_lesson_that_is_judged(window, own_server, desk):
@@ -133,7 +129,7 @@ def test_nothing_is_wider_than_a_phone(browser, own_server, theme):
     def is_narrow(title):
         heading(page, title)
         page.wait_for_function(DONE)
-        assert sideways(page) <= PHONE["width"], (title, page.url)
+        fits(page, PHONE["width"])
 
     lesson = next(one for one in lessons() if one.name == "04_paging")
     page.goto(f"{own_server}/start")

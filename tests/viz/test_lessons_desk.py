@@ -7,6 +7,7 @@ import pytest
 
 from lessons import seal
 from lessons.work import Desk
+from tests import patience
 from tests.viz import trace_factory
 from tests.viz.lesson_factory import labels, tell, when_done, wrong_solution
 from tests.viz.test_kernel_pages import open_page
@@ -238,7 +239,7 @@ def test_a_second_click_starts_no_second_judge(lesson, monkeypatch):
 
     def judge(*arguments, **options):
         calls.append(arguments)
-        assert go.wait(60)
+        assert go.wait(patience.SECONDS)
         raise ValueError("enough")
 
     monkeypatch.setattr(lesson_desk, "check", judge)

@@ -58,7 +58,7 @@ def test_a_page_starts_it_watches_it_asks_it_and_stops_it(server, monkeypatch):
     assert server.url in page.success[0].value and str(server.pid) in page.success[0].value
     press = {button.label: button for button in page.button}
     press["Send it 8 requests"].click().run()
-    assert jobs.find(own_server.ASKING).result == 8
+    patience.until(lambda: jobs.find(own_server.ASKING).result == 8)
     {button.label: button for button in page.button}["Watch it"].click().run()
     watched = feed.find(page.session_state["live token"])
     assert watched.connection.url == server.url and watched.connection in server._connections

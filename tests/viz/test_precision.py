@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from minivllm.model.quantization.algorithms.rounding import Grid, round_to_nearest
 from minivllm.trace.precision_events import write_precision
+from tests.viz.narrow import fits
 from tests.viz.precision_factory import matrix, trace
 from tests.viz.test_browser import drawn, expect, wanted
 from tests.viz.test_kernel_pages import open_page
@@ -106,9 +107,6 @@ def test_the_page_in_a_browser(browser, server, file):
         shown = [(s["fill"], s["stroke"], s["text"], s["d"]) for s in drawn(player, number)]
         assert shown == wanted(scene, last), scene.title
     page.set_viewport_size(PHONE)
-    page.wait_for_timeout(300)
-    widths = page.evaluate("""() => [document.documentElement, document.querySelector("[data-testid=stMain]")]
-      .map(e => e.scrollWidth)""")
-    assert max(widths) <= PHONE["width"]
+    fits(page, PHONE["width"])
     context.close()
     assert not errors

@@ -46,7 +46,8 @@ def end_of(job):
 # ── the process ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_run_is_watched_stopped_and_opened_and_its_process_is_gone(tmp_path):
+def test_a_run_is_watched_stopped_and_opened_and_its_process_is_gone(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_process, "STOP_SECONDS", patience.SECONDS)  # its step may take its time
     coming = [
         {"arrival_seconds": seconds, "prompt": "Once upon a time,", "output_tokens": 450}
         for seconds in (0, 0, 99_999)  # so it never ends by itself
@@ -58,7 +59,8 @@ def test_a_run_is_watched_stopped_and_opened_and_its_process_is_gone(tmp_path):
     again, same = begin(SMALL)
     assert same is job and job.told is run, "a second click finds the first run at work"
     seen = run.watched.now
-    assert 0 < seen.used_blocks <= seen.num_blocks == 90 and {row.tag for row in seen.rows} <= {"A", "B"}
+    assert seen.used_blocks <= seen.num_blocks == 90 and {row.tag for row in seen.rows} <= {"A", "B"}
+    assert seen.used_blocks or {row.status for row in seen.rows} == {"done"}, "we may come late"
     run.stop()
     done = end_of(job).result
     assert not patience.is_alive(run.pid) and done.was_stopped and not job.problem

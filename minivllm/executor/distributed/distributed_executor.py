@@ -37,7 +37,7 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from minivllm.executor.distributed.cache_limits import CacheLimits, share_of_machine
-from minivllm.executor.distributed.groups import Control, GroupPeers
+from minivllm.executor.distributed.groups import Control, GroupPeers, PeerLostError
 from minivllm.executor.distributed.heartbeat import IDLE, Activity, Heart, Watch
 from minivllm.executor.distributed.launch import END_SECONDS, Ranks
 from minivllm.executor.distributed.messages import RankSettings, encode_plan
@@ -59,8 +59,8 @@ from minivllm.trace.rank_spans import RankSpans
 
 LOOK_SECONDS = 0.1
 """Time between two looks at the other ranks, while a step takes longer."""
-PATIENCE_SECONDS = 1.0
-"""Time for a process whose connection is lost to be gone."""
+MOST_LOOKS = 100
+"""At a rank whose connection is lost, until it is gone: as many as that, however long we were stopped."""
 Result = TypeVar("Result")
 
 
@@ -311,13 +311,16 @@ class DistributedExecutor:
 
     def _reason(self, error: Exception) -> str:
         """Why the ranks end, with the name of the one that was first, if that can be known."""
-        end = time.monotonic() + PATIENCE_SECONDS
-        while not isinstance(error, RankError) and time.monotonic() < end:
+        is_lost = isinstance(error, PeerLostError) and self._ranks.are_ours
+        for _ in range(MOST_LOOKS if is_lost else 1):
+            if isinstance(error, RankError):
+                break
             try:  # a lost connection is seen a moment before the process is gone
                 self._ranks.look()
             except RankError as found:
                 error = found
-            time.sleep(LOOK_SECONDS)
+            else:
+                time.sleep(LOOK_SECONDS)
         words = str(error) if isinstance(error, RankError) else f"{type(error).__name__}: {error}"
         return f"{words}; with it keys and values are lost, so that all ranks have ended: make a new engine"
 

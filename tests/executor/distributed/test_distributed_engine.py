@@ -25,6 +25,7 @@ from minivllm.trace.reader import make_trace
 from minivllm.trace.recorder import Recorder
 from minivllm.trace.replay import Replay
 from minivllm.trace.summary import summarize
+from tests import patience
 from tests.executor.distributed.thread_ranks import executor_on_threads
 
 BLOCK_SIZE, NUM_BLOCKS = 4, 48
@@ -191,6 +192,7 @@ def test_a_closed_executor_refuses_plans():
 @pytest.mark.parametrize("grid", [Grid(tensor=2), Grid(1, 2, 1)], ids=["tensor", "pipeline"])
 def test_a_trace_tells_who_owns_what_and_when_every_rank_did_what(grid, monkeypatch):
     monkeypatch.setattr(telling, "TELL_SECONDS", 0.0)  # after every step
+    monkeypatch.setattr(distributed_executor, "END_SECONDS", patience.SECONDS)  # for the last of it
     recorder = Recorder()
     sizes = {"num_gpu_blocks_override": NUM_BLOCKS, "block_size": BLOCK_SIZE}
     with executor_on_threads(MODEL_PATH, grid, spans=True, **sizes) as executor:

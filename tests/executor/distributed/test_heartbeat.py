@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.distributed import HashStore
 
 from minivllm.executor.distributed.groups import GroupPeers
-from minivllm.executor.distributed.heartbeat import KEY, Activity, Heart, Pulse, Watch, read_pulse
+from minivllm.executor.distributed.heartbeat import COMPUTING, KEY, Activity, Heart, Pulse, Watch, read_pulse
 from minivllm.executor.distributed.meeting import Meeting
 from minivllm.executor.executor import ExecutorDeadError, RankError
 from minivllm.model.parallel.layout import Grid
@@ -98,14 +98,18 @@ def test_a_rank_tells_what_it_does():
 def test_a_rank_that_waits_for_ever_is_named_with_what_it_does(monkeypatch):
     released, real = threading.Event(), GroupPeers.all_parts
 
+    def both_have_told():
+        return executor._activity.what == "all-gather" and executor._watch._pulses[1].what == COMPUTING
+
     def all_parts(self, own):
         if self._rank and not released.is_set():
+            patience.until(both_have_told)
+            executor._watch.seconds = 2  # not before: a busy machine may be slow with what comes first
             released.wait(patience.SECONDS)
         return real(self, own)
 
     sizes = {"num_gpu_blocks_override": 48, "block_size": 4}
     with executor_on_threads(MODEL_PATH, Grid(tensor=2), **sizes) as executor:
-        executor._watch.expect(2)
         engine = engine_on(executor)
         engine.add_request("it", [5, 6, 7])
         monkeypatch.setattr(GroupPeers, "all_parts", all_parts)

@@ -39,7 +39,7 @@ except ExecutorDeadError as error:
 
 
 def ip(*arguments):
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=60)
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=patience.SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_ranks_on_one_machine_give_the_tokens_of_one(machines, expected, program
         pytest.skip("the same on two machines is below")
     run = subprocess.run(
         [*TORCHRUN, "--standalone", "--nproc-per-node", "2", str(program)],
-        env=python_variables(OMP_NUM_THREADS="1"), capture_output=True, text=True, timeout=240,
+        env=python_variables(OMP_NUM_THREADS="1"), capture_output=True, text=True, timeout=patience.SECONDS,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-2000:]
     assert run.stdout == expected, "rank 0 alone leaves the engine"
@@ -121,5 +121,5 @@ def test_ranks_on_two_machines_give_the_tokens_of_one_and_end_on_both_when_the_l
     assert "it ended: rank 1 has given no sign of life for 10 seconds" in words[0]
     assert "rank 1: rank 0 has given no sign of life for 10 seconds" in words[1]
     for machine in names:
-        left = subprocess.run(["ip", "netns", "pids", machine], capture_output=True, timeout=60)
+        left = subprocess.run(["ip", "netns", "pids", machine], capture_output=True, timeout=patience.SECONDS)
         assert not left.stdout

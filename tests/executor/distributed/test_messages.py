@@ -15,6 +15,7 @@ from minivllm.executor.distributed.messages import decode_plan, encode_plan
 from minivllm.executor.executor import RankError
 from minivllm.memory.block_move import BlockMove
 from minivllm.scheduling.plan import ScheduledSequence, StepPlan
+from tests import patience
 
 numbers = st.integers(0, 2**31 - 1)
 arrays = st.lists(numbers, max_size=9).map(lambda items: array("i", items))
@@ -54,7 +55,7 @@ def test_messages_of_any_length_arrive_in_their_order():
     for message in messages:
         control.broadcast(message)
     for thread in threads:
-        thread.join(60)
+        patience.join(thread)
     assert heard == {1: messages, 2: messages}
 
 

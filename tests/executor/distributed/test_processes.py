@@ -12,11 +12,15 @@ import pytest
 
 from minivllm import LLM, SamplingParams
 from minivllm.console.commands import mistake
-from minivllm.executor.distributed import launch, ray_cluster
+from minivllm.executor.distributed import distributed_executor, launch, ray_cluster
 from minivllm.executor.distributed.create import create_distributed_executor, threads_of_a_rank
+from minivllm.executor.distributed.distributed_executor import DistributedExecutor
+from minivllm.executor.distributed.groups import PeerLostError
+from minivllm.executor.distributed.heartbeat import TIMEOUT_SECONDS
 from minivllm.executor.executor import ExecutorDeadError, RankError
 from minivllm.model.tiny import MODEL_PATH
 from minivllm.structured_outputs import StructuredOutputsParams
+from tests import patience
 
 PROMPTS = ["Once upon a time", "Question: What is a KV cache?\nAnswer:", "从前，"]
 SMALL = {"num_gpu_blocks_override": 64, "attention_backend": "torch"}
@@ -36,7 +40,7 @@ def tokens(llm):
 
 def workers():
     """Processes of ranks that this one has started."""
-    return [child for child in psutil.Process().children() if launch.WORKER in " ".join(child.cmdline())]
+    return patience.children(launch.WORKER)
 
 
 def listening():
@@ -52,7 +56,7 @@ def expected():
 
 def test_two_engines_at_once_give_the_tokens_of_one_and_a_lost_rank_ends_its_own_only(expected):
     before = listening()
-    with LLM(MODEL_PATH, tensor_parallel_size=2, distributed_timeout_seconds=10, **SMALL) as llm:
+    with LLM(MODEL_PATH, tensor_parallel_size=2, **SMALL) as llm:
         other = LLM(MODEL_PATH, pipeline_parallel_size=2, **SMALL)
         try:
             assert tokens(llm) == tokens(other) == expected
@@ -68,19 +72,21 @@ def test_two_engines_at_once_give_the_tokens_of_one_and_a_lost_rank_ends_its_own
                     other.engine.step()
             with pytest.raises(ExecutorDeadError, match=r"rank 1 has ended \(signal 9\)"):
                 other.engine.step()
-            assert time.monotonic() - began < 30
+            assert time.monotonic() - began < TIMEOUT_SECONDS / 2, "its end was seen, and no silence"
             assert other.engine.abort("it") is not None
         finally:
             other.close()
         assert len(workers()) == 1
         assert tokens(llm) == expected
+        llm.engine.executor._watch.expect(10)  # not before: what stops on a busy machine does not hang
         workers()[0].suspend()  # it lives, and keeps its connections
         with pytest.raises(
             ExecutorDeadError, match=r"rank 1 has given no sign of life for 10 seconds: .* last"
         ):
             tokens(llm)
     gc.collect()  # a traceback may still hold what has failed
-    assert not workers() and not listening() - before, "no process and no port is left"
+    assert not workers(), "no process is left"
+    patience.until(lambda: not listening() - before)  # and no port, once threads of gloo have closed theirs
     with pytest.raises(ExecutorDeadError, match="no sign of life"):
         tokens(llm)
 
@@ -88,7 +94,7 @@ def test_two_engines_at_once_give_the_tokens_of_one_and_a_lost_rank_ends_its_own
 @pytest.mark.parametrize(
     ("program", "message"),
     [
-        ("import time; time.sleep(60)", "rank 1 of 2 has not come within 1 seconds"),
+        ("import time; time.sleep(1e6)", "rank 1 of 2 has not come within 1 seconds"),
         ("raise SystemExit(3)", r"rank 1 has ended \(exit code 3\)"),
     ],
 )
@@ -103,9 +109,26 @@ def test_a_rank_that_does_not_come_is_named_and_nothing_is_left(monkeypatch, pro
     before = set(psutil.Process().children())
     with pytest.raises(RankError, match=message):
         create_distributed_executor(
-            MODEL_PATH, tensor_parallel_size=2, start_seconds=1 if "sleep" in program else 60
+            MODEL_PATH, tensor_parallel_size=2, start_seconds=1 if "sleep" in program else patience.SECONDS
         )
-    assert len(started) == 1 and set(psutil.Process().children()) == before
+    assert len(started) == 1 and not set(psutil.Process().children()) - before
+
+
+def test_who_is_long_in_going_is_named_all_the_same(monkeypatch):
+    """A connection is lost before its process is gone: on a busy machine, or with Ray, long before."""
+    looks = iter([""] * 50 + ["rank 1 has ended (signal 9)"])
+
+    def look():
+        if ending := next(looks, ""):
+            raise RankError(ending)
+
+    monkeypatch.setattr(distributed_executor, "LOOK_SECONDS", 0)
+    executor = SimpleNamespace(_ranks=SimpleNamespace(are_ours=True, look=look))
+    assert DistributedExecutor._reason(executor, PeerLostError("gone")).startswith("rank 1 has ended (sig")
+    executor._ranks.are_ours = False  # of which nobody here sees an end
+    assert DistributedExecutor._reason(executor, PeerLostError("gone")).startswith(
+        "PeerLostError: gone; with"
+    )
 
 
 def test_launchers_that_are_not_there_are_refused(monkeypatch):

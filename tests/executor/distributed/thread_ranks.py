@@ -15,6 +15,7 @@ from minivllm.executor.distributed.messages import RankSettings
 from minivllm.executor.distributed.worker import serve_rank
 from minivllm.model.config import ModelConfig
 from minivllm.model.parallel.layout import choose_parts
+from tests import patience
 
 
 def run_ranks(grid, work):
@@ -33,9 +34,10 @@ def run_ranks(grid, work):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(patience.SECONDS)
     if errors:
         raise errors[0]
+    assert not any(thread.is_alive() for thread in threads)
     return results
 
 
@@ -44,7 +46,7 @@ class ThreadRanks(Ranks):
 
     def __init__(self, size):
         store = HashStore()
-        super().__init__(Meeting(store, 0, size, seconds=60), LOOPBACK, size)
+        super().__init__(Meeting(store, 0, size, seconds=patience.SECONDS), LOOPBACK, size)
         self.threads = [
             threading.Thread(target=serve_rank, args=(Meeting(store, rank, size), LOOPBACK), daemon=True)
             for rank in range(1, size)
@@ -55,7 +57,7 @@ class ThreadRanks(Ranks):
     def wait(self):
         super().wait()
         for thread in self.threads:
-            thread.join(10)
+            patience.join(thread)
 
 
 def start_threads(size, num_threads, seconds):
@@ -95,12 +97,11 @@ def executor_on_threads(
     ]
     for thread in threads:
         thread.start()
-    ranks = Ranks(Meeting(store, 0, grid.size, seconds=60), LOOPBACK, grid.size)
+    ranks = Ranks(Meeting(store, 0, grid.size, seconds=patience.SECONDS), LOOPBACK, grid.size)
     executor = DistributedExecutor(settings, ranks, CacheLimits(**limits))
     try:
         yield executor
     finally:
         executor.close()
         for thread in threads:
-            thread.join(10)
-        assert not any(thread.is_alive() for thread in threads)
+            patience.join(thread)

@@ -24,11 +24,11 @@ from minivllm.lab.bench.field.result import make_side
 from minivllm.lab.bench.field.roster import PEERS, Peer, environment, find_pythons
 from minivllm.lab.bench.field.serve import in_batches
 from minivllm.lab.bench.field.settings import parse_pythons
-from minivllm.lab.bench.report import as_json
+from minivllm.lab.bench.report import as_json, print_result
 from minivllm.lab.subjects.shapes import write_checkpoint
 from minivllm.lab.subjects.subject import Subject, open_subject
 from minivllm.lab.subjects.workload import play
-from tests import patience
+from tests import patience, profiles
 
 NANO = FieldSettings(
     model="nano",
@@ -298,10 +298,15 @@ def test_static_batches_are_cut_to_each_request():
     assert sizes == [2, 1]
 
 
-def test_transformers_gives_the_same_tokens():
+@pytest.mark.parametrize(
+    ("model", "dtype"),
+    profiles.by_day([(None, "float32")], [(None, "float32"), ("nano", "float64")]),
+)
+def test_transformers_gives_the_same_tokens_and_the_ratio_is_of_the_rounds(model, dtype):
     pytest.importorskip("transformers")
     settings = FieldSettings(
-        dtype="float32",
+        model=model,
+        dtype=dtype,
         threads=1,
         repeat=1,
         requests=3,
@@ -309,5 +314,15 @@ def test_transformers_gives_the_same_tokens():
         measures=("batch",),
     )
     result = run(settings)
-    assert [peer.skipped for peer in result.peers] == [""]
-    assert result.measures[0].sides[1].same_outputs == 3
+    assert [(peer.name, peer.skipped) for peer in result.peers] == [("transformers", "")]
+    (batch,) = result.measures
+    ours, peer = batch.sides
+    assert peer.name == "transformers" and peer.same_outputs == 3
+    assert peer.ratio == pytest.approx(peer.all_seconds[0] / ours.all_seconds[0])
+    with open_subject(settings) as subject:
+        assert batch.num_tokens == sum(one.num_output_tokens for one in subject.workload(settings))
+    assert peer.padding > 1
+    assert result.sections()[0].note == (
+        f"static batches (transformers) compute {peer.padding:.2f} tokens for each one asked for"
+    )
+    print_result(result)

@@ -16,7 +16,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from time import perf_counter
 from urllib.parse import urlsplit
 
 from minivllm.processes import child_command, end_in_order, python_variables
@@ -79,7 +78,6 @@ class _Reader:
     def __init__(self) -> None:
         self.has_begun = asyncio.Event()
         self.messages = 0
-        self._came = 0.0
 
     async def read(self, url: str) -> None:
         """Read until it is cancelled."""
@@ -96,7 +94,6 @@ class _Reader:
                 if CUT_OFF in data:
                     raise ValueError("a watcher was cut off: it was too slow")
                 self.messages += data.count(ENDS)
-                self._came = perf_counter()
                 last = data[-1:]  # the other half of an end may be in what comes next
                 self.has_begun.set()
         finally:
@@ -104,9 +101,14 @@ class _Reader:
         raise ValueError("a stream has ended")
 
     async def is_quiet(self) -> None:
-        """Wait until nothing has come for a while: what was on its way has been read."""
-        while (left := self._came + QUIET_SECONDS - perf_counter()) > 0:
-            await asyncio.sleep(left)
+        """Wait until nothing comes for a while: what was on its way has been read.
+
+        It begins now, whenever the last message came: a process that was stopped has more of them to read.
+        """
+        before = -1
+        while before != self.messages:
+            before = self.messages
+            await asyncio.sleep(QUIET_SECONDS)
 
 
 async def _watch_all(url: str, count: int) -> list[int]:

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 
 from minivllm.lab.bench.field import llama_cpp_peer
@@ -22,7 +21,7 @@ from minivllm.lab.bench.serve.peer_servers import (
     as_characters,
     character,
 )
-from tests import event_loops
+from tests import event_loops, patience
 from tests.lab.bench.serve.fake_server import fake_server
 from tests.lab.bench.serve.test_command import bench
 
@@ -84,7 +83,13 @@ def servers(monkeypatch, tmp_path):
 
 def test_a_table_has_each_server_and_says_who_is_missing(servers):
     settings = BesideSettings(
-        "nano", 1, repeat=2, requests=3, streams=(1, 3), peers=("fake", "broken", "absent"), timeout=60.0
+        "nano",
+        1,
+        repeat=2,
+        requests=3,
+        streams=(1, 3),
+        peers=("fake", "broken", "absent"),
+        timeout=patience.SECONDS,
     )
     found = event_loops.call(compare_servers, settings)
     assert [(row.server, row.streams) for row in found.rows] == [
@@ -101,8 +106,7 @@ def test_a_table_has_each_server_and_says_who_is_missing(servers):
     assert "made up" in section.note and "broken is left out" in section.note and len(section.rows) == 4
     asked = [len(one["prompt"]) for one in servers.asked]
     assert all(isinstance(one["prompt"], list) for one in servers.asked) and len(asked) == (1 + 3) * (1 + 2)
-    mine = psutil.Process().children(recursive=True)
-    assert not [child for child in mine if "server.py" in " ".join(child.cmdline())], "they are ended"
+    assert not patience.children("server.py"), "they are ended"
 
 
 def test_each_token_is_a_character_of_its_own():

@@ -3,11 +3,10 @@
 import json
 import socket
 
-import psutil
 import pytest
 
 from minivllm.console.commands import run
-from tests import event_loops
+from tests import event_loops, patience
 from tests.lab.bench.serve.fake_server import answer, event, fake_server, head, models, whole
 
 QUICK = ["--num-prompts", "6", "--workload", "fixed:5,3", "--vocab-size", "100", "--num-warmups", "2"]
@@ -91,13 +90,10 @@ def test_what_a_server_does_not_say_is_doubted(capsys):
     assert "not an open loop" in out
 
 
-def closed_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
-
-
 def test_a_server_that_is_not_there_is_a_sentence(capsys):
-    code, _, err = bench(capsys, "--base-url", f"http://127.0.0.1:{closed_port()}", *QUICK)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # a port that is nobody else's, and at which nobody listens
+        code, _, err = bench(capsys, "--base-url", f"http://127.0.0.1:{nobody.getsockname()[1]}", *QUICK)
     assert code == 2 and "cannot be reached" in err
 
 
@@ -195,4 +191,4 @@ def test_our_own_server_is_started_compared_with_the_engine_alone_and_ended(caps
     told = json.loads(path.read_text())
     assert code == 0 and "Served against the engine alone" in out
     assert [(one["streams"], one["identical"]) for one in told["comparisons"]] == [(1, 1), (2, 2)]
-    assert not [child for child in psutil.Process().children(recursive=True) if "serve" in child.cmdline()]
+    assert not patience.children("minivllm serve")
