@@ -85,7 +85,8 @@ h1 { padding: 0.2rem 0 0.6rem !important; }
   }
 }
 @media (prefers-reduced-motion: reduce) {
-  *, *::before, *::after { animation-duration: 1ms !important; transition-duration: 1ms !important; }
+  *, *::before, *::after { animation-duration: 1ms !important; animation-iteration-count: 1 !important;
+    transition-duration: 1ms !important; }
 }
 .stMain [class*="st-key-title-row"], .stMain h1 { padding-right: 7.6rem !important; }
 .stMain [class*="st-key-title-row"] h1 { padding-right: 0 !important; }

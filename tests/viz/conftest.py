@@ -1,6 +1,7 @@
 """A real Chromium and a real dashboard for the browser tests; skipped with a reason where there is none."""
 
 import shutil
+from contextlib import contextmanager
 
 import pytest
 
@@ -20,6 +21,8 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+SIZE = {"width": 1200, "height": 900}
+"""Of a window that is not told another."""
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +99,7 @@ class PatientBrowser:
     """A browser whose windows wait as long as they must."""
 
     def __init__(self, chromium):
-        self._shared = chromium.new_context(viewport={"width": 1200, "height": 900})
+        self._shared = chromium.new_context(viewport=SIZE)
         self._shared.set_default_timeout(patience.MILLISECONDS)
 
     def new_context(self, **options):
@@ -116,14 +119,50 @@ def browser():
         chromium.close()
 
 
-@pytest.fixture
-def page(browser):
-    """A window; at the end, no script may have failed in it."""
+@pytest.fixture(scope="module")
+def one_window(browser):
     context = browser.new_context()
-    window = context.new_page()
+    yield context.new_page()
+    context.close()
+
+
+@pytest.fixture
+def page(one_window):
+    """A window; at the end, no script may have failed in it.
+
+    It is the same for all tests of a file, for a new one costs as much as what most of them look at. It
+    begins empty, and has forgotten what the page kept in its session.
+    """
+    kept = list(one_window.context.pages)
+    one_window.set_viewport_size(SIZE)
+    one_window.emulate_media(color_scheme="light")
+    with watched(one_window) as window:
+        yield window
+        for other in window.context.pages:  # those that were opened beside it
+            if other not in kept:
+                other.close()
+        window.evaluate("sessionStorage.clear()")
+        window.goto("about:blank")
+
+
+@contextmanager
+def watched(window):
+    """No script may fail in it."""
     errors = []
-    window.on("pageerror", lambda error: errors.append(str(error)))
+
+    def note(error):
+        errors.append(str(error))
+
+    window.on("pageerror", note)
     yield window
-    for other in window.context.pages:
-        other.close()
+    window.remove_listener("pageerror", note)
     assert not errors
+
+
+@contextmanager
+def watched_window(browser, **options):
+    """A window of its own."""
+    context = browser.new_context(**options)
+    with watched(context.new_page()) as window:
+        yield window
+        context.close()

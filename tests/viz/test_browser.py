@@ -10,6 +10,7 @@ import pytest
 
 from minivllm.trace.reader import read_trace
 from minivllm.trace.timeline import make_timeline
+from tests.viz.conftest import SIZE, watched_window
 from tests.viz.narrow import fits
 from viz import figures
 from viz.backends.html import save_html
@@ -35,12 +36,17 @@ def scenes(timeline):
     ]
 
 
-@pytest.fixture
-def player(page, scenes, tmp_path):
-    """The player of a self-contained page, just opened."""
-    path = tmp_path / "page.html"
+@pytest.fixture(scope="module")
+def saved(scenes, tmp_path_factory):
+    path = tmp_path_factory.mktemp("player") / "page.html"
     save_html(path, "A run", scenes, [Jump("third step", 3), Jump("nowhere", None)])
-    page.goto(path.as_uri())
+    return path
+
+
+@pytest.fixture
+def player(page, saved):
+    """The player of a self-contained page, just opened."""
+    page.goto(saved.as_uri())
     found = page.locator(".player")
     expect(found.locator(".count")).to_contain_text("step 0 of")
     return found
@@ -293,21 +299,46 @@ def open_dashboard(page, server, trace, step=None, path=""):
     return found
 
 
-def test_the_first_link_that_a_fresh_server_gets_may_lead_to_any_page(page, server, trace_file):
-    player = open_dashboard(page, server, trace_file, 12, path="kv_pool")
-    at_step(player, 12)
-    expect(page.get_by_role("heading", name="KV pool")).to_be_visible()
+@pytest.fixture(scope="module")
+def kept_open(browser, server, trace_file):
+    """A window that several tests look at, for to open one costs more than they do. The first link that a
+    server gets may lead to any page, as this one does."""
+    with watched_window(browser) as window:
+        player = open_dashboard(window, server, trace_file, 12, path="kv_pool")
+        at_step(player, 12)
+        yield window
 
 
-def test_the_link_follows_the_step_and_leads_back_to_it(page, server, trace_file):
-    player = open_dashboard(page, server, trace_file)
-    page.keyboard.press("Shift+ArrowRight")
-    page.keyboard.press("ArrowRight")
-    at_step(player, 11)
-    page.wait_for_url(re.compile(r"step=11\b"))
+def go_to(window, name):
+    """By a click, as a reader does, if it is not there: a click would make the page run again."""
+    if window.title() != f"{name} · minivllm":
+        window.get_by_role("link", name=name, exact=True).first.click()
+    expect(window).to_have_title(f"{name} · minivllm")
+    expect(window.get_by_role("heading", name=name, exact=True)).to_be_visible()
+
+
+@pytest.fixture
+def pool(kept_open):
+    """It stands at the KV pool, on a wide screen, in daylight; its player."""
+    kept_open.set_viewport_size(SIZE)
+    kept_open.emulate_media(color_scheme="light")
+    go_to(kept_open, "KV pool")
+    found = kept_open.locator(".player")
+    expect(found.locator(".count")).to_contain_text("step")
+    return found
+
+
+def test_the_link_follows_the_step_and_leads_back_to_it(pool):
+    page = pool.page
+    jump_to(pool, 0)
+    for key, step in (("Shift+ArrowRight", 10), *(("ArrowRight", step) for step in range(11, 15))):
+        page.keyboard.press(key)
+        at_step(pool, step)  # to write the link does not disturb the player
+        page.wait_for_url(re.compile(rf"step={step}\b"))
     other = page.context.new_page()
     other.goto(page.url)
-    at_step(other.locator(".player"), 11)
+    at_step(other.locator(".player"), 14)
+    other.close()
 
 
 def test_an_address_that_nearly_names_a_page_leads_to_it(page, server, trace_file):
@@ -325,39 +356,36 @@ def test_an_address_that_names_nothing_says_so_however_deep_it_is(page, server):
 
 
 @pytest.mark.parametrize(("width", "is_beside"), [(1600, True), (1280, True), (760, False)])
-def test_the_legend_stands_beside_its_picture_where_there_is_room(
-    browser, server, trace_file, width, is_beside
-):
-    context = browser.new_context(viewport={"width": width, "height": 720})
-    window = context.new_page()
-    window.goto(f"{server}/kv_pool?trace={quote(str(trace_file))}&step=7")
-    player = window.locator(".player")
-    legend, pictures = player.locator(".legend"), player.locator(".pictures")
+def test_the_legend_stands_beside_its_picture_where_there_is_room(pool, width, is_beside):
+    pool.page.set_viewport_size({"width": width, "height": 720})
+    jump_to(pool, 7)
+    pool.page.evaluate("scrollTo(0, 0)")
+    legend, pictures = pool.locator(".legend"), pool.locator(".pictures")
     expect(legend).to_contain_text("allocated in this step")
     beside, below = legend.bounding_box(), pictures.bounding_box()
     if is_beside:
         assert beside["x"] >= below["x"] + below["width"] and beside["y"] < 720
     else:
         assert beside["y"] >= below["y"] + below["height"]
-    assert player.locator("svg").first.bounding_box()["y"] < 720, "the picture stands above the fold"
-    context.close()
+    assert pool.locator("svg").first.bounding_box()["y"] < 720, "the picture stands above the fold"
 
 
-def test_all_pages_stand_at_the_same_step(page, server, sharing_file):
+def test_all_pages_stand_at_the_same_step_and_none_scrolls_sideways_on_a_phone(page, server, sharing_file):
     player = open_dashboard(page, server, sharing_file, 17)
     for name in ("KV pool", "Scheduler", "Beam tree", "Prefix tree", "Overview"):
-        page.get_by_role("link", name=name, exact=True).click()
-        expect(page.get_by_role("heading", name=name)).to_be_visible()
+        go_to(page, name)
         at_step(player, 17)
         page.wait_for_url(re.compile(r"trace=.*step=17\b"))
         page.keyboard.press("ArrowRight")
         at_step(player, 18)
         page.keyboard.press("ArrowLeft")
+        page.set_viewport_size({"width": 380, "height": 800})
+        fits(page, 380)
+        page.set_viewport_size(SIZE)
 
 
-def test_the_navigation_shows_all_pages_in_one_row(page, server, sharing_file):
-    open_dashboard(page, server, sharing_file)
-    links = [link.strip() for link in page.locator("[data-testid=stTopNavLink]").all_inner_texts()]
+def test_the_navigation_shows_all_pages_in_one_row(pool):
+    links = [link.strip() for link in pool.page.locator("[data-testid=stTopNavLink]").all_inner_texts()]
     assert links == [
         "Start here",
         "Run",
@@ -382,62 +410,46 @@ def test_the_navigation_shows_all_pages_in_one_row(page, server, sharing_file):
     ]
 
 
-@pytest.mark.parametrize("path", ["beam_tree", "prefix_tree"])
-def test_a_page_that_has_nothing_to_show_says_so(page, server, trace_file, path):
-    page.goto(f"{server}/{path}?trace={quote(str(trace_file))}&step=3")
-    expect(page.get_by_text("minivllm demo sharing")).to_be_visible()
-    assert page.locator(".player").count() == 0
+def test_a_page_that_has_nothing_to_show_says_so(pool):
+    for name in ("Beam tree", "Prefix tree"):
+        go_to(pool.page, name)
+        expect(pool.page.get_by_text("minivllm demo sharing")).to_be_visible()
+        expect(pool).to_have_count(0)
 
 
-def test_captions_have_room_so_that_pictures_do_not_dance(page, server, sharing_file):
-    player = open_dashboard(page, server, sharing_file, 0, "kv_pool")
-    room = player.locator(".caption").bounding_box()["height"]
-    captions = figures.captions(make_timeline(read_trace(sharing_file)))
+def test_captions_have_room_so_that_pictures_do_not_dance(pool, timeline):
+    jump_to(pool, 0)
+    room = pool.locator(".caption").bounding_box()["height"]
+    captions = figures.captions(timeline)
     short = min(range(len(captions)), key=lambda step: len(captions[step]))
-    jump_to(player, short)
-    assert player.locator(".caption").bounding_box()["height"] == room
+    assert short, "another one than the first"
+    jump_to(pool, short)
+    assert pool.locator(".caption").bounding_box()["height"] == room
 
 
-def test_writing_the_link_does_not_disturb_the_player(page, server, trace_file):
-    player = open_dashboard(page, server, trace_file, 3)
-    for step in range(4, 10):
-        page.keyboard.press("ArrowRight")
-        at_step(player, step)
-        page.wait_for_url(re.compile(rf"step={step}\b"))
-
-
-def test_an_upload_of_garbage_is_told_in_a_sentence_and_a_trace_opens(page, server, trace_file):
+def test_uploads(page, server, trace_file, sharing_file):
+    """Garbage is told in a sentence, a trace opens, and a step of one trace is not that of another."""
     page.goto(server)
     upload = page.locator("input[type=file]")
     upload.set_input_files({"name": "holiday.jpg", "mimeType": "image/jpeg", "buffer": b"\xff\xd8\xff\x00"})
     expect(page.get_by_text("holiday.jpg is not a minivllm trace")).to_be_visible()
     assert page.locator(".stException").count() == 0
-    page.locator("input[type=file]").set_input_files(str(trace_file))
-    at_step(page.locator(".player"), 0)
-
-
-def test_a_step_of_one_trace_is_not_that_of_another(page, server, trace_file, sharing_file):
-    player = open_dashboard(page, server, trace_file, 9)
-    at_step(player, 9)
+    upload.set_input_files(str(trace_file))
+    player = page.locator(".player")
+    at_step(player, 0)
+    jump_to(player, 9)
+    page.wait_for_url(re.compile(r"step=9\b"))
     page.get_by_role("button", name="Trace: ").click()
-    page.locator("input[type=file]").set_input_files(str(sharing_file))
+    upload.set_input_files(str(sharing_file))
     expect(page.get_by_role("button", name=f"Trace: {sharing_file.name}")).to_be_visible()
-    at_step(page.locator(".player"), 0)
+    at_step(player, 0)
     page.wait_for_url(re.compile(r"step=0\b"))
 
 
-@pytest.mark.parametrize("path", ["", "kv_pool", "scheduler", "beam_tree", "prefix_tree"])
-def test_no_page_scrolls_sideways_on_a_phone(page, server, sharing_file, path):
-    page.set_viewport_size({"width": 380, "height": 800})
-    open_dashboard(page, server, sharing_file, 10, path)
-    fits(page, 380)
-
-
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_the_player_follows_the_theme(browser, server, trace_file, theme):
-    context = browser.new_context(color_scheme=theme)
-    player = open_dashboard(context.new_page(), server, trace_file)
-    ink = player.evaluate("e => getComputedStyle(e).color")
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_the_player_follows_the_theme(pool, theme):
+    pool.page.emulate_media(color_scheme=theme)
+    expect(pool.page.locator(".stApp")).to_have_css("color-scheme", theme)
+    ink = pool.evaluate("e => getComputedStyle(e).color")
     brightness = sum(map(int, re.findall(r"\d+", ink)[:3]))
     assert (brightness > 380) == (theme == "dark")
-    context.close()

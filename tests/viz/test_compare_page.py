@@ -15,7 +15,9 @@ from minivllm.trace.reader import read_trace
 from minivllm.trace.timeline import make_timeline
 from tests import patience
 from tests.viz import static_factory, trace_factory
+from tests.viz.conftest import SIZE, watched_window
 from tests.viz.narrow import fits
+from tests.viz.test_browser import go_to
 from tests.viz.test_pages import payloads, run_app, run_page, sharing_file, trace_file, words
 from tests.viz.trace_factory import Workload
 from viz import loading
@@ -36,10 +38,14 @@ LOAD = Workload(
 @pytest.fixture
 def folder(tmp_path):
     """The same requests, batched in two ways, and a file that is no trace."""
-    trace_factory.write(static_factory.make(LOAD), tmp_path / "static.jsonl")
-    trace_factory.write(trace_factory.make(LOAD), tmp_path / "continuous.jsonl")
-    (tmp_path / "notes.jsonl").write_text('{"some": "notes"}\n')
-    return tmp_path
+    return write_both(tmp_path)
+
+
+def write_both(path):
+    trace_factory.write(static_factory.make(LOAD), path / "static.jsonl")
+    trace_factory.write(trace_factory.make(LOAD), path / "continuous.jsonl")
+    (path / "notes.jsonl").write_text('{"some": "notes"}\n')
+    return path
 
 
 def compare_app(first, second=None):
@@ -269,10 +275,35 @@ def moments_of(folder):
     return moments, steps_of_first(moments, first)
 
 
-def test_stepping_moves_both_pictures_to_the_next_moment_and_tells_the_first_runs_step(page, server, folder):
-    player = open_compare(page, server, folder)
-    _, steps = moments_of(folder)
-    at_moment(player, 0)
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """As `folder`, for a browser, to which a path is an address."""
+    return write_both(tmp_path_factory.mktemp("compared"))
+
+
+@pytest.fixture(scope="module")
+def kept_open(browser, server, runs):
+    """A window that several tests look at."""
+    with watched_window(browser) as window:
+        open_compare(window, server, runs)
+        yield window
+
+
+@pytest.fixture
+def player(kept_open):
+    """It compares, and stands at the first moment."""
+    kept_open.set_viewport_size(SIZE)
+    go_to(kept_open, "Compare")
+    found = kept_open.locator(".player")
+    expect(found.locator(".count")).to_contain_text("moment")
+    kept_open.keyboard.press("Home")
+    at_moment(found, 0)
+    return found
+
+
+def test_stepping_moves_both_pictures_to_the_next_moment_and_tells_the_first_runs_step(player, runs):
+    page = player.page
+    _, steps = moments_of(runs)
     for _ in range(9):
         page.keyboard.press("ArrowRight")
     at_moment(player, 9)
@@ -283,23 +314,19 @@ def test_stepping_moves_both_pictures_to_the_next_moment_and_tells_the_first_run
     assert [shown.nth(number).get_attribute("data-step") for number in (0, 1)] == ["9", "9"]
 
 
-def test_other_pages_stand_at_the_first_runs_step_and_the_way_back_leads_to_the_same_moment(
-    page, server, folder
-):
-    player = open_compare(page, server, folder)
-    moments, steps = moments_of(folder)
+def test_other_pages_stand_at_the_first_runs_step_and_the_way_back_leads_to_the_same_moment(player, runs):
+    page = player.page
+    moments, steps = moments_of(runs)
     moment = next(i for i in range(20, len(moments)) if steps[i] == steps[i + 1] == steps[i - 1])
     for _ in range(moment):
         page.keyboard.press("ArrowRight")
     at_moment(player, moment)
     page.wait_for_url(re.compile(rf"step={steps[moment]}\b"))
-    page.get_by_role("link", name="Scheduler", exact=True).click()
-    expect(page.get_by_role("heading", name="Scheduler")).to_be_visible()
+    go_to(page, "Scheduler")
     expect(player.locator(".count")).to_have_text(re.compile(rf"^step {steps[moment]} of "))
     page.get_by_role("link", name="Compare", exact=True).click()
     at_moment(player, moment)
-    page.get_by_role("link", name="Scheduler", exact=True).click()
-    expect(page.get_by_role("heading", name="Scheduler")).to_be_visible()
+    go_to(page, "Scheduler")
     expect(player.locator(".count")).to_contain_text("step")
     page.keyboard.press("ArrowRight")
     page.wait_for_url(re.compile(rf"step={steps[moment] + 1}\b"))
@@ -308,17 +335,16 @@ def test_other_pages_stand_at_the_first_runs_step_and_the_way_back_leads_to_the_
     at_moment(player, ends)
 
 
-def test_a_link_with_a_step_leads_to_the_moment_at_which_it_ends(page, server, folder):
-    moments, steps = moments_of(folder)
-    player = open_compare(page, server, folder, 12)
+def test_a_link_with_a_step_leads_to_the_moment_at_which_it_ends(page, server, runs):
+    moments, steps = moments_of(runs)
+    player = open_compare(page, server, runs, 12)
     moment = max(i for i, step in enumerate(steps) if step == 12)
     at_moment(player, moment)
     assert moments[moment].steps[0] == 12
 
 
-def test_a_click_goes_to_the_moment_under_the_pointer(page, server, folder):
-    player = open_compare(page, server, folder)
-    moments, _ = moments_of(folder)
+def test_a_click_goes_to_the_moment_under_the_pointer(player, runs):
+    moments, _ = moments_of(runs)
     svg = player.locator(".picture.wide svg").nth(1)
     svg.scroll_into_view_if_needed()
     box = svg.bounding_box()
@@ -326,17 +352,15 @@ def test_a_click_goes_to_the_moment_under_the_pointer(page, server, folder):
     wanted = 25
     time = (moments[wanted - 1].time + moments[wanted].time) / 2
     x = (56 + (1076 - 56) * time / end) / 1080
-    page.mouse.click(box["x"] + x * box["width"], box["y"] + box["height"] / 2)
+    player.page.mouse.click(box["x"] + x * box["width"], box["y"] + box["height"] / 2)
     at_moment(player, wanted)
 
 
-@pytest.mark.parametrize("path", ["compare", "metrics", "roofline"])
-@pytest.mark.parametrize("width", [380, 1000])
-def test_the_new_pages_do_not_scroll_sideways(page, server, folder, path, width):
-    page.set_viewport_size({"width": width, "height": 800})
-    if path == "compare":
-        open_compare(page, server, folder, 5)
-    else:
-        page.goto(f"{server}/{path}?trace={quote(str(folder / 'static.jsonl'))}")
+def test_the_pages_that_measure_do_not_scroll_sideways(player):
+    page = player.page
+    for name in ("Compare", "Metrics", "Roofline"):
+        go_to(page, name)
         expect(page.locator("img[alt], .player svg").locator("visible=true").first).to_be_visible()
-    fits(page, width)
+        for width in (380, 1000, 1200):
+            page.set_viewport_size({"width": width, "height": 800})
+            fits(page, width)

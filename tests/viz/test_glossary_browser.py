@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from minivllm.processes import ROOT
+from tests import profiles
 from tests.viz.narrow import fits
 from tests.viz.servers import answering
 from tests.viz.test_browser import expect
@@ -80,7 +81,7 @@ def test_a_change_of_language_keeps_what_was_typed(window_at):
     expect(window.get_by_label("查找术语")).to_have_value("block")
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("theme", profiles.by_day(["light"], ["light", "dark"]))
 def test_nothing_is_wider_than_a_phone(window_at, theme):
     window = window_at("", {"width": 375, "height": 800}, theme)
     expect(window.locator(".glossary .count")).to_have_text("3 of 3 terms")

@@ -6,6 +6,7 @@ from urllib.parse import quote
 import pytest
 
 from minivllm.trace.story_events import write_story
+from tests import profiles
 from tests.viz.narrow import fits
 from tests.viz.story_factory import paging
 from tests.viz.test_browser import drawn, expect, wanted
@@ -25,7 +26,7 @@ def at_step(player, step):
     expect(player.locator(".count")).to_have_text(re.compile(rf"^step {step + 1} of "))
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", profiles.by_day(["dark"], ["light", "dark"]))
 def test_your_bug_in_a_browser(browser, server, story_file, scheme):
     scenes = story_scenes(paging())
     context = browser.new_context(viewport={"width": 1200, "height": 900}, color_scheme=scheme)

@@ -132,7 +132,8 @@ class Player {
     probe.textContent = byLength[Math.floor(0.9 * (byLength.length - 1))];
     probe.style.minHeight = "0";
     this.caption.after(probe);
-    this.caption.style.minHeight = `${Math.min(probe.offsetHeight, window.innerHeight / 6)}px`;
+    const { height } = probe.getBoundingClientRect();
+    this.caption.style.minHeight = `${Math.min(height, window.innerHeight / 6)}px`;
     probe.remove();
     this.fit();
   }
