@@ -43,7 +43,7 @@ def write_file(path: str | Path, content: str | bytes, name: str) -> None:
 
 
 def check_new_folder(path: str | Path, name: str) -> Path:
-    """Raises `ValueError` if something is there already: said before the work, not after it.
+    """Raises `ValueError` if something is there already, or no folder can be made: said before the work.
 
     An empty folder may be there, and the folder around it must.
     """
@@ -53,6 +53,9 @@ def check_new_folder(path: str | Path, name: str) -> Path:
             raise ValueError(f"{name} must be a new or an empty folder, but {str(path)!r} is there already")
         if not place.absolute().parent.is_dir():
             raise ValueError(f"{name}: there is no folder {str(place.absolute().parent)!r} to make it in")
+        trial = _beside(place)
+        trial.mkdir()
+        trial.rmdir()
     except OSError as error:
         raise ValueError(f"{name}: {str(path)!r} cannot be a folder: {reason(error)}") from error
     return place
@@ -66,7 +69,7 @@ def new_folder(path: str | Path, name: str) -> Iterator[Path]:
         CannotWrite: the disk is full, or the place is taken.
     """
     place = Path(os.path.expanduser(path))
-    beside = place.with_name(f".{token_hex(8)}.tmp")
+    beside = _beside(place)
     try:
         beside.mkdir()
         yield beside
@@ -80,13 +83,17 @@ def new_folder(path: str | Path, name: str) -> Iterator[Path]:
             shutil.rmtree(beside, ignore_errors=True)
 
 
+def _beside(place: Path) -> Path:
+    return place.absolute().parent / f".{token_hex(8)}.tmp"
+
+
 def reason(error: Exception) -> str:
     """Why, in the system's words and without the path, which messages name themselves."""
     return getattr(error, "strerror", None) or str(error)
 
 
 def _replace(place: Path, data: bytes) -> None:
-    beside = place.with_name(f".{token_hex(8)}.tmp")
+    beside = _beside(place)
     try:
         with beside.open("xb") as file:
             file.write(data)

@@ -72,6 +72,8 @@ class StructuredOutputsParams:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
+        for name in ("disable_any_whitespace", "disable_additional_properties"):
+            check_boolean(name, getattr(self, name))
         if self.json_object is not None and not check_boolean("json_object", self.json_object):
             self.json_object = None
         given = [name for name in KINDS if getattr(self, name) is not None]
@@ -89,8 +91,6 @@ class StructuredOutputsParams:
             self.json = _schema(self.json)
         if self.structural_tag is not None:
             self.structural_tag = _tag(self.structural_tag)
-        for name in ("disable_any_whitespace", "disable_additional_properties"):
-            check_boolean(name, getattr(self, name))
         if self.whitespace_pattern is not None and self.kind not in ("json", "json_object"):
             raise ValueError(f"whitespace_pattern belongs to json and json_object, got it with {self.kind}")
 

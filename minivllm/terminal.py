@@ -13,6 +13,7 @@ Read next: `text.py`, which knows the characters that a terminal would obey.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from rich import console as rich_console
@@ -39,6 +40,12 @@ class Console(rich_console.Console):
         for segment in super().render(renderable, options):
             is_text = not segment.control
             yield segment._replace(text=printable(segment.text)) if is_text else segment
+
+    def point_to(self, trace: str | Path) -> None:
+        """Say how a trace is looked at; one that a full disk has left empty cannot be."""
+        if Path(trace).exists() and not Path(trace).stat().st_size:
+            return
+        self.print(Text.assemble("To look at it: ", (f"minivllm dashboard {trace}", "bold")))
 
     def status(self, status: RenderableType, **options: Any) -> Status:
         """A spinner with a text that may change."""

@@ -222,3 +222,9 @@ def check_output_files(**paths: Path | None) -> None:
         first = taken.setdefault(os.path.realpath(path), name)
         if first != name:
             raise ValueError(f"{name} must be another file than {first}, got {str(path)!r} for both")
+
+
+def error_words(error: BaseException) -> str:
+    """The kind of an error, and what it says; some say nothing."""
+    kind, words = type(error).__name__, str(error)
+    return f"{kind}: {words}" if words else kind

@@ -180,3 +180,10 @@ def test_the_demo_prints_all_texts_and_then_says_that_its_trace_is_not_whole(tmp
     with pytest.warns(UserWarning, match="No space left"), pytest.raises(CannotWrite, match="ends here"):
         demo.run_demo(tmp_path, Console())
     assert capsys.readouterr().out.count("[red]a text[/red]") == len(outputs)
+
+
+def test_a_trace_that_a_full_disk_has_left_empty_is_not_pointed_to(tmp_path, capsys):
+    for name, content in (("empty", ""), ("whole", "{}")):
+        (tmp_path / name).write_text(content)
+        Console(width=500).point_to(tmp_path / name)
+    assert capsys.readouterr().out == f"To look at it: minivllm dashboard {tmp_path / 'whole'}\n"

@@ -149,6 +149,8 @@ def test_a_new_folder_is_there_whole_or_not_at_all(tmp_path):
         pass
     assert (tmp_path / "new/file").read_text() == "all"
     assert sorted(os.listdir(tmp_path)) == ["empty", "new"]
+    with pytest.raises(ValueError, match="out: '/proc/new' cannot be a folder"):
+        check_new_folder("/proc/new", "out")  # also for root, who may write anywhere
 
 
 def test_awq_and_gptq_are_calibrated_at_load_once_and_kept(tmp_path, monkeypatch):

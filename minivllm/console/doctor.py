@@ -27,6 +27,7 @@ from typing import Any
 
 from minivllm.executor.cpu_hazards import usable_cores
 from minivllm.executor.processor import cpu_flags, cpu_name
+from minivllm.validation import error_words
 
 SHARE_OF_MEMORY = 0.92
 """`gpu_memory_utilization`, as engines have it if nothing is said."""
@@ -129,7 +130,7 @@ def warm_up(say: Callable[[str], None]) -> int:
                 say(f"{OK} {kind}: compiled, after {perf_counter() - began:.0f} s")
             except Exception as error:
                 failed = 1
-                say(f"{FAIL} {kind}: {type(error).__name__}: {error}")
+                say(f"{FAIL} {kind}: {error_words(error)}")
     return failed
 
 
@@ -408,7 +409,7 @@ def _look(look: Callable[[], Check]) -> Check:
         return look()
     except Exception as error:
         name = look.__name__.removeprefix("check_").replace("_", " ")
-        return Check(name, EXTRA, f"could not be looked at: {type(error).__name__}: {error}")
+        return Check(name, EXTRA, f"could not be looked at: {error_words(error)}")
 
 
 def _import(name: str) -> Any:

@@ -36,7 +36,7 @@ def demo(
     console = Console()
     trace = run_demo(out, console, scenario)
     if headless:
-        console.print(Text.assemble("To look at it: ", (f"minivllm dashboard {trace}", "bold")))
+        console.point_to(trace)
     else:
         dashboard(trace, port=port)
 

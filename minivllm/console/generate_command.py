@@ -73,7 +73,7 @@ def generate(
     console = Console()
     print_outputs(prompts, outputs, console)
     if trace := engine_settings["trace"]:
-        console.print(Text.assemble("To look at it: ", (f"minivllm dashboard {trace}", "bold")))
+        console.point_to(trace)
 
 
 def _structure(text: str | None) -> StructuredOutputsParams | None:

@@ -32,6 +32,7 @@ from minivllm.scheduling.request import NO_DRAFTS, Request, RequestStatus
 from minivllm.scheduling.scheduler import Scheduler
 from minivllm.trace.events import Event, StepAbandoned
 from minivllm.trace.held_events import HeldEvents
+from minivllm.validation import error_words
 
 
 class Books:
@@ -135,7 +136,7 @@ class Books:
                 preemption.drop_cache(request)
         self.cache.abandon()
         if self._emit:
-            self._emit(StepAbandoned(self.num_steps, self.time_of(now), f"{type(error).__name__}: {error}"))
+            self._emit(StepAbandoned(self.num_steps, self.time_of(now), error_words(error)))
         self.in_flight.clear()
         self.scheduler.in_flight = ()
         self._is_changing = False

@@ -38,6 +38,7 @@ from minivllm.executor.cpu_hazards import CACHES, FUSED, QUANTIZED, STEP, code_k
 from minivllm.executor.kv_format import AUTO
 from minivllm.executor.runners.choose import has_compiled_step
 from minivllm.model.config import ModelConfig
+from minivllm.validation import error_words
 
 try:
     import fcntl
@@ -178,7 +179,7 @@ def compile_kind(folder: Path, kind: str) -> None:
         if not is_complete(folder, kind):
             raise OSError(f"the files in {folder} cannot be kept")
     except Exception as error:
-        _write_attempts(attempts, [*begun, f"{type(error).__name__}: {error}"])
+        _write_attempts(attempts, [*begun, error_words(error)])
         raise
     attempts.unlink(missing_ok=True)
 

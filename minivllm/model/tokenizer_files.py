@@ -37,6 +37,8 @@ SPECIAL_TOKEN_NAMES = (
     "cls_token",
     "mask_token",
 )
+MAX_TOKENIZER_BYTES = 512 << 20
+"""Far above any (some 40 MB); the library would read all of it before it says that it is none."""
 
 
 class TokenizerError(ValueError):
@@ -63,16 +65,16 @@ def read_folder(folder: Path) -> TokenizerFiles:
         TokenizerError: a file is missing or cannot be understood; the message names it.
     """
     backend = _read_backend(folder)
-    settings, where = _read_json(folder / "tokenizer_config.json"), folder / "tokenizer_config.json"
+    where, older = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
+    settings = _read_json(where)
     added: dict[int, AddedToken] = {}
     if "added_tokens_decoder" in settings:
         added = _added_by_id(settings["added_tokens_decoder"], f"added_tokens_decoder in {where}")
     else:
         if "additional_special_tokens" in settings:  # of its two names, the newer one
             settings.setdefault("extra_special_tokens", settings.pop("additional_special_tokens"))
-        settings.update(_read_json(folder / "special_tokens_map.json"))
-    named = dict(_named_tokens(settings, where))
-    extra = list(_extra_tokens(settings, where))
+        settings.update(_checked(_read_json(older), older))
+    named, extra = dict(_named_tokens(settings, where)), list(_extra_tokens(settings, where))
     if "added_tokens_decoder" not in settings:
         special = {token.content for token in (*named.values(), *extra)}
         added = _added_by_text(folder / "added_tokens.json", special, backend.get_added_tokens_decoder())
@@ -93,6 +95,8 @@ def _read_backend(folder: Path) -> tokenizers.Tokenizer:
             f"{folder} has no tokenizer.json; a tokenizer in an older format must be converted first "
             "(`transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)`)"
         )
+    if (size := path.stat().st_size) > MAX_TOKENIZER_BYTES:
+        raise TokenizerError(f"{path} has {size:,} bytes; a tokenizer has at most {MAX_TOKENIZER_BYTES:,}")
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except BaseException as error:
@@ -155,6 +159,13 @@ def _added_by_text(path: Path, special: set[str], known: Mapping[int, Any]) -> d
             is_special = text in special
             added[token_id] = AddedToken(text, normalized=not is_special, special=is_special)
     return added
+
+
+def _checked(settings: Mapping[str, Any], where: Path) -> Mapping[str, Any]:
+    """The same, if its tokens are right: once files are joined, nobody knows where a wrong one stood."""
+    for _ in (*_named_tokens(settings, where), *_extra_tokens(settings, where)):
+        pass
+    return settings
 
 
 def _named_tokens(settings: Mapping[str, Any], where: Path) -> Iterator[tuple[str, AddedToken]]:

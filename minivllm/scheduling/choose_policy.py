@@ -19,6 +19,7 @@ from typing import Any
 from minivllm.scheduling import policies
 from minivllm.scheduling.policy import SchedulingPolicy
 from minivllm.scheduling.static_batching import StaticBatching
+from minivllm.validation import error_words
 
 POLICIES: dict[str, type[SchedulingPolicy]] = {
     "fcfs": policies.FirstComeFirstServed,
@@ -82,6 +83,10 @@ def _load(spec: str, name: str) -> type[SchedulingPolicy]:
             f"scheduling_policy must be one of {', '.join(map(repr, POLICIES))}, or 'module:Class' for one "
             f"of your own, got {spec!r}"
         )
+    if not place.endswith(".py") and not all(part.isidentifier() for part in place.split(".")):
+        raise ValueError(
+            f"scheduling_policy {spec!r}: {place!r} must be the name of a module, or a path that ends in .py"
+        )
     try:
         module = _module(place)
     except FileNotFoundError as error:
@@ -92,7 +97,7 @@ def _load(spec: str, name: str) -> type[SchedulingPolicy]:
         ) from error
     except Exception as error:
         raise ValueError(
-            f"scheduling_policy {spec!r}: {place} cannot be imported: {type(error).__name__}: {error}"
+            f"scheduling_policy {spec!r}: {place} cannot be imported: {error_words(error)}"
         ) from error
     policy_class = getattr(module, class_name, None)
     if policy_class is None:

@@ -28,6 +28,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 from minivllm.scheduling.request import Request
+from minivllm.validation import error_words
 
 
 class PolicyError(ValueError):
@@ -37,7 +38,7 @@ class PolicyError(ValueError):
     def in_method(cls, policy: SchedulingPolicy, method: str, error: Exception) -> PolicyError:
         """The policy's own error, under the policy's name."""
         name = type(policy).__name__
-        return cls(f"the scheduling policy {name} failed in `{method}`: {type(error).__name__}: {error}")
+        return cls(f"the scheduling policy {name} failed in `{method}`: {error_words(error)}")
 
 
 class Pause(NamedTuple):

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from minivllm.engine.engine import Engine
 from minivllm.executor.executor import ExecutorDeadError
 from minivllm.outputs import RequestOutput
+from minivllm.validation import error_words
 
 logger = logging.getLogger(__name__)
 
@@ -169,4 +170,4 @@ class EngineThread:
 def _reason(error: BaseException | None) -> str:
     if error is None:
         return "the engine was shut down"
-    return f"the engine has ended: {type(error).__name__}: {error}"
+    return f"the engine has ended: {error_words(error)}"

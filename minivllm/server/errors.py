@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from minivllm.server.engine_thread import EngineDeadError
+from minivllm.validation import error_words
 
 MOST_CHARACTERS = 2000
 """Of a message: it may quote what a client has sent."""
@@ -68,7 +69,7 @@ def as_api_error(error: Exception) -> ApiError:
         return _refused(str(error))
     if isinstance(error, EngineDeadError):
         return ApiError(str(error), status=503, kind="ServiceUnavailableError")
-    return ApiError(f"{type(error).__name__}: {error}", status=500, kind="InternalServerError")
+    return ApiError(error_words(error), status=500, kind="InternalServerError")
 
 
 def _refused(message: str) -> ApiError:

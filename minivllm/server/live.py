@@ -45,6 +45,7 @@ from minivllm.trace.events import (
 )
 from minivllm.trace.replay import ReplayState
 from minivllm.trace.snapshots import cache_owners, forget_finished, take_snapshot
+from minivllm.validation import error_words
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +216,7 @@ class LiveEvents:
             yield
         except Exception as error:  # a fault of ours must not reach those who ask for tokens
             logger.exception("the live view has ended")
-            self._problem = f"the live view has ended: {type(error).__name__}: {error}"
+            self._problem = f"the live view has ended: {error_words(error)}"
             self._end_all(comment(self._problem))
 
     def _fill_in_texts(self) -> Iterator[None]:

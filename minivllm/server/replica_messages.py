@@ -26,6 +26,7 @@ from minivllm.outputs import RequestOutput
 from minivllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 from minivllm.server.engine_report import EngineReport
 from minivllm.structured_outputs import StructuredOutputsParams
+from minivllm.validation import error_words
 
 LENGTH = struct.Struct(">Q")
 
@@ -184,7 +185,7 @@ def failure_of(number: int, error: Exception) -> Failed:
     """An error, told in words."""
     kind = "structure" if isinstance(error, StructureError) else "value"
     if not isinstance(error, ValueError):
-        return Failed(number, "other", f"{type(error).__name__}: {error}")
+        return Failed(number, "other", error_words(error))
     return Failed(number, kind, str(error), getattr(error, "problem", ""))
 
 

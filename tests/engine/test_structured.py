@@ -362,6 +362,7 @@ def test_text_with_tags_goes_with_everything_else(work, data):
 @pytest.mark.parametrize(
     ("asked", "problem"),
     [
+        ({"disable_any_whitespace": "no"}, "disable_any_whitespace must be"),
         ({}, "exactly one of json, regex, choice, grammar, json_object, structural_tag, got none"),
         (dict(regex="a", choice=["b"]), "got regex and choice"),
         (dict(json_object=False), "got none"),

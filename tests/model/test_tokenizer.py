@@ -291,6 +291,7 @@ def test_padding_and_truncation_of_the_training_are_forgotten(tmp_path):
             '{"chat_template": [{"name": "x"}]}',
             "chat_template in .* must be a list of names",
         ),
+        ("special_tokens_map.json", '{"eos_token": 5}', "eos_token in .*special_tokens_map.json must be"),
         ("special_tokens_map.json", "[]", "special_tokens_map.json must hold a JSON object"),
         (
             "added_tokens.json",

@@ -320,6 +320,7 @@ def test_chunked_serves_answers_before_an_older_prompt():
         ("tail(tokens_left=0)", "tokens_left must be an integer of at least 1, got 0"),
         ("fcfs(x=1)", "fcfs knows no settings"),
         ("nowhere:Policy", "there is no module 'nowhere'"),
+        ("../../x:Policy", "'../../x' must be the name of a module, or a path that ends in .py"),
         ("nowhere.py:Policy", "there is no file 'nowhere.py'"),
         ("random:Random", "Random must be a subclass of SchedulingPolicy"),
         ("random:Nothing", "random has no class 'Nothing'"),

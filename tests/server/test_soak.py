@@ -18,7 +18,7 @@ from tests.server.conftest import RunningServer
 
 IS_NIGHT = profiles.is_night()
 NUM_CLIENTS = 200
-SECONDS = 1800 if IS_NIGHT else 40 if profiles.is_day() else 120
+SECONDS = 1800 if IS_NIGHT else 120
 RUSH_SECONDS = 8
 """By day clients think, and come back in rushes: all at once is what is hard, and not to come for ever."""
 RUSHES = (1, 2, 3)

@@ -23,6 +23,7 @@ from minivllm.executor.warm_up import can_start_compiled
 from minivllm.model.config import ModelConfig
 from minivllm.model.decoder import Decoder
 from minivllm.model.packed import DTYPES
+from minivllm.validation import error_words
 
 BackendFactory = Callable[[ModelConfig, KVStorage], AttentionBackend]
 
@@ -83,7 +84,7 @@ def fastest(config: ModelConfig, storage: KVStorage) -> AttentionBackend:
         return NumbaCpuAttention(config, storage)
     except Exception as error:  # a compiler that does not work here must not keep the engine from working
         warnings.warn(
-            f"attention cannot be compiled here ({type(error).__name__}: {error}); torch is used instead, "
+            f"attention cannot be compiled here ({error_words(error)}); torch is used instead, "
             "which gives the same and takes longer. `minivllm doctor` may know more.",
             stacklevel=2,
         )

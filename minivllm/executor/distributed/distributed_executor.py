@@ -56,6 +56,7 @@ from minivllm.model.parallel.sharded_decoder import ShardedDecoder
 from minivllm.scheduling.plan import StepPlan
 from minivllm.trace.events import ModelShape, RankShape, RanksTimed
 from minivllm.trace.rank_spans import RankSpans
+from minivllm.validation import error_words
 
 LOOK_SECONDS = 0.1
 """Time between two looks at the other ranks, while a step takes longer."""
@@ -321,7 +322,7 @@ class DistributedExecutor:
                 error = found
             else:
                 time.sleep(LOOK_SECONDS)
-        words = str(error) if isinstance(error, RankError) else f"{type(error).__name__}: {error}"
+        words = str(error) if isinstance(error, RankError) else error_words(error)
         return f"{words}; with it keys and values are lost, so that all ranks have ended: make a new engine"
 
     def _end(self) -> None:

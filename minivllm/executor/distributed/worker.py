@@ -23,6 +23,7 @@ from minivllm.executor.distributed.messages import CacheSizes, RankSettings, dec
 from minivllm.executor.distributed.rank_executor import RankExecutor, load_rank
 from minivllm.executor.distributed.telling import Teller
 from minivllm.trace.rank_spans import RankSpans
+from minivllm.validation import error_words
 
 
 def serve_rank(
@@ -58,7 +59,7 @@ def _serve(meeting: Meeting, address: str, local_rank: int | None, activity: Act
         activity.begin(IDLE)
         meeting.note("ready", str(executor.storage.num_bytes))
     except Exception as error:  # rank 0 tells it
-        meeting.note("failed", f"{type(error).__name__}: {error}")
+        meeting.note("failed", error_words(error))
         sys.exit(1)
     heart.silent_seconds = silent_seconds(seconds)
     teller: Teller | None = None

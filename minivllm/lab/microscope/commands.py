@@ -69,7 +69,7 @@ def microscope(
             traces.append(kernel_trace(seen, subject.title, number))
     if trace is not None:
         write_kernel_traces(trace, traces)
-        console.print(Text.assemble("To look at it: ", (f"minivllm dashboard {trace}", "bold")))
+        console.point_to(trace)
     if faulty:
         raise typer.Exit(1)
 

@@ -23,7 +23,7 @@ import numpy as np
 from kernels_numba.cuda.launch import Launch
 from minivllm.lab.microscope.pairs import integer_or_text, parse_number, parse_pairs, quote
 from minivllm.lab.microscope.subjects import Subject
-from minivllm.validation import check_choice
+from minivllm.validation import check_choice, error_words
 
 DTYPES = ("float32", "float64", "float16", "int32", "int64", "uint8", "uint32", "bool")
 MAX_CELLS = 2**22
@@ -79,7 +79,7 @@ def _load(file: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise ValueError(f"kernel: {file} cannot be imported: {type(error).__name__}: {error}") from error
+        raise ValueError(f"kernel: {file} cannot be imported: {error_words(error)}") from error
     return module
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
-from rich.text import Text
 
 from minivllm.engine.engine_flags import with_engine_flags
 from minivllm.files import write_file
@@ -119,7 +118,7 @@ def simulate(
     if json is not None:
         write_json(json, as_data(setting, metrics, real_seconds), console)
     if trace:
-        console.print(Text.assemble("To look at it: ", (f"minivllm dashboard {trace}", "bold")))
+        console.point_to(trace)
 
 
 def _check_served(metrics: Metrics, workload: str) -> None:

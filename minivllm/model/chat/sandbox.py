@@ -105,7 +105,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.tests |= {name: priced(budget, self.tests[name]) for name in COMPARING_TESTS}
         del self.globals["lipsum"]
         self.globals.update(
-            raise_exception=_raise_exception, strftime_now=_strftime_now, namespace=_TemplateNamespace
+            raise_exception=raise_exception, strftime_now=strftime_now, namespace=_TemplateNamespace
         )
 
     def _generate(self, source: nodes.Template, *args: Any, **options: Any) -> str:
@@ -190,11 +190,11 @@ def _to_json(budget: Budget) -> Callable[..., str]:
     return to_json
 
 
-def _raise_exception(message: object) -> None:
+def raise_exception(message: object) -> None:
     raise jinja2.TemplateError(f"{message!s:.1000}")
 
 
-def _strftime_now(form: str) -> str:
+def strftime_now(form: str) -> str:
     if len(form) > MAX_WIDTH:
         raise TemplateLimitError(
             f"it formats a date with {len(form):,} characters, and may with {MAX_WIDTH:,}"

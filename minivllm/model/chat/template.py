@@ -106,7 +106,7 @@ class ChatTemplates:
             return template
         if isinstance(self.templates, Mapping) and template in self.templates:
             return self.templates[str(template)]
-        if not isinstance(template, str | Path):
+        if not isinstance(template, str | Path) or template == "":
             raise ValueError(f"chat_template must be a template's text or path, got {template!r:.100}")
         try:
             return read_text(check_input_file("chat_template", template))

@@ -205,3 +205,8 @@ def test_the_lines_that_run_and_the_characters_that_come_are_no_more_than_the_st
     outside = 40 + 8 * len(body)  # what is not in a loop runs once, and is free
     assert lines <= 4 * steps + outside
     assert len(text) <= CHARACTERS_PER_STEP * steps
+
+
+def test_a_function_that_is_called_wrongly_is_named_as_templates_call_it():
+    with pytest.raises(ChatTemplateError, match=r"refuses these messages: raise_exception\(\) missing 1"):
+        render_chat(ChatTemplates("{{ raise_exception() }}"), HELLO)
