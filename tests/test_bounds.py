@@ -64,7 +64,8 @@ def suite(tmp_path):
     def start(*arguments):
         command = [sys.executable, "-m", "pytest", *arguments]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return patience.running(command, cwd=tmp_path, env=os.environ | SILENT, **pipes)
+        ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+        return patience.running(command, cwd=tmp_path, env=ours | SILENT, **pipes)
 
     return start
 
