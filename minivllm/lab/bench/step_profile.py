@@ -88,11 +88,20 @@ class StepProfile:
 
 
 class Stopwatch:
-    """Adds up the time of parts; while a part calls another one, only the other's clock runs."""
+    """Adds up the time of parts; while a part calls another one, only the other's clock runs.
 
-    def __init__(self, parts: Iterable[str] = PARTS, clock: Callable[[], float] = perf_counter) -> None:
+    With `whole`, nothing counts but what happens within a call of that part.
+    """
+
+    def __init__(
+        self,
+        parts: Iterable[str] = PARTS,
+        clock: Callable[[], float] = perf_counter,
+        whole: str | None = None,
+    ) -> None:
         self.seconds = dict.fromkeys(parts, 0.0)
         self._clock = clock
+        self._whole = whole
         self._open: list[str] = []
         self._since = 0.0
 
@@ -100,6 +109,8 @@ class Stopwatch:
         """`call`, timed as `part`."""
 
         def timed_call(*given: Any, **named: Any) -> Any:
+            if not self._open and self._whole not in (None, part):
+                return call(*given, **named)
             self._switch(part)
             try:
                 return call(*given, **named)
@@ -157,7 +168,7 @@ def measure(subject: Subject, settings: Settings, scratch: Path) -> StepProfile:
     floors = _Floors(subject, limits.bytes_per_second, limits.flops_per_second)
     watches, samples, steps = [], [], 0
     for _ in range(settings.repeat):
-        watch, floors.seconds = Stopwatch(), dict.fromkeys(floors.seconds, 0.0)
+        watch, floors.seconds = Stopwatch(whole=REST), dict.fromkeys(floors.seconds, 0.0)
         with (
             Recorder(scratch / "run.jsonl") as recorder,
             watch.around(*_places(subject)),
@@ -165,14 +176,13 @@ def measure(subject: Subject, settings: Settings, scratch: Path) -> StepProfile:
             _looking_inside(executor.runner, watch),
         ):
             sample = timed(lambda recorder=recorder: play(subject.engine(recorder), workload))  # type: ignore[misc]
-        steps, whole = sample.result.num_steps, sample.result.step_seconds
-        watch.seconds[REST] = whole - sum(watch.seconds.values())
+        steps = sample.result.num_steps
         watches.append(watch.seconds)
         samples.append(sample)
     return StepProfile(
         make_header("profile", settings, subject.facts(), [sample.other_cores for sample in samples]),
         steps,
-        median(sample.result.step_seconds for sample in samples),
+        median(sum(seconds.values()) for seconds in watches),
         {name: median(seconds[name] for seconds in watches) for name in PARTS},
         dict(floors.seconds),
         limits.bytes_per_second,
@@ -249,6 +259,7 @@ def _places(subject: Subject) -> list[tuple[Any, str, str]]:
 
     executor = subject.executor
     places: list[tuple[Any, str, str]] = [
+        (step_loop.StepLoop, "step", REST),
         (EngineCore, "plan_step", "schedule"),
         (torch_executor, "build_metadata", PREPARE),
         (executor.attention, "begin_step", PREPARE),
