@@ -7,7 +7,6 @@ goes on drawing a little after its test; that is paid by the next one.
 
 import os
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -33,18 +32,24 @@ def _since_last_time():
 def _times_of(process):
     """{process: ticks of its own, and of children whose end it has seen}, with all that live below it."""
     try:
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        fields = _text(f"/proc/{process}/stat").rpartition(")")[2].split()
         found = {process: (sum(map(int, fields[11:13])), sum(map(int, fields[13:15])))}
-        for path in Path(f"/proc/{process}/task").glob("*/children"):
-            for child in path.read_text().split():
+        for thread in os.listdir(f"/proc/{process}/task"):
+            for child in _text(f"/proc/{process}/task/{thread}/children").split():
                 found |= _times_of(child)
     except OSError:  # it has ended, or the system does not say
         return {}
     return found
 
 
-def pytest_runtest_logstart():
-    _since_last_time()
+def _text(path):
+    with open(path) as file:
+        return file.read()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol():
+    _since_last_time()  # here, where the test runs: not in the first process, below which all others are
 
 
 @pytest.hookimpl(hookwrapper=True)
