@@ -1,13 +1,13 @@
 """How much runs, and when: a few of each kind by day, all before a change lands, long runs at night.
 
-pytest                                  by day: in minutes, on a laptop
-pytest --hypothesis-profile=ci          every case that stands in the tests, and more examples
-pytest --hypothesis-profile=nightly     a hundred times as many examples, and what takes minutes each
+    pytest                                by day: minutes, on a laptop
+    pytest --hypothesis-profile=ci        every case that stands in the tests, and more examples
+    pytest --hypothesis-profile=nightly   a hundred times as many examples, and what takes minutes each
+
+Nothing runs by day alone: what is green at night is green by day.
 """
 
 from hypothesis import HealthCheck, settings
-
-NAMES = ("default", "ci", "nightly")
 
 
 def register():
