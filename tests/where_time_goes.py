@@ -7,6 +7,7 @@ goes on drawing a little after its test; that is paid by the next one.
 
 import os
 from collections import Counter
+from contextlib import suppress
 
 import pytest
 
@@ -31,20 +32,21 @@ def _since_last_time():
 
 def _times_of(process):
     """{process: ticks of its own, and of children whose end it has seen}, with all that live below it."""
-    try:
-        fields = _text(f"/proc/{process}/stat").rpartition(")")[2].split()
-        found = {process: (sum(map(int, fields[11:13])), sum(map(int, fields[13:15])))}
-        for thread in os.listdir(f"/proc/{process}/task"):
-            for child in _text(f"/proc/{process}/task/{thread}/children").split():
-                found |= _times_of(child)
-    except OSError:  # it has ended, or the system does not say
-        return {}
+    found = {}
+    if fields := _text(f"/proc/{process}/stat").rpartition(")")[2].split():
+        found[process] = sum(map(int, fields[11:13])), sum(map(int, fields[13:15]))
+        with suppress(OSError):
+            for thread in os.listdir(f"/proc/{process}/task"):
+                for child in _text(f"/proc/{process}/task/{thread}/children").split():
+                    found |= _times_of(child)
     return found
 
 
 def _text(path):
-    with open(path) as file:
+    """Empty if the process or thread has ended, or the system does not say."""
+    with suppress(OSError), open(path) as file:
         return file.read()
+    return ""
 
 
 @pytest.hookimpl(tryfirst=True)
