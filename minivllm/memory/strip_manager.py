@@ -144,9 +144,11 @@ class StripManager(ABC):
         del self._filled[seq_id]
         strip = self._strips.pop(seq_id, None)
         self._guests.pop(seq_id, None)
-        guest = next((guest for guest, host in self._guests.items() if host == strip), None)
-        if strip is not None and guest is not None:  # the first guest takes the strip over, and needs no copy
-            self._strips[guest] = self._guests.pop(guest)
+        guests = [guest for guest, host in self._guests.items() if host == strip]
+        if strip is not None and guests:
+            # One takes the strip over and needs no copy: who reads furthest, since it goes on behind that.
+            heir = max(guests, key=self._filled.__getitem__)
+            self._strips[heir] = self._guests.pop(heir)
             strip = None
         blocks = tuple(table.blocks)
         self.pool.release(blocks)

@@ -54,6 +54,25 @@ TestOracle = OracleMachine.TestCase
 TestBuddy = BuddyMachine.TestCase
 
 
+@pytest.mark.parametrize("allocator", ["contiguous", "oracle", "buddy"])
+def test_of_the_guests_of_a_strip_the_one_that_reads_furthest_takes_it_over(allocator):
+    """Another would write over what this one reads."""
+    manager = make(allocator, 96, 1)
+    assert admit(manager, Admission(0, [1, 2, 3, 4], 9, max_num_sequences=3))
+    assert manager.allocate_slots([Span(0, 0, 4)])
+    for guest, num_blocks in ((1, 1), (2, 3)):
+        manager.share(0, guest, num_blocks)
+    read = manager.tables[2].blocks.tolist()
+    manager.free(0)
+    mapped = {block for table in manager.tables.values() for block in table.blocks}
+    held = len(mapped) + sum(promise.num_blocks for promise in manager.promises())
+    assert held + manager.num_free_blocks == 96
+    assert manager.allocate_slots([Span(1, 1, 4), Span(2, 3, 5)])
+    assert manager.tables[2].blocks.tolist()[:3] == read, "it needs no copy"
+    assert not set(manager.tables[1].blocks) & set(manager.tables[2].blocks)
+    manager.check_invariants()
+
+
 @pytest.mark.parametrize(
     ("allocator", "strip"),
     # 5 tokens, up to 16 whose keys are kept, blocks of 2: 24, 16, and 5 + 2^4 = 21 → 11 blocks → 2^4
