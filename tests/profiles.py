@@ -1,7 +1,7 @@
 """How much runs, and when: a few of each kind by day, all before a change lands, long runs at night.
 
     pytest                                by day: minutes, on a laptop; the same examples everywhere
-    pytest --hypothesis-profile=ci        every case that stands in the tests, and more examples, new each time
+    pytest --hypothesis-profile=ci        every case that stands in the tests; more examples, new each time
     pytest --hypothesis-profile=nightly   a hundred times as many examples, and what takes minutes each
 
 Nothing runs by day alone. A red run by day is the work of a change or a machine, not of luck; what nobody
