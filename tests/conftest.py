@@ -24,17 +24,12 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 
-COLLECT_AFTER = (700, 10, 100)
-"""A tenth as many full collections as at (700, 10, 10): a thirtieth of the time of tests with engines."""
-
-
 def pytest_collectstart():
     gc.disable()  # what is imported is no garbage
 
 
 def pytest_collection_finish():
     gc.freeze()  # and no collection need ever look at it: a full one would take half a second
-    gc.set_threshold(*COLLECT_AFTER)
     gc.enable()
 
 
@@ -77,11 +72,17 @@ def here(monkeypatch, capsys, tmp_path):
 def few_stories(monkeypatch):
     """A judge that tells few small stories of each property, for what is not about these; at night, all.
 
-    A shorter story than the first that failed it looks for, but not for long.
+    It looks for a shorter story than the first that failed, but not for long.
     """
     if not profiles.is_night():
         monkeypatch.setattr("lessons.runner.SHARE", 0.1)
         monkeypatch.setattr("lessons.runner.SHRINK_SECONDS", 1.0)
+
+
+@pytest.fixture
+def one_try(monkeypatch):
+    """What a machine can do at most is measured once each, where no number counts."""
+    monkeypatch.setattr("minivllm.lab.bench.limits.MOST_SECONDS", 0.0)
 
 
 def pytest_xdist_auto_num_workers(config):

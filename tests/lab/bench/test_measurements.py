@@ -27,11 +27,7 @@ from minivllm.sampling_params import SamplingParams
 SEED = 7189  # three short requests: prompts of 67, 40 and 82 tokens, outputs of 37, 28 and 33
 SMALL = Settings("nano", threads=1, repeat=2, requests=3, seed=SEED)
 
-
-@pytest.fixture(autouse=True)
-def one_try(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a machine can do at most is measured once each: no number counts here."""
-    monkeypatch.setattr("minivllm.lab.bench.limits.MOST_SECONDS", 0.0)
+pytestmark = pytest.mark.usefixtures("one_try")
 
 
 @pytest.fixture(autouse=True)

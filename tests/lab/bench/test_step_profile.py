@@ -16,6 +16,8 @@ from minivllm.lab.bench.limits import measure_limits
 from minivllm.lab.bench.step_profile import ATTENTION, LINEAR, PARTS, REST, SAMPLING, Stopwatch
 from minivllm.model.layers import StackedLinear
 
+pytestmark = pytest.mark.usefixtures("one_try")
+
 CALLS = st.recursive(
     st.tuples(st.sampled_from(PARTS), st.integers(1, 5), st.just(())),
     lambda inner: st.tuples(
@@ -89,12 +91,6 @@ def test_what_is_watched_is_as_before_afterwards():
         assert thing.inherited() == "inherited" and Own().own() == "own" == thing.own()
         _ = 1 / 0
     assert dict(vars(Own)) == before and vars(thing) == {}
-
-
-@pytest.fixture(autouse=True)
-def one_try(monkeypatch):
-    """What a machine can do at most is measured once each: no number counts here."""
-    monkeypatch.setattr("minivllm.lab.bench.limits.MOST_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
