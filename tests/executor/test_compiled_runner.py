@@ -21,6 +21,7 @@ from minivllm.executor.torch_executor import TorchExecutor
 from minivllm.model.config import ModelConfig
 from minivllm.model.tiny import MODEL_PATH
 from minivllm.scheduling.plan import ScheduledSequence, StepPlan
+from tests import profiles
 from tests.executor.test_fused_runner import (
     BLOCK_SIZE,
     CPU,
@@ -58,6 +59,7 @@ def test_logits_and_cache_are_those_of_the_plain_decoder(config, plans, seed, dt
     )
 
 
+@pytest.mark.skipif(profiles.is_day(), reason="compiles for long; by day 8 bits are floats, below")
 @given(configs(), runs(), st.integers(0, 99), st.sampled_from([0, 0, 3]))
 @settings(deadline=None, max_examples=30)
 def test_whole_numbers_in_the_cache_are_those_of_the_plain_decoder(config, plans, seed, num_padding):

@@ -96,8 +96,8 @@ def judged_by(name, source, only=None, share=1.0, is_right=False, playing=lambda
 
 
 def usual(share):
-    """The share of a property's stories that is enough every day; at night, all of them."""
-    return 1.0 if profiles.is_night() else share
+    """The share of a property's stories that is enough before a change lands: by day half, at night all."""
+    return 1.0 if profiles.is_night() else share / 2 if profiles.is_day() else share
 
 
 def wrong_solutions():

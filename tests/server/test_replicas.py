@@ -144,12 +144,15 @@ def streaming(client):
         yield lines
 
 
-@pytest.mark.parametrize(
-    ("how", "words"),
-    [(signal.SIGKILL, "has ended (signal 9)"), (signal.SIGSTOP, "has given no sign of life for 20 seconds")],
-    ids=["dies", "hangs"],
-)
-def test_a_replica_that_is_lost_is_replaced_and_costs_only_what_it_had_told_of(client, process, how, words):
+LOST = {
+    "dies": (signal.SIGKILL, "has ended (signal 9)"),
+    "hangs": (signal.SIGSTOP, "has given no sign of life for 20 seconds"),
+}
+
+
+@pytest.mark.parametrize("how", profiles.by_day(["dies"], LOST))
+def test_a_replica_that_is_lost_is_replaced_and_costs_only_what_it_had_told_of(client, process, how):
+    signal_number, words = LOST[how]
     first, second = children(process.pid)
     whole = []
     with streaming(client) as one, streaming(client) as other:
@@ -162,7 +165,7 @@ def test_a_replica_that_is_lost_is_replaced_and_costs_only_what_it_had_told_of(c
         for thread in silent:
             thread.start()
         patience.until(lambda: sum(metric(client, "num_requests_running").values()) == 4)
-        os.kill(second, how)
+        os.kill(second, signal_number)
         patience.until(lambda: not patience.is_alive(second))
         assert client.get("/health").status_code == 200
         ends = sorted(list(lines)[-2:] for lines in (one, other))
