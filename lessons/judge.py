@@ -14,7 +14,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import random
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -52,6 +51,7 @@ def judge(
     earlier: Mapping[str, Sequence[Any]],
     shrink: float,
     share: float,
+    number_of_seed: int,
 ) -> bool:
     """Judge a file, property by property, up to the first that fails. Returns whether all passed."""
     subject = _loaded(path, tell)
@@ -63,7 +63,6 @@ def judge(
     tell({"event": "loaded", "missing": missing, "properties": told})
     if missing:
         return False
-    number_of_seed = random.SystemRandom().randrange(2**32)
     statuses = []
     for prop in properties:
 
@@ -171,7 +170,7 @@ def main(arguments: Sequence[str]) -> None:
         from lessons.mutation_judge import answer_all
 
         answer_all(lesson, asked, tell)
-    elif judge(lesson, path, tell, wishes["earlier"], wishes["shrink"], wishes["share"]):
+    elif judge(lesson, path, tell, *(wishes[each] for each in ("earlier", "shrink", "share", "seed"))):
         tell({"event": "all passed"})
         trial = json.loads(asked.readline() or "{}")
         for known in trial.get("sources", ()):

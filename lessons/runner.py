@@ -12,6 +12,7 @@ Read next: `trial.py`; `report.py`, which prints what is found; `comparing.py`, 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -28,6 +29,11 @@ from minivllm.scratch import ScratchFolder
 PASSED, FAILED, NOT_STARTED, NOT_IMPORTABLE = 0, 1, 2, 3
 SHARE = 1.0
 """Of a property's small stories that are told. A test that is about something else makes do with a part."""
+
+
+def new_seed() -> int:
+    """What stories are drawn from: others each time. Where few are told, it may be luck what they catch."""
+    return random.SystemRandom().randrange(2**32)
 
 
 @dataclass
@@ -118,7 +124,12 @@ def check(
             f"`git checkout -- lessons` brings it back; `--edited` judges by it all the same"
         )
     result = Result(lesson, path.resolve())
-    wishes = {"earlier": earlier or {}, "shrink": SHRINK_SECONDS if shrink else 0, "share": SHARE}
+    wishes = {
+        "earlier": earlier or {},
+        "shrink": SHRINK_SECONDS if shrink else 0,
+        "share": SHARE,
+        "seed": new_seed(),
+    }
     last: dict[str, Any] = {}
     with JudgeProcess(lesson, result.path, wishes, result.scratch.path) as judge:
         for message in judge.words():
