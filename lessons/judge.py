@@ -170,7 +170,7 @@ def main(arguments: Sequence[str]) -> None:
         from lessons.mutation_judge import answer_all
 
         answer_all(lesson, asked, tell)
-    elif judge(lesson, path, tell, *(wishes[each] for each in ("earlier", "shrink", "share", "seed"))):
+    elif judge(lesson, path, tell, **wishes):
         tell({"event": "all passed"})
         trial = json.loads(asked.readline() or "{}")
         for known in trial.get("sources", ()):

@@ -128,7 +128,7 @@ def check(
         "earlier": earlier or {},
         "shrink": SHRINK_SECONDS if shrink else 0,
         "share": SHARE,
-        "seed": new_seed(),
+        "number_of_seed": new_seed(),
     }
     last: dict[str, Any] = {}
     with JudgeProcess(lesson, result.path, wishes, result.scratch.path) as judge:

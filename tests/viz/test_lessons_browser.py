@@ -18,10 +18,11 @@ SERVE = """
 from lessons import runner
 from viz import serve
 
-runner.SHARE = {share}
-runner.new_seed = lambda: 1
+{stories}
 serve.main()
 """
+FEW_STORIES = "runner.SHARE, runner.new_seed = 0.1, lambda: 1"
+"""But always the same ones, as those of `few_stories`."""
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def desk(tmp_path_factory):
 def own_server(desk, trace_file):
     """A dashboard whose learner works in a folder of the test, and whose judge tells few stories by day."""
     folders = {"MINIVLLM_WORK": str(desk / "work"), "MINIVLLM_LESSON_TRACES": str(desk / "traces")}
-    script = SERVE.format(share=0.1 if profiles.is_day() else 1.0)
+    script = SERVE.format(stories=FEW_STORIES if profiles.is_day() else "")
     command = [sys.executable, "-c", script, "--port", "0", "--no-browser", str(trace_file)]
     with answering(command, **folders) as address:
         yield address
